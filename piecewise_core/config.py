@@ -1,0 +1,220 @@
+"""What a user can set: one frozen, checked value that every stage reads.
+
+No torch and no plugin is imported here, and names that only a platform or a graph can judge
+(compilers, splitting ops) are judged there.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from piecewise_core import config_env, config_fields, config_io
+from piecewise_core.config_dims import Dim, FrozenMap, dims_of, freeze_dynamic
+from piecewise_core.ranges import Box, Range, Sizes
+
+__all__ = ["Config", "ConfigWarning", "Dim"]
+
+GraphMode = Literal["none", "piecewise", "full", "full_and_piecewise"]
+
+_CHOICES = {
+    "padding": ("none", "capture_sizes"),
+    "out_of_range": ("error", "general", "eager"),
+    "compile_mode": ("lazy", "warmup", "background"),
+    "inputs": ("copy", "static"),
+    "check": ("off", "cheap", "strict"),
+}
+_GRAPH_MODES = ("none", "piecewise", "full", "full_and_piecewise")
+
+
+class ConfigWarning(UserWarning):
+    """A setting was put right, or looks like a slip; the message names it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Say how a model is cut, compiled, captured and called.
+
+    Fields hold normal forms whatever container they are given in: tuples, sorted, without
+    duplicates; one ConfigWarning tells what was put right. Sizes and range ends are in rows and
+    inclusive; with several dims a size is a tuple in the order in which ``dynamic`` first names
+    the dims. While ``dynamic`` is empty they are not checked against bounds; ``replace(dynamic=)``
+    does so later. Raises ConfigError naming field, value and what to change.
+
+    ``splitting_ops``: operators or torch functions to cut at, or "auto" (what the platform
+    cannot capture). ``dynamic``: argument name, path inside an argument ("features.input_ids"),
+    or positional index -> {tensor dimension: Dim}. ``compile_ranges_endpoints``: where ranges
+    end; by dim name when there are several. ``compile_sizes``: exact sizes to compile, or
+    "capture_sizes". ``capture_sizes``: sizes that hold static graphs; the maximum joins them
+    unless ``capture_max`` is False. ``graph_mode``: None means "piecewise" when there are capture
+    sizes and the platform has graphs, else "none". ``padding``: whether a call is padded up to a
+    capture size. ``out_of_range``: what a size outside the bounds does. ``compiler``: a name;
+    None is the platform's own. ``compile_mode``: when compilation happens. ``inputs``: "static"
+    promises that inputs never move. ``clone_outputs``: whether outputs survive the next call.
+    ``check``: how closely calls are checked. ``cache_dir``: a directory; None is the user's
+    cache. ``memory_limit``: bytes for static graphs; None is no limit.
+    """
+
+    splitting_ops: Sequence[str] | Literal["auto"] = ()
+    dynamic: Mapping[Any, Mapping[int, Dim]] = field(default_factory=lambda: FrozenMap({}))
+    compile_ranges_endpoints: Sequence[int] | Mapping[str, Sequence[int]] = ()
+    compile_sizes: Sequence[int | Sizes] | Literal["capture_sizes"] = ()
+    capture_sizes: Sequence[int | Sizes] = ()
+    capture_max: bool = True
+    graph_mode: GraphMode | None = None
+    padding: Literal["none", "capture_sizes"] = "none"
+    out_of_range: Literal["error", "general", "eager"] = "error"
+    compiler: str | None = None
+    compile_mode: Literal["lazy", "warmup", "background"] = "lazy"
+    inputs: Literal["copy", "static"] = "copy"
+    clone_outputs: bool = False
+    check: Literal["off", "cheap", "strict"] = "cheap"
+    cache_dir: str | os.PathLike[str] | None = None
+    memory_limit: int | None = None
+
+    def __post_init__(self) -> None:
+        notes: list[str] = []
+        self._normalise_scalars()
+        self._set("splitting_ops", config_fields.names("splitting_ops", self.splitting_ops, notes))
+        self._set("dynamic", freeze_dynamic(self.dynamic))
+        self._normalise_sizes(notes)
+        if notes:
+            # Past __post_init__ and the generated __init__ stands whoever wrote the values.
+            warnings.warn("\n".join(notes), ConfigWarning, stacklevel=3)
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    def _normalise_scalars(self) -> None:
+        for name, allowed in _CHOICES.items():
+            config_fields.choice(name, getattr(self, name), allowed)
+        if self.graph_mode is not None:
+            config_fields.choice("graph_mode", self.graph_mode, _GRAPH_MODES)
+        config_fields.flag("capture_max", self.capture_max)
+        config_fields.flag("clone_outputs", self.clone_outputs)
+        config_fields.name("compiler", self.compiler)
+        self._set("cache_dir", config_fields.path("cache_dir", self.cache_dir))
+        self._set("memory_limit", config_fields.limit("memory_limit", self.memory_limit))
+
+    def _normalise_sizes(self, notes: list[str]) -> None:
+        dims = self.dims
+        ends = config_fields.endpoints(self.compile_ranges_endpoints, dims, notes)
+        self._set("compile_ranges_endpoints", ends)
+        if not isinstance(self.compile_sizes, str) or self.compile_sizes != "capture_sizes":
+            exact = config_fields.sizes("compile_sizes", self.compile_sizes, dims, notes)
+            self._set("compile_sizes", exact)
+        captures = config_fields.sizes("capture_sizes", self.capture_sizes, dims, notes)
+        if captures and dims and self.capture_max and self._maximum not in captures:
+            captures = (*captures, self._maximum)  # no size sorts after it
+        self._set("capture_sizes", captures)
+
+    @property
+    def dims(self) -> tuple[Dim, ...]:
+        """The distinct dims, in the order in which ``dynamic`` first names them."""
+        return dims_of(self.dynamic)
+
+    @property
+    def bounds(self) -> Box:
+        """The bounds of every dim, in the order of ``dims``."""
+        return Box(tuple(Range(dim.min, dim.max) for dim in self.dims))
+
+    @property
+    def endpoints_by_dim(self) -> tuple[tuple[int, ...], ...]:
+        """The range ends of each dim, in the order of ``dims``."""
+        ends = self.compile_ranges_endpoints
+        if isinstance(ends, Mapping):
+            return tuple(tuple(ends.get(dim.name, ())) for dim in self.dims)
+        return tuple(tuple(ends) for _ in self.dims)
+
+    @property
+    def sizes(self) -> tuple[Sizes, ...]:
+        """The exact sizes to compile, "capture_sizes" resolved, one int per dim each."""
+        if isinstance(self.compile_sizes, str):
+            return self.captures
+        return _as_sizes(self.compile_sizes)
+
+    @property
+    def captures(self) -> tuple[Sizes, ...]:
+        """The sizes to capture, the maximum included where it joins them, one int per dim each."""
+        return _as_sizes(self.capture_sizes)
+
+    @property
+    def _maximum(self) -> int | Sizes:
+        """The largest size, written as ``capture_sizes`` writes sizes."""
+        largest = tuple(dim.max for dim in self.dims)
+        return largest[0] if len(largest) == 1 else largest
+
+    @property
+    def _maximum_joined(self) -> bool:
+        """Whether the last capture size can have come from ``capture_max``: never a lone one."""
+        return self.capture_max and bool(self.dims) and len(self.capture_sizes) > 1
+
+    def replace(self, **changes: Any) -> Config:
+        """Return a copy with ``changes``, checked as a whole.
+
+        When ``dynamic`` or ``capture_max`` changes and ``capture_sizes`` does not, the old
+        maximum leaves the capture sizes unless it is the only one. Raises ConfigError for an
+        unknown field.
+        """
+        kept = {f.name: getattr(self, f.name) for f in fields(self)}
+        config_io.check_keys(changes, kept)
+        if self._maximum_joined and ("dynamic" in changes or "capture_max" in changes):
+            kept["capture_sizes"] = self.capture_sizes[:-1]
+        return Config(**(kept | changes))
+
+    def with_env(self, environ: Mapping[str, str] | None = None) -> Config:
+        """Return a copy in which ``PIECEWISE_<FIELD>`` variables override fields.
+
+        ``environ``: the variables, by default the process's. Values are JSON, or for a sequence
+        comma-separated, or plain text; an empty value counts as unset. A variable that nearly
+        names a field gives a ConfigWarning. Raises ConfigError naming the variable.
+        """
+        environ = os.environ if environ is None else environ
+        for note in config_env.near_misses(environ, [f.name for f in fields(self)]):
+            warnings.warn(note, ConfigWarning, stacklevel=2)
+        return config_env.override(self, environ)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return every field as plain data that JSON can hold."""
+        return {f.name: config_io.plain(getattr(self, f.name)) for f in fields(self)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Config:
+        """Return the Config that ``data`` describes, written as ``to_dict`` writes it.
+
+        A missing field has its default. Raises ConfigError for an unknown one, naming the nearest.
+        """
+        return cls(**config_io.arguments(data, [f.name for f in fields(cls)]))
+
+    def to_json(self) -> str:
+        """Return the fields as a JSON object."""
+        return config_io.dump_json(self.to_dict())
+
+    @classmethod
+    def from_json(cls, text: str) -> Config:
+        """Return the Config that a JSON object describes; see ``from_dict``."""
+        return cls.from_dict(config_io.load_json(text))
+
+    def to_toml(self) -> str:
+        """Return the fields as TOML, those that are None left out. Needs the extra ``toml``."""
+        return config_io.dump_toml(self.to_dict())
+
+    @classmethod
+    def from_toml(cls, text: str) -> Config:
+        """Return the Config that a TOML document describes; see ``from_dict``."""
+        return cls.from_dict(config_io.load_toml(text))
+
+    def cache_factors(self) -> dict[str, str]:
+        """Return the fields that belong in a compile-cache key by themselves.
+
+        The others are in the key through the pieces and their Box, or change no artifact. Put the
+        platform's own compiler in place first (``replace(compiler=...)``): here None is "".
+        """
+        return {"compiler": self.compiler or ""}
+
+
+def _as_sizes(listed: Sequence[int | Sizes]) -> tuple[Sizes, ...]:
+    return tuple((size,) if isinstance(size, int) else tuple(size) for size in listed)
