@@ -1,0 +1,93 @@
+# Every target works in a fresh clone: each makes what it needs first. `make help` lists them.
+#
+# PYTHON: the interpreter to make the environment with. VENV: where the environment lies.
+
+PYTHON ?= python3
+VENV ?= .venv
+
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+STAMPS := $(VENV)/.stamps
+
+# A directory under platforms/ with a pyproject.toml is a platform; a new one joins by being there.
+PLATFORMS := $(patsubst %/pyproject.toml,%,$(sort $(wildcard platforms/*/pyproject.toml)))
+PLATFORM_SOURCES := $(wildcard $(addsuffix /src,$(PLATFORMS)))
+BENCHMARKS := $(filter-out benchmarks/_%,$(sort $(wildcard benchmarks/*.py)))
+
+# Settings of the user's that would send the environment's packages elsewhere.
+unexport PYTHONPATH PYTHONHOME PIP_TARGET PIP_PREFIX PIP_USER PIP_REQUIRE_VIRTUALENV
+
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+.PHONY: help check setup demo test lint bench wheels clean
+
+help: ## list the targets
+	@echo 'usage: make TARGET [PYTHON=python3.12] [VENV=.venv]'
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | while IFS='|' read -r name text; do \
+	    printf '  %-8s %s\n' $$name "$$text"; done
+
+setup: $(STAMPS)/piecewise ## make .venv with piecewise and all it is developed with
+
+demo: setup ## MiniLM on text of varying size: eager, torch.compile and piecewise
+	$(PY) examples/minilm.py
+
+test: setup ## every test but the slow ones (those: pytest -m slow)
+	$(PY) -m pytest
+
+lint: setup ## format, lint, types, import order, and that the docs name everything
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy --strict piecewise_core $(PLATFORM_SOURCES)
+	$(PY) -m pytest -q tests/unit/test_imports.py tests/unit/test_docs_complete.py
+
+bench: setup ## every benchmark in turn
+	@set -e; for file in $(BENCHMARKS); do echo "== $$file"; $(PY) $$file; done
+
+wheels: setup ## wheel and source archive of core and every platform, into dist/
+	rm -rf dist
+	@set -e; for project in . $(PLATFORMS); do \
+	    echo "== $$project"; $(PY) -m build --no-isolation --outdir dist $$project; done
+	$(PY) -m twine check --strict dist/*
+
+clean: ## remove what was built and cached; the environment stays
+	rm -rf dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name .venv -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
+
+# The environment, one stamp a step ------------------------------------------------------------
+
+check:
+	@command -v '$(PYTHON)' >/dev/null || { \
+	    echo 'make: no $(PYTHON) found. Install Python 3.10 or later, or name one: make PYTHON=/path/to/python3' >&2; \
+	    exit 1; }
+	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	    echo "make: $$('$(PYTHON)' -V) is too old. Install Python 3.10 or later, or name one: make PYTHON=/path/to/python3" >&2; \
+	    exit 1; }
+	@'$(PYTHON)' -c 'import ensurepip, venv' 2>/dev/null || { \
+	    echo 'make: $(PYTHON) has no venv module. Debian, Ubuntu: apt-get install python3-venv' >&2; \
+	    exit 1; }
+	@for name in $$CXX c++ g++ clang++; do command -v $$name >/dev/null && exit 0; done; { \
+	    echo 'make: no C++ compiler (c++, g++ or clang++); models are compiled to C++. Debian, Ubuntu: apt-get install g++; Fedora: dnf install gcc-c++; macOS: xcode-select --install' >&2; \
+	    exit 1; }
+	@'$(PYTHON)' -c 'import os, sys, sysconfig as s; sys.exit(not os.path.exists(s.get_path("include") + "/Python.h"))' || { \
+	    echo 'make: $(PYTHON) has no C headers (Python.h); compiled models include them. Debian, Ubuntu: apt-get install python3-dev; Fedora: dnf install python3-devel' >&2; \
+	    exit 1; }
+
+$(STAMPS)/venv: | check
+	@echo '== 1 of 4: environment in $(VENV)'
+	'$(PYTHON)' -m venv '$(VENV)'
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/torch: constraints.txt $(STAMPS)/venv
+	@echo '== 2 of 4: torch (the largest download)'
+	$(PIP) install -c constraints.txt torch
+	@touch $@
+
+$(STAMPS)/tools: constraints.txt $(STAMPS)/torch
+	@echo '== 3 of 4: what builds the wheels'
+	$(PIP) install -c constraints.txt hatchling editables
+	@touch $@
+
+$(STAMPS)/piecewise: pyproject.toml constraints.txt $(addsuffix /pyproject.toml,$(PLATFORMS)) $(STAMPS)/tools
+	@echo '== 4 of 4: piecewise, its platforms ($(notdir $(PLATFORMS))) and all they need'
+	$(PIP) install -c constraints.txt --no-build-isolation -e '.[demo,dev,testing,toml]' $(addprefix -e ,$(PLATFORMS))
+	@touch $@

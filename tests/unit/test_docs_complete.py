@@ -1,0 +1,93 @@
+"""The reference names everything a user can name: settings, counters, errors, hooks, commands."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from collections.abc import Iterable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
+
+_FENCED = re.compile(r"^ *(`{3,}|~{3,})[^\n]*\n(.*?)^ *\1 *$", re.MULTILINE | re.DOTALL)
+_INLINE = re.compile(r"(`+)(?!`)(.+?)(?<!`)\1(?!`)", re.DOTALL)
+
+
+def code_in(markdown: str) -> str:
+    """What ``markdown`` sets as code; a name in running text may be just an English word."""
+    fenced = [block.group(2) for block in _FENCED.finditer(markdown)]
+    inline = [span.group(2) for span in _INLINE.finditer(_FENCED.sub("", markdown))]
+    return "\n".join([*fenced, *inline])
+
+
+def unmentioned(names: Iterable[str], code: str) -> list[str]:
+    """Those of ``names`` that do not stand in ``code`` as whole words."""
+    return sorted(n for n in names if not re.search(rf"(?<!\w){re.escape(n)}(?!\w)", code))
+
+
+def public(module: str, name: str) -> Any:
+    """``module.name`` of piecewise_core; fails saying which is missing."""
+    try:
+        return getattr(importlib.import_module(f"piecewise_core.{module}"), name)
+    except (ImportError, AttributeError) as error:
+        pytest.fail(f"piecewise_core.{module}.{name} is not there: {error}")
+
+
+@pytest.fixture(scope="module")
+def reference() -> str:
+    pages = sorted(REFERENCE.glob("*.md"))
+    assert pages, f"{REFERENCE.parent.name}/{REFERENCE.name} has no pages"
+    return "\n".join(code_in(page.read_text(encoding="utf-8")) for page in pages)
+
+
+def check(names: Iterable[str], reference: str) -> None:
+    listed = list(names)
+    assert listed, "found nothing to look for"
+    missing = unmentioned(listed, reference)
+    assert not missing, f"not in docs/reference, as code: {', '.join(missing)}"
+
+
+def test_every_config_field_is_in_the_reference(reference):
+    check((field.name for field in fields(public("config", "Config"))), reference)
+
+
+def test_every_counter_is_in_the_reference(reference):
+    check((field.name for field in fields(public("counters", "Stats"))), reference)
+
+
+def test_every_error_is_in_the_reference(reference):
+    check(public("errors", "__all__"), reference)
+
+
+def test_every_hook_and_its_arguments_are_in_the_reference(reference):
+    hookspecs = importlib.import_module("piecewise_core.hookspecs")
+    hooks = {n: f for n, f in vars(hookspecs).items() if hasattr(f, f"{hookspecs.PROJECT}_spec")}
+    arguments = {p for hook in hooks.values() for p in inspect.signature(hook).parameters}
+    check([*hooks, *arguments], reference)
+
+
+def test_every_public_name_is_in_the_reference(reference):
+    core = importlib.import_module("piecewise_core")
+    check((name for name in core.__all__ if not name.startswith("__")), reference)
+
+
+def test_every_command_is_in_the_reference(reference):
+    main = public("cli.main", "main")
+    assert isinstance(main, click.Group), "piecewise_core.cli.main.main is not a click group"
+    check((f"piecewise {name}" for name in main.commands), reference)
+
+
+def test_a_name_in_running_text_or_inside_another_name_is_not_a_mention():
+    text = "The check of `check_cheap` and ``a `tick` in`` it."
+    page = f"{text}\n```toml\ninputs = 1\n```\n~~~\nq\n~~~\n"
+    code = code_in(page)
+    assert unmentioned(["check", "check_cheap", "tick", "inputs", "q", "The"], code) == [
+        "The",
+        "check",
+    ]

@@ -1,0 +1,228 @@
+"""Imports go one way: a stage imports only stages to its left. See docs/explanation."""
+
+from __future__ import annotations
+
+import ast
+import pkgutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+PACKAGE = "piecewise_core"
+ROOT = Path(__file__).parents[2] / PACKAGE
+FACE = "__init__"
+
+ORDER: tuple[tuple[str, ...], ...] = (
+    ("errors",),
+    ("ranges",),
+    ("config", "counters"),
+    ("protocols", "hookspecs"),
+    ("platforms",),
+    ("graph",),
+    ("compile",),
+    ("capture",),
+    ("runtime",),
+    ("backend",),
+    ("api",),
+    (FACE,),
+    ("cli", "testing", "entry"),
+)
+"""Top-level modules from left to right; those in one group do not import each other."""
+
+RANK = {unit: rank for rank, group in enumerate(ORDER) for unit in group}
+
+LIGHT = ("errors", "ranges", "config", "counters", "protocols", "hookspecs", "platforms")
+"""What must import neither torch nor a plugin, so that a plugin module may import it freely."""
+
+
+@dataclass(frozen=True)
+class Arrow:
+    """One import: ``where`` it stands, from which ``source`` unit, of which dotted ``target``."""
+
+    where: str
+    source: str
+    target: str
+
+
+def unit_of(dotted: str) -> str:
+    """The top-level module that ``piecewise_core.x.y`` belongs to; config and config_* are one."""
+    parts = dotted.split(".")
+    unit = parts[1] if len(parts) > 1 else FACE
+    return "config" if unit.startswith("config_") else unit
+
+
+def arrows(root: Path) -> Iterator[Arrow]:
+    """Every import under ``root``, wherever it stands, but for those under TYPE_CHECKING."""
+    for path in sorted(root.rglob("*.py")):
+        parts = path.relative_to(root.parent).with_suffix("").parts
+        module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+        for node in _runtime_nodes(tree):
+            where = f"{path.relative_to(root.parent)}:{getattr(node, 'lineno', 0)}"
+            for target in _targets(node, root):
+                yield Arrow(where, unit_of(module), target)
+
+
+def wrong(arrow: Arrow) -> str | None:
+    """What is wrong with ``arrow``, naming it, or None."""
+    top = arrow.target.split(".")[0]
+    if top != PACKAGE:
+        is_plugin = top.startswith("piecewise_")
+        return f"{arrow.where}: core imports the plugin {arrow.target}" if is_plugin else None
+    target = unit_of(arrow.target)
+    for unit in (arrow.source, target):
+        if unit not in RANK:
+            return f"{arrow.where}: unknown top-level module {unit!r}: give it a place in the order"
+    if target == arrow.source or RANK[target] < RANK[arrow.source]:
+        return None
+    return f"{arrow.where}: {arrow.source} -> {target} goes the wrong way"
+
+
+def unplaced(root: Path) -> list[str]:
+    """Top-level modules and packages under ``root`` that have no place in the order."""
+    units = {
+        unit_of(f"{PACKAGE}.{path.stem}")
+        for path in root.iterdir()
+        if path.suffix == ".py" or any(path.rglob("*.py"))
+    }
+    return sorted(units - RANK.keys())
+
+
+def _runtime_nodes(node: ast.AST) -> Iterator[ast.AST]:
+    """``node`` and all below it, but for the bodies of ``if TYPE_CHECKING:``."""
+    yield node
+    children: Iterator[ast.AST] | list[ast.stmt] = ast.iter_child_nodes(node)
+    if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+        children = node.orelse
+    for child in children:
+        yield from _runtime_nodes(child)
+
+
+def _targets(node: ast.AST, root: Path) -> list[str]:
+    """The dotted names that ``node`` imports, if it is an import."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        if node.level or node.module is None:
+            return []  # ruff bans relative imports
+        if node.module == PACKAGE:
+            return [_of_face(alias.name, root) for alias in node.names]
+        return [node.module]
+    if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+        name, value = ast.unparse(node.func), node.args[0].value
+        if name.endswith(("import_module", "__import__")) and isinstance(value, str):
+            return [value]
+    return []
+
+
+def _of_face(name: str, root: Path) -> str:
+    """``from piecewise_core import name``: a module of ours, or something that the face defines."""
+    is_module = (root / f"{name}.py").exists() or (root / name).is_dir()
+    return f"{PACKAGE}.{name}" if is_module else PACKAGE
+
+
+def write_tree(root: Path, files: dict[str, str]) -> Path:
+    package = root / PACKAGE
+    for name, text in {"__init__.py": "", **files}.items():
+        path = package / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return package
+
+
+def complaints(root: Path) -> list[str]:
+    return [what for what in map(wrong, arrows(root)) if what is not None]
+
+
+def test_every_top_level_module_has_a_place_in_the_order():
+    missing = unplaced(ROOT)
+    assert not missing, f"{missing}: give it a place in the order (ORDER in {Path(__file__).name})"
+
+
+def test_every_import_in_core_goes_from_right_to_left():
+    found = list(arrows(ROOT))
+    assert found, f"no imports found under {ROOT}"
+    assert not complaints(ROOT), "\n".join(complaints(ROOT))
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "complaint"),
+    [
+        ("errors.py", "from piecewise_core.ranges import Range", "errors -> ranges"),
+        ("errors.py", "from piecewise_core import ranges", "errors -> ranges"),
+        ("ranges.py", "import piecewise_core.config_io", "ranges -> config"),
+        ("ranges.py", "import piecewise_core", "ranges -> __init__"),
+        ("ranges.py", "from piecewise_core import Range", "ranges -> __init__"),
+        ("config_io.py", "import piecewise_core.counters", "config -> counters"),
+        ("graph/split.py", "def f():\n    import piecewise_core.compile.store", "graph -> compile"),
+        ("graph/split.py", "m = importlib.import_module('piecewise_core.api')", "graph -> api"),
+        ("compile/a.py", "if TYPE_CHECKING:\n    pass\nelse:\n    import piecewise_core.api", "->"),
+        ("compile/a.py", "import piecewise_cuda.driver", "core imports the plugin"),
+        ("compile/a.py", "import piecewise_core.helpers", "give it a place in the order"),
+    ],
+)
+def test_the_walker_names_a_wrong_arrow(tmp_path, file, text, complaint):
+    modules = {f"{name}.py": "" for name in ("ranges", "config_io", "counters", "api")}
+    (found,) = complaints(write_tree(tmp_path, {**modules, file: text}))
+    assert complaint in found
+    assert found.startswith(f"{PACKAGE}/{file}:")
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("config.py", "from piecewise_core import config_io, errors"),
+        ("config_io.py", "from piecewise_core.config import Config"),
+        ("graph/split.py", "from piecewise_core.graph.names import resolve"),
+        ("graph/split.py", "if typing.TYPE_CHECKING:\n    from piecewise_core.api import compile"),
+        ("__init__.py", "from piecewise_core.api import compile"),
+        ("cli/main.py", "import torch, piecewise_core"),
+    ],
+)
+def test_the_walker_lets_a_right_arrow_pass(tmp_path, file, text):
+    modules = {f"{name}.py": "" for name in ("config", "config_io", "errors", "api")}
+    assert complaints(write_tree(tmp_path, {**modules, file: text})) == []
+
+
+def test_a_new_top_level_module_without_a_place_is_found(tmp_path):
+    root = write_tree(tmp_path, {"helpers.py": "", "tools/shed.py": "", "config_toml.py": ""})
+    assert unplaced(root) == ["helpers", "tools"]
+
+
+def loaded_by(*modules: str) -> set[str]:
+    """The top-level modules that a fresh interpreter holds after importing ``modules``."""
+    code = f"import sys, {', '.join(modules)}\nprint('\\n'.join(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True
+    )
+    return {name.split(".")[0] for name in done.stdout.split()}
+
+
+def unwanted(loaded: set[str]) -> set[str]:
+    plugins = {name for name in loaded if name.startswith("piecewise_")} - {PACKAGE}
+    return plugins | (loaded & {"torch", "triton", "numpy", "sympy"})
+
+
+def test_importing_piecewise_core_imports_neither_torch_nor_a_plugin():
+    assert unwanted(loaded_by(PACKAGE)) == set()
+
+
+def test_what_a_plugin_imports_brings_in_neither_torch_nor_a_plugin():
+    present = [name for name in LIGHT if _of_face(name, ROOT) != PACKAGE]
+    light = [f"{PACKAGE}.{name}" for name in present]
+    light += [
+        found.name
+        for name in present
+        if (ROOT / name).is_dir()
+        for found in pkgutil.walk_packages([str(ROOT / name)], f"{PACKAGE}.{name}.")
+    ]
+    assert f"{PACKAGE}.errors" in light
+    assert unwanted(loaded_by(*light)) == set()
+
+
+def test_the_subprocess_does_see_torch_when_it_is_imported():
+    assert "torch" in unwanted(loaded_by("torch"))
