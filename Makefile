@@ -60,7 +60,7 @@ check:
 	    echo 'make: no $(PYTHON) found. Install Python 3.10 or later, or name one: make PYTHON=/path/to/python3' >&2; \
 	    exit 1; }
 	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
-	    echo "make: $$('$(PYTHON)' -V) is too old. Install Python 3.10 or later, or name one: make PYTHON=/path/to/python3" >&2; \
+	    echo "make: $$('$(PYTHON)' -V 2>&1) is too old. Install Python 3.10 or later, or name one: make PYTHON=/path/to/python3" >&2; \
 	    exit 1; }
 	@'$(PYTHON)' -c 'import ensurepip, venv' 2>/dev/null || { \
 	    echo 'make: $(PYTHON) has no venv module. Debian, Ubuntu: apt-get install python3-venv' >&2; \
