@@ -1,0 +1,139 @@
+"""Compilers and graph passes that plugins bring, each bound to who brought it."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from piecewise_core.errors import ConfigError, PlatformConflict, PlatformError, PluginError
+from piecewise_core.platforms.contract import check_compiler
+from piecewise_core.platforms.discovery import PluginEntry, discover
+from piecewise_core.platforms.registry import load
+from piecewise_core.protocols import CompilerAdaptor
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["PluginPass", "all_passes", "find_compiler"]
+
+log = logging.getLogger(__name__)
+
+_Factory = Callable[[], CompilerAdaptor]
+
+
+@dataclass(frozen=True)
+class PluginPass:
+    """A graph pass and the plugin it comes from. Call it with a GraphModule, changed in place.
+
+    ``key``: names distribution, version and pass; belongs in the key of whatever it changed.
+    """
+
+    origin: PluginEntry
+    name: str
+    run: Callable[[torch.fx.GraphModule], None]
+
+    @property
+    def key(self) -> str:
+        return f"{self.origin.project}=={self.origin.version}:{self.name}"
+
+    def __call__(self, graph: torch.fx.GraphModule) -> None:
+        """Run the pass. Raises PluginError naming distribution, version and pass."""
+        try:
+            self.run(graph)
+        except Exception as exc:
+            raise PluginError(
+                f"{self.origin}: its graph pass {self.name} (hook piecewise_passes) failed with "
+                f"{type(exc).__name__}: {exc}; update or uninstall {self.origin.distribution}"
+            ) from exc
+
+
+def all_passes() -> tuple[PluginPass, ...]:
+    """The passes of every installed plugin, ordered by distribution, then as each lists them.
+
+    A plugin that fails is logged and left out.
+    """
+    passes: list[PluginPass] = []
+    for entry in discover():
+        try:
+            functions = load(entry).call("piecewise_passes", _functions) or ()
+        except PlatformError as exc:
+            log.warning("skipping the passes of a piecewise plugin: %s", exc)
+            continue
+        passes += [PluginPass(entry, _name(function), function) for function in functions]
+    return tuple(passes)
+
+
+def find_compiler(name: str, known: Collection[str] = ()) -> CompilerAdaptor:
+    """Make the compiler that a plugin calls ``name``.
+
+    A plugin whose entry point has that name is loaded first, the others only if it has none.
+    ``known``: names that need no plugin, for the message. Raises ConfigError when no plugin has
+    it, PlatformConflict when two have, PluginError when making it fails or what is made is no
+    CompilerAdaptor.
+    """
+    entries = discover()
+    others: set[str] = set(known)
+    failed: list[PlatformError] = []
+    makers: list[tuple[PluginEntry, _Factory]] = []
+    for tier in ([e for e in entries if e.name == name], [e for e in entries if e.name != name]):
+        for entry in tier:
+            try:
+                brought = load(entry).call("piecewise_compilers", _factories) or {}
+            except PlatformError as exc:
+                log.warning("skipping the compilers of a piecewise plugin: %s", exc)
+                failed.append(exc)
+                continue
+            others.update(brought)
+            makers += [(entry, brought[name])] if name in brought else []
+        if makers:
+            return _make(name, makers)
+    raise ConfigError(_unknown(name, others, failed))
+
+
+def _make(name: str, makers: list[tuple[PluginEntry, _Factory]]) -> CompilerAdaptor:
+    if len(makers) > 1:
+        sides = " and ".join(str(entry) for entry, _ in makers)
+        raise PlatformConflict(f"compiler {name!r} is brought by {sides}; uninstall one of them")
+    (entry, factory), *_ = makers
+    try:
+        compiler = factory()
+    except Exception as exc:
+        raise PluginError(
+            f"{entry}: making compiler {name!r} (hook piecewise_compilers) failed with "
+            f"{type(exc).__name__}: {exc}"
+        ) from exc
+    check_compiler(compiler, entry)
+    return compiler
+
+
+def _unknown(name: str, others: Iterable[str], failed: list[PlatformError]) -> str:
+    names = sorted(others)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    message = f"compiler={name!r} is unknown; {hint}there are: {', '.join(names) or 'none'}"
+    return message + "".join(f"\n  - could not ask {exc}" for exc in failed)
+
+
+def _functions(passes: Any) -> tuple[Callable[[torch.fx.GraphModule], None], ...]:
+    functions = tuple(passes)
+    for function in functions:
+        if not callable(function):
+            raise TypeError(f"expected callables that take a GraphModule, got {function!r}")
+    return functions
+
+
+def _factories(compilers: Any) -> dict[str, _Factory]:
+    if not isinstance(compilers, Mapping):
+        raise TypeError(f"expected a mapping of name to function, got {compilers!r}")
+    for name, factory in compilers.items():
+        if not isinstance(name, str) or not callable(factory):
+            raise TypeError(f"expected name: function, got {name!r}: {factory!r}")
+    return dict(compilers)
+
+
+def _name(function: Callable[..., Any]) -> str:
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{named.__qualname__}"

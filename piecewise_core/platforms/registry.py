@@ -1,0 +1,105 @@
+"""Load one plugin, in isolation, and call its hooks; every failure names its distribution.
+
+Each plugin gets a pluggy manager of its own, so a plugin that fails leaves nothing behind, and
+the order of registration can decide nothing.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, TypeVar
+
+import pluggy
+
+from piecewise_core import hookspecs
+from piecewise_core.errors import PluginError
+from piecewise_core.platforms.discovery import PluginEntry
+
+__all__ = ["Plugin", "load"]
+
+T = TypeVar("T")
+
+
+class Plugin:
+    """A plugin whose module is imported and whose hooks have valid names and arguments."""
+
+    def __init__(self, entry: PluginEntry, manager: pluggy.PluginManager) -> None:
+        self.entry = entry
+        self._manager = manager
+
+    def call(self, hook: str, into: Callable[[Any], T]) -> T | None:
+        """Call ``hook`` and convert what it returns; None when it brings nothing.
+
+        ``into``: runs inside the same guard, so that a generator that fails half-way is
+        attributed too. Raises PluginError naming distribution, version and hook.
+        """
+        try:
+            results = getattr(self._manager.hook, hook)()
+            return into(results[0]) if results else None
+        except PluginError:
+            raise
+        except Exception as exc:
+            raise PluginError(
+                f"{self.entry}: its hook {hook} failed with {_describe(exc)}; "
+                f"update or uninstall {self.entry.distribution}"
+            ) from exc
+
+
+def load(entry: PluginEntry) -> Plugin:
+    """Import the module of ``entry`` and register it.
+
+    Raises PluginError naming distribution, version and reason, if the import fails, a hook is
+    misspelt or takes arguments it is not given, or the module implements no hook.
+    """
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager.add_hookspecs(hookspecs)
+    known = [n for n in vars(hookspecs) if manager.parse_hookspec_opts(hookspecs, n) is not None]
+    module = _import(entry)
+    try:
+        manager.register(module)
+    except pluggy.PluginValidationError as exc:
+        raise PluginError(f"{entry}: module {entry.module} has an invalid hook: {exc}") from exc
+    _check_names(entry, manager, module, known)
+    return Plugin(entry, manager)
+
+
+def _import(entry: PluginEntry) -> Any:
+    """The object that the entry point names, ``package.module`` or ``package.module:attr``."""
+    module, _, attribute = (part.strip() for part in entry.module.partition(":"))
+    try:
+        found: Any = import_module(module)
+        for name in filter(None, attribute.split(".")):
+            found = getattr(found, name)
+    # A module that calls sys.exit() on import must not take the user's process with it.
+    except (Exception, SystemExit) as exc:
+        raise PluginError(
+            f"{entry}: importing its entry point {entry.name} = {entry.module!r} failed with "
+            f"{_describe(exc)}; reinstall or uninstall {entry.distribution}"
+        ) from exc
+    return found
+
+
+def _check_names(
+    entry: PluginEntry, manager: pluggy.PluginManager, plugin: Any, known: list[str]
+) -> None:
+    """Refuse a plugin with an unknown hook, which pluggy would accept in silence, or with none."""
+    callers = manager.get_hookcallers(plugin) or []
+    for caller in callers:
+        if not caller.has_spec():
+            near = difflib.get_close_matches(caller.name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"the hooks are {', '.join(known)}"
+            raise PluginError(
+                f"{entry}: module {entry.module} implements {caller.name}, which is not a hook; "
+                + hint
+            )
+    if not callers:
+        raise PluginError(
+            f"{entry}: module {entry.module} implements no hook; mark one of {', '.join(known)} "
+            "with @piecewise_core.hookspecs.hookimpl"
+        )
+
+
+def _describe(exc: BaseException) -> str:
+    return f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__

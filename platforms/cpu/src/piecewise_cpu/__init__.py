@@ -1,0 +1,1 @@
+"""The CPU platform of piecewise. Importing it imports no torch; see ``plugin``."""

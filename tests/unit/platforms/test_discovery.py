@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+from piecewise_core.platforms.discovery import PluginEntry, discover
+
+
+def test_discovery_reads_metadata_and_imports_nothing(site):
+    site.install("acme-plugin", "2.1", entry="acme", source="raise SystemExit('imported')")
+
+    assert discover() == (PluginEntry("acme-plugin", "acme", "2.1", "acme_plugin_plugin"),)
+    assert site.imported() == []
+
+
+def test_without_plugins_there_is_nothing_to_find(site):
+    assert discover() == ()
+
+
+def test_entries_come_by_distribution_whatever_the_order_of_installation(site):
+    for name in ("zeta", "alpha", "mu"):
+        site.install(name, entry=f"{name}-entry")
+
+    assert [e.distribution for e in discover()] == ["alpha", "mu", "zeta"]
+
+
+def test_a_distribution_found_twice_on_the_path_counts_once(site, tmp_path, monkeypatch):
+    site.install("acme", "2.0", entry="acme")
+    older = tmp_path / "older" / "acme-1.0.dist-info"
+    older.mkdir(parents=True)
+    (older / "METADATA").write_text("Metadata-Version: 2.1\nName: acme\nVersion: 1.0\n")
+    (older / "entry_points.txt").write_text("[piecewise]\nacme = acme_plugin\n")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(older.parent)])
+    importlib.invalidate_caches()
+
+    assert [e.version for e in discover()] == ["2.0"]
+
+
+def test_a_distribution_without_metadata_is_found_and_says_so(site):
+    site.install("acme", entry="acme")
+    (site.directory / "acme-1.0.dist-info" / "METADATA").unlink()
+    importlib.invalidate_caches()
+
+    (entry,) = discover()
+    assert (entry.name, entry.version) == ("acme", "(no version)")
+
+
+@pytest.mark.parametrize("written", ["Piecewise.CPU", "piecewise_cpu", "piecewise--cpu"])
+def test_distribution_names_compare_as_package_indexes_compare_them(written):
+    assert PluginEntry(written, "cpu", "1", "m").project == "piecewise-cpu"
+
+
+def test_importing_the_platforms_imports_neither_torch_nor_a_plugin():
+    script = (
+        "import sys, piecewise_core.platforms, piecewise_core.cli.main\n"
+        "print([m for m in sys.modules if m.split('.')[0] in ('torch', 'piecewise_cpu')])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
