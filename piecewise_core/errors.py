@@ -1,0 +1,172 @@
+"""Every error a user of piecewise can meet, in one tree.
+
+Each message says what happened, with the values, and what to change.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AddressChanged",
+    "ApiVersionMismatch",
+    "BundleMismatch",
+    "CaptureFailed",
+    "CompileFailed",
+    "CompilerUnavailable",
+    "ConfigError",
+    "GradNeeded",
+    "InputMismatch",
+    "NoPlatform",
+    "NotTraced",
+    "NothingToSplit",
+    "OpContractBroken",
+    "OutOfGraphMemory",
+    "OutOfRange",
+    "PiecewiseError",
+    "PlatformConflict",
+    "PlatformError",
+    "PluginError",
+    "ProbeFailed",
+    "ProbeInitialisedDevice",
+    "Sealed",
+    "SizeBranch",
+    "StoreError",
+    "TraceFailed",
+    "UnknownSplittingOp",
+    "UnsupportedModule",
+    "UnsupportedOutput",
+    "UnsupportedSideEffect",
+]
+
+
+class PiecewiseError(Exception):
+    """Base of every error that piecewise raises on purpose."""
+
+
+# Config and names -----------------------------------------------------------------
+
+
+class ConfigError(PiecewiseError, ValueError):
+    """A setting has a value that cannot work; the message names the field."""
+
+
+class UnknownSplittingOp(ConfigError):
+    """A splitting op's name is not that of any registered operator or torch function."""
+
+
+class NothingToSplit(ConfigError):
+    """Splitting ops were asked for and the traced graph holds none of them."""
+
+
+# Trace ----------------------------------------------------------------------------
+
+
+class TraceFailed(PiecewiseError):
+    """The model could not be traced to one whole graph."""
+
+
+class NotTraced(PiecewiseError):
+    """Something needs a traced model and no call and no examples were given yet."""
+
+
+class SizeBranch(TraceFailed):
+    """The model takes another path at some size, at an endpoint that the user did not list."""
+
+
+class UnsupportedOutput(TraceFailed):
+    """The model returns a Python object that tracing would freeze."""
+
+
+class UnsupportedSideEffect(TraceFailed):
+    """The traced code changes a Python object that outlives the call."""
+
+
+class UnsupportedModule(TraceFailed):
+    """The thing given to be compiled cannot be compiled in place (a script module, say)."""
+
+
+# Call -----------------------------------------------------------------------------
+
+
+class InputMismatch(PiecewiseError, ValueError):
+    """A call's argument differs from what was traced; the message names the argument."""
+
+
+class OutOfRange(PiecewiseError, ValueError):
+    """A size lies outside the bounds of its dim and ``out_of_range="error"``."""
+
+
+class GradNeeded(PiecewiseError, RuntimeError):
+    """A call with gradients enabled on tensors that require them; piecewise is inference only."""
+
+
+class Sealed(PiecewiseError, RuntimeError):
+    """A sealed model would have had to trace, compile or capture."""
+
+
+# Compile and store ----------------------------------------------------------------
+
+
+class CompileFailed(PiecewiseError, RuntimeError):
+    """A compiler failed on one piece; the message names the piece, range and compiler."""
+
+
+class CompilerUnavailable(CompileFailed):
+    """The compiler's own tools are missing (no C++ compiler, a noexec directory)."""
+
+
+class OpContractBroken(PiecewiseError, RuntimeError):
+    """An operator's fake kernel promised another shape, stride or dtype than its real one gave."""
+
+
+class StoreError(PiecewiseError):
+    """The compile store cannot be used as configured."""
+
+
+class BundleMismatch(PiecewiseError):
+    """A bundle does not fit this model, torch, device or platform."""
+
+
+# Capture --------------------------------------------------------------------------
+
+
+class CaptureFailed(PiecewiseError, RuntimeError):
+    """A static graph could not be captured."""
+
+
+class AddressChanged(PiecewiseError, RuntimeError):
+    """An input declared static moved since capture."""
+
+
+class OutOfGraphMemory(CaptureFailed):
+    """The device ran out of memory while capturing."""
+
+
+# Platforms ------------------------------------------------------------------------
+
+
+class PlatformError(PiecewiseError):
+    """Base of everything that goes wrong with platforms and their plugins."""
+
+
+class NoPlatform(PlatformError):
+    """No installed platform fits the request."""
+
+
+class PlatformConflict(PlatformError):
+    """Two plugins claim one name or one device and nothing decides between them."""
+
+
+class PluginError(PlatformError):
+    """A plugin could not be imported, raised in a hook, or declared something malformed."""
+
+
+class ApiVersionMismatch(PlatformError):
+    """A plugin was written for a Protocol version that this core does not serve."""
+
+
+class ProbeFailed(PlatformError):
+    """A platform's ``probe`` raised; probes must report, never raise."""
+
+
+class ProbeInitialisedDevice(PlatformError):
+    """A platform's ``probe`` initialised its device, which would break a later fork."""
