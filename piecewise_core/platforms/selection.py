@@ -95,9 +95,14 @@ def _by_name(wanted: str, asked: str, device_type: str | None) -> Selected:
     seen: list[Candidate] = []
 
     def claims(candidates: Iterable[Candidate]) -> list[Candidate]:
-        new = list(candidates)
-        seen.extend(new)
-        return [c for c in new if c.name == name and _is_from(c.origin, distribution)]
+        chosen = []
+        for candidate in candidates:
+            if candidate.name == name and _is_from(candidate.origin, distribution):
+                chosen.append(candidate)
+            elif candidate.status == "found":
+                candidate = candidate.skip(f"is not {wanted}")
+            seen.append(candidate)
+        return chosen
 
     rest = list(discover())
     found = claims(local())

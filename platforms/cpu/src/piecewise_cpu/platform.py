@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from piecewise_core.compile.inductor import InductorCompiler
-
 from piecewise_core.protocols import Capabilities, CompilerAdaptor, DeviceRuntime, GraphDriver
 from piecewise_cpu.runtime import CpuRuntime
 from piecewise_cpu.toolchain import CppToolchain
@@ -28,7 +27,7 @@ class CpuPlatform:
     def __init__(self, toolchain: CppToolchain | None = None) -> None:
         self._toolchain = toolchain or CppToolchain()
         self.device: DeviceRuntime = CpuRuntime()
-        self.compiler: CompilerAdaptor = InductorCompiler(toolchain_check=self._toolchain.require)
+        self.compiler: CompilerAdaptor = InductorCompiler(prepare=self._toolchain.require)
 
     def self_check(self) -> Mapping[str, str]:
         """Facts about the C++ compiler. Raises CompilerUnavailable saying what is missing."""

@@ -1,0 +1,97 @@
+"""What doctor finds out, as data."""
+
+from __future__ import annotations
+
+import json
+import platform as machine
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+from piecewise_core.cli.checkup import Checkup, check_up
+from piecewise_core.errors import PlatformError
+from piecewise_core.platforms.candidates import Candidate, survey
+from piecewise_core.platforms.selection import Selected, select
+
+__all__ = ["Diagnosis", "diagnose"]
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """``checkups``: one per usable platform. ``error``: why none is active, None if one is."""
+
+    versions: dict[str, str]
+    candidates: tuple[Candidate, ...]
+    checkups: tuple[Checkup, ...]
+    error: str | None
+
+    @property
+    def healthy(self) -> bool:
+        """Whether a platform is active and computes."""
+        active = [c for c in self.checkups if c.active]
+        return self.error is None and bool(active) and all(c.computes for c in active)
+
+    def to_json(self) -> str:
+        """One JSON object: versions, plugins, checkups, error, healthy."""
+        return json.dumps(
+            {
+                "versions": self.versions,
+                "plugins": [_plain(c) for c in self.candidates],
+                "checkups": [asdict(c) | {"computes": c.computes} for c in self.checkups],
+                "error": self.error,
+                "healthy": self.healthy,
+            },
+            indent=2,
+        )
+
+
+def diagnose(request: str | None, *, compiling: bool) -> Diagnosis:
+    """Load and probe every plugin, select as a user's program would, and try what is usable."""
+    error, selected = None, None
+    try:
+        selected = select(request)
+    except PlatformError as exc:
+        error = str(exc)
+    candidates = tuple(_marked(survey(), selected))
+    return Diagnosis(
+        versions={name: _version(name) for name in ("piecewise-core", "torch")}
+        | {"python": machine.python_version()},
+        candidates=candidates,
+        checkups=tuple(
+            check_up(c, selected, compiling=compiling)
+            for c in candidates
+            if c.status in ("active", "found")
+        ),
+        error=error,
+    )
+
+
+def _marked(candidates: Iterable[Candidate], selected: Selected | None) -> Iterable[Candidate]:
+    """The same, the selected one marked active."""
+    for candidate in candidates:
+        active = selected.considered[0] if selected and selected.considered else None
+        if active and (candidate.origin, candidate.name) == (active.origin, active.name):
+            yield candidate.activate(active.reason)
+        else:
+            yield candidate
+
+
+def _plain(candidate: Candidate) -> dict[str, object]:
+    info, probe = candidate.info, candidate.probe
+    return {
+        "name": candidate.name,
+        "distribution": candidate.origin.distribution,
+        "version": candidate.origin.version,
+        "device_type": info.device_type if info else None,
+        "status": candidate.status,
+        "reason": candidate.reason,
+        "error": type(candidate.error).__name__ if candidate.error else None,
+        "facts": {str(k): str(v) for k, v in probe.facts.items()} if probe else {},
+    }
+
+
+def _version(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "not installed"
