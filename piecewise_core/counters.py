@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-__all__ = ["CALL_KINDS", "Counters", "Stats", "process_counters"]
+__all__ = ["CALL_KINDS", "Counters", "ProcessCounters", "Stats", "process_counters"]
 
 CALL_KINDS = ("replayed", "compiled_size", "compiled_range", "general", "eager")
 
@@ -50,9 +51,7 @@ class Stats:
     def __add__(self, other: Stats) -> Stats:
         mine, theirs = self.to_dict(), other.to_dict()
         calls = {k: mine["calls"][k] + theirs["calls"][k] for k in CALL_KINDS}
-        return Stats(
-            **{n: calls if n == "calls" else mine[n] + theirs[n] for n in mine}
-        )
+        return Stats(**{n: calls if n == "calls" else mine[n] + theirs[n] for n in mine})
 
 
 def _plain(value: Any) -> Any:
@@ -60,27 +59,63 @@ def _plain(value: Any) -> Any:
 
 
 class Counters:
-    """Adds up what happens; threads may add at once."""
+    """Adds up what happens to one model; also reported to the process-wide totals.
 
-    def __init__(self, parent: Counters | None = None) -> None:
-        self._parent = parent
+    ``calls``: calls by kind; the hot path writes to it directly.
+    """
+
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._values: dict[str, int] = {}
+        self.calls: dict[str, int] = _no_calls()
 
     def add(self, name: str, amount: int = 1) -> None:
-        """Add ``amount`` to counter ``name``, here and in the parent."""
+        """Add ``amount`` to counter ``name``; threads may add at once."""
         with self._lock:
             self._values[name] = self._values.get(name, 0) + amount
-        if self._parent is not None:
-            self._parent.add(name, amount)
 
-    def stats(self, **live: Any) -> Stats:
-        """The totals; ``live`` holds those that are counted elsewhere."""
-        calls = {k: self._values.get(f"calls.{k}", 0) for k in CALL_KINDS}
-        known = {f.name for f in fields(Stats)}
-        plain = {n: v for n, v in self._values.items() if n in known}
-        return Stats(**{**plain, "calls": calls, **live})
+    def stats(self) -> Stats:
+        """The totals so far."""
+        return _stats(self._values, self.calls)
 
 
-process_counters = Counters()
+def _stats(values: Mapping[str, int], calls: Mapping[str, int]) -> Stats:
+    known = {f.name for f in fields(Stats)} - {"calls"}
+    return Stats(**{n: v for n, v in values.items() if n in known}, calls=dict(calls))
+
+
+class ProcessCounters:
+    """Totals over every model of the process, those that are gone included.
+
+    Every counter of Stats reads as an attribute: ``pw.counters.compilations``.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._live: weakref.WeakSet[Counters] = weakref.WeakSet()
+        self._gone = Stats()
+
+    def watch(self, counters: Counters) -> None:
+        """Include ``counters`` from now on, and what it counted when it goes."""
+        self._live.add(counters)
+        weakref.finalize(counters, self._absorb, counters._values, counters.calls)
+
+    def _absorb(self, values: Mapping[str, int], calls: Mapping[str, int]) -> None:
+        with self._lock:
+            self._gone = self._gone + _stats(values, calls)
+
+    def stats(self) -> Stats:
+        """The totals so far."""
+        total = self._gone
+        for counters in list(self._live):
+            total = total + counters.stats()
+        return total
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self.stats(), name)
+
+
+process_counters = ProcessCounters()
 """Totals over every model of this process."""

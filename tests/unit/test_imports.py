@@ -27,6 +27,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("capture",),
     ("runtime",),
     ("backend",),
+    ("frontend",),
     ("api",),
     (FACE,),
     ("cli", "testing", "entry"),

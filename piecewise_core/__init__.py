@@ -1,0 +1,62 @@
+"""Compile PyTorch models in pieces, per range of input sizes, on any platform with a plugin.
+
+``import piecewise_core as pw`` is cheap: torch is imported with the first name that needs it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from piecewise_core import errors
+from piecewise_core.config import Config, ConfigWarning, Dim
+from piecewise_core.counters import Stats
+from piecewise_core.counters import process_counters as counters
+from piecewise_core.ranges import Box, Range
+
+if TYPE_CHECKING:
+    from piecewise_core.api import compile
+    from piecewise_core.backend import PiecewiseBackend
+    from piecewise_core.frontend.compiled import CompiledFunction
+    from piecewise_core.frontend.explain import Explanation
+    from piecewise_core.frontend.warmup import WarmupReport
+    from piecewise_core.protocols import AbstractPiecewiseBackend
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AbstractPiecewiseBackend",
+    "Box",
+    "CompiledFunction",
+    "Config",
+    "ConfigWarning",
+    "Dim",
+    "Explanation",
+    "PiecewiseBackend",
+    "Range",
+    "Stats",
+    "WarmupReport",
+    "compile",
+    "counters",
+    "errors",
+]
+
+_LAZY = {
+    "AbstractPiecewiseBackend": "protocols",
+    "CompiledFunction": "frontend.compiled",
+    "Explanation": "frontend.explain",
+    "PiecewiseBackend": "backend",
+    "WarmupReport": "frontend.warmup",
+    "compile": "api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])

@@ -1,0 +1,91 @@
+"""``pw.compile``: from a model or function and a Config to something that runs compiled."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar, overload
+
+import torch
+
+from piecewise_core.config import Config
+from piecewise_core.errors import ConfigError
+from piecewise_core.frontend.compiled import CompiledFunction, compiled_module
+from piecewise_core.frontend.session import Session
+from piecewise_core.frontend.setup import prepare
+from piecewise_core.graph.names import Matcher
+from piecewise_core.protocols import Platform
+from piecewise_core.runtime.parameters import roots_of
+
+__all__ = ["compile"]
+
+Model = TypeVar("Model", bound=torch.nn.Module)
+
+
+@overload
+def compile(
+    model: Model, config: Config | None = None, platform: str | Platform | None = None
+) -> Model: ...
+
+
+@overload
+def compile(
+    model: Callable[..., Any],
+    config: Config | None = None,
+    platform: str | Platform | None = None,
+) -> CompiledFunction: ...
+
+
+@overload
+def compile(
+    model: None = None, config: Config | None = None, platform: str | Platform | None = None
+) -> Callable[[Any], Any]: ...
+
+
+def compile(
+    model: Any = None,
+    config: Config | None = None,
+    platform: str | Platform | None = None,
+) -> Any:
+    """Compile ``model`` in pieces, per range of sizes.
+
+    ``model``: an nn.Module, which gives a module of the same kind that shares its state, or a
+    function. Left out, the result is a decorator. ``config``: what varies, where to cut, what to
+    compile; environment variables ``PIECEWISE_<FIELD>`` override it. ``platform``: a name, a
+    Platform, or None for the best one installed for the model's device. The first call traces.
+
+    Raises ConfigError and its kinds, PlatformError and its kinds, UnsupportedModule.
+    """
+    if model is None:
+        return functools.partial(compile, config=config, platform=platform)
+    if config is not None and not isinstance(config, Config):
+        raise ConfigError(
+            f"config is a {type(config).__name__}; pass pw.Config(...), for example "
+            "pw.Config(splitting_ops=(...), dynamic={...})"
+        )
+    if not callable(model):
+        raise ConfigError(f"cannot compile a {type(model).__name__}; pass a module or function")
+    config = (config or Config()).with_env()
+
+    def make(fn: Callable[..., Any]) -> Session:
+        return Session(fn, prepare(config, platform, _device_type(fn)))
+
+    if isinstance(model, torch.nn.Module):
+        return compiled_module(model, make)
+    Matcher(config.splitting_ops)  # a misspelt name is an error here, not at the first call
+    return CompiledFunction(model, make)
+
+
+def _device_type(fn: Callable[..., Any]) -> str | None:
+    """The one device type of the tensors that ``fn`` holds; None when it holds none."""
+    found = {
+        tensor.device.type
+        for root in roots_of(fn)
+        for tensor in (*root.parameters(), *root.buffers())
+    } - {"meta"}
+    if len(found) > 1:
+        raise ConfigError(
+            f"the model's tensors are on several device types ({', '.join(sorted(found))}); move "
+            "it to one, or compile the submodule that is on one"
+        )
+    return next(iter(found), None)

@@ -1,0 +1,1 @@
+"""From pieces to compiled code: one compilation per distinct piece and box."""

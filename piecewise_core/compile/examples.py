@@ -1,0 +1,147 @@
+"""Fake inputs for one piece over one box of sizes: what a compiler is given in place of data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+import torch
+from torch._dynamo.source import ConstantSource
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import (
+    DimDynamic,
+    ShapeEnv,
+    StrictMinMaxConstraint,
+)
+from torch.utils._sympy.value_ranges import ValueRanges
+
+from piecewise_core.graph import torch_private
+from piecewise_core.graph.effects import storages
+from piecewise_core.graph.sizes import expression
+from piecewise_core.graph.split import Piece
+from piecewise_core.ranges import Box
+
+__all__ = ["Job", "make_job"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One piece made ready for one compilation.
+
+    ``graph``: a copy that the compiler may change. ``inputs``: one fake tensor, SymInt or int
+    per placeholder. ``mode``: their fake mode, whose ShapeEnv holds the ranges. ``box``: over
+    ``dims``, the places of the piece's own dims.
+    """
+
+    graph: torch.fx.GraphModule
+    inputs: tuple[Any, ...]
+    mode: FakeTensorMode
+    box: Box
+    dims: tuple[int, ...]
+
+    def context(self) -> Any:
+        """The tracing context that compilers look the fake mode up in."""
+        return tracing(TracingContext(self.mode))
+
+
+def make_job(piece: Piece, symbols: dict[sympy.Symbol, int], box: Box) -> Job:
+    """Make fake inputs for ``piece`` with its dims ranging over ``box``.
+
+    ``box``: one Range per dim in ``piece.dims``. A Range of one size becomes a plain int. The
+    inputs share memory as the traced ones do.
+    """
+    assert piece.graph is not None  # noqa: S101 -- callers compile compilable pieces only
+    graph = _copied(piece.graph)
+    env = ShapeEnv()
+    mode = FakeTensorMode(shape_env=env, allow_non_fake_inputs=True)
+    with torch_private.oblivious_sizes():
+        values = {
+            place: _size(env, place, span.start, span.end)
+            for place, span in zip(piece.dims, box.ranges, strict=True)
+        }
+        by_symbol = {s: values[place] for s, place in symbols.items() if place in values}
+        maker = _Maker(mode, by_symbol)
+        placeholders = [n for n in graph.graph.nodes if n.op == "placeholder"]
+        # A dim that the piece does not depend on is passed all the same; any number will do.
+        count = len(placeholders) - len(piece.inputs)
+        inputs: list[Any] = [values.get(place, 2) for place in range(count)]
+        inputs += [maker.value(node) for node in piece.inputs]
+    for node, value in zip(placeholders, inputs, strict=True):
+        node.meta = {"example_value": value}
+    for node in graph.graph.nodes:
+        if node.op not in ("placeholder", "get_attr"):
+            node.meta = {k: v for k, v in node.meta.items() if k == "stack_trace"}
+    return Job(graph, tuple(inputs), mode, box, piece.dims)
+
+
+def _copied(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """A copy of the graph over the same attributes."""
+    graph = torch.fx.Graph()
+    environment: dict[torch.fx.Node, torch.fx.Node] = {}
+    output = graph.graph_copy(module.graph, environment)
+    graph.output(output)
+    return torch.fx.GraphModule(module, graph)
+
+
+def _size(env: ShapeEnv, place: int, low: int, high: int) -> Any:
+    """A SymInt from ``low`` to ``high``; a plain int when they are equal."""
+    if low == high:
+        return low
+    hint = max(low, min(high, 2 if high < 4 else (low + high) // 2 if high < 1 << 20 else low + 8))
+    source = ConstantSource(f"s{place}")
+    symbol = env.create_symbol(
+        hint,
+        source,
+        dynamic_dim=DimDynamic.DYNAMIC,
+        constraint_dim=StrictMinMaxConstraint(vr=ValueRanges(low, high), warn_only=False),
+        do_not_specialize_zero_one=True,
+    )
+    return env.create_symintnode(symbol, hint=hint, source=source)
+
+
+class _Maker:
+    """Makes fake tensors like the traced ones, over other symbols."""
+
+    def __init__(self, mode: FakeTensorMode, sizes: dict[sympy.Symbol, Any]) -> None:
+        self._mode = mode
+        self._sizes = sizes
+        self._bases: dict[int, torch.Tensor] = {}
+
+    def value(self, node: torch.fx.Node) -> Any:
+        traced = node.meta.get("example_value")
+        if not isinstance(traced, torch.Tensor):
+            return traced
+        size = [self._number(s) for s in traced.shape]
+        stride = [self._number(s) for s in traced.stride()]
+        offset = self._number(traced.storage_offset())
+        (memory,) = storages(node)
+        with self._mode, torch.inference_mode(False), torch.no_grad():
+            base = self._bases.get(memory)
+            if base is None:
+                made = torch.empty_strided(size, stride, dtype=traced.dtype, device=traced.device)
+                self._bases[memory] = made
+                return made
+            if base.dtype == traced.dtype:
+                return base.as_strided(size, stride, offset)
+            return base.view(traced.dtype).as_strided(size, stride, offset)
+
+    def _number(self, size: Any) -> Any:
+        found = expression(size)
+        if not isinstance(found, sympy.Basic):
+            return found
+        if not found.free_symbols:
+            return int(found)
+        if isinstance(found, sympy.Symbol):
+            return self._sizes[found]
+        return _evaluate(found, self._sizes)
+
+
+def _evaluate(found: sympy.Basic, sizes: dict[sympy.Symbol, Any]) -> Any:
+    from torch.utils._sympy.interp import sympy_interp
+    from torch.utils._sympy.reference import PythonReferenceAnalysis
+
+    used = {s: sizes[s] for s in found.free_symbols}
+    return sympy_interp(PythonReferenceAnalysis, used, found)  # type: ignore[arg-type]

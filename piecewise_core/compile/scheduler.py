@@ -1,0 +1,207 @@
+"""Decides what is compiled: each distinct piece once per box, whoever asks for it."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import sympy
+import torch
+
+from piecewise_core.compile.eager import EagerCompiler
+from piecewise_core.compile.examples import Job, make_job
+from piecewise_core.compile.soundness import served_box
+from piecewise_core.config import Config
+from piecewise_core.counters import Counters
+from piecewise_core.errors import CompileFailed, CompilerUnavailable, PiecewiseError, Sealed
+from piecewise_core.graph.canonical import canonical_key
+from piecewise_core.graph.split import Piece
+from piecewise_core.graph.torch_private import compile_lock
+from piecewise_core.protocols import CompilerAdaptor
+from piecewise_core.ranges import Box
+
+__all__ = ["Artifact", "Scheduler"]
+
+logger = logging.getLogger(__name__)
+
+Runnable = Callable[..., Sequence[Any]]
+
+
+@dataclass
+class Artifact:
+    """One distinct piece compiled for one box.
+
+    ``box``: over the piece's own dims. ``serves``: the part of it that the compiled code holds
+    for; the piece runs as written elsewhere. ``owner``: the piece it was compiled for, as a
+    label. ``shared_by``: labels of the others. ``note``: why it runs as written, if it does.
+    """
+
+    key: str
+    box: Box
+    run: Runnable
+    compiler: str
+    seconds: float
+    owner: str
+    serves: Box | None
+    note: str = ""
+    shared_by: list[str] = field(default_factory=list)
+
+
+class Scheduler:
+    """Compiles pieces through one adaptor and hands equal pieces the same artifact.
+
+    ``passes``: run over every piece's graph before it is compiled. ``counters``: of the model.
+    """
+
+    def __init__(
+        self,
+        adaptor: CompilerAdaptor,
+        config: Config,
+        counters: Counters,
+        passes: Iterable[Callable[[torch.fx.GraphModule], None]] = (),
+    ) -> None:
+        self._adaptor = adaptor
+        self._written = EagerCompiler()
+        self._config = config
+        self._counters = counters
+        self._passes = tuple(passes)
+        self._keys: dict[int, str] = {}
+        self._pieces: dict[int, Piece] = {}
+        self._artifacts: dict[tuple[str, Box], Artifact] = {}
+        self._distinct: set[str] = set()
+        self.sealed: str | None = None
+
+    @property
+    def artifacts(self) -> tuple[Artifact, ...]:
+        """Everything compiled so far, in order."""
+        return tuple(self._artifacts.values())
+
+    def register(self, piece: Piece) -> str:
+        """Take a compilable piece in; returns its canonical key."""
+        if id(piece) not in self._keys:
+            self._pieces[id(piece)] = piece
+            key = self._keys[id(piece)] = canonical_key(piece)
+            if key not in self._distinct:
+                self._distinct.add(key)
+                self._counters.add("unique_pieces")
+        return self._keys[id(piece)]
+
+    def ready(self, piece: Piece, box: Box) -> Artifact | None:
+        """The artifact of ``piece`` for ``box`` (over all dims), if there is one."""
+        return self._artifacts.get((self.register(piece), project(piece, box)))
+
+    def artifact(
+        self, piece: Piece, symbols: Mapping[sympy.Symbol, int], box: Box, label: str
+    ) -> Artifact:
+        """The artifact of ``piece`` for ``box``, compiled now unless an equal one exists.
+
+        ``box``: over all dims of the model. ``label``: names the piece in errors and books.
+        Raises CompileFailed, or Sealed.
+        """
+        key, own = self.register(piece), project(piece, box)
+        with compile_lock:
+            found = self._artifacts.get((key, own))
+            if found is not None:
+                if label != found.owner and label not in found.shared_by:
+                    found.shared_by.append(label)
+                    self._counters.add("dedup_hits")
+                return found
+            self._check_sealed(label, own)
+            made = self._compile(piece, dict(symbols), own, key, label)
+            self.adopt(made)
+            return made
+
+    def adopt(self, artifact: Artifact) -> None:
+        """Take in an artifact compiled now, or elsewhere."""
+        self._artifacts[artifact.key, artifact.box] = artifact
+        self._counters.add("compilations")
+
+    def _check_sealed(self, label: str, box: Box) -> None:
+        if self.sealed is None:
+            return
+        text = (
+            f"{label} would be compiled for sizes {box} after seal(); list the size in "
+            "compile_sizes or capture_sizes, or call warmup() before seal()"
+        )
+        if self.sealed == "error":
+            raise Sealed(text)
+        logger.warning("%s", text)
+
+    def _compile(
+        self, piece: Piece, symbols: dict[sympy.Symbol, int], box: Box, key: str, label: str
+    ) -> Artifact:
+        begun = time.perf_counter()
+        adaptor: CompilerAdaptor = self._adaptor if piece.hazard is None else self._written
+        job = make_job(piece, symbols, box)
+        try:
+            with torch.inference_mode(), job.context():
+                for apply in self._passes:
+                    apply(job.graph)
+                compiled = adaptor.compile(
+                    job.graph, job.inputs, key=f"{key}-{box}", config=self._config
+                )
+        except CompilerUnavailable as error:
+            if self._config.check == "strict":
+                raise
+            warnings.warn(f"{error} Running uncompiled until then.", RuntimeWarning, stacklevel=2)
+            self._adaptor = self._written
+            return self._compile(piece, symbols, box, key, label)
+        except PiecewiseError:
+            raise
+        except Exception as error:
+            raise CompileFailed(
+                f"{label} ({piece.source or 'no source line'}) for sizes {box}: compiler "
+                f"{adaptor.name!r} raised {type(error).__name__}: {error}. Try "
+                'compiler="eager" for this model, or report it with the piece that '
+                "explain() prints"
+            ) from error
+        seconds = time.perf_counter() - begun
+        logger.debug("compiled %s for %s in %.2f s with %s", label, box, seconds, adaptor.name)
+        return self._judge(job, piece, compiled.run, key, label, adaptor.name, seconds)
+
+    def _judge(
+        self,
+        job: Job,
+        piece: Piece,
+        run: Runnable,
+        key: str,
+        label: str,
+        compiler: str,
+        seconds: float,
+    ) -> Artifact:
+        """Find where the compiled code holds; elsewhere the piece runs as written."""
+        serves, why = served_box(job)
+        note = piece.hazard or why
+        if serves != job.box:
+            logger.warning("%s for sizes %s: %s", label, job.box, why)
+            run = _guarded(run, _written(piece), serves, piece.dims)
+        return Artifact(key, job.box, run, compiler, seconds, label, serves, note)
+
+
+def project(piece: Piece, box: Box) -> Box:
+    """The part of ``box`` that the piece depends on: its own dims only."""
+    return Box(tuple(box.ranges[d] for d in piece.dims))
+
+
+def _written(piece: Piece) -> Runnable:
+    if piece.graph is None:
+        raise ValueError("a splitting piece is not compiled")
+    run: Runnable = piece.graph.forward
+    return run
+
+
+def _guarded(run: Runnable, written: Runnable, serves: Box | None, dims: Sequence[int]) -> Runnable:
+    """``run`` where it holds, ``written`` elsewhere; sizes are the first arguments."""
+    if serves is None:
+        return written
+    ranges = [(d, r.start, r.end) for d, r in zip(dims, serves.ranges, strict=True)]
+
+    def guarded(*args: Any) -> Sequence[Any]:
+        inside = all(lo <= args[d] <= hi for d, lo, hi in ranges)
+        return run(*args) if inside else written(*args)
+
+    return guarded

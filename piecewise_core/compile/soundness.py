@@ -1,0 +1,83 @@
+"""Where compiled code holds: the guards that a compiler added to the sizes it was given.
+
+A compiler may decide something from the example sizes and note it as a guard, expecting to be
+called again when it fails. Nobody checks such guards at run time here, so they are read after
+each compilation, and sizes that break one are not served by the code.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sympy
+
+from piecewise_core.compile.examples import Job
+from piecewise_core.graph.guards import evaluator
+from piecewise_core.ranges import Box, Range
+
+__all__ = ["served_box"]
+
+_LAYOUT_ONLY = ("_compute_stride", "_prims_common", "is_contiguous", "fake_impls.py")
+"""Where a fake tensor's strides are worked out. Guards from there say that a dim is not 1 or 0;
+they choose the stride of a dim that has at most one index, which no address depends on."""
+
+_DENSE = 1 << 14
+
+
+def served_box(job: Job) -> tuple[Box | None, str]:
+    """The part of the job's box on which its compiled code holds, and why not all of it.
+
+    None when no box can be told; the piece must then run as written.
+    """
+    env = job.mode.shape_env
+    if env is None:
+        return job.box, ""
+    symbols = _symbols(job)
+    box, why = job.box, ""
+    for guard in env.guards:
+        expr = env.replace(guard.expr)
+        if expr == sympy.true or _harmless(expr, str(guard.sloc)):
+            continue
+        smaller = _cut(expr, symbols, box)
+        if smaller == box:
+            continue
+        why = f"the compiler fixed {expr} at {guard.sloc}; other sizes run as written"
+        if smaller is None:
+            return None, why
+        box = smaller
+    return box, why
+
+
+def _symbols(job: Job) -> dict[sympy.Symbol, int]:
+    found: dict[sympy.Symbol, int] = {}
+    for place, dim in enumerate(job.dims):
+        size: Any = job.inputs[dim]
+        if hasattr(size, "node") and isinstance(size.node.expr, sympy.Symbol):
+            found[size.node.expr] = place
+    return found
+
+
+def _harmless(expr: sympy.Basic, where: str) -> bool:
+    if not any(name in where for name in _LAYOUT_ONLY):
+        return False
+    return not (expr.atoms(sympy.Integer) - {sympy.Integer(0), sympy.Integer(1)})
+
+
+def _cut(expr: sympy.Basic, symbols: dict[sympy.Symbol, int], box: Box) -> Box | None:
+    """The largest end part of ``box`` on which a guard over one size holds."""
+    used = list(expr.free_symbols)
+    if len(used) != 1 or used[0] not in symbols:
+        return None
+    place = symbols[used[0]]
+    bounds = box.ranges[place]
+    if bounds.end - bounds.start > _DENSE:
+        return None
+    holds = evaluator(expr, used)
+    good = [s for s in range(bounds.start, bounds.end + 1) if holds(s)]
+    if not good:
+        return None
+    # The run of sizes that reaches highest: large sizes are where compiled code pays.
+    start = end = good[-1]
+    while start > bounds.start and holds(start - 1):
+        start -= 1
+    return Box((*box.ranges[:place], Range(start, end), *box.ranges[place + 1 :]))

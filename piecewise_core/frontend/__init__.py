@@ -1,0 +1,1 @@
+"""What a user holds: sessions over regions, compiled modules and functions."""

@@ -1,0 +1,148 @@
+"""What ``pw.compile`` returns: the same methods on a function and on a module."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
+
+import torch
+
+from piecewise_core.counters import Stats
+from piecewise_core.errors import ConfigError, PiecewiseError, UnsupportedModule
+from piecewise_core.frontend.explain import Explanation, explain
+from piecewise_core.frontend.session import Session
+from piecewise_core.frontend.warmup import WarmupReport, warm_up
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["CompiledFunction", "compiled_module"]
+
+
+class _Controls:
+    """Warm-up, seal and books of one session."""
+
+    _pw_session: Session
+
+    def warmup(self, *args: Any, progress: bool = True, **kwargs: Any) -> WarmupReport:
+        """Trace every region and compile every range and size now.
+
+        ``args``, ``kwargs``: example arguments, of any sizes in bounds; not needed after a first
+        call. ``progress``: show a bar on a terminal. Raises NotTraced without examples.
+        """
+        return warm_up(self._pw_session, args, kwargs, progress=progress)
+
+    def seal(self, on_miss: Literal["error", "warn"] = "error") -> Self:
+        """From now on a trace, compilation or capture is an error, or a warning."""
+        if on_miss not in ("error", "warn"):
+            raise ConfigError(f'seal(on_miss={on_miss!r}): use "error" or "warn"')
+        self._pw_session.seal(on_miss)
+        return self
+
+    def stats(self) -> Stats:
+        """The counters so far."""
+        return self._pw_session.stats()
+
+    def explain(self) -> Explanation:
+        """Regions, pieces, ranges, what was compiled and what is shared, and why."""
+        return explain(self._pw_session)
+
+
+class CompiledFunction(_Controls):
+    """A compiled function; on a class it is a method, compiled for each instance."""
+
+    def __init__(self, fn: Callable[..., Any], make: Callable[..., Session]) -> None:
+        functools.update_wrapper(self, fn)
+        self._pw_fn = fn
+        self._pw_make = make
+        self._pw_bound: weakref.WeakKeyDictionary[Any, CompiledFunction] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    @functools.cached_property
+    def _pw_session(self) -> Session:  # type: ignore[override]
+        return self._pw_make(self._pw_fn)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the function."""
+        return self._pw_session(*args, **kwargs)
+
+    def __get__(self, instance: Any, owner: type | None = None) -> CompiledFunction:
+        if instance is None:
+            return self
+        if instance not in self._pw_bound:
+            method = self._pw_fn.__get__(instance, owner)
+            self._pw_bound[instance] = CompiledFunction(method, self._pw_make)
+        return self._pw_bound[instance]
+
+
+class _ModuleFace(_Controls):
+    """The part of a compiled module that is not the model's.
+
+    Slots keep it out of the attributes that both modules share.
+    """
+
+    __slots__ = ("_pw_make", "_pw_original", "_pw_session")
+
+    _pw_make: Callable[..., Session]
+    _pw_original: torch.nn.Module
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> torch.nn.Module:
+        return compiled_module(copy.deepcopy(self._pw_original, memo), self._pw_make)
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise PiecewiseError(
+            "a compiled module cannot be pickled; pickle the original model and compile it again"
+        )
+
+
+def compiled_module(model: torch.nn.Module, make: Callable[..., Session]) -> torch.nn.Module:
+    """A module of the model's own kind that shares all its state and runs compiled.
+
+    Parameters, buffers, hooks, config and attributes are the model's: what is set on one is set
+    on the other. ``isinstance(result, type(model))`` holds. ``make``: session of a callable.
+    Raises UnsupportedModule.
+    """
+    _refuse(model)
+    kind = type(model)
+
+    @functools.wraps(kind.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self._pw_session(*args, **kwargs)
+
+    members = {"forward": forward, "__module__": kind.__module__, "__doc__": kind.__doc__}
+    made: Any = type(f"Compiled{kind.__name__}", (_ModuleFace, kind), members)
+    compiled = made.__new__(made)
+    # One state, two faces: both modules read and write the same attributes.
+    object.__setattr__(compiled, "__dict__", model.__dict__)
+    object.__setattr__(compiled, "_pw_original", model)
+    object.__setattr__(compiled, "_pw_make", make)
+    object.__setattr__(compiled, "_pw_session", make(model.forward))
+    found: torch.nn.Module = compiled
+    return found
+
+
+def _refuse(model: torch.nn.Module) -> None:
+    """Raise UnsupportedModule for what cannot run through its class's forward."""
+    kind = type(model)
+    problem = ""
+    if isinstance(model, _ModuleFace):
+        problem = "it is compiled already; compile the original, with the config you want"
+    elif isinstance(model, torch.jit.ScriptModule):
+        problem = "it is a script module, which cannot be traced; compile the Python model"
+    elif isinstance(model, torch._dynamo.OptimizedModule):
+        problem = "it comes from torch.compile; compile the original (its _orig_mod)"
+    elif isinstance(model, (torch.nn.parallel.DistributedDataParallel, torch.nn.DataParallel)):
+        problem = "it is a data-parallel wrapper; compile its .module"
+    elif "forward" in vars(model):
+        problem = (
+            "its forward was replaced on the instance (accelerate's hooks do that); remove the "
+            "hooks, or compile a submodule"
+        )
+    elif getattr(model, "_compiled_call_impl", None) is not None:
+        problem = "its .compile() was called; use a fresh model"
+    if problem:
+        raise UnsupportedModule(f"{kind.__name__} cannot be compiled: {problem}")

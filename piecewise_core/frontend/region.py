@@ -1,0 +1,150 @@
+"""One region of sizes: its program, its targets, and the plans that serve them."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from piecewise_core.backend import PiecewiseBackend
+from piecewise_core.compile.scheduler import Scheduler
+from piecewise_core.config import Config
+from piecewise_core.graph.split import Program
+from piecewise_core.ranges import Box, Range, Sizes, Target, TargetTable, plan_targets
+from piecewise_core.runtime.plan import Plan, PlanCode
+
+__all__ = ["Region", "unbounded"]
+
+logger = logging.getLogger(__name__)
+
+NO_BOUND = sys.maxsize - 1
+"""The upper end of a size that has none."""
+
+
+class Region:
+    """A program, and for each of its targets a plan that is made on first need.
+
+    ``box``: the sizes served by targets. ``general_box``: those the general graph serves; larger
+    only with ``out_of_range="general"``. ``index``: place among the model's regions.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        program: Program,
+        config: Config,
+        scheduler: Scheduler,
+        bounds: Box,
+        sizes: tuple[Sizes, ...],
+        backend_class: type[Any] = PiecewiseBackend,
+    ) -> None:
+        self.index = index
+        self.program = program
+        self.general_box = program.traced.box
+        self.box = self.general_box.intersect(bounds) or bounds
+        self.targets: tuple[Target, ...] = plan_targets(
+            self.box, config.endpoints_by_dim or ((),) * len(bounds.ranges), sizes
+        )
+        self.table = TargetTable(self.box, self.targets)
+        self.code = PlanCode(program)
+        self.served = False
+        self.checked: set[Box] = set()
+        self._scheduler = scheduler
+        self._plans: dict[Box, Plan] = {}
+        self._begun = time.perf_counter()
+        for piece in program.compilable:
+            scheduler.register(piece)
+        pieces = program.compilable
+        self.backends: list[Any] = [
+            backend_class(
+                piece.graph,
+                config,
+                None,
+                place,
+                len(pieces),
+                list(range(len(bounds.ranges))),
+                self._general_of(place),
+                self,
+            )
+            for place, piece in enumerate(pieces)
+        ]
+
+    # What the pieces' backends ask of their owner (PieceOwner) ---------------------
+
+    def compile_piece(self, index: int, box: Box) -> Callable[..., Any]:
+        """The compiled graph of compilable piece ``index`` for ``box``."""
+        piece = self.program.compilable[index]
+        symbols = self.program.traced.symbols
+        return self._scheduler.artifact(piece, symbols, box, self.label(index)).run
+
+    def end_compilation(self) -> None:
+        """Log once how long it took from the trace to the last compilation."""
+        logger.info(
+            "region %d %s: %d pieces compiled for %d ranges and sizes, %.1f s after tracing",
+            self.index,
+            self.box,
+            len(self.backends),
+            len(self.targets),
+            time.perf_counter() - self._begun,
+        )
+
+    # Plans -------------------------------------------------------------------------
+
+    def label(self, index: int) -> str:
+        """What to call compilable piece ``index`` in messages."""
+        return f"region {self.index} piece {self.program.compilable[index].index}"
+
+    def is_ready(self, box: Box) -> bool:
+        """Whether every piece has its code for ``box``."""
+        return box in self._plans or all(
+            self._scheduler.ready(piece, box) for piece in self.program.compilable
+        )
+
+    def plan(self, box: Box) -> Plan:
+        """The plan that serves ``box``, compiled now if it is not yet."""
+        plan = self._plans.get(box)
+        if plan is None:
+            plan = self.code.plan([run for _, run in self.runnables(box)])
+            self._plans[box] = plan
+        return plan
+
+    def checking_plan(self, box: Box) -> Plan:
+        """The same plan, also checking what splitting ops return; for a target's first call."""
+        self.checked.add(box)
+        return self.code.plan([run for _, run in self.runnables(box)], check=True)
+
+    def written_plan(self) -> Plan:
+        """The program with every piece as written: valid for every size, compiles nothing."""
+        runs = [_forward(piece.graph) for piece in self.program.compilable]
+        return self.code.plan(runs)
+
+    def runnables(self, box: Box) -> Iterator[tuple[int, Callable[..., Any]]]:
+        """Each compilable piece's code for ``box``, compiled as it is asked for."""
+        targets = {t.box for t in self.targets}
+        for index, backend in enumerate(self.backends):
+            if box not in targets:
+                yield index, self.compile_piece(index, box)
+            elif hasattr(backend, "runnable"):
+                yield index, backend.runnable(box)
+            else:
+                # A platform's own class that only has __call__ dispatches by itself.
+                yield index, backend
+
+    def _general_of(self, index: int) -> Callable[[], Callable[..., Any]]:
+        return lambda: self.compile_piece(index, self.general_box)
+
+
+def _forward(graph: torch.fx.GraphModule | None) -> Callable[..., Any]:
+    if graph is None:
+        raise ValueError("a splitting piece has no graph")
+    run: Callable[..., Any] = graph.forward
+    return run
+
+
+def unbounded(bounds: Box) -> Box:
+    """``bounds`` without upper ends."""
+    return Box(tuple(Range(r.start, NO_BOUND) for r in bounds.ranges))

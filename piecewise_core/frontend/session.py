@@ -1,0 +1,331 @@
+"""One compiled callable: from the first call's structure to regions, one look-up per call."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+
+from piecewise_core.compile.scheduler import Scheduler
+from piecewise_core.config import Config
+from piecewise_core.counters import Counters, Stats, process_counters
+from piecewise_core.errors import GradNeeded, InputMismatch, NotTraced, OutOfRange, Sealed
+from piecewise_core.frontend.region import Region, unbounded
+from piecewise_core.frontend.setup import Setup
+from piecewise_core.graph.binder import Binder
+from piecewise_core.graph.effects import values
+from piecewise_core.graph.names import Matcher
+from piecewise_core.graph.split import split
+from piecewise_core.graph.structure import Structure, describe_call
+from piecewise_core.graph.torch_private import any_autocast, compile_lock
+from piecewise_core.graph.trace import trace
+from piecewise_core.ranges import Box, Range, Sizes, Target, TargetTable, cut
+from piecewise_core.runtime.parameters import Parameters, roots_of
+from piecewise_core.runtime.plan import Plan
+
+__all__ = ["Session"]
+
+Entry = Callable[..., Any]
+"""Serves one target: ``entry(tensors, bound, sizes, args, kwargs) -> result``."""
+
+
+class Session:
+    """Runs ``fn`` through compiled plans.
+
+    ``fn``: the callable as the user wrote it; also what the ``eager`` target calls. ``setup``:
+    config, platform and compiler. One call at a time: a lock serialises threads.
+    """
+
+    def __init__(self, fn: Callable[..., Any], setup: Setup) -> None:
+        self.fn = fn
+        self.setup = setup
+        self.config: Config = setup.config
+        self.regions: list[Region] = []
+        self.counters = Counters()
+        process_counters.watch(self.counters)
+        self.scheduler = Scheduler(setup.compiler, self.config, self.counters, setup.passes)
+        self.structure: Structure | None = None
+        self._matcher = Matcher(self.config.splitting_ops, setup.unsafe_ops)
+        self._lock = threading.RLock()
+        self._sealed: str | None = None
+        self._checked = self.config.check != "off"
+        self._bind: Callable[..., Any] = self._first
+        self._forget_regions()
+
+    # The hot path ----------------------------------------------------------------------
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run one call. Raises the errors of the group "Call"."""
+        with self._lock:
+            tensors, sizes = self._bind(*args, **kwargs)
+            bound = self._read()
+            if bound is None:
+                bound = self._rebound()
+            if torch.is_grad_enabled():
+                self._check_grad(tensors)
+            if any_autocast():
+                self._refuse_autocast()
+            return self._entries[self._find(*sizes)](tensors, bound, sizes, args, kwargs)
+
+    # Structure -------------------------------------------------------------------------
+
+    def start(self, *args: Any, **kwargs: Any) -> None:
+        """Fix the structure of calls from one example, whose sizes mean nothing."""
+        structure = describe_call(self.fn, args, kwargs, self.config)
+        self.binder = Binder(
+            structure,
+            alignment=self.setup.platform.capabilities.alignment,
+            static=self.config.inputs == "static",
+            check=self._checked,
+            on_restride=lambda: self.counters.add("restrided"),
+        )
+        self._bind = self.binder.bind
+        self.structure = structure
+        self._install()
+
+    def _first(self, *args: Any, **kwargs: Any) -> Any:
+        """Stands in for the binder until there is one."""
+        if torch.is_grad_enabled():
+            self._check_grad(values((args, kwargs)), roots_of(self.fn))
+        self.start(*args, **kwargs)
+        bound = self._bind(*args, **kwargs)
+        if self.config.compile_mode == "warmup":
+            for _ in self.compile_all():
+                pass
+        return bound
+
+    def _forget_regions(self) -> None:
+        """Drop every trace; the counters stay."""
+        self.regions = []
+        self.parameters = Parameters(roots_of(self.fn), checked=self._checked)
+        self._read: Callable[[], tuple[torch.Tensor, ...] | None] = tuple
+        self._entries: list[Entry] = [self._miss]
+        self._find: Callable[..., int] = lambda *sizes: TargetTable.miss
+
+    def _install(self) -> None:
+        """Make the look-up over every region's targets; the last entry serves all other sizes."""
+        targets = [(region, target) for region in self.regions for target in region.targets]
+        self._find = TargetTable(self.config.bounds, [target for _, target in targets]).find
+        self._entries = [self._pending(region, target) for region, target in targets]
+        self._entries.append(self._miss)
+        self.parameters.settle()
+        self._read = self.parameters.read
+
+    # Entries ---------------------------------------------------------------------------
+
+    def _entry(self, region: Region, plan: Plan, kind: str) -> Entry:
+        """The steady state of one target: count, run, rebuild."""
+        output = region.program.traced.output
+        calls, rebuild, raw = self.counters.calls, output.rebuild, self.binder.raw
+        if output.uses_inputs:
+
+            def with_inputs(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
+                calls[kind] += 1
+                return rebuild(plan(t, b, *sizes), raw(*args, **kwargs), b)
+
+            return with_inputs
+
+        def entry(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
+            calls[kind] += 1
+            return rebuild(plan(t, b, *sizes), t, b)
+
+        return entry
+
+    def _pending(self, region: Region, target: Target) -> Entry:
+        """Serves a target until its code is there, then puts the steady entry in its place."""
+
+        def pending(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
+            if self._may_wait(region, target):
+                return self._serve_general(region, t, b, sizes, args, kwargs)
+            plan = region.plan(target.box)
+            first = region.checking_plan(target.box) if self._checks_ops(region) else plan
+            result = self._entry(region, first, target.kind)(t, b, sizes, args, kwargs)
+            self._entries[self._find(*sizes)] = self._entry(region, plan, target.kind)
+            return result
+
+        return pending
+
+    def _checks_ops(self, region: Region) -> bool:
+        return self._checked and any(p.splitting for p in region.program.pieces)
+
+    def _may_wait(self, region: Region, target: Target) -> bool:
+        """Whether this call is served by the general graph, the target being compiled later."""
+        if region.is_ready(target.box) or target.box == region.general_box:
+            return False
+        return self.config.compile_mode == "lazy" and not region.served and not self._sealed
+
+    def _serve_general(
+        self, region: Region, t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any
+    ) -> Any:
+        region.served = True
+        plan = region.plan(region.general_box)
+        return self._entry(region, plan, "general")(t, b, sizes, args, kwargs)
+
+    def _miss(self, t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
+        """Serves sizes that no target holds: not traced yet, or out of bounds."""
+        if sizes in self.config.bounds:
+            self.region_for(sizes)
+            return self._entries[self._find(*sizes)](t, self._read(), sizes, args, kwargs)
+        if self.config.out_of_range == "eager":
+            self.counters.calls["eager"] += 1
+            return self.fn(*args, **kwargs)
+        if self.config.out_of_range == "general" and sizes in self._outer_bounds():
+            region = self.region_for(sizes)
+            return self._serve_general(region, t, self._read(), sizes, args, kwargs)
+        raise OutOfRange(_out_of_range(self.config, sizes))
+
+    # Regions ---------------------------------------------------------------------------
+
+    def region_for(self, sizes: Sizes) -> Region:
+        """The region that holds ``sizes``, traced now if it is not yet."""
+        with compile_lock:
+            while True:
+                for region in self.regions:
+                    if sizes in region.general_box:
+                        return region
+                self._trace(self._cell(sizes))
+
+    def _outer_bounds(self) -> Box:
+        bounds = self.config.bounds
+        return unbounded(bounds) if self.config.out_of_range == "general" else bounds
+
+    def _cell(self, sizes: Sizes) -> Box:
+        """The part of the bounds around ``sizes`` that no region's end cuts."""
+        return _cell([r.general_box for r in self.regions], self._outer_bounds(), sizes)
+
+    def _trace(self, cell: Box) -> Region:
+        if self.structure is None:
+            raise NotTraced("nothing was called yet; call the model once, or pass examples")
+        if self._sealed == "error":
+            raise Sealed(
+                f"sizes {cell} would be traced after seal(); call warmup() before seal(), which "
+                "traces every region"
+            )
+        traced = trace(self.fn, self.structure, self.config, cell, self.parameters.add)
+        if self._matcher and not self.regions:
+            self._matcher.check_all_matched(traced.graph.graph)
+        program = split(traced, self._matcher)
+        region = Region(
+            len(self.regions),
+            program,
+            self.config,
+            self.scheduler,
+            self.config.bounds,
+            self.config.sizes,
+            self.setup.backend_class,
+        )
+        self.regions.append(region)
+        self.binder.mutated |= program.mutated
+        self.counters.add("graphs")
+        self.counters.add("pieces", len(program.pieces))
+        self.counters.add("compilable_pieces", len(program.compilable))
+        self._install()
+        return region
+
+    def trace_all(self) -> Iterator[Region]:
+        """Trace until regions cover the bounds; yields each new one."""
+        known = len(self.regions)
+        while True:
+            sizes = _uncovered([r.general_box for r in self.regions], self.config.bounds)
+            if sizes is None:
+                return
+            with self._lock:
+                self.region_for(sizes)
+            yield from self.regions[known:]
+            known = len(self.regions)
+
+    def compile_all(self) -> Iterator[tuple[Region, Target, int]]:
+        """Trace and compile all there is; yields before each piece that is about to compile."""
+        for _ in self.trace_all():
+            pass
+        for region, target in [(r, t) for r in self.regions for t in r.targets]:
+            for index, piece in enumerate(region.program.compilable):
+                if self.scheduler.ready(piece, target.box) is None:
+                    yield region, target, index
+            with self._lock, compile_lock:
+                region.plan(target.box)
+
+    # Checks ----------------------------------------------------------------------------
+
+    def _rebound(self) -> tuple[torch.Tensor, ...]:
+        """A held tensor was replaced or moved: take the new ones, or trace anew."""
+        if self.parameters.rebind():
+            self._read = self.parameters.read
+            return self._read() or ()
+        if self._sealed == "error":
+            raise Sealed(
+                "a parameter changed its dtype, device, shape or strides, or the model's training "
+                "mode changed, after seal(); the model would have to be traced again"
+            )
+        self._forget_regions()
+        self._install()
+        return ()
+
+    def _check_grad(self, tensors: Iterable[Any], roots: Iterable[torch.nn.Module] = ()) -> None:
+        inputs = any(isinstance(t, torch.Tensor) and t.requires_grad for t in tensors)
+        held = self.parameters.need_grad() or any(
+            p.requires_grad for root in roots for p in root.parameters()
+        )
+        if inputs or held:
+            raise GradNeeded(
+                f"called with gradients enabled, and {'an input' if inputs else 'a parameter'} "
+                "requires them; piecewise is for inference: call under torch.inference_mode() or "
+                "torch.no_grad(), or call requires_grad_(False) on the model"
+            )
+
+    def _refuse_autocast(self) -> None:
+        raise InputMismatch(
+            "called inside torch.autocast, which a traced program cannot follow; enter autocast "
+            "inside the model's forward, or convert the model with .to(dtype)"
+        )
+
+    # Books -----------------------------------------------------------------------------
+
+    def seal(self, on_miss: str) -> None:
+        """From now on a trace or compilation is an error, or a warning."""
+        self._sealed = on_miss
+        self.scheduler.sealed = on_miss
+
+    def stats(self) -> Stats:
+        """The counters so far."""
+        return self.counters.stats()
+
+
+def _out_of_range(config: Config, sizes: Sizes) -> str:
+    wrong = [
+        f'size {size} of dim "{dim.name}" is outside [{dim.min}, {dim.max}]'
+        for dim, size in zip(config.dims, sizes, strict=True)
+        if not dim.min <= size <= dim.max
+    ]
+    return (
+        f'{"; ".join(wrong)}; widen Dim(min, max), or set out_of_range="general" (compiled '
+        'without upper bound) or "eager"'
+    )
+
+
+def _cell(known: list[Box], bounds: Box, sizes: Sizes) -> Box:
+    """The cell of the grid made by the known boxes' ends that holds ``sizes``."""
+    found = []
+    for place, (span, size) in enumerate(zip(bounds.ranges, sizes, strict=True)):
+        ends = {e for b in known for e in (b.ranges[place].start - 1, b.ranges[place].end)}
+        cell = next((r for r in cut(span, ends) if size in r), span)
+        # 0 and 1 behave differently from each other wherever one of them differs at all.
+        found.append(Range(size, size) if known and size <= 1 and cell.end <= 1 else cell)
+    return Box(tuple(found))
+
+
+def _uncovered(known: list[Box], bounds: Box) -> Sizes | None:
+    """Some sizes in ``bounds`` that no known box holds, the largest first; None when all are."""
+    starts = []
+    for place, span in enumerate(bounds.ranges):
+        ends = {e for b in known for e in (b.ranges[place].start - 1, b.ranges[place].end)}
+        starts.append([r.end for r in reversed(cut(span, ends))])
+        if known and 0 in span and 1 in span:
+            starts[-1].append(0)
+    for sizes in itertools.product(*starts):
+        if not any(sizes in box for box in known):
+            return sizes
+    return None

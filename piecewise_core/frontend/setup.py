@@ -1,0 +1,68 @@
+"""What a session works with: config, platform, compiler, passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from piecewise_core.backend import PiecewiseBackend
+from piecewise_core.compile.eager import EagerCompiler
+from piecewise_core.config import Config
+from piecewise_core.platforms import Selected, all_passes, find_compiler, select
+from piecewise_core.protocols import CompilerAdaptor, Platform
+
+__all__ = ["Setup", "prepare"]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything chosen before the first call.
+
+    ``config.compiler`` is the compiler's real name. ``unsafe_ops``: operators that the
+    platform's static graphs cannot hold.
+    """
+
+    config: Config
+    selected: Selected
+    compiler: CompilerAdaptor
+    passes: tuple[Callable[[torch.fx.GraphModule], None], ...]
+    unsafe_ops: tuple[str, ...]
+    backend_class: type[Any]
+
+    @property
+    def platform(self) -> Platform:
+        """The platform in use."""
+        return self.selected.platform
+
+
+def prepare(config: Config, platform: str | Platform | None, device_type: str | None) -> Setup:
+    """Choose platform and compiler. Raises PlatformError and its kinds, and ConfigError."""
+    selected = select(platform, device_type)
+    active = selected.platform
+    compiler = _compiler(config.compiler, active)
+    own = getattr(active.compiler, "passes", None)
+    passes = (*(own() if callable(own) else ()), *all_passes())
+    unsafe = getattr(active.graphs, "unsafe_ops", None)
+    return Setup(
+        config.replace(compiler=compiler.name),
+        selected,
+        compiler,
+        tuple(passes),
+        tuple(unsafe()) if callable(unsafe) else (),
+        getattr(active, "piecewise_backend", None) or PiecewiseBackend,
+    )
+
+
+def _compiler(name: str | None, platform: Platform) -> CompilerAdaptor:
+    if name is None or name == platform.compiler.name:
+        return platform.compiler
+    if name == "eager":
+        return EagerCompiler()
+    if name == "inductor":
+        from piecewise_core.compile.inductor import InductorCompiler
+
+        return InductorCompiler()
+    return find_compiler(name, known=("inductor", "eager", platform.compiler.name))

@@ -1,0 +1,109 @@
+"""Compile everything ahead of traffic, with a progress bar and a report."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from piecewise_core.errors import NotTraced
+from piecewise_core.frontend.session import Session
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+__all__ = ["WarmupReport", "warm_up"]
+
+
+@dataclass(frozen=True)
+class WarmupReport:
+    """What warm-up did.
+
+    ``regions``: regions of the model. ``targets``: ranges and sizes ready. ``compilations`` and
+    ``dedup_hits``: made and saved in this warm-up. ``seconds``: wall time. ``as_written``: pieces
+    that run uncompiled, with the reason.
+    """
+
+    regions: int
+    targets: int
+    compilations: int
+    dedup_hits: int
+    seconds: float
+    as_written: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [
+            f"warm-up: {self.regions} regions, {self.targets} ranges and sizes ready, "
+            f"{self.compilations} compilations, {self.dedup_hits} pieces shared, "
+            f"{self.seconds:.1f} s"
+        ]
+        return "\n".join([*lines, *(f"  as written: {note}" for note in self.as_written)])
+
+
+def warm_up(
+    session: Session, args: tuple[Any, ...], kwargs: dict[str, Any], *, progress: bool
+) -> WarmupReport:
+    """Trace every region and compile every range and size.
+
+    ``args``, ``kwargs``: one example call of any size, needed once. ``progress``: show a bar
+    when the terminal can. An interrupt leaves what was compiled, and a model that serves.
+    """
+    if session.structure is None:
+        if not args and not kwargs and session.config.dims:
+            raise NotTraced(
+                "warmup() needs to know what a call looks like: pass example arguments of any "
+                "size, or call the model once before warmup()"
+            )
+        session.start(*args, **kwargs)
+    begun, before = time.perf_counter(), session.stats()
+    with _bar(progress) as bar:
+        task = bar.add_task("tracing", total=None)
+        for region, target, index in session.compile_all():
+            total = sum(len(r.targets) * len(r.backends) for r in session.regions)
+            bar.update(
+                task,
+                total=total,
+                completed=_done(session),
+                description=f"{region.label(index)} for {target.box}",
+            )
+        bar.update(task, total=1, completed=1, description="compiled")
+    after = session.stats()
+    return WarmupReport(
+        regions=len(session.regions),
+        targets=sum(len(r.targets) for r in session.regions),
+        compilations=after.compilations - before.compilations,
+        dedup_hits=after.dedup_hits - before.dedup_hits,
+        seconds=time.perf_counter() - begun,
+        as_written=tuple(f"{a.owner}: {a.note}" for a in session.scheduler.artifacts if a.note),
+    )
+
+
+def _done(session: Session) -> int:
+    return sum(
+        session.scheduler.ready(piece, target.box) is not None
+        for region in session.regions
+        for target in region.targets
+        for piece in region.program.compilable
+    )
+
+
+@contextmanager
+def _bar(wanted: bool) -> Iterator[Progress]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(file=sys.stderr)
+    with Progress(
+        TextColumn("warm-up"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+        console=console,
+        disable=not (wanted and console.is_terminal),
+        transient=True,
+    ) as bar:
+        yield bar

@@ -1,0 +1,1 @@
+"""From a model to pieces: trace, split, canonical form."""

@@ -1,0 +1,136 @@
+"""The canonical form of a piece: what its compiled artifact depends on, and nothing else.
+
+Names of values and symbols are erased. Kept are operations, constants, symbol relations, shapes,
+strides, dtypes, devices, and which inputs share memory. Two pieces with equal forms share one
+artifact.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import sympy
+import torch
+
+from piecewise_core.graph.effects import storages
+from piecewise_core.graph.sizes import expression
+from piecewise_core.graph.split import Piece
+
+__all__ = ["canonical_key", "canonical_text"]
+
+
+def canonical_key(piece: Piece) -> str:
+    """A short digest of ``canonical_text``."""
+    return hashlib.sha256(canonical_text(piece).encode()).hexdigest()[:32]
+
+
+def canonical_text(piece: Piece) -> str:
+    """The canonical form of a compilable piece, one line per node."""
+    if piece.graph is None:
+        raise ValueError("a splitting piece has no canonical form")
+    return "\n".join(_Writer(piece.graph, piece.inputs).lines())
+
+
+class _Writer:
+    def __init__(self, module: torch.fx.GraphModule, inputs: Sequence[torch.fx.Node]) -> None:
+        self._module = module
+        self._number: dict[torch.fx.Node, int] = {}
+        self._symbols: dict[str, str] = {}
+        self._memory: dict[int, int] = {}
+        self._shared = {
+            s for n in inputs for s in storages(n) if sum(s in storages(m) for m in inputs) > 1
+        } if len(inputs) < 512 else None  # fmt: skip
+
+    def lines(self) -> list[str]:
+        found = []
+        for node in self._module.graph.nodes:
+            self._number[node] = len(self._number)
+            found.append(self._line(node))
+        return found
+
+    def _line(self, node: torch.fx.Node) -> str:
+        if node.op == "placeholder":
+            return f"in {self._value(node.meta.get('example_value'))}"
+        if node.op == "output":
+            return f"out {self._arg(node.args)}"
+        if node.op == "get_attr":
+            return f"attr {self._attribute(str(node.target))}"
+        target = node.target if node.op == "call_method" else _target(node.target)
+        kwargs = {k: node.kwargs[k] for k in sorted(node.kwargs)}
+        return f"{node.op} {target} {self._arg(node.args)} {self._arg(kwargs)}"
+
+    def _attribute(self, target: str) -> str:
+        found: Any = self._module
+        for part in target.split("."):
+            found = getattr(found, part)
+        if isinstance(found, torch.fx.GraphModule):
+            return "{" + "\n".join(_Writer(found, ()).lines()) + "}"
+        return f"{type(found).__qualname__}@{id(found)}"
+
+    def _value(self, value: Any) -> str:
+        if isinstance(value, torch.Tensor):
+            memory = value.untyped_storage()._cdata
+            shared = ""
+            if self._shared is None or memory in self._shared:
+                shared = f" mem{self._memory.setdefault(memory, len(self._memory))}"
+            return (
+                f"{value.dtype} {value.device} {self._sizes(value.shape)} "
+                f"{self._sizes(value.stride())} +{self._sizes((value.storage_offset(),))}"
+                f"{' conj' if value.is_conj() else ''}{' neg' if value.is_neg() else ''}{shared}"
+            )
+        if value is None:
+            return "unused size"
+        if isinstance(value, (torch.SymInt, int)):
+            return f"size {self._sizes((value,))}"
+        return f"{type(value).__qualname__} {value!r}"
+
+    def _sizes(self, sizes: Sequence[Any]) -> str:
+        return "[" + ", ".join(self._size(expression(s)) for s in sizes) + "]"
+
+    def _size(self, found: Any) -> str:
+        if not isinstance(found, sympy.Basic):
+            return str(found)
+        rename = {
+            s: sympy.Symbol(self._symbols.setdefault(str(s), f"d{len(self._symbols)}"))
+            for s in sorted(found.free_symbols, key=str)
+        }
+        return str(found.xreplace(rename))
+
+    def _arg(self, arg: Any) -> str:
+        if isinstance(arg, torch.fx.Node):
+            return f"%{self._number[arg]}"
+        if isinstance(arg, (tuple, list)):
+            return f"{type(arg).__name__}({', '.join(self._arg(a) for a in arg)})"
+        if isinstance(arg, dict):
+            return f"{{{', '.join(f'{k}={self._arg(v)}' for k, v in arg.items())}}}"
+        if isinstance(arg, slice):
+            return f"slice({self._arg(arg.start)}, {self._arg(arg.stop)}, {self._arg(arg.step)})"
+        return _constant(arg)
+
+
+def _constant(value: Any) -> str:
+    if isinstance(value, float):
+        return value.hex()
+    if value is None or isinstance(value, (bool, int, complex, str, bytes, type(Ellipsis))):
+        return repr(value)
+    if isinstance(value, enum.Enum):
+        return f"{type(value).__qualname__}.{value.name}"
+    if isinstance(value, (torch.dtype, torch.device, torch.layout, torch.memory_format)):
+        return str(value)
+    # Anything else has no value to compare: it is shared only with itself.
+    return f"{type(value).__qualname__}@{id(value)}"
+
+
+def _target(target: Any) -> str:
+    if isinstance(target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+        return str(target)
+    module = getattr(target, "__module__", None)
+    name = getattr(target, "__qualname__", None) or getattr(target, "__name__", None)
+    known = module in ("_operator", "torch._C._nn", "builtins") or str(module).startswith("torch")
+    if name and (known or target is getattr(operator, str(name), None)):
+        return f"{module}.{name}"
+    return f"{module}.{name}@{id(target)}"

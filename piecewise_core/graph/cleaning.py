@@ -1,0 +1,52 @@
+"""Take out of a traced graph what inference does not need and splitting would stumble over."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+
+__all__ = ["clean", "is_autocast_enter", "is_autocast_exit"]
+
+_GRAD_MODE = (
+    torch._C._set_grad_enabled,
+    torch.autograd.grad_mode._enter_inference_mode,
+    torch.autograd.grad_mode._exit_inference_mode,
+)
+_ASSERTS = (torch.ops.aten._assert_scalar.default, torch._check)
+_COMPARISONS = (operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge)
+
+
+def is_autocast_enter(node: torch.fx.Node) -> bool:
+    """Whether the node begins an autocast region."""
+    return node.target is torch.amp.autocast_mode._enter_autocast
+
+
+def is_autocast_exit(node: torch.fx.Node) -> bool:
+    """Whether the node ends an autocast region."""
+    return node.target is torch.amp.autocast_mode._exit_autocast
+
+
+def clean(module: torch.fx.GraphModule) -> None:
+    """Remove grad-mode switches (everything runs under inference mode) and settled size checks.
+
+    A size check that tracing settled is a guard already; the regions account for it.
+    """
+    for node in reversed(list(module.graph.nodes)):
+        if node.op != "call_function" or node.users:
+            continue
+        if node.target in _GRAD_MODE or _is_size_check(node):
+            module.graph.erase_node(node)
+    module.recompile()
+
+
+def _is_size_check(node: torch.fx.Node) -> bool:
+    if node.target in _ASSERTS:
+        return not _is_tensor(node.args[0])
+    return node.target in _COMPARISONS and not any(_is_tensor(a) for a in node.args)
+
+
+def _is_tensor(arg: Any) -> bool:
+    value = arg.meta.get("example_value") if isinstance(arg, torch.fx.Node) else arg
+    return isinstance(value, torch.Tensor)

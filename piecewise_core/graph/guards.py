@@ -1,0 +1,171 @@
+"""From the guards that tracing left behind to the box of sizes over which the graph holds.
+
+A guard is accepted when it is a threshold of one dim at 0 or 1, or at an endpoint that the user
+listed; it then cuts the bounds into regions. Everything else is refused with its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils._sympy.printers import PythonPrinter
+from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
+
+from piecewise_core.config import Dim
+from piecewise_core.errors import SizeBranch
+from piecewise_core.ranges import Box, Range, Sizes
+
+__all__ = ["Guard", "collect", "evaluator", "region"]
+
+_DENSE = 1 << 16
+"""Sizes evaluated one by one when a guard's threshold is looked for."""
+
+_FREE_CUTS = (0, 1)
+"""Endpoints at which the bounds may always be cut: 0 | 1 and 1 | 2."""
+
+
+@dataclass(frozen=True)
+class Guard:
+    """A condition over sizes under which the traced graph is right, and who asked for it."""
+
+    expr: sympy.Basic
+    where: str
+
+
+def collect(shape_env: ShapeEnv) -> list[Guard]:
+    """Every guard of ``shape_env``, those that only narrowed a symbol's range included."""
+    guards = [Guard(shape_env.replace(g.expr), _place(g.sloc)) for g in shape_env.guards]
+    for symbol, value in shape_env.replacements.items():
+        if not value.free_symbols:
+            place = next((g.where for g in guards if symbol in g.expr.free_symbols), "the trace")
+            guards.append(Guard(sympy.Eq(symbol, value), place))
+    return [g for g in guards if g.expr is not sympy.true]
+
+
+def _place(sloc: Any) -> str:
+    user = getattr(sloc, "maybe_user_loc", None)
+    if user:
+        source, _, where = str(user).rpartition("# ")
+        return f"`{source.strip()}` ({where.strip()})" if source else str(user)
+    return str(sloc)
+
+
+def region(
+    guards: Sequence[Guard],
+    symbols: Mapping[sympy.Symbol, int],
+    cell: Box,
+    hint: Sizes,
+    dims: Sequence[Dim],
+    endpoints: Sequence[Sequence[int]],
+) -> Box:
+    """The largest box inside ``cell``, around ``hint``, on which every guard holds.
+
+    ``symbols``: symbol -> place of its dim. ``endpoints``: per dim, the inclusive ends the user
+    listed. Raises SizeBranch naming guard, place and the endpoint that would make it legal.
+    """
+    box = cell
+    for guard in guards:
+        used = [s for s in guard.expr.free_symbols if s in symbols]
+        if len(used) == 1:
+            place = symbols[used[0]]
+            span = _span(guard, used[0], box.ranges[place], hint[place], dims[place])
+            _check_cuts(guard, span, cell.ranges[place], dims[place], endpoints[place])
+            box = Box((*box.ranges[:place], span, *box.ranges[place + 1 :]))
+    for guard in guards:
+        if len(guard.expr.free_symbols) > 1 and not _implied(guard.expr, symbols, box):
+            names = sorted(dims[symbols[s]].name for s in guard.expr.free_symbols if s in symbols)
+            raise SizeBranch(
+                f"the model depends on how dims {', '.join(names)} relate: "
+                f"{_text(guard.expr, symbols, dims)} at {guard.where}; give dims that are always "
+                "equal one Dim name, or compile a submodule without that branch"
+            )
+    return box
+
+
+def _implied(expr: sympy.Basic, symbols: Mapping[sympy.Symbol, int], box: Box) -> bool:
+    bounds = {s: ValueRanges(box.ranges[i].start, box.ranges[i].end) for s, i in symbols.items()}
+    try:
+        found = bound_sympy(expr, bounds)  # type: ignore[arg-type]
+    except Exception:
+        return False
+    return bool(found.is_singleton() and found.lower == sympy.true)
+
+
+def _span(guard: Guard, symbol: sympy.Symbol, bounds: Range, hint: int, dim: Dim) -> Range:
+    """The sizes around ``hint`` for which the guard holds."""
+    holds = evaluator(guard.expr, [symbol])
+    last = min(bounds.end, max(bounds.start + _DENSE, hint))
+    start = end = hint
+    while start > bounds.start and holds(start - 1):
+        start -= 1
+    while end < last and holds(end + 1):
+        end += 1
+    if end == last < bounds.end:
+        tail = Box((Range(last, bounds.end),))
+        if not _implied(guard.expr, {symbol: 0}, tail):
+            raise SizeBranch(
+                f'the model depends on dim "{dim.name}" by {guard.expr} at {guard.where}, '
+                f"beyond size {last}; lower Dim.max"
+            )
+        end = bounds.end
+    return Range(start, end)
+
+
+def _check_cuts(guard: Guard, span: Range, cell: Range, dim: Dim, endpoints: Sequence[int]) -> None:
+    """Refuse a cut that is neither at 0 or 1 nor at a listed endpoint."""
+    cuts = [] if span.start <= cell.start else [span.start - 1]
+    cuts += [span.end] if span.end < cell.end else []
+    illegal = [c for c in cuts if c not in _FREE_CUTS and c not in endpoints]
+    if not illegal:
+        return
+    listed = sorted({*endpoints, *illegal})
+    text = str(guard.expr).replace(str(next(iter(guard.expr.free_symbols))), dim.name)
+    if span.is_single_size():
+        raise SizeBranch(
+            f'dim "{dim.name}" is fixed to {span.start} by {text} at {guard.where}; take it out '
+            "of Config.dynamic, or change the model so that the size may vary"
+        )
+    raise SizeBranch(
+        f'the model takes another path at some sizes of dim "{dim.name}": {text} at '
+        f"{guard.where} holds for {span} only; list the endpoint"
+        f"{'s' if len(illegal) > 1 else ''} {', '.join(map(str, illegal))} in "
+        f"compile_ranges_endpoints (now {listed}), so that each side is traced by itself, or "
+        f"narrow Dim(min, max) to one side"
+    )
+
+
+def _text(expr: sympy.Basic, symbols: Mapping[sympy.Symbol, int], dims: Sequence[Dim]) -> str:
+    return str(expr.subs({s: sympy.Symbol(dims[i].name) for s, i in symbols.items()}))
+
+
+def evaluator(expr: sympy.Basic, symbols: Sequence[sympy.Symbol]) -> Callable[..., Any]:
+    """A plain function of one int per symbol that computes ``expr``."""
+    source = python_source(expr)
+    names = ", ".join(str(s) for s in symbols)
+    namespace: dict[str, Any] = {"math": __import__("math")}
+    exec(compile(f"def holds({names}):\n return {source}", "<guard>", "exec"), namespace)
+    found: Callable[..., Any] = namespace["holds"]
+    return found
+
+
+def python_source(expr: sympy.Basic) -> str:
+    """``expr`` as a Python expression over its symbols' names; may use ``math``."""
+    return str(PythonPrinter().doprint(expr))
+
+
+def cells(bounds: Box, regions: Sequence[Box]) -> Iterator[Box]:
+    """The grid that the regions' ends cut ``bounds`` into, the known regions' cells included."""
+    import itertools
+
+    from piecewise_core.ranges import cut
+
+    ends = [
+        cut(r, {e for b in regions for e in (b.ranges[i].start - 1, b.ranges[i].end)})
+        for i, r in enumerate(bounds.ranges)
+    ]
+    for combination in itertools.product(*ends):
+        yield Box(combination)

@@ -1,0 +1,173 @@
+"""Splitting ops by name: resolved to operators and torch functions, matched against nodes."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from piecewise_core.errors import NothingToSplit, UnknownSplittingOp
+
+__all__ = ["Matcher", "op_name"]
+
+_ATTENTION = ("attention", "attn", "sdpa", "mamba", "moe", "all_reduce", "all_gather")
+
+
+def op_name(node: torch.fx.Node) -> str:
+    """What to call a node's operation in messages, in the form that splitting_ops accepts."""
+    target = node.target
+    if node.op == "call_method":
+        return f"torch.Tensor.{target}"
+    if isinstance(target, torch._ops.OpOverload):
+        name = target._schema.name
+        return name if target._overloadname == "default" else f"{name}.{target._overloadname}"
+    if isinstance(target, torch._ops.OpOverloadPacket):
+        return target._qualified_op_name
+    if callable(target):
+        module = getattr(target, "__module__", None) or ""
+        name = getattr(target, "__name__", str(target))
+        if module in ("torch._C._nn", "torch._C._nn.functional"):
+            module = "torch.nn.functional"
+        elif not module or module == "torch._C._VariableFunctions":
+            module = "torch"
+        return f"{module}.{name}"
+    return str(target)
+
+
+@dataclass(frozen=True)
+class _Name:
+    """One resolved name: the text given, and the test that a node must pass."""
+
+    text: str
+    matches: Callable[[torch.fx.Node], bool]
+
+
+class Matcher:
+    """Decides which nodes are splitting ops.
+
+    ``names``: as in ``Config.splitting_ops``, or "auto". ``unsafe``: the platform's operators
+    that static graphs cannot hold, used with "auto". Raises UnknownSplittingOp.
+    """
+
+    def __init__(self, names: Sequence[str] | str, unsafe: Iterable[str] = ()) -> None:
+        self.auto = names == "auto"
+        texts = list(unsafe) if self.auto else list(names)
+        self._names = [_resolve(text) for text in texts]
+
+    def __bool__(self) -> bool:
+        return self.auto or bool(self._names)
+
+    def __call__(self, node: torch.fx.Node) -> bool:
+        """Whether ``node`` is a splitting op."""
+        if node.op not in ("call_function", "call_method"):
+            return False
+        if self.auto and _tagged_unsafe(node.target):
+            return True
+        return any(name.matches(node) for name in self._names)
+
+    def check_all_matched(self, graph: torch.fx.Graph) -> None:
+        """Raise NothingToSplit for a name that no node of ``graph`` matches."""
+        if self.auto:
+            return
+        calls = [n for n in graph.nodes if n.op in ("call_function", "call_method")]
+        missing = [n.text for n in self._names if not any(n.matches(c) for c in calls)]
+        if not missing:
+            return
+        counts = Counter(op_name(c) for c in calls)
+        near = [m for text in missing for m in difflib.get_close_matches(text, counts, 3, 0.5)]
+        likely = [n for n in counts if _is_candidate(n)]
+        listed = ", ".join(f"{n} (x{counts[n]})" for n in dict.fromkeys([*likely, *near]))
+        common = ", ".join(f"{n} (x{c})" for n, c in counts.most_common(12))
+        raise NothingToSplit(
+            f"splitting op {', '.join(map(repr, missing))} is not in the traced graph; "
+            f"candidates in it: {listed or common}. Name one of these in splitting_ops, or use "
+            "splitting_ops=() to compile the whole graph as one piece"
+        )
+
+
+def _is_candidate(name: str) -> bool:
+    custom = "::" in name and not name.startswith(("aten::", "prims::"))
+    return custom or any(word in name.lower() for word in _ATTENTION)
+
+
+def _tagged_unsafe(target: Any) -> bool:
+    tag = getattr(torch.Tag, "cudagraph_unsafe", None)
+    if tag is None:
+        return False
+    if isinstance(target, torch._ops.OpOverloadPacket):
+        return any(tag in getattr(target, o).tags for o in target.overloads())
+    return tag in getattr(target, "tags", ())
+
+
+def _resolve(text: str) -> _Name:
+    if "::" in text:
+        return _Name(text, _operator_test(text))
+    if text.startswith("torch.Tensor.") and hasattr(torch.Tensor, text[13:]):
+        method = text[13:]
+        return _Name(text, lambda node: node.op == "call_method" and node.target == method)
+    function = _torch_function(text)
+    if function is None:
+        raise _unknown(text)
+    return _Name(text, lambda node: node.target is function)
+
+
+def _operator_test(text: str) -> Callable[[torch.fx.Node], bool]:
+    namespace, _, rest = text.partition("::")
+    name, _, overload = rest.partition(".")
+    packet = getattr(getattr(torch.ops, namespace), name, None)
+    if packet is None or (overload and overload not in packet.overloads()):
+        raise _unknown(text)
+    overloads = [getattr(packet, o) for o in ([overload] if overload else packet.overloads())]
+
+    def matches(node: torch.fx.Node) -> bool:
+        if node.target in overloads or (node.target is packet):
+            return True
+        # Dynamo keeps aten operators as torch functions and tensor methods of the same name.
+        if namespace != "aten" or overload:
+            return False
+        if node.op == "call_method":
+            return node.target == name
+        builtin = type(node.target) is type(torch._C._nn.gelu)
+        return builtin and getattr(node.target, "__name__", None) == name
+
+    return matches
+
+
+def _torch_function(text: str) -> Any:
+    """The object that a qualified name such as ``torch.nn.functional.softmax`` names."""
+    parts = text.split(".")
+    if parts[0] != "torch":
+        return None
+    for split in range(len(parts) - 1, 0, -1):
+        try:
+            found: Any = importlib.import_module(".".join(parts[:split]))
+        except ImportError:
+            continue
+        for part in parts[split:]:
+            found = getattr(found, part, None)
+        return found if callable(found) else None
+    return None
+
+
+def _unknown(text: str) -> UnknownSplittingOp:
+    registered = {name.partition(".")[0] for name in torch._C._dispatch_get_all_op_names()}
+    functions = {f"torch.nn.functional.{n}" for n in dir(torch.nn.functional) if n[:1] != "_"}
+    functions |= {f"torch.{n}" for n in dir(torch) if callable(getattr(torch, n)) and n[:1] != "_"}
+    pool = sorted(registered | functions)
+    wanted = text if "::" in text or text.startswith("torch.") else text.replace(".", "::", 1)
+    near = difflib.get_close_matches(wanted, pool, 4, 0.6)
+    if not near:
+        tail = wanted.rpartition("::")[2].rpartition(".")[2]
+        near = [n for n in pool if n.rpartition("::")[2].rpartition(".")[2] == tail][:4]
+    return UnknownSplittingOp(
+        f"splitting op {text!r} names no registered operator and no torch function"
+        f'{"; did you mean " + ", ".join(near) + "?" if near else ""} Write "ns::op", '
+        '"ns::op.overload" or a qualified name such as '
+        '"torch.nn.functional.scaled_dot_product_attention", and import what registers the '
+        "operator before compiling"
+    )

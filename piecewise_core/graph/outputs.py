@@ -1,0 +1,177 @@
+"""How a call's result is rebuilt from graph outputs: read off once, then generated code.
+
+Leaves may be graph tensors, sizes, inputs and parameters returned as they are, objects that
+were passed in, and immutable constants; containers are dicts, lists, tuples, named tuples and
+dataclasses (a transformers ModelOutput is one).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from piecewise_core.errors import UnsupportedOutput
+from piecewise_core.graph.structure import is_plain
+
+__all__ = ["OutputCode", "SizeMarker", "rebuild_code"]
+
+
+class SizeMarker(int):
+    """An int that stands for the ``place``-th graph output while the result is read off."""
+
+    place: int
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputCode:
+    """``rebuild(outs, tensors, bound)`` makes the call's result.
+
+    ``outs``: graph outputs. ``tensors``: flat inputs, only when ``uses_inputs``. ``bound``:
+    parameters and held tensors. ``single``: the graph output's place when the result is just
+    that, else None. ``used``: places of the graph outputs that the result holds.
+    """
+
+    source: str
+    rebuild: Callable[[Sequence[Any], Sequence[Any], Sequence[Any]], Any]
+    uses_inputs: bool
+    single: int | None
+    used: tuple[int, ...]
+
+
+def rebuild_code(
+    result: Any,
+    outputs: Mapping[int, int],
+    inputs: Mapping[int, int],
+    bound: Mapping[int, int],
+    objects: Sequence[Any],
+) -> OutputCode:
+    """Read off how ``result`` is made.
+
+    ``outputs``, ``inputs``, ``bound``: id of a tensor -> its place among graph outputs, flat
+    inputs and bound tensors. ``objects``: identity constants of the call. Raises
+    UnsupportedOutput naming path and type.
+    """
+    writer = _Writer(outputs, inputs, bound, objects)
+    text = writer.node(result, "output")
+    source = f"def rebuild(o, t, b):\n  return {text}"
+    namespace = dict(writer.names)
+    exec(compile(source, "<piecewise outputs>", "exec"), namespace)
+    single = outputs.get(id(result)) if isinstance(result, torch.Tensor) else None
+    return OutputCode(
+        source, namespace["rebuild"], writer.uses_inputs, single, tuple(sorted(writer.used))
+    )
+
+
+class _Writer:
+    def __init__(
+        self,
+        outputs: Mapping[int, int],
+        inputs: Mapping[int, int],
+        bound: Mapping[int, int],
+        objects: Sequence[Any],
+    ) -> None:
+        self._places = (("o", outputs), ("t", inputs), ("b", bound))
+        self._objects = {id(o): o for o in objects}
+        self.names: dict[str, Any] = {}
+        self.used: set[int] = set()
+        self.uses_inputs = False
+        self._open: set[int] = set()
+
+    def name(self, value: Any) -> str:
+        name = f"_pw_k{len(self.names)}"
+        self.names[name] = value
+        return name
+
+    def node(self, value: Any, path: str) -> str:
+        """The expression that rebuilds ``value``."""
+        if isinstance(value, SizeMarker):
+            self.used.add(value.place)
+            return f"o[{value.place}]"
+        if isinstance(value, torch.Tensor):
+            return self._tensor(value, path)
+        if id(value) in self._objects or (is_plain(value) and not isinstance(value, torch.Size)):
+            return self.name(value)
+        if id(value) in self._open:
+            raise UnsupportedOutput(f"{path} contains itself; return a plain container")
+        self._open.add(id(value))
+        text = self._container(value, path)
+        self._open.discard(id(value))
+        return text
+
+    def _tensor(self, value: torch.Tensor, path: str) -> str:
+        for letter, places in self._places:
+            place = places.get(id(value))
+            if place is None:
+                continue
+            self.uses_inputs |= letter == "t"
+            if letter == "o":
+                self.used.add(place)
+            return f"{letter}[{place}]"
+        raise UnsupportedOutput(
+            f"{path} is a tensor of shape {tuple(value.shape)} that the traced graph does not "
+            "compute; compute it from the inputs, or leave it out of the result"
+        )
+
+    def _container(self, value: Any, path: str) -> str:
+        kind = type(value)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return self._dataclass(value, path)
+        if kind is dict or kind is OrderedDict:
+            items = ", ".join(
+                f"{self._key(k, path)}: {self.node(v, f'{path}[{k!r}]')}" for k, v in value.items()
+            )
+            return f"{{{items}}}" if kind is dict else f"{self.name(kind)}({{{items}}})"
+        if kind is list or kind is tuple or kind is torch.Size:
+            items = "".join(f"{self.node(v, f'{path}[{i}]')}, " for i, v in enumerate(value))
+            if kind is torch.Size:
+                return f"{self.name(kind)}(({items}))"
+            return f"[{items}]" if kind is list else f"({items})"
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            items = "".join(
+                f"{self.node(v, f'{path}.{f}')}, "
+                for f, v in zip(value._fields, value, strict=True)
+            )
+            return f"{self.name(kind)}({items})"
+        raise self._refuse(value, path)
+
+    def _dataclass(self, value: Any, path: str) -> str:
+        fields = [f for f in dataclasses.fields(value) if f.init and hasattr(value, f.name)]
+        known = {f.name for f in dataclasses.fields(value)}
+        extra = [n for n in getattr(value, "__dict__", {}) if n not in known and n[:1] != "_"]
+        if extra or any(not f.init for f in dataclasses.fields(value)):
+            raise UnsupportedOutput(
+                f"{path} is a {type(value).__name__} that its own fields do not rebuild"
+                f" ({', '.join(extra) or 'it has fields outside __init__'}); return a plain dict"
+            )
+        items = ", ".join(
+            f"{f.name}={self.node(getattr(value, f.name), f'{path}.{f.name}')}"
+            for f in fields
+            if not _is_default(f, getattr(value, f.name))
+        )
+        return f"{self.name(type(value))}({items})"
+
+    def _key(self, key: Any, path: str) -> str:
+        if not is_plain(key):
+            raise UnsupportedOutput(f"{path} has the key {key!r}; keys must be plain values")
+        return self.name(key)
+
+    def _refuse(self, value: Any, path: str) -> UnsupportedOutput:
+        kind = type(value)
+        hint = "return tensors in dicts, lists, tuples or dataclasses"
+        if "Cache" in kind.__name__:
+            hint = (
+                "a growing cache cannot be returned: pass use_cache=False, or pass a StaticCache "
+                "in as an argument"
+            )
+        return UnsupportedOutput(
+            f"{path} is a {kind.__module__}.{kind.__qualname__}, which tracing would freeze; {hint}"
+        )
+
+
+def _is_default(field: dataclasses.Field[Any], value: Any) -> bool:
+    """Whether leaving the field out of the call gives the same value."""
+    return field.default is not dataclasses.MISSING and field.default is value and value is None

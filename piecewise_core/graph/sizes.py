@@ -1,0 +1,72 @@
+"""Sizes as expressions over dims: printed for the plan, rebuilt as nodes inside a piece."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import sympy
+import torch
+from torch.utils._sympy.interp import sympy_interp
+from torch.utils._sympy.reference import PythonReferenceAnalysis
+
+from piecewise_core.errors import TraceFailed
+from piecewise_core.graph.guards import python_source
+
+__all__ = ["SizeWriter", "build", "expression"]
+
+
+def expression(value: Any) -> Any:
+    """A size as a sympy expression, a tuple of them, or a plain number."""
+    if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+        return value.node.shape_env.replace(value.node.expr)
+    if isinstance(value, (tuple, list)):
+        return tuple(expression(v) for v in value)
+    return value
+
+
+class SizeWriter:
+    """Prints sizes as source over the plan's variables.
+
+    ``symbols``: symbol -> place of its dim; the variable of place i is ``s{i}``.
+    """
+
+    def __init__(self, symbols: Mapping[sympy.Symbol, int]) -> None:
+        self._rename = {s: sympy.Symbol(f"s{i}", integer=True) for s, i in symbols.items()}
+
+    def __call__(self, value: Any) -> str:
+        """The source of ``value``, a size or a tuple of sizes."""
+        found = expression(value)
+        if isinstance(found, tuple):
+            return "(" + "".join(f"{self(v)}, " for v in found) + ")"
+        if not isinstance(found, sympy.Basic):
+            return repr(found)
+        unknown = found.free_symbols - set(self._rename)
+        if unknown:
+            raise TraceFailed(
+                f"a size depends on tensor data ({found}); piecewise needs sizes that follow from "
+                "the inputs' sizes. Move the data-dependent part out of the compiled model"
+            )
+        return python_source(found.xreplace(self._rename))
+
+
+def build(
+    graph: torch.fx.Graph, value: Any, symbol_node: Callable[[sympy.Symbol], torch.fx.Node]
+) -> Any:
+    """Nodes of ``graph`` that compute ``value`` from the nodes of its symbols."""
+    found = expression(value)
+    if isinstance(found, tuple):
+        return tuple(build(graph, v, symbol_node) for v in found)
+    if not isinstance(found, sympy.Basic):
+        return found
+    if isinstance(found, sympy.Integer):
+        return int(found)
+    if isinstance(found, sympy.Symbol):
+        return symbol_node(found)
+    tracer = torch.fx.proxy.GraphAppendingTracer(graph)
+    proxies = {
+        s: torch.fx.Proxy(symbol_node(s), tracer)  # type: ignore[arg-type]
+        for s in sorted(found.free_symbols, key=str)
+    }
+    result = sympy_interp(PythonReferenceAnalysis, proxies, found)  # type: ignore[arg-type]
+    return result.node if isinstance(result, torch.fx.Proxy) else result

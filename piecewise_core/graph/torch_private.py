@@ -1,0 +1,185 @@
+"""Every private name of torch that tracing needs, with the versions it was read in.
+
+Read in torch 2.11.0 and 2.13.0, where all of it has the same shape:
+
+- ``torch._dynamo.convert_frame._get_frame`` and ``compile_frame``: what ``fullgraph_capture`` is
+  made of. Used in its place because side effects can be read only while the compiler runs.
+- ``InstructionTranslator.current_tx().output.side_effects``: what the traced code changed.
+- ``DynamoOutput.graph_capture_output(...).get_runtime_env().forward_callable(...)``: the code
+  that feeds the graph and rebuilds its outputs; run once, to read off both.
+- ``ShapeEnv.guards`` and ``var_to_range``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch._dynamo as dynamo
+from torch._dynamo import config as dynamo_config
+from torch._dynamo import convert_frame, exc, variables
+from torch._dynamo.symbolic_convert import InstructionTranslator
+from torch._dynamo.utils import dynamo_timed, get_metrics_context
+from torch._dynamo.variables.base import AttributeMutationNew, ValueMutationNew
+from torch._guards import CompileContext, TracingContext, compile_context
+from torch.fx.experimental import _config as fx_config
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+__all__ = [
+    "Capture",
+    "SideEffect",
+    "any_autocast",
+    "capture",
+    "compile_lock",
+    "mark_dynamic",
+    "oblivious_sizes",
+    "trace_errors",
+]
+
+any_autocast: Callable[[], bool] = torch._C._is_any_autocast_enabled
+"""Whether autocast is on for some device."""
+
+compile_lock = convert_frame.compile_lock
+"""Dynamo's own lock: neither it nor Inductor may run in two threads at once."""
+
+trace_errors = (exc.TorchDynamoException,)
+"""What Dynamo raises when it cannot trace to one graph."""
+
+
+@dataclass(frozen=True)
+class SideEffect:
+    """One Python object that the traced code changed and that existed before the call."""
+
+    what: str
+    where: str
+
+
+@dataclass(frozen=True)
+class Capture:
+    """One captured frame.
+
+    ``graph``: flat; parameters and sizes are placeholders. ``run``: the frame's own code, with
+    ``compiled_fn`` in place of the graph. ``side_effects``: what it would change besides tensors.
+    """
+
+    graph: torch.fx.GraphModule
+    shape_env: ShapeEnv
+    run: Callable[[Callable[..., Any]], Any]
+    side_effects: tuple[SideEffect, ...]
+
+
+@contextlib.contextmanager
+def oblivious_sizes() -> Iterator[None]:
+    """Sizes 0 and 1 are ordinary inside: no symbol is specialised to them by itself."""
+    with fx_config.patch(backed_size_oblivious=True):  # type: ignore[no-untyped-call]
+        yield
+
+
+def mark_dynamic(tensor: torch.Tensor, dim: int, low: int, high: int) -> None:
+    """Make ``dim`` of an example symbolic, ``low`` to ``high`` inclusive."""
+    dynamo.mark_dynamic(tensor, dim, min=low, max=high)
+
+
+def capture(entry: Callable[..., Any], args: Sequence[Any]) -> Capture:
+    """Capture ``entry(*args)`` as one whole graph. Raises ``trace_errors``."""
+    frame = convert_frame._get_frame(entry, tuple(args))
+    found: dict[str, Any] = {}
+
+    def keep(graph: torch.fx.GraphModule, _examples: Sequence[Any]) -> torch.fx.GraphModule:
+        tx = InstructionTranslator.current_tx()
+        found.update(
+            graph=graph,
+            backend_id=graph.meta["backend_id"],
+            shape_env=TracingContext.get().fake_mode.shape_env,  # type: ignore[union-attr]
+            side_effects=tuple(_side_effects(tx.output.side_effects)),
+        )
+        return graph
+
+    settings = dynamo_config.patch(
+        assume_static_by_default=True,
+        automatic_dynamic_shapes=False,
+        specialize_int=True,
+        specialize_float=True,
+    )
+    with (
+        settings,
+        oblivious_sizes(),
+        get_metrics_context(),
+        dynamo_timed("fullgraph_capture"),
+        compile_context(CompileContext(convert_frame.get_compile_id({}))),
+    ):
+        output = convert_frame.compile_frame(
+            frame.code,
+            frame.globals,
+            frame.locals,
+            frame.builtins,
+            frame.closure,
+            compiler_fn=keep,
+            one_graph=True,
+            restart_reasons=set(),
+        )
+    runtime = output.graph_capture_output(frame.argdefs, frame.kwdefaults).get_runtime_env()
+
+    def run(compiled_fn: Callable[..., Any]) -> Any:
+        call = runtime.forward_callable(
+            found.get("backend_id", "__no_graph"), compiled_fn, extra_globals=frame.globals
+        )
+        return call(*args)
+
+    if not found:
+        shape_env = ShapeEnv()
+        empty = torch.fx.Graph()
+        empty.output(())
+        found.update(graph=torch.fx.GraphModule({}, empty), shape_env=shape_env, side_effects=())
+    return Capture(found["graph"], found["shape_env"], run, found["side_effects"])
+
+
+def _side_effects(effects: Any) -> Iterator[SideEffect]:
+    for var in effects._get_modified_vars():
+        if isinstance(var.mutation_type, (AttributeMutationNew, ValueMutationNew)):
+            continue
+        if isinstance(var, variables.TensorVariable):
+            continue
+        stored = effects.store_attr_mutations.get(var)
+        names = [n for n, v in (stored or {}).items() if not _restores(var, n, v)]
+        if stored is not None and not names and not _changed_contents(var, effects):
+            continue
+        yield SideEffect(_describe(var, names), _where(effects.mutation_user_stacks.get(var)))
+
+
+def _changed_contents(var: Any, effects: Any) -> bool:
+    """Whether the container under a user-defined object (a dict subclass, say) was written."""
+    base_changed = getattr(var, "is_base_vt_modified", None)
+    return bool(base_changed(effects)) if base_changed else False
+
+
+def _restores(var: Any, name: str, stored: Any) -> bool:
+    """Whether the attribute ends with the value it began with (set and reset, as locks are)."""
+    try:
+        before = getattr(var.value, name)
+        after = stored.as_python_constant()
+    except Exception:
+        return False
+    return before is after or (type(before) is type(after) and bool(before == after))
+
+
+def _describe(var: Any, names: Sequence[str]) -> str:
+    try:
+        source = var.source.name
+        source = source if isinstance(source, str) else source()
+    except Exception:
+        source = ""
+    source = source.replace("L['fn']", "model").replace("L['self']", "self")
+    kind = var.python_type_name()
+    return f"{kind} {source}{'.' if names else ''}{', .'.join(names)}".strip()
+
+
+def _where(stacks: Sequence[traceback.StackSummary] | None) -> str:
+    frames = stacks[0] if stacks else None
+    if not frames:
+        return "unknown place"
+    return f"{frames[-1].filename}:{frames[-1].lineno}"
