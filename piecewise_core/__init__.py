@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from piecewise_core import errors
@@ -53,6 +55,10 @@ _LAZY = {
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _load(name)
+
+
+def _load(name: str) -> Any:
     from importlib import import_module
 
     return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
@@ -60,3 +66,22 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *_LAZY])
+
+
+class _Package(ModuleType):
+    """This package, in which ``compile`` is the function and not the subpackage of that name.
+
+    Importing a subpackage sets it as an attribute of its parent, from then on hiding the function;
+    a property is not hidden.
+    """
+
+    @property
+    def compile(self) -> Any:
+        return _load("compile")
+
+    @compile.setter
+    def compile(self, subpackage: ModuleType) -> None:
+        pass
+
+
+sys.modules[__name__].__class__ = _Package
