@@ -122,19 +122,21 @@ def _check_cuts(guard: Guard, span: Range, cell: Range, dim: Dim, endpoints: Seq
     illegal = [c for c in cuts if c not in _FREE_CUTS and c not in endpoints]
     if not illegal:
         return
-    listed = sorted({*endpoints, *illegal})
+    ends = ", ".join(map(str, illegal))
+    listed = (
+        f"list the endpoint{'s' if len(illegal) > 1 else ''} {ends} in compile_ranges_endpoints "
+        f"(now {list(endpoints)})"
+    )
     text = str(guard.expr).replace(str(next(iter(guard.expr.free_symbols))), dim.name)
     if span.is_single_size():
         raise SizeBranch(
-            f'dim "{dim.name}" is fixed to {span.start} by {text} at {guard.where}; take it out '
-            "of Config.dynamic, or change the model so that the size may vary"
+            f'dim "{dim.name}" is fixed to {span.start} by {text} at {guard.where}; if no other '
+            f"size works, take it out of Config.dynamic; if others take another path, {listed}"
         )
     raise SizeBranch(
         f'the model takes another path at some sizes of dim "{dim.name}": {text} at '
-        f"{guard.where} holds for {span} only; list the endpoint"
-        f"{'s' if len(illegal) > 1 else ''} {', '.join(map(str, illegal))} in "
-        f"compile_ranges_endpoints (now {listed}), so that each side is traced by itself, or "
-        f"narrow Dim(min, max) to one side"
+        f"{guard.where} holds for {span} only; {listed}, so that each side is traced by itself, "
+        "or narrow Dim(min, max) to one side"
     )
 
 

@@ -96,7 +96,7 @@ def trace(
     except PiecewiseError:
         raise
     except torch_private.trace_errors as error:
-        raise TraceFailed(_explain(error)) from error.with_traceback(None)
+        raise TraceFailed(_explain(error, structure.dims, hint)) from error.with_traceback(None)
     _refuse_side_effects(captured.side_effects)
     symbols = _symbols(captured, structure, examples)
     box = guards.region(
@@ -184,10 +184,12 @@ def _build(node: Node, constants: Any) -> str:
     return f"({items})" if node.kind is tuple else f"{node.kind.__name__}({items})"
 
 
-def _explain(error: Exception) -> str:
+def _explain(error: Exception, dims: Sequence[Dim], hint: Sizes) -> str:
+    sizes = ", ".join(f'"{d.name}" at {n}' for d, n in zip(dims, hint, strict=True))
+    tried = f"\nTraced with dim {sizes}; every size in bounds must work." if sizes else ""
     return (
         "the model cannot be traced to one whole graph, which piecewise needs: "
-        f"{str(error).strip()}\n"
+        f"{str(error).strip()}{tried}\n"
         "Change the code named above, compile a submodule that has none of it, or use pw.record."
     )
 
@@ -261,6 +263,7 @@ def _read_off(
 def _marker(example: Any, place: int) -> Any:
     if isinstance(example, torch.Tensor):
         return torch.empty(0)
-    marker = SizeMarker(int(example))
+    # int() of a symbolic size would fix it to the hint, in the graph too.
+    marker = SizeMarker(int(example.node.hint if hasattr(example, "node") else example))
     marker.place = place
     return marker

@@ -1,0 +1,344 @@
+"""FAULTS 6 to 12: what goes wrong where a graph is cut."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+
+import piecewise_core as pw
+from piecewise_core.errors import NothingToSplit, UnknownSplittingOp
+
+LIBRARY = "faults_split"
+SIZES = (0, 1, 2, 3, 7, 16)
+ROWS = pw.Dim("rows", 0, 16)
+
+
+@torch.library.custom_op(f"{LIBRARY}::attend", mutates_args=())
+def attend(x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+    return torch.tanh(x) * scale
+
+
+@attend.register_fake
+def _(x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op(f"{LIBRARY}::halves", mutates_args=())
+def halves(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return x * 0.5, x * 2.0
+
+
+@halves.register_fake
+def _(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.empty_like(x), torch.empty_like(x)
+
+
+@torch.library.custom_op(f"{LIBRARY}::attend_into", mutates_args=("out",))
+def attend_into(x: torch.Tensor, out: torch.Tensor) -> None:
+    out.copy_(torch.tanh(x))
+
+
+@torch.library.custom_op(f"{LIBRARY}::take_rows", mutates_args=())
+def take_rows(x: torch.Tensor, shape: list[int], rows: int) -> torch.Tensor:
+    return x.reshape(shape)[:rows] * 1.0
+
+
+@take_rows.register_fake
+def _(x: torch.Tensor, shape: list[int], rows: int) -> torch.Tensor:
+    return x.new_empty([rows, *shape[1:]])
+
+
+class Block(nn.Module):
+    """A layer on each side of an attention op."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before = nn.Linear(8, 8)
+        self.after = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.after(attend(torch.relu(self.before(x))))
+
+
+@pytest.fixture(autouse=True)
+def _inference() -> Iterator[None]:
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        yield
+
+
+def compiled(model, *ops: str, **config):
+    names = tuple(f"{LIBRARY}::{op}" if "." not in op else op for op in ops)
+    return pw.compile(
+        model,
+        pw.Config(dynamic={"x": {0: ROWS}}, splitting_ops=names, compiler="eager", **config),
+    )
+
+
+def agrees_with_eager(model, fast, width: int = 8) -> pw.Stats:
+    for size in SIZES:
+        x = torch.randn(size, width)
+        expected = model(x.clone())
+        torch.testing.assert_close(fast(x), expected, msg=lambda m, n=size: f"size {n}: {m}")
+    return fast.stats()
+
+
+def test_a_misspelt_splitting_op_is_refused_when_compiling_and_the_right_name_given():
+    """FAULTS 6."""
+    with pytest.raises(UnknownSplittingOp) as caught:
+        pw.compile(Block(), pw.Config(splitting_ops=(f"{LIBRARY}.attend",), compiler="eager"))
+    assert f"'{LIBRARY}.attend'" in str(caught.value)
+    assert f"{LIBRARY}::attend" in str(caught.value)
+
+
+def test_a_misspelt_splitting_op_is_refused_for_a_function_too():
+    """FAULTS 6."""
+    with pytest.raises(UnknownSplittingOp, match=rf"{LIBRARY}::attend\b"):
+        pw.compile(lambda x: x, pw.Config(splitting_ops=(f"{LIBRARY}::atend",), compiler="eager"))
+
+
+def test_an_overload_that_does_not_exist_is_refused_and_the_op_given():
+    """FAULTS 6."""
+    with pytest.raises(UnknownSplittingOp, match=rf"{LIBRARY}::attend\.nosuch"):
+        compiled(Block(), f"{LIBRARY}::attend.nosuch")
+
+
+def test_splitting_ops_that_match_nothing_are_refused_and_the_candidates_listed():
+    """FAULTS 7."""
+    fast = compiled(Block(), "halves")
+    with pytest.raises(NothingToSplit) as caught:
+        fast(torch.randn(3, 8))
+    message = str(caught.value)
+    assert f"{LIBRARY}::halves" in message
+    assert f"{LIBRARY}::attend (x1)" in message
+    assert "splitting_ops" in message
+
+
+def test_one_of_two_splitting_ops_that_matches_nothing_is_named_alone():
+    """FAULTS 7."""
+    with pytest.raises(NothingToSplit) as caught:
+        compiled(Block(), "attend", "halves")(torch.randn(3, 8))
+    assert f"splitting op '{LIBRARY}::halves' is not" in str(caught.value)
+
+
+def test_after_a_refused_first_call_the_next_call_says_the_same():
+    """FAULTS 7."""
+    fast = compiled(Block(), "halves")
+    for _ in range(2):
+        with pytest.raises(NothingToSplit):
+            fast(torch.randn(3, 8))
+
+
+class ManyOutputs(nn.Module):
+    """Outputs of one splitting op, used in one piece and, later, in another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x):
+        small, large = halves(self.layer(x))
+        attended = attend(small + 1)
+        return attended + large, halves(attended)[1]
+
+
+def test_items_of_a_multi_output_op_reach_the_pieces_that_use_them_without_a_cycle():
+    """FAULTS 8."""
+    model = ManyOutputs()
+    stats = agrees_with_eager(model, compiled(model, "attend", "halves"))
+    # layer | halves | small + 1 | attend | attended + large | halves
+    assert (stats.pieces, stats.compilable_pieces) == (6, 3)
+
+
+class IndexedAfterWrite(nn.Module):
+    """Reads rows out of a buffer that a splitting op has just written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x, index):
+        hidden = self.layer(x)
+        out = torch.zeros_like(hidden)
+        early = out[index]
+        attend_into(hidden, out)
+        return early, out[index], out[index] + early, out[0:1], out.view(-1)
+
+
+def test_an_index_by_tensor_is_never_moved_across_a_write():
+    """FAULTS 8 and 9."""
+    model = IndexedAfterWrite()
+    config = pw.Config(
+        dynamic={"x": {0: ROWS}, "index": {0: pw.Dim("picked", 0, 8)}},
+        splitting_ops=(f"{LIBRARY}::attend_into",),
+        compiler="eager",
+    )
+    fast = pw.compile(model, config)
+    for size, picked in ((1, 0), (2, 1), (9, 3), (16, 8)):
+        x, index = torch.randn(size, 8), torch.randint(0, size, (picked,))
+        for got, expected in zip(fast(x, index), model(x, index), strict=True):
+            torch.testing.assert_close(got, expected)
+    assert fast.stats().pieces == 3
+
+
+class ViewsAroundWrite(nn.Module):
+    """A view taken before a write is read after it."""
+
+    def forward(self, x):
+        out = torch.zeros_like(x)
+        view = out[:, :4]
+        before = view.sum()
+        attend_into(x, out)
+        return before, view.sum(), out.t().contiguous(), view
+
+
+def test_a_view_taken_before_a_write_shows_the_write():
+    """FAULTS 9."""
+    model = ViewsAroundWrite()
+    agrees_with_eager(model, compiled(model, "attend_into"))
+
+
+class WritesItsInput(nn.Module):
+    """Writes to an input on both sides of the cut."""
+
+    def forward(self, x):
+        x.add_(1)
+        y = attend(x)
+        x.mul_(y)
+        return x.sum(), y
+
+
+def test_writes_to_an_input_keep_their_order_across_a_cut_and_reach_the_caller():
+    """FAULTS 9."""
+    model = WritesItsInput()
+    fast = compiled(model, "attend")
+    for size in SIZES:
+        mine = torch.randn(size, 8)
+        theirs = mine.clone()
+        got, expected = fast(mine), model(theirs)
+        torch.testing.assert_close(got, expected)
+        torch.testing.assert_close(mine, theirs)
+
+
+class SizesEverywhere(nn.Module):
+    """Sizes cross cuts as keyword, in lists, in arithmetic, in a new tensor's shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x):
+        rows, width = x.shape
+        hidden = self.layer(x)
+        taken = take_rows(hidden, shape=[rows, width], rows=x.size(0))
+        again = take_rows(torch.cat([taken, hidden]), [rows * 2, width], rows + rows)
+        return again.view(2, rows, x.size(1)).sum(0), again.new_zeros(size=(x.size()[0] + 1, 2))
+
+
+def test_sizes_cross_pieces_in_any_argument_position():
+    """FAULTS 10."""
+    model = SizesEverywhere()
+    stats = agrees_with_eager(model, compiled(model, "take_rows"))
+    assert stats.graphs == 1
+
+
+class EveryKindOfNode(nn.Module):
+    """Tensor methods, attributes that are tensors, builtins and plain Python, on both sides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+        self.register_buffer("table", torch.arange(32.0).view(4, 8))
+        self.plain = torch.full((8,), 0.25)
+
+    def forward(self, x):
+        hidden = self.layer(x).transpose(0, 1).contiguous().t()
+        hidden = hidden + self.table[1] * self.plain - getattr(self, "plain").neg()  # noqa: B009
+        attended = attend(hidden, scale=1 / math.sqrt(hidden.shape[-1]))
+        parts = attended.chunk(2, dim=-1)
+        widths = [max(part.shape[1], 1) for part in parts]
+        mixed = torch.cat([parts[widths.index(4)], abs(parts[1])], -1)
+        return {"out": mixed.float().masked_fill(mixed > 1, 0.0), "rows": len(mixed)}
+
+
+def test_methods_attributes_and_builtins_work_in_pieces_and_between_them():
+    """FAULTS 11."""
+    model = EveryKindOfNode()
+    fast = compiled(model, "attend")
+    for size in SIZES:
+        x = torch.randn(size, 8)
+        got, expected = fast(x), model(x)
+        torch.testing.assert_close(got["out"], expected["out"])
+        assert got["rows"] == expected["rows"] == size
+
+
+def test_a_tensor_method_can_be_the_splitting_op():
+    """FAULTS 11."""
+
+    def fn(x):
+        return (x + 1).cumsum(0) * 2
+
+    stats = agrees_with_eager(fn, compiled(fn, "torch.Tensor.cumsum"))
+    assert (stats.pieces, stats.compilable_pieces) == (3, 2)
+
+
+class InARow(nn.Module):
+    """Splitting ops in a row, at the start and at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x):
+        x = attend(attend(x))
+        return attend(attend(self.layer(x), scale=2.0))
+
+
+def test_splitting_ops_in_a_row_are_one_piece_and_no_empty_piece_is_compiled():
+    """FAULTS 12."""
+    model = InARow()
+    stats = agrees_with_eager(model, compiled(model, "attend"))
+    assert (stats.pieces, stats.compilable_pieces, stats.unique_pieces) == (3, 1, 1)
+    assert stats.compilations == 1
+
+
+def test_a_graph_of_nothing_but_splitting_ops_compiles_nothing_and_serves():
+    """FAULTS 12."""
+
+    def fn(x):
+        small, _ = halves(attend(x))
+        return small
+
+    stats = agrees_with_eager(fn, compiled(fn, "attend", "halves"))
+    assert (stats.pieces, stats.compilable_pieces, stats.compilations) == (1, 0, 0)
+    assert sum(stats.calls.values()) == len(SIZES)
+
+
+def test_items_and_sizes_between_two_splitting_ops_make_no_piece():
+    """FAULTS 12."""
+
+    def fn(x):
+        small, large = halves(x)
+        return take_rows(large, [x.shape[0], x.shape[1]], x.shape[0]), small
+
+    stats = agrees_with_eager(fn, compiled(fn, "halves", "take_rows"))
+    assert (stats.pieces, stats.compilable_pieces) == (1, 0)
+
+
+def test_a_program_without_any_tensor_work_serves():
+    """FAULTS 12."""
+
+    def fn(x):
+        return x, x.shape[0] * 2, "constant"
+
+    fast = compiled(fn)
+    for size in SIZES:
+        x = torch.randn(size, 8)
+        got = fast(x)
+        assert got[0] is x
+        assert got[1:] == (size * 2, "constant")
+    assert fast.stats().compilations == 0
