@@ -15,15 +15,10 @@ from typing import Any
 import torch
 
 from piecewise_core.errors import UnsupportedOutput
+from piecewise_core.graph.markers import FloatMarker, SizeMarker
 from piecewise_core.graph.structure import is_plain
 
-__all__ = ["OutputCode", "SizeMarker", "rebuild_code"]
-
-
-class SizeMarker(int):
-    """An int that stands for the ``place``-th graph output while the result is read off."""
-
-    place: int
+__all__ = ["OutputCode", "rebuild_code"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +27,8 @@ class OutputCode:
 
     ``outs``: graph outputs. ``tensors``: flat inputs, only when ``uses_inputs``. ``bound``:
     parameters and held tensors. ``single``: the graph output's place when the result is just
-    that, else None. ``used``: places of the graph outputs that the result holds.
+    that, else None. ``used``: places of the graph outputs that the result holds. ``floats``:
+    those that it holds as Python floats.
     """
 
     source: str
@@ -40,6 +36,7 @@ class OutputCode:
     uses_inputs: bool
     single: int | None
     used: tuple[int, ...]
+    floats: tuple[int, ...]
 
 
 def rebuild_code(
@@ -62,7 +59,12 @@ def rebuild_code(
     exec(compile(source, "<piecewise outputs>", "exec"), namespace)
     single = outputs.get(id(result)) if isinstance(result, torch.Tensor) else None
     return OutputCode(
-        source, namespace["rebuild"], writer.uses_inputs, single, tuple(sorted(writer.used))
+        source,
+        namespace["rebuild"],
+        writer.uses_inputs,
+        single,
+        tuple(sorted(writer.used)),
+        tuple(sorted(writer.floats)),
     )
 
 
@@ -78,6 +80,7 @@ class _Writer:
         self._objects = {id(o): o for o in objects}
         self.names: dict[str, Any] = {}
         self.used: set[int] = set()
+        self.floats: set[int] = set()
         self.uses_inputs = False
         self._open: set[int] = set()
 
@@ -89,7 +92,11 @@ class _Writer:
     def node(self, value: Any, path: str) -> str:
         """The expression that rebuilds ``value``."""
         if isinstance(value, SizeMarker):
+            self.used |= set() if value.place is None else {value.place}
+            return value.text
+        if isinstance(value, FloatMarker):
             self.used.add(value.place)
+            self.floats.add(value.place)
             return f"o[{value.place}]"
         if isinstance(value, torch.Tensor):
             return self._tensor(value, path)

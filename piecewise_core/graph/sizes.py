@@ -13,7 +13,7 @@ from torch.utils._sympy.reference import PythonReferenceAnalysis
 from piecewise_core.errors import TraceFailed
 from piecewise_core.graph.guards import python_source
 
-__all__ = ["SizeWriter", "build", "expression"]
+__all__ = ["SizeWriter", "build", "expression", "hint"]
 
 
 def expression(value: Any) -> Any:
@@ -22,6 +22,13 @@ def expression(value: Any) -> Any:
         return value.node.shape_env.replace(value.node.expr)
     if isinstance(value, (tuple, list)):
         return tuple(expression(v) for v in value)
+    return value
+
+
+def hint(value: Any) -> Any:
+    """The number that a size was traced with; asking adds no guard, as ``int()`` would."""
+    if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+        return value.node.hint
     return value
 
 

@@ -62,13 +62,14 @@ class SideEffect:
 class Capture:
     """One captured frame.
 
-    ``graph``: flat; parameters and sizes are placeholders. ``run``: the frame's own code, with
-    ``compiled_fn`` in place of the graph. ``side_effects``: what it would change besides tensors.
+    ``graph``: flat; parameters and sizes are placeholders. ``run``: the frame's own code, on
+    the arguments given and with a function in place of the graph. ``side_effects``: what it would
+    change besides tensors.
     """
 
     graph: torch.fx.GraphModule
     shape_env: ShapeEnv
-    run: Callable[[Callable[..., Any]], Any]
+    run: Callable[[Callable[..., Any], Sequence[Any]], Any]
     side_effects: tuple[SideEffect, ...]
 
 
@@ -124,11 +125,11 @@ def capture(entry: Callable[..., Any], args: Sequence[Any]) -> Capture:
         )
     runtime = output.graph_capture_output(frame.argdefs, frame.kwdefaults).get_runtime_env()
 
-    def run(compiled_fn: Callable[..., Any]) -> Any:
+    def run(compiled_fn: Callable[..., Any], given: Sequence[Any]) -> Any:
         call = runtime.forward_callable(
             found.get("backend_id", "__no_graph"), compiled_fn, extra_globals=frame.globals
         )
-        return call(*args)
+        return call(*given)
 
     if not found:
         shape_env = ShapeEnv()

@@ -1,0 +1,83 @@
+"""Stand-ins for values while a frame's own code runs once, so that its result shows their origin.
+
+The code that Dynamo generates takes the call's arguments apart and puts the result together. Run
+around these, it shows where each part of the result comes from: sizes read off an argument
+included, which would otherwise look like plain numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from piecewise_core.graph.sizes import hint
+
+__all__ = ["FloatMarker", "SizeMarker", "argument", "result"]
+
+
+class SizeMarker(int):
+    """An int or bool that stands for ``text``, source over a rebuild function's parameters.
+
+    ``place``: of the graph output that it is, or None for a size of an argument.
+    """
+
+    text: str
+    place: int | None
+
+    @classmethod
+    def of(cls, value: int, text: str, place: int | None = None) -> SizeMarker:
+        """A marker that counts as ``value``."""
+        made = cls(value)
+        made.text, made.place = text, place
+        return made
+
+
+class FloatMarker(float):
+    """A float that stands for the ``place``-th graph output."""
+
+    place: int
+
+
+class _Argument(torch.Tensor):
+    """An example whose named dims' sizes are markers."""
+
+    _pw_shape: torch.Size
+
+    @property
+    def shape(self) -> torch.Size:  # type: ignore[override]
+        return self._pw_shape
+
+    def size(self, dim: int | None = None) -> Any:  # type: ignore[override]
+        return self._pw_shape if dim is None else self._pw_shape[dim]
+
+
+class _Result(torch.Tensor):
+    """A graph output. Dynamo passes symbolic floats out of a graph as tensors."""
+
+    _pw_place: int
+
+    def item(self) -> Any:
+        made = FloatMarker(0.5)
+        made.place = self._pw_place
+        return made
+
+
+def argument(example: torch.Tensor, index: int, dims: Iterable[int]) -> torch.Tensor:
+    """A stand-in for flat tensor ``index``, whose sizes in ``dims`` are not constants."""
+    sizes: list[int] = list(example.shape)
+    for dim in dims:
+        sizes[dim] = SizeMarker.of(sizes[dim], f"t[{index}].shape[{dim}]")
+    made: Any = example.as_subclass(_Argument)
+    made._pw_shape = torch.Size(sizes)
+    return made  # type: ignore[no-any-return]
+
+
+def result(example: Any, place: int) -> Any:
+    """A stand-in for graph output ``place``, whose traced value is ``example``."""
+    if isinstance(example, torch.Tensor):
+        made: Any = torch.empty(0).as_subclass(_Result)
+        made._pw_place = place
+        return made
+    return SizeMarker.of(int(hint(example)), f"o[{place}]", place)

@@ -1,0 +1,103 @@
+"""Where a traced graph's inputs come from, and how a call's result is made of its outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+import torch
+
+from piecewise_core.graph import markers
+from piecewise_core.graph.outputs import OutputCode, rebuild_code
+from piecewise_core.graph.structure import Structure, is_plain
+from piecewise_core.graph.torch_private import Capture
+
+__all__ = ["GraphInput", "read_off"]
+
+
+@dataclass(frozen=True)
+class GraphInput:
+    """Where one placeholder's value comes from.
+
+    Exactly one is set: ``tensor``, the place among the call's flat tensors; ``size``, an
+    expression over the symbols; ``bound``, the place among the tensors that the model holds.
+    """
+
+    tensor: int | None = None
+    size: sympy.Basic | None = None
+    bound: int | None = None
+
+
+def read_off(
+    captured: Capture,
+    structure: Structure,
+    leading: Sequence[Any],
+    examples: Sequence[torch.Tensor],
+    objects: Sequence[Any],
+    bind: Callable[[torch.Tensor], int],
+) -> tuple[tuple[GraphInput, ...], OutputCode]:
+    """Run the frame's own code once around markers: what goes in, and what is made of it.
+
+    ``leading``: the frame's arguments before ``examples``. ``objects``: the call's constants.
+    ``bind``: takes a tensor that the model holds and returns its place. Python floats in the
+    result become plain outputs of the graph.
+    """
+    stand_ins = [
+        markers.argument(t, leaf.index, leaf.dims)
+        for t, leaf in zip(examples, structure.tensors, strict=True)
+    ]
+    output = next(n for n in captured.graph.graph.nodes if n.op == "output")
+    made = [markers.result(n.meta.get("example_value"), i) for i, n in enumerate(output.args[0])]
+    seen: list[Any] = []
+
+    def stand_in(*args: Any) -> tuple[Any, ...]:
+        seen.extend(args)
+        return tuple(made)
+
+    result = captured.run(stand_in, (*leading, *stand_ins))
+    inputs, bound = _inputs(captured, seen, {id(t): i for i, t in enumerate(stand_ins)}, bind)
+    places = {id(m): i for i, m in enumerate(made) if isinstance(m, torch.Tensor)}
+    held = [o for o in objects if not is_plain(o)]
+    code = rebuild_code(result, places, {id(t): i for i, t in enumerate(stand_ins)}, bound, held)
+    _unwrap_floats(captured.graph.graph, output, code.floats)
+    return inputs, code
+
+
+def _inputs(
+    captured: Capture,
+    seen: Sequence[Any],
+    flat: dict[int, int],
+    bind: Callable[[torch.Tensor], int],
+) -> tuple[tuple[GraphInput, ...], dict[int, int]]:
+    """One GraphInput per placeholder, and the places of held tensors by id."""
+    inputs: list[GraphInput] = []
+    bound: dict[int, int] = {}
+    placeholders = [n for n in captured.graph.graph.nodes if n.op == "placeholder"]
+    for node, value in zip(placeholders, seen, strict=True):
+        if not isinstance(value, torch.Tensor):
+            example = node.meta.get("example_value")
+            size = example.node.expr if isinstance(example, torch.SymInt) else sympy.sympify(value)
+            inputs.append(GraphInput(size=captured.shape_env.replace(size)))
+        elif id(value) in flat:
+            inputs.append(GraphInput(tensor=flat[id(value)]))
+        else:
+            bound[id(value)] = bind(value)
+            inputs.append(GraphInput(bound=bound[id(value)]))
+    return tuple(inputs), bound
+
+
+def _unwrap_floats(graph: torch.fx.Graph, output: torch.fx.Node, floats: Sequence[int]) -> None:
+    """Dynamo wraps a symbolic float in a tensor to pass it out; pass the float itself."""
+    results: list[Any] = list(output.args[0])  # type: ignore[arg-type]
+    for place in floats:
+        wrapped = results[place]
+        if wrapped.target is torch.scalar_tensor:
+            results[place] = wrapped.args[0]
+        else:
+            with graph.inserting_before(output):
+                results[place] = graph.call_method("item", (wrapped,))
+    output.args = (tuple(results),)
+    for node in [n for n in graph.nodes if n.target is torch.scalar_tensor and not n.users]:
+        graph.erase_node(node)
