@@ -11,6 +11,7 @@ import torch
 
 from piecewise_core.config import Dim
 from piecewise_core.graph import torch_private
+from piecewise_core.graph.given import changeable
 from piecewise_core.graph.structure import Constant, Container, Node, Structure, TensorLeaf, leaves
 from piecewise_core.ranges import Box, Sizes
 
@@ -45,7 +46,7 @@ def constants(structure: Structure) -> list[Any]:
 def entry(structure: Structure) -> Callable[..., Any]:
     """``entry(fn, objects, *tensors)``: checks that same-named dims are equal, calls ``fn``.
 
-    ``objects``: the constants, in order.
+    ``objects``: the constants, in order. It returns the result, and the changeable arguments.
     """
     source, names = _Writer().source(structure)
     # A name of its own, known to linecache: Dynamo reports source lines by it.
@@ -69,13 +70,15 @@ class _Writer:
             places = [f"t{leaf.index}.shape[{i}]" for leaf, i in structure.where(dim)]
             checks += [f"  torch._check({a} == {places[0]})" for a in places[1:]]
         tensors = "".join(f", t{i}" for i in range(len(structure.tensors)))
-        call = f"  return fn({', '.join(self._arguments(structure))})"
-        lines = [f"def entry(fn, objects{tensors}):", *checks, call, ""]
+        made = [f"  a_{name} = {self._node(n)}" for name, n in structure.arguments.items()]
+        after = "".join(f"a_{name}, " for name in changeable(structure))
+        call = f"  return fn({', '.join(self._arguments(structure))}), ({after})"
+        lines = [f"def entry(fn, objects{tensors}):", *checks, *made, call, ""]
         return "\n".join(lines), self._names
 
     def _arguments(self, structure: Structure) -> Iterator[str]:
         for name, parameter in structure.signature.parameters.items():
-            text = self._node(structure.arguments[name])
+            text = f"a_{name}"
             if parameter.kind is parameter.VAR_POSITIONAL:
                 yield f"*{text}"
             elif parameter.kind is parameter.VAR_KEYWORD:

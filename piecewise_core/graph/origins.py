@@ -10,6 +10,7 @@ import sympy
 import torch
 
 from piecewise_core.graph import markers
+from piecewise_core.graph.given import refuse_changed
 from piecewise_core.graph.outputs import OutputCode, rebuild_code
 from piecewise_core.graph.structure import Structure, is_plain
 from piecewise_core.graph.torch_private import Capture
@@ -42,7 +43,7 @@ def read_off(
 
     ``leading``: the frame's arguments before ``examples``. ``objects``: the call's constants.
     ``bind``: takes a tensor that the model holds and returns its place. Python floats in the
-    result become plain outputs of the graph.
+    result become plain outputs of the graph. Raises UnsupportedOutput or UnsupportedSideEffect.
     """
     stand_ins = [
         markers.argument(t, leaf.index, leaf.dims)
@@ -56,7 +57,8 @@ def read_off(
         seen.extend(args)
         return tuple(made)
 
-    result = captured.run(stand_in, (*leading, *stand_ins))
+    result, after = captured.run(stand_in, (*leading, *stand_ins))
+    refuse_changed(structure, after, stand_ins)
     inputs, bound = _inputs(captured, seen, {id(t): i for i, t in enumerate(stand_ins)}, bind)
     places = {id(m): i for i, m in enumerate(made) if isinstance(m, torch.Tensor)}
     held = [o for o in objects if not is_plain(o)]

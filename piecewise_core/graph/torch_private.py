@@ -13,6 +13,8 @@ Read in torch 2.11.0 and 2.13.0, where all of it has the same shape:
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -174,13 +176,15 @@ def _describe(var: Any, names: Sequence[str]) -> str:
         source = source if isinstance(source, str) else source()
     except Exception:
         source = ""
-    source = source.replace("L['fn']", "model").replace("L['self']", "self")
+    source = source.replace("L['fn'].__self__", "model").replace("L['fn']", "model")
+    source = re.sub(r"\._modules\['(\w+)'\]", r".\1", source)
     kind = var.python_type_name()
     return f"{kind} {source}{'.' if names else ''}{', .'.join(names)}".strip()
 
 
 def _where(stacks: Sequence[traceback.StackSummary] | None) -> str:
-    frames = stacks[0] if stacks else None
-    if not frames:
-        return "unknown place"
-    return f"{frames[-1].filename}:{frames[-1].lineno}"
+    frames = stacks[0] if stacks else ()
+    library = os.path.dirname(torch.__file__) + os.sep
+    # A module's attribute is set by torch's __setattr__; the line that asked for it matters.
+    frame = next((f for f in reversed(frames) if not f.filename.startswith(library)), None)
+    return f"{frame.filename}:{frame.lineno}" if frame else "unknown place"

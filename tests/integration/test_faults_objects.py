@@ -1,0 +1,386 @@
+"""FAULTS 29a: Python objects in or out that tracing would freeze. Never a silent constant."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import nn
+from transformers import DynamicCache
+
+import piecewise_core as pw
+from piecewise_core.errors import (
+    InputMismatch,
+    PiecewiseError,
+    UnsupportedOutput,
+    UnsupportedSideEffect,
+)
+
+ROWS = pw.Dim("rows", 0, 64)
+
+
+@pytest.fixture(autouse=True)
+def _inference() -> Iterator[None]:
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        yield
+
+
+def compiled(model, **config):
+    return pw.compile(model, pw.Config(dynamic={0: {0: ROWS}}, compiler="eager", **config))
+
+
+def line_of(function, offset: int) -> str:
+    return f"test_faults_objects.py:{function.__code__.co_firstlineno + offset}"
+
+
+# Objects out ------------------------------------------------------------------------------
+
+
+class GrowingCache:
+    """A cache of its own kind: it grows at every call."""
+
+    def __init__(self) -> None:
+        self.keys: list[torch.Tensor] = []
+
+
+def returns_dynamic_cache(x):
+    cache = DynamicCache()
+    cache.update(x[None, None], x[None, None], 0)
+    return x, cache
+
+
+def returns_own_cache(x):
+    cache = GrowingCache()
+    cache.keys.append(x * 2)
+    return {"hidden": x, "past": cache}
+
+
+@pytest.mark.parametrize(
+    ("fn", "path", "kind"),
+    [
+        (returns_dynamic_cache, "output[1]", "DynamicCache"),
+        (returns_own_cache, "output['past']", "GrowingCache"),
+        (lambda x: [x, {1, 2}], "output[1]", "set"),
+        (lambda x: (x, iter([x])), "output[1]", "iterator"),
+    ],
+    ids=["DynamicCache", "own class", "set", "iterator"],
+)
+def test_an_object_returned_that_tracing_would_freeze_is_refused_with_path_and_type(fn, path, kind):
+    """FAULTS 29a."""
+    fast = compiled(fn)
+    for _ in range(2):
+        with pytest.raises(PiecewiseError) as caught:
+            fast(torch.randn(3, 8))
+    assert isinstance(caught.value, UnsupportedOutput)
+    assert path in str(caught.value)
+    assert kind in str(caught.value)
+
+
+def test_a_refused_cache_says_what_to_pass_in_its_place():
+    """FAULTS 29a."""
+    with pytest.raises(UnsupportedOutput, match=r"use_cache=False.*StaticCache"):
+        compiled(returns_dynamic_cache)(torch.randn(3, 8))
+
+
+@dataclass
+class Bag:
+    """A dataclass that its own fields do not rebuild."""
+
+    value: torch.Tensor
+    made: list[int] = field(init=False, default_factory=list)
+
+
+def test_a_dataclass_that_its_fields_do_not_rebuild_is_refused_with_path_and_type():
+    """FAULTS 29a."""
+    with pytest.raises(UnsupportedOutput, match=r"output is a Bag.*return a plain dict"):
+        compiled(lambda x: Bag(x * 2))(torch.randn(3, 8))
+
+
+# Side effects -----------------------------------------------------------------------------
+
+
+class Counts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+        self.seen: list[int] = []
+        self.by_size: dict[str, int] = {}
+        self.inner = nn.Module()
+
+
+class CountsCalls(Counts):
+    def forward(self, x):
+        self.calls += 1
+        return x * 2
+
+
+class AppendsToList(Counts):
+    def forward(self, x):
+        self.seen.append(1)
+        return x * 2
+
+
+class WritesToDict(Counts):
+    def forward(self, x):
+        self.by_size["last"] = 1
+        return x * 2
+
+
+class KeepsItsResult(Counts):
+    def forward(self, x):
+        self.last = x * 2
+        return self.last
+
+
+class ChangesSubmodule(Counts):
+    def forward(self, x):
+        self.inner.mode = "used"
+        return x * 2
+
+
+TOTAL = 0
+
+
+def counts_globally(x):
+    global TOTAL
+    TOTAL += 1
+    return x * 2
+
+
+def stores_in_argument(x, store):
+    store["x"] = x * 2
+    return x
+
+
+@pytest.mark.parametrize(
+    ("model", "what", "line"),
+    [
+        (CountsCalls(), "calls", line_of(CountsCalls.forward, 1)),
+        (AppendsToList(), "seen", line_of(AppendsToList.forward, 1)),
+        (WritesToDict(), "by_size", line_of(WritesToDict.forward, 1)),
+        (KeepsItsResult(), "last", line_of(KeepsItsResult.forward, 1)),
+        (ChangesSubmodule(), "mode", line_of(ChangesSubmodule.forward, 1)),
+        (counts_globally, "TOTAL", line_of(counts_globally, 2)),
+    ],
+    ids=["counter", "list", "dict", "attribute", "submodule", "global"],
+)
+def test_a_python_object_changed_by_the_model_is_refused_with_its_path_and_line(model, what, line):
+    """FAULTS 29a."""
+    with pytest.raises(UnsupportedSideEffect) as caught:
+        compiled(model)(torch.randn(3, 8))
+    assert what in str(caught.value)
+    assert line in str(caught.value)
+    assert "keep the value in a tensor or buffer" in str(caught.value)
+
+
+def test_a_refused_side_effect_has_not_happened():
+    """FAULTS 29a."""
+    model = CountsCalls()
+    with pytest.raises(UnsupportedSideEffect):
+        compiled(model)(torch.randn(3, 8))
+    with pytest.raises(UnsupportedSideEffect):
+        compiled(counts_globally)(torch.randn(3, 8))
+    assert (model.calls, TOTAL) == (0, 0)
+
+
+def test_a_dict_argument_written_to_is_refused():
+    """FAULTS 29a."""
+    store: dict[str, torch.Tensor] = {}
+    fast = compiled(stores_in_argument)
+    with pytest.raises(UnsupportedSideEffect, match=r'changes argument "store" in place'):
+        fast(torch.randn(3, 8), store)
+    assert not store
+
+
+@pytest.mark.parametrize(
+    ("change", "path"),
+    [
+        (lambda items, x: items["list"].append(x), "items.list"),
+        (lambda items, x: items["list"].pop(), "items.list"),
+        (lambda items, x: items["list"].__setitem__(0, x * 2), "items.list.0"),
+        (lambda items, x: items["list"].reverse(), "items.list.0"),
+        (lambda items, x: items.pop("number"), "items"),
+        (lambda items, x: items.update(number=2), "items.number"),
+        (lambda items, x: items.update(number=True), "items.number"),
+    ],
+)
+def test_a_container_argument_changed_in_place_is_refused_with_its_path(change, path):
+    """FAULTS 29a."""
+
+    def fn(x, items):
+        change(items, x)
+        return x * 2
+
+    x = torch.randn(3, 8)
+    items = {"list": [x, torch.randn(8)], "number": 1}
+    with pytest.raises(UnsupportedSideEffect, match=f'changes argument "{path}" in place'):
+        compiled(fn)(x, items)
+    assert items["number"] == 1
+    assert items["list"][0] is x
+    assert len(items["list"]) == 2
+
+
+def test_keyword_arguments_collected_by_the_model_are_its_own_to_change():
+    """FAULTS 29a."""
+
+    def fn(x, *rest, **options):
+        options["scale"] = options.pop("factor") + len(rest)
+        return x * options["scale"]
+
+    fast = compiled(fn)
+    for size in (3, 5):
+        x = torch.randn(size, 8)
+        torch.testing.assert_close(fast(x, 1, 2, factor=0.5), x * 2.5)
+
+
+def test_a_list_in_a_closure_appended_to_is_refused():
+    """FAULTS 29a."""
+    seen: list[int] = []
+
+    def fn(x):
+        seen.append(len(seen))
+        return x * 2
+
+    with pytest.raises(UnsupportedSideEffect) as caught:
+        compiled(fn)(torch.randn(3, 8))
+    assert f"list model.__closure__[0].cell_contents at {__file__}" in str(caught.value)
+    assert line_of(fn, 1) in str(caught.value)
+    assert seen == []
+
+
+def test_an_iterator_advanced_by_the_model_is_refused():
+    """FAULTS 29a."""
+    numbers = itertools.count()
+
+    def fn(x):
+        return x * next(numbers)
+
+    with pytest.raises(PiecewiseError):
+        compiled(fn)(torch.randn(3, 8))
+
+
+def test_objects_made_and_changed_within_the_call_are_no_side_effect():
+    """FAULTS 29a."""
+
+    def fn(x):
+        parts, names = [], {}
+        for place in range(3):
+            parts.append(x * place)
+            names[place] = len(parts)
+        return torch.cat(parts), names
+
+    fast = compiled(fn)
+    for size in (3, 0, 1, 5):
+        x = torch.randn(size, 8)
+        got, names = fast(x)
+        torch.testing.assert_close(got, fn(x)[0])
+        assert names == {0: 1, 1: 2, 2: 3}
+
+
+def test_a_container_returned_is_a_new_one_at_every_call():
+    """FAULTS 29a."""
+    fast = compiled(lambda x: {"rows": [x.shape[0]], "x": x * 2})
+    first, second = fast(torch.randn(3, 8)), fast(torch.randn(4, 8))
+    first["rows"].append("mine")
+    assert second["rows"] == [4]
+    assert fast(torch.randn(5, 8))["rows"] == [5]
+
+
+# Tensors and buffers are state that may change ----------------------------------------------
+
+
+class Remembers(nn.Module):
+    """Counts in a buffer and keeps rows in another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+        self.register_buffer("rows", torch.zeros(64, 8))
+
+    def forward(self, x):
+        self.calls.add_(1)
+        self.rows[: x.shape[0]] = x
+        return self.rows.sum() + self.calls
+
+
+def test_each_write_to_a_buffer_happens_once_per_call_and_never_in_warm_up():
+    """FAULTS 29a and 29b."""
+    model, reference = Remembers(), Remembers()
+    fast = compiled(model, compile_ranges_endpoints=(4, 16))
+    fast.warmup(torch.randn(3, 8), progress=False)
+    assert model.calls == 0
+    assert not model.rows.any()
+    for size in (3, 7, 0, 1, 64, 20):
+        x = torch.randn(size, 8)
+        torch.testing.assert_close(fast(x), reference(x))
+    assert model.calls == reference.calls == 6
+    torch.testing.assert_close(model.rows, reference.rows)
+
+
+def test_each_write_to_a_buffer_happens_once_at_a_first_call_that_compiles():
+    """FAULTS 29b."""
+    for mode in ("lazy", "warmup"):
+        model = Remembers()
+        fast = compiled(model, compile_ranges_endpoints=(4, 16), compile_mode=mode)
+        for calls in range(1, 4):
+            fast(torch.randn(3, 8))
+            assert model.calls == calls
+
+
+# Objects in ---------------------------------------------------------------------------------
+
+
+class Options:
+    """An object without tensors."""
+
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+
+
+def test_another_object_than_the_traced_one_is_refused_naming_argument_and_type():
+    """FAULTS 29a."""
+
+    def fn(x, options):
+        return x * options.scale
+
+    fast, mine = compiled(fn), Options(2.0)
+    x = torch.randn(3, 8)
+    torch.testing.assert_close(fast(x, mine), x * 2)
+    with pytest.raises(InputMismatch, match=r'"options" is another Options object'):
+        fast(x, Options(3.0))
+
+
+class Pair(NamedTuple):
+    left: torch.Tensor
+    right: torch.Tensor
+
+
+def test_tensors_inside_containers_are_inputs_and_not_constants():
+    """FAULTS 29a."""
+
+    def fn(x, extra):
+        return x * extra["pair"].left + extra["list"][0] - extra["pair"].right
+
+    fast = compiled(fn)
+    for size in (3, 1, 0, 5):
+        x = torch.randn(size, 8)
+        extra = {"pair": Pair(torch.randn(8), torch.randn(8)), "list": [torch.randn(8)]}
+        torch.testing.assert_close(fast(x, extra), fn(x, extra))
+
+
+def test_a_value_read_from_a_global_is_followed_or_refused_never_frozen_silently():
+    """FAULTS 29a: what tracing reads besides the arguments must not change under it."""
+    settings = {"scale": torch.tensor(2.0)}
+
+    def fn(x):
+        return x * settings["scale"]
+
+    fast, x = compiled(fn), torch.randn(3, 8)
+    torch.testing.assert_close(fast(x), x * 2)
+    settings["scale"].fill_(3.0)
+    torch.testing.assert_close(fast(x), x * 3)
