@@ -23,7 +23,7 @@ Model = TypeVar("Model", bound=torch.nn.Module)
 
 
 @overload
-def compile(
+def compile(  # type: ignore[overload-overlap]  # a module is callable too; the first form wins
     model: Model, config: Config | None = None, platform: str | Platform | None = None
 ) -> Model: ...
 

@@ -51,7 +51,8 @@ class Stats:
     def __add__(self, other: Stats) -> Stats:
         mine, theirs = self.to_dict(), other.to_dict()
         calls = {k: mine["calls"][k] + theirs["calls"][k] for k in CALL_KINDS}
-        return Stats(**{n: calls if n == "calls" else mine[n] + theirs[n] for n in mine})
+        numbers = {n: mine[n] + theirs[n] for n in mine if n != "calls"}
+        return Stats(**numbers, calls=calls)
 
 
 def _plain(value: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +52,7 @@ def make_job(piece: Piece, symbols: dict[sympy.Symbol, int], box: Box) -> Job:
     ``box``: one Range per dim in ``piece.dims``. A Range of one size becomes a plain int. The
     inputs share memory as the traced ones do.
     """
-    assert piece.graph is not None  # noqa: S101 -- callers compile compilable pieces only
+    assert piece.graph is not None
     graph = _copied(piece.graph)
     env = ShapeEnv()
     mode = FakeTensorMode(shape_env=env, allow_non_fake_inputs=True)
@@ -144,4 +143,4 @@ def _evaluate(found: sympy.Basic, sizes: dict[sympy.Symbol, Any]) -> Any:
     from torch.utils._sympy.reference import PythonReferenceAnalysis
 
     used = {s: sizes[s] for s in found.free_symbols}
-    return sympy_interp(PythonReferenceAnalysis, used, found)  # type: ignore[arg-type]
+    return sympy_interp(PythonReferenceAnalysis, used, found)

@@ -1,17 +1,25 @@
 """Inductor as a piece compiler, through ``torch._inductor.standalone_compile``.
 
-Version notes, all of them: ``standalone_compile(gm, inputs, dynamic_shapes=..., options=...)``
-has the same form in torch 2.11 and 2.13; 2.13 adds keywords that are not used here.
+Version notes, all of them: ``standalone_compile(gm, inputs, dynamic_shapes=..., options=...)``,
+``CompiledArtifact.save`` and ``load`` have the same form in torch 2.11 and 2.13; 2.13 adds
+keywords that are not used here.
 """
 
 from __future__ import annotations
 
+import logging
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.fx.experimental import _config as fx_config
+import torch.compiler.config
+from torch._dispatch.python import enable_python_dispatcher
+from torch._guards import TracingContext
+from torch.fx.experimental.proxy_tensor import make_fx
 
+from piecewise_core.graph import torch_private
 from piecewise_core.protocols import CompiledGraph
 
 if TYPE_CHECKING:
@@ -19,8 +27,10 @@ if TYPE_CHECKING:
 
 __all__ = ["InductorCompiler"]
 
+logger = logging.getLogger(__name__)
+
 _SETTINGS: Mapping[str, Any] = {
-    # Core checks inputs before a piece runs and operators' outputs once per target.
+    # Core checks inputs before a piece runs, and operators' outputs once per target.
     "size_asserts": False,
     "alignment_asserts": False,
 }
@@ -30,19 +40,19 @@ class InductorCompiler:
     """Compiles pieces with Inductor.
 
     ``prepare``: called before the first compilation; raises CompilerUnavailable when the
-    compiler's tools are missing, and may point Inductor at answers found on earlier runs.
-    ``settings``: Inductor configuration, by its own names.
+    compiler's tools are missing, and returns further settings for this machine. ``settings``:
+    Inductor configuration, by its own names.
     """
 
     name = "inductor"
 
     def __init__(
         self,
-        prepare: Callable[[], None] | None = None,
+        prepare: Callable[[], Mapping[str, Any] | None] | None = None,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         self._prepare = prepare
-        self._settings = {**_SETTINGS, **(settings or {})}
+        self._settings: dict[str, Any] = {**_SETTINGS, **(settings or {})}
 
     def compile(
         self,
@@ -55,23 +65,70 @@ class InductorCompiler:
         """Compile ``graph`` for the ranges of the inputs' symbols."""
         from torch._inductor import standalone_compile
 
-        if self._prepare is not None:
-            self._prepare()
-            self._prepare = None
-        with fx_config.patch(backed_size_oblivious=True):  # type: ignore[no-untyped-call]
-            artifact = standalone_compile(
-                graph,
+        self._get_ready()
+        # Inductor's own caches know a symbol by its name, not by its range, and code may rest on
+        # the range: without a tag, code for [1, 8] would be handed out for [33, 64].
+        tag = f"{torch.compiler.config.cache_key_tag}piecewise:{key.partition('-')[2]}"
+        with (
+            torch_private.oblivious_sizes(),
+            torch.compiler.config.patch(cache_key_tag=tag),  # type: ignore[attr-defined]
+        ):
+            artifact: Any = standalone_compile(
+                _lowered(graph, example_inputs),
                 list(example_inputs),
                 dynamic_shapes="from_tracing_context",
                 options={"config_patches": dict(self._settings)},
             )
-        return CompiledGraph(artifact, artifact)
+        return CompiledGraph(artifact, lambda: _dump(artifact))
+
+    def load(self, handle: bytes) -> CompiledGraph:
+        """Load what a handle gave, in any process of this machine with this torch."""
+        from torch._inductor.standalone_compile import CompiledArtifact
+
+        with tempfile.TemporaryDirectory(prefix="piecewise-") as folder:
+            path = Path(folder) / "artifact"
+            path.write_bytes(handle)
+            return CompiledGraph(CompiledArtifact.load(path=str(path), format="binary"))
 
     def hash_factors(self) -> Mapping[str, str]:
-        """Torch's own key of its code, and the settings."""
+        """Torch's own key of its code, the settings, and the threads kernels are made for."""
         from torch._inductor.codecache import torch_key
 
-        settings = sorted(self._settings.items())
-        return {"torch": torch.__version__, "torch_key": torch_key().hex(), **{
-            f"inductor.{name}": repr(value) for name, value in settings
-        }}  # fmt: skip
+        settings = {f"inductor.{n}": repr(v) for n, v in sorted(self._settings.items())}
+        return {
+            "torch": torch.__version__,
+            "torch_key": torch_key().hex(),
+            "threads": str(torch.get_num_threads()),
+            **settings,
+        }
+
+    def _get_ready(self) -> None:
+        if self._prepare is not None:
+            self._settings.update(self._prepare() or {})
+            self._prepare = None
+
+
+def _lowered(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> torch.fx.GraphModule:
+    """The graph in ATen operators, which Inductor's caches can key and save.
+
+    Torch functions and tensor methods are what its caches refuse. A graph that cannot be
+    lowered by itself is compiled as it is.
+    """
+    mode = TracingContext.get().fake_mode
+    if mode is None:
+        return graph
+    try:
+        with torch.inference_mode(False), torch.no_grad(), enable_python_dispatcher(), mode:
+            # A lambda: make_fx counts the parameters of a bound forward wrongly.
+            traced = make_fx(lambda *args: graph(*args), _allow_non_fake_inputs=True)(*inputs)
+    except Exception as error:
+        logger.debug("compiled without lowering first: %s", error)
+        return graph
+    return traced
+
+
+def _dump(artifact: Any) -> bytes:
+    with tempfile.TemporaryDirectory(prefix="piecewise-") as folder:
+        path = Path(folder) / "artifact"
+        artifact.save(path=str(path), format="binary")
+        return path.read_bytes()

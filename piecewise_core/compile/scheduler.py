@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import sympy
 import torch
@@ -24,7 +24,7 @@ from piecewise_core.graph.torch_private import compile_lock
 from piecewise_core.protocols import CompilerAdaptor
 from piecewise_core.ranges import Box
 
-__all__ = ["Artifact", "Scheduler"]
+__all__ = ["Artifact", "Outside", "Scheduler", "project"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +51,26 @@ class Artifact:
     shared_by: list[str] = field(default_factory=list)
 
 
+class Outside(Protocol):
+    """Something that compiles pieces away from the calling thread."""
+
+    def can_serve(self, adaptor: CompilerAdaptor) -> bool:
+        """Whether it can compile with ``adaptor``."""
+        ...
+
+    def submit(
+        self,
+        piece: Piece,
+        symbols: dict[sympy.Symbol, int],
+        box: Box,
+        key: str,
+        label: str,
+        done: Callable[[Piece, Artifact | None], None],
+    ) -> None:
+        """Return at once; call ``done`` later, with None when it failed."""
+        ...
+
+
 class Scheduler:
     """Compiles pieces through one adaptor and hands equal pieces the same artifact.
 
@@ -73,6 +93,7 @@ class Scheduler:
         self._pieces: dict[int, Piece] = {}
         self._artifacts: dict[tuple[str, Box], Artifact] = {}
         self._distinct: set[str] = set()
+        self._requested: set[tuple[str, Box]] = set()
         self.sealed: str | None = None
 
     @property
@@ -119,6 +140,29 @@ class Scheduler:
         """Take in an artifact compiled now, or elsewhere."""
         self._artifacts[artifact.key, artifact.box] = artifact
         self._counters.add("compilations")
+
+    def request(
+        self, piece: Piece, symbols: Mapping[sympy.Symbol, int], box: Box, label: str, by: Outside
+    ) -> None:
+        """Have ``piece`` compiled elsewhere for ``box``, once; ``ready`` tells when it is done.
+
+        A piece that must run as written, and any piece of a compiler that cannot hand its code
+        over, is compiled here and now.
+        """
+        key, own = self.register(piece), project(piece, box)
+        if (key, own) in self._artifacts or piece.hazard or not by.can_serve(self._adaptor):
+            self.artifact(piece, symbols, box, label)
+        elif (key, own) not in self._requested:
+            self._requested.add((key, own))
+            self._check_sealed(label, own)
+            by.submit(piece, dict(symbols), own, key, label, self._take_in)
+
+    def _take_in(self, piece: Piece, made: Artifact | None) -> None:
+        if made is None or (made.key, made.box) in self._artifacts:
+            return
+        if made.serves != made.box:
+            made.run = _guarded(made.run, _written(piece), made.serves, piece.dims)
+        self.adopt(made)
 
     def _check_sealed(self, label: str, box: Box) -> None:
         if self.sealed is None:

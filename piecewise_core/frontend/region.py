@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from piecewise_core.backend import PiecewiseBackend
-from piecewise_core.compile.scheduler import Scheduler
+from piecewise_core.compile.scheduler import Outside, Scheduler
 from piecewise_core.config import Config
 from piecewise_core.graph.split import Program
 from piecewise_core.ranges import Box, Range, Sizes, Target, TargetTable, plan_targets
@@ -52,9 +52,9 @@ class Region:
         self.table = TargetTable(self.box, self.targets)
         self.code = PlanCode(program)
         self.served = False
-        self.checked: set[Box] = set()
         self._scheduler = scheduler
         self._plans: dict[Box, Plan] = {}
+        self._written: Plan | None = None
         self._begun = time.perf_counter()
         for piece in program.compilable:
             scheduler.register(piece)
@@ -114,13 +114,19 @@ class Region:
 
     def checking_plan(self, box: Box) -> Plan:
         """The same plan, also checking what splitting ops return; for a target's first call."""
-        self.checked.add(box)
         return self.code.plan([run for _, run in self.runnables(box)], check=True)
 
     def written_plan(self) -> Plan:
         """The program with every piece as written: valid for every size, compiles nothing."""
-        runs = [_forward(piece.graph) for piece in self.program.compilable]
-        return self.code.plan(runs)
+        if self._written is None:
+            self._written = self.code.plan([_forward(p.graph) for p in self.program.compilable])
+        return self._written
+
+    def request(self, box: Box, by: Outside) -> None:
+        """Have every piece compiled elsewhere for ``box``."""
+        for index, piece in enumerate(self.program.compilable):
+            symbols = self.program.traced.symbols
+            self._scheduler.request(piece, symbols, box, self.label(index), by)
 
     def runnables(self, box: Box) -> Iterator[tuple[int, Callable[..., Any]]]:
         """Each compilable piece's code for ``box``, compiled as it is asked for."""

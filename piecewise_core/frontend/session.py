@@ -13,6 +13,8 @@ from piecewise_core.compile.scheduler import Scheduler
 from piecewise_core.config import Config
 from piecewise_core.counters import Counters, Stats, process_counters
 from piecewise_core.errors import GradNeeded, InputMismatch, NotTraced, OutOfRange, Sealed
+from piecewise_core.frontend.background import Background
+from piecewise_core.frontend.dispatch import Dispatch
 from piecewise_core.frontend.region import Region, unbounded
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.graph.binder import Binder
@@ -22,14 +24,10 @@ from piecewise_core.graph.split import split
 from piecewise_core.graph.structure import Structure, describe_call
 from piecewise_core.graph.torch_private import any_autocast, compile_lock
 from piecewise_core.graph.trace import trace
-from piecewise_core.ranges import Box, Range, Sizes, Target, TargetTable, cut
+from piecewise_core.ranges import Box, Range, Sizes, Target, cut
 from piecewise_core.runtime.parameters import Parameters, roots_of
-from piecewise_core.runtime.plan import Plan
 
 __all__ = ["Session"]
-
-Entry = Callable[..., Any]
-"""Serves one target: ``entry(tensors, bound, sizes, args, kwargs) -> result``."""
 
 
 class Session:
@@ -53,6 +51,8 @@ class Session:
         self._sealed: str | None = None
         self._checked = self.config.check != "off"
         self._bind: Callable[..., Any] = self._first
+        background = Background(setup) if self.config.compile_mode == "background" else None
+        self.dispatch = Dispatch(self.config, self.counters, background, self._miss)
         self._forget_regions()
 
     # The hot path ----------------------------------------------------------------------
@@ -68,7 +68,8 @@ class Session:
                 self._check_grad(tensors)
             if any_autocast():
                 self._refuse_autocast()
-            return self._entries[self._find(*sizes)](tensors, bound, sizes, args, kwargs)
+            dispatch = self.dispatch
+            return dispatch.entries[dispatch.find(*sizes)](tensors, bound, sizes, args, kwargs)
 
     # Structure -------------------------------------------------------------------------
 
@@ -83,6 +84,7 @@ class Session:
             on_restride=lambda: self.counters.add("restrided"),
         )
         self._bind = self.binder.bind
+        self.dispatch.raw = self.binder.raw
         self.structure = structure
         self._install()
 
@@ -102,79 +104,26 @@ class Session:
         self.regions = []
         self.parameters = Parameters(roots_of(self.fn), checked=self._checked)
         self._read: Callable[[], tuple[torch.Tensor, ...] | None] = tuple
-        self._entries: list[Entry] = [self._miss]
-        self._find: Callable[..., int] = lambda *sizes: TargetTable.miss
 
     def _install(self) -> None:
-        """Make the look-up over every region's targets; the last entry serves all other sizes."""
-        targets = [(region, target) for region in self.regions for target in region.targets]
-        self._find = TargetTable(self.config.bounds, [target for _, target in targets]).find
-        self._entries = [self._pending(region, target) for region, target in targets]
-        self._entries.append(self._miss)
+        self.dispatch.install(self.config.bounds, self.regions)
         self.parameters.settle()
         self._read = self.parameters.read
 
-    # Entries ---------------------------------------------------------------------------
-
-    def _entry(self, region: Region, plan: Plan, kind: str) -> Entry:
-        """The steady state of one target: count, run, rebuild."""
-        output = region.program.traced.output
-        calls, rebuild, raw = self.counters.calls, output.rebuild, self.binder.raw
-        if output.uses_inputs:
-
-            def with_inputs(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
-                calls[kind] += 1
-                return rebuild(plan(t, b, *sizes), raw(*args, **kwargs), b)
-
-            return with_inputs
-
-        def entry(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
-            calls[kind] += 1
-            return rebuild(plan(t, b, *sizes), t, b)
-
-        return entry
-
-    def _pending(self, region: Region, target: Target) -> Entry:
-        """Serves a target until its code is there, then puts the steady entry in its place."""
-
-        def pending(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
-            if self._may_wait(region, target):
-                return self._serve_general(region, t, b, sizes, args, kwargs)
-            plan = region.plan(target.box)
-            first = region.checking_plan(target.box) if self._checks_ops(region) else plan
-            result = self._entry(region, first, target.kind)(t, b, sizes, args, kwargs)
-            self._entries[self._find(*sizes)] = self._entry(region, plan, target.kind)
-            return result
-
-        return pending
-
-    def _checks_ops(self, region: Region) -> bool:
-        return self._checked and any(p.splitting for p in region.program.pieces)
-
-    def _may_wait(self, region: Region, target: Target) -> bool:
-        """Whether this call is served by the general graph, the target being compiled later."""
-        if region.is_ready(target.box) or target.box == region.general_box:
-            return False
-        return self.config.compile_mode == "lazy" and not region.served and not self._sealed
-
-    def _serve_general(
-        self, region: Region, t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any
-    ) -> Any:
-        region.served = True
-        plan = region.plan(region.general_box)
-        return self._entry(region, plan, "general")(t, b, sizes, args, kwargs)
+    # Other sizes -----------------------------------------------------------------------
 
     def _miss(self, t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
         """Serves sizes that no target holds: not traced yet, or out of bounds."""
         if sizes in self.config.bounds:
             self.region_for(sizes)
-            return self._entries[self._find(*sizes)](t, self._read(), sizes, args, kwargs)
+            place = self.dispatch.find(*sizes)
+            return self.dispatch.entries[place](t, self._read(), sizes, args, kwargs)
         if self.config.out_of_range == "eager":
             self.counters.calls["eager"] += 1
             return self.fn(*args, **kwargs)
         if self.config.out_of_range == "general" and sizes in self._outer_bounds():
             region = self.region_for(sizes)
-            return self._serve_general(region, t, self._read(), sizes, args, kwargs)
+            return self.dispatch.general(region, t, self._read(), sizes, args, kwargs)
         raise OutOfRange(_out_of_range(self.config, sizes))
 
     # Regions ---------------------------------------------------------------------------
@@ -288,6 +237,7 @@ class Session:
         """From now on a trace or compilation is an error, or a warning."""
         self._sealed = on_miss
         self.scheduler.sealed = on_miss
+        self.dispatch.sealed = True
 
     def stats(self) -> Stats:
         """The counters so far."""

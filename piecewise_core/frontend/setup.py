@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from piecewise_core.backend import PiecewiseBackend
-from piecewise_core.compile.eager import EagerCompiler
+from piecewise_core.compile.adaptors import resolve
 from piecewise_core.config import Config
-from piecewise_core.platforms import Selected, all_passes, find_compiler, select
+from piecewise_core.platforms import Selected, all_passes, select
 from piecewise_core.protocols import CompilerAdaptor, Platform
 
 __all__ = ["Setup", "prepare"]
@@ -42,7 +42,7 @@ def prepare(config: Config, platform: str | Platform | None, device_type: str | 
     """Choose platform and compiler. Raises PlatformError and its kinds, and ConfigError."""
     selected = select(platform, device_type)
     active = selected.platform
-    compiler = _compiler(config.compiler, active)
+    compiler = resolve(config.compiler, active)
     own = getattr(active.compiler, "passes", None)
     passes = (*(own() if callable(own) else ()), *all_passes())
     unsafe = getattr(active.graphs, "unsafe_ops", None)
@@ -54,15 +54,3 @@ def prepare(config: Config, platform: str | Platform | None, device_type: str | 
         tuple(unsafe()) if callable(unsafe) else (),
         getattr(active, "piecewise_backend", None) or PiecewiseBackend,
     )
-
-
-def _compiler(name: str | None, platform: Platform) -> CompilerAdaptor:
-    if name is None or name == platform.compiler.name:
-        return platform.compiler
-    if name == "eager":
-        return EagerCompiler()
-    if name == "inductor":
-        from piecewise_core.compile.inductor import InductorCompiler
-
-        return InductorCompiler()
-    return find_compiler(name, known=("inductor", "eager", platform.compiler.name))

@@ -1,0 +1,25 @@
+"""From a compiler's name to its adaptor."""
+
+from __future__ import annotations
+
+from piecewise_core.compile.eager import EagerCompiler
+from piecewise_core.platforms import find_compiler
+from piecewise_core.protocols import CompilerAdaptor, Platform
+
+__all__ = ["resolve"]
+
+
+def resolve(name: str | None, platform: Platform) -> CompilerAdaptor:
+    """The adaptor called ``name``; None is the platform's own.
+
+    Raises ConfigError with the nearest name when there is none.
+    """
+    if name is None or name == platform.compiler.name:
+        return platform.compiler
+    if name == "eager":
+        return EagerCompiler()
+    if name == "inductor":
+        from piecewise_core.compile.inductor import InductorCompiler
+
+        return InductorCompiler()
+    return find_compiler(name, known=("inductor", "eager", platform.compiler.name))

@@ -1,0 +1,43 @@
+"""A compilation job as bytes, for another process of this machine.
+
+``torch.fx._graph_pickler`` (read in torch 2.11 and 2.13) pickles graphs with fake tensors and
+symbols. Only a process's own worker reads these bytes; they are never stored.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx._graph_pickler import GraphPickler, Options
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+from piecewise_core.compile.examples import Job
+from piecewise_core.graph import torch_private
+from piecewise_core.ranges import Box, Range
+
+__all__ = ["pack", "unpack"]
+
+_ALL_OPS = Options(ops_filter=None)
+
+
+def pack(job: Job) -> bytes:
+    """The job as bytes. Raises whatever the pickler raises for graphs it cannot take."""
+    for node in job.graph.graph.nodes:
+        node.meta.pop("stack_trace", None)
+    box = [(r.start, r.end) for r in job.box.ranges]
+    data = GraphPickler.dumps((job.graph, list(job.inputs), box, list(job.dims)), _ALL_OPS)
+    return bytes(data)
+
+
+def unpack(data: bytes) -> Job:
+    """The job again, in a fake mode of its own."""
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    with torch_private.oblivious_sizes():
+        found: Any = GraphPickler.loads(io.BytesIO(data).getvalue(), mode)
+    graph, inputs, box, dims = found
+    if isinstance(graph, torch.fx.GraphModule):
+        graph.recompile()
+    return Job(graph, tuple(inputs), mode, Box(tuple(Range(*r) for r in box)), tuple(dims))

@@ -1,0 +1,63 @@
+"""The worker process: compiles jobs that come in on stdin, answers on stdout.
+
+Started by `piecewise_core.compile.pool`; one request and one answer at a time, each a length
+and a pickle. Whatever the compiler prints goes to stderr.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+from piecewise_core.compile.messages import Answer, Request, read_message, write_message
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Serve requests until stdin closes."""
+    requests = os.fdopen(os.dup(0), "rb")
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    adaptors: dict[str, Any] = {}
+    while (request := read_message(requests)) is not None:
+        write_message(answers, _serve(request, adaptors))
+
+
+def _serve(request: Request, adaptors: dict[str, Any]) -> Answer:
+    begun = time.perf_counter()
+    try:
+        handle, serves, why = _compile(request, adaptors)
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}"
+        return Answer(request.serial, None, text, time.perf_counter() - begun)
+    return Answer(request.serial, handle, "", time.perf_counter() - begun, serves, why)
+
+
+def _compile(request: Request, adaptors: dict[str, Any]) -> tuple[bytes, Any, str]:
+    import torch
+
+    from piecewise_core.compile.adaptors import resolve
+    from piecewise_core.compile.portable import unpack
+    from piecewise_core.compile.soundness import served_box
+    from piecewise_core.config import Config
+    from piecewise_core.platforms import select
+
+    config = Config.from_json(request.config)
+    if request.platform not in adaptors:
+        adaptors[request.platform] = resolve(
+            config.compiler, select(request.platform, environ={}).platform
+        )
+    job = unpack(request.job)
+    with torch.inference_mode(), job.context():
+        compiled = adaptors[request.platform].compile(
+            job.graph, job.inputs, key=request.key, config=config
+        )
+    serves, why = served_box(job)
+    ends = None if serves is None else [(r.start, r.end) for r in serves.ranges]
+    return compiled.handle(), ends, why
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""From sizes to what serves them: one look-up, then one entry per target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from piecewise_core.config import Config
+from piecewise_core.counters import Counters
+from piecewise_core.frontend.background import Background
+from piecewise_core.frontend.region import Region
+from piecewise_core.ranges import Box, Sizes, Target, TargetTable
+from piecewise_core.runtime.plan import Plan
+
+__all__ = ["Dispatch", "Entry"]
+
+Entry = Callable[..., Any]
+"""Serves one target: ``entry(tensors, bound, sizes, args, kwargs) -> result``."""
+
+
+class Dispatch:
+    """The entries of every target of every region; the last one serves all other sizes.
+
+    ``find(*sizes)`` gives the entry's place. An entry starts as *pending*: it sees to it that its
+    target gets compiled, and then puts the steady entry in its own place. ``miss``: the last
+    entry. ``raw``: picks the leaves' own tensors out of a call, for inputs returned as they are.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        counters: Counters,
+        background: Background | None,
+        miss: Entry,
+    ) -> None:
+        self.entries: list[Entry] = [miss]
+        self.find: Callable[..., int] = lambda *sizes: TargetTable.miss
+        self.sealed = False
+        self.raw: Callable[..., Sequence[Any]] = lambda *args, **kwargs: ()
+        self._config = config
+        self._counters = counters
+        self._background = background
+        self._miss = miss
+
+    def install(self, bounds: Box, regions: Sequence[Region]) -> None:
+        """Make the look-up over the targets of ``regions``."""
+        targets = [(region, target) for region in regions for target in region.targets]
+        self.find = TargetTable(bounds, [target for _, target in targets]).find
+        self.entries = [self._pending(region, target) for region, target in targets]
+        self.entries.append(self._miss)
+
+    def general(self, region: Region, t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
+        """Serve one call by the region's general graph, as written while it is not compiled."""
+        region.served = True
+        box = region.general_box
+        if self._background is None or region.is_ready(box):
+            plan = region.plan(box)
+        else:
+            plan = region.written_plan()
+        return self._steady(region, plan, "general")(t, b, sizes, args, kwargs)
+
+    def _steady(self, region: Region, plan: Plan, kind: str) -> Entry:
+        """Count, run, rebuild."""
+        output = region.program.traced.output
+        calls, rebuild, raw = self._counters.calls, output.rebuild, self.raw
+        if output.uses_inputs:
+
+            def with_inputs(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
+                calls[kind] += 1
+                return rebuild(plan(t, b, *sizes), raw(*args, **kwargs), b)
+
+            return with_inputs
+
+        def entry(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
+            calls[kind] += 1
+            return rebuild(plan(t, b, *sizes), t, b)
+
+        return entry
+
+    def _pending(self, region: Region, target: Target) -> Entry:
+        def pending(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
+            if self._waits(region, target):
+                return self.general(region, t, b, sizes, args, kwargs)
+            plan = region.plan(target.box)
+            first = region.checking_plan(target.box) if self._checks(region) else plan
+            result = self._steady(region, first, target.kind)(t, b, sizes, args, kwargs)
+            self.entries[self.find(*sizes)] = self._steady(region, plan, target.kind)
+            return result
+
+        return pending
+
+    def _checks(self, region: Region) -> bool:
+        """Whether a target's first call checks what splitting ops return."""
+        return self._config.check != "off" and any(p.splitting for p in region.program.pieces)
+
+    def _waits(self, region: Region, target: Target) -> bool:
+        """Whether this call goes to the general graph while the target is not compiled."""
+        if region.is_ready(target.box):
+            return False
+        if self._background is not None:
+            region.request(target.box, self._background)
+            return not region.is_ready(target.box)
+        lazy = self._config.compile_mode == "lazy" and not self.sealed
+        return lazy and not region.served and target.box != region.general_box
