@@ -16,7 +16,7 @@ from typing import Any
 import sympy
 import torch
 
-from piecewise_core.graph.effects import storages
+from piecewise_core.graph.memory import storages
 from piecewise_core.graph.sizes import expression
 from piecewise_core.graph.split import Piece
 

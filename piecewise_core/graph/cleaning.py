@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
-__all__ = ["clean", "is_autocast_enter", "is_autocast_exit"]
+from piecewise_core.graph.contexts import functorch_units
+
+__all__ = ["clean"]
 
 _GRAD_MODE = (
     torch._C._set_grad_enabled,
@@ -18,22 +20,14 @@ _ASSERTS = (torch.ops.aten._assert_scalar.default, torch._check)
 _COMPARISONS = (operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge)
 
 
-def is_autocast_enter(node: torch.fx.Node) -> bool:
-    """Whether the node begins an autocast region."""
-    return node.target is torch.amp.autocast_mode._enter_autocast
-
-
-def is_autocast_exit(node: torch.fx.Node) -> bool:
-    """Whether the node ends an autocast region."""
-    return node.target is torch.amp.autocast_mode._exit_autocast
-
-
 def clean(module: torch.fx.GraphModule) -> None:
     """Remove grad-mode switches (everything runs under inference mode) and settled size checks.
 
-    A size check that tracing settled is a guard already; the regions account for it.
+    A size check that tracing settled is a guard already; the regions account for it. Inside
+    ``torch.func.grad`` the switches stay: it needs them.
     """
-    for node in reversed(list(module.graph.nodes)):
+    alone = [unit[0] for unit in functorch_units(module.graph.nodes) if len(unit) == 1]
+    for node in reversed(alone):
         if node.op != "call_function" or node.users:
             continue
         if node.target in _GRAD_MODE or _is_size_check(node):

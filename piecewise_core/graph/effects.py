@@ -1,124 +1,116 @@
-"""Which values share memory, and which nodes write to it.
+"""Which memory a node writes to.
 
-Aliasing is read off the fake tensors of the trace (views share their storage). Writes follow
-ATen's conventions: an operator's schema, a trailing underscore, ``out=``, ``inplace=True``.
+Writes follow ATen's conventions: an operator's schema, a trailing underscore, ``out=``,
+``inplace=True``.
 """
 
 from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
-__all__ = ["storages", "tensor_inputs", "values", "writes"]
+from piecewise_core.graph.memory import storages, tensor_inputs, values
 
-_INPLACE_OPERATORS = {
+__all__ = ["reshapes", "storages", "values", "writes"]
+
+_INPLACE_OPERATORS: frozenset[Any] = frozenset({
     operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv,
     operator.imod, operator.ipow, operator.imatmul, operator.iand, operator.ior, operator.ixor,
-    operator.ilshift, operator.irshift, operator.setitem, operator.delitem,
-}  # fmt: skip
+    operator.ilshift, operator.irshift, operator.iconcat, operator.setitem, operator.delitem,
+})  # fmt: skip
 
-
-def values(item: Any) -> Iterator[Any]:
-    """The leaves of a value made of tuples, lists and dicts."""
-    if isinstance(item, (tuple, list)):
-        for part in item:
-            yield from values(part)
-    elif isinstance(item, dict):
-        for part in item.values():
-            yield from values(part)
-    else:
-        yield item
-
-
-def storages(node: torch.fx.Node) -> frozenset[int]:
-    """Identities of the memory that a node's tensors live in."""
-    found = values(node.meta.get("example_value"))
-    return frozenset(t.untyped_storage()._cdata for t in found if isinstance(t, torch.Tensor))
-
-
-def tensor_inputs(node: torch.fx.Node) -> list[torch.fx.Node]:
-    """The nodes among a node's arguments that carry tensors."""
-    return [n for n in node.all_input_nodes if storages(n)]
+_STATISTICS = frozenset({"batch_norm", "instance_norm", "native_batch_norm"})
+"""Builtins that write running statistics without saying so in their schema."""
 
 
 def writes(node: torch.fx.Node) -> frozenset[int]:
     """Identities of the memory that a node writes to; all it is given when nobody can tell."""
     if node.op == "call_method":
         target = str(node.target)
-        if target == "__setitem__" or (target.endswith("_") and not target.endswith("__")):
-            return storages(node.args[0])  # type: ignore[arg-type]
-        return _out(node)
+        return _of(node.args[:1]) if _is_inplace_method(target) else _of([node.kwargs.get("out")])
     if node.op == "call_module":
         return _all(node)
-    if node.op != "call_function":
-        return frozenset()
-    target = node.target
-    if isinstance(target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
-        return _by_schema(node, target)
+    return _by_function(node, node.target) if node.op == "call_function" else frozenset()
+
+
+def reshapes(node: torch.fx.Node) -> bool:
+    """Whether a node changes a tensor's own sizes or strides: ``t_``, ``unsqueeze_``, ``resize_``.
+
+    Values that the trace noted for that tensor before then no longer fit it.
+    """
+    name = getattr(node.target, "__name__", None) if callable(node.target) else str(node.target)
+    if isinstance(node.target, torch._ops.OpOverload):
+        return torch.Tag.inplace_view in node.target.tags
+    packet = getattr(torch.ops.aten, name, None) if name and name.endswith("_") else None
+    if not isinstance(packet, torch._ops.OpOverloadPacket):
+        return name in ("set_", "resize_", "resize_as_")
+    return any(torch.Tag.inplace_view in o.tags for o in _overloads(packet))
+
+
+def _by_function(node: torch.fx.Node, target: Any) -> frozenset[int]:
+    if isinstance(target, torch._ops.OpOverload):
+        return _by_schema(node, (target,))
+    if isinstance(target, torch._ops.OpOverloadPacket):
+        return _by_schema(node, _overloads(target))
     if target in _INPLACE_OPERATORS:
-        return storages(node.args[0])  # type: ignore[arg-type]
+        return _of(node.args[:1])
     if isinstance(target, torch._ops.HigherOrderOperator):
         return _all(node)
     name = getattr(target, "__name__", "")
+    if name in _STATISTICS and not inspect.isfunction(target):
+        return _all(node)
     if name.endswith("_") and not name.endswith("__"):
-        return _first(node)
-    return _out(node) | _python_function(node)
+        return _of([node.args[0] if node.args else next(iter(node.kwargs.values()), None)])
+    return _of([node.kwargs.get("out")]) | _by_arguments(node, target)
+
+
+def _is_inplace_method(name: str) -> bool:
+    if name.startswith("__"):
+        # __setitem__, and __iadd__ and its like; not __invert__, __index__ or __int__.
+        return name == "__setitem__" or getattr(operator, name, None) in _INPLACE_OPERATORS
+    return name.endswith("_")
+
+
+def _overloads(packet: Any) -> list[torch._ops.OpOverload]:
+    return [getattr(packet, name) for name in packet.overloads()]
 
 
 def _all(node: torch.fx.Node) -> frozenset[int]:
-    return frozenset().union(*(storages(n) for n in tensor_inputs(node)))
+    return _of(tensor_inputs(node))
 
 
-def _first(node: torch.fx.Node) -> frozenset[int]:
-    first = node.args[0] if node.args else next(iter(node.kwargs.values()), None)
-    nodes = [v for v in values(first) if isinstance(v, torch.fx.Node)]
+def _of(items: Iterable[Any]) -> frozenset[int]:
+    """The memory of the nodes in ``items``, nested ones included."""
+    nodes = [v for v in values(tuple(items)) if isinstance(v, torch.fx.Node)]
     return frozenset().union(*(storages(n) for n in nodes))
 
 
-def _out(node: torch.fx.Node) -> frozenset[int]:
-    nodes = [v for v in values(node.kwargs.get("out")) if isinstance(v, torch.fx.Node)]
-    return frozenset().union(*(storages(n) for n in nodes))
-
-
-def _by_schema(node: torch.fx.Node, target: Any) -> frozenset[int]:
-    overloads = (
-        [getattr(target, o) for o in target.overloads()]
-        if isinstance(target, torch._ops.OpOverloadPacket)
-        else [target]
-    )
+def _by_schema(node: torch.fx.Node, overloads: Iterable[torch._ops.OpOverload]) -> frozenset[int]:
     found: frozenset[int] = frozenset()
     for overload in overloads:
         for place, argument in enumerate(overload._schema.arguments):
-            if argument.alias_info is None or not argument.alias_info.is_write:
-                continue
-            given = node.args[place] if place < len(node.args) else node.kwargs.get(argument.name)
-            nodes = [v for v in values(given) if isinstance(v, torch.fx.Node)]
-            found = found.union(*(storages(n) for n in nodes))
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                given = node.args[place] if place < len(node.args) else None
+                found |= _of([given, node.kwargs.get(argument.name)])
     return found
 
 
-def _python_function(node: torch.fx.Node) -> frozenset[int]:
+def _by_arguments(node: torch.fx.Node, target: Any) -> frozenset[int]:
     """Writes asked for by an argument: ``inplace=True``, batch norm's statistics, renormed rows."""
-    target: Any = node.target
     if not inspect.isfunction(target):
         return frozenset()
     try:
         bound = inspect.signature(target).bind(*node.args, **node.kwargs).arguments
     except (TypeError, ValueError):
         return frozenset()
-    found: frozenset[int] = frozenset()
-    if bound.get("inplace") is True:
-        found |= _first(node)
     named = {
+        next(iter(bound), ""): bound.get("inplace") is True,
         "weight": bound.get("max_norm") is not None,
         "running_mean": bool(bound.get("training") or bound.get("use_input_stats")),
         "running_var": bool(bound.get("training") or bound.get("use_input_stats")),
     }
-    for name, written in named.items():
-        if written and isinstance(bound.get(name), torch.fx.Node):
-            found |= storages(bound[name])
-    return found
+    return _of([bound.get(name) for name, written in named.items() if written])

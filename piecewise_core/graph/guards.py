@@ -87,9 +87,11 @@ def region(
 
 
 def _implied(expr: sympy.Basic, symbols: Mapping[sympy.Symbol, int], box: Box) -> bool:
-    bounds = {s: ValueRanges(box.ranges[i].start, box.ranges[i].end) for s, i in symbols.items()}
+    bounds: Any = {
+        s: ValueRanges(box.ranges[i].start, box.ranges[i].end) for s, i in symbols.items()
+    }
     try:
-        found = bound_sympy(expr, bounds)  # type: ignore[arg-type]
+        found = bound_sympy(expr, bounds)
     except Exception:
         return False
     return bool(found.is_singleton() and found.lower == sympy.true)

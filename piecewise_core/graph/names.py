@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import torch
 
 from piecewise_core.errors import NothingToSplit, UnknownSplittingOp
 
-__all__ = ["Matcher", "op_name"]
+__all__ = ["Matcher", "op_name", "source_of"]
 
 _ATTENTION = ("attention", "attn", "sdpa", "mamba", "moe", "all_reduce", "all_gather")
 
@@ -37,6 +38,13 @@ def op_name(node: torch.fx.Node) -> str:
             module = "torch"
         return f"{module}.{name}"
     return str(target)
+
+
+def source_of(node: torch.fx.Node) -> str:
+    """``file:line`` of the user code that made ``node``, or ""."""
+    found = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    found = [f for f in found if not f[0].startswith("<piecewise")]
+    return f"{found[-1][0]}:{found[-1][1]}" if found else ""
 
 
 @dataclass(frozen=True)
@@ -100,7 +108,8 @@ def _tagged_unsafe(target: Any) -> bool:
     if tag is None:
         return False
     if isinstance(target, torch._ops.OpOverloadPacket):
-        return any(tag in getattr(target, o).tags for o in target.overloads())
+        packet: Any = target
+        return any(tag in getattr(packet, o).tags for o in packet.overloads())
     return tag in getattr(target, "tags", ())
 
 

@@ -7,14 +7,19 @@ dims; an item of a multi-output operator (``getitem`` by a constant) stays with 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from piecewise_core.graph.cleaning import is_autocast_enter, is_autocast_exit
-from piecewise_core.graph.effects import values
+from piecewise_core.graph.contexts import (
+    functorch_units,
+    is_autocast_enter,
+    is_autocast_exit,
+    is_switch,
+)
+from piecewise_core.graph.memory import values
 
 __all__ = ["Segment", "is_item", "is_size", "normalise", "segments"]
 
@@ -69,7 +74,7 @@ def normalise(graph: torch.fx.Graph) -> None:
 
 def _own_items(graph: torch.fx.Graph, producer: torch.fx.Node, value: Any) -> None:
     users = list(producer.users)
-    items: list[Any] = []
+    items: list[torch.fx.Node] = []
     with graph.inserting_after(producer):
         for place in reversed(range(len(value))):
             item = graph.call_function(operator.getitem, (producer, place))
@@ -77,8 +82,9 @@ def _own_items(graph: torch.fx.Graph, producer: torch.fx.Node, value: Any) -> No
             items.insert(0, item)
     whole = type(value)(items) if type(value) in (tuple, list) else tuple(items)
     for user in users:
-        if is_item(user) and user.args[0] is producer:
-            user.replace_all_uses_with(items[user.args[1]])
+        index = user.args[1] if is_item(user) and user.args[0] is producer else None
+        if isinstance(index, int):
+            user.replace_all_uses_with(items[index])
             graph.erase_node(user)
         else:
             swap: Callable[[torch.fx.Node], Any] = lambda n: whole if n is producer else n  # noqa: E731
@@ -90,22 +96,40 @@ def _own_items(graph: torch.fx.Graph, producer: torch.fx.Node, value: Any) -> No
 
 
 def segments(graph: torch.fx.Graph, is_splitting: Callable[[torch.fx.Node], bool]) -> list[Segment]:
-    """The runs of ``graph`` in order; runs without work are left out, neighbours of one kind joined."""
+    """The runs of ``graph`` in order.
+
+    Runs without work are left out, and neighbours of one kind joined.
+    """
     found: list[Segment] = []
     entered: list[torch.fx.Node] = []
-    for node in _working(graph):
-        splitting = is_splitting(node)
-        switch = is_autocast_enter(node) or is_autocast_exit(node)
-        if not found or (found[-1].splitting != splitting and not (switch and not splitting)):
-            found.append(Segment(splitting, tuple(entered)))
-        elif switch and found[-1].splitting:
+    for unit in functorch_units(_working(graph)):
+        splitting = any(map(is_splitting, unit))
+        first = unit[0]
+        if splitting:
+            _begin_splitting(found, entered)
+        elif _needs_own(first, found):
             found.append(Segment(False, tuple(entered)))
-        found[-1].nodes.append(node)
-        if is_autocast_enter(node):
-            entered.append(node)
-        elif is_autocast_exit(node):
-            entered.remove(node.args[0])  # type: ignore[arg-type]
-    return _joined([s for s in found if s.has_work])
+        found[-1].nodes += unit
+        if is_autocast_enter(first):
+            entered.append(first)
+        elif is_autocast_exit(first):
+            entered.remove(first.args[0])  # type: ignore[arg-type]
+    return _joined(s for s in found if s.has_work)
+
+
+def _begin_splitting(found: list[Segment], entered: list[torch.fx.Node]) -> None:
+    """Open a splitting run, unless one is open; switches right before it belong to it."""
+    if found and found[-1].splitting:
+        return
+    switches: list[torch.fx.Node] = []
+    while found and found[-1].nodes and is_switch(found[-1].nodes[-1]):
+        switches.insert(0, found[-1].nodes.pop())
+    found.append(Segment(True, tuple(entered), switches))
+
+
+def _needs_own(node: torch.fx.Node, found: list[Segment]) -> bool:
+    """Whether a node that is not splitting begins a run; a switch behind a splitting op stays."""
+    return not found or (found[-1].splitting and not is_switch(node))
 
 
 def _working(graph: torch.fx.Graph) -> Iterator[torch.fx.Node]:
@@ -115,7 +139,7 @@ def _working(graph: torch.fx.Graph) -> Iterator[torch.fx.Node]:
         yield node
 
 
-def _joined(found: list[Segment]) -> list[Segment]:
+def _joined(found: Iterable[Segment]) -> list[Segment]:
     """Splitting runs that only an empty run parted are one run, if under the same autocast."""
     joined: list[Segment] = []
     for segment in found:

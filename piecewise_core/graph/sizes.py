@@ -71,9 +71,8 @@ def build(
     if isinstance(found, sympy.Symbol):
         return symbol_node(found)
     tracer = torch.fx.proxy.GraphAppendingTracer(graph)
-    proxies = {
-        s: torch.fx.Proxy(symbol_node(s), tracer)  # type: ignore[arg-type]
-        for s in sorted(found.free_symbols, key=str)
+    proxies: Any = {
+        s: torch.fx.Proxy(symbol_node(s), tracer) for s in sorted(found.free_symbols, key=str)
     }
-    result = sympy_interp(PythonReferenceAnalysis, proxies, found)  # type: ignore[arg-type]
+    result = sympy_interp(PythonReferenceAnalysis, proxies, found)
     return result.node if isinstance(result, torch.fx.Proxy) else result

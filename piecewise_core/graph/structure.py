@@ -238,7 +238,8 @@ def _order(value: torch.Tensor) -> tuple[int, ...]:
     plain = tuple(range(value.dim()))
     if value.is_contiguous():
         return plain
-    order = tuple(sorted(plain, key=lambda d: (-value.stride(d), d)))
+    strides = value.stride()
+    order = tuple(sorted(plain, key=lambda d: (-strides[d], d)))
     return order if value.permute(order).is_contiguous() else plain
 
 

@@ -78,7 +78,8 @@ class Capture:
 @contextlib.contextmanager
 def oblivious_sizes() -> Iterator[None]:
     """Sizes 0 and 1 are ordinary inside: no symbol is specialised to them by itself."""
-    with fx_config.patch(backed_size_oblivious=True):  # type: ignore[no-untyped-call]
+    config: Any = fx_config  # its functions are put there at import, unseen by type checkers
+    with config.patch(backed_size_oblivious=True):
         yield
 
 

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 
 from piecewise_core.errors import OpContractBroken
-from piecewise_core.graph.effects import values
-from piecewise_core.graph.names import op_name
+from piecewise_core.graph.memory import values
+from piecewise_core.graph.names import op_name, source_of
 from piecewise_core.graph.segments import is_item
 from piecewise_core.graph.sizes import SizeWriter
-from piecewise_core.graph.split import Piece, Program, source_of
+from piecewise_core.graph.split import Piece, Program
 
 __all__ = ["Plan", "PlanCode"]
 
