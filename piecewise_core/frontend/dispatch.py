@@ -51,13 +51,16 @@ class Dispatch:
 
     def general(self, region: Region, t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
         """Serve one call by the region's general graph, as written while it is not compiled."""
-        region.served = True
         box = region.general_box
-        if self._background is None or region.is_ready(box):
-            plan = region.plan(box)
-        else:
+        if self._background is not None and not region.is_ready(box):
             plan = region.written_plan()
-        return self._steady(region, plan, "general")(t, b, sizes, args, kwargs)
+        elif self._checks(region) and not region.served:
+            plan = region.checking_plan(box)
+        else:
+            plan = region.plan(box)
+        result = self._steady(region, plan, "general")(t, b, sizes, args, kwargs)
+        region.served = True
+        return result
 
     def _steady(self, region: Region, plan: Plan, kind: str) -> Entry:
         """Count, run, rebuild."""

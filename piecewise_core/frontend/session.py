@@ -21,7 +21,7 @@ from piecewise_core.graph.binder import Binder
 from piecewise_core.graph.effects import values
 from piecewise_core.graph.names import Matcher
 from piecewise_core.graph.split import split
-from piecewise_core.graph.structure import Structure, describe_call
+from piecewise_core.graph.structure import Structure, bind_arguments, describe_call
 from piecewise_core.graph.torch_private import any_autocast, compile_lock
 from piecewise_core.graph.trace import trace
 from piecewise_core.ranges import Box, Range, Sizes, Target, cut
@@ -60,7 +60,10 @@ class Session:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run one call. Raises the errors of the group "Call"."""
         with self._lock:
-            tensors, sizes = self._bind(*args, **kwargs)
+            try:
+                tensors, sizes = self._bind(*args, **kwargs)
+            except (InputMismatch, TypeError) as error:
+                tensors, sizes = self._bind_anew(error, args, kwargs)
             bound = self._read()
             if bound is None:
                 bound = self._rebound()
@@ -93,14 +96,28 @@ class Session:
         if torch.is_grad_enabled():
             self._check_grad(values((args, kwargs)), roots_of(self.fn))
         self.start(*args, **kwargs)
-        bound = self._bind(*args, **kwargs)
         if self.config.compile_mode == "warmup":
             for _ in self.compile_all():
                 pass
-        return bound
+        return self._bind(*args, **kwargs)
+
+    def _bind_anew(self, error: Exception, args: Any, kwargs: Any) -> Any:
+        """A call does not fit: start again if the model itself changed, else say what is wrong."""
+        if self.structure is not None:
+            bind_arguments(self.structure.signature, args, kwargs)
+            if self._read() is None and not self.parameters.rebind():
+                self._forget_regions()
+                self.structure = None
+                return self._first(*args, **kwargs)
+        raise error
 
     def _forget_regions(self) -> None:
-        """Drop every trace; the counters stay."""
+        """Drop every trace; the counters stay. Raises Sealed."""
+        if self._sealed == "error":
+            raise Sealed(
+                "a parameter changed its dtype, device, shape or strides, or the model's training "
+                "mode or modules changed, after seal(); the model would have to be traced again"
+            )
         self.regions = []
         self.parameters = Parameters(roots_of(self.fn), checked=self._checked)
         self._read: Callable[[], tuple[torch.Tensor, ...] | None] = tuple
@@ -116,6 +133,7 @@ class Session:
         """Serves sizes that no target holds: not traced yet, or out of bounds."""
         if sizes in self.config.bounds:
             self.region_for(sizes)
+            self._refuse_lost_writes(t, args, kwargs)
             place = self.dispatch.find(*sizes)
             return self.dispatch.entries[place](t, self._read(), sizes, args, kwargs)
         if self.config.out_of_range == "eager":
@@ -123,6 +141,7 @@ class Session:
             return self.fn(*args, **kwargs)
         if self.config.out_of_range == "general" and sizes in self._outer_bounds():
             region = self.region_for(sizes)
+            self._refuse_lost_writes(t, args, kwargs)
             return self.dispatch.general(region, t, self._read(), sizes, args, kwargs)
         raise OutOfRange(_out_of_range(self.config, sizes))
 
@@ -204,11 +223,6 @@ class Session:
         if self.parameters.rebind():
             self._read = self.parameters.read
             return self._read() or ()
-        if self._sealed == "error":
-            raise Sealed(
-                "a parameter changed its dtype, device, shape or strides, or the model's training "
-                "mode changed, after seal(); the model would have to be traced again"
-            )
         self._forget_regions()
         self._install()
         return ()
@@ -224,6 +238,12 @@ class Session:
                 "requires them; piecewise is for inference: call under torch.inference_mode() or "
                 "torch.no_grad(), or call requires_grad_(False) on the model"
             )
+
+    def _refuse_lost_writes(self, t: Any, args: Any, kwargs: Any) -> None:
+        """Bind again, which raises, when tracing found writes to what was bound as a copy."""
+        given = self.binder.raw(*args, **kwargs)
+        if any(t[i] is not given[i] for i in self.binder.mutated):
+            self._bind(*args, **kwargs)
 
     def _refuse_autocast(self) -> None:
         raise InputMismatch(

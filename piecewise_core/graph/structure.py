@@ -26,6 +26,7 @@ __all__ = [
     "Node",
     "Structure",
     "TensorLeaf",
+    "bind_arguments",
     "describe_call",
     "is_plain",
     "leaves",
@@ -129,6 +130,16 @@ def call_signature(fn: Callable[..., Any]) -> inspect.Signature:
         return inspect.signature(lambda *args, **kwargs: None)
 
 
+def bind_arguments(
+    signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> inspect.BoundArguments:
+    """Match arguments with parameters. Raises InputMismatch when they do not fit."""
+    try:
+        return signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise InputMismatch(f"{error}; the signature is {signature}") from None
+
+
 def describe_call(
     fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], config: Config
 ) -> Structure:
@@ -138,10 +149,7 @@ def describe_call(
     ``config.dynamic`` names an argument or dim that the call does not have.
     """
     signature = call_signature(fn)
-    try:
-        bound = signature.bind(*args, **kwargs)
-    except TypeError as error:
-        raise InputMismatch(f"{error}; the signature is {signature}") from None
+    bound = bind_arguments(signature, args, kwargs)
     bound.apply_defaults()
     walk = _Walk(config, signature)
     arguments = {name: walk.node(value, name) for name, value in bound.arguments.items()}

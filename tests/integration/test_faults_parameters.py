@@ -1,0 +1,397 @@
+"""FAULTS 2: parameters moved, replaced or rewritten after the first call."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import nn
+
+import piecewise_core as pw
+from piecewise_core.errors import GradNeeded, Sealed
+
+ROWS = pw.Dim("rows", 0, 64)
+
+
+@pytest.fixture(autouse=True)
+def _inference() -> Iterator[None]:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        yield
+
+
+class Model(nn.Module):
+    """Embeds ids, so that its inputs keep their dtype whatever its parameters become."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(32, 8)
+        self.body = nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 8))
+        self.dropout = nn.Dropout(0.5)
+        self.register_buffer("shift", torch.randn(8))
+
+    def forward(self, ids):
+        return self.dropout(self.body(self.embed(ids)) + self.shift)
+
+
+class Tied(nn.Module):
+    """The output layer shares the embedding's weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(32, 8)
+        self.head = nn.Linear(8, 32, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, ids):
+        return self.head(self.embed(ids))
+
+
+class Serving:
+    """A model compiled in place, and how to compare it with itself uncompiled."""
+
+    def __init__(self, model: nn.Module, **config) -> None:
+        self.model = model.eval()
+        settings = {"compiler": "eager", **config}
+        self.fast = pw.compile(model, pw.Config(dynamic={"ids": {0: ROWS}}, **settings))
+
+    def check(self) -> torch.Tensor:
+        for size in (5, 0, 1, 17):
+            ids = torch.randint(0, 32, (size,))
+            expected = self.model(ids)
+            got = self.fast(ids)
+            assert got.dtype is expected.dtype
+            torch.testing.assert_close(got, expected)
+        return self.fast(torch.arange(8))
+
+
+def perturbed(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value + 0.5 for name, value in model.state_dict().items()}
+
+
+def to_double(serving: Serving) -> None:
+    serving.model.to(torch.float64)
+
+
+def to_double_by_the_face(serving: Serving) -> None:
+    serving.fast.to(torch.float64)
+
+
+def to_double_by_a_parent(serving: Serving) -> None:
+    nn.ModuleList([nn.Sequential(serving.fast)]).double()
+
+
+def replace_storage(serving: Serving) -> None:
+    for parameter in serving.model.parameters():
+        parameter.data = parameter.data + 0.5
+
+
+def replace_one_storage(serving: Serving) -> None:
+    weight = serving.model.body[2].weight
+    weight.data = weight.data + 0.5
+
+
+def replace_one_bias_storage(serving: Serving) -> None:
+    bias = serving.model.body[2].bias
+    bias.data = bias.data + 0.5
+
+
+def replace_parameter(serving: Serving) -> None:
+    body = serving.model.body
+    body[0].weight = nn.Parameter(body[0].weight + 0.5)
+
+
+def replace_parameter_by_the_face(serving: Serving) -> None:
+    bias = serving.fast.body[0].bias
+    serving.fast.body[0].bias = nn.Parameter(bias + 0.5)
+
+
+def replace_buffer(serving: Serving) -> None:
+    serving.model.shift = serving.model.shift + 0.5
+
+
+def replace_submodule(serving: Serving) -> None:
+    serving.model.body[2] = nn.Linear(8, 8, dtype=serving.model.shift.dtype)
+
+
+def replace_submodule_by_another_kind(serving: Serving) -> None:
+    serving.model.body[2] = nn.LayerNorm(8)
+
+
+def replace_activation(serving: Serving) -> None:
+    serving.model.body[1] = nn.ReLU()
+
+
+def replace_body(serving: Serving) -> None:
+    serving.model.body = nn.Sequential(nn.Linear(8, 8))
+
+
+def load_assigned(serving: Serving) -> None:
+    serving.model.load_state_dict(perturbed(serving.model), assign=True)
+
+
+def load_assigned_by_the_face(serving: Serving) -> None:
+    serving.fast.load_state_dict(perturbed(serving.model), assign=True)
+
+
+def load_assigned_half(serving: Serving) -> None:
+    state = {name: value.double() for name, value in perturbed(serving.model).items()}
+    serving.model.load_state_dict(state, assign=True)
+
+
+def load_copied(serving: Serving) -> None:
+    serving.model.load_state_dict(perturbed(serving.model))
+
+
+def update_in_place(serving: Serving) -> None:
+    for parameter in serving.model.parameters():
+        parameter.add_(0.5)
+
+
+def drop_bias(serving: Serving) -> None:
+    serving.model.body[0].bias = None
+
+
+def other_shape(serving: Serving) -> None:
+    serving.model.body[0] = nn.Linear(8, 16)
+    serving.model.body[2] = nn.Linear(16, 8)
+
+
+def other_strides(serving: Serving) -> None:
+    layer = serving.model.body[0]
+    layer.weight = nn.Parameter((layer.weight + 0.5).t().contiguous().t())
+
+
+REBOUND = [
+    replace_storage,
+    replace_one_storage,
+    replace_one_bias_storage,
+    replace_parameter,
+    replace_parameter_by_the_face,
+    replace_buffer,
+    load_assigned,
+    load_assigned_by_the_face,
+]
+SEEN = [update_in_place, load_copied]
+TRACED_ANEW = [
+    to_double,
+    to_double_by_the_face,
+    to_double_by_a_parent,
+    load_assigned_half,
+    replace_submodule_by_another_kind,
+    drop_bias,
+    other_shape,
+    other_strides,
+    replace_body,
+]
+EITHER = [replace_submodule, replace_activation]
+
+
+@pytest.mark.parametrize("change", [*REBOUND, *SEEN, *TRACED_ANEW, *EITHER])
+def test_parameters_changed_after_the_first_call_are_noticed(change: Callable[[Serving], None]):
+    """FAULTS 2."""
+    serving = Serving(Model())
+    before = serving.check()
+    change(serving)
+    after = serving.check()
+    assert not torch.equal(before.double(), after.double())
+
+
+@pytest.mark.parametrize("change", [*REBOUND, *SEEN])
+def test_parameters_of_the_same_kind_are_bound_again_without_a_trace_or_compilation(change):
+    """FAULTS 2."""
+    serving = Serving(Model())
+    serving.check()
+    before = serving.fast.stats()
+    change(serving)
+    serving.check()
+    after = serving.fast.stats()
+    assert (after.graphs, after.compilations) == (before.graphs, before.compilations)
+
+
+@pytest.mark.parametrize("change", [*REBOUND, *SEEN])
+def test_parameters_of_the_same_kind_are_bound_again_after_seal(change):
+    """FAULTS 2."""
+    serving = Serving(Model())
+    serving.fast.warmup(torch.arange(3), progress=False)
+    serving.fast.seal()
+    change(serving)
+    serving.check()
+
+
+@pytest.mark.parametrize("change", TRACED_ANEW)
+def test_parameters_of_another_kind_after_seal_are_refused_saying_why(change):
+    """FAULTS 2."""
+    serving = Serving(Model())
+    serving.fast.warmup(torch.arange(3), progress=False)
+    serving.fast.seal()
+    change(serving)
+    with pytest.raises(Sealed, match=r"parameter changed its dtype.*after seal\(\)"):
+        serving.fast(torch.arange(3))
+
+
+def test_a_submodule_moved_by_itself_is_noticed():
+    """FAULTS 2."""
+
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(8, 8)
+            self.second = nn.Linear(8, 8)
+
+        def forward(self, x):
+            return self.second(self.first(x).to(self.second.weight.dtype))
+
+    model = Mixed()
+    fast = pw.compile(model, pw.Config(dynamic={"x": {0: ROWS}}, compiler="eager"))
+    for dtype in (torch.float32, torch.float64, torch.float32):
+        model.second.to(dtype)
+        x = torch.randn(5, 8)
+        got = fast(x)
+        assert got.dtype is dtype
+        torch.testing.assert_close(got, model(x))
+
+
+def test_inputs_may_change_their_dtype_with_the_model():
+    """FAULTS 2."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.GELU())
+    fast = pw.compile(model, pw.Config(dynamic={"input": {0: ROWS}}, compiler="eager"))
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float32):
+        model.to(dtype)
+        for size in (5, 1, 9):
+            x = torch.randn(size, 8, dtype=dtype)
+            torch.testing.assert_close(fast(x), model(x))
+
+
+def test_many_changes_one_after_another_are_all_noticed():
+    """FAULTS 2."""
+    serving = Serving(Model())
+    serving.check()
+    for change in (*REBOUND, *SEEN, replace_submodule, to_double, *REBOUND, other_strides, *SEEN):
+        change(serving)
+        serving.check()
+
+
+@pytest.mark.parametrize("twin", ["embed", "head"])
+def test_one_of_two_tied_weights_replaced_is_noticed(twin):
+    """FAULTS 2."""
+    serving = Serving(Tied())
+    before = serving.check()
+    getattr(serving.model, twin).weight = nn.Parameter(torch.randn(32, 8))
+    after = serving.check()
+    assert not torch.equal(before, after)
+
+
+def test_both_tied_weights_replaced_together_are_bound_again():
+    """FAULTS 2."""
+    serving = Serving(Tied())
+    serving.check()
+    traced = serving.fast.stats().graphs
+    serving.model.embed.weight = serving.model.head.weight = nn.Parameter(torch.randn(32, 8))
+    serving.check()
+    assert serving.fast.stats().graphs == traced
+
+
+def test_weights_that_become_tied_are_noticed():
+    """FAULTS 2."""
+    model = Tied()
+    model.head.weight = nn.Parameter(torch.randn(32, 8))
+    serving = Serving(model)
+    serving.check()
+    model.head.weight = model.embed.weight
+    serving.check()
+    model.embed.weight.mul_(2)
+    serving.check()
+
+
+@pytest.mark.parametrize("by", ["model", "fast"])
+def test_training_mode_is_followed_both_ways(by):
+    """FAULTS 2: what was traced in eval mode is not served in training mode."""
+    serving = Serving(Model())
+    serving.check()
+    getattr(serving, by).train()
+    assert serving.fast.training
+    assert serving.model.training
+    ids = torch.arange(32)
+    dropped = (serving.fast(ids) == 0).float().mean()
+    assert 0.2 < dropped < 0.8
+    getattr(serving, by).eval()
+    serving.check()
+
+
+def test_a_dropout_layer_alone_in_training_mode_is_noticed():
+    """FAULTS 2."""
+    serving = Serving(Model())
+    serving.check()
+    serving.model.dropout.train()
+    assert (serving.fast(torch.arange(32)) == 0).any()
+
+
+def test_a_plain_tensor_attribute_replaced_is_noticed():
+    """FAULTS 2."""
+
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = torch.tensor([2.0])
+
+        def forward(self, ids):
+            return ids * self.scale
+
+    serving = Serving(Plain())
+    serving.check()
+    serving.model.scale = torch.tensor([3.0])
+    serving.check()
+    serving.model.scale.mul_(2)
+    serving.check()
+
+
+def test_a_frozen_model_with_one_parameter_that_requires_gradients_is_refused_under_grad():
+    """FAULTS 2 and 29."""
+    model = Model().eval().requires_grad_(False)
+    serving = Serving(model)
+    with torch.enable_grad():
+        serving.check()
+        model.body[0].weight = nn.Parameter(torch.randn(8, 8))
+        with pytest.raises(GradNeeded):
+            serving.fast(torch.arange(3))
+
+
+def test_functions_notice_parameters_of_the_modules_they_close_over():
+    """FAULTS 2."""
+    model = Model().eval()
+
+    def fn(ids):
+        return model(ids) * 2
+
+    fast = pw.compile(fn, pw.Config(dynamic={"ids": {0: ROWS}}, compiler="eager"))
+    ids = torch.arange(5)
+    torch.testing.assert_close(fast(ids), fn(ids))
+    model.load_state_dict(perturbed(model), assign=True)
+    torch.testing.assert_close(fast(ids), fn(ids))
+    model.body[0] = nn.Linear(8, 8)
+    torch.testing.assert_close(fast(ids), fn(ids))
+    model.double()
+    torch.testing.assert_close(fast(ids), fn(ids))
+
+
+def test_a_copy_taken_before_a_change_does_not_see_it():
+    """FAULTS 2."""
+    serving = Serving(Model())
+    serving.check()
+    twin = copy.deepcopy(serving.fast)
+    ids = torch.arange(5)
+    before = twin(ids)
+    update_in_place(serving)
+    torch.testing.assert_close(twin(ids), before)
+    serving.check()
+
+
+def test_check_off_leaves_the_noticing_to_the_user():
+    """FAULTS 2: ``check="off"`` promises that parameters stay; in-place updates are still seen."""
+    serving = Serving(Model(), check="off")
+    serving.check()
+    update_in_place(serving)
+    serving.check()
