@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from typing import Any
+
+import torch
 
 from piecewise_core.compile.inductor import InductorCompiler
 from piecewise_core.protocols import Capabilities, CompilerAdaptor, DeviceRuntime, GraphDriver
+from piecewise_cpu.memo import cache_directory
 from piecewise_cpu.runtime import CpuRuntime
-from piecewise_cpu.toolchain import CppToolchain
+from piecewise_cpu.toolchain import CppToolchain, factors
+from piecewise_cpu.vector import probe_vector_isas
 
 __all__ = ["CpuPlatform"]
 
@@ -27,7 +33,14 @@ class CpuPlatform:
     def __init__(self, toolchain: CppToolchain | None = None) -> None:
         self._toolchain = toolchain or CppToolchain()
         self.device: DeviceRuntime = CpuRuntime()
-        self.compiler: CompilerAdaptor = InductorCompiler(prepare=self._toolchain.require)
+        self.compiler: CompilerAdaptor = InductorCompiler(prepare=self._prepare)
+
+    def _prepare(self) -> Mapping[str, Any]:
+        """Prove the C++ compiler, then have the vector probes answered from earlier runs."""
+        known = factors(self._toolchain.check())
+        known.pop("directory")  # the probes are kept in one of ours, whatever Inductor uses
+        known["torch"] = torch.__version__
+        return probe_vector_isas(cache_directory(os.environ), known)
 
     def self_check(self) -> Mapping[str, str]:
         """Facts about the C++ compiler. Raises CompilerUnavailable saying what is missing."""

@@ -18,7 +18,7 @@ from piecewise_core.errors import CompilerUnavailable
 from piecewise_cpu.compiler import Compiler, build_directory, find_compiler, wanted_compilers
 from piecewise_cpu.memo import Memo, cache_directory
 
-__all__ = ["CppToolchain", "Toolchain"]
+__all__ = ["CppToolchain", "Toolchain", "factors"]
 
 # Inductor's kernels include both headers, and both are packages of their own on many systems.
 _SOURCE = """\
@@ -92,7 +92,7 @@ class CppToolchain:
 
     def _prove_once(self, toolchain: Toolchain) -> None:
         """Prove unless another process on this machine did."""
-        memo = Memo(cache_directory(self._environ) / "toolchain", _factors(toolchain))
+        memo = Memo(cache_directory(self._environ) / "toolchain", factors(toolchain))
         if memo.known():
             return
         with memo.single_flight(2 * self._timeout):
@@ -152,7 +152,7 @@ def _check_directory(directory: str) -> None:
         raise _unavailable(f"Inductor's directory {directory} is mounted noexec", _ELSEWHERE)
 
 
-def _factors(toolchain: Toolchain) -> dict[str, str]:
+def factors(toolchain: Toolchain) -> dict[str, str]:
     """All that the answer depends on; the host too, as home directories may be shared."""
     return {
         "check": "1",
