@@ -18,7 +18,7 @@ from torch.fx.experimental.symbolic_shapes import (
 from torch.utils._sympy.value_ranges import ValueRanges
 
 from piecewise_core.graph import torch_private
-from piecewise_core.graph.effects import storages
+from piecewise_core.graph.memory import storages
 from piecewise_core.graph.sizes import expression
 from piecewise_core.graph.split import Piece
 from piecewise_core.ranges import Box

@@ -18,10 +18,11 @@ from piecewise_core.frontend.dispatch import Dispatch
 from piecewise_core.frontend.region import Region, unbounded
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.graph.binder import Binder
-from piecewise_core.graph.effects import values
+from piecewise_core.graph.describe import bind_arguments, describe_call
+from piecewise_core.graph.memory import values
 from piecewise_core.graph.names import Matcher
 from piecewise_core.graph.split import split
-from piecewise_core.graph.structure import Structure, bind_arguments, describe_call
+from piecewise_core.graph.structure import Structure
 from piecewise_core.graph.torch_private import any_autocast, compile_lock
 from piecewise_core.graph.trace import trace
 from piecewise_core.ranges import Box, Range, Sizes, Target, cut

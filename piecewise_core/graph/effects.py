@@ -15,7 +15,7 @@ import torch
 
 from piecewise_core.graph.memory import storages, tensor_inputs, values
 
-__all__ = ["reshapes", "storages", "values", "writes"]
+__all__ = ["reshapes", "writes"]
 
 _INPLACE_OPERATORS: frozenset[Any] = frozenset({
     operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv,

@@ -49,7 +49,7 @@ class _Argument(torch.Tensor):
     def shape(self) -> torch.Size:  # type: ignore[override]
         return self._pw_shape
 
-    def size(self, dim: int | None = None) -> Any:  # type: ignore[override]
+    def size(self, dim: int | None = None) -> Any:
         return self._pw_shape if dim is None else self._pw_shape[dim]
 
 

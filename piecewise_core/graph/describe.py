@@ -1,0 +1,187 @@
+"""Describe a call: from one example to the Structure that later calls must have."""
+
+from __future__ import annotations
+
+import inspect
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from piecewise_core.config import Config, Dim
+from piecewise_core.errors import ConfigError, InputMismatch
+from piecewise_core.graph.structure import (
+    Constant,
+    Container,
+    Node,
+    Structure,
+    TensorLeaf,
+    is_plain,
+)
+
+__all__ = ["bind_arguments", "describe_call"]
+
+
+def bind_arguments(
+    signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> inspect.BoundArguments:
+    """Match arguments with parameters. Raises InputMismatch when they do not fit."""
+    try:
+        return signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise InputMismatch(f"{error}; the signature is {signature}") from None
+
+
+def describe_call(
+    fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], config: Config
+) -> Structure:
+    """Describe the call ``fn(*args, **kwargs)``.
+
+    Raises InputMismatch when the arguments do not fit the signature, ConfigError when
+    ``config.dynamic`` names an argument or dim that the call does not have.
+    """
+    signature = _signature(fn)
+    bound = bind_arguments(signature, args, kwargs)
+    bound.apply_defaults()
+    walk = _Walk(_dynamic(config, signature))
+    arguments = {name: walk.node(value, name) for name, value in bound.arguments.items()}
+    structure = Structure(signature, arguments, tuple(walk.tensors), config.dims)
+    _check_all_used(structure, walk.unused)
+    return structure
+
+
+def _signature(fn: Callable[..., Any]) -> inspect.Signature:
+    """The signature to bind calls by; ``(*args, **kwargs)`` when Python knows none."""
+    try:
+        return inspect.signature(fn)
+    except (TypeError, ValueError):
+        return inspect.signature(lambda *args, **kwargs: None)
+
+
+class _Walk:
+    """Builds the tree and hands out flat tensor indices.
+
+    ``unused``: paths in ``dynamic`` that nothing was found at yet.
+    """
+
+    def __init__(self, dynamic: Mapping[str, Mapping[int, Dim]]) -> None:
+        self.tensors: list[TensorLeaf] = []
+        self.unused = set(dynamic)
+        self._dynamic = dynamic
+
+    def node(self, value: Any, path: str) -> Node:
+        """The tree of ``value``. Raises InputMismatch and ConfigError."""
+        if isinstance(value, torch.Tensor):
+            return self._tensor(value, path)
+        kind = type(value)
+        if kind in (dict, OrderedDict):
+            keys = tuple(value)
+            return Container(
+                path, kind, keys, tuple(self.node(value[k], f"{path}.{k}") for k in keys)
+            )
+        if kind in (list, tuple) or (isinstance(value, tuple) and hasattr(value, "_fields")):
+            return Container(
+                path,
+                kind,
+                tuple(range(len(value))),
+                tuple(self.node(v, f"{path}.{k}") for k, v in enumerate(value)),
+            )
+        if value is None:
+            self.unused.discard(path)  # an optional tensor, left out
+        return Constant(path, value, by_identity=not is_plain(value))
+
+    def _tensor(self, value: torch.Tensor, path: str) -> TensorLeaf:
+        _refuse_kind(value, path)
+        self.unused.discard(path)
+        dims = {}
+        for dim, named in self._dynamic.get(path, {}).items():
+            if not -value.dim() <= dim < value.dim():
+                raise ConfigError(
+                    f'dynamic["{path}"] names dim {dim} ("{named.name}"), and the tensor has '
+                    f"{value.dim()} dims, shape {tuple(value.shape)}; correct Config.dynamic"
+                )
+            dims[dim % value.dim()] = named
+        leaf = TensorLeaf(
+            path,
+            len(self.tensors),
+            value.dtype,
+            value.device,
+            tuple(value.shape),
+            dict(sorted(dims.items())),
+            _order(value),
+        )
+        self.tensors.append(leaf)
+        return leaf
+
+
+def _refuse_kind(value: torch.Tensor, path: str) -> None:
+    if value.layout is not torch.strided:
+        raise InputMismatch(
+            f'argument "{path}" is a {value.layout} tensor; pass a dense one (.to_dense())'
+        )
+    if type(value) not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
+        raise InputMismatch(
+            f'argument "{path}" is a {type(value).__name__}; tensor subclasses cannot be '
+            "traced inputs, pass a plain torch.Tensor"
+        )
+
+
+def _check_all_used(structure: Structure, unused: set[str]) -> None:
+    """Every name in Config.dynamic stands for something, and every dim has a size."""
+    have = ", ".join(f'"{t.path}"' for t in structure.tensors) or "none"
+    if unused:
+        raise ConfigError(
+            f"Config.dynamic names {', '.join(repr(m) for m in sorted(unused))}, and the call has "
+            f"no such tensor argument; its tensors are {have}"
+        )
+    for dim in structure.dims:
+        if not structure.where(dim):
+            raise ConfigError(
+                f'dim "{dim.name}" of Config.dynamic is in none of the tensors of this call, which '
+                f"are {have}; pass the argument that has it, or take the dim out"
+            )
+
+
+def _dynamic(config: Config, signature: inspect.Signature) -> dict[str, dict[int, Dim]]:
+    """``Config.dynamic`` by path."""
+    found: dict[str, dict[int, Dim]] = {}
+    for key, dims in config.dynamic.items():
+        path = _by_name(key, signature) if isinstance(key, str) else _by_place(key, signature)
+        if path in found:
+            raise ConfigError(f'Config.dynamic names "{path}" twice, by name and by place; merge')
+        found[path] = dict(dims)
+    return found
+
+
+def _by_name(key: str, signature: inspect.Signature) -> str:
+    """The path of a name: one that is no parameter may be a keyword of ``**kwargs``."""
+    parameters = signature.parameters
+    if key.partition(".")[0] in parameters:
+        return key
+    extra = [p.name for p in parameters.values() if p.kind is p.VAR_KEYWORD]
+    return f"{extra[0]}.{key}" if extra else key
+
+
+def _by_place(key: int, signature: inspect.Signature) -> str:
+    """The path of the argument in place ``key``."""
+    positions = list(signature.parameters)
+    for place, name in enumerate(positions):
+        if signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL:
+            return f"{name}.{key - place}" if key >= place else positions[key]
+    if key >= len(positions):
+        raise ConfigError(
+            f"Config.dynamic names argument {key}, and the signature has {len(positions)}: "
+            f"{signature}"
+        )
+    return positions[key]
+
+
+def _order(value: torch.Tensor) -> tuple[int, ...]:
+    """Dims by falling stride when the tensor is dense in that order, else plain order."""
+    plain = tuple(range(value.dim()))
+    if value.is_contiguous():
+        return plain
+    strides = value.stride()
+    order = tuple(sorted(plain, key=lambda d: (-strides[d], d)))
+    return order if value.permute(order).is_contiguous() else plain
