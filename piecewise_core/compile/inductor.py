@@ -65,7 +65,7 @@ class InductorCompiler:
         """Compile ``graph`` for the ranges of the inputs' symbols."""
         from torch._inductor import standalone_compile
 
-        self._get_ready()
+        self.get_ready()
         # Inductor's own caches know a symbol by its name, not by its range, and code may rest on
         # the range: without a tag, code for [1, 8] would be handed out for [33, 64].
         tag = f"{torch.compiler.config.cache_key_tag}piecewise:{key.partition('-')[2]}"
@@ -102,7 +102,8 @@ class InductorCompiler:
             **settings,
         }
 
-    def _get_ready(self) -> None:
+    def get_ready(self) -> None:
+        """Make the compiler's one-time checks now rather than in the first compilation."""
         if self._prepare is not None:
             self._settings.update(self._prepare() or {})
             self._prepare = None
