@@ -17,18 +17,19 @@ import torch
 from piecewise_core.compile.scheduler import Scheduler
 from piecewise_core.config import Config, Dim
 from piecewise_core.counters import Counters, process_counters
-from piecewise_core.errors import ConfigError, GradNeeded, OutOfRange
-from piecewise_core.frontend.dispatch import Dispatch
+from piecewise_core.errors import ConfigError, GradNeeded, TraceFailed
+from piecewise_core.frontend.background import Background
+from piecewise_core.frontend.dispatch import Dispatch, Entry
 from piecewise_core.frontend.region import NO_BOUND, Region
 from piecewise_core.frontend.setup import prepare
 from piecewise_core.graph.cleaning import clean
 from piecewise_core.graph.names import Matcher
+from piecewise_core.graph.origins import GraphInput
 from piecewise_core.graph.outputs import OutputCode
 from piecewise_core.graph.sizes import expression
 from piecewise_core.graph.split import split
-from piecewise_core.graph.origins import GraphInput
 from piecewise_core.graph.trace import Traced
-from piecewise_core.ranges import Box, Range
+from piecewise_core.ranges import Box, Range, Sizes
 
 __all__ = ["backend"]
 
@@ -44,17 +45,18 @@ def backend(
 
     ``options``: Config fields by name, and ``platform``. Dims are the graph's own symbols, named
     after the inputs that carry them (``x[0]``); with one of them, endpoints are plain ints.
-    Raises ConfigError for unknown options, and for ``mode``, which belongs to Inductor.
+    Raises ConfigError for unknown options, and for ``mode``, which belongs to Inductor;
+    TraceFailed for a Python float that Dynamo lets vary.
     """
     if mode not in (None, "default"):
         raise ConfigError(
-            f'mode={mode!r} is for torch.compile\'s own backend; use options={{"graph_mode": ...}}'
+            f"mode={mode!r} is for torch.compile's own backend; use options={{...}} for this one"
         )
     settings = dict(options or {})
     platform = settings.pop("platform", None)
+    asked = _asked(settings)
     dims, traced = _traced(graph)
-    config = _config(settings, dims).with_env()
-    setup = prepare(config, platform, _device_type(traced.graph))
+    setup = prepare(_fitted(asked, dims), platform, _device_type(traced.graph))
     counters = Counters()
     process_counters.watch(counters)
     scheduler = Scheduler(setup.compiler, setup.config, counters, setup.passes)
@@ -74,7 +76,12 @@ def backend(
     counters.add("graphs")
     counters.add("pieces", len(program.pieces))
     counters.add("compilable_pieces", len(program.compilable))
-    dispatch = Dispatch(setup.config, counters, None, _miss)
+    mode_asked = setup.config.compile_mode
+    if mode_asked == "warmup":
+        for target in region.targets:
+            region.plan(target.box)
+    background = Background(setup) if mode_asked == "background" else None
+    dispatch = Dispatch(setup.config, counters, background, _as_written(region, counters))
     dispatch.install(setup.config.bounds, [region])
     return _Runner(dispatch, _size_reader(traced, len(dims)))
 
@@ -101,33 +108,68 @@ class _Runner:
             return entry(inputs, (), sizes, (), {})
 
 
-def _miss(t: Any, b: Any, sizes: tuple[int, ...], args: Any, kwargs: Any) -> Any:
-    raise OutOfRange(f"sizes {sizes} lie outside what Dynamo's own guards allow; report this")
+def _as_written(region: Region, counters: Counters) -> Entry:
+    """Serves what lies outside the dims' bounds, negative ints: Dynamo's guards allow it."""
+
+    def entry(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
+        counters.calls["eager"] += 1
+        return region.written_plan()(t, b, *sizes)
+
+    return entry
 
 
 def _traced(graph: torch.fx.GraphModule) -> tuple[list[Dim], Traced]:
     """Dynamo's graph in the form that splitting takes; every input counts as a call's tensor."""
     clean(graph)
+    _refuse_floats(graph)
     placeholders = [n for n in graph.graph.nodes if n.op == "placeholder"]
     symbols: dict[sympy.Symbol, int] = {}
     dims: list[Dim] = []
-    inputs = []
-    for place, node in enumerate(placeholders):
-        value = node.meta.get("example_value")
-        shape = value.shape if isinstance(value, torch.Tensor) else (value,)
-        for axis, size in enumerate(shape):
-            found = expression(size)
-            if isinstance(found, sympy.Symbol) and found not in symbols:
-                symbols[found] = len(dims)
-                dims.append(_dim(size, _name(node, axis, isinstance(value, torch.Tensor))))
-        if isinstance(value, torch.SymInt):
-            inputs.append(GraphInput(size=value.node.expr))
-        else:
-            inputs.append(GraphInput(tensor=place))
+    for symbol, (size, name) in _carriers(placeholders).items():
+        symbols[symbol] = len(dims)
+        dims.append(_dim(size, name))
+    values = [n.meta.get("example_value") for n in placeholders]
+    inputs = tuple(
+        GraphInput(size=v.node.expr) if isinstance(v, torch.SymInt) else GraphInput(tensor=place)
+        for place, v in enumerate(values)
+    )
     result = next(n for n in graph.graph.nodes if n.op == "output").args[0]
     everything = OutputCode("", lambda o, t, b: o, False, None, tuple(range(len(result))), ())
     box = Box(tuple(Range(d.min, d.max) for d in dims))
-    return dims, Traced(graph, tuple(inputs), symbols, box, everything)
+    return dims, Traced(graph, inputs, symbols, box, everything)
+
+
+def _refuse_floats(graph: torch.fx.GraphModule) -> None:
+    for node in graph.graph.nodes:
+        value = node.meta.get("example_value")
+        if isinstance(value, torch.SymFloat) and node.args:
+            raise TraceFailed(
+                f"{_plain(node.args[0])} is a Python float that torch.compile lets vary; pass it "
+                "as a tensor, or set torch._dynamo.config.specialize_float = True to compile "
+                "once per value"
+            )
+
+
+def _carriers(
+    placeholders: Sequence[torch.fx.Node],
+) -> dict[sympy.Symbol, tuple[torch.SymInt, str]]:
+    """Every symbol with a size and a name: of the first tensor that has it, else of the int."""
+    found: dict[sympy.Symbol, tuple[torch.SymInt, str]] = {}
+    alone: dict[sympy.Symbol, tuple[torch.SymInt, str]] = {}
+    for node in placeholders:
+        value: Any = node.meta.get("example_value")
+        if isinstance(value, torch.SymInt) and isinstance(expression(value), sympy.Symbol):
+            alone.setdefault(expression(value), (value, _plain(node)))
+        sizes: Sequence[Any] = value.shape if isinstance(value, torch.Tensor) else ()
+        for axis, size in enumerate(sizes):
+            if isinstance(expression(size), sympy.Symbol):
+                found.setdefault(expression(size), (size, f"{_plain(node)}[{axis}]"))
+    return {**found, **{s: v for s, v in alone.items() if s not in found}}
+
+
+def _plain(node: Any) -> str:
+    """An input's name without Dynamo's decoration: ``L_x_`` is ``x``."""
+    return re.sub(r"^[lL]_+|_+$", "", str(getattr(node, "target", node)))
 
 
 def _dim(size: torch.SymInt, name: str) -> Dim:
@@ -137,37 +179,49 @@ def _dim(size: torch.SymInt, name: str) -> Dim:
     return Dim(name, min=max(low, 0), max=min(high, NO_BOUND))
 
 
-def _name(node: torch.fx.Node, axis: int, tensor: bool) -> str:
-    plain = re.sub(r"^[lL]_+|_+$", "", str(node.target))
-    return f"{plain}[{axis}]" if tensor else plain
-
-
-def _config(settings: dict[str, Any], dims: Sequence[Dim]) -> Config:
-    if "dynamic" in settings:
+def _asked(settings: Mapping[str, Any]) -> Config:
+    """The options and the environment's settings as a Config that knows no dims yet."""
+    config = Config.from_dict(settings).with_env()
+    if config.dynamic:
         raise ConfigError(
-            'options={"dynamic": ...} is for pw.compile; here dims come from torch.compile: pass '
-            "dynamic=True to it, or use torch._dynamo.mark_dynamic(tensor, dim, min=, max=)"
+            "dynamic is for pw.compile; here dims come from torch.compile: pass dynamic=True to "
+            "it, or use torch._dynamo.mark_dynamic(tensor, dim, min=, max=)"
         )
-    if not dims:
-        # Endpoints and sizes wait until Dynamo makes a graph with a dim in it.
-        for name in ("compile_ranges_endpoints", "compile_sizes", "capture_sizes"):
-            Config.from_dict({name: settings.pop(name, ())})
-        return Config.from_dict(settings)
-    dynamic = {str(place): {0: dim} for place, dim in enumerate(dims)}
-    fits = {}
-    for name, value in settings.items():
-        fits[name] = _inside(value, dims) if name in _SIZED else value
-    return Config.from_dict(fits).replace(dynamic=dynamic)
+    return config
 
 
-_SIZED = ("compile_ranges_endpoints", "compile_sizes")
+def _fitted(config: Config, dims: Sequence[Dim]) -> Config:
+    """``config`` with the graph's dims. Sizes outside their bounds are for other graphs.
+
+    Dynamo makes a graph for each size that it specialises and narrows the bounds of the rest;
+    a graph without dims takes no endpoints and no sizes.
+    """
+    changes: dict[str, Any] = dict.fromkeys(_SIZED, ())
+    if dims:
+        changes = {name: _inside(getattr(config, name), dims) for name in _SIZED}
+        changes["dynamic"] = {str(place): {0: dim} for place, dim in enumerate(dims)}
+    if any(dim.max >= NO_BOUND for dim in dims):
+        changes["capture_max"] = False  # there is no largest size
+    return config.replace(**changes)
 
 
-def _inside(value: Any, dims: Sequence[Dim]) -> Any:
-    """Listed sizes that lie in the bounds: Dynamo narrows them where it specialises."""
-    if len(dims) != 1 or isinstance(value, (str, Mapping)):
-        return value
-    return [v for v in value if not isinstance(v, int) or dims[0].min <= v <= dims[0].max]
+_SIZED = ("compile_ranges_endpoints", "compile_sizes", "capture_sizes")
+
+
+def _inside(listed: Any, dims: Sequence[Dim]) -> Any:
+    """Those of the listed sizes that lie in the bounds; what is malformed is left to Config."""
+    if isinstance(listed, str):
+        return listed
+    if isinstance(listed, Mapping):
+        known = {dim.name: dim for dim in dims}
+        return {n: _inside(v, [known[n]]) if n in known else v for n, v in listed.items()}
+    spans = [Range(dim.min, dim.max) for dim in dims]
+
+    def fits(entry: Any) -> bool:
+        sizes = (entry,) if isinstance(entry, int) else entry
+        return len(sizes) != len(spans) or all(s in r for s, r in zip(sizes, spans, strict=True))
+
+    return [entry for entry in listed if fits(entry)]
 
 
 def _size_reader(traced: Traced, count: int) -> Callable[[Sequence[Any]], tuple[int, ...]]:
