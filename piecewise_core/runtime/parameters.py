@@ -1,13 +1,14 @@
 """The tensors a model holds: bound once, read anew at every call, checked for replacement.
 
 A replaced parameter is another object under the same name; ``.to()`` keeps the object and swaps
-what it holds. One generated function reads all of them and notices both.
+what it holds. One generated function reads all of them and notices both, and replaced modules and
+changes of mode with them.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -63,7 +64,8 @@ def roots_of(fn: Callable[..., Any]) -> tuple[torch.nn.Module, ...]:
 class Parameters:
     """The bound tensors of one model, in the order in which tracing met them.
 
-    ``read()`` returns them as a tuple, or None when one was replaced or moved since ``settle``.
+    ``read()`` returns them as a tuple, or None when one was replaced or moved since ``settle``, or
+    a module was replaced or changed between training and evaluation.
     ``checked``: False returns the tensors that tracing met, without looking.
     """
 
@@ -74,7 +76,7 @@ class Parameters:
         self._kinds: list[Any] = []
         self._place: dict[int, int] = {}
         self._places: list[list[Place]] = []
-        self._training = [root.training for root in self._roots]
+        self._tree = _tree(self._roots)
         self.read: Callable[[], tuple[torch.Tensor, ...] | None] = tuple
 
     def __len__(self) -> int:
@@ -101,16 +103,16 @@ class Parameters:
             return
         index = _index(self._roots)
         self._places = [index.get(id(t), []) for t in self._tensors]
-        self._training = [root.training for root in self._roots]
+        self._tree = _tree(self._roots)
         self.read = _reader(self._tensors, self._places, self._roots)
 
     def rebind(self) -> bool:
         """Take the tensors now in place, if they are of the kinds traced; whether they are.
 
         A kind is dtype, device, shape and strides. False means that the model must be traced
-        again; nothing is changed then.
+        again, as it must when a module was replaced or its mode changed; nothing is changed then.
         """
-        if self._training != [root.training for root in self._roots]:
+        if self._tree != _tree(self._roots):
             return False
         try:
             now = [
@@ -180,21 +182,22 @@ def _reader(
     names: dict[str, Any] = {}
     items, tests, watched = [], [], []
     owners: dict[int, torch.nn.Module] = {}
-    paths: dict[tuple[int, tuple[str, ...]], Place] = {}
     for i, (tensor, known) in enumerate(zip(tensors, places, strict=True)):
         if not known:
             items.append(_name(names, tensor))
             continue
         items.append(_item(names, known[0]))
         tests += [f"{_item(names, twin)} is not p[{i}]" for twin in known[1:]]
-        for place in known:
-            paths.setdefault((id(place.root), place.path), place)
         owner = known[0].owner()
         if id(owner) not in owners or tensor.numel() == 1:
             watched.append(i)
         owners[id(owner)] = owner
-    tests += [_module_test(names, *step) for step in _steps(paths)]
-    tests += [f"{_name(names, root)}.training is not {root.training}" for root in roots]
+    readers = _mode_readers(roots)
+    modes = "".join(f"{_name(names, vars(m))}['training'], " for m in readers)
+    names["_pw_modes"] = tuple(m.training for m in readers)
+    parents = [m for root in roots for m in root.modules() if m._modules]
+    modules = "".join(f"*{_name(names, m._modules)}.values(), " for m in parents)
+    names["_pw_modules"] = tuple(child for m in parents for child in m._modules.values())
     names["_pw_was"] = tuple(tensors)
     names["_pw_ptr"] = torch.Tensor.data_ptr
     names["_pw_ptrs"] = [tensors[i].data_ptr() for i in watched]
@@ -205,6 +208,7 @@ def _reader(
             f"  p = ({''.join(f'{i}, ' for i in items)})",
             "  if p != _pw_was: return None",
             f"  if {' or '.join(tests) or 'False'}: return None",
+            f"  if ({modes}) != _pw_modes or ({modules}) != _pw_modules: return None",
             " except (KeyError, RuntimeError):",
             "  return None",
             f" if [*map(_pw_ptr, ({''.join(f'p[{i}], ' for i in watched)}))] != _pw_ptrs:",
@@ -217,23 +221,24 @@ def _reader(
     return read
 
 
-def _steps(
-    paths: Mapping[tuple[int, tuple[str, ...]], Place],
-) -> Iterator[tuple[torch.nn.Module, str]]:
-    """Every (parent, child name) on the way to a module that holds a bound tensor, once."""
-    done: set[tuple[int, str]] = set()
-    for (_, path), place in paths.items():
-        module = place.root
-        for name in path:
-            if (id(module), name) not in done:
-                done.add((id(module), name))
-                yield module, name
-            module = module._modules[name]  # type: ignore[assignment]
+def _tree(roots: Sequence[torch.nn.Module]) -> list[tuple[torch.nn.Module, bool]]:
+    """Every module, with its mode."""
+    return [(m, m.training) for root in roots for m in root.modules()]
 
 
-def _module_test(names: dict[str, Any], parent: torch.nn.Module, child: str) -> str:
-    holder = _name(names, parent._modules)
-    return f"{holder}[{child!r}] is not {_name(names, parent._modules[child])}"
+def _mode_readers(roots: Sequence[torch.nn.Module]) -> list[torch.nn.Module]:
+    """The roots, and every module whose code asks whether it is training."""
+    modules = [m for root in roots for m in root.modules()]
+    kinds = {kind for kind in set(map(type, modules)) if _reads_mode(kind)}
+    return [m for m in modules if type(m) in kinds or m in roots]
+
+
+def _reads_mode(kind: type[torch.nn.Module]) -> bool:
+    """Whether a method of the class mentions ``training``, or hides its code."""
+    classes = kind.__mro__[: kind.__mro__.index(torch.nn.Module)]
+    methods = [inspect.unwrap(f) for c in classes for f in vars(c).values() if callable(f)]
+    codes = [getattr(f, "__code__", None) for f in methods if not isinstance(f, type)]
+    return any(code is None or "training" in code.co_names for code in codes)
 
 
 def _name(names: dict[str, Any], value: Any) -> str:
