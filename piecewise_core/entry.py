@@ -6,30 +6,24 @@ torch's ``torch_dynamo_backends`` entry-point group, so no import of piecewise i
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import sympy
 import torch
 
 from piecewise_core.compile.scheduler import Scheduler
 from piecewise_core.config import Config, Dim
 from piecewise_core.counters import Counters, process_counters
-from piecewise_core.errors import ConfigError, GradNeeded, TraceFailed
+from piecewise_core.errors import ConfigError, GradNeeded
 from piecewise_core.frontend.background import Background
 from piecewise_core.frontend.dispatch import Dispatch, Entry
+from piecewise_core.frontend.dynamo_graph import device_type, size_reader, take_in
 from piecewise_core.frontend.region import NO_BOUND, Region
 from piecewise_core.frontend.setup import prepare
-from piecewise_core.graph.cleaning import clean
 from piecewise_core.graph.names import Matcher
-from piecewise_core.graph.origins import GraphInput
-from piecewise_core.graph.outputs import OutputCode
-from piecewise_core.graph.sizes import expression
 from piecewise_core.graph.split import split
-from piecewise_core.graph.trace import Traced
-from piecewise_core.ranges import Box, Range, Sizes
+from piecewise_core.ranges import Range, Sizes
 
 __all__ = ["backend"]
 
@@ -45,8 +39,7 @@ def backend(
 
     ``options``: Config fields by name, and ``platform``. Dims are the graph's own symbols, named
     after the inputs that carry them (``x[0]``); with one of them, endpoints are plain ints.
-    Raises ConfigError for unknown options, and for ``mode``, which belongs to Inductor;
-    TraceFailed for a Python float that Dynamo lets vary.
+    Raises ConfigError for unknown options, and for ``mode``, which belongs to Inductor.
     """
     if mode not in (None, "default"):
         raise ConfigError(
@@ -55,8 +48,8 @@ def backend(
     settings = dict(options or {})
     platform = settings.pop("platform", None)
     asked = _asked(settings)
-    dims, traced = _traced(graph)
-    setup = prepare(_fitted(asked, dims), platform, _device_type(traced.graph))
+    dims, traced = take_in(graph)
+    setup = prepare(_fitted(asked, dims), platform, device_type(traced.graph))
     counters = Counters()
     process_counters.watch(counters)
     scheduler = Scheduler(setup.compiler, setup.config, counters, setup.passes)
@@ -83,7 +76,7 @@ def backend(
     background = Background(setup) if mode_asked == "background" else None
     dispatch = Dispatch(setup.config, counters, background, _as_written(region, counters))
     dispatch.install(setup.config.bounds, [region])
-    return _Runner(dispatch, _size_reader(traced, len(dims)))
+    return _Runner(dispatch, size_reader(traced, len(dims)))
 
 
 class _Runner:
@@ -116,67 +109,6 @@ def _as_written(region: Region, counters: Counters) -> Entry:
         return region.written_plan()(t, b, *sizes)
 
     return entry
-
-
-def _traced(graph: torch.fx.GraphModule) -> tuple[list[Dim], Traced]:
-    """Dynamo's graph in the form that splitting takes; every input counts as a call's tensor."""
-    clean(graph)
-    _refuse_floats(graph)
-    placeholders = [n for n in graph.graph.nodes if n.op == "placeholder"]
-    symbols: dict[sympy.Symbol, int] = {}
-    dims: list[Dim] = []
-    for symbol, (size, name) in _carriers(placeholders).items():
-        symbols[symbol] = len(dims)
-        dims.append(_dim(size, name))
-    values = [n.meta.get("example_value") for n in placeholders]
-    inputs = tuple(
-        GraphInput(size=v.node.expr) if isinstance(v, torch.SymInt) else GraphInput(tensor=place)
-        for place, v in enumerate(values)
-    )
-    result = next(n for n in graph.graph.nodes if n.op == "output").args[0]
-    everything = OutputCode("", lambda o, t, b: o, False, None, tuple(range(len(result))), ())
-    box = Box(tuple(Range(d.min, d.max) for d in dims))
-    return dims, Traced(graph, inputs, symbols, box, everything)
-
-
-def _refuse_floats(graph: torch.fx.GraphModule) -> None:
-    for node in graph.graph.nodes:
-        value = node.meta.get("example_value")
-        if isinstance(value, torch.SymFloat) and node.args:
-            raise TraceFailed(
-                f"{_plain(node.args[0])} is a Python float that torch.compile lets vary; pass it "
-                "as a tensor, or set torch._dynamo.config.specialize_float = True to compile "
-                "once per value"
-            )
-
-
-def _carriers(
-    placeholders: Sequence[torch.fx.Node],
-) -> dict[sympy.Symbol, tuple[torch.SymInt, str]]:
-    """Every symbol with a size and a name: of the first tensor that has it, else of the int."""
-    found: dict[sympy.Symbol, tuple[torch.SymInt, str]] = {}
-    alone: dict[sympy.Symbol, tuple[torch.SymInt, str]] = {}
-    for node in placeholders:
-        value: Any = node.meta.get("example_value")
-        if isinstance(value, torch.SymInt) and isinstance(expression(value), sympy.Symbol):
-            alone.setdefault(expression(value), (value, _plain(node)))
-        sizes: Sequence[Any] = value.shape if isinstance(value, torch.Tensor) else ()
-        for axis, size in enumerate(sizes):
-            if isinstance(expression(size), sympy.Symbol):
-                found.setdefault(expression(size), (size, f"{_plain(node)}[{axis}]"))
-    return {**found, **{s: v for s, v in alone.items() if s not in found}}
-
-
-def _plain(node: Any) -> str:
-    """An input's name without Dynamo's decoration: ``L_x_`` is ``x``."""
-    return re.sub(r"^[lL]_+|_+$", "", str(getattr(node, "target", node)))
-
-
-def _dim(size: torch.SymInt, name: str) -> Dim:
-    span = size.node.shape_env.bound_sympy(size.node.expr)
-    low = int(span.lower) if span.lower.is_Integer else 0
-    high = int(span.upper) if span.upper.is_Integer else NO_BOUND
-    return Dim(name, min=max(low, 0), max=min(high, NO_BOUND))
 
 
 def _asked(settings: Mapping[str, Any]) -> Config:
@@ -222,32 +154,3 @@ def _inside(listed: Any, dims: Sequence[Dim]) -> Any:
         return len(sizes) != len(spans) or all(s in r for s, r in zip(sizes, spans, strict=True))
 
     return [entry for entry in listed if fits(entry)]
-
-
-def _size_reader(traced: Traced, count: int) -> Callable[[Sequence[Any]], tuple[int, ...]]:
-    """``sizes(inputs)``: reads every dim from the first input that carries it."""
-    sources = [""] * count
-    placeholders = [n for n in traced.graph.graph.nodes if n.op == "placeholder"]
-    for place, node in enumerate(placeholders):
-        value = node.meta.get("example_value")
-        if isinstance(value, torch.SymInt):
-            dim = traced.symbols.get(expression(value))
-            if dim is not None:
-                sources[dim] = f"i[{place}]"
-        elif isinstance(value, torch.Tensor):
-            for axis, size in enumerate(value.shape):
-                dim = traced.symbols.get(expression(size))
-                if dim is not None and not sources[dim]:
-                    sources[dim] = f"i[{place}].shape[{axis}]"
-    names: dict[str, Any] = {}
-    exec(f"def sizes(i):\n return ({''.join(f'{s}, ' for s in sources)})", names)
-    found: Callable[[Sequence[Any]], tuple[int, ...]] = names["sizes"]
-    return found
-
-
-def _device_type(graph: torch.fx.GraphModule) -> str | None:
-    for node in graph.graph.nodes:
-        value = node.meta.get("example_value")
-        if isinstance(value, torch.Tensor) and value.device.type != "meta":
-            return str(value.device.type)
-    return None

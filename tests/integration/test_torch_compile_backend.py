@@ -177,6 +177,27 @@ def test_an_int_argument_is_a_dim_and_may_be_negative():
     assert counted.calls["eager"] == 1  # no range holds a negative size: it runs as written
 
 
+def test_a_python_float_is_a_constant_that_is_guarded():
+    def fn(x, scale):
+        return (x * scale).softmax(-1) / x.shape[0] ** 0.5
+
+    counted = Counted()
+    fast = through(fn)
+    for scale, rows in ((0.5, 4), (0.5, 5), (0.7, 4), (0.5, 6)):
+        x = torch.randn(rows, 3)
+        torch.testing.assert_close(fast(x, scale), fn(x, scale))
+    assert counted.graphs == 2
+
+
+def test_a_float_attribute_of_a_module_is_a_constant():
+    model = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.LayerNorm(4)).eval()
+    fast = through(model)
+    x = torch.randn(5, 8)
+    torch.testing.assert_close(fast(x), model(x))
+    model[1].eps = 0.5
+    torch.testing.assert_close(fast(x), model(x))
+
+
 def test_unbounded_dims_have_no_maximum_to_capture():
     model, counted = mlp(), Counted()
     fast = through(model, capture_sizes=(9,), compile_sizes="capture_sizes", compile_mode="warmup")
@@ -298,12 +319,6 @@ def test_an_unknown_platform_is_refused():
     said = refused(mlp(), torch.randn(5, 8), platform="cupid")
     assert "NoPlatform" in said
     assert "cupid" in said
-
-
-def test_a_python_float_that_varies_is_refused_naming_it():
-    said = refused(lambda x, scale: x * scale, torch.randn(5, 8), 0.5)
-    assert "scale is a Python float" in said
-    assert "specialize_float" in said
 
 
 def test_a_call_that_needs_gradients_is_refused_and_the_next_one_without_is_served():

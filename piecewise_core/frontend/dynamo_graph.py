@@ -1,0 +1,118 @@
+"""A graph from Dynamo's own front end, in the form that splitting takes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import sympy
+import torch
+from torch.fx.experimental.symbolic_shapes import guard_scalar
+from torch.utils._sympy.symbol import SymT, symbol_is_type
+
+from piecewise_core.config import Dim
+from piecewise_core.frontend.region import NO_BOUND
+from piecewise_core.graph.cleaning import clean
+from piecewise_core.graph.origins import GraphInput
+from piecewise_core.graph.outputs import OutputCode
+from piecewise_core.graph.sizes import expression
+from piecewise_core.graph.trace import Traced
+from piecewise_core.ranges import Box, Range
+
+__all__ = ["device_type", "size_reader", "take_in"]
+
+
+def take_in(graph: torch.fx.GraphModule) -> tuple[list[Dim], Traced]:
+    """Return the graph's dims, and the graph (changed in place) as a trace.
+
+    Dims are its symbols, named after the inputs that carry them: ``x[0]``, or ``n`` for an int.
+    Every input counts as a call's tensor: Dynamo reads parameters by itself.
+    """
+    clean(graph)
+    _fix_floats(graph.graph)
+    placeholders = [n for n in graph.graph.nodes if n.op == "placeholder"]
+    symbols: dict[sympy.Symbol, int] = {}
+    dims: list[Dim] = []
+    for symbol, (size, name) in _carriers(placeholders).items():
+        symbols[symbol] = len(dims)
+        dims.append(_dim(size, name))
+    values = [n.meta.get("example_value") for n in placeholders]
+    inputs = tuple(
+        GraphInput(size=v.node.expr) if isinstance(v, torch.SymInt) else GraphInput(tensor=place)
+        for place, v in enumerate(values)
+    )
+    result = next(n for n in graph.graph.nodes if n.op == "output").args[0]
+    everything = OutputCode("", lambda o, t, b: o, False, None, tuple(range(len(result))), ())
+    box = Box(tuple(Range(d.min, d.max) for d in dims))
+    return dims, Traced(graph, inputs, symbols, box, everything)
+
+
+def _fix_floats(graph: torch.fx.Graph) -> None:
+    """Make Python floats that Dynamo lets vary constants, guarded: pieces take no floats."""
+    for node in list(graph.nodes):
+        value = node.meta.get("example_value")
+        if isinstance(value, torch.SymFloat) and all(
+            symbol_is_type(symbol, SymT.FLOAT) for symbol in value.node.expr.free_symbols
+        ):
+            node.replace_all_uses_with(guard_scalar(value))
+            graph.erase_node(node)
+
+
+def _carriers(
+    placeholders: Sequence[torch.fx.Node],
+) -> dict[sympy.Symbol, tuple[torch.SymInt, str]]:
+    """Every symbol with a size and a name: of the first tensor that has it, else of the int."""
+    found: dict[sympy.Symbol, tuple[torch.SymInt, str]] = {}
+    alone: dict[sympy.Symbol, tuple[torch.SymInt, str]] = {}
+    for node in placeholders:
+        value: Any = node.meta.get("example_value")
+        if isinstance(value, torch.SymInt) and isinstance(expression(value), sympy.Symbol):
+            alone.setdefault(expression(value), (value, _plain(node)))
+        sizes: Sequence[Any] = value.shape if isinstance(value, torch.Tensor) else ()
+        for axis, size in enumerate(sizes):
+            if isinstance(expression(size), sympy.Symbol):
+                found.setdefault(expression(size), (size, f"{_plain(node)}[{axis}]"))
+    return {**found, **{s: v for s, v in alone.items() if s not in found}}
+
+
+def _plain(node: Any) -> str:
+    """An input's name without Dynamo's decoration: ``L_x_`` is ``x``."""
+    return re.sub(r"^[lL]_+|_+$", "", str(getattr(node, "target", node)))
+
+
+def _dim(size: torch.SymInt, name: str) -> Dim:
+    span = size.node.shape_env.bound_sympy(size.node.expr)
+    low = int(span.lower) if span.lower.is_Integer else 0
+    high = int(span.upper) if span.upper.is_Integer else NO_BOUND
+    return Dim(name, min=max(low, 0), max=min(high, NO_BOUND))
+
+
+def size_reader(traced: Traced, count: int) -> Callable[[Sequence[Any]], tuple[int, ...]]:
+    """``sizes(inputs)``: reads every dim from the first input that carries it."""
+    sources = [""] * count
+    placeholders = [n for n in traced.graph.graph.nodes if n.op == "placeholder"]
+    for place, node in enumerate(placeholders):
+        value = node.meta.get("example_value")
+        if isinstance(value, torch.SymInt):
+            dim = traced.symbols.get(expression(value))
+            if dim is not None:
+                sources[dim] = f"i[{place}]"
+        elif isinstance(value, torch.Tensor):
+            for axis, size in enumerate(value.shape):
+                dim = traced.symbols.get(expression(size))
+                if dim is not None and not sources[dim]:
+                    sources[dim] = f"i[{place}].shape[{axis}]"
+    names: dict[str, Any] = {}
+    exec(f"def sizes(i):\n return ({''.join(f'{s}, ' for s in sources)})", names)
+    found: Callable[[Sequence[Any]], tuple[int, ...]] = names["sizes"]
+    return found
+
+
+def device_type(graph: torch.fx.GraphModule) -> str | None:
+    """The device type of the first tensor that the graph computes with; None without tensors."""
+    for node in graph.graph.nodes:
+        value = node.meta.get("example_value")
+        if isinstance(value, torch.Tensor) and value.device.type != "meta":
+            return str(value.device.type)
+    return None
