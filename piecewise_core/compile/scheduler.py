@@ -86,6 +86,7 @@ class Scheduler:
     ) -> None:
         self._adaptor = adaptor
         self._written = EagerCompiler()
+        self._degraded = ""
         self._config = config
         self._counters = counters
         self._passes = tuple(passes)
@@ -191,8 +192,10 @@ class Scheduler:
         except CompilerUnavailable as error:
             if self._config.check == "strict":
                 raise
-            warnings.warn(f"{error} Running uncompiled until then.", RuntimeWarning, stacklevel=2)
             self._adaptor = self._written
+            self._degraded = str(error)
+            text = f"{error} Until then this model runs uncompiled."
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
             return self._compile(piece, symbols, box, key, label)
         except PiecewiseError:
             raise
@@ -219,7 +222,7 @@ class Scheduler:
     ) -> Artifact:
         """Find where the compiled code holds; elsewhere the piece runs as written."""
         serves, why = served_box(job)
-        note = piece.hazard or why
+        note = piece.hazard or why or self._degraded
         if serves != job.box:
             logger.warning("%s for sizes %s: %s", label, job.box, why)
             run = _guarded(run, _written(piece), serves, piece.dims)

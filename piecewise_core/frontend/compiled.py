@@ -50,6 +50,12 @@ class _Controls:
         """Regions, pieces, ranges, what was compiled and what is shared, and why."""
         return explain(self._pw_session)
 
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise PiecewiseError(
+            f"a {type(self).__name__} cannot be pickled; pickle the original and compile it again "
+            "where it is loaded"
+        )
+
 
 class CompiledFunction(_Controls):
     """A compiled function; on a class it is a method, compiled for each instance."""
@@ -78,6 +84,9 @@ class CompiledFunction(_Controls):
             self._pw_bound[instance] = CompiledFunction(method, self._pw_make)
         return self._pw_bound[instance]
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> CompiledFunction:
+        return CompiledFunction(copy.deepcopy(self._pw_fn, memo), self._pw_make)
+
 
 class _ModuleFace(_Controls):
     """The part of a compiled module that is not the model's.
@@ -93,10 +102,6 @@ class _ModuleFace(_Controls):
     def __deepcopy__(self, memo: dict[int, Any]) -> torch.nn.Module:
         return compiled_module(copy.deepcopy(self._pw_original, memo), self._pw_make)
 
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        raise PiecewiseError(
-            "a compiled module cannot be pickled; pickle the original model and compile it again"
-        )
 
 
 def compiled_module(model: torch.nn.Module, make: Callable[..., Session]) -> torch.nn.Module:
