@@ -32,7 +32,9 @@ def canonical_text(piece: Piece) -> str:
     """The canonical form of a compilable piece, one line per node."""
     if piece.graph is None:
         raise ValueError("a splitting piece has no canonical form")
-    return "\n".join(_Writer(piece.graph, piece.inputs).lines())
+    # A piece that must not be compiled shares nothing with one that is.
+    as_written = [] if piece.hazard is None else ["as written"]
+    return "\n".join([*as_written, *_Writer(piece.graph, piece.inputs).lines()])
 
 
 class _Writer:

@@ -15,7 +15,7 @@ import torch
 
 from piecewise_core.graph.memory import storages, tensor_inputs, values
 
-__all__ = ["reshapes", "writes"]
+__all__ = ["is_pure", "is_view", "reshapes", "writes"]
 
 _INPLACE_OPERATORS: frozenset[Any] = frozenset({
     operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv,
@@ -35,6 +35,26 @@ def writes(node: torch.fx.Node) -> frozenset[int]:
     if node.op == "call_module":
         return _all(node)
     return _by_function(node, node.target) if node.op == "call_function" else frozenset()
+
+
+def is_view(node: torch.fx.Node) -> bool:
+    """Whether a node only gives memory that it is given another shape."""
+    given = _all(node)
+    return bool(given) and frozenset() != storages(node) <= given and not writes(node)
+
+
+def is_pure(node: torch.fx.Node) -> bool:
+    """Whether a node only computes its value: no writes, no random numbers, nothing unknown."""
+    if node.op not in ("call_function", "call_method") or writes(node):
+        return False
+    if is_view(node):
+        return True
+    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+    packet = getattr(torch.ops.aten, name, None)
+    known = node.op == "call_method" or isinstance(node.target, type(torch.sin))
+    if not known or not isinstance(packet, torch._ops.OpOverloadPacket):
+        return False
+    return not any(torch.Tag.nondeterministic_seeded in o.tags for o in _overloads(packet))
 
 
 def reshapes(node: torch.fx.Node) -> bool:

@@ -7,7 +7,7 @@ dims; an item of a multi-output operator (``getitem`` by a constant) stays with 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from piecewise_core.graph.contexts import (
     is_autocast_exit,
     is_switch,
 )
+from piecewise_core.graph.effects import is_view
 from piecewise_core.graph.memory import values
 
 __all__ = ["Segment", "is_item", "is_size", "normalise", "segments"]
@@ -98,7 +99,8 @@ def _own_items(graph: torch.fx.Graph, producer: torch.fx.Node, value: Any) -> No
 def segments(graph: torch.fx.Graph, is_splitting: Callable[[torch.fx.Node], bool]) -> list[Segment]:
     """The runs of ``graph`` in order.
 
-    Runs without work are left out, and neighbours of one kind joined.
+    Runs without work are left out, runs of views belong to a splitting neighbour, and neighbours
+    of one kind are joined.
     """
     found: list[Segment] = []
     entered: list[torch.fx.Node] = []
@@ -114,7 +116,9 @@ def segments(graph: torch.fx.Graph, is_splitting: Callable[[torch.fx.Node], bool
             entered.append(first)
         elif is_autocast_exit(first):
             entered.remove(first.args[0])  # type: ignore[arg-type]
-    return _joined(s for s in found if s.has_work)
+    working = [s for s in found if s.has_work]
+    _give_views_away(working)
+    return _joined(working)
 
 
 def _begin_splitting(found: list[Segment], entered: list[torch.fx.Node]) -> None:
@@ -137,6 +141,15 @@ def _working(graph: torch.fx.Graph) -> Iterator[torch.fx.Node]:
         if node.op in ("placeholder", "output", "get_attr") or is_size(node) or is_item(node):
             continue
         yield node
+
+
+def _give_views_away(found: Sequence[Segment]) -> None:
+    """Views alone are no work: beside a splitting run they run as written, as part of it."""
+    for place, segment in enumerate(found):
+        beside = (*found[max(place - 1, 0) : place], *found[place + 1 : place + 2])
+        neighbour = next((s for s in beside if s.splitting), None)
+        if neighbour is not None and all(map(is_view, segment.nodes)):
+            segment.splitting, segment.entered = True, neighbour.entered
 
 
 def _joined(found: Iterable[Segment]) -> list[Segment]:

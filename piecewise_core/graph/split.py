@@ -83,6 +83,7 @@ def split(traced: Traced, matcher: Matcher) -> Program:
     graph = traced.graph.graph
     normalise(graph)
     _drop_dead_outputs(graph, traced.output.used)
+    _drop_dead_nodes(graph)
     runs = segments(graph, matcher)
     nodes = [n for run in runs for n in run.nodes]
     writes = {n: effects.writes(n) for n in nodes}
@@ -110,6 +111,13 @@ def _drop_dead_outputs(graph: torch.fx.Graph, used: Sequence[int]) -> None:
     output = _output(graph)
     results: Any = output.args[0]
     output.args = (tuple(a if i in used else None for i, a in enumerate(results)),)
+
+
+def _drop_dead_nodes(graph: torch.fx.Graph) -> None:
+    """Unused values that nobody would miss are no work for a piece."""
+    for node in reversed(graph.nodes):
+        if not node.users and effects.is_pure(node):
+            graph.erase_node(node)
 
 
 def _written_inputs(traced: Traced, written: frozenset[int], kind: str) -> frozenset[int]:
