@@ -18,7 +18,7 @@ from piecewise_core.counters import Counters, process_counters
 from piecewise_core.errors import ConfigError, GradNeeded
 from piecewise_core.frontend.background import Background
 from piecewise_core.frontend.dispatch import Dispatch, Entry
-from piecewise_core.frontend.dynamo_graph import device_type, size_reader, take_in
+from piecewise_core.frontend.dynamo_graph import device_type, reader, take_in
 from piecewise_core.frontend.region import NO_BOUND, Region
 from piecewise_core.frontend.setup import prepare
 from piecewise_core.graph.names import Matcher
@@ -76,29 +76,29 @@ def backend(
     background = Background(setup) if mode_asked == "background" else None
     dispatch = Dispatch(setup.config, counters, background, _as_written(region, counters))
     dispatch.install(setup.config.bounds, [region])
-    return _Runner(dispatch, size_reader(traced, len(dims)))
+    return _Runner(dispatch, reader(traced))
 
 
 class _Runner:
     """One compiled Dynamo graph. Dynamo calls it with the graph's inputs, in order."""
 
     def __init__(
-        self, dispatch: Dispatch, sizes: Callable[[Sequence[Any]], tuple[int, ...]]
+        self, dispatch: Dispatch, read: Callable[[Sequence[Any]], tuple[Sequence[Any], Sizes]]
     ) -> None:
         self._dispatch = dispatch
-        self._sizes = sizes
+        self._read = read
         self._lock = threading.RLock()
 
     def __call__(self, *inputs: Any) -> Any:
-        if torch.is_grad_enabled() and any(getattr(t, "requires_grad", False) for t in inputs):
+        tensors, sizes = self._read(inputs)
+        if torch.is_grad_enabled() and any(getattr(t, "requires_grad", False) for t in tensors):
             raise GradNeeded(
                 "called with gradients enabled on tensors that require them; backend='piecewise' "
                 "is for inference: call under torch.inference_mode() or torch.no_grad()"
             )
-        sizes = self._sizes(inputs)
         with self._lock:
             entry = self._dispatch.entries[self._dispatch.find(*sizes)]
-            return entry(inputs, (), sizes, (), {})
+            return entry(tensors, (), sizes, (), {})
 
 
 def _as_written(region: Region, counters: Counters) -> Entry:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,9 +19,9 @@ from piecewise_core.graph.origins import GraphInput
 from piecewise_core.graph.outputs import OutputCode
 from piecewise_core.graph.sizes import expression
 from piecewise_core.graph.trace import Traced
-from piecewise_core.ranges import Box, Range
+from piecewise_core.ranges import Box, Range, Sizes
 
-__all__ = ["device_type", "size_reader", "take_in"]
+__all__ = ["device_type", "reader", "take_in"]
 
 
 def take_in(graph: torch.fx.GraphModule) -> tuple[list[Dim], Traced]:
@@ -37,10 +38,13 @@ def take_in(graph: torch.fx.GraphModule) -> tuple[list[Dim], Traced]:
     for symbol, (size, name) in _carriers(placeholders).items():
         symbols[symbol] = len(dims)
         dims.append(_dim(size, name))
+    place = itertools.count()
     values = [n.meta.get("example_value") for n in placeholders]
     inputs = tuple(
-        GraphInput(size=v.node.expr) if isinstance(v, torch.SymInt) else GraphInput(tensor=place)
-        for place, v in enumerate(values)
+        GraphInput(size=v.node.expr)
+        if isinstance(v, torch.SymInt)
+        else GraphInput(tensor=next(place))
+        for v in values
     )
     result = next(n for n in graph.graph.nodes if n.op == "output").args[0]
     everything = OutputCode("", lambda o, t, b: o, False, None, tuple(range(len(result))), ())
@@ -88,24 +92,27 @@ def _dim(size: torch.SymInt, name: str) -> Dim:
     return Dim(name, min=max(low, 0), max=min(high, NO_BOUND))
 
 
-def size_reader(traced: Traced, count: int) -> Callable[[Sequence[Any]], tuple[int, ...]]:
-    """``sizes(inputs)``: reads every dim from the first input that carries it."""
-    sources = [""] * count
+def reader(traced: Traced) -> Callable[[Sequence[Any]], tuple[tuple[Any, ...], Sizes]]:
+    """``read(inputs)``: the tensors among the inputs, and every dim's size."""
+    sources = [""] * len(traced.box.ranges)
+    tensors = ""
     placeholders = [n for n in traced.graph.graph.nodes if n.op == "placeholder"]
     for place, node in enumerate(placeholders):
-        value = node.meta.get("example_value")
+        value: Any = node.meta.get("example_value")
         if isinstance(value, torch.SymInt):
-            dim = traced.symbols.get(expression(value))
+            carried = {f"i[{place}]": value}
+        else:
+            tensors += f"i[{place}], "
+            shape = value.shape if isinstance(value, torch.Tensor) else ()
+            carried = {f"i[{place}].shape[{axis}]": size for axis, size in enumerate(shape)}
+        for source, size in carried.items():
+            dim = traced.symbols.get(expression(size))
             if dim is not None:
-                sources[dim] = f"i[{place}]"
-        elif isinstance(value, torch.Tensor):
-            for axis, size in enumerate(value.shape):
-                dim = traced.symbols.get(expression(size))
-                if dim is not None and not sources[dim]:
-                    sources[dim] = f"i[{place}].shape[{axis}]"
+                sources[dim] = sources[dim] or source
     names: dict[str, Any] = {}
-    exec(f"def sizes(i):\n return ({''.join(f'{s}, ' for s in sources)})", names)
-    found: Callable[[Sequence[Any]], tuple[int, ...]] = names["sizes"]
+    sizes = "".join(f"{source}, " for source in sources)
+    exec(f"def read(i):\n return ({tensors}), ({sizes})", names)
+    found: Callable[[Sequence[Any]], tuple[tuple[Any, ...], Sizes]] = names["read"]
     return found
 
 
