@@ -75,6 +75,11 @@ class Counters:
         with self._lock:
             self._values[name] = self._values.get(name, 0) + amount
 
+    def set(self, name: str, value: int) -> None:
+        """Set counter ``name``, for amounts that go up and down."""
+        with self._lock:
+            self._values[name] = value
+
     def stats(self) -> Stats:
         """The totals so far."""
         return _stats(self._values, self.calls)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "API_VERSION",
     "AbstractPiecewiseBackend",
+    "BudgetContext",
     "Capabilities",
     "CompiledGraph",
     "CompilerAdaptor",
@@ -66,6 +67,19 @@ class Capabilities:
     """
 
     alignment: int = 1
+
+
+@dataclass(frozen=True)
+class BudgetContext:
+    """What is about to be captured: asked before warm-up captures anything.
+
+    ``graphs_per_size``: static graphs that one size needs. ``sizes``: the capture sizes, largest
+    first. ``captured``: graphs that exist already.
+    """
+
+    graphs_per_size: int
+    sizes: tuple[tuple[int, ...], ...]
+    captured: int
 
 
 @dataclass(frozen=True)

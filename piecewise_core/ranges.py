@@ -14,7 +14,7 @@ from typing import Literal
 
 from piecewise_core.errors import ConfigError
 
-__all__ = ["Box", "Range", "Sizes", "Target", "TargetTable", "cut", "plan_targets"]
+__all__ = ["Box", "Range", "Sizes", "Target", "TargetTable", "capture_targets", "cut", "plan_targets"]
 
 Sizes = tuple[int, ...]
 """One size per dynamic dimension, in the order of the dims."""
@@ -89,13 +89,18 @@ class Box:
 
 @dataclass(frozen=True)
 class Target:
-    """What a call's sizes map to: how the call is counted, and the box that its plan serves."""
+    """What a call's sizes map to: how the call is counted, and the box that its plan serves.
+
+    ``capture``: the sizes that are replayed, for targets of kind "replayed".
+    """
 
     kind: TargetKind
     box: Box
+    capture: Sizes | None = None
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.box}"
+        padded = self.capture is not None and not self.box.is_single_size()
+        return f"{self.kind} {self.box}{f' padded to {self.capture}' if padded else ''}"
 
 
 def cut(bounds: Range, endpoints: Iterable[int]) -> tuple[Range, ...]:
@@ -128,6 +133,22 @@ def plan_targets(
         if box not in singles
     ]
     return tuple(targets)
+
+
+def capture_targets(bounds: Box, sizes: Iterable[Sizes], *, padded: bool) -> tuple[Target, ...]:
+    """One target per capture size in ``bounds``; ``padded``: it also serves all smaller sizes.
+
+    The smallest capture size that holds a call's sizes wins, since it comes first.
+    """
+    inside = sorted({s for s in sizes if s in bounds}, key=lambda s: (math.prod(s), s))
+    exact = [Target("replayed", Box.single(s), s) for s in inside]
+    if not padded:
+        return tuple(exact)
+    below = [
+        Target("replayed", Box(tuple(map(Range, (r.start for r in bounds.ranges), s))), s)
+        for s in inside
+    ]
+    return (*exact, *below)
 
 
 class TargetTable:

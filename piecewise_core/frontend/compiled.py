@@ -42,6 +42,16 @@ class _Controls:
         self._pw_session.seal(on_miss)
         return self
 
+    def release(self) -> Self:
+        """Give static-graph memory back; captured sizes run without graphs until ``restore``."""
+        self._pw_session.release()
+        return self
+
+    def restore(self) -> Self:
+        """Capture again what ``release`` freed or a replaced parameter made stale."""
+        self._pw_session.restore()
+        return self
+
     def stats(self) -> Stats:
         """The counters so far."""
         return self._pw_session.stats()
@@ -101,7 +111,6 @@ class _ModuleFace(_Controls):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> torch.nn.Module:
         return compiled_module(copy.deepcopy(self._pw_original, memo), self._pw_make)
-
 
 
 def compiled_module(model: torch.nn.Module, make: Callable[..., Session]) -> torch.nn.Module:

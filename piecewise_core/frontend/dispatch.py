@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from piecewise_core.config import Config
 from piecewise_core.counters import Counters
+from piecewise_core.errors import Sealed
 from piecewise_core.frontend.background import Background
+from piecewise_core.frontend.capturing import Capturing
 from piecewise_core.frontend.region import Region
 from piecewise_core.ranges import Box, Sizes, Target, TargetTable
 from piecewise_core.runtime.plan import Plan
 
 __all__ = ["Dispatch", "Entry"]
+
+logger = logging.getLogger(__name__)
 
 Entry = Callable[..., Any]
 """Serves one target: ``entry(tensors, bound, sizes, args, kwargs) -> result``."""
@@ -32,10 +37,12 @@ class Dispatch:
         counters: Counters,
         background: Background | None,
         miss: Entry,
+        capturing: Capturing | None = None,
     ) -> None:
         self.entries: list[Entry] = [miss]
         self.find: Callable[..., int] = lambda *sizes: TargetTable.miss
-        self.sealed = False
+        self.sealed: str | None = None
+        self._capturing = capturing
         self.raw: Callable[..., Sequence[Any]] = lambda *args, **kwargs: ()
         self._config = config
         self._counters = counters
@@ -44,9 +51,15 @@ class Dispatch:
 
     def install(self, bounds: Box, regions: Sequence[Region]) -> None:
         """Make the look-up over the targets of ``regions``."""
-        targets = [(region, target) for region in regions for target in region.targets]
-        self.find = TargetTable(bounds, [target for _, target in targets]).find
-        self.entries = [self._pending(region, target) for region, target in targets]
+        captured = [
+            (region, target)
+            for region in (regions if self._capturing is not None else ())
+            for target in self._capturing.targets(region)  # type: ignore[union-attr]
+        ]
+        plain = [(region, target) for region in regions for target in region.targets]
+        self.find = TargetTable(bounds, [target for _, target in (*captured, *plain)]).find
+        self.entries = [self._pending_replay(region, target) for region, target in captured]
+        self.entries += [self._pending(region, target) for region, target in plain]
         self.entries.append(self._miss)
 
     def general(self, region: Region, t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
@@ -91,6 +104,46 @@ class Dispatch:
             return result
 
         return pending
+
+    def _pending_replay(self, region: Region, target: Target) -> Entry:
+        sizes_captured = target.capture or ()
+
+        def pending(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
+            under = region.fallback(sizes_captured)
+            if self._background is not None and self._waits(region, under):
+                return self.general(region, t, b, sizes, args, kwargs)
+            entry = self._replayed(region, sizes_captured, t, b)
+            if entry is None:
+                entry = self._without_graphs(region)
+            self.entries[self.find(*sizes)] = entry
+            return entry(t, b, sizes, args, kwargs)
+
+        return pending
+
+    def _replayed(self, region: Region, sizes: Sizes, t: Any, b: Any) -> Entry | None:
+        capturing = self._capturing
+        if capturing is None:
+            return None
+        if self.sealed is not None and sizes not in capturing.plans:
+            text = (
+                f"sizes {sizes} would be captured after seal(); call warmup() before seal(), or "
+                "restore() after release()"
+            )
+            if self.sealed == "error" and sizes not in capturing.plans.dropped:
+                raise Sealed(text)
+            logger.warning("%s", text)
+        return capturing.entry(region, sizes, t, b, self.raw)
+
+    def _without_graphs(self, region: Region) -> Entry:
+        """Serves a size whose capture failed, by whatever would serve it without graphs."""
+
+        def entry(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
+            target = region.fallback(sizes)
+            return self._steady(region, region.plan(target.box), target.kind)(
+                t, b, sizes, args, kwargs
+            )
+
+        return entry
 
     def _checks(self, region: Region) -> bool:
         """Whether a target's first call checks what splitting ops return."""

@@ -13,6 +13,8 @@ import torch
 from piecewise_core.backend import PiecewiseBackend
 from piecewise_core.compile.scheduler import Outside, Scheduler
 from piecewise_core.config import Config
+from piecewise_core.graph.effects import writes
+from piecewise_core.graph.memory import storages
 from piecewise_core.graph.split import Program
 from piecewise_core.ranges import Box, Range, Sizes, Target, TargetTable, plan_targets
 from piecewise_core.runtime.plan import Plan, PlanCode
@@ -20,6 +22,8 @@ from piecewise_core.runtime.plan import Plan, PlanCode
 __all__ = ["Region", "unbounded"]
 
 logger = logging.getLogger(__name__)
+
+Runnable = Callable[..., Any]
 
 NO_BOUND = sys.maxsize - 1
 """The upper end of a size that has none."""
@@ -121,6 +125,32 @@ class Region:
         if self._written is None:
             self._written = self.code.plan([_forward(p.graph) for p in self.program.compilable])
         return self._written
+
+    def fallback(self, sizes: Sizes) -> Target:
+        """What serves ``sizes`` without static graphs."""
+        return self.targets[self.table.find(*sizes)]
+
+    def recording_plan(
+        self,
+        sizes: Sizes,
+        piece: Callable[[str, Runnable], Runnable],
+        op: Callable[[Runnable], Runnable],
+    ) -> Plan:
+        """The plan that serves ``sizes``, with ``piece`` and ``op`` around what it calls."""
+        box = self.fallback(sizes).box
+        runs = [piece(self.label(index), run) for index, run in self.runnables(box)]
+        return self.code.plan(runs, wrap_op=op)
+
+    def written_bound(self) -> tuple[int, ...]:
+        """Places of the model's own tensors that the program writes to."""
+        graph = self.program.traced.graph.graph
+        written = frozenset().union(*(writes(node) for node in graph.nodes))
+        placeholders = [n for n in graph.nodes if n.op == "placeholder"]
+        return tuple(
+            source.bound
+            for node, source in zip(placeholders, self.program.traced.inputs, strict=True)
+            if source.bound is not None and storages(node) & written
+        )
 
     def request(self, box: Box, by: Outside) -> None:
         """Have every piece compiled elsewhere for ``box``."""

@@ -14,6 +14,7 @@ from piecewise_core.config import Config
 from piecewise_core.counters import Counters, Stats, process_counters
 from piecewise_core.errors import GradNeeded, InputMismatch, NotTraced, OutOfRange, Sealed
 from piecewise_core.frontend.background import Background
+from piecewise_core.frontend.capturing import Capturing
 from piecewise_core.frontend.dispatch import Dispatch
 from piecewise_core.frontend.region import Region, unbounded
 from piecewise_core.frontend.setup import Setup
@@ -53,7 +54,8 @@ class Session:
         self._checked = self.config.check != "off"
         self._bind: Callable[..., Any] = self._first
         background = Background(setup) if self.config.compile_mode == "background" else None
-        self.dispatch = Dispatch(self.config, self.counters, background, self._miss)
+        self.capturing = Capturing(setup, self.counters) if setup.graph_mode != "none" else None
+        self.dispatch = Dispatch(self.config, self.counters, background, self._miss, self.capturing)
         self._forget_regions()
 
     # The hot path ----------------------------------------------------------------------
@@ -89,6 +91,8 @@ class Session:
         )
         self._bind = self.binder.bind
         self.dispatch.raw = self.binder.raw
+        if self.capturing is not None:
+            self.capturing.begin(structure)
         self.structure = structure
         self._install()
 
@@ -217,10 +221,42 @@ class Session:
             with self._lock, compile_lock:
                 region.plan(target.box)
 
+    # Static graphs ---------------------------------------------------------------------
+
+    def capture_all(self) -> list[Sizes]:
+        """Capture every capture size, the largest first; returns those now served by graphs."""
+        if self.capturing is None or self.config.inputs == "static":
+            return []
+        with self._lock, compile_lock:
+            bound = self._read() or self._rebound()
+            return self.capturing.capture_all(self.regions, bound)
+
+    def release(self) -> list[Sizes]:
+        """Free all graph memory; sizes are served without graphs until ``restore``."""
+        if self.capturing is None:
+            return []
+        with self._lock:
+            freed = self.capturing.plans.release()
+            self.capturing.released = True
+            self._install()
+            return freed
+
+    def restore(self) -> list[Sizes]:
+        """Capture again what ``release`` freed, or a replaced parameter made stale."""
+        if self.capturing is None:
+            return []
+        with self._lock:
+            self.capturing.released = False
+            self._install()
+        return self.capture_all()
+
     # Checks ----------------------------------------------------------------------------
 
     def _rebound(self) -> tuple[torch.Tensor, ...]:
         """A held tensor was replaced or moved: take the new ones, or trace anew."""
+        if self.capturing is not None and len(self.capturing.plans):
+            # Graphs read the old memory. They go at once; restore() or warmup() brings new ones.
+            self.release()
         if self.parameters.rebind():
             self._read = self.parameters.read
             return self._read() or ()
@@ -258,7 +294,7 @@ class Session:
         """From now on a trace or compilation is an error, or a warning."""
         self._sealed = on_miss
         self.scheduler.sealed = on_miss
-        self.dispatch.sealed = True
+        self.dispatch.sealed = on_miss
 
     def stats(self) -> Stats:
         """The counters so far."""

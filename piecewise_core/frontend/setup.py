@@ -11,6 +11,7 @@ import torch
 from piecewise_core.backend import PiecewiseBackend
 from piecewise_core.compile.adaptors import resolve
 from piecewise_core.config import Config
+from piecewise_core.errors import ConfigError
 from piecewise_core.platforms import Selected, all_passes, select
 from piecewise_core.protocols import CompilerAdaptor, Platform
 
@@ -31,6 +32,7 @@ class Setup:
     passes: tuple[Callable[[torch.fx.GraphModule], None], ...]
     unsafe_ops: tuple[str, ...]
     backend_class: type[Any]
+    graph_mode: str
 
     @property
     def platform(self) -> Platform:
@@ -53,4 +55,19 @@ def prepare(config: Config, platform: str | Platform | None, device_type: str | 
         tuple(passes),
         tuple(unsafe()) if callable(unsafe) else (),
         getattr(active, "piecewise_backend", None) or PiecewiseBackend,
+        _graph_mode(config, active, selected.info.name),
     )
+
+
+def _graph_mode(config: Config, platform: Platform, name: str) -> str:
+    """How graphs are used: as asked for, else in pieces where there is something to capture."""
+    if config.graph_mode in (None, "piecewise") and not config.capture_sizes:
+        return "none"
+    if config.graph_mode is None:
+        return "none" if platform.graphs is None else "piecewise"
+    if config.graph_mode != "none" and platform.graphs is None:
+        raise ConfigError(
+            f'graph_mode="{config.graph_mode}" needs static graphs, and platform "{name}" has '
+            'none; leave graph_mode out, or set it to "none"'
+        )
+    return config.graph_mode

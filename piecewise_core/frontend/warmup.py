@@ -24,7 +24,8 @@ class WarmupReport:
 
     ``regions``: regions of the model. ``targets``: ranges and sizes ready. ``compilations`` and
     ``dedup_hits``: made and saved in this warm-up. ``seconds``: wall time. ``as_written``: pieces
-    that run uncompiled, with the reason.
+    that run uncompiled, with the reason. ``captured``: sizes served by static graphs, whose memory
+    is ``graph_bytes``. ``dropped``: capture sizes that are not, with the reason.
     """
 
     regions: int
@@ -33,6 +34,9 @@ class WarmupReport:
     dedup_hits: int
     seconds: float
     as_written: tuple[str, ...] = ()
+    captured: tuple[tuple[int, ...], ...] = ()
+    graph_bytes: int = 0
+    dropped: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [
@@ -40,6 +44,11 @@ class WarmupReport:
             f"{self.compilations} compilations, {self.dedup_hits} pieces shared, "
             f"{self.seconds:.1f} s"
         ]
+        if self.captured or self.dropped:
+            lines.append(
+                f"  static graphs: {len(self.captured)} sizes captured, {self.graph_bytes} bytes"
+            )
+        lines += [f"  not captured: {note}" for note in self.dropped]
         return "\n".join([*lines, *(f"  as written: {note}" for note in self.as_written)])
 
 
@@ -69,7 +78,8 @@ def warm_up(
                 completed=_done(session),
                 description=f"{region.label(index)} for {target.box}",
             )
-        bar.update(task, total=1, completed=1, description="compiled")
+        bar.update(task, total=1, completed=1, description="capturing")
+        captured = session.capture_all()
     after = session.stats()
     return WarmupReport(
         regions=len(session.regions),
@@ -77,8 +87,17 @@ def warm_up(
         compilations=after.compilations - before.compilations,
         dedup_hits=after.dedup_hits - before.dedup_hits,
         seconds=time.perf_counter() - begun,
+        captured=tuple(captured),
+        graph_bytes=after.pool_bytes + after.driver_bytes,
+        dropped=_dropped(session),
         as_written=tuple(f"{a.owner}: {a.note}" for a in session.scheduler.artifacts if a.note),
     )
+
+
+def _dropped(session: Session) -> tuple[str, ...]:
+    if session.capturing is None:
+        return ()
+    return tuple(f"{sizes}: {why}" for sizes, why in session.capturing.plans.dropped.items())
 
 
 def _done(session: Session) -> int:

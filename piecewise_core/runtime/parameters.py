@@ -7,65 +7,23 @@ changes of mode with them.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from piecewise_core.errors import UnsupportedModule
+from piecewise_core.runtime.places import Place, mode_readers, places_of, roots_of, tree_of
 
 __all__ = ["Parameters", "roots_of"]
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a module tree keeps a tensor: the path of submodules, the dict, and the key."""
-
-    root: torch.nn.Module
-    path: tuple[str, ...]
-    holder: str
-    key: str
-
-    def owner(self) -> torch.nn.Module:
-        """The module that holds the tensor now. Raises KeyError when the path is gone."""
-        module = self.root
-        for name in self.path:
-            module = module._modules[name]  # type: ignore[assignment]
-        return module
-
-    def dictionary(self) -> dict[str, Any]:
-        """The dict that holds the tensor now."""
-        owner = self.owner()
-        return vars(owner) if self.holder == "" else getattr(owner, self.holder)
-
-
-def roots_of(fn: Callable[..., Any]) -> tuple[torch.nn.Module, ...]:
-    """The modules that ``fn`` reaches by itself: its own, or those in its closure and globals."""
-    if isinstance(fn, torch.nn.Module):
-        return (fn,)
-    owner = getattr(fn, "__self__", None)
-    if isinstance(owner, torch.nn.Module):
-        return (owner,)
-    plain = inspect.unwrap(fn)
-    if not inspect.isfunction(plain):
-        return ()
-    seen = inspect.getclosurevars(plain)
-    reached = [*seen.nonlocals.values(), *seen.globals.values(), owner]
-    found = [v for v in reached if isinstance(v, torch.nn.Module)]
-    for value in reached:
-        if hasattr(value, "__dict__") and not isinstance(value, (torch.nn.Module, type)):
-            found += [v for v in vars(value).values() if isinstance(v, torch.nn.Module)]
-    return tuple(dict.fromkeys(found))
 
 
 class Parameters:
     """The bound tensors of one model, in the order in which tracing met them.
 
-    ``read()`` returns them as a tuple, or None when one was replaced or moved since ``settle``, or
-    a module was replaced or changed between training and evaluation.
+    ``read()`` returns them as a tuple, the same one until ``settle``, or None when one was
+    replaced or moved since, or a module was replaced or changed between training and evaluation.
     ``checked``: False returns the tensors that tracing met, without looking.
     """
 
@@ -76,7 +34,8 @@ class Parameters:
         self._kinds: list[Any] = []
         self._place: dict[int, int] = {}
         self._places: list[list[Place]] = []
-        self._tree = _tree(self._roots)
+        self._tree = tree_of(self._roots)
+        self._shared: list[int] = []
         self.read: Callable[[], tuple[torch.Tensor, ...] | None] = tuple
 
     def __len__(self) -> int:
@@ -101,18 +60,20 @@ class Parameters:
             bound = tuple(self._tensors)
             self.read = lambda: bound
             return
-        index = _index(self._roots)
+        index = places_of(self._roots)
         self._places = [index.get(id(t), []) for t in self._tensors]
-        self._tree = _tree(self._roots)
+        self._tree = tree_of(self._roots)
+        self._shared = _sharing(self._tensors)
         self.read = _reader(self._tensors, self._places, self._roots)
 
     def rebind(self) -> bool:
         """Take the tensors now in place, if they are of the kinds traced; whether they are.
 
         A kind is dtype, device, shape and strides. False means that the model must be traced
-        again, as it must when a module was replaced or its mode changed; nothing is changed then.
+        again, as it must when a module was replaced or its mode changed, or other tensors share
+        memory than did; nothing is changed then.
         """
-        if self._tree != _tree(self._roots):
+        if self._tree != tree_of(self._roots):
             return False
         try:
             now = [
@@ -127,6 +88,8 @@ class Parameters:
         except (KeyError, AttributeError):
             return False
         if not all(twins) or [_kind(t) for t in now] != self._kinds:
+            return False
+        if _sharing(now) != self._shared:
             return False
         self._tensors = now
         self._place = {id(t): i for i, t in enumerate(self._tensors)}
@@ -144,28 +107,13 @@ def _kind(tensor: Any) -> Any:
     return tensor.dtype, tensor.device, tuple(tensor.shape), tensor.stride(), type(tensor)
 
 
-def _index(roots: Sequence[torch.nn.Module]) -> dict[int, list[Place]]:
-    """Every place of every tensor in the module trees, by the tensor's id."""
-    found: dict[int, list[Place]] = {}
-    seen: set[int] = set()
-
-    def walk(root: torch.nn.Module, module: torch.nn.Module, path: tuple[str, ...]) -> None:
-        if id(module) in seen:
-            return
-        seen.add(id(module))
-        for holder in ("_parameters", "_buffers", ""):
-            place = Place(root, path, holder, "")
-            held = vars(module) if holder == "" else getattr(module, holder)
-            for key, value in held.items():
-                if isinstance(value, torch.Tensor):
-                    found.setdefault(id(value), []).append(replace(place, key=key))
-        for name, child in module._modules.items():
-            if child is not None:
-                walk(root, child, (*path, name))
-
-    for root in roots:
-        walk(root, root, ())
-    return found
+def _sharing(tensors: Sequence[Any]) -> list[int]:
+    """For each tensor, the first one that lives in the same memory."""
+    first: dict[int, int] = {}
+    return [
+        first.setdefault(t.untyped_storage()._cdata, i) if isinstance(t, torch.Tensor) else -1
+        for i, t in enumerate(tensors)
+    ]
 
 
 def _reader(
@@ -192,7 +140,7 @@ def _reader(
         if id(owner) not in owners or tensor.numel() == 1:
             watched.append(i)
         owners[id(owner)] = owner
-    readers = _mode_readers(roots)
+    readers = mode_readers(roots)
     modes = "".join(f"{_name(names, vars(m))}['training'], " for m in readers)
     names["_pw_modes"] = tuple(m.training for m in readers)
     parents = [m for root in roots for m in root.modules() if m._modules]
@@ -213,32 +161,12 @@ def _reader(
             "  return None",
             f" if [*map(_pw_ptr, ({''.join(f'p[{i}], ' for i in watched)}))] != _pw_ptrs:",
             "  return None",
-            " return p",
+            " return _pw_was",
         ]
     )
     exec(compile(source, "<piecewise parameters>", "exec"), names)
     read: Callable[[], tuple[torch.Tensor, ...] | None] = names["read"]
     return read
-
-
-def _tree(roots: Sequence[torch.nn.Module]) -> list[tuple[torch.nn.Module, bool]]:
-    """Every module, with its mode."""
-    return [(m, m.training) for root in roots for m in root.modules()]
-
-
-def _mode_readers(roots: Sequence[torch.nn.Module]) -> list[torch.nn.Module]:
-    """The roots, and every module whose code asks whether it is training."""
-    modules = [m for root in roots for m in root.modules()]
-    kinds = {kind for kind in set(map(type, modules)) if _reads_mode(kind)}
-    return [m for m in modules if type(m) in kinds or m in roots]
-
-
-def _reads_mode(kind: type[torch.nn.Module]) -> bool:
-    """Whether a method of the class mentions ``training``, or hides its code."""
-    classes = kind.__mro__[: kind.__mro__.index(torch.nn.Module)]
-    methods = [inspect.unwrap(f) for c in classes for f in vars(c).values() if callable(f)]
-    codes = [getattr(f, "__code__", None) for f in methods if not isinstance(f, type)]
-    return any(code is None or "training" in code.co_names for code in codes)
 
 
 def _name(names: dict[str, Any], value: Any) -> str:

@@ -1,0 +1,1 @@
+"""Static graphs: capture one size's pieces into a shared pool, replay them as plain steps."""

@@ -1,0 +1,127 @@
+"""The static inputs of captured plans: buffers that graphs read, filled before every replay.
+
+One allocation per tensor input serves every capture size: a smaller size is a view of its
+beginning.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from piecewise_core.errors import AddressChanged
+from piecewise_core.graph.structure import Structure, TensorLeaf
+from piecewise_core.ranges import Sizes
+
+__all__ = ["FixedInputs", "OwnedInputs", "Stage"]
+
+Stage = Callable[[Sequence[torch.Tensor], Sizes], None]
+"""``stage(tensors, sizes)``: put one call's inputs where the graphs read them."""
+
+
+class OwnedInputs:
+    """Buffers of our own, for ``inputs="copy"``.
+
+    ``largest``: the largest capture sizes, which the buffers are made for.
+    """
+
+    def __init__(self, structure: Structure, largest: Sequence[Sizes]) -> None:
+        self._structure = structure
+        self._place = {d.name: i for i, d in enumerate(structure.dims)}
+        self._storage = [
+            torch.zeros(
+                max((math.prod(self._shape(leaf, sizes)) for sizes in largest), default=0),
+                dtype=leaf.dtype,
+                device=leaf.device,
+            )
+            for leaf in structure.tensors
+        ]
+
+    def views(self, sizes: Sizes) -> tuple[torch.Tensor, ...]:
+        """The buffers as tensors of the traced layouts, for capture size ``sizes``."""
+        return tuple(
+            _dense(storage, self._shape(leaf, sizes), leaf.order)
+            for leaf, storage in zip(self._structure.tensors, self._storage, strict=True)
+        )
+
+    def stage(self, sizes: Sizes) -> Stage:
+        """The copy into ``views(sizes)``; rows beyond a call's own sizes become zeros."""
+        views = self.views(sizes)
+        dims = [
+            {axis: self._place[d.name] for axis, d in leaf.dims.items()}
+            for leaf in self._structure.tensors
+        ]
+
+        def stage(tensors: Sequence[torch.Tensor], own: Sizes) -> None:
+            if own == sizes:
+                for view, tensor in zip(views, tensors, strict=True):
+                    view.copy_(tensor)
+                return
+            for view, tensor, axes in zip(views, tensors, dims, strict=True):
+                _padded_copy(view, tensor, axes)
+
+        return stage
+
+    def _shape(self, leaf: TensorLeaf, sizes: Sizes) -> list[int]:
+        return [
+            sizes[self._place[leaf.dims[axis].name]] if axis in leaf.dims else size
+            for axis, size in enumerate(leaf.sizes)
+        ]
+
+
+class FixedInputs:
+    """The caller's own tensors, for ``inputs="static"``: their addresses are checked."""
+
+    def __init__(self, structure: Structure, tensors: Sequence[torch.Tensor]) -> None:
+        self._structure = structure
+        self._tensors = tuple(tensors)
+        self._addresses = [t.data_ptr() for t in tensors]
+
+    def views(self, sizes: Sizes) -> tuple[torch.Tensor, ...]:
+        """The tensors that were captured."""
+        return self._tensors
+
+    def stage(self, sizes: Sizes) -> Stage:
+        """Checks addresses and copies nothing. Raises AddressChanged."""
+        addresses = self._addresses
+
+        def stage(tensors: Sequence[torch.Tensor], own: Sizes) -> None:
+            if [t.data_ptr() for t in tensors] != addresses:
+                raise AddressChanged(self._moved(tensors))
+
+        return stage
+
+    def _moved(self, tensors: Sequence[torch.Tensor]) -> str:
+        moved = [
+            f'"{leaf.path}" was at {then:#x} when captured and is at {now.data_ptr():#x}'
+            for leaf, then, now in zip(
+                self._structure.tensors, self._addresses, tensors, strict=True
+            )
+            if now.data_ptr() != then
+        ]
+        return (
+            f'argument {"; ".join(moved)}; with inputs="static" every call of a captured size must '
+            'pass the same memory: copy into the captured tensor, or set inputs="copy"'
+        )
+
+
+def _dense(storage: torch.Tensor, shape: Sequence[int], order: Sequence[int]) -> torch.Tensor:
+    """The beginning of ``storage`` as a dense tensor whose dims lie in memory as ``order``."""
+    strides = [0] * len(shape)
+    step = 1
+    for axis in reversed(order):
+        strides[axis] = step
+        step *= max(shape[axis], 1)
+    return storage.as_strided(list(shape), strides)
+
+
+def _padded_copy(view: torch.Tensor, tensor: torch.Tensor, axes: Mapping[int, int]) -> None:
+    inner = view
+    for axis in axes:
+        size = tensor.shape[axis]
+        if size < inner.shape[axis]:
+            inner.narrow(axis, size, inner.shape[axis] - size).zero_()
+            inner = inner.narrow(axis, 0, size)
+    inner.copy_(tensor)

@@ -1,0 +1,172 @@
+"""One captured plan, and how it is made without ever leaving a mess behind."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from piecewise_core.capture.buffers import Stage
+from piecewise_core.capture.recorder import Recorder, Step, WholeRecorder
+from piecewise_core.errors import CaptureFailed, OutOfGraphMemory, PiecewiseError
+from piecewise_core.protocols import Platform
+from piecewise_core.ranges import Sizes
+
+__all__ = ["CapturedPlan", "Source", "capture"]
+
+
+@dataclass
+class CapturedPlan:
+    """Steps over static memory; ``run`` does them in order and returns the static outputs.
+
+    ``sizes``: what was captured. ``graphs``: the driver's, to reset. ``held``: tensors that the
+    graphs read and nobody else may keep alive.
+    """
+
+    sizes: Sizes
+    stage: Stage
+    steps: tuple[Step, ...]
+    outputs: tuple[Any, ...]
+    graphs: tuple[Any, ...]
+    held: tuple[Any, ...]
+
+    def run(self, tensors: Sequence[torch.Tensor], sizes: Sizes) -> tuple[Any, ...]:
+        """Serve one call; the outputs are overwritten by the next replay of any size."""
+        self.stage(tensors, sizes)
+        for step in self.steps:
+            step()
+        return self.outputs
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is captured: a plan to be built over wrapped pieces and operators.
+
+    ``build(piece, op)``: the plan with ``piece(label, run)`` around every piece and ``op(fn)``
+    around every splitting op. ``inputs``: static tensors. ``bound``: the model's. ``written``:
+    tensors of the user that the program writes to, put back after capture.
+    """
+
+    build: Callable[[Any, Any], Callable[..., tuple[Any, ...]]]
+    inputs: tuple[torch.Tensor, ...]
+    bound: tuple[torch.Tensor, ...]
+    written: tuple[torch.Tensor, ...]
+    stage: Stage
+
+
+def capture(
+    platform: Platform, pool: Any, source: Source, sizes: Sizes, *, whole: bool = False
+) -> CapturedPlan:
+    """Capture one size into ``pool``, or leave everything as it was.
+
+    ``whole``: the forward as one graph, splitting ops inside; else a graph per compilable piece.
+
+    Raises CaptureFailed naming the piece and what to do, OutOfGraphMemory when memory ran out.
+    Stream, ``gc`` and the user's tensors are as before in every case.
+    """
+    driver = platform.graphs
+    if driver is None:
+        raise CaptureFailed("the platform has no static graphs; set graph_mode='none'")
+    if driver.is_capturing():
+        raise CaptureFailed(
+            "a capture is already running on this stream; call warmup() outside of it"
+        )
+    device = platform.device
+    stream = device.new_stream()
+    recorder = (WholeRecorder if whole else Recorder)(driver, pool, stream)
+    plan = source.build(recorder.piece, recorder.op)
+    with _restored(source.written), torch.inference_mode():
+        try:
+            with device.stream(stream), _context(driver):
+                plan(source.inputs, source.bound, *sizes)
+                device.synchronize()
+                recorder.capturing = True
+                with _no_gc():
+                    outputs = recorder.record(lambda: plan(source.inputs, source.bound, *sizes))
+            device.synchronize()
+        except BaseException as error:
+            _abandon(platform, recorder)
+            if not isinstance(error, Exception) or isinstance(error, PiecewiseError):
+                raise
+            raise _explained(platform, recorder, sizes, error) from error
+    weak = getattr(driver, "weak_ref", None) or _same
+    kept = {id(t): t for t in (*source.inputs, *source.bound)}
+
+    def release(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor if id(tensor) in kept else weak(tensor)
+
+    steps = recorder.steps(_replayer(driver), release)
+    results = tuple(release(o) if isinstance(o, torch.Tensor) else o for o in outputs)
+    return CapturedPlan(
+        sizes, source.stage, steps, results, tuple(recorder.graphs), tuple(kept.values())
+    )
+
+
+def _replayer(driver: Any) -> Callable[[Any], Step]:
+    own = getattr(driver, "replayer", None)
+    if own is not None:
+        return own
+    return lambda graph: functools.partial(driver.replay, graph)
+
+
+def _same(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
+def _context(driver: Any) -> contextlib.AbstractContextManager[Any]:
+    own = getattr(driver, "capture_context", None)
+    return own() if own is not None else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _no_gc() -> Iterator[None]:
+    """No collection in here: one that frees a graph or a tensor would break the capture."""
+    gc.collect()
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@contextlib.contextmanager
+def _restored(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
+    """Put back what warm-up and capture write to the user's tensors."""
+    before = [t.clone() for t in tensors]
+    try:
+        yield
+    finally:
+        with torch.inference_mode():
+            for tensor, value in zip(tensors, before, strict=True):
+                tensor.copy_(value)
+
+
+def _abandon(platform: Platform, recorder: Recorder) -> None:
+    """Leave capture mode and free what was captured so far; never raises."""
+    driver: Any = platform.graphs
+    for graph in reversed(recorder.graphs):
+        with contextlib.suppress(Exception):
+            if driver.is_capturing() and hasattr(driver, "abort_capture"):
+                driver.abort_capture(graph)
+            driver.reset(graph)
+    recorder.graphs.clear()
+
+
+def _explained(
+    platform: Platform, recorder: Recorder, sizes: Sizes, error: Exception
+) -> CaptureFailed:
+    explain = getattr(platform.graphs, "explain", None)
+    advice = explain(error) if explain is not None else None
+    memory = isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error).lower()
+    kind = OutOfGraphMemory if memory else CaptureFailed
+    return kind(
+        f"capturing sizes {sizes} failed at {recorder.current}: {type(error).__name__}: {error}. "
+        f"{advice or 'Sizes without a graph are served by compiled ranges'}"
+    )

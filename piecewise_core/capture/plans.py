@@ -1,0 +1,167 @@
+"""The captured plans of one model: one pool, one plan per size, within a memory limit."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+from piecewise_core.capture.captured import CapturedPlan, Source, capture
+from piecewise_core.counters import Counters
+from piecewise_core.errors import CaptureFailed
+from piecewise_core.protocols import BudgetContext, Platform
+from piecewise_core.ranges import Sizes
+
+__all__ = ["CapturedPlans"]
+
+logger = logging.getLogger(__name__)
+
+
+class CapturedPlans:
+    """Captures sizes, keeps their plans, frees them.
+
+    ``limit``: bytes of graph memory, or None. ``dropped``: sizes that have no plan, and why;
+    they are served by compiled ranges.
+    """
+
+    def __init__(
+        self, platform: Platform, counters: Counters, limit: int | None, mode: str = "piecewise"
+    ) -> None:
+        self._platform = platform
+        self._driver: Any = platform.graphs
+        self._counters = counters
+        self._limit = limit
+        # Whether to capture the whole forward as one graph, in order of preference.
+        self._ways = {"full": [True], "full_and_piecewise": [True, False]}.get(mode, [False])
+        self._pool: Any = None
+        self._plans: OrderedDict[Sizes, CapturedPlan] = OrderedDict()
+        self.dropped: dict[Sizes, str] = {}
+
+    def __contains__(self, sizes: object) -> bool:
+        return sizes in self._plans
+
+    def __len__(self) -> int:
+        return len(self._plans)
+
+    def get(self, sizes: Sizes) -> CapturedPlan | None:
+        """The plan of ``sizes``, noted as used; None when it has to be captured, or cannot."""
+        found = self._plans.get(sizes)
+        if found is not None and self._limit is not None:
+            self._plans.move_to_end(sizes)
+        return found
+
+    def budget(self, graphs_per_size: int, sizes: list[Sizes]) -> list[Sizes]:
+        """The sizes that the device has graph handles for: the ends are kept, the middle thinned.
+
+        ``sizes``: largest first. Those left out are in ``dropped``.
+        """
+        ask = getattr(self._driver, "resource_budget", None)
+        context = BudgetContext(graphs_per_size, tuple(sizes), self._graph_count())
+        allowed = ask(context) if ask is not None else None
+        if allowed is None or graphs_per_size * len(sizes) <= allowed:
+            return sizes
+        room = max(allowed // max(graphs_per_size, 1), 0)
+        kept = _thinned(sizes, room)
+        for size in sizes:
+            if size not in kept:
+                self.dropped[size] = (
+                    f"the device has room for {allowed} more graphs, and {len(sizes)} sizes of "
+                    f"{graphs_per_size} need {graphs_per_size * len(sizes)}"
+                )
+        return kept
+
+    def capture(self, sizes: Sizes, source: Callable[[], Source]) -> CapturedPlan | None:
+        """Capture ``sizes`` unless it is; None when it failed, with the reason in ``dropped``.
+
+        A failure drops this size and nothing else.
+        """
+        if sizes in self._plans or sizes in self.dropped:
+            return self._plans.get(sizes)
+        if self._pool is None:
+            self._pool = self._driver.new_pool()
+        plan = self._attempt(sizes, source())
+        if plan is None:
+            return None
+        self._plans[sizes] = plan
+        self._counters.add("captures", len(plan.graphs))
+        self._measure()
+        self._evict(sizes)
+        return plan
+
+    def _attempt(self, sizes: Sizes, source: Source) -> CapturedPlan | None:
+        for whole in self._ways:
+            try:
+                return capture(self._platform, self._pool, source, sizes, whole=whole)
+            except CaptureFailed as error:
+                if whole != self._ways[-1]:
+                    logger.info("%s; captured in pieces instead", error)
+                    continue
+                self.dropped[sizes] = str(error)
+                logger.warning("%s", error)
+        return None
+
+    def forget(self, sizes: Sizes) -> None:
+        """Free one size's graphs."""
+        plan = self._plans.pop(sizes, None)
+        if plan is not None:
+            self._reset(plan)
+
+    def release(self) -> list[Sizes]:
+        """Free all graphs and the pool; returns the sizes that had plans."""
+        held = list(self._plans)
+        for sizes in held:
+            self.forget(sizes)
+        self._pool = None
+        empty = getattr(self._platform.device, "empty_cache", None)
+        if empty is not None:
+            empty()
+        self.dropped.clear()
+        self._counters.set("pool_bytes", 0)
+        self._counters.set("driver_bytes", 0)
+        return held
+
+    def _reset(self, plan: CapturedPlan) -> None:
+        graphs, plan.steps, plan.outputs, plan.graphs = plan.graphs, (), (), ()
+        for graph in graphs:
+            self._driver.reset(graph)
+
+    def _evict(self, newest: Sizes) -> None:
+        """Free the sizes used longest ago while the limit is passed."""
+        while self._limit is not None and self.bytes() > self._limit:
+            oldest, before = next(iter(self._plans)), self.bytes()
+            self.forget(oldest)
+            self.dropped[oldest] = (
+                f"evicted: graph memory passed memory_limit={self._limit} bytes; raise it, or "
+                "list fewer capture_sizes"
+            )
+            logger.info("sizes %s: %s", oldest, self.dropped[oldest])
+            self._measure()
+            # Sizes share the pool, so freeing a small one may give nothing back.
+            if oldest == newest or not self._plans or self.bytes() >= before:
+                return
+
+    def bytes(self) -> int:
+        """Graph memory in use, in bytes: the pool's and the driver's."""
+        return self._ask("pool_bytes") + self._ask("driver_bytes")
+
+    def _measure(self) -> None:
+        for name in ("pool_bytes", "driver_bytes"):
+            self._counters.set(name, self._ask(name))
+
+    def _ask(self, name: str) -> int:
+        ask = getattr(self._driver, name, None)
+        return int(ask(self._pool)) if ask is not None and self._pool is not None else 0
+
+    def _graph_count(self) -> int:
+        return sum(len(plan.graphs) for plan in self._plans.values())
+
+
+def _thinned(sizes: list[Sizes], room: int) -> list[Sizes]:
+    """``room`` of ``sizes``, evenly spread, the first and last always among them."""
+    if room >= len(sizes):
+        return sizes
+    if room <= 1:
+        return sizes[:room]
+    step = (len(sizes) - 1) / (room - 1)
+    return [sizes[round(i * step)] for i in range(room)]

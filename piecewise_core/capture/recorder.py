@@ -1,0 +1,214 @@
+"""Turns one run of a plan into steps: a graph per compilable piece, a call per splitting op."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+
+from piecewise_core.errors import CaptureFailed
+from piecewise_core.protocols import GraphDriver
+
+__all__ = ["Recorder", "Step", "WholeRecorder"]
+
+Step = Callable[[], Any]
+"""One thing that a captured plan does: a replay, an operator on static tensors, a copy."""
+
+
+@dataclass
+class _Op:
+    """A splitting op as it was called, and the static buffers that take its results."""
+
+    fn: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    buffers: list[torch.Tensor | None] = field(default_factory=list)
+
+
+class Recorder:
+    """Runs a plan's pieces twice: first to warm up and see what operators return, then to capture.
+
+    ``piece(label, run)`` and ``op(fn)`` wrap what the plan calls. After a run with
+    ``capturing`` set, ``graphs`` holds the captured graphs and ``steps(weak)`` the plan.
+
+    The buffers that take an operator's results are allocated inside the capture of the piece
+    before it, so that they come from the pool and are shared with other sizes.
+    """
+
+    def __init__(self, driver: GraphDriver, pool: Any, stream: Any) -> None:
+        self._driver = driver
+        self._pool = pool
+        self._stream = stream
+        self._results: list[list[tuple[Any, ...] | None]] = []
+        self._sequence: list[Any] = []
+        self._next: list[torch.Tensor | None] = []
+        self._seen = 0
+        self._groups: list[int] = []
+        self.graphs: list[Any] = []
+        self.capturing = False
+        self.current = ""
+
+    # Wrapping what the plan calls ------------------------------------------------------
+
+    def piece(self, label: str, run: Callable[..., Any]) -> Callable[..., Any]:
+        """A compilable piece: run in warm-up, captured afterwards."""
+
+        def recorded(*args: Any) -> Any:
+            self.current = label
+            if not self.capturing:
+                self._groups.append(len(self._results))
+                return run(*args)
+            return self._capture(run, args)
+
+        return recorded
+
+    def op(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """A splitting op: run both times, its results kept where graphs can read them."""
+
+        def recorded(*args: Any, **kwargs: Any) -> Any:
+            self.current = getattr(fn, "__name__", str(fn))
+            result = fn(*args, **kwargs)
+            leaves, spec = pytree.tree_flatten(result)
+            if not self.capturing:
+                self._results.append([_layout(leaf, (args, kwargs)) for leaf in leaves])
+                return result
+            buffers = self._buffers_of(self._seen)
+            self._seen += 1
+            kept = []
+            for leaf, buffer in zip(leaves, buffers, strict=True):
+                kept.append(leaf if buffer is None else buffer.copy_(leaf))
+            self._sequence.append(_Op(fn, args, kwargs, buffers))
+            return pytree.tree_unflatten(kept, spec)
+
+        return recorded
+
+    def record(self, run: Callable[[], Any]) -> Any:
+        """The second run: ``run()`` with every piece captured as it comes."""
+        return run()
+
+    # The second run --------------------------------------------------------------------
+
+    def _capture(self, run: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        graph = self._driver.new_graph()
+        self.graphs.append(graph)
+        following = self._following(len(self.graphs) - 1)
+        self._driver.capture_begin(graph, self._pool, self._stream)
+        result = run(*args)
+        self._next += [_allocate(layout) for layout in following]
+        self._driver.capture_end(graph)
+        # Capturing ran nothing: the next splitting op runs for real and must not read garbage.
+        self._driver.replay(graph)
+        self._sequence.append(graph)
+        return result
+
+    def _following(self, piece: int) -> list[tuple[Any, ...] | None]:
+        """Layouts of what the operators between this piece and the next return."""
+        start = self._groups[piece]
+        end = self._groups[piece + 1] if piece + 1 < len(self._groups) else len(self._results)
+        return [layout for op in self._results[start:end] for layout in op]
+
+    def _buffers_of(self, op: int) -> list[torch.Tensor | None]:
+        count = len(self._results[op])
+        if len(self._next) < count:
+            # Operators before the first piece have no capture to allocate in.
+            self._next += [_allocate(layout) for layout in self._results[op]]
+        taken, self._next = self._next[:count], self._next[count:]
+        return taken
+
+    # The plan --------------------------------------------------------------------------
+
+    def steps(
+        self,
+        replayer: Callable[[Any], Step],
+        weak: Callable[[torch.Tensor], torch.Tensor],
+    ) -> tuple[Step, ...]:
+        """What to do at every call. ``weak``: a tensor over the same memory that may be freed."""
+        found: list[Step] = []
+        for item in self._sequence:
+            if not isinstance(item, _Op):
+                found.append(replayer(item))
+                continue
+            args, kwargs = pytree.tree_map_only(torch.Tensor, weak, (item.args, dict(item.kwargs)))
+            buffers = [None if b is None else weak(b) for b in item.buffers]
+            found.append(_op_step(item.fn, args, kwargs, buffers))
+        return tuple(found)
+
+
+class WholeRecorder(Recorder):
+    """Captures a forward as one graph, splitting ops inside."""
+
+    def piece(self, label: str, run: Callable[..., Any]) -> Callable[..., Any]:
+        """Noted for error messages, otherwise as it is."""
+        return self._noted(label, run)
+
+    def op(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """Noted for error messages, otherwise as it is."""
+        return self._noted(getattr(fn, "__name__", str(fn)), fn)
+
+    def record(self, run: Callable[[], Any]) -> Any:
+        """The second run, between one begin and one end."""
+        return self._capture(lambda: run(), ())
+
+    def _following(self, piece: int) -> list[tuple[Any, ...] | None]:
+        return []
+
+    def _noted(self, label: str, run: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            self.current = label
+            return run(*args, **kwargs)
+
+        return noted
+
+
+def _op_step(
+    fn: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    buffers: Sequence[torch.Tensor | None],
+) -> Step:
+    """A call of ``fn`` on static tensors; functional results are copied to their buffers."""
+    if not any(b is not None for b in buffers):
+        if not args and not kwargs:
+            return fn
+        return _bound(fn, args, kwargs)
+    if len(buffers) == 1:
+        (only,) = buffers
+        copy = only.copy_  # type: ignore[union-attr]
+        if not kwargs:
+            return lambda: copy(fn(*args))
+        return lambda: copy(fn(*args, **kwargs))
+
+    def step() -> None:
+        for buffer, leaf in zip(buffers, pytree.tree_leaves(fn(*args, **kwargs)), strict=True):
+            if buffer is not None:
+                buffer.copy_(leaf)
+
+    return step
+
+
+def _bound(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step:
+    return functools.partial(fn, *args, **kwargs)
+
+
+def _layout(leaf: Any, given: Any) -> tuple[Any, ...] | None:
+    """What to allocate for one result; None for what lives in an argument, or is no tensor."""
+    if not isinstance(leaf, torch.Tensor):
+        if leaf is None or isinstance(leaf, (int, float, bool, str)):
+            return None
+        raise CaptureFailed(f"a splitting op returned a {type(leaf).__name__}")
+    memory = leaf.untyped_storage().data_ptr()
+    inputs = [t for t in pytree.tree_leaves(given) if isinstance(t, torch.Tensor)]
+    if any(t.untyped_storage().data_ptr() == memory for t in inputs) and memory:
+        return None
+    return tuple(leaf.shape), leaf.stride(), leaf.dtype, leaf.device
+
+
+def _allocate(layout: tuple[Any, ...] | None) -> torch.Tensor | None:
+    if layout is None:
+        return None
+    shape, stride, dtype, device = layout
+    return torch.empty_strided(shape, stride, dtype=dtype, device=device)

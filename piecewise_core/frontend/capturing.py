@@ -1,0 +1,167 @@
+"""Static graphs of one session: which sizes are captured, and the entries that replay them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from piecewise_core.capture.buffers import FixedInputs, OwnedInputs
+from piecewise_core.capture.captured import CapturedPlan, Source
+from piecewise_core.capture.plans import CapturedPlans
+from piecewise_core.counters import Counters
+from piecewise_core.errors import ConfigError
+from piecewise_core.frontend.region import Region
+from piecewise_core.frontend.setup import Setup
+from piecewise_core.graph.structure import Structure
+from piecewise_core.ranges import Sizes, Target, capture_targets
+from piecewise_core.runtime.cutback import cut_back
+
+__all__ = ["Capturing", "Entry"]
+
+Entry = Callable[..., Any]
+
+
+class Capturing:
+    """Captures, replays, releases and restores.
+
+    ``structure`` is set by the first call. Sizes whose capture failed, or that were evicted, are
+    served by what would serve them without graphs.
+    """
+
+    def __init__(self, setup: Setup, counters: Counters) -> None:
+        self._setup = setup
+        self._config = setup.config
+        self._counters = counters
+        self.plans = CapturedPlans(
+            setup.platform, counters, setup.config.memory_limit, setup.graph_mode
+        )
+        self._owned: OwnedInputs | None = None
+        self._structure: Structure | None = None
+        self.released = False
+
+    def begin(self, structure: Structure) -> None:
+        """Note what calls look like; no memory is taken yet."""
+        self._structure = structure
+
+    def targets(self, region: Region) -> tuple[Target, ...]:
+        """The captured sizes of ``region``; none while graphs are released."""
+        if self.released:
+            return ()
+        # A padded row that is written to the user's memory cannot be cut away afterwards.
+        writes = bool(region.program.mutated) or bool(region.written_bound())
+        padded = self._config.padding == "capture_sizes" and not writes
+        return capture_targets(region.box, self._config.captures, padded=padded)
+
+    def capture_all(self, regions: Sequence[Region], bound: Sequence[torch.Tensor]) -> list[Sizes]:
+        """Capture every size, the largest first; returns those that are served by graphs."""
+        wanted = [
+            (region, target.capture)
+            for region in regions
+            for target in self.targets(region)
+            if target.box.is_single_size() and target.capture is not None
+        ]
+        wanted.sort(key=lambda pair: pair[1], reverse=True)
+        per_size = max((len(region.program.compilable) for region, _ in wanted), default=0)
+        kept = self.plans.budget(per_size, list(dict.fromkeys(sizes for _, sizes in wanted)))
+        for region, sizes in wanted:
+            if sizes in kept:
+                self.plans.capture(sizes, partial(self._source, region, sizes, None, bound))
+        return list(dict.fromkeys(sizes for _, sizes in wanted if sizes in self.plans))
+
+    def entry(
+        self, region: Region, sizes: Sizes, tensors: Any, bound: Any, raw: Callable[..., Any]
+    ) -> Entry | None:
+        """What serves capture size ``sizes`` by replay, captured now if it must be; or None."""
+        plan = self.plans.get(sizes) or self.plans.capture(
+            sizes, partial(self._source, region, sizes, tensors, bound)
+        )
+        return None if plan is None else self._replay(region, plan, raw)
+
+    def forget(self) -> None:
+        """Free every graph; a replaced parameter made them stale."""
+        self.plans.release()
+        self.released = True
+
+    def _replay(self, region: Region, plan: CapturedPlan, raw: Callable[..., Any]) -> Entry:
+        """Stage, replay, rebuild. Everything is looked up now and nothing at the call."""
+        calls, output = self._counters.calls, region.program.traced.output
+        rebuild, uses_inputs = output.rebuild, output.uses_inputs
+        run, captured = plan.run, plan.sizes
+        finish = cut_back(region.program, captured)
+        back = self._write_back(region, captured)
+        clone = self._config.clone_outputs
+        plans = self.plans if self._config.memory_limit is not None else None
+
+        def entry(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
+            calls["replayed"] += 1
+            outs: Any = run(t, sizes)
+            if plans is not None:
+                plans.get(captured)
+            if back is not None:
+                back(t)
+            if sizes != captured:
+                self._counters.add("padded_rows", captured[0] - sizes[0])
+                outs = finish(outs, sizes)
+            if clone:
+                outs = [o.clone() if isinstance(o, torch.Tensor) else o for o in outs]
+            return rebuild(outs, raw(*args, **kwargs) if uses_inputs else t, b)
+
+        return entry
+
+    def _write_back(self, region: Region, sizes: Sizes) -> Callable[[Any], None] | None:
+        """Copy what the program wrote to its own input buffers back to the caller's tensors."""
+        if self._config.inputs == "static" or not region.program.mutated:
+            return None
+        views = self._inputs().views(sizes)
+        places = sorted(region.program.mutated)
+
+        def back(tensors: Sequence[torch.Tensor]) -> None:
+            for place in places:
+                own, view = tensors[place], views[place]
+                for axis, size in enumerate(own.shape):
+                    view = view.narrow(axis, 0, size)
+                own.copy_(view)
+
+        return back
+
+    def _inputs(self) -> OwnedInputs:
+        if self._structure is None:
+            raise ConfigError("capture before the first call; call the model or warmup() first")
+        if self._owned is None:
+            self._owned = OwnedInputs(self._structure, self._config.captures)
+        return self._owned
+
+    def _source(
+        self, region: Region, sizes: Sizes, tensors: Any, bound: Sequence[torch.Tensor]
+    ) -> Source:
+        """What to capture. ``tensors``: a call's own, None in warm-up."""
+        if self._config.inputs == "static":
+            if tensors is None or self._structure is None:
+                raise ConfigError(
+                    'inputs="static" captures at the first call of each size, since warm-up has no '
+                    "tensors of that size"
+                )
+            inputs: Any = FixedInputs(self._structure, tensors)
+        else:
+            inputs = self._inputs()
+        stage = inputs.stage(sizes)
+        if tensors is not None:
+            stage(tensors, self.sizes_of(tensors))
+        written = tuple(bound[i] for i in region.written_bound())
+        if self._config.inputs == "static":
+            written += tuple(tensors[i] for i in sorted(region.program.mutated))
+
+        def build(piece: Any, op: Any) -> Any:
+            return region.recording_plan(sizes, piece, op)
+
+        return Source(build, inputs.views(sizes), tuple(bound), written, stage)
+
+    def sizes_of(self, tensors: Sequence[torch.Tensor]) -> Sizes:
+        """The sizes of one call's tensors."""
+        if self._structure is None:
+            return ()
+        found = [self._structure.where(dim)[0] for dim in self._structure.dims]
+        return tuple(tensors[leaf.index].shape[axis] for leaf, axis in found)

@@ -1,0 +1,49 @@
+"""Cut the outputs of a padded replay back to the call's own sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import sympy
+import torch
+
+from piecewise_core.graph.sizes import SizeWriter, expression
+from piecewise_core.graph.split import Program
+from piecewise_core.ranges import Sizes
+
+__all__ = ["cut_back"]
+
+
+def cut_back(program: Program, captured: Sizes) -> Callable[[Sequence[Any], Sizes], list[Any]]:
+    """``cut(outputs, sizes)``: every output as a call of ``sizes`` would have given it.
+
+    Dims of an output that follow from the call's sizes are narrowed to what they would be;
+    results that are sizes are computed anew.
+    """
+    write = SizeWriter(program.traced.symbols)
+    names: dict[str, Any] = {"math": __import__("math")}
+    items = []
+    for place, value in enumerate(program.values):
+        example = value.meta.get("example_value") if isinstance(value, torch.fx.Node) else value
+        if isinstance(example, torch.Tensor):
+            text = f"o[{place}]"
+            for axis, size in enumerate(example.shape):
+                if _varies(size):
+                    text += f".narrow({axis}, 0, {write(size)})"
+            items.append(text)
+        elif _varies(example):
+            items.append(write(example))
+        else:
+            items.append(f"o[{place}]")
+    dims = "".join(f"s{i}, " for i in range(len(captured)))
+    source = f"def cut(o, sizes):\n {f'{dims}= sizes' if dims else 'pass'}\n"
+    source += f" return [{', '.join(items)}]"
+    exec(compile(source, "<piecewise cut>", "exec"), names)
+    cut: Callable[[Sequence[Any], Sizes], list[Any]] = names["cut"]
+    return cut
+
+
+def _varies(size: Any) -> bool:
+    found = expression(size)
+    return isinstance(found, sympy.Basic) and bool(found.free_symbols)
