@@ -180,7 +180,11 @@ class DeviceRuntime(Protocol):
 
 
 class GraphDriver(Protocol):
-    """Static graphs: capture once, replay with one call."""
+    """Static graphs: capture once, replay with one call.
+
+    Calls come from one thread at a time. One size's graphs are captured one after the other on
+    one stream into one pool. The methods below the comment are optional.
+    """
 
     def new_pool(self) -> Any:
         """An opaque memory-pool handle; outlives every graph captured into it."""
@@ -191,7 +195,11 @@ class GraphDriver(Protocol):
         ...
 
     def capture_begin(self, graph: Any, pool: Any, stream: Any) -> None:
-        """Start recording what ``stream`` is given into ``graph``."""
+        """Start recording what ``stream``, which is current, is given into ``graph``.
+
+        Memory allocated until ``capture_end`` comes from ``pool``. Must neither synchronise nor
+        empty caches: it is called once per piece and size.
+        """
         ...
 
     def capture_end(self, graph: Any) -> None:
@@ -203,20 +211,46 @@ class GraphDriver(Protocol):
         ...
 
     def reset(self, graph: Any) -> None:
-        """Free what the graph holds."""
+        """Free what the graph holds, its share of the pool too; twice is once."""
         ...
 
     def is_capturing(self) -> bool:
         """Whether the current stream is recording."""
         ...
 
+    # Optional, each with what core does without it:
+    #
+    # replayer(graph) -> Callable[[], None]: the cheapest callable that replays ``graph``.
+    #     Without: functools.partial(driver.replay, graph).
+    # weak_ref(tensor) -> torch.Tensor: a tensor over the same memory that does not keep it alive.
+    #     Without: the tensor itself, so that a pool cannot reuse memory between sizes.
+    # register_generator(graph, generator) -> None: before capture_begin; replays then advance
+    #     ``generator``. Without: operators that draw random numbers must be splitting ops.
+    # resource_budget(ctx: BudgetContext) -> int | None: how many more graphs may be captured.
+    #     Without, and for None: no bound.
+    # explain(exc) -> str | None: what the user should do about a driver's error, one sentence.
+    #     Called after the capture has been left. Without, and for None: the error's own text.
+    # unsafe_ops() -> Iterable[str]: operators ("aten::nonzero") that cannot be captured.
+    #     Without: none.
+    # capture_context() -> AbstractContextManager: entered around one size's warm-up and capture.
+    # abort_capture(graph) -> None: leave capture mode after a failure, with the device usable;
+    #     nothing if ``graph`` is not being captured. Without: capture_end, its error ignored.
+    # before_replay(graph, call) -> None: change ``graph`` for this call's inputs, on the host.
+    # pool_bytes(pool) -> int: device memory that ``pool`` holds, in use or not. Without: 0.
+    # driver_bytes(pool) -> int: an estimate of what the driver holds for the graphs captured
+    #     into ``pool`` beyond pool_bytes. Without: 0.
+    # dump(graph, path) -> None: write ``graph`` to file ``path`` for a person to look at.
+
 
 @runtime_checkable
 class Platform(Protocol):
     """One kind of device, ready to work.
 
-    Optional attribute ``piecewise_backend``: a class to use in place of core's
-    PiecewiseBackend (see AbstractPiecewiseBackend).
+    Optional: ``name`` and ``device_type``, strings as in PlatformInfo, which an instance given
+    as ``platform=`` goes by (without: the class's name, and the device the model is on);
+    ``self_check() -> Mapping[str, str]``, facts for `piecewise doctor`, raising what is wrong;
+    ``piecewise_backend``, a class in place of core's PiecewiseBackend (see
+    AbstractPiecewiseBackend).
     """
 
     device: DeviceRuntime
