@@ -16,6 +16,9 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from piecewise_core.errors import UnsupportedModule
 from piecewise_core.runtime.places import Place, mode_readers, places_of, roots_of, tree_of
 
+_pointers_equal: Any = getattr(torch._C, "_tensors_data_ptrs_at_indices_equal", None)
+"""Compares all data pointers in one call; builds of torch for CUDA have it (2.11 and 2.13)."""
+
 __all__ = ["Parameters", "roots_of"]
 
 
@@ -27,9 +30,12 @@ class Parameters:
     ``checked``: False returns the tensors that tracing met, without looking.
     """
 
-    def __init__(self, roots: Sequence[torch.nn.Module], *, checked: bool = True) -> None:
+    def __init__(
+        self, roots: Sequence[torch.nn.Module], *, checked: bool = True, every: bool = False
+    ) -> None:
         self._roots = tuple(roots)
         self._checked = checked
+        self._every = every
         self._tensors: list[torch.Tensor] = []
         self._kinds: list[Any] = []
         self._place: dict[int, int] = {}
@@ -64,7 +70,7 @@ class Parameters:
         self._places = [index.get(id(t), []) for t in self._tensors]
         self._tree = tree_of(self._roots)
         self._shared = _sharing(self._tensors)
-        self.read = _reader(self._tensors, self._places, self._roots)
+        self.read = _reader(self._tensors, self._places, self._roots, self._every)
 
     def rebind(self) -> bool:
         """Take the tensors now in place, if they are of the kinds traced; whether they are.
@@ -120,6 +126,7 @@ def _reader(
     tensors: Sequence[torch.Tensor],
     places: Sequence[Sequence[Place]],
     roots: Sequence[torch.nn.Module],
+    every: bool,
 ) -> Callable[[], tuple[torch.Tensor, ...] | None]:
     """``read()``: gathers every tensor from where it is kept, then compares.
 
@@ -147,8 +154,15 @@ def _reader(
     modules = "".join(f"*{_name(names, m._modules)}.values(), " for m in parents)
     names["_pw_modules"] = tuple(child for m in parents for child in m._modules.values())
     names["_pw_was"] = tuple(tensors)
-    names["_pw_ptr"] = torch.Tensor.data_ptr
-    names["_pw_ptrs"] = [tensors[i].data_ptr() for i in watched]
+    names["_pw_ptrs"] = [t.data_ptr() for t in tensors]
+    if _pointers_equal is not None:
+        names["_pw_same"], names["_pw_all"] = _pointers_equal, list(range(len(tensors)))
+        moved = "not _pw_same([*p], _pw_ptrs, _pw_all)"
+    else:
+        looked_at = range(len(tensors)) if every else watched
+        names["_pw_ptr"] = torch.Tensor.data_ptr
+        names["_pw_ptrs"] = [tensors[i].data_ptr() for i in looked_at]
+        moved = f"[*map(_pw_ptr, ({''.join(f'p[{i}], ' for i in looked_at)}))] != _pw_ptrs"
     source = "\n".join(
         [
             f"def read({', '.join(f'{n}={n}' for n in names)}):",
@@ -159,7 +173,7 @@ def _reader(
             f"  if ({modes}) != _pw_modes or ({modules}) != _pw_modules: return None",
             " except (KeyError, RuntimeError):",
             "  return None",
-            f" if [*map(_pw_ptr, ({''.join(f'p[{i}], ' for i in watched)}))] != _pw_ptrs:",
+            f" if {moved}:",
             "  return None",
             " return _pw_was",
         ]
