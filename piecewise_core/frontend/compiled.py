@@ -125,6 +125,8 @@ def compiled_module(model: torch.nn.Module, make: Callable[..., Session]) -> tor
 
     @functools.wraps(kind.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return _untraced(self._pw_session, args, kwargs)
         return self._pw_session(*args, **kwargs)
 
     members = {"forward": forward, "__module__": kind.__module__, "__doc__": kind.__doc__}
@@ -139,12 +141,21 @@ def compiled_module(model: torch.nn.Module, make: Callable[..., Session]) -> tor
     return found
 
 
+@torch.compiler.disable(reason="piecewise has compiled it already; compile the whole or the part")
+def _untraced(session: Session, args: Any, kwargs: Any) -> Any:
+    """Run inside a model that another compiler traces: that trace breaks here."""
+    return session(*args, **kwargs)
+
+
 def _refuse(model: torch.nn.Module) -> None:
     """Raise UnsupportedModule for what cannot run through its class's forward."""
     kind = type(model)
     problem = ""
+    parts = [name for name, part in model.named_modules() if name and isinstance(part, _ModuleFace)]
     if isinstance(model, _ModuleFace):
         problem = "it is compiled already; compile the original, with the config you want"
+    elif parts:
+        problem = f'its part "{parts[0]}" is compiled already; compile the whole or the part'
     elif isinstance(model, torch.jit.ScriptModule):
         problem = "it is a script module, which cannot be traced; compile the Python model"
     elif isinstance(model, torch._dynamo.OptimizedModule):

@@ -185,7 +185,7 @@ def check(fast, sizes=(3, 0, 1, 20)):
 
 
 def run_script(body: str) -> subprocess.CompletedProcess[str]:
-    """Run a program in a fresh interpreter: forking one that runs tests would fork their threads."""
+    """Run a program in a fresh interpreter: a fork of this one would have pytest's threads."""
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", PRELUDE + textwrap.dedent(body)],
         capture_output=True,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -80,10 +81,10 @@ def test_a_missing_toolchain_degrades_to_eager_with_one_warning_for_all_pieces_a
     """FAULTS 36."""
     model, prepare = Model(), Missing()
     fast = compiled(model, platform(prepare), compile_ranges_endpoints=(8,), compile_sizes=(4,))
+    inputs = [torch.randn(size, 8) for size in (5, 5, 4, 20, 0, 1)]
     with pytest.warns(RuntimeWarning) as warned:
-        for size in (5, 5, 4, 20, 0, 1):
-            x = torch.randn(size, 8)
-            torch.testing.assert_close(fast(x), model(x))
+        outputs = [fast(x) for x in inputs]
+    torch.testing.assert_close(outputs, [model(x) for x in inputs])
     assert len(warned) == 1
     assert str(warned[0].message) == (
         "No C++ compiler (g++) was found. Install one, or set CXX. Until then this model runs "
@@ -122,12 +123,10 @@ def test_a_warning_made_an_error_leaves_a_model_that_serves():
 def test_strict_refuses_a_missing_toolchain(how):
     """FAULTS 36."""
     fast = compiled(Model(), platform(Missing()), check="strict")
+    use = fast if how == "call" else partial(fast.warmup, progress=False)
     for _ in range(2):
         with pytest.raises(CompilerUnavailable, match="Install one, or set CXX"):
-            if how == "call":
-                fast(torch.randn(5, 8))
-            else:
-                fast.warmup(torch.randn(5, 8), progress=False)
+            use(torch.randn(5, 8))
 
 
 def test_the_eager_compiler_never_looks_for_a_toolchain():
