@@ -124,7 +124,9 @@ class Session:
                 "mode or modules changed, after seal(); the model would have to be traced again"
             )
         self.regions = []
-        self.parameters = Parameters(roots_of(self.fn), checked=self._checked)
+        self.parameters = Parameters(
+            roots_of(self.fn), checked=self._checked, every=self.capturing is not None
+        )
         self._read: Callable[[], tuple[torch.Tensor, ...] | None] = tuple
 
     def _install(self) -> None:

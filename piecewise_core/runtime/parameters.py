@@ -27,7 +27,8 @@ class Parameters:
 
     ``read()`` returns them as a tuple, the same one until ``settle``, or None when one was
     replaced or moved since, or a module was replaced or changed between training and evaluation.
-    ``checked``: False returns the tensors that tracing met, without looking.
+    ``checked``: False returns the tensors that tracing met, without looking. ``every``: look at
+    every tensor's address, since static graphs read them; else at one per module.
     """
 
     def __init__(
