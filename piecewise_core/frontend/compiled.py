@@ -141,7 +141,9 @@ def compiled_module(model: torch.nn.Module, make: Callable[..., Session]) -> tor
     return found
 
 
-@torch.compiler.disable(reason="piecewise has compiled it already; compile the whole or the part")
+@torch.compiler.disable(  # type: ignore[no-untyped-call, untyped-decorator]
+    reason="piecewise has compiled it already; compile the whole or the part"
+)
 def _untraced(session: Session, args: Any, kwargs: Any) -> Any:
     """Run inside a model that another compiler traces: that trace breaks here."""
     return session(*args, **kwargs)

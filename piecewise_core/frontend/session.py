@@ -27,7 +27,8 @@ from piecewise_core.graph.structure import Structure
 from piecewise_core.graph.torch_private import any_autocast, compile_lock
 from piecewise_core.graph.trace import trace
 from piecewise_core.ranges import Box, Range, Sizes, Target, cut
-from piecewise_core.runtime.parameters import Parameters, roots_of
+from piecewise_core.runtime.parameters import Parameters
+from piecewise_core.runtime.places import roots_of, traced_in
 
 __all__ = ["Session"]
 
@@ -125,7 +126,10 @@ class Session:
             )
         self.regions = []
         self.parameters = Parameters(
-            roots_of(self.fn), checked=self._checked, every=self.capturing is not None
+            roots_of(self.fn),
+            traced_in(self.fn),
+            checked=self._checked,
+            every=self.capturing is not None,
         )
         self._read: Callable[[], tuple[torch.Tensor, ...] | None] = tuple
 

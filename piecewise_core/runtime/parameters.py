@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from torch.utils.hooks import RemovableHandle
 
 from piecewise_core.errors import UnsupportedModule
+from piecewise_core.runtime.hooks import HookWatch
 from piecewise_core.runtime.places import Place, mode_readers, places_of, roots_of, tree_of
 
 _pointers_equal: Any = getattr(torch._C, "_tensors_data_ptrs_at_indices_equal", None)
@@ -26,15 +28,22 @@ class Parameters:
     """The bound tensors of one model, in the order in which tracing met them.
 
     ``read()`` returns them as a tuple, the same one until ``settle``, or None when one was
-    replaced or moved since, or a module was replaced or changed between training and evaluation.
+    replaced or moved since, or a module was replaced, changed between training and evaluation, or
+    got or lost a hook. ``called``: the modules whose hooks tracing runs.
     ``checked``: False returns the tensors that tracing met, without looking. ``every``: look at
     every tensor's address, since static graphs read them; else at one per module.
     """
 
     def __init__(
-        self, roots: Sequence[torch.nn.Module], *, checked: bool = True, every: bool = False
+        self,
+        roots: Sequence[torch.nn.Module],
+        called: Sequence[torch.nn.Module] = (),
+        *,
+        checked: bool = True,
+        every: bool = False,
     ) -> None:
         self._roots = tuple(roots)
+        self._called = tuple(called)
         self._checked = checked
         self._every = every
         self._tensors: list[torch.Tensor] = []
@@ -42,6 +51,7 @@ class Parameters:
         self._place: dict[int, int] = {}
         self._places: list[list[Place]] = []
         self._tree = tree_of(self._roots)
+        self._hooks = HookWatch(())
         self._shared: list[int] = []
         self.read: Callable[[], tuple[torch.Tensor, ...] | None] = tuple
 
@@ -51,7 +61,7 @@ class Parameters:
     def add(self, tensor: torch.Tensor) -> int:
         """The place of ``tensor`` among the bound ones; new ones go last."""
         if id(tensor) not in self._place:
-            if is_traceable_wrapper_subclass(tensor):
+            if _has_own_dispatch(tensor):
                 raise UnsupportedModule(
                     f"the model holds a {type(tensor).__name__}, a tensor subclass with its own "
                     "dispatch; convert it to plain tensors before compiling"
@@ -70,8 +80,9 @@ class Parameters:
         index = places_of(self._roots)
         self._places = [index.get(id(t), []) for t in self._tensors]
         self._tree = tree_of(self._roots)
+        self._hooks = HookWatch(self._called)
         self._shared = _sharing(self._tensors)
-        self.read = _reader(self._tensors, self._places, self._roots, self._every)
+        self.read = _reader(self._tensors, self._places, self._roots, self._hooks, self._every)
 
     def rebind(self) -> bool:
         """Take the tensors now in place, if they are of the kinds traced; whether they are.
@@ -80,7 +91,7 @@ class Parameters:
         again, as it must when a module was replaced or its mode changed, or other tensors share
         memory than did; nothing is changed then.
         """
-        if self._tree != tree_of(self._roots):
+        if self._tree != tree_of(self._roots) or self._hooks.changed():
             return False
         try:
             now = [
@@ -108,6 +119,14 @@ class Parameters:
         return any(t.requires_grad for t in self._tensors)
 
 
+def _has_own_dispatch(tensor: torch.Tensor) -> bool:
+    """Whether operators on the tensor do, or return, something of its class's own."""
+    kind = type(tensor)
+    off: Any = torch._C._disabled_torch_function_impl
+    plain = kind is torch.Tensor or kind.__torch_function__ is off
+    return not plain or is_traceable_wrapper_subclass(tensor)
+
+
 def _kind(tensor: Any) -> Any:
     if not isinstance(tensor, torch.Tensor):
         return None
@@ -127,6 +146,7 @@ def _reader(
     tensors: Sequence[torch.Tensor],
     places: Sequence[Sequence[Place]],
     roots: Sequence[torch.nn.Module],
+    hooks: HookWatch,
     every: bool,
 ) -> Callable[[], tuple[torch.Tensor, ...] | None]:
     """``read()``: gathers every tensor from where it is kept, then compares.
@@ -148,6 +168,8 @@ def _reader(
         if id(owner) not in owners or tensor.numel() == 1:
             watched.append(i)
         owners[id(owner)] = owner
+    tests += [f"len({_name(names, d)}) != {len(d)}" for d in hooks.hooked()]
+    names.update(_pw_handles=RemovableHandle, _pw_hooks=hooks)
     readers = mode_readers(roots)
     modes = "".join(f"{_name(names, vars(m))}['training'], " for m in readers)
     names["_pw_modes"] = tuple(m.training for m in readers)
@@ -171,6 +193,7 @@ def _reader(
             f"  p = ({''.join(f'{i}, ' for i in items)})",
             "  if p != _pw_was: return None",
             f"  if {' or '.join(tests) or 'False'}: return None",
+            "  if _pw_handles.next_id != _pw_hooks.seen and _pw_hooks.changed(): return None",
             f"  if ({modes}) != _pw_modes or ({modules}) != _pw_modules: return None",
             " except (KeyError, RuntimeError):",
             "  return None",

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["Place", "mode_readers", "places_of", "roots_of", "tree_of"]
+__all__ = ["Place", "mode_readers", "places_of", "roots_of", "traced_in", "tree_of"]
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,12 @@ def places_of(roots: Sequence[torch.nn.Module]) -> dict[int, list[Place]]:
     for root in roots:
         walk(root, root, ())
     return found
+
+
+def traced_in(fn: Callable[..., Any]) -> list[torch.nn.Module]:
+    """The modules that a trace of ``fn`` calls, hooks and all: not the one whose forward it is."""
+    own = getattr(fn, "__self__", None) if getattr(fn, "__name__", "") == "forward" else None
+    return [m for root in roots_of(fn) for m in root.modules() if m is not own]
 
 
 def tree_of(roots: Sequence[torch.nn.Module]) -> list[tuple[torch.nn.Module, bool]]:
