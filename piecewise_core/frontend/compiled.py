@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -74,9 +73,7 @@ class CompiledFunction(_Controls):
         functools.update_wrapper(self, fn)
         self._pw_fn = fn
         self._pw_make = make
-        self._pw_bound: weakref.WeakKeyDictionary[Any, CompiledFunction] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._pw_slot = f"_pw_compiled_{getattr(fn, '__name__', 'method')}"
 
     @functools.cached_property
     def _pw_session(self) -> Session:  # type: ignore[override]
@@ -89,13 +86,34 @@ class CompiledFunction(_Controls):
     def __get__(self, instance: Any, owner: type | None = None) -> CompiledFunction:
         if instance is None:
             return self
-        if instance not in self._pw_bound:
-            method = self._pw_fn.__get__(instance, owner)
-            self._pw_bound[instance] = CompiledFunction(method, self._pw_make)
-        return self._pw_bound[instance]
+        held = getattr(instance, "__dict__", None)
+        if held is None:
+            raise ConfigError(
+                f"{type(instance).__name__} has __slots__ and no __dict__ to keep its compiled "
+                "method in; compile a function that takes the instance"
+            )
+        bound = held.get(self._pw_slot)
+        if bound is None or bound.method is None or bound.of is not self:
+            method = CompiledFunction(self._pw_fn.__get__(instance, owner), self._pw_make)
+            bound = held[self._pw_slot] = _Bound(self, method)
+        found: CompiledFunction = bound.method
+        return found
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CompiledFunction:
         return CompiledFunction(copy.deepcopy(self._pw_fn, memo), self._pw_make)
+
+
+class _Bound:
+    """An instance's compiled method, kept in its ``__dict__``; copies and pickles come empty."""
+
+    def __init__(
+        self, of: CompiledFunction | None = None, method: CompiledFunction | None = None
+    ) -> None:
+        self.of = of
+        self.method = method
+
+    def __reduce__(self) -> tuple[type[_Bound], tuple[()]]:
+        return _Bound, ()
 
 
 class _ModuleFace(_Controls):

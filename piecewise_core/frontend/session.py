@@ -28,7 +28,7 @@ from piecewise_core.graph.torch_private import any_autocast, compile_lock
 from piecewise_core.graph.trace import trace
 from piecewise_core.ranges import Box, Range, Sizes, Target, cut
 from piecewise_core.runtime.parameters import Parameters
-from piecewise_core.runtime.places import roots_of, traced_in
+from piecewise_core.runtime.reach import anchors_of, roots_of, traced_in
 
 __all__ = ["Session"]
 
@@ -128,6 +128,7 @@ class Session:
         self.parameters = Parameters(
             roots_of(self.fn),
             traced_in(self.fn),
+            anchors_of(self.fn),
             checked=self._checked,
             every=self.capturing is not None,
         )

@@ -16,7 +16,8 @@ from torch.utils.hooks import RemovableHandle
 
 from piecewise_core.errors import UnsupportedModule
 from piecewise_core.runtime.hooks import HookWatch
-from piecewise_core.runtime.places import Place, mode_readers, places_of, roots_of, tree_of
+from piecewise_core.runtime.places import Place, mode_readers, places_of, tree_of
+from piecewise_core.runtime.reach import Anchor, roots_of
 
 _pointers_equal: Any = getattr(torch._C, "_tensors_data_ptrs_at_indices_equal", None)
 """Compares all data pointers in one call; builds of torch for CUDA have it (2.11 and 2.13)."""
@@ -29,7 +30,8 @@ class Parameters:
 
     ``read()`` returns them as a tuple, the same one until ``settle``, or None when one was
     replaced or moved since, or a module was replaced, changed between training and evaluation, or
-    got or lost a hook. ``called``: the modules whose hooks tracing runs.
+    got or lost a hook. ``called``: the modules whose hooks tracing runs. ``anchors``: where
+    the traced callable finds its modules and tensors.
     ``checked``: False returns the tensors that tracing met, without looking. ``every``: look at
     every tensor's address, since static graphs read them; else at one per module.
     """
@@ -38,12 +40,14 @@ class Parameters:
         self,
         roots: Sequence[torch.nn.Module],
         called: Sequence[torch.nn.Module] = (),
+        anchors: Sequence[Anchor] = (),
         *,
         checked: bool = True,
         every: bool = False,
     ) -> None:
         self._roots = tuple(roots)
         self._called = tuple(called)
+        self._anchors = tuple(a for a in anchors if a.holder is not None)
         self._checked = checked
         self._every = every
         self._tensors: list[torch.Tensor] = []
@@ -82,7 +86,9 @@ class Parameters:
         self._tree = tree_of(self._roots)
         self._hooks = HookWatch(self._called)
         self._shared = _sharing(self._tensors)
-        self.read = _reader(self._tensors, self._places, self._roots, self._hooks, self._every)
+        self.read = _reader(
+            self._tensors, self._places, self._roots, self._hooks, self._anchors, self._every
+        )
 
     def rebind(self) -> bool:
         """Take the tensors now in place, if they are of the kinds traced; whether they are.
@@ -91,7 +97,8 @@ class Parameters:
         again, as it must when a module was replaced or its mode changed, or other tensors share
         memory than did; nothing is changed then.
         """
-        if self._tree != tree_of(self._roots) or self._hooks.changed():
+        moved = any(anchor.moved() for anchor in self._anchors)
+        if moved or self._tree != tree_of(self._roots) or self._hooks.changed():
             return False
         try:
             now = [
@@ -147,6 +154,7 @@ def _reader(
     places: Sequence[Sequence[Place]],
     roots: Sequence[torch.nn.Module],
     hooks: HookWatch,
+    anchors: Sequence[Anchor],
     every: bool,
 ) -> Callable[[], tuple[torch.Tensor, ...] | None]:
     """``read()``: gathers every tensor from where it is kept, then compares.
@@ -168,6 +176,7 @@ def _reader(
         if id(owner) not in owners or tensor.numel() == 1:
             watched.append(i)
         owners[id(owner)] = owner
+    tests += [_anchor_test(names, anchor) for anchor in anchors]
     tests += [f"len({_name(names, d)}) != {len(d)}" for d in hooks.hooked()]
     names.update(_pw_handles=RemovableHandle, _pw_hooks=hooks)
     readers = mode_readers(roots)
@@ -195,7 +204,7 @@ def _reader(
             f"  if {' or '.join(tests) or 'False'}: return None",
             "  if _pw_handles.next_id != _pw_hooks.seen and _pw_hooks.changed(): return None",
             f"  if ({modes}) != _pw_modes or ({modules}) != _pw_modules: return None",
-            " except (KeyError, RuntimeError):",
+            " except (KeyError, RuntimeError, ValueError):",
             "  return None",
             f" if {moved}:",
             "  return None",
@@ -205,6 +214,11 @@ def _reader(
     exec(compile(source, "<piecewise parameters>", "exec"), names)
     read: Callable[[], tuple[torch.Tensor, ...] | None] = names["read"]
     return read
+
+
+def _anchor_test(names: dict[str, Any], anchor: Anchor) -> str:
+    entry = f"[{anchor.key!r}]" if isinstance(anchor.holder, dict) else ".cell_contents"
+    return f"{_name(names, anchor.holder)}{entry} is not {_name(names, anchor.value)}"
 
 
 def _name(names: dict[str, Any], value: Any) -> str:

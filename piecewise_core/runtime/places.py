@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-__all__ = ["Place", "mode_readers", "places_of", "roots_of", "traced_in", "tree_of"]
+__all__ = ["Place", "mode_readers", "places_of", "tree_of"]
 
 
 @dataclass(frozen=True)
@@ -34,25 +34,6 @@ class Place:
         return vars(owner) if self.holder == "" else getattr(owner, self.holder)
 
 
-def roots_of(fn: Callable[..., Any]) -> tuple[torch.nn.Module, ...]:
-    """The modules that ``fn`` reaches by itself: its own, or those in its closure and globals."""
-    if isinstance(fn, torch.nn.Module):
-        return (fn,)
-    owner = getattr(fn, "__self__", None)
-    if isinstance(owner, torch.nn.Module):
-        return (owner,)
-    plain = inspect.unwrap(fn)
-    if not inspect.isfunction(plain):
-        return ()
-    seen = inspect.getclosurevars(plain)
-    reached = [*seen.nonlocals.values(), *seen.globals.values(), owner]
-    found = [v for v in reached if isinstance(v, torch.nn.Module)]
-    for value in reached:
-        if hasattr(value, "__dict__") and not isinstance(value, (torch.nn.Module, type)):
-            found += [v for v in vars(value).values() if isinstance(v, torch.nn.Module)]
-    return tuple(dict.fromkeys(found))
-
-
 def places_of(roots: Sequence[torch.nn.Module]) -> dict[int, list[Place]]:
     """Every place of every tensor in the module trees, by the tensor's id."""
     found: dict[int, list[Place]] = {}
@@ -75,12 +56,6 @@ def places_of(roots: Sequence[torch.nn.Module]) -> dict[int, list[Place]]:
     for root in roots:
         walk(root, root, ())
     return found
-
-
-def traced_in(fn: Callable[..., Any]) -> list[torch.nn.Module]:
-    """The modules that a trace of ``fn`` calls, hooks and all: not the one whose forward it is."""
-    own = getattr(fn, "__self__", None) if getattr(fn, "__name__", "") == "forward" else None
-    return [m for root in roots_of(fn) for m in root.modules() if m is not own]
 
 
 def tree_of(roots: Sequence[torch.nn.Module]) -> list[tuple[torch.nn.Module, bool]]:

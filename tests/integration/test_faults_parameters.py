@@ -388,6 +388,50 @@ def test_functions_notice_parameters_of_the_modules_they_close_over():
     torch.testing.assert_close(fast(ids), fn(ids))
 
 
+SCALE = torch.tensor([2.0])
+SHARED = nn.Linear(8, 8)
+
+
+def helper(x):
+    return SHARED(x) * SCALE
+
+
+def through_a_helper(x):
+    return helper(x).relu()
+
+
+def test_what_a_function_finds_in_globals_and_through_other_functions_may_be_replaced():
+    """FAULTS 2."""
+    global SCALE, SHARED
+    fast = pw.compile(through_a_helper, pw.Config(dynamic={"x": {0: ROWS}}, compiler="eager"))
+    for _ in range(2):
+        for size in (5, 0, 1):
+            x = torch.randn(size, 8)
+            torch.testing.assert_close(fast(x), through_a_helper(x))
+        SCALE = torch.tensor([3.0])
+        torch.testing.assert_close(fast(x), through_a_helper(x))
+        SHARED = nn.Linear(8, 8)
+        torch.testing.assert_close(fast(x), through_a_helper(x))
+        SHARED.weight = nn.Parameter(torch.randn(8, 8))
+        torch.testing.assert_close(fast(x), through_a_helper(x))
+
+
+def test_what_a_function_closes_over_may_be_replaced():
+    """FAULTS 2."""
+    model, shift = nn.Linear(8, 8), torch.tensor([1.0])
+
+    def fn(x):
+        return model(x) + shift
+
+    fast = pw.compile(fn, pw.Config(dynamic={"x": {0: ROWS}}, compiler="eager"))
+    x = torch.randn(5, 8)
+    torch.testing.assert_close(fast(x), fn(x))
+    shift = torch.tensor([2.0])
+    torch.testing.assert_close(fast(x), fn(x))
+    model = nn.Linear(8, 8)
+    torch.testing.assert_close(fast(x), fn(x))
+
+
 def test_a_copy_taken_before_a_change_does_not_see_it():
     """FAULTS 2."""
     serving = Serving(Model())
