@@ -1,0 +1,1 @@
+"""A device without hardware, strict where real ones are silent. See ``platform``."""

@@ -1,0 +1,197 @@
+"""A capture on the simulated device: sees every operator, executes none of them for real.
+
+As on a device, a capture reads and writes no memory of the user's: operators run on *shadows*,
+copies that are thrown away, only to learn what they return. Results lie in the pool and hold
+poison until a replay.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode, _push_mode
+
+from piecewise_core.testing.simulated.device import Device, Stream
+from piecewise_core.testing.simulated.frozen import Frozen, Layout, unseen
+from piecewise_core.testing.simulated.pool import Block, Pool
+from piecewise_core.testing.simulated.recording import Operation, Recording
+from piecewise_core.testing.simulated.shadows import Shadows, is_written
+from piecewise_core.testing.simulated.waits import waits_for_device
+
+__all__ = ["Capture"]
+
+_ALLOCATES = ("aten::empty", "aten::new_empty")
+
+
+class Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """One capture that runs.
+
+    ``drop``: an operator ("aten.add.Tensor") that is silently not recorded, as by a device that
+    lies. ``generators``: those that replays advance; None where the device cannot advance any.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        pool: Pool,
+        stream: Stream,
+        *,
+        drop: str | None,
+        generators: frozenset[torch.Generator] | None,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.stream = stream
+        self.spoiled = False
+        self.recording = Recording()
+        self._device = device
+        self._pool = pool
+        self._drop = drop
+        self._generators = generators
+        self._drawn: dict[torch.Generator, torch.Tensor] = {}
+        self._shadows = Shadows(device.memory)
+
+    def begin(self) -> None:
+        """Start to see operators."""
+        self._restore_later(torch.default_generator)
+        self._pool.freed_in_capture = self.recording.steps.append
+        _push_below(self)
+
+    def end(self) -> Recording:
+        """Stop; generators are as they were at the begin."""
+        _take_out(self)
+        self._pool.freed_in_capture = None
+        for generator, state in self._drawn.items():
+            generator.set_state(state)
+        if self._generators is None:
+            self.recording.random = self._drawn
+        return self.recording
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Record one operator and return what it will return."""
+        kwargs = kwargs or {}
+        name = str(func)
+        if name != self._drop:
+            # Composite operators arrive whole under inference mode; a device sees kernels.
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        with unseen():
+            self._check(func, args, kwargs)
+            self._shadows.prepare(func, args, kwargs)
+            given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+            views = [self._shadows.of(t) for t in given]
+            ran_args, ran_kwargs = _replaced((args, kwargs), views)
+            ran = func(*ran_args, **ran_kwargs)
+            blocks: dict[int, Block] = {}
+            result = self._results(ran, given, views, blocks)
+            if name != self._drop and _has_work(func, ran, blocks):
+                self._record(func, args, kwargs, blocks)
+            return result
+
+    def _check(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Refuse what a device refuses in a capture."""
+        if waits_for_device(func, args, kwargs):
+            self._device.forbid_in_capture(
+                str(func), "Its result decides what the host does next: add it to splitting_ops."
+            )
+        if self._device.stream is not self.stream:
+            self._device.forbid_in_capture(
+                f"{func} on {self._device.stream}",
+                "It runs on a stream that was not joined to the captured one: add the op that "
+                "uses streams of its own to splitting_ops.",
+            )
+        for leaf in pytree.tree_leaves((args, kwargs)):
+            if isinstance(leaf, torch.Generator):
+                known = self._generators is None or leaf in self._generators
+                if not known and leaf is not torch.default_generator:
+                    self._device.forbid_in_capture(
+                        f"{func} with a generator that is not registered with the graph",
+                        "Draw from the default generator, or add the op to splitting_ops.",
+                    )
+                self._restore_later(leaf)
+
+    def _results(
+        self,
+        ran: Any,
+        given: list[torch.Tensor],
+        views: list[torch.Tensor],
+        blocks: dict[int, Block],
+    ) -> Any:
+        """What ``ran`` stands for: tensors given, views of them, or tensors in new ``blocks``."""
+        same = {id(view): real for view, real in zip(views, given, strict=True)}
+        memory = {
+            view.untyped_storage().data_ptr(): real.untyped_storage()
+            for view, real in zip(views, given, strict=True)
+        }
+        place = -1
+
+        def real(leaf: Any) -> Any:
+            nonlocal place
+            place += 1
+            if not isinstance(leaf, torch.Tensor) or leaf.untyped_storage().nbytes() == 0:
+                return leaf
+            if id(leaf) in same:
+                return same[id(leaf)]
+            storage = leaf.untyped_storage()
+            if storage.data_ptr() not in memory:
+                block, memory[storage.data_ptr()] = self._pool.allocate(
+                    storage.nbytes(), leaf.dtype
+                )
+                block.shadow = storage
+                blocks[place] = block
+            return Layout.of(leaf).over(memory[storage.data_ptr()])
+
+        return pytree.tree_map(real, ran)
+
+    def _record(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], blocks: dict[int, Block]
+    ) -> None:
+        if func._schema.name.startswith(_ALLOCATES):
+            return
+        frozen_args, frozen_kwargs = pytree.tree_map_only(
+            torch.Tensor, lambda t: Frozen(t, self._device.memory), (args, kwargs)
+        )
+        self.recording.steps.append(Operation(func, frozen_args, frozen_kwargs, blocks))
+
+    def _restore_later(self, generator: torch.Generator) -> None:
+        if generator not in self._drawn:
+            self._drawn[generator] = generator.get_state()
+
+
+def _replaced(tree: Any, tensors: list[torch.Tensor]) -> Any:
+    """``tree`` with its tensors replaced by ``tensors``, in order."""
+    following = iter(tensors)
+    return pytree.tree_map_only(torch.Tensor, lambda _: next(following), tree)
+
+
+def _has_work(func: Any, ran: Any, blocks: dict[int, Block]) -> bool:
+    """Whether ``func`` does more than to make views of what it was given."""
+    if blocks or any(is_written(argument) for argument in func._schema.arguments):
+        return True
+    return not any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(ran))
+
+
+def _push_below(mode: TorchDispatchMode) -> None:
+    """Make ``mode`` see what is left when every mode that is active has had its turn.
+
+    ``_push_mode`` and ``_pop_mode`` are torch's own, the same in 2.11 and 2.13.
+    """
+    above = _popped()
+    _push_mode(mode)
+    for other in reversed(above):
+        _push_mode(other)
+
+
+def _take_out(mode: TorchDispatchMode) -> None:
+    """Undo ``_push_below``, also when modes have come or gone since."""
+    for other in reversed(_popped()):
+        if other is not mode:
+            _push_mode(other)
+
+
+def _popped() -> list[TorchDispatchMode]:
+    """All active modes, taken off, the top one first."""
+    return [_pop_mode() for _ in range(torch._C._len_torch_dispatch_stack())]

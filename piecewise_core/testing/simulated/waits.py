@@ -1,0 +1,41 @@
+"""Which operators make the host wait for the device; a capture permits none of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+__all__ = ["UNSAFE", "waits_for_device"]
+
+UNSAFE = (
+    "aten::item",
+    "aten::_local_scalar_dense",
+    "aten::is_nonzero",
+    "aten::equal",
+    "aten::nonzero",
+    "aten::masked_select",
+    "aten::unique",
+    "aten::unique_consecutive",
+    "aten::bincount",
+)
+"""Those that do so whatever their arguments, by the names that users know."""
+
+_MASKS = (torch.bool, torch.uint8)
+_INDEXING = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}
+
+
+def waits_for_device(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether what ``func`` returns, or the size of it, hangs on the values of its arguments."""
+    name = func._schema.name
+    if name in _INDEXING:
+        return any(
+            isinstance(leaf, torch.Tensor) and leaf.dtype in _MASKS
+            for leaf in pytree.tree_leaves(args[1])
+        )
+    if name == "aten::repeat_interleave":
+        return kwargs.get("output_size") is None
+    return not {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}.isdisjoint(
+        func.tags
+    )
