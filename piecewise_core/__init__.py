@@ -16,7 +16,7 @@ from piecewise_core.counters import process_counters as counters
 from piecewise_core.ranges import Box, Range
 
 if TYPE_CHECKING:
-    from piecewise_core.api import compile
+    from piecewise_core.api import compile, record
     from piecewise_core.backend import PiecewiseBackend
     from piecewise_core.frontend.compiled import CompiledFunction
     from piecewise_core.frontend.explain import Explanation
@@ -40,6 +40,7 @@ __all__ = [
     "compile",
     "counters",
     "errors",
+    "record",
 ]
 
 _LAZY = {
@@ -49,6 +50,7 @@ _LAZY = {
     "PiecewiseBackend": "backend",
     "WarmupReport": "frontend.warmup",
     "compile": "api",
+    "record": "api",
 }
 
 

@@ -11,13 +11,14 @@ import torch
 from piecewise_core.config import Config
 from piecewise_core.errors import ConfigError
 from piecewise_core.frontend.compiled import CompiledFunction, compiled_module
+from piecewise_core.frontend.recorded import RecordedFunction
 from piecewise_core.frontend.session import Session
 from piecewise_core.frontend.setup import prepare
 from piecewise_core.graph.names import Matcher
 from piecewise_core.protocols import Platform
 from piecewise_core.runtime.parameters import roots_of
 
-__all__ = ["compile"]
+__all__ = ["compile", "record"]
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 
@@ -74,6 +75,24 @@ def compile(
         return compiled_module(model, make)
     Matcher(config.splitting_ops)  # a misspelt name is an error here, not at the first call
     return CompiledFunction(model, make)
+
+
+def record(
+    fn: Callable[..., Any],
+    config: Config | None = None,
+    platform: str | Platform | None = None,
+) -> RecordedFunction:
+    """Capture ``fn`` as static graphs by running it once per capture size; no tracer, no compiler.
+
+    ``config``: ``dynamic``, ``capture_sizes``, ``splitting_ops``, ``padding``, ``inputs``,
+    ``clone_outputs`` and ``memory_limit`` count; ranges and compiler settings do not. Sizes that
+    are not captured run as they are. Raises ConfigError where the platform has no static graphs.
+    """
+    if not callable(fn):
+        raise ConfigError(f"cannot record a {type(fn).__name__}; pass a function or module")
+    call = fn.forward if isinstance(fn, torch.nn.Module) else fn
+    settings = (config or Config()).with_env()
+    return RecordedFunction(call, prepare(settings, platform, _device_type(fn)))
 
 
 def _device_type(fn: Callable[..., Any]) -> str | None:

@@ -14,7 +14,7 @@ import torch
 from piecewise_core.capture.buffers import Stage
 from piecewise_core.capture.recorder import Recorder, Step, WholeRecorder
 from piecewise_core.errors import CaptureFailed, OutOfGraphMemory, PiecewiseError
-from piecewise_core.protocols import Platform
+from piecewise_core.protocols import GraphDriver, Platform
 from piecewise_core.ranges import Sizes
 
 __all__ = ["CapturedPlan", "Source", "capture"]
@@ -47,16 +47,18 @@ class CapturedPlan:
 class Source:
     """What is captured: a plan to be built over wrapped pieces and operators.
 
-    ``build(piece, op)``: the plan with ``piece(label, run)`` around every piece and ``op(fn)``
-    around every splitting op. ``inputs``: static tensors. ``bound``: the model's. ``written``:
-    tensors of the user that the program writes to, put back after capture.
+    ``build(recorder)``: the plan, with the recorder's ``piece(label, run)`` around every piece and
+    its ``op(fn)`` around every splitting op. ``recorder``: the kind to capture with. ``inputs``:
+    static tensors. ``bound``: the model's. ``written``: tensors of the user that the program
+    writes to, put back after capture.
     """
 
-    build: Callable[[Any, Any], Callable[..., tuple[Any, ...]]]
+    build: Callable[[Any], Callable[..., tuple[Any, ...]]]
     inputs: tuple[torch.Tensor, ...]
     bound: tuple[torch.Tensor, ...]
     written: tuple[torch.Tensor, ...]
     stage: Stage
+    recorder: Callable[[GraphDriver, Any, Any], Recorder] = Recorder
 
 
 def capture(
@@ -78,24 +80,26 @@ def capture(
         )
     device = platform.device
     stream = device.new_stream()
-    recorder = (WholeRecorder if whole else Recorder)(driver, pool, stream)
-    plan = source.build(recorder.piece, recorder.op)
+    recorder = (WholeRecorder if whole else source.recorder)(driver, pool, stream)
+    plan = source.build(recorder)
     with _restored(source.written), torch.inference_mode():
         try:
             with device.stream(stream), _context(driver):
-                plan(source.inputs, source.bound, *sizes)
+                recorder.rehearse(lambda: plan(source.inputs, source.bound, *sizes))
                 device.synchronize()
                 recorder.capturing = True
                 with _no_gc():
                     outputs = recorder.record(lambda: plan(source.inputs, source.bound, *sizes))
             device.synchronize()
+            recorder.put_back()
         except BaseException as error:
             _abandon(platform, recorder)
+            recorder.put_back()
             if not isinstance(error, Exception) or isinstance(error, PiecewiseError):
                 raise
             raise _explained(platform, recorder, sizes, error) from error
     weak = getattr(driver, "weak_ref", None) or _same
-    kept = {id(t): t for t in (*source.inputs, *source.bound)}
+    kept = {id(t): t for t in (*source.inputs, *source.bound, *recorder.external)}
 
     def release(tensor: torch.Tensor) -> torch.Tensor:
         return tensor if id(tensor) in kept else weak(tensor)
@@ -108,7 +112,7 @@ def capture(
 
 
 def _replayer(driver: Any) -> Callable[[Any], Step]:
-    own = getattr(driver, "replayer", None)
+    own: Callable[[Any], Step] | None = getattr(driver, "replayer", None)
     if own is not None:
         return own
     return lambda graph: functools.partial(driver.replay, graph)

@@ -49,6 +49,7 @@ class Recorder:
         self._seen = 0
         self._groups: list[int] = []
         self.graphs: list[Any] = []
+        self.external: tuple[torch.Tensor, ...] = ()
         self.capturing = False
         self.current = ""
 
@@ -86,9 +87,16 @@ class Recorder:
 
         return recorded
 
+    def rehearse(self, run: Callable[[], Any]) -> None:
+        """The first run: warms up, and notes what operators return."""
+        run()
+
     def record(self, run: Callable[[], Any]) -> Any:
         """The second run: ``run()`` with every piece captured as it comes."""
         return run()
+
+    def put_back(self) -> None:
+        """Undo writes to memory that only a run itself reveals."""
 
     # The second run --------------------------------------------------------------------
 

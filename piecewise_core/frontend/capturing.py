@@ -154,8 +154,8 @@ class Capturing:
         if self._config.inputs == "static":
             written += tuple(tensors[i] for i in sorted(region.program.mutated))
 
-        def build(piece: Any, op: Any) -> Any:
-            return region.recording_plan(sizes, piece, op)
+        def build(recorder: Any) -> Any:
+            return region.recording_plan(sizes, recorder.piece, recorder.op)
 
         return Source(build, inputs.views(sizes), tuple(bound), written, stage)
 

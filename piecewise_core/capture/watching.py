@@ -1,0 +1,261 @@
+"""Records any callable: modes watch it run, and end a capture at every splitting op.
+
+No tracer and no compiler: Python runs once per captured size. A function mode sees torch
+functions, a dispatch mode whole operators.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from piecewise_core.capture.recorder import Recorder
+from piecewise_core.errors import CaptureFailed
+from piecewise_core.protocols import GraphDriver
+
+__all__ = ["WatchingRecorder"]
+
+_READS = ("item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__")
+"""Tensor methods that give Python a value: it would be fixed at capture."""
+
+
+class WatchingRecorder(Recorder):
+    """Captures what runs between splitting ops.
+
+    ``is_splitting(node)``: as a Matcher; given stand-ins for graph nodes. After a run
+    ``external`` holds every tensor that was read and not made by the run.
+    """
+
+    def __init__(
+        self,
+        driver: GraphDriver,
+        pool: Any,
+        stream: Any,
+        is_splitting: Callable[[Any], bool],
+    ) -> None:
+        super().__init__(driver, pool, stream)
+        self._is_splitting = is_splitting
+        self._made: set[int] = set()
+        self._outside: dict[int, torch.Tensor] = {}
+        self._before: list[tuple[torch.UntypedStorage, torch.UntypedStorage]] = []
+        self._works = [False]
+        self._segment = 0
+        self._open: Any = None
+        self._busy = False
+        self._keep: list[Any] = []
+        self._operators = _Operators(self)
+
+    # The two runs ----------------------------------------------------------------------
+
+    def rehearse(self, run: Callable[[], Any]) -> None:
+        """Notes the layout of every operator's results and which stretches have any work."""
+        with self._watched():
+            run()
+        self.external = tuple(self._outside.values())
+
+    def record(self, run: Callable[[], Any]) -> Any:
+        """Captures each stretch that has work."""
+        self._segment = 0
+        self._begin()
+        with self._watched():
+            result = run()
+        self._end()
+        self.external = tuple(self._outside.values())
+        return result
+
+    def put_back(self) -> None:
+        """Restore what the runs wrote to memory that they did not make."""
+        for storage, copy in self._before:
+            storage.copy_(copy)
+        self._before.clear()
+
+    def _begin(self) -> None:
+        if self._segment < len(self._works) and self._works[self._segment]:
+            self._open = self._driver.new_graph()
+            self.graphs.append(self._open)
+            self._driver.capture_begin(self._open, self._pool, self._stream)
+
+    def _end(self) -> None:
+        following = self._results[self._seen] if self._seen < len(self._results) else []
+        if self._open is not None:
+            self._next += [_empty(layout) for layout in following]
+            self._driver.capture_end(self._open)
+            self._driver.replay(self._open)
+            self._sequence.append(self._open)
+            self._open = None
+        self._segment += 1
+
+    # What the modes report -------------------------------------------------------------
+
+    def split_at(self, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run a splitting op between two captures."""
+        if self.capturing:
+            self._end()
+        else:
+            self._works.append(False)
+        self._note_writes(fn, args, kwargs)
+        self._busy = True
+        try:
+            result = self.op(fn)(*args, **kwargs)
+        finally:
+            self._busy = False
+        self._note_made(result, (args, kwargs))
+        if self.capturing:
+            self._begin()
+        return result
+
+    def split_at_function(self, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """As ``split_at``, from the function mode, where the dispatch mode is still in place."""
+        with self._below_operators():
+            return self.split_at(fn, args, kwargs)
+
+    def saw(self, fn: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """An ordinary operator ran."""
+        if not self.capturing and not _only_views(fn):
+            self._works[-1] = True
+        self._note_made(result, (args, kwargs))
+
+    def _note_made(self, result: Any, given: Any) -> None:
+        """New memory among the results; a view of what was given is no new memory."""
+        old = {t.untyped_storage()._cdata for t in _tensors(given)}
+        for tensor in _tensors(result):
+            if tensor.untyped_storage()._cdata not in old:
+                self._made.add(tensor.untyped_storage()._cdata)
+                # Kept, so that its memory is not taken for something new later in this run.
+                self._keep.append(tensor)
+
+    def before(self, fn: Any, args: Any, kwargs: Any) -> None:
+        """An ordinary operator is about to run."""
+        if fn is torch.ops.aten._local_scalar_dense.default:
+            raise CaptureFailed(_value_read("a tensor's value"))
+        self._note_writes(fn, args, kwargs)
+        for tensor in _tensors((args, kwargs)):
+            if tensor.untyped_storage()._cdata not in self._made:
+                self._outside.setdefault(id(tensor), tensor)
+
+    def _note_writes(self, fn: Any, args: Any, kwargs: Any) -> None:
+        """Keep a copy of memory that is about to be written and that the run did not make."""
+        for tensor in _written(fn, args, kwargs):
+            storage = tensor.untyped_storage()
+            known = {s._cdata for s, _ in self._before}
+            if storage._cdata not in self._made and storage._cdata not in known:
+                self._before.append((storage, storage.clone()))  # type: ignore[no-untyped-call]
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        with _Functions(self), self._operators:
+            yield
+
+    @contextmanager
+    def _below_operators(self) -> Iterator[None]:
+        """Step out of the dispatch mode: a driver may keep a mode of its own beneath it."""
+        self._operators.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        try:
+            yield
+        finally:
+            self._operators.__enter__()  # type: ignore[no-untyped-call]
+
+    def is_splitting(self, op: str, target: Any) -> bool:
+        """Whether a function, method or operator ends a capture."""
+        return not self._busy and self._is_splitting(SimpleNamespace(op=op, target=target))
+
+    @property
+    def busy(self) -> bool:
+        """Whether a splitting op is running, into which nobody looks."""
+        return self._busy
+
+
+class _Functions(TorchFunctionMode):
+    def __init__(self, recorder: WatchingRecorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if not self._recorder.busy:
+            method = getattr(torch.Tensor, name, None) is func
+            if method and name in _READS:
+                raise CaptureFailed(_value_read(f"Tensor.{name}()"))
+            if self._recorder.is_splitting(
+                "call_method" if method else "call_function", name if method else func
+            ):
+                return self._recorder.split_at_function(func, args, kwargs)
+        return func(*args, **kwargs)
+
+
+class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self, recorder: WatchingRecorder) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._recorder = recorder
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self._recorder.busy:
+            return func(*args, **kwargs)
+        if self._recorder.is_splitting("call_function", func):
+            return self._recorder.split_at(func, args, kwargs)
+        self._recorder.before(func, args, kwargs)
+        result = func(*args, **kwargs)
+        self._recorder.saw(func, args, kwargs, result)
+        return result
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    return [t for t in pytree.tree_leaves(value) if isinstance(t, torch.Tensor)]
+
+
+def _written(fn: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:
+    """Tensors that an operator's schema says it writes to."""
+    schema = getattr(fn, "_schema", None)
+    if schema is None:
+        return []
+    found: list[torch.Tensor] = []
+    for place, argument in enumerate(schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            given = args[place] if place < len(args) else kwargs.get(argument.name)
+            found += _tensors(given)
+    return found
+
+
+def _only_views(fn: Any) -> bool:
+    """Whether an operator makes nothing but views."""
+    schema = getattr(fn, "_schema", None)
+    if schema is None:
+        return False
+    aliases = [r.alias_info for r in schema.returns]
+    return bool(aliases) and all(a is not None and not a.is_write for a in aliases)
+
+
+def _empty(layout: Any) -> torch.Tensor | None:
+    if layout is None:
+        return None
+    shape, stride, dtype, device = layout
+    return torch.empty_strided(shape, stride, dtype=dtype, device=device)
+
+
+def _value_read(what: str) -> str:
+    place = next(
+        (
+            f"{frame.filename}:{frame.lineno} `{frame.line}`"
+            for frame in reversed(traceback.extract_stack())
+            if "/torch/" not in frame.filename and "/piecewise_core/" not in frame.filename
+        ),
+        "an unknown place",
+    )
+    return (
+        f"{what} is read by Python at {place}; it would be fixed at capture. Keep the value in a "
+        "tensor, or put the code that reads it into a splitting op"
+    )
