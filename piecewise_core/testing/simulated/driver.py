@@ -28,7 +28,7 @@ class SimulatedGraph:
     """One graph: empty, then capturing, then ready to be replayed, then empty again."""
 
     def __init__(self, device: Device) -> None:
-        self.generators: set[torch.Generator] = set()
+        self.generators: list[torch.Generator] = []
         self.capture: Capture | None = None
         self.recording: Recording | None = None
         self.pool: Pool | None = None
@@ -99,7 +99,7 @@ class SimulatedDriver:
                 "Capture fewer sizes: shorten capture_sizes.",
             )
         self._enter(graph, pool)
-        advanced = frozenset(graph.generators) if self._advances else None
+        advanced = graph.generators if self._advances else None
         capture = Capture(self._device, pool, stream, drop=self._drop, generators=advanced)
         graph.capture = self._device.capture = capture
         self._thread = threading.get_ident()
@@ -180,7 +180,7 @@ class SimulatedDriver:
 
     def _register_generator(self, graph: Any, generator: torch.Generator) -> None:
         """Let operators of ``graph`` draw from ``generator``, and replays advance it."""
-        graph.generators.add(generator)
+        graph.generators.append(generator)
 
     @property
     def live_graphs(self) -> int:
@@ -216,7 +216,8 @@ class SimulatedDriver:
 
     def _enter(self, graph: SimulatedGraph, pool: Pool) -> None:
         """Count ``graph`` until it is reset or garbage."""
-        if id(graph) not in self._graphs or not self._graphs[id(graph)].alive:
+        self._graphs = {key: gone for key, gone in self._graphs.items() if gone.alive}
+        if id(graph) not in self._graphs:
             pool.enter(id(graph))
             gone = weakref.finalize(graph, pool.leave, id(graph))
             gone.atexit = False

@@ -7,6 +7,7 @@ poison until a replay.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -29,7 +30,8 @@ class Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """One capture that runs.
 
     ``drop``: an operator ("aten.add.Tensor") that is silently not recorded, as by a device that
-    lies. ``generators``: those that replays advance; None where the device cannot advance any.
+    lies. ``generators``: what replays advance beside the default generator; None where the device
+    cannot advance any.
     """
 
     def __init__(
@@ -39,7 +41,7 @@ class Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
         stream: Stream,
         *,
         drop: str | None,
-        generators: frozenset[torch.Generator] | None,
+        generators: Iterable[torch.Generator] | None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.stream = stream
@@ -48,8 +50,10 @@ class Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._device = device
         self._pool = pool
         self._drop = drop
-        self._generators = generators
-        self._drawn: dict[torch.Generator, torch.Tensor] = {}
+        self._known = None
+        if generators is not None:
+            self._known = {_identity(g) for g in (torch.default_generator, *generators)}
+        self._drawn: dict[int, tuple[torch.Generator, torch.Tensor]] = {}
         self._shadows = Shadows(device.memory)
 
     def begin(self) -> None:
@@ -62,10 +66,10 @@ class Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Stop; generators are as they were at the begin."""
         _take_out(self)
         self._pool.freed_in_capture = None
-        for generator, state in self._drawn.items():
+        for generator, state in self._drawn.values():
             generator.set_state(state)
-        if self._generators is None:
-            self.recording.random = self._drawn
+        if self._known is None:
+            self.recording.random = tuple(self._drawn.values())
         return self.recording
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -105,8 +109,7 @@ class Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
             )
         for leaf in pytree.tree_leaves((args, kwargs)):
             if isinstance(leaf, torch.Generator):
-                known = self._generators is None or leaf in self._generators
-                if not known and leaf is not torch.default_generator:
+                if self._known is not None and _identity(leaf) not in self._known:
                     self._device.forbid_in_capture(
                         f"{func} with a generator that is not registered with the graph",
                         "Draw from the default generator, or add the op to splitting_ops.",
@@ -157,8 +160,13 @@ class Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.recording.steps.append(Operation(func, frozen_args, frozen_kwargs, blocks))
 
     def _restore_later(self, generator: torch.Generator) -> None:
-        if generator not in self._drawn:
-            self._drawn[generator] = generator.get_state()
+        if _identity(generator) not in self._drawn:
+            self._drawn[_identity(generator)] = generator, generator.get_state()
+
+
+def _identity(generator: torch.Generator) -> int:
+    """What two Python objects of one generator share; the dispatcher makes new ones."""
+    return int(generator._cdata)  # type: ignore[attr-defined]
 
 
 def _replaced(tree: Any, tensors: list[torch.Tensor]) -> Any:

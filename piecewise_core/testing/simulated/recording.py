@@ -49,18 +49,18 @@ class Operation:
 class Recording:
     """Operators, and between them the deaths of memory that the capture saw.
 
-    ``random``: generator -> its state at the capture, where replays draw the same numbers again.
+    ``random``: generators with their state at the capture, where replays draw the same again.
     """
 
     steps: list[Operation | Block] = field(default_factory=list)
-    random: dict[torch.Generator, torch.Tensor] = field(default_factory=dict)
+    random: tuple[tuple[torch.Generator, torch.Tensor], ...] = ()
 
     def run(self) -> None:
         """Replay. Memory that died in the capture is poisoned where it died."""
         with torch.inference_mode(), unseen():
-            before = {g: g.get_state() for g in self.random}
+            before = [(g, g.get_state()) for g, _ in self.random]
             try:
-                for generator, state in self.random.items():
+                for generator, state in self.random:
                     generator.set_state(state)
                 for step in self.steps:
                     if isinstance(step, Block):
@@ -68,7 +68,7 @@ class Recording:
                     else:
                         step.run()
             finally:
-                for generator, state in before.items():
+                for generator, state in before:
                     generator.set_state(state)
 
     def __str__(self) -> str:

@@ -16,7 +16,7 @@ UNSAFE = (
     "aten::equal",
     "aten::nonzero",
     "aten::masked_select",
-    "aten::unique",
+    "aten::_unique2",
     "aten::unique_consecutive",
     "aten::bincount",
 )
