@@ -6,6 +6,7 @@ interpreter, so it never imports the user's ``__main__``.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import queue
@@ -25,72 +26,115 @@ logger = logging.getLogger(__name__)
 _TIMEOUT = 900.0
 """Seconds after which a compilation counts as hung; the worker is then replaced."""
 
+Make = Callable[[int], Request]
+Done = Callable[[Answer], None]
+
 
 class WorkerPool:
     """Sends requests to one worker and calls back with its answers, on a thread of its own.
 
-    ``submit`` never blocks. ``close`` ends the worker; it also ends with this object.
+    ``submit`` never blocks. The worker ends with ``close``, with this object, and with the
+    process. ``timeout``: seconds for one compilation.
     """
 
     def __init__(self, timeout: float = _TIMEOUT) -> None:
-        self._timeout = timeout
         self._serial = itertools.count()
         self._jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._worker = _Worker(timeout)
         self._thread: threading.Thread | None = None
-        weakref.finalize(self, self._jobs.put, None)
+        # Runs at interpreter exit too: a worker in mid-compile would outlive its parent.
+        self.close = weakref.finalize(self, _end, self._jobs, self._worker)
+        """End the worker. What it is doing, and what waits, is never answered."""
 
-    def submit(self, make: Callable[[int], Request], done: Callable[[Answer], None]) -> None:
+    def submit(self, make: Make, done: Done) -> None:
         """Compile what ``make(serial)`` describes; ``done(answer)`` comes on the pool's thread."""
         if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(
-                target=_run, args=(self._jobs, self._timeout), name="piecewise-pool", daemon=True
+                target=_run, args=(self._jobs, self._worker), name="piecewise-pool", daemon=True
             )
             self._thread.start()
         self._jobs.put((make, next(self._serial), done))
 
+
+def _run(jobs: queue.SimpleQueue[Any], worker: _Worker) -> None:
+    while (job := jobs.get()) is not None:
+        worker.serve(*job)
+        del job  # it refers to the model, which could not go while this waits
+    worker.close()
+
+
+def _end(jobs: queue.SimpleQueue[Any], worker: _Worker) -> None:
+    jobs.put(None)
+    worker.end()
+
+
+class _Worker:
+    """The process, started when there is work, and again when it died."""
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._process: subprocess.Popen[bytes] | None = None
+        self._ended = False
+
+    def serve(self, make: Make, serial: int, done: Done) -> None:
+        """One round trip, then ``done``."""
+        if self._ended:
+            return
+        try:
+            answer = self._ask(make(serial))
+        except Exception as error:
+            answer = Answer(serial, None, f"{type(error).__name__}: {error}", 0.0)
+        if self._ended:
+            return
+        try:
+            done(answer)
+        except Exception:
+            logger.exception("could not take in a compiled piece")
+
+    def end(self) -> None:
+        """Kill the process, whatever it is doing."""
+        self._ended = True
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
     def close(self) -> None:
-        """End the worker after what it is doing."""
-        self._jobs.put(None)
+        """Give back what is left of a process that is gone."""
+        if self._process is not None:
+            self._process.wait()
+            for stream in (self._process.stdin, self._process.stdout):
+                with contextlib.suppress(OSError):
+                    stream.close()  # type: ignore[union-attr]
+            self._process = None
 
+    def _ask(self, request: Request) -> Answer:
+        process = self._running()
+        late = threading.Event()
 
-def _run(jobs: queue.SimpleQueue[Any], timeout: float) -> None:
-    worker: subprocess.Popen[bytes] | None = None
-    try:
-        while (job := jobs.get()) is not None:
-            make, serial, done = job
-            if worker is None or worker.poll() is not None:
-                worker = _start()
-            answer = _ask(worker, make, serial, timeout)
-            try:
-                done(answer)
-            except Exception:
-                logger.exception("could not take in a compiled piece")
-    finally:
-        if worker is not None:
-            worker.kill()
-            worker.wait()
+        def give_up() -> None:
+            late.set()
+            process.kill()
 
+        watchdog = threading.Timer(self._timeout, give_up)
+        watchdog.daemon = True
+        watchdog.start()
+        try:
+            write_message(process.stdin, request)  # type: ignore[arg-type]
+            answer: Answer | None = read_message(process.stdout)  # type: ignore[arg-type]
+        finally:
+            watchdog.cancel()
+        if answer is not None:
+            return answer
+        code = process.wait()
+        why = f"it took longer than {self._timeout:g} s" if late.is_set() else f"code {code}"
+        return Answer(request.serial, None, f"the worker process ended: {why}", 0.0)
 
-def _start() -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "piecewise_core.compile.worker"]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-
-
-def _ask(
-    worker: subprocess.Popen[bytes], make: Callable[[int], Request], serial: int, timeout: float
-) -> Answer:
-    """One round trip; a worker that dies or hangs gives an answer with an error."""
-    watchdog = threading.Timer(timeout, worker.kill)
-    watchdog.daemon = True
-    watchdog.start()
-    try:
-        write_message(worker.stdin, make(serial))  # type: ignore[arg-type]
-        answer = read_message(worker.stdout)  # type: ignore[arg-type]
-    except Exception as error:
-        return Answer(serial, None, f"{type(error).__name__}: {error}", 0.0)
-    finally:
-        watchdog.cancel()
-    if answer is None:
-        return Answer(serial, None, f"the worker process ended (code {worker.wait()})", 0.0)
-    found: Answer = answer
-    return found
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is not None and self._process.poll() is not None:
+            self.close()
+        if self._process is None:
+            command = [sys.executable, "-m", "piecewise_core.compile.worker"]
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            if self._ended:  # while it was being started
+                self.end()
+        return self._process

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 
 import sympy
+import torch
 
 from piecewise_core.compile.examples import make_job
 from piecewise_core.compile.messages import Answer, Request
@@ -49,8 +50,9 @@ class Background:
         def make(serial: int) -> Request:
             with compile_lock:
                 job = make_job(piece, symbols, box)
-                for apply in self._setup.passes:
-                    apply(job.graph)
+                with torch.inference_mode(), job.context():
+                    for apply in self._setup.passes:
+                        apply(job.graph)
                 data = pack(job)
             name, config = self._setup.selected.info.name, self._setup.config.to_json()
             return Request(serial, name, config, f"{key}-{box}", data)
@@ -61,7 +63,7 @@ class Background:
         self._pool.submit(make, loaded)
 
     def close(self) -> None:
-        """End the worker process."""
+        """End the worker process; what it is doing is lost."""
         self._pool.close()
 
     def _load(self, answer: Answer, box: Box, key: str, label: str) -> Artifact | None:
