@@ -125,17 +125,19 @@ class Scheduler:
         Raises CompileFailed, or Sealed.
         """
         key, own = self.register(piece), project(piece, box)
-        with compile_lock:
-            found = self._artifacts.get((key, own))
-            if found is not None:
-                if label != found.owner and label not in found.shared_by:
-                    found.shared_by.append(label)
-                    self._counters.add("dedup_hits")
-                return found
-            self._check_sealed(label, own)
-            made = self._compile(piece, dict(symbols), own, key, label)
-            self.adopt(made)
-            return made
+        found = self._artifacts.get((key, own))
+        if found is None:
+            # Held for seconds by whoever compiles; what is there already is had without it.
+            with compile_lock:
+                found = self._artifacts.get((key, own))
+                if found is None:
+                    self._check_sealed(label, own)
+                    found = self._compile(piece, dict(symbols), own, key, label)
+                    self.adopt(found)
+        if label != found.owner and label not in found.shared_by:
+            found.shared_by.append(label)
+            self._counters.add("dedup_hits")
+        return found
 
     def adopt(self, artifact: Artifact) -> None:
         """Take in an artifact compiled now, or elsewhere."""
