@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from piecewise_core.capture.buffers import Stage
+from piecewise_core.capture.direct import kernel_of, modes_active
 from piecewise_core.capture.recorder import Recorder, Step, WholeRecorder
 from piecewise_core.errors import CaptureFailed, OutOfGraphMemory, PiecewiseError
 from piecewise_core.protocols import GraphDriver, Platform
@@ -25,12 +26,14 @@ class CapturedPlan:
     """Steps over static memory; ``run`` does them in order and returns the static outputs.
 
     ``sizes``: what was captured. ``graphs``: the driver's, to reset. ``held``: tensors that the
-    graphs read and nobody else may keep alive.
+    graphs read and nobody else may keep alive. ``direct``: the steps with operators' kernels
+    called past the dispatcher, for when no mode wants to see them.
     """
 
     sizes: Sizes
     stage: Stage
     steps: tuple[Step, ...]
+    direct: tuple[Step, ...]
     outputs: tuple[Any, ...]
     graphs: tuple[Any, ...]
     held: tuple[Any, ...]
@@ -38,7 +41,7 @@ class CapturedPlan:
     def run(self, tensors: Sequence[torch.Tensor], sizes: Sizes) -> tuple[Any, ...]:
         """Serve one call; the outputs are overwritten by the next replay of any size."""
         self.stage(tensors, sizes)
-        for step in self.steps:
+        for step in self.steps if modes_active() else self.direct:
             step()
         return self.outputs
 
@@ -104,10 +107,12 @@ def capture(
     def release(tensor: torch.Tensor) -> torch.Tensor:
         return tensor if id(tensor) in kept else weak(tensor)
 
-    steps = recorder.steps(_replayer(driver), release)
+    replayer = _replayer(driver)
+    steps = recorder.steps(replayer, release)
+    direct = recorder.steps(replayer, release, partial(_kernel, device_type=_device_type(kept)))
     results = tuple(release(o) if isinstance(o, torch.Tensor) else o for o in outputs)
     return CapturedPlan(
-        sizes, source.stage, steps, results, tuple(recorder.graphs), tuple(kept.values())
+        sizes, source.stage, steps, direct, results, tuple(recorder.graphs), tuple(kept.values())
     )
 
 
@@ -115,7 +120,15 @@ def _replayer(driver: Any) -> Callable[[Any], Step]:
     own: Callable[[Any], Step] | None = getattr(driver, "replayer", None)
     if own is not None:
         return own
-    return lambda graph: functools.partial(driver.replay, graph)
+    return lambda graph: partial(driver.replay, graph)
+
+
+def _kernel(fn: Callable[..., Any], device_type: str) -> Callable[..., Any]:
+    return kernel_of(fn, device_type) or fn
+
+
+def _device_type(tensors: dict[int, torch.Tensor]) -> str:
+    return next((t.device.type for t in tensors.values()), "cpu")
 
 
 def _same(tensor: torch.Tensor) -> torch.Tensor:

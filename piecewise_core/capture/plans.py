@@ -122,7 +122,7 @@ class CapturedPlans:
         return held
 
     def _reset(self, plan: CapturedPlan) -> None:
-        graphs, plan.steps, plan.outputs, plan.graphs = plan.graphs, (), (), ()
+        graphs, plan.steps, plan.direct, plan.outputs, plan.graphs = plan.graphs, (), (), (), ()
         for graph in graphs:
             self._driver.reset(graph)
 

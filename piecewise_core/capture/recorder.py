@@ -133,8 +133,13 @@ class Recorder:
         self,
         replayer: Callable[[Any], Step],
         weak: Callable[[torch.Tensor], torch.Tensor],
+        kernel: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda fn: fn,
     ) -> tuple[Step, ...]:
-        """What to do at every call. ``weak``: a tensor over the same memory that may be freed."""
+        """What to do at every call.
+
+        ``weak``: a tensor over the same memory that may be freed. ``kernel``: what to call in
+        place of a splitting op.
+        """
         found: list[Step] = []
         for item in self._sequence:
             if not isinstance(item, _Op):
@@ -142,7 +147,7 @@ class Recorder:
                 continue
             args, kwargs = pytree.tree_map_only(torch.Tensor, weak, (item.args, dict(item.kwargs)))
             buffers = [None if b is None else weak(b) for b in item.buffers]
-            found.append(_op_step(item.fn, args, kwargs, buffers))
+            found.append(_op_step(kernel(item.fn), args, kwargs, buffers))
         return tuple(found)
 
 
