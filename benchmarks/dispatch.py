@@ -1,0 +1,133 @@
+"""Core's own work per call: what a call costs over calling the traced graph directly.
+
+One piece, the eager compiler, three tensor inputs, 200 parameters in 100 modules; a tensor, a dict
+or a dataclass out. And the look-up alone, with 1 range and with 1,000.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from _measure import Row, in_turn, median_difference, report
+
+import piecewise_core as pw
+from piecewise_core.ranges import Box, Range, Target, TargetTable, cut
+
+ROWS = 8
+TARGET_CALL = 15.0
+TARGET_LOOK_UP = 0.5
+
+
+class Model(torch.nn.Module):
+    """Reads 200 parameters and three inputs in few operators, so that little hides the rest."""
+
+    def __init__(self, output: str) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(1, 1) for _ in range(100))
+        self.output = output
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor, z: torch.Tensor) -> Any:
+        held = [t.view(1) for layer in self.layers for t in (layer.weight, layer.bias)]
+        total = torch.cat(held).sum()
+        result = x * total + y - z
+        return {"sum": result, "left": x} if self.output == "dict" else result
+
+
+def calls(output: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """(a call of the compiled model, a call of its traced graph), over the same tensors."""
+    sizes = pw.Dim("rows", min=1, max=4096)
+    config = pw.Config(dynamic={n: {0: sizes} for n in ("x", "y", "z")}, compiler="eager")
+    compiled: Any = pw.compile(Model(output).eval().requires_grad_(False), config)
+    x, y, z = (torch.randn(ROWS, 16) for _ in range(3))
+    compiled(x=x, y=y, z=z)
+    compiled(x=x, y=y, z=z)
+    stats = compiled.stats()
+    if (stats.graphs, stats.compilable_pieces) != (1, 1):
+        raise SystemExit(f"dispatch: expected one graph of one piece, got {stats}")
+    graph, inputs = _graph(compiled, (x, y, z))
+    return (lambda: compiled(x=x, y=y, z=z)), (lambda: graph(*inputs))
+
+
+def _graph(compiled: Any, tensors: tuple[torch.Tensor, ...]) -> tuple[Callable[..., Any], Any]:
+    """The traced graph's own forward and its inputs, in its order."""
+    session = compiled._pw_session
+    traced = session.regions[0].program.traced
+    bound = session.parameters.read()
+    inputs = []
+    for source in traced.inputs:
+        if source.tensor is not None:
+            inputs.append(tensors[source.tensor])
+        elif source.bound is not None:
+            inputs.append(bound[source.bound])
+        else:
+            inputs.append(int(source.size.subs(dict.fromkeys(traced.symbols, ROWS))))
+    return traced.graph.forward, inputs
+
+
+def look_up(ranges: int, dims: int, highest: int) -> Callable[[], Any]:
+    """1,000 look-ups of random sizes among ``ranges`` ranges of the first dim."""
+    bounds = Box((Range(1, highest),) * dims)
+    cells = cut(bounds.ranges[0], range(highest // ranges, highest, highest // ranges))[:ranges]
+    rest = bounds.ranges[1:]
+    table = TargetTable(bounds, [Target("compiled_range", Box((cell, *rest))) for cell in cells])
+    rng = random.Random(0)
+    sizes = [tuple(rng.randint(1, highest) for _ in range(dims)) for _ in range(1000)]
+    find = table.find
+    if dims == 1:
+        plain = [size for (size,) in sizes]
+
+        def one() -> None:
+            for size in plain:
+                find(size)
+
+        return one
+
+    def many() -> None:
+        for size in sizes:
+            find(*size)
+
+    return many
+
+
+def measure(rounds: int, count: int) -> tuple[list[Row], dict[str, Any]]:
+    """Rows and raw seconds."""
+    runs: dict[str, Callable[[], Any]] = {}
+    for output in ("tensor", "dict"):
+        runs[output], runs[f"{output}_graph"] = calls(output)
+    with torch.inference_mode():
+        found = in_turn(runs, rounds=rounds, calls=count)
+    rows: list[Row] = []
+    for output in ("tensor", "dict"):
+        floor = min(found[f"{output}_graph"]) * 1e6
+        over = median_difference(found, output, f"{output}_graph") * 1e6
+        rows.append((f"{output}_graph_alone", floor, "us", None))
+        rows.append((f"{output}_over_graph", over, "us", TARGET_CALL))
+    tables = {
+        "look_up_1_range": look_up(1, 1, 8192),
+        "look_up_1000_ranges": look_up(1000, 1, 8192),
+        "look_up_1000_ranges_to_a_million": look_up(1000, 1, 1 << 20),
+        "look_up_1000_ranges_two_dims": look_up(1000, 2, 8192),
+    }
+    searched = in_turn(tables, rounds=rounds, calls=max(5, count // 50))
+    for name, seconds in searched.items():
+        target = TARGET_LOOK_UP if name in ("look_up_1_range", "look_up_1000_ranges") else None
+        rows.append((name, sorted(seconds)[len(seconds) // 2] * 1e3, "us", target))
+    raw = {f"{name}_us": [round(s * 1e6, 3) for s in found[name]] for name in found}
+    return rows, raw
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="fewer rounds")
+    quick = parser.parse_args().quick
+    with torch.inference_mode():
+        rows, raw = measure(5 if quick else 25, 300 if quick else 2000)
+    report("work of core per call", rows, raw)
+
+
+if __name__ == "__main__":
+    main()
