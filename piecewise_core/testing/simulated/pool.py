@@ -136,13 +136,14 @@ class Block:
 class Pool:
     """Memory shared by the graphs captured into it.
 
-    Segments go back to the device when no graph is left and no tensor either.
+    Segments go back to the device when no graph is left and no tensor either. Until then memory
+    serves the stream that it was first used on and no other, as in torch's allocators.
     ``freed_in_capture``: called with each block that dies while a capture into this pool runs.
     """
 
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
-        self._segments: list[_Segment] = []
+        self._segments: list[tuple[_Segment, object]] = []
         self._live: dict[int, Block] = {}
         self._graphs: set[int] = set()
         # Storages die at any time, also in the middle of an allocation: the dead wait here.
@@ -150,11 +151,13 @@ class Pool:
         self._burying = False
         self.freed_in_capture: Callable[[Block], None] | None = None
 
-    def allocate(self, nbytes: int, dtype: torch.dtype) -> tuple[Block, torch.UntypedStorage]:
+    def allocate(
+        self, nbytes: int, dtype: torch.dtype, stream: object
+    ) -> tuple[Block, torch.UntypedStorage]:
         """A block, and the storage whose death frees it. Raises torch.OutOfMemoryError."""
         self._bury()
         wanted = math.ceil(nbytes / _GRANULE) * _GRANULE
-        segment, address = self._find(wanted)
+        segment, address = self._find(wanted, stream)
         block = Block(segment, address, nbytes, poison_of(dtype))
         segment.blocks[address] = block
         self._live[address] = block
@@ -178,7 +181,7 @@ class Pool:
     def nbytes(self) -> int:
         """Bytes held, in use or not."""
         self._bury()
-        return sum(segment.nbytes for segment in self._segments)
+        return sum(segment.nbytes for segment, _ in self._segments)
 
     @property
     def live_bytes(self) -> int:
@@ -186,13 +189,13 @@ class Pool:
         self._bury()
         return sum(block.rounded for block in self._live.values())
 
-    def _find(self, wanted: int) -> tuple[_Segment, int]:
-        for segment in self._segments:
-            address = segment.take(wanted)
+    def _find(self, wanted: int, stream: object) -> tuple[_Segment, int]:
+        for segment, used_on in self._segments:
+            address = segment.take(wanted) if used_on is stream else None
             if address is not None:
                 return segment, address
         segment = self._memory.reserve(wanted)
-        self._segments.append(segment)
+        self._segments.append((segment, stream))
         address = segment.take(wanted)
         if address is None:
             raise AssertionError("a new segment has room for what it was made for")
@@ -218,6 +221,6 @@ class Pool:
                 block.segment.put(block.address, block.rounded)
             if not self._graphs and not self._live:
                 while self._segments:
-                    self._memory.give_back(self._segments.pop())
+                    self._memory.give_back(self._segments.pop()[0])
         finally:
             self._burying = False

@@ -141,7 +141,7 @@ class Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
             storage = leaf.untyped_storage()
             if storage.data_ptr() not in memory:
                 block, memory[storage.data_ptr()] = self._pool.allocate(
-                    storage.nbytes(), leaf.dtype
+                    storage.nbytes(), leaf.dtype, self.stream
                 )
                 block.shadow = storage
                 blocks[place] = block

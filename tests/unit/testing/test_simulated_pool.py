@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from piecewise_core.testing.simulated.pool import Memory, Pool, poison_of, storage_at
 
 
-def tensor_in(pool: Pool, size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    _, storage = pool.allocate(size * dtype.itemsize, dtype)
+def tensor_in(
+    pool: Pool, size: int, dtype: torch.dtype = torch.float32, stream: object = None
+) -> torch.Tensor:
+    _, storage = pool.allocate(size * dtype.itemsize, dtype, stream)
     return torch.empty(0, dtype=dtype).set_(storage, 0, (size,), (1,))
 
 
@@ -79,6 +81,15 @@ def test_freed_memory_is_given_out_again(pool):
     del first
     assert tensor_in(pool, 50).data_ptr() == address
     assert pool.nbytes == 512
+
+
+def test_memory_of_one_stream_does_not_serve_another(pool):
+    one, two = object(), object()
+    del [tensor_in(pool, 128, stream=one)][0]
+    tensor_in(pool, 128, stream=two)
+    assert pool.nbytes == 1024
+    tensor_in(pool, 128, stream=one)
+    assert pool.nbytes == 1024
 
 
 def test_a_large_free_span_serves_several_small_tensors(pool):
@@ -173,7 +184,7 @@ def test_tensors_never_overlap_and_nothing_is_lost(plan):
     for tensor, number in live:
         assert tensor.eq(number).all()
     assert pool.live_bytes == sum(-(-t.nbytes // 512) * 512 for t, _ in live)
-    free = sum(sum(s.spans.values()) for s in pool._segments)
+    free = sum(sum(s.spans.values()) for s, _ in pool._segments)
     assert free + pool.live_bytes == pool.nbytes == memory.used
     tensor = None
     live.clear()
