@@ -65,11 +65,19 @@ class Source:
 
 
 def capture(
-    platform: Platform, pool: Any, source: Source, sizes: Sizes, *, whole: bool = False
+    platform: Platform,
+    pool: Any,
+    stream: Any,
+    source: Source,
+    sizes: Sizes,
+    *,
+    whole: bool = False,
 ) -> CapturedPlan:
     """Capture one size into ``pool``, or leave everything as it was.
 
-    ``whole``: the forward as one graph, splitting ops inside; else a graph per compilable piece.
+    ``stream``: the same for all that share ``pool``: allocators reuse memory per stream only, and
+    libraries keep a workspace per stream. ``whole``: the forward as one graph, splitting ops
+    inside; else a graph per compilable piece.
 
     Raises CaptureFailed naming the piece and what to do, OutOfGraphMemory when memory ran out.
     Stream, ``gc`` and the user's tensors are as before in every case.
@@ -82,11 +90,12 @@ def capture(
             "a capture is already running on this stream; call warmup() outside of it"
         )
     device = platform.device
-    stream = device.new_stream()
     recorder = (WholeRecorder if whole else source.recorder)(driver, pool, stream)
     plan = source.build(recorder)
     with _restored(source.written), torch.inference_mode():
         try:
+            # What the caller's stream still has to do for the inputs, the side stream must see.
+            device.synchronize()
             with device.stream(stream), _context(driver):
                 recorder.rehearse(lambda: plan(source.inputs, source.bound, *sizes))
                 device.synchronize()

@@ -35,6 +35,7 @@ class CapturedPlans:
         # Whether to capture the whole forward as one graph, in order of preference.
         self._ways = {"full": [True], "full_and_piecewise": [True, False]}.get(mode, [False])
         self._pool: Any = None
+        self._stream: Any = None
         self._plans: OrderedDict[Sizes, CapturedPlan] = OrderedDict()
         self.dropped: dict[Sizes, str] = {}
 
@@ -80,6 +81,7 @@ class CapturedPlans:
             return self._plans.get(sizes)
         if self._pool is None:
             self._pool = self._driver.new_pool()
+            self._stream = self._stream or self._platform.device.new_stream()
         plan = self._attempt(sizes, source())
         if plan is None:
             return None
@@ -92,7 +94,7 @@ class CapturedPlans:
     def _attempt(self, sizes: Sizes, source: Source) -> CapturedPlan | None:
         for whole in self._ways:
             try:
-                return capture(self._platform, self._pool, source, sizes, whole=whole)
+                return capture(self._platform, self._pool, self._stream, source, sizes, whole=whole)
             except CaptureFailed as error:
                 if whole != self._ways[-1]:
                     logger.info("%s; captured in pieces instead", error)
