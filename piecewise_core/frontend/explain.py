@@ -7,24 +7,48 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from piecewise_core.compile.scheduler import Artifact
 from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.session import Session
 from piecewise_core.graph.split import Piece
+from piecewise_core.ranges import Box, Target
 
-__all__ = ["Explanation", "explain"]
+__all__ = ["CodeFacts", "Explanation", "PieceFacts", "RegionFacts", "explain"]
+
+
+@dataclass(frozen=True)
+class CodeFacts:
+    """The code of one piece for one range or size.
+
+    ``seconds``: that its compilation took. ``owner``: the piece that it was compiled for.
+    ``shared_by``: the other pieces that it serves. ``note``: why sizes run as written, if any do.
+    """
+
+    sizes: str
+    compiler: str
+    seconds: float
+    owner: str
+    shared_by: tuple[str, ...]
+    note: str
 
 
 @dataclass(frozen=True)
 class PieceFacts:
-    """One piece. ``serves``: per range or size, how it runs and for whom it was compiled."""
+    """One piece.
 
-    index: int
+    ``name``: as messages call it. ``ops``: name -> how often, the most frequent first.
+    ``source``: file:line. ``dims``: those it depends on. ``equals``: the first piece of the same
+    canonical form, when that is another one. ``note``: why it must run as written, if it must.
+    """
+
+    name: str
     kind: str
     ops: dict[str, int]
     source: str
     dims: tuple[str, ...]
+    equals: str
     note: str
-    serves: dict[str, str]
+    code: tuple[CodeFacts, ...]
 
 
 @dataclass(frozen=True)
@@ -53,84 +77,92 @@ class Explanation:
         return json.dumps(asdict(self), indent=2)
 
     def __str__(self) -> str:
-        lines = [
-            f"platform {self.platform} ({self.reason}), compiler {self.compiler}",
-            f"dims {', '.join(self.dims) or 'none'}",
-        ]
-        if not self.regions:
-            lines.append("nothing traced yet: call the model, or warmup() with example arguments")
-        for region in self.regions:
-            lines += _region_lines(region)
-        counted = ", ".join(f"{k} {v}" for k, v in self.stats.items() if v and k != "calls")
-        calls = ", ".join(f"{k} {v}" for k, v in self.stats["calls"].items() if v)
-        lines += [f"counters: {counted or 'none'}", f"calls: {calls or 'none'}"]
-        return "\n".join(lines)
+        from piecewise_core.frontend.prose import lines
 
-
-def _region_lines(region: RegionFacts) -> list[str]:
-    lines = [f"region {region.index}: sizes {region.sizes}"]
-    lines += [f"  target {target}" for target in region.targets]
-    for piece in region.pieces:
-        ops = ", ".join(f"{op} x{n}" if n > 1 else op for op, n in piece.ops.items())
-        lines.append(f"  piece {piece.index} {piece.kind}: {ops}")
-        if piece.source:
-            lines.append(f"    from {piece.source}")
-        if piece.note:
-            lines.append(f"    runs as written: {piece.note}")
-        lines += [f"    {box}: {how}" for box, how in piece.serves.items()]
-    return lines
+        return "\n".join(lines(self))
 
 
 def explain(session: Session) -> Explanation:
     """Collect what there is to say about ``session``."""
     selected = session.setup.selected
-    dims = session.config.dims
+    first: dict[str, str] = {}
     return Explanation(
         platform=selected.info.name,
         reason=selected.reason,
         compiler=session.setup.compiler.name,
-        dims=tuple(f"{d.name} [{d.min}, {d.max}]" for d in dims),
-        regions=tuple(_region(session, region) for region in session.regions),
+        dims=tuple(f"{d.name} [{d.min}, {d.max}]" for d in session.config.dims),
+        regions=tuple(_region(session, region, first) for region in session.regions),
         stats=session.stats().to_dict(),
     )
 
 
-def _region(session: Session, region: Region) -> RegionFacts:
-    names = [d.name for d in session.config.dims]
+def _region(session: Session, region: Region, first: dict[str, str]) -> RegionFacts:
     place = iter(range(len(region.program.compilable)))
     return RegionFacts(
         region.index,
-        str(region.general_box if session.config.out_of_range == "general" else region.box),
-        tuple(str(t) for t in region.targets),
+        _sizes(session, region.general_box),
+        tuple(_target(session, target) for target in region.targets),
         tuple(
-            _piece(session, region, piece, names, -1 if piece.splitting else next(place))
+            _splitting(session, region, piece)
+            if piece.splitting
+            else _compilable(session, region, piece, region.label(next(place)), first)
             for piece in region.program.pieces
         ),
     )
 
 
-def _piece(
-    session: Session, region: Region, piece: Piece, names: list[str], place: int
+def _splitting(session: Session, region: Region, piece: Piece) -> PieceFacts:
+    name = f"region {region.index} piece {piece.index}"
+    return PieceFacts(name, "splitting", _ops(piece), piece.source, (), "", "", ())
+
+
+def _compilable(
+    session: Session, region: Region, piece: Piece, name: str, first: dict[str, str]
 ) -> PieceFacts:
-    boxes = dict.fromkeys([t.box for t in region.targets] + [region.general_box])
-    serves = {}
-    for box in boxes if not piece.splitting else ():
-        artifact = session.scheduler.ready(piece, box)
-        if artifact is None:
-            continue
-        label = region.label(place)
-        how = f"compiled by {artifact.compiler} in {artifact.seconds:.2f} s"
-        if artifact.owner != label:
-            how = f"shared with {artifact.owner}"
-        if artifact.note:
-            how += f" ({artifact.note})"
-        serves[str(box)] = how
+    """``first``: canonical key -> the name of the first piece that has it; filled here."""
+    equals = first.setdefault(session.scheduler.register(piece), name)
+    boxes = dict.fromkeys([*(t.box for t in region.targets), region.general_box])
+    ready = [(box, session.scheduler.ready(piece, box)) for box in boxes]
     return PieceFacts(
-        piece.index,
-        "splitting" if piece.splitting else "compilable",
-        dict(Counter(piece.ops)),
+        name,
+        "compilable",
+        _ops(piece),
         piece.source,
-        tuple(names[d] for d in piece.dims),
+        tuple(session.config.dims[d].name for d in piece.dims),
+        equals if equals != name else "",
         piece.hazard or "",
-        serves,
+        tuple(_code(session, box, artifact) for box, artifact in ready if artifact is not None),
     )
+
+
+def _code(session: Session, box: Box, artifact: Artifact) -> CodeFacts:
+    return CodeFacts(
+        _sizes(session, box),
+        artifact.compiler,
+        round(artifact.seconds, 3),
+        artifact.owner,
+        tuple(artifact.shared_by),
+        artifact.note,
+    )
+
+
+def _ops(piece: Piece) -> dict[str, int]:
+    return dict(Counter(piece.ops).most_common())
+
+
+def _target(session: Session, target: Target) -> str:
+    kind = "size" if target.kind == "compiled_size" else "range"
+    return f"{kind} {_sizes(session, target.box)}"
+
+
+def _sizes(session: Session, box: Box) -> str:
+    """``box`` with its dims named: ``batch 1, length [2, 64]``."""
+    parts = []
+    for dim, span in zip(session.config.dims, box.ranges, strict=True):
+        if span.is_single_size():
+            parts.append(f"{dim.name} {span.start}")
+        elif span.end > dim.max:
+            parts.append(f"{dim.name} from {span.start}")
+        else:
+            parts.append(f"{dim.name} {span}")
+    return ", ".join(parts) or "every call"

@@ -108,6 +108,21 @@ class Region:
             self._scheduler.ready(piece, box) for piece in self.program.compilable
         )
 
+    @property
+    def boxes(self) -> tuple[Box, ...]:
+        """What warm-up compiles for: each target, and all sizes at once where a call may ask it."""
+        asks = any(not hasattr(backend, "runnable") for backend in self.backends)
+        general = (self.general_box,) if asks or self.general_box != self.box else ()
+        return tuple(dict.fromkeys((*(t.box for t in self.targets), *general)))
+
+    def compile(self, index: int, box: Box) -> Runnable:
+        """The code of compilable piece ``index`` for ``box``, compiled now if it is not yet."""
+        backend = self.backends[index]
+        if hasattr(backend, "runnable") and any(t.box == box for t in self.targets):
+            run: Runnable = backend.runnable(box)
+            return run
+        return self.compile_piece(index, box)
+
     def plan(self, box: Box) -> Plan:
         """The plan that serves ``box``, compiled now if it is not yet."""
         plan = self._plans.get(box)
@@ -160,15 +175,11 @@ class Region:
 
     def runnables(self, box: Box) -> Iterator[tuple[int, Callable[..., Any]]]:
         """Each compilable piece's code for ``box``, compiled as it is asked for."""
-        targets = {t.box for t in self.targets}
+        targeted = any(t.box == box for t in self.targets)
         for index, backend in enumerate(self.backends):
-            if box not in targets:
-                yield index, self.compile_piece(index, box)
-            elif hasattr(backend, "runnable"):
-                yield index, backend.runnable(box)
-            else:
-                # A platform's own class that only has __call__ dispatches by itself.
-                yield index, backend
+            # A platform's own class that only has __call__ dispatches by itself.
+            alone = targeted and not hasattr(backend, "runnable")
+            yield index, backend if alone else self.compile(index, box)
 
     def _general_of(self, index: int) -> Callable[[], Callable[..., Any]]:
         return lambda: self.compile_piece(index, self.general_box)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -26,11 +27,13 @@ from piecewise_core.graph.split import split
 from piecewise_core.graph.structure import Structure
 from piecewise_core.graph.torch_private import any_autocast, compile_lock
 from piecewise_core.graph.trace import trace
-from piecewise_core.ranges import Box, Range, Sizes, Target, cut
+from piecewise_core.ranges import Box, Range, Sizes, cut
 from piecewise_core.runtime.parameters import Parameters
 from piecewise_core.runtime.reach import anchors_of, roots_of, traced_in
 
 __all__ = ["Session"]
+
+logger = logging.getLogger(__name__)
 
 
 class Session:
@@ -179,11 +182,11 @@ class Session:
     def _trace(self, cell: Box) -> Region:
         if self.structure is None:
             raise NotTraced("nothing was called yet; call the model once, or pass examples")
-        if self._sealed == "error":
-            raise Sealed(
-                f"sizes {cell} would be traced after seal(); call warmup() before seal(), which "
-                "traces every region"
-            )
+        if self._sealed:
+            text = f"sizes {cell} would be traced after seal(); warmup() traces all before seal()"
+            if self._sealed == "error":
+                raise Sealed(text)
+            logger.warning("%s", text)
         traced = trace(self.fn, self.structure, self.config, cell, self.parameters.add)
         if self._matcher and not self.regions:
             self._matcher.check_all_matched(traced.graph.graph)
@@ -217,16 +220,18 @@ class Session:
             yield from self.regions[known:]
             known = len(self.regions)
 
-    def compile_all(self) -> Iterator[tuple[Region, Target, int]]:
+    def compile_all(self) -> Iterator[tuple[Region, Box, int]]:
         """Trace and compile all there is; yields before each piece that is about to compile."""
         for _ in self.trace_all():
             pass
-        for region, target in [(r, t) for r in self.regions for t in r.targets]:
+        for region, box in [(r, box) for r in self.regions for box in r.boxes]:
             for index, piece in enumerate(region.program.compilable):
-                if self.scheduler.ready(piece, target.box) is None:
-                    yield region, target, index
+                if self.scheduler.ready(piece, box) is None:
+                    yield region, box, index
+                with self._lock, compile_lock:
+                    region.compile(index, box)
             with self._lock, compile_lock:
-                region.plan(target.box)
+                region.plan(box)
 
     # Static graphs ---------------------------------------------------------------------
 

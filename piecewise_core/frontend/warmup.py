@@ -40,9 +40,9 @@ class WarmupReport:
 
     def __str__(self) -> str:
         lines = [
-            f"warm-up: {self.regions} regions, {self.targets} ranges and sizes ready, "
-            f"{self.compilations} compilations, {self.dedup_hits} pieces shared, "
-            f"{self.seconds:.1f} s"
+            f"warm-up: {_many(self.regions, 'region')}, {self.targets} ranges and sizes ready, "
+            f"{_many(self.compilations, 'compilation')}, {_many(self.dedup_hits, 'piece')} "
+            f"shared, {self.seconds:.1f} s"
         ]
         if self.captured or self.dropped:
             lines.append(
@@ -50,6 +50,10 @@ class WarmupReport:
             )
         lines += [f"  not captured: {note}" for note in self.dropped]
         return "\n".join([*lines, *(f"  as written: {note}" for note in self.as_written)])
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def warm_up(
@@ -70,13 +74,13 @@ def warm_up(
     begun, before = time.perf_counter(), session.stats()
     with _bar(progress) as bar:
         task = bar.add_task("tracing", total=None)
-        for region, target, index in session.compile_all():
-            total = sum(len(r.targets) * len(r.backends) for r in session.regions)
+        for region, box, index in session.compile_all():
+            total = sum(len(r.boxes) * len(r.backends) for r in session.regions)
             bar.update(
                 task,
                 total=total,
                 completed=_done(session),
-                description=f"{region.label(index)} for {target.box}",
+                description=f"{region.label(index)} for {box}",
             )
         bar.update(task, total=1, completed=1, description="capturing")
         captured = session.capture_all()
@@ -102,9 +106,9 @@ def _dropped(session: Session) -> tuple[str, ...]:
 
 def _done(session: Session) -> int:
     return sum(
-        session.scheduler.ready(piece, target.box) is not None
+        session.scheduler.ready(piece, box) is not None
         for region in session.regions
-        for target in region.targets
+        for box in region.boxes
         for piece in region.program.compilable
     )
 

@@ -1,0 +1,100 @@
+"""An Explanation as lines that a person can read, whatever the size of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from piecewise_core.frontend.explain import CodeFacts, Explanation, PieceFacts, RegionFacts
+
+__all__ = ["lines"]
+
+_OPS = 4
+"""Kinds of operations named per piece."""
+
+_NUMBERS = 8
+"""Equal pieces that are listed one by one."""
+
+_PARTS = 3
+"""Components of a source path that are shown."""
+
+
+def lines(explanation: Explanation) -> Iterator[str]:
+    """The lines of ``str(explanation)``."""
+    e = explanation
+    yield f"platform {e.platform} ({e.reason}), compiler {e.compiler}"
+    yield f"dims {', '.join(e.dims) or 'none'}"
+    if not e.regions:
+        yield "nothing traced yet: call the model, or warmup() with example arguments"
+    for region in e.regions:
+        yield from _region(region)
+    counted = {k: v for k, v in e.stats.items() if k != "calls"}
+    yield f"counters: {_counted(counted)}"
+    yield f"calls: {_counted(e.stats['calls'])}"
+
+
+def _counted(values: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items() if value) or "none"
+
+
+def _region(region: RegionFacts) -> Iterator[str]:
+    yield f"region {region.index}: {region.sizes}"
+    for target in region.targets:
+        yield f"  {target}"
+    alike: dict[object, list[PieceFacts]] = {}
+    for piece in region.pieces:
+        form = piece.equals or piece.name
+        look = form if piece.kind == "compilable" else (tuple(piece.ops), piece.source)
+        alike.setdefault((piece.kind, look, piece.note), []).append(piece)
+    for pieces in alike.values():
+        yield from _pieces(pieces)
+
+
+def _pieces(alike: Sequence[PieceFacts]) -> Iterator[str]:
+    """Pieces of one region that are equal; the first speaks for all."""
+    piece = alike[0]
+    numbers = _listed([p.name.rpartition(" ")[2] for p in alike])
+    over = f" over {', '.join(piece.dims)}" if piece.dims else ""
+    head = f"  {'pieces' if len(alike) > 1 else 'piece'} {numbers} {piece.kind}{over}"
+    if piece.equals:
+        yield f"{head}: equal to {piece.equals}"
+    else:
+        yield f"{head}: {_ops(piece.ops)}"
+        if piece.source:
+            yield f"    from {_short(piece.source)}"
+    if piece.note:
+        yield f"    runs as written: {piece.note}"
+    names = {p.name for p in alike}
+    for code in piece.code:
+        made = _made(code) if code.owner in names else f"shared with {code.owner}"
+        yield f"    {code.sizes}: {made}"
+
+
+def _listed(numbers: Sequence[str]) -> str:
+    if len(numbers) <= _NUMBERS:
+        return ", ".join(numbers)
+    return f"{', '.join(numbers[:3])} ... {numbers[-1]} ({len(numbers)} in all)"
+
+
+def _made(code: CodeFacts) -> str:
+    shared = len(code.shared_by)
+    text = f"compiled by {code.compiler} in {code.seconds:.2f} s"
+    if shared:
+        text += f", shared by {shared} more piece{'s' if shared > 1 else ''}"
+    return f"{text}; {code.note}" if code.note else text
+
+
+def _ops(ops: Mapping[str, int]) -> str:
+    """The most frequent operations, and how many there are in all."""
+    counted = [f"{op} x{n}" if n > 1 else op for op, n in list(ops.items())[:_OPS]]
+    named = ", ".join(counted).replace("_operator.", "operator.")
+    more = len(ops) - _OPS
+    if more <= 0:
+        return named
+    return f"{sum(ops.values())} ops: {named} and {more} other kind{'s' if more > 1 else ''}"
+
+
+def _short(source: str) -> str:
+    """The end of ``path:line``."""
+    return "/".join(source.replace("\\", "/").split("/")[-_PARTS:])
