@@ -49,10 +49,14 @@ class Layout:
             tensor.is_neg(),
         )
 
-    def over(self, storage: torch.UntypedStorage) -> torch.Tensor:
-        """A tensor of this layout over ``storage``; call it unseen."""
-        tensor = torch.empty(0, dtype=self.dtype, device="cpu")
-        tensor.set_(storage, self.offset, self.size, self.stride)
+    def over(self, storage: torch.UntypedStorage, *, plain: bool = False) -> torch.Tensor:
+        """A tensor of this layout over ``storage``; call it unseen.
+
+        ``plain``: not an inference tensor, as views of tensors made outside inference mode are.
+        """
+        with torch.inference_mode(torch.is_inference_mode_enabled() and not plain):
+            tensor = torch.empty(0, dtype=self.dtype, device="cpu")
+            tensor.set_(storage, self.offset, self.size, self.stride)
         if self.conjugate:
             tensor = tensor.conj()
         return torch._neg_view(tensor) if self.negative else tensor

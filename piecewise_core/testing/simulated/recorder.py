@@ -129,6 +129,11 @@ class Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
             view.untyped_storage().data_ptr(): real.untyped_storage()
             for view, real in zip(views, given, strict=True)
         }
+        plain = {
+            view.untyped_storage().data_ptr()
+            for view, real in zip(views, given, strict=True)
+            if not real.is_inference()
+        }
         place = -1
 
         def real(leaf: Any) -> Any:
@@ -145,7 +150,9 @@ class Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 )
                 block.shadow = storage
                 blocks[place] = block
-            return Layout.of(leaf).over(memory[storage.data_ptr()])
+            return Layout.of(leaf).over(
+                memory[storage.data_ptr()], plain=storage.data_ptr() in plain
+            )
 
         return pytree.tree_map(real, ran)
 
