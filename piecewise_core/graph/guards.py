@@ -6,6 +6,7 @@ listed; it then cuts the bounds into regions. Everything else is refused with it
 
 from __future__ import annotations
 
+import linecache
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,8 +51,15 @@ def _place(sloc: Any) -> str:
     user = getattr(sloc, "maybe_user_loc", None)
     if user:
         source, _, where = str(user).rpartition("# ")
-        return f"`{source.strip()}` ({where.strip()})" if source else str(user)
+        return f"`{source.strip()}` ({_whole(where.strip())})" if source else str(user)
     return str(sloc)
+
+
+def _whole(where: str) -> str:
+    """``where`` with its file's full name, whose beginning torch cuts off."""
+    path = where.partition(":")[0]
+    full = next((f for f in linecache.cache if f.endswith(path)), path)
+    return full + where.removeprefix(path)
 
 
 def region(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 import pytest
@@ -116,7 +115,8 @@ def test_a_branch_on_size_is_refused_with_its_guard_its_line_and_the_endpoint_th
             compiled(Branches())(torch.randn(first, 8))
         message = str(caught.value)
         assert 'dim "rows"' in message
-        assert re.search(rf"if x\.shape\[0\] >= 10.*test_faults_sizes\.py:{BRANCH_LINE}\b", message)
+        assert "if x.shape[0] >= 10" in message
+        assert f"({__file__}:{BRANCH_LINE} in " in message
         assert "list the endpoint 9 in compile_ranges_endpoints (now [])" in message
 
 
