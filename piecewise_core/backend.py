@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from piecewise_core.ranges import Box, Range, Target, TargetTable
+from piecewise_core.errors import OutOfRange
+from piecewise_core.ranges import Box, Range, Sizes, Target, TargetTable
 
 if TYPE_CHECKING:
     import torch
@@ -102,14 +103,33 @@ class PiecewiseBackend:
             self.backend.end_compilation()
 
     def __call__(self, *args: Any) -> Any:
-        """Run the piece alone. Raises OutOfRange for sizes that no range covers."""
+        """Run the piece alone.
+
+        The first call runs the general graph, later ones what is compiled for their size. Sizes
+        that no range covers go by ``Config.out_of_range``; raises OutOfRange.
+        """
+        sizes = tuple(args[i] for i in self.sym_shape_indices)
+        found = self.backend.table.find(*sizes)
+        if found == TargetTable.miss:
+            return self._uncovered(sizes)(*args)
         if self._first:
             self._first = False
             return self.compiled_graph_for_general_shape()(*args)
-        found = self.backend.table.find(*(args[i] for i in self.sym_shape_indices))
-        if found == TargetTable.miss:
-            return self.compiled_graph_for_general_shape()(*args)
         return self.runnable(self.backend.targets[found].box)(*args)
+
+    def _uncovered(self, sizes: Sizes) -> Runnable:
+        """What runs sizes outside the bounds; the general graph has no upper one."""
+        bounds, rule = self.backend.table.bounds, self.config.out_of_range
+        if rule == "eager":
+            written: Runnable = self.graph.forward
+            return written
+        inside = all(size >= r.start for size, r in zip(sizes, bounds.ranges, strict=True))
+        if rule == "general" and inside:
+            return self.compiled_graph_for_general_shape()
+        raise OutOfRange(
+            f"piece {self.piecewise_compile_index}: sizes {sizes} lie outside {bounds}; widen "
+            'Dim(min, max), or set out_of_range="general" (above the bounds) or "eager"'
+        )
 
 
 def _sizes(box: Box) -> int | tuple[int, ...]:
