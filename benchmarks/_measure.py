@@ -55,7 +55,7 @@ def report(title: str, rows: Sequence[Row], raw: Mapping[str, Any] | None = None
         aim = "" if target is None else f"<= {target:g} {unit}"
         table.add_row(name.replace("_", " "), f"{value:.4g} {unit}", f"{aim} {met}")
     Console(width=None if Console().is_terminal else 110).print(table)
-    values = {name: round(value, 5) for name, value, _, _ in rows}
+    values = {name: float(f"{value:.5g}") for name, value, _, _ in rows}
     print(json.dumps({**values, "where": place, **(raw or {})}))
 
 

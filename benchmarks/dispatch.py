@@ -22,17 +22,25 @@ TARGET_CALL = 15.0
 TARGET_LOOK_UP = 0.5
 
 
+class Pair(torch.nn.Module):
+    """Two parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(4))
+        self.bias = torch.nn.Parameter(torch.randn(4))
+
+
 class Model(torch.nn.Module):
     """Reads 200 parameters and three inputs in few operators, so that little hides the rest."""
 
     def __init__(self, output: str) -> None:
         super().__init__()
-        self.layers = torch.nn.ModuleList(torch.nn.Linear(1, 1) for _ in range(100))
+        self.layers = torch.nn.ModuleList(Pair() for _ in range(100))
         self.output = output
 
     def forward(self, x: torch.Tensor, y: torch.Tensor, z: torch.Tensor) -> Any:
-        held = [t.view(1) for layer in self.layers for t in (layer.weight, layer.bias)]
-        total = torch.cat(held).sum()
+        total = torch.cat([t for pair in self.layers for t in (pair.weight, pair.bias)]).sum()
         result = x * total + y - z
         return {"sum": result, "left": x} if self.output == "dict" else result
 
