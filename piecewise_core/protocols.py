@@ -222,7 +222,8 @@ class GraphDriver(Protocol):
     #
     # replayer(graph) -> Callable[[], None]: the cheapest callable that replays ``graph``.
     #     Without: functools.partial(driver.replay, graph).
-    # weak_ref(tensor) -> torch.Tensor: a tensor over the same memory that does not keep it alive.
+    # weak_ref(tensor) -> torch.Tensor: a tensor over the same memory that does not keep it alive;
+    #     the tensor itself where no pool owns that memory.
     #     Without: the tensor itself, so that a pool cannot reuse memory between sizes.
     # register_generator(graph, generator) -> None: before capture_begin; replays then advance
     #     ``generator``. Without: operators that draw random numbers must be splitting ops.
@@ -239,6 +240,8 @@ class GraphDriver(Protocol):
     # pool_bytes(pool) -> int: device memory that ``pool`` holds, in use or not. Without: 0.
     # driver_bytes(pool) -> int: an estimate of what the driver holds for the graphs captured
     #     into ``pool`` beyond pool_bytes. Without: 0.
+    # live_bytes(pool) -> int: bytes of ``pool`` that tensors keep from being reused; what a capture
+    #     leaves there, beyond what core holds, was cached by a library. Without: not looked at.
     # dump(graph, path) -> None: write ``graph`` to file ``path`` for a person to look at.
 
 

@@ -1,0 +1,257 @@
+"""Static graphs of every torch device module that has CUDA-style graphs: cuda, hip, xpu, npu.
+
+``torch.cuda.graph`` synchronises, empties the cache and switches streams for every graph; this
+drives ``capture_begin`` and ``capture_end`` themselves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from piecewise_core.capture.torch_advice import Advice, advice_on
+from piecewise_core.capture.torch_memory import DriverMeter, PoolMemory
+from piecewise_core.capture.torch_private import bare_replay, leave_pool, storage_over
+
+__all__ = ["TorchGraphDriver", "TorchPool"]
+
+
+class TorchPool:
+    """A graph pool. The allocator forgets a pool that no graph uses: ``anchor`` is one that stays.
+
+    ``captured``: graphs ever captured into it. ``live``: those not reset since.
+    """
+
+    def __init__(self, handle: Any, meter: DriverMeter) -> None:
+        self.handle = handle
+        self.meter = meter
+        self.anchor: Any = None
+        self.captured = 0
+        self.live = 0
+
+
+@dataclass(frozen=True)
+class _Open:
+    """The capture that runs."""
+
+    graph: Any
+    pool: TorchPool
+    stream: Any
+
+
+class TorchGraphDriver:
+    """The GraphDriver over one torch device module.
+
+    ``module``: ``torch.cuda`` or one with the same functions; it is not initialised before the
+    first capture. ``graph_class``: its graphs' class, by default its CUDAGraph, XPUGraph, ...
+    ``error_mode``: where the class takes one; "thread_local" lets other threads use the device.
+    ``advice``: error texts of this device and what to do about them. ``unsafe_ops``: operators
+    that cannot be captured. ``debug``: makes ``dump`` possible, at the cost of memory.
+    """
+
+    def __init__(
+        self,
+        module: Any,
+        *,
+        graph_class: Callable[[], Any] | None = None,
+        error_mode: str = "thread_local",
+        advice: Sequence[Advice] = (),
+        unsafe_ops: Sequence[str] = (),
+        debug: bool = False,
+    ) -> None:
+        self._module = module
+        self._device_type = str(module.__name__).rpartition(".")[2]
+        self._class: Any = graph_class or getattr(module, f"{self._device_type.upper()}Graph")
+        self._advice = tuple(advice)
+        self._unsafe = tuple(unsafe_ops)
+        self._debug = debug
+        self._mode = _mode(self._class, error_mode)
+        self._open: _Open | None = None
+        self._pools: weakref.WeakKeyDictionary[Any, TorchPool] = weakref.WeakKeyDictionary()
+        self._newest: weakref.ref[TorchPool] | None = None
+        self._memory = PoolMemory(module)
+        self._read = False
+        # Graphs whose capture failed: torch's host allocator keeps a pointer to each.
+        self._failed: list[Any] = []
+        if hasattr(self._class, "register_generator_state"):
+            self.register_generator = _register_generator
+
+    # Capture and replay ---------------------------------------------------------------
+
+    def new_pool(self) -> TorchPool:
+        """A pool handle; its memory goes back when it and all its graphs are gone."""
+        return TorchPool(self._module.graph_pool_handle(), DriverMeter(self._module))
+
+    def new_graph(self) -> Any:
+        """An empty graph of the module's class."""
+        graph = self._class()
+        if self._debug:
+            graph.enable_debug_mode()
+        return graph
+
+    def capture_begin(self, graph: Any, pool: Any, stream: Any) -> None:
+        """Start recording the current stream, which must be ``stream``."""
+        if self._open is not None or self._module.is_current_stream_capturing():
+            raise RuntimeError(f"{stream} or another stream is capturing already")
+        if self._module.current_stream() != stream:
+            raise RuntimeError(f"{stream} is not the current stream; make it current to capture")
+        if pool.anchor is None:
+            pool.anchor = self._anchor(pool, stream)
+        pool.meter.open()
+        self._open = _Open(graph, pool, stream)
+        try:
+            graph.capture_begin(pool=pool.handle, **self._mode)
+        except BaseException:
+            self._give_up(self._open)
+            raise
+
+    def capture_end(self, graph: Any) -> None:
+        """Stop recording. When it fails the device is usable and the graph empty."""
+        running = self._running(graph)
+        if self._module.current_stream() != running.stream:
+            raise RuntimeError(f"end the capture on {running.stream}, where it began")
+        try:
+            graph.capture_end()
+        except BaseException:
+            self._give_up(running)
+            raise
+        self._open = None
+        self._read = False
+        self._newest = weakref.ref(running.pool)
+        self._pools[graph] = running.pool
+        running.pool.captured += 1
+        running.pool.live += 1
+
+    def replay(self, graph: Any) -> None:
+        """Launch the graph on the current stream."""
+        graph.replay()
+
+    def replayer(self, graph: Any) -> Callable[[], None]:
+        """The launch without a Python frame."""
+        return bare_replay(graph)
+
+    def reset(self, graph: Any) -> None:
+        """Free the graph; its memory serves the other graphs of its pool, or goes back."""
+        self.abort_capture(graph)
+        graph.reset()
+        pool = self._pools.pop(graph, None)
+        if pool is not None:
+            pool.live -= 1
+
+    def is_capturing(self) -> bool:
+        """Whether the current stream is recording."""
+        return bool(self._module.is_current_stream_capturing())
+
+    def abort_capture(self, graph: Any) -> None:
+        """Leave the capture of ``graph``, on whichever stream it runs; nothing if it does not."""
+        running = self._open
+        if running is None or running.graph is not graph:
+            return
+        with self._module.stream(running.stream), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that an unfinished graph is empty
+            # A capture that an error has invalidated ends with one more error.
+            with contextlib.suppress(RuntimeError):
+                graph.capture_end()
+        self._give_up(running)
+
+    # Memory ---------------------------------------------------------------------------
+
+    def weak_ref(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The same memory, not kept alive; the tensor itself where no pool has that memory."""
+        if tensor.device.type != self._device_type or type(tensor) is not torch.Tensor:
+            return tensor
+        storage = tensor.untyped_storage()
+        if not self._in_pool(storage.data_ptr()) or tensor.is_conj() or tensor.is_neg():
+            return tensor
+        again = storage_over(storage.data_ptr(), tensor.device, storage.nbytes())
+        if again is None:
+            return tensor
+        weak = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+        return weak.set_(again, tensor.storage_offset(), tensor.size(), tensor.stride())
+
+    def pool_bytes(self, pool: Any) -> int:
+        """Bytes of device memory that ``pool`` holds, in use or not."""
+        return self._memory.nbytes(pool.handle)
+
+    def live_bytes(self, pool: Any) -> int:
+        """Bytes of ``pool`` that tensors keep from being reused."""
+        return self._memory.live_bytes(pool.handle)
+
+    def driver_bytes(self, pool: Any) -> int:
+        """What the device lost, beyond torch's memory, while graphs that live were captured."""
+        total = pool.meter.close()
+        return int(total * pool.live / pool.captured) if pool.captured else 0
+
+    # What else a driver knows ---------------------------------------------------------
+
+    def explain(self, exc: BaseException) -> str | None:
+        """What the user should do about an error in a capture."""
+        return advice_on(exc, self._advice)
+
+    def unsafe_ops(self) -> Iterable[str]:
+        """Operators that cannot be captured."""
+        return self._unsafe
+
+    def dump(self, graph: Any, path: Any) -> None:
+        """Write the graph as Graphviz text; it must have been made by a driver with ``debug``."""
+        if not self._debug:
+            raise RuntimeError("make the driver with debug=True to dump its graphs")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns that it dumps
+            graph.debug_dump(str(path))
+
+    # In private -----------------------------------------------------------------------
+
+    def _running(self, graph: Any) -> _Open:
+        if self._open is None or self._open.graph is not graph:
+            raise RuntimeError("the graph is not being captured; call capture_begin first")
+        return self._open
+
+    def _give_up(self, running: _Open) -> None:
+        """Make a graph empty whose capture is over, one way or another."""
+        self._open = None
+        self._read = False
+        index = getattr(getattr(running.stream, "device", None), "index", None) or 0
+        leave_pool(self._device_type, index, running.pool.handle)
+        running.graph.reset()
+        self._failed.append(running.graph)
+
+    def _anchor(self, pool: TorchPool, stream: Any) -> Any:
+        """A graph that does next to nothing, and the memory that it does it to."""
+        device = getattr(stream, "device", None) or self._device_type
+        scratch = torch.zeros(1, device=device)
+        graph = self._class()
+        graph.capture_begin(pool=pool.handle, **self._mode)
+        try:
+            scratch.zero_()
+        finally:
+            graph.capture_end()
+        return graph, scratch
+
+    def _in_pool(self, address: int) -> bool:
+        pool = self._newest() if self._newest is not None else None
+        if not self._read and pool is not None:
+            self._memory.read(pool.handle)
+            self._read = True
+        return pool is not None and self._memory.holds(address)
+
+
+def _register_generator(graph: Any, generator: torch.Generator) -> None:
+    """Let replays of ``graph`` advance ``generator``; call it before capture_begin."""
+    graph.register_generator_state(generator)
+
+
+def _mode(graph_class: Any, error_mode: str) -> dict[str, str]:
+    """The keyword for the error mode, where ``capture_begin`` has it."""
+    try:
+        taken = inspect.signature(graph_class.capture_begin).parameters
+    except (AttributeError, TypeError, ValueError):
+        return {}
+    return {"capture_error_mode": error_mode} if "capture_error_mode" in taken else {}

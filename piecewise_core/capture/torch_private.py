@@ -1,0 +1,46 @@
+"""The private parts of torch that graph drivers rest on, each with a way to do without.
+
+Present and the same in torch 2.11 and 2.13.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+__all__ = ["bare_replay", "leave_pool", "storage_over"]
+
+
+def storage_over(address: int, device: torch.device, nbytes: int) -> torch.UntypedStorage | None:
+    """A storage over memory that somebody else owns; None where torch cannot make one."""
+    make: Any = getattr(torch._C, "_construct_storage_from_data_pointer", None)
+    return None if make is None else make(address, device, nbytes)
+
+
+def leave_pool(device_type: str, index: int, handle: Any) -> None:
+    """Take back what ``capture_begin`` told the allocator, where ``capture_end`` failed to.
+
+    Else the allocator holds on to the pool, and refuses to empty its cache, for good. Does nothing
+    if the allocator is not allocating to the pool ``handle``.
+    """
+    end = getattr(torch._C, f"_{device_type}_endAllocateToPool", None)
+    release = getattr(torch._C, f"_{device_type}_releasePool", None)
+    if end is None or release is None:
+        return
+    with contextlib.suppress(RuntimeError):
+        end(index, handle)
+        release(index, handle)
+
+
+def bare_replay(graph: Any) -> Callable[[], None]:
+    """The replay of ``graph`` without torch's Python shim around it, which only forwards."""
+    if type(graph).__module__.startswith("torch."):
+        for base in type(graph).__mro__[1:]:
+            if "replay" in vars(base):
+                found: Callable[[], None] = vars(base)["replay"].__get__(graph, base)
+                return found
+    replay: Callable[[], None] = graph.replay
+    return replay
