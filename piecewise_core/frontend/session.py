@@ -13,7 +13,14 @@ import torch
 from piecewise_core.compile.scheduler import Scheduler
 from piecewise_core.config import Config
 from piecewise_core.counters import Counters, Stats, process_counters
-from piecewise_core.errors import GradNeeded, InputMismatch, NotTraced, OutOfRange, Sealed
+from piecewise_core.errors import (
+    GradNeeded,
+    InputMismatch,
+    NotTraced,
+    OutOfRange,
+    Sealed,
+    TraceFailed,
+)
 from piecewise_core.frontend.background import Background
 from piecewise_core.frontend.capturing import Capturing
 from piecewise_core.frontend.dispatch import Dispatch
@@ -169,7 +176,17 @@ class Session:
                 for region in self.regions:
                     if sizes in region.general_box:
                         return region
-                self._trace(self._cell(sizes))
+                try:
+                    self._trace(self._cell(sizes))
+                except TraceFailed:
+                    self._start_over()
+                    raise
+
+    def _start_over(self) -> None:
+        """A model that was refused at its first call may be called in another form next."""
+        if not self.regions and self._sealed != "error":
+            self._forget_regions()
+            self.structure, self._bind = None, self._first
 
     def _outer_bounds(self) -> Box:
         bounds = self.config.bounds
