@@ -96,6 +96,8 @@ def _size(env: ShapeEnv, place: int, low: int, high: int) -> Any:
         source,
         dynamic_dim=DimDynamic.DYNAMIC,
         constraint_dim=StrictMinMaxConstraint(vr=ValueRanges(low, high), warn_only=False),
+        # A positive symbol answers ``size > 0`` by itself, without a guard.
+        positive=True if low else None,
         do_not_specialize_zero_one=True,
     )
     return env.create_symintnode(symbol, hint=hint, source=source)

@@ -12,7 +12,7 @@ from typing import Any
 import sympy
 
 from piecewise_core.compile.examples import Job
-from piecewise_core.graph.guards import evaluator
+from piecewise_core.graph.guards import evaluator, implied
 from piecewise_core.ranges import Box, Range
 
 __all__ = ["served_box"]
@@ -34,14 +34,15 @@ def served_box(job: Job) -> tuple[Box | None, str]:
         return job.box, ""
     symbols = _symbols(job)
     box, why = job.box, ""
-    for guard in env.guards:
-        expr = env.replace(guard.expr)
-        if expr == sympy.true or _harmless(expr, str(guard.sloc)):
+    fixed = [(sympy.Eq(s, env.replace(s)), "its ranges") for s in symbols if env.replace(s) != s]
+    guards = [(g.expr, str(g.sloc)) for g in env.guards]
+    for expr, where in (*guards, *fixed):
+        if expr == sympy.true or _harmless(expr, where):
             continue
-        smaller = _cut(expr, symbols, box)
+        smaller = box if implied(expr, symbols, box) else _cut(expr, symbols, box)
         if smaller == box:
             continue
-        why = f"the compiler fixed {expr} at {guard.sloc}; other sizes run as written"
+        why = f"the compiler fixed {expr} at {where}; other sizes run as written"
         if smaller is None:
             return None, why
         box = smaller
@@ -52,8 +53,9 @@ def _symbols(job: Job) -> dict[sympy.Symbol, int]:
     found: dict[sympy.Symbol, int] = {}
     for place, dim in enumerate(job.dims):
         size: Any = job.inputs[dim]
-        if hasattr(size, "node") and isinstance(size.node.expr, sympy.Symbol):
-            found[size.node.expr] = place
+        # The symbol as it was made: by now the compiler may have put a number in its place.
+        if hasattr(size, "node") and isinstance(size.node._expr, sympy.Symbol):
+            found[size.node._expr] = place
     return found
 
 

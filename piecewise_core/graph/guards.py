@@ -20,7 +20,7 @@ from piecewise_core.config import Dim
 from piecewise_core.errors import SizeBranch
 from piecewise_core.ranges import Box, Range, Sizes
 
-__all__ = ["Guard", "collect", "evaluator", "region"]
+__all__ = ["Guard", "collect", "evaluator", "implied", "region"]
 
 _DENSE = 1 << 16
 """Sizes evaluated one by one when a guard's threshold is looked for."""
@@ -84,7 +84,7 @@ def region(
             _check_cuts(guard, span, cell.ranges[place], dims[place], endpoints[place])
             box = Box((*box.ranges[:place], span, *box.ranges[place + 1 :]))
     for guard in guards:
-        if len(guard.expr.free_symbols) > 1 and not _implied(guard.expr, symbols, box):
+        if len(guard.expr.free_symbols) > 1 and not implied(guard.expr, symbols, box):
             names = sorted(dims[symbols[s]].name for s in guard.expr.free_symbols if s in symbols)
             raise SizeBranch(
                 f"the model depends on how dims {', '.join(names)} relate: "
@@ -94,7 +94,7 @@ def region(
     return box
 
 
-def _implied(expr: sympy.Basic, symbols: Mapping[sympy.Symbol, int], box: Box) -> bool:
+def implied(expr: sympy.Basic, symbols: Mapping[sympy.Symbol, int], box: Box) -> bool:
     bounds: Any = {
         s: ValueRanges(box.ranges[i].start, box.ranges[i].end) for s, i in symbols.items()
     }
@@ -116,7 +116,7 @@ def _span(guard: Guard, symbol: sympy.Symbol, bounds: Range, hint: int, dim: Dim
         end += 1
     if end == last < bounds.end:
         tail = Box((Range(last, bounds.end),))
-        if not _implied(guard.expr, {symbol: 0}, tail):
+        if not implied(guard.expr, {symbol: 0}, tail):
             raise SizeBranch(
                 f'the model depends on dim "{dim.name}" by {guard.expr} at {guard.where}, '
                 f"beyond size {last}; lower Dim.max"
