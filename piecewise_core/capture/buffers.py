@@ -54,10 +54,13 @@ class OwnedInputs:
             for leaf in self._structure.tensors
         ]
 
+        groups = _by_dtype(views)
+
         def stage(tensors: Sequence[torch.Tensor], own: Sizes) -> None:
             if own == sizes:
-                for view, tensor in zip(views, tensors, strict=True):
-                    view.copy_(tensor)
+                # One call, and on a device one launch, per dtype.
+                for places, group in groups:
+                    torch._foreach_copy_(group, [tensors[i] for i in places])
                 return
             for view, tensor, axes in zip(views, tensors, dims, strict=True):
                 _padded_copy(view, tensor, axes)
@@ -105,6 +108,16 @@ class FixedInputs:
             f'argument {"; ".join(moved)}; with inputs="static" every call of a captured size must '
             'pass the same memory: copy into the captured tensor, or set inputs="copy"'
         )
+
+
+def _by_dtype(
+    views: Sequence[torch.Tensor],
+) -> list[tuple[list[int], list[torch.Tensor]]]:
+    """Places and tensors of each dtype."""
+    found: dict[torch.dtype, list[int]] = {}
+    for place, view in enumerate(views):
+        found.setdefault(view.dtype, []).append(place)
+    return [(places, [views[i] for i in places]) for places in found.values()]
 
 
 def _dense(storage: torch.Tensor, shape: Sequence[int], order: Sequence[int]) -> torch.Tensor:
