@@ -33,7 +33,7 @@ from piecewise_core.graph.names import Matcher
 from piecewise_core.graph.split import split
 from piecewise_core.graph.structure import Structure
 from piecewise_core.graph.torch_private import any_autocast, compile_lock
-from piecewise_core.graph.trace import trace
+from piecewise_core.graph.empty import trace_region
 from piecewise_core.ranges import Box, Range, Sizes, cut
 from piecewise_core.runtime.parameters import Parameters
 from piecewise_core.runtime.reach import anchors_of, roots_of, traced_in
@@ -204,7 +204,7 @@ class Session:
             if self._sealed == "error":
                 raise Sealed(text)
             logger.warning("%s", text)
-        traced = trace(self.fn, self.structure, self.config, cell, self.parameters.add)
+        traced = trace_region(self.fn, self.structure, self.config, cell, self.parameters.add)
         if self._matcher and not self.regions:
             self._matcher.check_all_matched(traced.graph.graph)
         program = split(traced, self._matcher)

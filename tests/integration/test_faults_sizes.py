@@ -63,6 +63,55 @@ def test_sizes_0_and_1_are_ordinary_whichever_size_comes_first(fn, first):
         )
 
 
+def without_rows(x):
+    return x.sum() if x.shape[0] > 0 else x.sum() - 7
+
+
+def without_elements(x):
+    return x.sum() + 5 * (x.numel() == 0)
+
+
+def without_columns_or_rows(x):
+    if x.shape[1] == 0 and x.shape[0] != 0:
+        return x.sum() + 1
+    return x.sum() if x.shape[0] else x.sum() - 1
+
+
+@pytest.mark.parametrize("fn", [without_rows, without_elements, without_columns_or_rows])
+@pytest.mark.parametrize("first", [(3, 4), (0, 4), (3, 0), (0, 0)])
+def test_a_branch_on_size_0_is_followed_whichever_size_comes_first(fn, first):
+    """FAULTS 13 and 14: 0 and 1 need no endpoint."""
+    dynamic = {0: {0: pw.Dim("rows", 0, 16), 1: pw.Dim("columns", 0, 16)}}
+    fast = compiled(fn, dynamic)
+    for shape in (first, (3, 4), (0, 4), (3, 0), (0, 0), (1, 1), (16, 16)):
+        x = torch.ones(shape)
+        torch.testing.assert_close(fast(x), fn(x), msg=lambda m, s=shape: f"shape {s}: {m}")
+    fast.warmup(progress=False)
+    assert fast.seal()(torch.ones(0, 0)) == fn(torch.ones(0, 0))
+
+
+def test_size_0_is_one_region_with_the_rest_where_the_model_does_the_same():
+    """FAULTS 13."""
+    fast = compiled(pooled)
+    fast.warmup(torch.randn(3, 8), progress=False)
+    assert fast.stats().graphs == 1
+
+
+def test_a_model_that_fails_without_rows_serves_all_other_sizes():
+    """FAULTS 13: eager fails at size 0 too."""
+
+    def fn(x):
+        return x.reshape(x.shape[0], -1)
+
+    fast = compiled(fn)
+    for size in (3, 1, 64):
+        x = torch.randn(size, 8)
+        torch.testing.assert_close(fast(x), fn(x))
+    with pytest.raises(TraceFailed):
+        fast(torch.randn(0, 8))
+    assert fast(torch.randn(2, 8)).shape == (2, 8)
+
+
 @pytest.mark.parametrize("warm", [0, 1, 5])
 def test_warming_up_with_any_example_freezes_no_size(warm):
     """FAULTS 13."""
