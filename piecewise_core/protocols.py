@@ -242,6 +242,9 @@ class GraphDriver(Protocol):
     #     into ``pool`` beyond pool_bytes. Without: 0.
     # live_bytes(pool) -> int: bytes of ``pool`` that tensors keep from being reused; what a capture
     #     leaves there, beyond what core holds, was cached by a library. Without: not looked at.
+    # stager(buffers) -> Callable[[Sequence[torch.Tensor]], None] | None: copies one tensor per
+    #     buffer (of its dtype and memory order, dense, no longer than it) to the buffer's beginning
+    #     and zeroes the rest, on the current stream. Without, and for None: copied one by one.
     # dump(graph, path) -> None: write ``graph`` to file ``path`` for a person to look at.
 
 

@@ -1,0 +1,55 @@
+"""Streams and memory of any torch device module: cuda, hip, xpu, npu."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+
+__all__ = ["TorchRuntime"]
+
+
+class TorchRuntime:
+    """The DeviceRuntime over ``module`` (``torch.cuda``), which is initialised when first used."""
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+
+    def current_stream(self) -> Any:
+        """The stream that this thread's work goes to."""
+        return self._module.current_stream()
+
+    def new_stream(self) -> Any:
+        """A stream of the current device."""
+        return self._module.Stream()
+
+    def stream(self, stream: Any) -> AbstractContextManager[Any]:
+        """A context in which ``stream`` is current."""
+        context: AbstractContextManager[Any] = self._module.stream(stream)
+        return context
+
+    def synchronize(self) -> None:
+        """Wait for all work of the current device."""
+        self._module.synchronize()
+
+    def memory_info(self) -> tuple[int, int]:
+        """(free, total) bytes of the current device."""
+        free, total = self._module.mem_get_info()
+        return int(free), int(total)
+
+    def memory_stats(self) -> Mapping[str, int]:
+        """What the caching allocator counts, by its own names."""
+        stats: Mapping[str, int] = self._module.memory_stats()
+        return stats
+
+    def empty_cache(self) -> None:
+        """Give memory that no tensor uses back to the driver."""
+        self._module.empty_cache()
+
+    def rng(self) -> torch.Generator:
+        """The default generator of the current device."""
+        self._module.init()
+        generator: torch.Generator = self._module.default_generators[self._module.current_device()]
+        return generator

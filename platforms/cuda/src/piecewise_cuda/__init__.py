@@ -1,0 +1,1 @@
+"""The CUDA platform of piecewise. Importing it imports no torch; see ``plugin``."""

@@ -1,0 +1,68 @@
+"""Put all inputs of a forward where graphs read them, in one launch.
+
+Eight ``copy_`` calls cost the host forty microseconds; here the host gathers addresses and sizes
+and launches once, around Triton's argument handling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+
+from piecewise_cuda.kernel import BLOCK, stage_kernel
+
+__all__ = ["Stager"]
+
+# Arguments to compile for: neither 1 nor a multiple of 16, which Triton makes variants for, and
+# too large for 32 bits.
+_TYPICAL = (1 << 40) + 3
+
+
+class Stager:
+    """Copies one call's inputs into ``buffers`` and fills what is left of each with zeros.
+
+    ``buffers``: dense tensors of one device, alive and unmoved as long as the stager; of any
+    dtypes and as many as one likes. ``stager(tensors)`` takes one tensor per buffer, of its dtype
+    and memory order and no longer than it. Runs on the current stream; the current device must be
+    the buffers'.
+    """
+
+    def __init__(self, buffers: Sequence[torch.Tensor]) -> None:
+        self._buffers = tuple(buffers)
+        sizes = [b.numel() * b.element_size() for b in buffers]
+        self._count = 1 << max(len(sizes) - 1, 0).bit_length()
+        self._spare = (0,) * (self._count - len(sizes))
+        ends = list(accumulate((-(-size // BLOCK) for size in sizes), initial=0))
+        self._programs = ends.pop()
+        rows = (
+            (*ends, *(self._programs for _ in self._spare)),
+            (*(b.data_ptr() for b in buffers), *self._spare),
+            (*sizes, *self._spare),
+        )
+        device = buffers[0].device if buffers else torch.device("cpu")
+        self._table = torch.tensor(rows, dtype=torch.int64, device=device)
+        self._items = tuple(b.element_size() for b in buffers)
+        self._launch = self._launcher()
+
+    def __call__(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Copy; returns without waiting. Raises ValueError when a tensor fits no buffer."""
+        sources = [t.data_ptr() for t in tensors]
+        given = [t.numel() * item for t, item in zip(tensors, self._items, strict=True)]
+        self._launch((*sources, *self._spare), (*given, *self._spare))
+
+    def _launcher(self) -> Callable[[tuple[int, ...], tuple[int, ...]], None]:
+        """How to launch: Triton's own way where it interprets, else the compiled kernel itself."""
+        grid, table, count = (self._programs, 1, 1), self._table, self._count
+        if self._programs == 0:
+            return lambda sources, given: None
+        kernel: Any = stage_kernel
+        if not hasattr(kernel, "warmup") or table.device.type == "cpu":
+            return lambda sources, given: kernel[grid](table, sources, given, count, BLOCK)
+        typical = (_TYPICAL,) * count
+        with torch.cuda.device(table.device):
+            run = kernel.warmup(table, typical, typical, count, BLOCK, grid=grid)[grid]
+        address = table.data_ptr()
+        return lambda sources, given: run(address, sources, given, count, BLOCK)

@@ -1,0 +1,1 @@
+"""The ROCm platform of piecewise. Importing it imports no torch; see ``plugin``."""
