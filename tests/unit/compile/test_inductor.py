@@ -1,0 +1,81 @@
+"""Inductor's code, per range: right at every size, loadable, and keyed by what changes it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+
+import piecewise_core as pw
+from piecewise_core.compile.inductor import InductorCompiler
+
+pytestmark = pytest.mark.inductor
+ROWS = pw.Dim("rows", 0, 64)
+
+
+@pytest.fixture(autouse=True)
+def _inference() -> Iterator[None]:
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        yield
+
+
+class Model(nn.Module):
+    """Reductions, views, a write to an input and sizes in arithmetic."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before = nn.Linear(8, 8)
+        self.norm = nn.LayerNorm(8)
+
+    def forward(self, x, cache):
+        hidden = self.norm(nn.functional.gelu(self.before(x)) + x.shape[0] / 64)
+        attended = nn.functional.softmax(hidden, -1)
+        cache[: x.shape[0]].add_(attended)
+        return attended.view(-1, 2).sum(0) * (x.shape[0] / 64), hidden[1:] - hidden[:-1]
+
+
+def test_results_and_writes_equal_eager_at_every_size_of_every_range():
+    model = Model()
+    config = pw.Config(
+        dynamic={"x": {0: pw.Dim("rows", 1, 64)}},
+        splitting_ops=("torch.nn.functional.softmax",),
+        compile_ranges_endpoints=(8,),
+        compile_sizes=(16,),
+        compiler="inductor",
+    )
+    fast = pw.compile(model, config)
+    fast.warmup(torch.randn(5, 8), torch.zeros(64, 8), progress=False)
+    fast.seal()
+    mine, theirs = torch.zeros(64, 8), torch.zeros(64, 8)
+    for size in (1, 2, 8, 9, 16, 17, 64):
+        x = torch.randn(size, 8)
+        torch.testing.assert_close(fast(x, mine), model(x, theirs), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+    assert fast.stats().compilations == 2 * 3
+
+
+def test_its_code_can_be_handed_over_and_loaded(pieces_of):
+    from piecewise_core.compile.examples import make_job
+    from piecewise_core.ranges import Box, Range
+
+    made = pieces_of(lambda x: (x * 2).cos(), torch.randn(3, 8), dynamic={"x": {0: ROWS}})
+    job = make_job(made.compilable[0], made.symbols, Box((Range(0, 64),)))
+    compiler = InductorCompiler()
+    with job.context():
+        compiled = compiler.compile(job.graph, job.inputs, key="test-[0, 64]", config=made.config)
+    loaded = InductorCompiler().load(compiled.handle())
+    for size in (3, 0, 1, 64):
+        x = torch.randn(size, 8)
+        for run in (compiled.run, loaded.run):
+            torch.testing.assert_close(run(size, x)[0], (x * 2).cos())
+
+
+def test_its_hash_factors_change_with_settings_and_threads():
+    plain = InductorCompiler().hash_factors()
+    other = InductorCompiler(settings={"max_autotune": True}).hash_factors()
+    assert plain != other
+    assert {"torch", "torch_key", "threads"} <= set(plain)
+    assert all(isinstance(v, str) for v in plain.values())
