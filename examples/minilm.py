@@ -93,6 +93,7 @@ def _environment(folder: Path) -> dict[str, str]:
 def run(options: argparse.Namespace) -> None:
     """Measure, then print."""
     import minilm_report
+    import minilm_rounds
 
     load = _load()
     with tempfile.TemporaryDirectory(prefix="piecewise-demo-") as folder, ExitStack() as stack:
@@ -106,17 +107,20 @@ def run(options: argparse.Namespace) -> None:
                 results[name] = {"ready": remote.ask("ready"), "cold": remote.ask("cold")}
         with _step("differences to eager"):
             _compare(remotes, results, Path(folder))
-        for i in range(options.rounds):
-            with _step(f"round {i + 1} of {options.rounds}"):
-                _round(remotes, results, 10 if options.quick else 60)
+        rounds = minilm_rounds.measure(remotes, options.rounds, options.patience, _step)
         for name, remote in remotes.items():
             results[name]["facts"] = remote.ask("facts")
         ours = remotes["piecewise"]
         with _step(f"sealed: {options.shapes} random shapes"):
-            sealed = ours.ask("sealed", shapes=options.shapes, seconds=options.seal_seconds)
+            sealed = ours.ask(
+                "sealed",
+                shapes=options.shapes,
+                seconds=options.seal_seconds,
+                extremes=not options.quick,
+            )
         pairs = ours.ask("nearest", count=3)["pairs"]
-    figures = minilm_report.ratios(results, sealed)
-    minilm_report.show(results, figures, pairs)
+    figures = minilm_report.ratios(results, rounds, sealed)
+    minilm_report.show(results, rounds, figures, pairs)
     print(json.dumps({**figures, "load_at_start": load}))
 
 
@@ -138,15 +142,6 @@ def _compare(remotes: dict[str, Remote], results: dict[str, dict[str, Any]], fol
         results[name]["off"] = remotes[name].ask("compare", path=reference)
 
 
-def _round(remotes: dict[str, Remote], results: dict[str, dict[str, Any]], calls: int) -> None:
-    """One steady pass and one small call of each, in turn."""
-    for name, remote in remotes.items():
-        results[name].setdefault("steady", []).append(remote.ask("steady")["seconds"])
-    for name, remote in remotes.items():
-        found = remote.ask("small", calls=calls)["milliseconds"]
-        results[name].setdefault("small", []).append(found)
-
-
 @contextmanager
 def _step(title: str) -> Iterator[None]:
     """Show what is being done and how long it took, on stderr."""
@@ -161,7 +156,7 @@ def _step(title: str) -> Iterator[None]:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="6 batches, 2 rounds: a smoke test")
+    parser.add_argument("--quick", action="store_true", help="8 batches, 2 rounds: a smoke test")
     parser.add_argument("--rounds", type=int, help="steady rounds (7; with --quick 2)")
     parser.add_argument(
         "--compiler",
@@ -177,6 +172,7 @@ def _options() -> argparse.Namespace:
     options.rounds = options.rounds or (2 if options.quick else 7)
     if options.seal_seconds is None:
         options.seal_seconds = 2.0 if options.quick else 30.0
+    options.patience = 0.0 if options.quick else 60.0
     return options
 
 

@@ -22,6 +22,10 @@ SMALL = (1, 8)
 """Batch and sequence of the single small call that is timed by itself."""
 
 
+_WORDS = 5
+"""Words of a sentence that is worth comparing: short ones are all alike."""
+
+
 class Worker:
     """A contender, the batches, and what is asked about them."""
 
@@ -60,18 +64,18 @@ class Worker:
 
     def steady(self) -> dict[str, float]:
         """One pass over all batches."""
-        begun = time.perf_counter()
+        begun, used = time.perf_counter(), time.process_time()
         self._pass()
-        return {"seconds": time.perf_counter() - begun}
+        return {"seconds": time.perf_counter() - begun, "cpu": time.process_time() - used}
 
     def small(self, calls: int) -> dict[str, float]:
-        """Milliseconds of a call with one short sentence."""
+        """Seconds of a call with one short sentence."""
         inputs = _inputs(*SMALL)
-        self.run(**inputs)
-        begun = time.perf_counter()
+        begun, used = time.perf_counter(), time.process_time()
         for _ in range(calls):
             self.run(**inputs)
-        return {"milliseconds": (time.perf_counter() - begun) / calls * 1e3}
+        seconds = (time.perf_counter() - begun) / calls
+        return {"seconds": seconds, "cpu": time.process_time() - used}
 
     def facts(self) -> dict[str, Any]:
         """Graphs and compilations so far."""
@@ -107,7 +111,7 @@ class Worker:
         """The pairs of sentences that mean nearly the same, by the model."""
         texts = [text for batch in self.texts for text in batch]
         embeddings = torch.cat([embedding for _, embedding in self._results()])
-        long = [i for i, text in enumerate(texts) if len(text.split()) >= 6]
+        long = [i for i, text in enumerate(texts) if len(text.split()) >= _WORDS]
         likeness = (embeddings[long] @ embeddings[long].T).triu(diagonal=1)
         order = likeness.flatten().argsort(descending=True)
         pairs: list[dict[str, Any]] = []
@@ -123,17 +127,18 @@ class Worker:
                 break
         return {"pairs": pairs}
 
-    def sealed(self, shapes: int, seconds: float, seed: int = 0) -> dict[str, Any]:
+    def sealed(self, shapes: int, seconds: float, extremes: bool) -> dict[str, Any]:
         """Seal, then take random shapes: run what time allows, look the others up.
 
-        Shapes are drawn evenly on a logarithmic scale. The four extremes run first, then the
-        smallest, until ``seconds`` are over; a look-up asks the dispatcher for the shape's target
-        and that target for its compiled pieces, as a call does, without running it.
+        Shapes are drawn evenly on a logarithmic scale. The ``extremes`` of the bounds run first,
+        then the smallest, until ``seconds`` are over; a look-up asks the dispatcher for the
+        shape's target and that target for its compiled pieces, as a call does, without running.
         """
         self.contender.seal()
         before = self.contender.compiled()
-        drawn = _draw(random.Random(seed), shapes)
-        queue = [*_extremes(), *sorted(drawn, key=lambda shape: shape[0] * shape[1])]
+        drawn = _draw(random.Random(0), shapes)
+        queue = _extremes() if extremes else []
+        queue += sorted(drawn, key=lambda shape: shape[0] * shape[1])
         deadline = time.perf_counter() + seconds
         ran = refused = 0
         while ran < len(queue) and time.perf_counter() < deadline:
@@ -175,8 +180,8 @@ def _pool(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def _few(all_batches: list[list[str]]) -> list[list[str]]:
-    """The batch of one sentence and the five with the fewest words."""
-    return sorted(all_batches, key=lambda b: (len(b) != 1, sum(map(len, b))))[:6]
+    """The batch of one sentence and the seven with the fewest words."""
+    return sorted(all_batches, key=lambda b: (len(b) != 1, sum(map(len, b))))[:8]
 
 
 def _inputs(batch: int, sequence: int) -> dict[str, torch.Tensor]:
