@@ -7,11 +7,13 @@ listed; it then cuts the bounds into regions. Everything else is refused with it
 from __future__ import annotations
 
 import linecache
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import sympy
+import torch
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._sympy.printers import PythonPrinter
 from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
@@ -95,6 +97,7 @@ def region(
 
 
 def implied(expr: sympy.Basic, symbols: Mapping[sympy.Symbol, int], box: Box) -> bool:
+    """Whether ``expr`` is known to hold for all sizes in ``box``."""
     bounds: Any = {
         s: ValueRanges(box.ranges[i].start, box.ranges[i].end) for s, i in symbols.items()
     }
@@ -158,7 +161,7 @@ def evaluator(expr: sympy.Basic, symbols: Sequence[sympy.Symbol]) -> Callable[..
     """A plain function of one int per symbol that computes ``expr``."""
     source = python_source(expr)
     names = ", ".join(str(s) for s in symbols)
-    namespace: dict[str, Any] = {"math": __import__("math")}
+    namespace: dict[str, Any] = {"math": math, "torch": torch}
     exec(compile(f"def holds({names}):\n return {source}", "<guard>", "exec"), namespace)
     found: Callable[..., Any] = namespace["holds"]
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -74,5 +75,40 @@ def build(
     proxies: Any = {
         s: torch.fx.Proxy(symbol_node(s), tracer) for s in sorted(found.free_symbols, key=str)
     }
-    result = sympy_interp(PythonReferenceAnalysis, proxies, found)
+    result = sympy_interp(_Nodes, proxies, found)
     return result.node if isinstance(result, torch.fx.Proxy) else result
+
+
+def _called(function: Callable[..., Any], value: Any, *rest: Any) -> Any:
+    """``function(value, *rest)`` as a node; Python's own functions do not trace themselves."""
+    if isinstance(value, torch.fx.Proxy):
+        return value.tracer.create_proxy("call_function", function, (value, *rest), {})
+    return function(value, *rest)
+
+
+class _Nodes(PythonReferenceAnalysis):
+    """Torch's table of what each kind of expression means, where it cannot be traced as it is."""
+
+    @staticmethod
+    def int_truediv(a: Any, b: Any) -> Any:
+        return a / b
+
+    @staticmethod
+    def floor_to_int(x: Any, dtype: torch.dtype) -> Any:
+        return _called(math.floor, x)
+
+    @staticmethod
+    def ceil_to_int(x: Any, dtype: torch.dtype) -> Any:
+        return _called(math.ceil, x)
+
+    @staticmethod
+    def trunc_to_int(x: Any, dtype: torch.dtype) -> Any:
+        return _called(math.trunc, x)
+
+    @staticmethod
+    def round_to_int(a: Any, dtype: torch.dtype) -> Any:
+        return _called(round, a)
+
+    @staticmethod
+    def round_decimal(a: Any, b: Any) -> Any:
+        return _called(round, a, b)

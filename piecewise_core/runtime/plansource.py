@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Iterable
@@ -29,7 +30,7 @@ class PlanSource:
 
     def __init__(self, program: Program) -> None:
         self._program = program
-        self.names: dict[str, Any] = {"math": __import__("math")}
+        self.names: dict[str, Any] = {"math": math, "torch": torch}
         self.ops: dict[torch.fx.Node, str] = {}
         self._size = SizeWriter(program.traced.symbols)
         self._text: dict[torch.fx.Node, str] = {}

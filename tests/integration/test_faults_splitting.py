@@ -246,6 +246,31 @@ def test_sizes_cross_pieces_in_any_argument_position():
     assert stats.graphs == 1
 
 
+def divided(x):
+    return attend(x * (x.shape[0] / 16)) / (x.shape[0] + 1)
+
+
+def rooted(x):
+    return attend(x + math.sqrt(x.shape[0])) * x.shape[0] ** 0.5 + math.log2(x.shape[0] + 1)
+
+
+def rounded(x):
+    n = x.shape[0]
+    return attend(x * round(n / 3)) + math.ceil(n / 8) - math.floor(n / 5) + int(n / 2)
+
+
+def bounded(x):
+    n = x.shape[0]
+    return attend(x * min(n, 7)) - max(n * 2, 9) + n // 3 + n % 4 + float(n)
+
+
+@pytest.mark.parametrize("fn", [divided, rooted, rounded, bounded])
+def test_arithmetic_with_sizes_is_repeated_on_both_sides_of_a_cut(fn):
+    """FAULTS 10."""
+    stats = agrees_with_eager(fn, compiled(fn, "attend"))
+    assert (stats.graphs, stats.pieces) == (1, 3)
+
+
 class EveryKindOfNode(nn.Module):
     """Tensor methods, attributes that are tensors, builtins and plain Python, on both sides."""
 
