@@ -173,7 +173,7 @@ def _by_order(device_type: str | None) -> Selected:
         else:
             seen.extend(unloaded(members, f"not loaded: {found.info.name} comes first"))
     if found is None:
-        on = f" for device {device_type!r}, where the model is" if device_type else ""
+        on = f" for device {device_type!r}, where the model is," if device_type else ""
         advice = _DEVICE_ADVICE.get(
             device_type, f"install a plugin for {device_type}, or move the model to another device"
         )
