@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import operator
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,18 +72,20 @@ class Matcher:
         return self.auto or bool(self._names)
 
     def __call__(self, node: torch.fx.Node) -> bool:
-        """Whether ``node`` is a splitting op."""
+        """Whether ``node`` is a splitting op, or a higher-order operator with one in a branch."""
         if node.op not in ("call_function", "call_method"):
             return False
         if self.auto and _tagged_unsafe(node.target):
             return True
-        return any(name.matches(node) for name in self._names)
+        if any(name.matches(node) for name in self._names):
+            return True
+        return any(self(inner) for body in _bodies(node) for inner in body.nodes)
 
     def check_all_matched(self, graph: torch.fx.Graph) -> None:
         """Raise NothingToSplit for a name that no node of ``graph`` matches."""
         if self.auto:
             return
-        calls = [n for n in graph.nodes if n.op in ("call_function", "call_method")]
+        calls = list(_calls(graph))
         missing = [n.text for n in self._names if not any(n.matches(c) for c in calls)]
         if not missing:
             return
@@ -96,6 +99,26 @@ class Matcher:
             f"candidates in it: {listed or common}. Name one of these in splitting_ops, or use "
             "splitting_ops=() to compile the whole graph as one piece"
         )
+
+
+def _bodies(node: torch.fx.Node) -> Iterator[torch.fx.Graph]:
+    """The graphs that a higher-order operator runs: a branch of torch.cond, say."""
+    if not isinstance(node.target, torch._ops.HigherOrderOperator):
+        return
+    for used in node.all_input_nodes:
+        if used.op == "get_attr":
+            body: Any = operator.attrgetter(str(used.target))(node.graph.owning_module)
+            if isinstance(body, torch.fx.GraphModule):
+                yield body.graph
+
+
+def _calls(graph: torch.fx.Graph) -> Iterator[torch.fx.Node]:
+    """Every call in ``graph``, those in the bodies of higher-order operators included."""
+    for node in graph.nodes:
+        if node.op in ("call_function", "call_method"):
+            yield node
+            for body in _bodies(node):
+                yield from _calls(body)
 
 
 def _is_candidate(name: str) -> bool:

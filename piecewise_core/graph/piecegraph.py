@@ -58,7 +58,7 @@ class _Builder:
         self._graph = torch.fx.Graph()
         self._map: dict[torch.fx.Node, Any] = {}
         self._symbol_nodes: dict[sympy.Symbol, torch.fx.Node] = {}
-        self._inside = set(run.nodes)
+        self._inside = {*run.nodes, *run.entered}
 
     def build(self, dim_count: int, outputs: Sequence[torch.fx.Node]) -> PieceGraph:
         inputs = self._inputs()

@@ -125,9 +125,13 @@ def _begin_splitting(found: list[Segment], entered: list[torch.fx.Node]) -> None
     """Open a splitting run, unless one is open; switches right before it belong to it."""
     if found and found[-1].splitting:
         return
-    switches: list[torch.fx.Node] = []
-    while found and found[-1].nodes and is_switch(found[-1].nodes[-1]):
-        switches.insert(0, found[-1].nodes.pop())
+    before = found[-1].nodes if found else []
+    start = place = len(before)
+    while place and (is_switch(before[place - 1]) or is_view(before[place - 1])):
+        place -= 1
+        start = place if is_switch(before[place]) else start
+    switches = before[start:]
+    del before[start:]
     found.append(Segment(True, tuple(entered), switches))
 
 
@@ -148,8 +152,10 @@ def _give_views_away(found: Sequence[Segment]) -> None:
     for place, segment in enumerate(found):
         beside = (*found[max(place - 1, 0) : place], *found[place + 1 : place + 2])
         neighbour = next((s for s in beside if s.splitting), None)
-        if neighbour is not None and all(map(is_view, segment.nodes)):
-            segment.splitting, segment.entered = True, neighbour.entered
+        working = [n for n in segment.nodes if not (is_autocast_enter(n) or is_autocast_exit(n))]
+        if neighbour is not None and all(map(is_view, working)):
+            segment.splitting, segment.nodes = True, working
+            segment.entered = neighbour.entered  # autocast is nothing to views
 
 
 def _joined(found: Iterable[Segment]) -> list[Segment]:

@@ -8,10 +8,12 @@ Read in torch 2.11.0 and 2.13.0, where all of it has the same shape:
 - ``DynamoOutput.graph_capture_output(...).get_runtime_env().forward_callable(...)``: the code
   that feeds the graph and rebuilds its outputs; run once, to read off both.
 - ``ShapeEnv.guards`` and ``var_to_range``.
+- In 2.11 the frame's code does not bring its builtins along; they are given to it.
 """
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import os
 import re
@@ -39,6 +41,7 @@ __all__ = [
     "compile_lock",
     "mark_dynamic",
     "oblivious_sizes",
+    "place_of",
     "trace_errors",
 ]
 
@@ -130,7 +133,7 @@ def capture(entry: Callable[..., Any], args: Sequence[Any]) -> Capture:
 
     def run(compiled_fn: Callable[..., Any], given: Sequence[Any]) -> Any:
         call = runtime.forward_callable(
-            found.get("backend_id", "__no_graph"), compiled_fn, extra_globals=frame.globals
+            found.get("backend_id", "__no_graph"), compiled_fn, extra_globals={**vars(builtins), **frame.globals}
         )
         return call(*given)
 
@@ -181,6 +184,13 @@ def _describe(var: Any, names: Sequence[str]) -> str:
     source = re.sub(r"\._modules\['(\w+)'\]", r".\1", source)
     kind = var.python_type_name()
     return f"{kind} {source}{'.' if names else ''}{', .'.join(names)}".strip()
+
+
+def place_of(error: BaseException) -> str:
+    """``file:line`` of the user's code that Dynamo stopped at, or ""."""
+    stack = getattr(error, "real_stack", None) or ()
+    frames = [f for f in stack if not f.filename.startswith("<piecewise")]
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
 
 
 def _where(stacks: Sequence[traceback.StackSummary] | None) -> str:

@@ -93,9 +93,10 @@ def trace(
 def _explain(error: Exception, dims: Sequence[Dim], hint: Sizes) -> str:
     sizes = ", ".join(f'"{d.name}" at {n}' for d, n in zip(dims, hint, strict=True))
     tried = f"\nTraced with dim {sizes}; every size in bounds must work." if sizes else ""
+    place = torch_private.place_of(error)
     return (
-        "the model cannot be traced to one whole graph, which piecewise needs: "
-        f"{str(error).strip()}{tried}\n"
+        f"the model cannot be traced to one whole graph, which piecewise needs"
+        f"{', at ' + place if place else ''}: {str(error).strip()}{tried}\n"
         "Change the code named above, compile a submodule that has none of it, or use pw.record."
     )
 
