@@ -9,15 +9,26 @@ from __future__ import annotations
 import contextlib
 import doctest
 import io
+import json
 import re
 import runpy
-import shutil
+import sys
 from collections.abc import Iterator
+from importlib import invalidate_caches
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
+
+import piecewise_core as pw
+from piecewise_core.cli.main import main
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
@@ -122,4 +133,41 @@ def test_a_page_that_shows_what_is_not_printed_fails(tmp_path):
     page.write_text(good.format("compiled at last"))
     with pytest.raises(pytest.fail.Exception, match="which prints"):
         run(page, tmp_path)
-    shutil.rmtree(tmp_path)
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch) -> Iterator[None]:
+    """The reference's complete plugin, installed."""
+    page = (ROOT / "docs" / "reference" / "plugins.md").read_text(encoding="utf-8")
+    (code,) = [
+        block["code"] for block in _BLOCK.finditer(page) if block["mark"].split() == ["plugin"]
+    ]
+    project = tomllib.loads(re.findall(r"(?ms)^```toml\n(.*?)^```$", page)[0])["project"]
+    ((name, module),) = project["entry-points"]["piecewise"].items()
+    (tmp_path / f"{module}.py").write_text(code)
+    info = tmp_path / f"{module}-{project['version']}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+    )
+    (info / "entry_points.txt").write_text(f"[piecewise]\n{name} = {module}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    invalidate_caches()
+    yield
+    sys.modules.pop(module, None)
+
+
+def test_the_reference_s_complete_plugin_is_complete(plugin, monkeypatch):
+    monkeypatch.delenv("PIECEWISE_PLATFORM", raising=False)
+    result = CliRunner().invoke(main, ["doctor", "--compile", "--json"])
+    report = json.loads(result.stdout)
+    assert report["healthy"]
+    (active,) = [c for c in report["checkups"] if c["active"]]
+    assert active["distribution"] == "piecewise-acme 0.1.0"
+    fast = pw.compile(lambda x: x + 1, pw.Config(dynamic={"x": {0: pw.Dim("rows", max=9)}}))
+    other = pw.compile(lambda x: x + 1, pw.Config(compiler="acme"), platform="cpu")
+    with torch.inference_mode():
+        assert torch.equal(fast(torch.zeros(3)), torch.ones(3))
+        assert torch.equal(other(torch.zeros(3)), torch.ones(3))
+    explained = json.loads(fast.explain().to_json())
+    assert (explained["platform"], explained["compiler"]) == ("acme", "acme")
