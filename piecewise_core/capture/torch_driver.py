@@ -6,8 +6,7 @@ drives ``capture_begin`` and ``capture_end`` themselves.
 
 from __future__ import annotations
 
-import contextlib
-import inspect
+import logging
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -17,24 +16,17 @@ from typing import Any
 import torch
 
 from piecewise_core.capture.torch_advice import Advice, advice_on
-from piecewise_core.capture.torch_memory import DriverMeter, PoolMemory
-from piecewise_core.capture.torch_private import bare_replay, leave_pool, storage_over
+from piecewise_core.capture.torch_memory import DriverMeter, PoolMemory, TorchPool
+from piecewise_core.capture.torch_private import (
+    bare_replay,
+    leave_pool,
+    mode_keyword,
+    storage_over,
+)
 
-__all__ = ["TorchGraphDriver", "TorchPool"]
+__all__ = ["TorchGraphDriver"]
 
-
-class TorchPool:
-    """A graph pool. The allocator forgets a pool that no graph uses: ``anchor`` is one that stays.
-
-    ``captured``: graphs ever captured into it. ``live``: those not reset since.
-    """
-
-    def __init__(self, handle: Any, meter: DriverMeter) -> None:
-        self.handle = handle
-        self.meter = meter
-        self.anchor: Any = None
-        self.captured = 0
-        self.live = 0
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,7 +45,7 @@ class TorchGraphDriver:
     first capture. ``graph_class``: its graphs' class, by default its CUDAGraph, XPUGraph, ...
     ``error_mode``: where the class takes one; "thread_local" lets other threads use the device.
     ``advice``: error texts of this device and what to do about them. ``unsafe_ops``: operators
-    that cannot be captured. ``debug``: makes ``dump`` possible, at the cost of memory.
+    that cannot be captured. ``debug``: keeps what ``dump`` shows, at the cost of memory.
     """
 
     def __init__(
@@ -72,14 +64,14 @@ class TorchGraphDriver:
         self._advice = tuple(advice)
         self._unsafe = tuple(unsafe_ops)
         self._debug = debug
-        self._mode = _mode(self._class, error_mode)
+        self._mode = mode_keyword(self._class, error_mode)
         self._open: _Open | None = None
         self._pools: weakref.WeakKeyDictionary[Any, TorchPool] = weakref.WeakKeyDictionary()
         self._newest: weakref.ref[TorchPool] | None = None
         self._memory = PoolMemory(module)
         self._read = False
-        # Graphs whose capture failed: torch's host allocator keeps a pointer to each.
-        self._failed: list[Any] = []
+        # Torch's host allocator keeps a pointer to each graph whose capture never ended.
+        self._kept: list[Any] = []
         if hasattr(self._class, "register_generator_state"):
             self.register_generator = _register_generator
 
@@ -91,10 +83,7 @@ class TorchGraphDriver:
 
     def new_graph(self) -> Any:
         """An empty graph of the module's class."""
-        graph = self._class()
-        if self._debug:
-            graph.enable_debug_mode()
-        return graph
+        return self._class(keep_graph=True) if self._debug else self._class()
 
     def capture_begin(self, graph: Any, pool: Any, stream: Any) -> None:
         """Start recording the current stream, which must be ``stream``."""
@@ -109,7 +98,8 @@ class TorchGraphDriver:
         try:
             graph.capture_begin(pool=pool.handle, **self._mode)
         except BaseException:
-            self._give_up(self._open)
+            self._open = None
+            self._forget(graph, pool.handle, stream)
             raise
 
     def capture_end(self, graph: Any) -> None:
@@ -120,7 +110,7 @@ class TorchGraphDriver:
         try:
             graph.capture_end()
         except BaseException:
-            self._give_up(running)
+            self._recover(running)
             raise
         self._open = None
         self._read = False
@@ -156,10 +146,13 @@ class TorchGraphDriver:
             return
         with self._module.stream(running.stream), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that an unfinished graph is empty
-            # A capture that an error has invalidated ends with one more error.
-            with contextlib.suppress(RuntimeError):
+            try:
                 graph.capture_end()
-        self._give_up(running)
+            except RuntimeError:  # an error has invalidated the capture
+                self._recover(running)
+            else:
+                self._open = None
+                graph.reset()
 
     # Memory ---------------------------------------------------------------------------
 
@@ -214,14 +207,32 @@ class TorchGraphDriver:
             raise RuntimeError("the graph is not being captured; call capture_begin first")
         return self._open
 
-    def _give_up(self, running: _Open) -> None:
-        """Make a graph empty whose capture is over, one way or another."""
+    def _recover(self, running: _Open) -> None:
+        """Make torch end a capture that the driver has ended already.
+
+        ``capture_end`` of an invalidated capture raises before it tells the allocators and the
+        generators, which then refuse to serve. So a helper's capture is begun on the stream, into
+        a pool of its own, and the graph ends that one instead.
+        """
         self._open = None
-        self._read = False
-        index = getattr(getattr(running.stream, "device", None), "index", None) or 0
-        leave_pool(self._device_type, index, running.pool.handle)
+        helper, handle = self._class(), self._module.graph_pool_handle()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the graph is empty
+            try:
+                helper.capture_begin(pool=handle, **self._mode)
+                running.graph.capture_end()
+            except RuntimeError as exc:
+                logger.debug("a failed capture was left without its graph's help: %s", exc)
+                self._forget(running.graph, running.pool.handle, running.stream)
         running.graph.reset()
-        self._failed.append(running.graph)
+        self._forget(helper, handle, running.stream)
+
+    def _forget(self, graph: Any, handle: Any, stream: Any) -> None:
+        """Make a graph empty whose capture never ended."""
+        index = getattr(getattr(stream, "device", None), "index", None) or 0
+        leave_pool(self._device_type, index, handle)
+        graph.reset()
+        self._kept.append(graph)
 
     def _anchor(self, pool: TorchPool, stream: Any) -> Any:
         """A graph that does next to nothing, and the memory that it does it to."""
@@ -246,12 +257,3 @@ class TorchGraphDriver:
 def _register_generator(graph: Any, generator: torch.Generator) -> None:
     """Let replays of ``graph`` advance ``generator``; call it before capture_begin."""
     graph.register_generator_state(generator)
-
-
-def _mode(graph_class: Any, error_mode: str) -> dict[str, str]:
-    """The keyword for the error mode, where ``capture_begin`` has it."""
-    try:
-        taken = inspect.signature(graph_class.capture_begin).parameters
-    except (AttributeError, TypeError, ValueError):
-        return {}
-    return {"capture_error_mode": error_mode} if "capture_error_mode" in taken else {}

@@ -6,7 +6,7 @@ import bisect
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["DriverMeter", "PoolMemory"]
+__all__ = ["DriverMeter", "PoolMemory", "TorchPool"]
 
 
 class PoolMemory:
@@ -91,3 +91,17 @@ class DriverMeter:
         """(free bytes of the device, bytes that torch holds)."""
         free, _ = self._module.mem_get_info()
         return int(free), int(self._module.memory_reserved())
+
+
+class TorchPool:
+    """A graph pool. The allocator forgets a pool that no graph uses: ``anchor`` is one that stays.
+
+    ``captured``: graphs ever captured into it. ``live``: those not reset since.
+    """
+
+    def __init__(self, handle: Any, meter: DriverMeter) -> None:
+        self.handle = handle
+        self.meter = meter
+        self.anchor: Any = None
+        self.captured = 0
+        self.live = 0

@@ -6,12 +6,13 @@ Present and the same in torch 2.11 and 2.13.
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-__all__ = ["bare_replay", "leave_pool", "storage_over"]
+__all__ = ["bare_replay", "leave_pool", "mode_keyword", "storage_over"]
 
 
 def storage_over(address: int, device: torch.device, nbytes: int) -> torch.UntypedStorage | None:
@@ -44,3 +45,12 @@ def bare_replay(graph: Any) -> Callable[[], None]:
                 return found
     replay: Callable[[], None] = graph.replay
     return replay
+
+
+def mode_keyword(graph_class: Any, error_mode: str) -> dict[str, str]:
+    """The keyword for the error mode, where ``capture_begin`` has it."""
+    try:
+        taken = inspect.signature(graph_class.capture_begin).parameters
+    except (AttributeError, TypeError, ValueError):
+        return {}
+    return {"capture_error_mode": error_mode} if "capture_error_mode" in taken else {}

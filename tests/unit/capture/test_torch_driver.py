@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 import warnings
@@ -24,8 +25,8 @@ class Graph:
 
     module: FakeModule
 
-    def __init__(self):
-        self.state = "empty"
+    def __init__(self, keep_graph=False):
+        self.state, self.kept = "empty", keep_graph
 
     def capture_begin(self, pool=None, capture_error_mode="global"):
         self.module.note("begin", pool, capture_error_mode)
@@ -35,8 +36,8 @@ class Graph:
 
     def capture_end(self):
         self.module.note("end")
-        self.module.capturing = None
-        if self.module.fail_end:
+        begun, self.module.capturing = self.module.capturing, None
+        if begun is None or (self.module.fail_end and begun is self):
             raise RuntimeError(INVALID)
         self.state = "ready"
 
@@ -50,12 +51,9 @@ class Graph:
     def register_generator_state(self, generator):
         self.module.note("generator", generator)
 
-    def enable_debug_mode(self):
-        self.module.note("debug")
-
     def debug_dump(self, path):
         warnings.warn("DEBUG: calling debug_dump()", stacklevel=1)
-        self.module.note("dump", path)
+        self.module.note("dump", path, self.kept)
 
 
 class FakeModule:
@@ -71,6 +69,7 @@ class FakeModule:
         self.fail_begin = self.fail_end = False
         self.segments: list[dict] = []
         self.free, self.reserved = 1000, 100
+        self.handles = itertools.count(7)
 
     def note(self, *what):
         self.diary.append(what)
@@ -79,7 +78,7 @@ class FakeModule:
         return [what[0] for what in self.diary]
 
     def graph_pool_handle(self):
-        return (0, 7)
+        return (0, next(self.handles))
 
     def current_stream(self):
         return self.stream_now
@@ -211,10 +210,29 @@ def test_a_capture_that_ends_in_an_error_is_left(module, left):
     module.fail_end = True
     with pytest.raises(RuntimeError, match="previous error"):
         driver.capture_end(graph)
-    assert left == [("cpu", 0, (0, 7))]
+    assert_recovered(module, left)
     assert graph.state == "empty"
     module.fail_end = False
     capture(driver, module, pool=pool)
+
+
+def assert_recovered(module, left):
+    """The graph ended a helper's capture into another pool, which was left instead of its own."""
+    done = [what[:2] for what in module.diary]
+    assert done[-5:] == [("end",), ("begin", (0, 8)), ("end",), ("reset",), ("reset",)]
+    assert left == [("cpu", 0, (0, 8))]
+
+
+def test_a_device_that_cannot_even_begin_again_is_left_all_the_same(module, left):
+    driver = TorchGraphDriver(module)
+    _, pool, _ = capture(driver, module)
+    graph = driver.new_graph()
+    driver.capture_begin(graph, pool, module.side)
+    module.fail_end = module.fail_begin = True
+    with pytest.raises(RuntimeError, match="previous error"):
+        driver.capture_end(graph)
+    assert left == [("cpu", 0, (0, 7)), ("cpu", 0, (0, 8))]
+    assert not driver.is_capturing()
 
 
 def test_a_capture_that_does_not_begin_is_left(module, left):
@@ -239,8 +257,14 @@ def test_a_capture_is_aborted_on_its_own_stream(module, left, leave, invalid):
     module.fail_end = invalid
     getattr(driver, leave)(graph)
     assert module.stream_now is elsewhere
-    assert module.done()[-3 if leave == "abort_capture" else -4 :][:3] == ["stream", "end", "reset"]
-    assert left == [("cpu", 0, (0, 7))]
+    assert "stream" in module.done()
+    if leave == "reset":
+        assert module.diary.pop() == ("reset",)
+    if invalid:
+        assert_recovered(module, left)
+    else:
+        assert module.done()[-2:] == ["end", "reset"]
+        assert left == []
     assert graph.state == "empty"
     module.stream_now, module.fail_end = module.side, False
     capture(driver, module, pool=pool)
@@ -290,7 +314,7 @@ def test_replays_and_dumps_go_to_the_graph(module, tmp_path):
         driver.dump(graph, tmp_path / "x")
     debugging = TorchGraphDriver(module, debug=True)
     debugging.dump(debugging.new_graph(), tmp_path / "x")
-    assert module.diary[-2:] == [("debug",), ("dump", str(tmp_path / "x"))]
+    assert module.diary[-1] == ("dump", str(tmp_path / "x"), True)
 
 
 def test_the_replay_of_torch_s_own_graphs_has_no_python_around_it():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton  # type: ignore[import-not-found,unused-ignore]
 import triton.language as tl  # type: ignore[import-not-found,unused-ignore]
 
@@ -14,17 +12,17 @@ BLOCK = 4096
 
 
 @triton.jit  # type: ignore[misc,untyped-decorator,unused-ignore]
-def _copy(
-    source: Any,
-    target: Any,
-    given: Any,
-    room: Any,
-    start: Any,
+def _copy(  # type: ignore[no-untyped-def]  # Triton looks annotations up
+    source,
+    target,
+    given,
+    room,
+    start,
     word: tl.constexpr,
     width: tl.constexpr,
     whole: tl.constexpr,
     block: tl.constexpr,
-) -> None:
+):
     """Copy one block in words of ``width`` bytes, ``whole`` of them to a 16-byte access."""
     words = start // width + tl.arange(0, block // width)
     given_words = tl.multiple_of(given // width, whole)
@@ -36,9 +34,9 @@ def _copy(
 
 
 @triton.jit  # type: ignore[misc,untyped-decorator,unused-ignore]
-def stage_kernel(
-    table: Any, sources: Any, given: Any, count: tl.constexpr, block: tl.constexpr
-) -> None:
+def stage_kernel(  # type: ignore[no-untyped-def]
+    table, sources, given, count: tl.constexpr, block: tl.constexpr
+):
     """Copy ``given[i]`` bytes from address ``sources[i]`` to buffer i and fill it up with zeros.
 
     ``table``: three rows of ``count`` int64: the first program, the address and the bytes of each
