@@ -55,8 +55,7 @@ def same(text: str) -> str:
     """``text`` without what differs from machine to machine."""
     text = re.sub(r"\d+\.\d+ s\b", "N s", text)
     text = re.sub(r"\b(inductor|eager)\b", "COMPILER", text)
-    text = re.sub(r"(?m)^( *from ).*$", r"\1PLACE", text)
-    return re.sub(r"\(\S+\.py:\d+ in", "(PLACE in", text)
+    return re.sub(r"[^\s(]+\.py:\d+", "PLACE", text)
 
 
 def run(page: Path, folder: Path) -> None:
@@ -76,9 +75,11 @@ def run(page: Path, folder: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def _fresh_torch() -> Iterator[None]:
+    """Pages switch gradients off, and compile functions of one name."""
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
+    torch.set_grad_enabled(True)
 
 
 WITH_CODE = [page for page in PAGES if runnable(page)]
