@@ -14,7 +14,16 @@ from typing import Literal
 
 from piecewise_core.errors import ConfigError
 
-__all__ = ["Box", "Range", "Sizes", "Target", "TargetTable", "capture_targets", "cut", "plan_targets"]
+__all__ = [
+    "Box",
+    "Range",
+    "Sizes",
+    "Target",
+    "TargetTable",
+    "capture_targets",
+    "cut",
+    "plan_targets",
+]
 
 Sizes = tuple[int, ...]
 """One size per dynamic dimension, in the order of the dims."""

@@ -100,7 +100,7 @@ def reader(traced: Traced) -> Callable[[Sequence[Any]], tuple[tuple[Any, ...], S
     for place, node in enumerate(placeholders):
         value: Any = node.meta.get("example_value")
         if isinstance(value, torch.SymInt):
-            carried = {f"i[{place}]": value}
+            carried: dict[str, Any] = {f"i[{place}]": value}
         else:
             tensors += f"i[{place}], "
             shape = value.shape if isinstance(value, torch.Tensor) else ()

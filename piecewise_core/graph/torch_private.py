@@ -133,7 +133,9 @@ def capture(entry: Callable[..., Any], args: Sequence[Any]) -> Capture:
 
     def run(compiled_fn: Callable[..., Any], given: Sequence[Any]) -> Any:
         call = runtime.forward_callable(
-            found.get("backend_id", "__no_graph"), compiled_fn, extra_globals={**vars(builtins), **frame.globals}
+            found.get("backend_id", "__no_graph"),
+            compiled_fn,
+            extra_globals={**vars(builtins), **frame.globals},
         )
         return call(*given)
 
