@@ -80,7 +80,7 @@ def capture(
     inside; else a graph per compilable piece.
 
     Raises CaptureFailed naming the piece and what to do, OutOfGraphMemory when memory ran out.
-    Stream, ``gc`` and the user's tensors are as before in every case.
+    Stream, ``gc``, random state and the user's tensors are as before in every case.
     """
     driver = platform.graphs
     if driver is None:
@@ -91,8 +91,10 @@ def capture(
         )
     device = platform.device
     recorder = (WholeRecorder if whole else source.recorder)(driver, pool, stream)
+    rng = getattr(device, "rng", None)
+    recorder.generator = rng() if rng is not None else None
     plan = source.build(recorder)
-    with _restored(source.written), torch.inference_mode():
+    with _restored(source.written, recorder.generator), torch.inference_mode():
         try:
             # What the caller's stream still has to do for the inputs, the side stream must see.
             device.synchronize()
@@ -107,6 +109,7 @@ def capture(
         except BaseException as error:
             _abandon(platform, recorder)
             recorder.put_back()
+            recorder.forget()
             if not isinstance(error, Exception) or isinstance(error, PiecewiseError):
                 raise
             raise _explained(platform, recorder, sizes, error) from error
@@ -120,6 +123,7 @@ def capture(
     steps = recorder.steps(replayer, release)
     direct = recorder.steps(replayer, release, partial(_kernel, device_type=_device_type(kept)))
     results = tuple(release(o) if isinstance(o, torch.Tensor) else o for o in outputs)
+    recorder.forget()
     return CapturedPlan(
         sizes, source.stage, steps, direct, results, tuple(recorder.graphs), tuple(kept.values())
     )
@@ -152,7 +156,6 @@ def _context(driver: Any) -> contextlib.AbstractContextManager[Any]:
 @contextlib.contextmanager
 def _no_gc() -> Iterator[None]:
     """No collection in here: one that frees a graph or a tensor would break the capture."""
-    gc.collect()
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -163,12 +166,15 @@ def _no_gc() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _restored(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
-    """Put back what warm-up and capture write to the user's tensors."""
+def _restored(tensors: Sequence[torch.Tensor], generator: Any) -> Iterator[None]:
+    """Put back what warm-up and capture write to the user's tensors, and numbers they draw."""
     before = [t.clone() for t in tensors]
+    state = None if generator is None else generator.get_state()
     try:
         yield
     finally:
+        if state is not None:
+            generator.set_state(state)
         with torch.inference_mode():
             for tensor, value in zip(tensors, before, strict=True):
                 tensor.copy_(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
@@ -55,8 +56,11 @@ class CapturedPlans:
     def budget(self, graphs_per_size: int, sizes: list[Sizes]) -> list[Sizes]:
         """The sizes that the device has graph handles for: the ends are kept, the middle thinned.
 
-        ``sizes``: largest first. Those left out are in ``dropped``.
+        ``sizes``: largest first; what is captured already needs none. Those left out are in
+        ``dropped``.
         """
+        sizes = [s for s in sizes if s not in self._plans and s not in self.dropped]
+        graphs_per_size = 1 if all(self._ways) else graphs_per_size
         ask = getattr(self._driver, "resource_budget", None)
         context = BudgetContext(graphs_per_size, tuple(sizes), self._graph_count())
         allowed = ask(context) if ask is not None else None
@@ -75,11 +79,19 @@ class CapturedPlans:
     def capture(self, sizes: Sizes, source: Callable[[], Source]) -> CapturedPlan | None:
         """Capture ``sizes`` unless it is; None when it failed, with the reason in ``dropped``.
 
-        A failure drops this size and nothing else.
+        A failure drops this size and nothing else. Raises CaptureFailed inside a capture, which
+        is the caller's mistake and drops nothing.
         """
         if sizes in self._plans or sizes in self.dropped:
             return self._plans.get(sizes)
+        if self._driver.is_capturing():
+            raise CaptureFailed(
+                f"sizes {sizes} would be captured inside of a capture that runs on this stream; "
+                "call warmup() before it"
+            )
         if self._pool is None:
+            # Once, for all sizes: garbage that holds device memory must not narrow the pool.
+            gc.collect()
             self._pool = self._driver.new_pool()
             self._stream = self._stream or self._platform.device.new_stream()
         plan = self._attempt(sizes, source())
@@ -89,7 +101,7 @@ class CapturedPlans:
         self._counters.add("captures", len(plan.graphs))
         self._measure()
         self._evict(sizes)
-        return plan
+        return self._plans.get(sizes)
 
     def _attempt(self, sizes: Sizes, source: Source) -> CapturedPlan | None:
         for whole in self._ways:

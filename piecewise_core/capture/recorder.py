@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
 
 from piecewise_core.errors import CaptureFailed
+from piecewise_core.graph.randomness import draws
 from piecewise_core.protocols import GraphDriver
 
 __all__ = ["Recorder", "Step", "WholeRecorder"]
@@ -35,6 +37,8 @@ class Recorder:
     ``piece(label, run)`` and ``op(fn)`` wrap what the plan calls. After a run with
     ``capturing`` set, ``graphs`` holds the captured graphs and ``steps(weak)`` the plan.
 
+    ``generator``: the device's, registered with every graph so that replays advance it.
+
     The buffers that take an operator's results are allocated inside the capture of the piece
     before it, so that they come from the pool and are shared with other sizes.
     """
@@ -50,6 +54,7 @@ class Recorder:
         self._groups: list[int] = []
         self.graphs: list[Any] = []
         self.external: tuple[torch.Tensor, ...] = ()
+        self.generator: Any = None
         self.capturing = False
         self.current = ""
 
@@ -101,10 +106,8 @@ class Recorder:
     # The second run --------------------------------------------------------------------
 
     def _capture(self, run: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        graph = self._driver.new_graph()
-        self.graphs.append(graph)
-        following = self._following(len(self.graphs) - 1)
-        self._driver.capture_begin(graph, self._pool, self._stream)
+        following = self._following(len(self.graphs))
+        graph = self._begin_graph()
         result = run(*args)
         self._next += [_allocate(layout) for layout in following]
         self._driver.capture_end(graph)
@@ -112,6 +115,15 @@ class Recorder:
         self._driver.replay(graph)
         self._sequence.append(graph)
         return result
+
+    def _begin_graph(self) -> Any:
+        graph = self._driver.new_graph()
+        self.graphs.append(graph)
+        register = getattr(self._driver, "register_generator", None)
+        if register is not None and self.generator is not None:
+            register(graph, self.generator)
+        self._driver.capture_begin(graph, self._pool, self._stream)
+        return graph
 
     def _following(self, piece: int) -> list[tuple[Any, ...] | None]:
         """Layouts of what the operators between this piece and the next return."""
@@ -126,6 +138,13 @@ class Recorder:
             self._next += [_allocate(layout) for layout in self._results[op]]
         taken, self._next = self._next[:count], self._next[count:]
         return taken
+
+    def forget(self) -> None:
+        """Let go of every tensor; what was recorded must not wait for a garbage collector."""
+        self._sequence.clear()
+        self._next.clear()
+        self._results.clear()
+        self.external = ()
 
     # The plan --------------------------------------------------------------------------
 
@@ -159,8 +178,20 @@ class WholeRecorder(Recorder):
         return self._noted(label, run)
 
     def op(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        """Noted for error messages, otherwise as it is."""
-        return self._noted(getattr(fn, "__name__", str(fn)), fn)
+        """Noted for error messages; refused where replays would repeat its random numbers."""
+        noted = self._noted(getattr(fn, "__name__", str(fn)), fn)
+        if hasattr(self._driver, "register_generator"):
+            return noted
+
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            if draws(SimpleNamespace(op="call_function", target=fn, args=args, kwargs=kwargs)):
+                raise CaptureFailed(
+                    f"{fn} draws random numbers, and graphs of this platform would draw the same "
+                    'ones at every replay; use graph_mode="piecewise"'
+                )
+            return noted(*args, **kwargs)
+
+        return checked
 
     def record(self, run: Callable[[], Any]) -> Any:
         """The second run, between one begin and one end."""

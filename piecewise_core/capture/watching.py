@@ -71,17 +71,32 @@ class WatchingRecorder(Recorder):
         self.external = tuple(self._outside.values())
         return result
 
+    def writes_to(self, tensor: torch.Tensor) -> bool:
+        """Whether the runs wrote to the memory of ``tensor``."""
+        memory = tensor.untyped_storage()._cdata
+        return any(storage._cdata == memory for storage, _ in self._before)
+
+    @property
+    def writes(self) -> int:
+        """How many memories that they did not make the runs wrote to."""
+        return len(self._before)
+
     def put_back(self) -> None:
         """Restore what the runs wrote to memory that they did not make."""
         for storage, copy in self._before:
             storage.copy_(copy)
         self._before.clear()
 
+    def forget(self) -> None:
+        """Let go of every tensor."""
+        super().forget()
+        self._keep.clear()
+        self._outside.clear()
+        self._before.clear()
+
     def _begin(self) -> None:
         if self._segment < len(self._works) and self._works[self._segment]:
-            self._open = self._driver.new_graph()
-            self.graphs.append(self._open)
-            self._driver.capture_begin(self._open, self._pool, self._stream)
+            self._open = self._begin_graph()
 
     def _end(self) -> None:
         following = self._results[self._seen] if self._seen < len(self._results) else []
@@ -114,8 +129,18 @@ class WatchingRecorder(Recorder):
 
     def split_at_function(self, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """As ``split_at``, from the function mode, where the dispatch mode is still in place."""
+        if not self.capturing:
+            # A torch function says nothing of its writes: its operators do, in this run.
+            return self.split_at(fn, args, kwargs)
         with self._below_operators():
             return self.split_at(fn, args, kwargs)
+
+    def inside(self, fn: Any, args: Any, kwargs: Any) -> Any:
+        """An operator runs within a splitting op; only its writes count."""
+        self._note_writes(fn, args, kwargs)
+        result = fn(*args, **kwargs)
+        self._note_made(result, (args, kwargs))
+        return result
 
     def saw(self, fn: Any, args: Any, kwargs: Any, result: Any) -> None:
         """An ordinary operator ran."""
@@ -163,9 +188,10 @@ class WatchingRecorder(Recorder):
         finally:
             self._operators.__enter__()  # type: ignore[no-untyped-call]
 
-    def is_splitting(self, op: str, target: Any) -> bool:
+    def is_splitting(self, op: str, target: Any, args: Any, kwargs: Any) -> bool:
         """Whether a function, method or operator ends a capture."""
-        return not self._busy and self._is_splitting(SimpleNamespace(op=op, target=target))
+        call = SimpleNamespace(op=op, target=target, args=args, kwargs=kwargs)
+        return not self._busy and self._is_splitting(call)
 
     @property
     def busy(self) -> bool:
@@ -188,7 +214,10 @@ class _Functions(TorchFunctionMode):
             if method and name in _READS:
                 raise CaptureFailed(_value_read(f"Tensor.{name}()"))
             if self._recorder.is_splitting(
-                "call_method" if method else "call_function", name if method else func
+                "call_method" if method else "call_function",
+                name if method else func,
+                args,
+                kwargs,
             ):
                 return self._recorder.split_at_function(func, args, kwargs)
         return func(*args, **kwargs)
@@ -204,8 +233,8 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         kwargs = kwargs or {}
         if self._recorder.busy:
-            return func(*args, **kwargs)
-        if self._recorder.is_splitting("call_function", func):
+            return self._recorder.inside(func, args, kwargs)
+        if self._recorder.is_splitting("call_function", func, args, kwargs):
             return self._recorder.split_at(func, args, kwargs)
         self._recorder.before(func, args, kwargs)
         result = func(*args, **kwargs)

@@ -17,14 +17,20 @@ from piecewise_core.compile.examples import Job, make_job
 from piecewise_core.compile.soundness import served_box
 from piecewise_core.config import Config
 from piecewise_core.counters import Counters
-from piecewise_core.errors import CompileFailed, CompilerUnavailable, PiecewiseError, Sealed
+from piecewise_core.errors import (
+    CaptureFailed,
+    CompileFailed,
+    CompilerUnavailable,
+    PiecewiseError,
+    Sealed,
+)
 from piecewise_core.graph.canonical import canonical_key
 from piecewise_core.graph.split import Piece
 from piecewise_core.graph.torch_private import compile_lock
 from piecewise_core.protocols import CompilerAdaptor
 from piecewise_core.ranges import Box
 
-__all__ = ["Artifact", "Outside", "Scheduler", "project"]
+__all__ = ["Artifact", "Outside", "Scheduler", "project", "refuse_in_capture"]
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +81,7 @@ class Scheduler:
     """Compiles pieces through one adaptor and hands equal pieces the same artifact.
 
     ``passes``: run over every piece's graph before it is compiled. ``counters``: of the model.
+    ``is_capturing``: whether the device records what this thread does; nothing compiles then.
     """
 
     def __init__(
@@ -83,6 +90,7 @@ class Scheduler:
         config: Config,
         counters: Counters,
         passes: Iterable[Callable[[torch.fx.GraphModule], None]] = (),
+        is_capturing: Callable[[], bool] | None = None,
     ) -> None:
         self._adaptor = adaptor
         self._written = EagerCompiler()
@@ -90,6 +98,7 @@ class Scheduler:
         self._config = config
         self._counters = counters
         self._passes = tuple(passes)
+        self._is_capturing = is_capturing
         self._keys: dict[int, str] = {}
         self._pieces: dict[int, Piece] = {}
         self._artifacts: dict[tuple[str, Box], Artifact] = {}
@@ -181,6 +190,7 @@ class Scheduler:
     def _compile(
         self, piece: Piece, symbols: dict[sympy.Symbol, int], box: Box, key: str, label: str
     ) -> Artifact:
+        refuse_in_capture(self._is_capturing, f"{label} would be compiled for sizes {box}")
         begun = time.perf_counter()
         adaptor: CompilerAdaptor = self._adaptor if piece.hazard is None else self._written
         job = make_job(piece, symbols, box)
@@ -229,6 +239,14 @@ class Scheduler:
             logger.warning("%s for sizes %s: %s", label, job.box, why)
             run = _guarded(run, _written(piece), serves, piece.dims)
         return Artifact(key, job.box, run, compiler, seconds, label, serves, note)
+
+
+def refuse_in_capture(is_capturing: Callable[[], bool] | None, what: str) -> None:
+    """Raise CaptureFailed while a capture runs: compiling in it would spoil it."""
+    if is_capturing is not None and is_capturing():
+        raise CaptureFailed(
+            f"{what} inside of a capture that runs on this stream; call warmup() before it"
+        )
 
 
 def project(piece: Piece, box: Box) -> Box:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -17,7 +18,8 @@ from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.graph.structure import Structure
 from piecewise_core.ranges import Sizes, Target, capture_targets
-from piecewise_core.runtime.cutback import cut_back
+from piecewise_core.runtime.cutback import can_cut, cut_back
+from piecewise_core.runtime.overlap import Overlap
 
 __all__ = ["Capturing", "Entry"]
 
@@ -43,20 +45,30 @@ class Capturing:
         self.released = False
 
     def begin(self, structure: Structure) -> None:
-        """Note what calls look like; no memory is taken yet."""
+        """Note what calls look like; what was captured of calls that looked otherwise goes."""
+        if len(self.plans):
+            self.plans.release()
+        self._owned = None
         self._structure = structure
 
     def targets(self, region: Region) -> tuple[Target, ...]:
         """The captured sizes of ``region``; none while graphs are released."""
         if self.released:
             return ()
-        # A padded row that is written to the user's memory cannot be cut away afterwards.
+        # A padded row that is written to the user's memory cannot be cut away afterwards, nor
+        # can one that is not at the end of a dim.
         writes = bool(region.program.mutated) or bool(region.written_bound())
-        padded = self._config.padding == "capture_sizes" and not writes
+        padded = self._config.padding == "capture_sizes" and self._config.inputs == "copy"
+        padded = padded and not writes and can_cut(region.program)
         return capture_targets(region.box, self._config.captures, padded=padded)
 
     def capture_all(self, regions: Sequence[Region], bound: Sequence[torch.Tensor]) -> list[Sizes]:
-        """Capture every size, the largest first; returns those that are served by graphs."""
+        """Capture every size, the largest first; returns those that are served by graphs.
+
+        With ``inputs="static"`` there are none yet: each is captured at its first call.
+        """
+        if self._config.inputs == "static":
+            return []
         wanted = [
             (region, target.capture)
             for region in regions
@@ -72,20 +84,31 @@ class Capturing:
         return list(dict.fromkeys(sizes for _, sizes in wanted if sizes in self.plans))
 
     def entry(
-        self, region: Region, sizes: Sizes, tensors: Any, bound: Any, raw: Callable[..., Any]
+        self,
+        region: Region,
+        sizes: Sizes,
+        tensors: Any,
+        bound: Any,
+        raw: Callable[..., Any],
+        otherwise: Entry,
     ) -> Entry | None:
-        """What serves capture size ``sizes`` by replay, captured now if it must be; or None."""
+        """What serves capture size ``sizes`` by replay, captured now if it must be.
+
+        ``otherwise``: serves calls that cannot be replayed: those of a size that failed or was
+        evicted, and those whose inputs share memory that the program writes to. None: this call
+        is one of the latter, and capture waits for another.
+        """
+        overlap = Overlap(region.program)
+        if overlap and overlap(tensors, bound):
+            return None
         plan = self.plans.get(sizes) or self.plans.capture(
             sizes, partial(self._source, region, sizes, tensors, bound)
         )
-        return None if plan is None else self._replay(region, plan, raw)
+        return otherwise if plan is None else self._replay(region, plan, raw, otherwise)
 
-    def forget(self) -> None:
-        """Free every graph; a replaced parameter made them stale."""
-        self.plans.release()
-        self.released = True
-
-    def _replay(self, region: Region, plan: CapturedPlan, raw: Callable[..., Any]) -> Entry:
+    def _replay(
+        self, region: Region, plan: CapturedPlan, raw: Callable[..., Any], otherwise: Entry
+    ) -> Entry:
         """Stage, replay, rebuild. Everything is looked up now and nothing at the call."""
         calls, output = self._counters.calls, region.program.traced.output
         rebuild, uses_inputs = output.rebuild, output.uses_inputs
@@ -94,16 +117,19 @@ class Capturing:
         back = self._write_back(region, captured)
         clone = self._config.clone_outputs
         plans = self.plans if self._config.memory_limit is not None else None
+        overlap = Overlap(region.program) or None
 
         def entry(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
-            calls["replayed"] += 1
+            if plans is not None and plans.get(captured) is not plan:
+                return otherwise(t, b, sizes, args, kwargs)
+            if overlap is not None and overlap(t, b):
+                return otherwise(t, b, sizes, args, kwargs)
             outs: Any = run(t, sizes)
-            if plans is not None:
-                plans.get(captured)
+            calls["replayed"] += 1
             if back is not None:
                 back(t)
             if sizes != captured:
-                self._counters.add("padded_rows", captured[0] - sizes[0])
+                self._counters.add("padded_rows", math.prod(captured) - math.prod(sizes))
                 outs = finish(outs, sizes)
             if clone:
                 outs = [o.clone() if isinstance(o, torch.Tensor) else o for o in outs]
@@ -120,10 +146,7 @@ class Capturing:
 
         def back(tensors: Sequence[torch.Tensor]) -> None:
             for place in places:
-                own, view = tensors[place], views[place]
-                for axis, size in enumerate(own.shape):
-                    view = view.narrow(axis, 0, size)
-                own.copy_(view)
+                tensors[place].copy_(views[place])
 
         return back
 

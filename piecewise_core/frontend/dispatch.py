@@ -114,16 +114,17 @@ class Dispatch:
                 return self.general(region, t, b, sizes, args, kwargs)
             entry = self._replayed(region, sizes_captured, t, b)
             if entry is None:
-                entry = self._without_graphs(region)
+                return self._without_graphs(region)(t, b, sizes, args, kwargs)
             self.entries[self.find(*sizes)] = entry
             return entry(t, b, sizes, args, kwargs)
 
         return pending
 
     def _replayed(self, region: Region, sizes: Sizes, t: Any, b: Any) -> Entry | None:
+        """The entry of a captured size; None when this one call cannot be replayed."""
         capturing = self._capturing
         if capturing is None:
-            return None
+            return self._without_graphs(region)
         if self.sealed is not None and sizes not in capturing.plans:
             text = (
                 f"sizes {sizes} would be captured after seal(); call warmup() before seal(), or "
@@ -132,10 +133,11 @@ class Dispatch:
             if self.sealed == "error" and sizes not in capturing.plans.dropped:
                 raise Sealed(text)
             logger.warning("%s", text)
-        return capturing.entry(region, sizes, t, b, self.raw)
+        otherwise = self._without_graphs(region)
+        return capturing.entry(region, sizes, t, b, self.raw, otherwise)
 
     def _without_graphs(self, region: Region) -> Entry:
-        """Serves a size whose capture failed, by whatever would serve it without graphs."""
+        """Serves calls that cannot be replayed, by whatever would serve it without graphs."""
 
         def entry(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
             target = region.fallback(sizes)

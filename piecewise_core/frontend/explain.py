@@ -63,7 +63,10 @@ class RegionFacts:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Everything ``explain()`` knows. ``str()`` for people, ``to_json()`` for programs."""
+    """Everything ``explain()`` knows. ``str()`` for people, ``to_json()`` for programs.
+
+    ``captured``: sizes served by static graphs. ``dropped``: capture sizes that are not, and why.
+    """
 
     platform: str
     reason: str
@@ -71,6 +74,8 @@ class Explanation:
     dims: tuple[str, ...]
     regions: tuple[RegionFacts, ...]
     stats: dict[str, Any]
+    captured: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """The explanation as a JSON object."""
@@ -93,7 +98,23 @@ def explain(session: Session) -> Explanation:
         dims=tuple(f"{d.name} [{d.min}, {d.max}]" for d in session.config.dims),
         regions=tuple(_region(session, region, first) for region in session.regions),
         stats=session.stats().to_dict(),
+        captured=_captured(session),
+        dropped=_dropped(session),
     )
+
+
+def _captured(session: Session) -> tuple[str, ...]:
+    if session.capturing is None:
+        return ()
+    plans = session.capturing.plans
+    return tuple(_sizes(session, Box.single(s)) for s in session.config.captures if s in plans)
+
+
+def _dropped(session: Session) -> tuple[str, ...]:
+    if session.capturing is None:
+        return ()
+    dropped = session.capturing.plans.dropped
+    return tuple(f"{_sizes(session, Box.single(s))}: {why}" for s, why in dropped.items())
 
 
 def _region(session: Session, region: Region, first: dict[str, str]) -> RegionFacts:

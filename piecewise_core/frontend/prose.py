@@ -29,6 +29,10 @@ def lines(explanation: Explanation) -> Iterator[str]:
         yield "nothing traced yet: call the model, or warmup() with example arguments"
     for region in e.regions:
         yield from _region(region)
+    if e.captured:
+        yield f"captured: {'; '.join(e.captured)}"
+    for note in e.dropped:
+        yield f"not captured: {note}"
     counted = {k: v for k, v in e.stats.items() if k != "calls"}
     yield f"counters: {_counted(counted)}"
     yield f"calls: {_counted(e.stats['calls'])}"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
+import logging
+import math
 import threading
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -16,17 +18,27 @@ from piecewise_core.capture.captured import CapturedPlan, Source
 from piecewise_core.capture.plans import CapturedPlans
 from piecewise_core.capture.watching import WatchingRecorder
 from piecewise_core.counters import Counters, Stats, process_counters
-from piecewise_core.errors import ConfigError, OutOfRange, Sealed
+from piecewise_core.errors import ConfigError, GradNeeded, NotTraced, OutOfRange, Sealed
+from piecewise_core.frontend.recording import (
+    Padded,
+    RecordedFacts,
+    arguments,
+    result_code,
+    tensors_in,
+)
 from piecewise_core.frontend.setup import Setup
+from piecewise_core.frontend.warmup import WarmupReport
 from piecewise_core.graph.binder import Binder
 from piecewise_core.graph.describe import describe_call
 from piecewise_core.graph.names import Matcher
-from piecewise_core.graph.outputs import OutputCode, rebuild_code
+from piecewise_core.graph.outputs import OutputCode
 from piecewise_core.graph.structure import Structure
 from piecewise_core.ranges import Sizes, Target, TargetTable, capture_targets
 from piecewise_core.runtime.parameters import Parameters, roots_of
 
 __all__ = ["RecordedFunction"]
+
+logger = logging.getLogger(__name__)
 
 
 class RecordedFunction:
@@ -48,10 +60,11 @@ class RecordedFunction:
         self._config = setup.config
         self._counters = Counters()
         process_counters.watch(self._counters)
-        self._matcher = Matcher(self._config.splitting_ops, setup.unsafe_ops)
+        self._splits = setup.splits(Matcher(self._config.splitting_ops, setup.unsafe_ops))
         self._plans = CapturedPlans(setup.platform, self._counters, self._config.memory_limit)
         self._outputs: dict[Sizes, OutputCode] = {}
-        self._shapes: dict[Sizes, list[tuple[int, ...]]] = {}
+        self._padded: dict[Sizes, Padded] = {}
+        self._written: dict[Sizes, tuple[int, ...] | None] = {}
         self._lock = threading.RLock()
         self._sealed: str | None = None
         self._released = False
@@ -65,9 +78,9 @@ class RecordedFunction:
             if self._structure is None:
                 self._start(args, kwargs)
             tensors, sizes = self._binder.bind(*args, **kwargs)
-            if len(self._plans) and self._parameters.read() is None:
-                # Graphs read the old memory; what replaced it is captured again on restore().
-                self.release()
+            if torch.is_grad_enabled():
+                self._check_grad(tensors)
+            self._current()
             target = self._targets[self._find(*sizes)]
             if target is not None and target.capture is not None and not self._released:
                 done, result = self._replay(target.capture, tensors, sizes, args, kwargs)
@@ -77,19 +90,29 @@ class RecordedFunction:
 
     # Controls --------------------------------------------------------------------------
 
-    def warmup(self, *args: Any, progress: bool = True, **kwargs: Any) -> list[Sizes]:
-        """Capture every capture size, the largest first; returns those that have graphs.
+    def warmup(self, *args: Any, progress: bool = True, **kwargs: Any) -> WarmupReport:
+        """Capture every capture size, the largest first.
 
-        ``args``, ``kwargs``: an example call of any size, needed once.
+        ``args``, ``kwargs``: an example call of any size, needed once. ``progress``: as for
+        compiled models; there is nothing here that takes long enough to show. With
+        ``inputs="static"`` sizes are captured at their first calls. Raises NotTraced.
         """
+        begun = time.perf_counter()
         with self._lock:
             if self._structure is None:
+                if not args and not kwargs and self._config.dims:
+                    raise NotTraced(
+                        "warmup() needs to know what a call looks like: pass example arguments of "
+                        "any size, or call the function once before warmup()"
+                    )
                 self._start(args, kwargs)
+            self._current()
             self._released = False
             sizes = sorted({t.capture for t in self._targets if t and t.capture}, reverse=True)
-            for each in self._plans.budget(1, sizes):
-                self._plan(each, None, args, kwargs)
-            return [each for each in sizes if each in self._plans]
+            if self._config.inputs == "copy":
+                for each in self._plans.budget(1, sizes):
+                    self._plan(each, None)
+            return self._report([s for s in sizes if s in self._plans], begun)
 
     def seal(self, on_miss: str = "error") -> RecordedFunction:
         """From now on a capture is an error, or a warning."""
@@ -100,6 +123,7 @@ class RecordedFunction:
         """Free all graph memory; calls run as they are until ``restore``."""
         self._plans.release()
         self._outputs.clear()
+        self._written.clear()
         self._released = True
         self._parameters = Parameters(roots_of(self._fn), every=True)
         return self
@@ -113,7 +137,33 @@ class RecordedFunction:
         """The counters so far."""
         return self._counters.stats()
 
+    def explain(self) -> RecordedFacts:
+        """Which sizes have graphs, which have not and why."""
+        sizes = [s for s in self._config.captures if s in self._plans]
+        info = self._setup.selected.info
+        return RecordedFacts(
+            info.name, tuple(sizes), dict(self._plans.dropped), self.stats().to_dict()
+        )
+
     # Inside ----------------------------------------------------------------------------
+
+    def _current(self) -> None:
+        """Free graphs that read the memory of a tensor that was replaced; see ``restore``."""
+        if len(self._plans) and self._parameters.read() is None:
+            self.release()
+
+    def _report(self, captured: list[Sizes], begun: float) -> WarmupReport:
+        stats = self.stats()
+        return WarmupReport(
+            regions=0,
+            targets=len(captured),
+            compilations=0,
+            dedup_hits=0,
+            seconds=time.perf_counter() - begun,
+            captured=tuple(captured),
+            graph_bytes=stats.pool_bytes + stats.driver_bytes,
+            dropped=tuple(f"{sizes}: {why}" for sizes, why in self._plans.dropped.items()),
+        )
 
     def _start(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         structure = describe_call(self._fn, args, kwargs, self._config)
@@ -123,12 +173,20 @@ class RecordedFunction:
             static=self._config.inputs == "static",
             on_restride=lambda: self._counters.add("restrided"),
         )
-        padded = self._config.padding == "capture_sizes"
+        padded = self._config.padding == "capture_sizes" and self._config.inputs == "copy"
         bounds = self._config.bounds
         targets = capture_targets(bounds, self._config.captures, padded=padded)
         self._find = TargetTable(bounds, targets).find
         self._targets: list[Target | None] = [*targets, None]
         self._structure = structure
+
+    def _check_grad(self, tensors: Sequence[torch.Tensor]) -> None:
+        held = (p for root in roots_of(self._fn) for p in root.parameters())
+        if any(t.requires_grad for t in (*tensors, *held)):
+            raise GradNeeded(
+                "called with gradients enabled, and an input or a parameter requires them; "
+                "piecewise is for inference: call under torch.inference_mode() or torch.no_grad()"
+            )
 
     def _eagerly(self, sizes: Sizes, args: Any, kwargs: Any) -> Any:
         if sizes not in self._config.bounds and self._config.out_of_range == "error":
@@ -145,33 +203,57 @@ class RecordedFunction:
         """Serve by the graphs of ``captured``; (False, None) when this call must run eagerly."""
         if captured in self._plans.dropped:
             return False, None
-        if sizes != captured and sizes not in self._shapes:
-            # What a padded call returns is cut to the shapes that an eager call gives; seen once.
-            result = self._fn(*args, **kwargs)
-            self._shapes[sizes] = [tuple(t.shape) for t in tensors_in(result)]
-            self._counters.calls["eager"] += 1
+        raw = self._binder.raw(*args, **kwargs)
+        if sizes != captured and sizes not in self._padded:
+            # What a padded call returns is cut to what an eager call returns; seen once.
+            result = self._eagerly(sizes, args, kwargs)
+            self._padded[sizes] = Padded(result, raw, sizes)
             return True, result
-        plan = self._plan(captured, tensors if sizes == captured else None, args, kwargs)
+        plan = self._plan(captured, tensors if sizes == captured else None)
         if plan is None:
             return False, None
-        self._counters.calls["replayed"] += 1
+        written = self._written[captured]
+        if sizes != captured and not self._can_pad(plan, sizes):
+            return False, None
+        if written and any(tensors[i] is not raw[i] for i in written):
+            self._binder.bind(*args, **kwargs)  # refuses, now that it knows what is written
         outs: Any = plan.run(tensors, sizes)
+        self._counters.calls["replayed"] += 1
+        for place in written or ():
+            if self._config.inputs == "copy":
+                raw[place].copy_(self._views(captured)[place])
+        code = self._outputs[captured]
         if sizes != captured:
-            self._counters.add("padded_rows", captured[0] - sizes[0])
-            outs = [_cut(o, shape) for o, shape in zip(outs, self._shapes[sizes], strict=True)]
+            self._counters.add("padded_rows", math.prod(captured) - math.prod(sizes))
+            outs, code = self._padded[sizes].cut(outs), self._padded[sizes].code
         if self._config.clone_outputs:
             outs = [o.clone() for o in outs]
-        return True, self._outputs[captured].rebuild(outs, self._binder.raw(*args, **kwargs), ())
+        return True, code.rebuild(outs, raw, ())
 
-    def _plan(self, captured: Sizes, tensors: Any, args: Any, kwargs: Any) -> CapturedPlan | None:
+    def _can_pad(self, plan: CapturedPlan, sizes: Sizes) -> bool:
+        """Whether padded rows can be cut off afterwards: those written to memory cannot."""
+        return self._written[plan.sizes] is None and self._padded[sizes].fits(
+            plan.outputs, plan.sizes
+        )
+
+    def _plan(self, captured: Sizes, tensors: Any) -> CapturedPlan | None:
         found = self._plans.get(captured)
         if found is not None or captured in self._plans.dropped:
             return found
-        if self._sealed == "error":
-            raise Sealed(f"sizes {captured} would be captured after seal(); call warmup() first")
+        if self._sealed is not None:
+            text = f"sizes {captured} would be captured after seal(); call warmup() first"
+            if self._sealed == "error":
+                raise Sealed(text)
+            logger.warning("%s", text)
         found = self._plans.capture(captured, partial(self._source, captured, tensors))
         self._parameters.settle()
         return found
+
+    def _views(self, captured: Sizes) -> tuple[torch.Tensor, ...]:
+        if self._structure is None:
+            raise ConfigError("record() was not called yet")
+        self._owned = self._owned or OwnedInputs(self._structure, self._config.captures)
+        return self._owned.views(captured)
 
     def _source(self, captured: Sizes, tensors: Any) -> Source:
         structure = self._structure
@@ -180,8 +262,7 @@ class RecordedFunction:
         if self._config.inputs == "static":
             inputs: Any = FixedInputs(structure, tensors)
         else:
-            self._owned = self._owned or OwnedInputs(structure, self._config.captures)
-            inputs = self._owned
+            self._owned = inputs = self._owned or OwnedInputs(structure, self._config.captures)
             if tensors is not None:
                 inputs.stage(captured)(tensors, captured)
         views = inputs.views(captured)
@@ -190,73 +271,22 @@ class RecordedFunction:
             def run(t: Any, b: Any, *sizes: int) -> tuple[Any, ...]:
                 args, kwargs = arguments(structure, t)
                 result = self._fn(*args, **kwargs)
-                found = tensors_in(result)
                 if recorder.capturing:
-                    given = {id(v): i for i, v in enumerate(views)}
-                    outs = {id(o): i for i, o in enumerate(found) if id(o) not in given}
-                    self._outputs[captured] = rebuild_code(result, outs, given, {}, ())
-                    for tensor in recorder.external:
-                        self._parameters.add(tensor)
-                return tuple(found)
+                    self._note(captured, result, views, recorder)
+                return tuple(tensors_in(result))
 
             return run
 
-        make = partial(WatchingRecorder, is_splitting=self._matcher)
+        make = partial(WatchingRecorder, is_splitting=self._splits)
         return Source(build, views, (), (), inputs.stage(captured), make)
 
-
-def arguments(structure: Structure, tensors: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
-    """A call's arguments rebuilt from its structure around ``tensors``."""
-    from piecewise_core.graph.structure import Constant, Container
-
-    def build(node: Any) -> Any:
-        if isinstance(node, Constant):
-            return node.value
-        if not isinstance(node, Container):
-            return tensors[node.index]
-        children = [build(child) for child in node.children]
-        if node.is_mapping:
-            return node.kind(zip(node.keys, children, strict=True))
-        return node.kind(*children) if hasattr(node.kind, "_fields") else node.kind(children)
-
-    args: list[Any] = []
-    kwargs: dict[str, Any] = {}
-    for name, parameter in structure.signature.parameters.items():
-        value = build(structure.arguments[name])
-        if parameter.kind is parameter.VAR_POSITIONAL:
-            args += value
-        elif parameter.kind is parameter.VAR_KEYWORD:
-            kwargs.update(value)
-        elif parameter.kind is parameter.KEYWORD_ONLY:
-            kwargs[name] = value
-        else:
-            args.append(value)
-    return args, kwargs
-
-
-def tensors_in(value: Any) -> list[torch.Tensor]:
-    """The tensors of a result in a fixed order, each once."""
-    found: dict[int, torch.Tensor] = {}
-
-    def walk(item: Any) -> None:
-        if isinstance(item, torch.Tensor):
-            found.setdefault(id(item), item)
-        elif dataclasses.is_dataclass(item) and not isinstance(item, type):
-            for field in dataclasses.fields(item):
-                walk(getattr(item, field.name, None))
-        elif isinstance(item, dict):
-            for part in item.values():
-                walk(part)
-        elif isinstance(item, (list, tuple)):
-            for part in item:
-                walk(part)
-
-    walk(value)
-    return list(found.values())
-
-
-def _cut(tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    for axis, size in enumerate(shape):
-        if tensor.shape[axis] != size:
-            tensor = tensor.narrow(axis, 0, size)
-    return tensor
+    def _note(
+        self, captured: Sizes, result: Any, views: Sequence[Any], recorder: WatchingRecorder
+    ) -> None:
+        """What the recorded run tells: how to rebuild its result, what it reads and writes."""
+        self._outputs[captured] = result_code(result, views)
+        written = tuple(i for i, view in enumerate(views) if recorder.writes_to(view))
+        self._written[captured] = written if recorder.writes else None
+        self._binder.mutated |= set(written)
+        for tensor in recorder.external:
+            self._parameters.add(tensor)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from piecewise_core.compile.scheduler import Scheduler
+from piecewise_core.compile.scheduler import Scheduler, refuse_in_capture
 from piecewise_core.config import Config
 from piecewise_core.counters import Counters, Stats, process_counters
 from piecewise_core.errors import (
@@ -28,12 +28,12 @@ from piecewise_core.frontend.region import Region, unbounded
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.graph.binder import Binder
 from piecewise_core.graph.describe import bind_arguments, describe_call
+from piecewise_core.graph.empty import trace_region
 from piecewise_core.graph.memory import values
 from piecewise_core.graph.names import Matcher
 from piecewise_core.graph.split import split
 from piecewise_core.graph.structure import Structure
 from piecewise_core.graph.torch_private import any_autocast, compile_lock
-from piecewise_core.graph.empty import trace_region
 from piecewise_core.ranges import Box, Range, Sizes, cut
 from piecewise_core.runtime.parameters import Parameters
 from piecewise_core.runtime.reach import anchors_of, roots_of, traced_in
@@ -57,9 +57,12 @@ class Session:
         self.regions: list[Region] = []
         self.counters = Counters()
         process_counters.watch(self.counters)
-        self.scheduler = Scheduler(setup.compiler, self.config, self.counters, setup.passes)
+        self.scheduler = Scheduler(
+            setup.compiler, self.config, self.counters, setup.passes, setup.is_capturing
+        )
         self.structure: Structure | None = None
         self._matcher = Matcher(self.config.splitting_ops, setup.unsafe_ops)
+        self._splits = setup.splits(self._matcher)
         self._lock = threading.RLock()
         self._sealed: str | None = None
         self._checked = self.config.check != "off"
@@ -115,6 +118,7 @@ class Session:
         if self.config.compile_mode == "warmup":
             for _ in self.compile_all():
                 pass
+            self.capture_all()
         return self._bind(*args, **kwargs)
 
     def _bind_anew(self, error: Exception, args: Any, kwargs: Any) -> Any:
@@ -204,10 +208,11 @@ class Session:
             if self._sealed == "error":
                 raise Sealed(text)
             logger.warning("%s", text)
+        refuse_in_capture(self.setup.is_capturing, f"sizes {cell} would be traced")
         traced = trace_region(self.fn, self.structure, self.config, cell, self.parameters.add)
         if self._matcher and not self.regions:
             self._matcher.check_all_matched(traced.graph.graph)
-        program = split(traced, self._matcher)
+        program = split(traced, self._splits)
         region = Region(
             len(self.regions),
             program,
@@ -239,6 +244,9 @@ class Session:
 
     def compile_all(self) -> Iterator[tuple[Region, Box, int]]:
         """Trace and compile all there is; yields before each piece that is about to compile."""
+        with self._lock:
+            if self.regions and self._read() is None:
+                self._rebound()
         for _ in self.trace_all():
             pass
         for region, box in [(r, box) for r in self.regions for box in r.boxes]:
@@ -254,10 +262,15 @@ class Session:
 
     def capture_all(self) -> list[Sizes]:
         """Capture every capture size, the largest first; returns those now served by graphs."""
-        if self.capturing is None or self.config.inputs == "static":
+        if self.capturing is None:
             return []
         with self._lock, compile_lock:
-            bound = self._read() or self._rebound()
+            bound = self._read()
+            if bound is None:
+                bound = self._rebound()
+            if self.capturing.released:
+                self.capturing.released = False
+                self.dispatch.install(self.config.bounds, self.regions)
             return self.capturing.capture_all(self.regions, bound)
 
     def release(self) -> list[Sizes]:
@@ -267,16 +280,11 @@ class Session:
         with self._lock:
             freed = self.capturing.plans.release()
             self.capturing.released = True
-            self._install()
+            self.dispatch.install(self.config.bounds, self.regions)
             return freed
 
     def restore(self) -> list[Sizes]:
         """Capture again what ``release`` freed, or a replaced parameter made stale."""
-        if self.capturing is None:
-            return []
-        with self._lock:
-            self.capturing.released = False
-            self._install()
         return self.capture_all()
 
     # Checks ----------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from piecewise_core.backend import PiecewiseBackend
 from piecewise_core.compile.adaptors import resolve
 from piecewise_core.config import Config
 from piecewise_core.errors import ConfigError
+from piecewise_core.graph.randomness import or_draws
 from piecewise_core.platforms import Selected, all_passes, select
 from piecewise_core.protocols import CompilerAdaptor, Platform
 
@@ -33,6 +34,17 @@ class Setup:
     unsafe_ops: tuple[str, ...]
     backend_class: type[Any]
     graph_mode: str
+
+    def splits(self, matches: Callable[[Any], bool]) -> Callable[[Any], bool]:
+        """What ends a piece: what ``matches`` says, and random ops that graphs would repeat."""
+        graphs = self.platform.graphs if self.graph_mode != "none" else None
+        repeats = graphs is not None and not hasattr(graphs, "register_generator")
+        return or_draws(matches) if repeats else matches
+
+    def is_capturing(self) -> bool:
+        """Whether the device is recording what this thread does."""
+        graphs = self.platform.graphs
+        return graphs is not None and graphs.is_capturing()
 
     @property
     def platform(self) -> Platform:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from piecewise_core.graph import effects
 from piecewise_core.graph.contexts import is_autocast_enter, is_autocast_exit
 from piecewise_core.graph.hazards import Hazards
 from piecewise_core.graph.memory import storages
-from piecewise_core.graph.names import Matcher, op_name, source_of
+from piecewise_core.graph.names import op_name, source_of
 from piecewise_core.graph.piecegraph import piece_graph
 from piecewise_core.graph.segments import Segment, is_item, normalise, segments
 from piecewise_core.graph.trace import Traced
@@ -74,7 +74,7 @@ class Program:
         return tuple(p for p in self.pieces if not p.splitting)
 
 
-def split(traced: Traced, matcher: Matcher) -> Program:
+def split(traced: Traced, matcher: Callable[[torch.fx.Node], bool]) -> Program:
     """Cut ``traced`` at the nodes that ``matcher`` accepts.
 
     Takes the graph over (it is normalised in place). Raises TraceFailed when a size depends on

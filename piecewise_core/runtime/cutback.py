@@ -12,7 +12,23 @@ from piecewise_core.graph.sizes import SizeWriter, expression
 from piecewise_core.graph.split import Program
 from piecewise_core.ranges import Sizes
 
-__all__ = ["cut_back"]
+__all__ = ["can_cut", "cut_back"]
+
+
+def can_cut(program: Program) -> bool:
+    """Whether padding can be cut off every output.
+
+    It can where each dim of an output is one of the call's own dims, with its rows in order, or
+    fixed. Rows of a dim that is computed (two batches joined, batch and length flattened) may lie
+    anywhere.
+    """
+    symbols = set(program.traced.symbols)
+    return all(
+        not _varies(size) or expression(size) in symbols
+        for example in map(_example, program.values)
+        if isinstance(example, torch.Tensor)
+        for size in example.shape
+    )
 
 
 def cut_back(program: Program, captured: Sizes) -> Callable[[Sequence[Any], Sizes], list[Any]]:
@@ -25,7 +41,7 @@ def cut_back(program: Program, captured: Sizes) -> Callable[[Sequence[Any], Size
     names: dict[str, Any] = {"math": __import__("math")}
     items = []
     for place, value in enumerate(program.values):
-        example = value.meta.get("example_value") if isinstance(value, torch.fx.Node) else value
+        example = _example(value)
         if isinstance(example, torch.Tensor):
             text = f"o[{place}]"
             for axis, size in enumerate(example.shape):
@@ -42,6 +58,10 @@ def cut_back(program: Program, captured: Sizes) -> Callable[[Sequence[Any], Size
     exec(compile(source, "<piecewise cut>", "exec"), names)
     cut: Callable[[Sequence[Any], Sizes], list[Any]] = names["cut"]
     return cut
+
+
+def _example(value: Any) -> Any:
+    return value.meta.get("example_value") if isinstance(value, torch.fx.Node) else value
 
 
 def _varies(size: Any) -> bool:

@@ -1,0 +1,139 @@
+"""What a recorded function is given and gives: arguments rebuilt, results taken apart and cut."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+from piecewise_core.graph.outputs import OutputCode, rebuild_code
+from piecewise_core.graph.structure import Constant, Container, Structure
+from piecewise_core.ranges import Sizes
+
+__all__ = ["Padded", "RecordedFacts", "arguments", "result_code", "tensors_in"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordedFacts:
+    """What ``explain()`` knows of a recorded function.
+
+    ``captured``: sizes with graphs. ``dropped``: capture sizes without, and why.
+    """
+
+    platform: str
+    captured: tuple[Sizes, ...]
+    dropped: dict[Sizes, str]
+    stats: dict[str, Any]
+
+    def to_json(self) -> str:
+        """The facts as a JSON object; sizes are written as in ``str``."""
+        dropped = {str(sizes): why for sizes, why in self.dropped.items()}
+        return json.dumps({**dataclasses.asdict(self), "dropped": dropped}, indent=2)
+
+    def __str__(self) -> str:
+        lines = [f"platform {self.platform}, recorded", f"captured: {_listed(self.captured)}"]
+        lines += [f"not captured: {sizes}: {why}" for sizes, why in self.dropped.items()]
+        calls = ", ".join(f"{k} {v}" for k, v in self.stats["calls"].items() if v)
+        return "\n".join([*lines, f"calls: {calls or 'none'}"])
+
+
+class Padded:
+    """How calls of one size are cut out of replays of a larger one.
+
+    ``result``: what such a call gave when it ran eagerly. ``given``: its own flat tensors.
+    """
+
+    def __init__(self, result: Any, given: Sequence[torch.Tensor], sizes: Sizes) -> None:
+        self._sizes = sizes
+        self._shapes = [tuple(t.shape) for t in tensors_in(result)]
+        self.code = result_code(result, given)
+
+    def fits(self, outputs: Sequence[torch.Tensor], captured: Sizes) -> bool:
+        """Whether every output differs from what was seen in the dims of the call only.
+
+        Rows of a dim that is computed (two batches joined) may lie anywhere, not at its end.
+        """
+        dims = {(size, size) for shape in self._shapes for size in shape}
+        dims |= set(zip(captured, self._sizes, strict=True))
+        shapes = [tuple(t.shape) for t in outputs]
+        return len(shapes) == len(self._shapes) and all(
+            len(ours) == len(theirs) and set(zip(ours, theirs, strict=True)) <= dims
+            for ours, theirs in zip(shapes, self._shapes, strict=True)
+        )
+
+    def cut(self, outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """``outputs`` without what padding added."""
+        return [_cut(o, shape) for o, shape in zip(outputs, self._shapes, strict=True)]
+
+
+def result_code(result: Any, given: Sequence[torch.Tensor]) -> OutputCode:
+    """How ``result`` is made of its tensors, in the order of ``tensors_in``, and those given."""
+    inputs = {id(t): i for i, t in enumerate(given)}
+    outs = {id(o): i for i, o in enumerate(tensors_in(result)) if id(o) not in inputs}
+    return rebuild_code(result, outs, inputs, {}, ())
+
+
+def arguments(structure: Structure, tensors: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
+    """A call's arguments rebuilt from its structure around ``tensors``."""
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    for name, parameter in structure.signature.parameters.items():
+        value = _built(structure.arguments[name], tensors)
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            args += value
+        elif parameter.kind is parameter.VAR_KEYWORD:
+            kwargs.update(value)
+        elif parameter.kind is parameter.KEYWORD_ONLY:
+            kwargs[name] = value
+        else:
+            args.append(value)
+    return args, kwargs
+
+
+def _built(node: Any, tensors: Sequence[Any]) -> Any:
+    if isinstance(node, Constant):
+        return node.value
+    if not isinstance(node, Container):
+        return tensors[node.index]
+    children = [_built(child, tensors) for child in node.children]
+    if node.is_mapping:
+        return node.kind(zip(node.keys, children, strict=True))
+    return node.kind(*children) if hasattr(node.kind, "_fields") else node.kind(children)
+
+
+def tensors_in(value: Any) -> list[torch.Tensor]:
+    """The tensors of a result in a fixed order, each once."""
+    found: dict[int, torch.Tensor] = {}
+    _collect(value, found)
+    return list(found.values())
+
+
+# Not a function inside of tensors_in: one that calls itself is a cycle, which would hold the
+# tensors of a capture until some garbage collection.
+def _collect(item: Any, found: dict[int, torch.Tensor]) -> None:
+    if isinstance(item, torch.Tensor):
+        found.setdefault(id(item), item)
+        return
+    parts: Iterable[Any] = ()
+    if dataclasses.is_dataclass(item) and not isinstance(item, type):
+        parts = [getattr(item, field.name, None) for field in dataclasses.fields(item)]
+    elif isinstance(item, dict):
+        parts = item.values()
+    elif isinstance(item, (list, tuple)):
+        parts = item
+    for part in parts:
+        _collect(part, found)
+
+
+def _cut(tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    for axis, size in enumerate(shape):
+        if tensor.shape[axis] != size:
+            tensor = tensor.narrow(axis, 0, size)
+    return tensor
+
+
+def _listed(sizes: Sequence[Sizes]) -> str:
+    return ", ".join(map(str, sizes)) or "none"

@@ -1,0 +1,473 @@
+"""Static graphs of callables that no tracer could read: ``pw.record`` on the simulated device."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+
+import piecewise_core as pw
+from piecewise_core.errors import (
+    AddressChanged,
+    ConfigError,
+    GradNeeded,
+    InputMismatch,
+    NotTraced,
+    OutOfRange,
+    Sealed,
+)
+from piecewise_core.testing import SimulatedPlatform
+
+N = pw.Dim("n", 1, 16)
+SIZES = (1, 4, 8, 16)
+
+
+@torch.library.custom_op("pwrecord::attend", mutates_args=())
+def attend(x: torch.Tensor) -> torch.Tensor:
+    CALLS.append(x.shape[0])
+    return torch.softmax(x, -1)
+
+
+@attend.register_fake
+def _(x):
+    return torch.empty_like(x)
+
+
+CALLS: list[int] = []
+
+
+@pytest.fixture(autouse=True)
+def _inference() -> Iterator[None]:
+    torch.manual_seed(0)
+    CALLS.clear()
+    with torch.inference_mode():
+        yield
+
+
+def recorded(fn, platform=None, **config):
+    settings = {"dynamic": {"x": {0: N}}, "capture_sizes": SIZES, **config}
+    return pw.record(fn, pw.Config(**settings), platform=platform or SimulatedPlatform())
+
+
+def close(got, wanted):
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+def same(got, wanted):
+    torch.testing.assert_close(got, wanted, rtol=0, atol=0)
+
+
+@dataclasses.dataclass
+class Node:
+    """A structure that Dynamo would have to guard on, or refuse."""
+
+    weight: torch.Tensor
+    children: list[Node] = dataclasses.field(default_factory=list)
+
+    def run(self, x):
+        x = (x @ self.weight).tanh()
+        for child in sorted(self.children, key=lambda c: float(len(c.children))):
+            x = x + child.run(x)
+        return x
+
+
+def tree():
+    leaf = [Node(torch.randn(8, 8)) for _ in range(3)]
+    return Node(torch.randn(8, 8), [Node(torch.randn(8, 8), leaf[:2]), leaf[2]])
+
+
+# What it records --------------------------------------------------------------------------------
+
+
+def test_a_walk_over_python_objects_with_side_effects_is_replayed(capsys):
+    root, log = tree(), []
+
+    def fn(x):
+        log.append(x.shape[0])
+        print("walking")
+        with open(__file__, encoding="utf-8") as source:
+            source.readline()
+        return {"y": root.run(x), "rows": x.shape[0], "name": "tree"}
+
+    fast = recorded(fn, capture_sizes=(4, 16))
+    report = fast.warmup(torch.randn(3, 8), progress=False)
+    assert report.captured == ((16,), (4,))
+    seen = len(log)
+    for size in (4, 16, 4):
+        x = torch.randn(size, 8)
+        got = fast(x)
+        close(got["y"], root.run(x))
+        assert (got["rows"], got["name"]) == (size, "tree")
+    assert len(log) == seen
+    assert "walking" in capsys.readouterr().out
+    assert fast.stats().calls["replayed"] == 3
+
+
+@pytest.mark.parametrize(
+    ("split", "fn"),
+    [
+        ("torch.softmax", lambda x: torch.softmax(x.sin(), -1).cos() + 1),
+        ("torch.nn.functional.softmax", lambda x: nn.functional.softmax(x.sin(), -1).cos()),
+        ("pwrecord::attend", lambda x: torch.ops.pwrecord.attend(x.sin()).cos()),
+        ("pwrecord::attend", lambda x: attend(attend(x.sin())).cos()),
+        ("pwrecord::attend", lambda x: attend(x) + 1),
+        ("pwrecord::attend", lambda x: attend(x.sin())),
+        ("aten::_softmax", lambda x: x.sin().softmax(-1).cos()),
+        ("torch.Tensor.cumsum", lambda x: x.sin().cumsum(-1).cos()),
+    ],
+)
+def test_a_capture_ends_at_torch_functions_methods_and_operators(split, fn):
+    fast = recorded(fn, splitting_ops=(split,), capture_sizes=(4, 16))
+    fast.warmup(torch.randn(3, 8), progress=False)
+    for size in (4, 16, 4):
+        x = torch.randn(size, 8)
+        close(fast(x), fn(x))
+    assert fast.stats().calls["replayed"] == 3
+
+
+def test_graphs_are_one_more_than_the_splitting_ops_between_them():
+    fast = recorded(
+        lambda x: attend(attend(x.sin()).cos()).tan(),
+        splitting_ops=("pwrecord::attend",),
+        capture_sizes=(4, 16),
+    )
+    fast.warmup(torch.randn(3, 8), progress=False)
+    assert fast.stats().captures == 6
+
+
+def test_splitting_ops_run_at_every_replay():
+    fast = recorded(
+        lambda x: attend(x.sin()).cos(), splitting_ops=("pwrecord::attend",), capture_sizes=(4, 16)
+    )
+    fast.warmup(torch.randn(3, 8), progress=False)
+    CALLS.clear()
+    for _ in range(3):
+        fast(torch.randn(4, 8))
+    assert CALLS == [4, 4, 4]
+
+
+def test_a_splitting_function_that_writes_is_undone_after_capture_and_done_once_a_call():
+    state = torch.zeros(16, 8)
+
+    def fn(x):
+        y = x.sin()
+        state[: x.shape[0]].add_(y)
+        y.index_copy_(0, torch.arange(x.shape[0]), state[: x.shape[0]])
+        return y * 2
+
+    for split in ("torch.Tensor.index_copy_", "torch.Tensor.add_"):
+        state.zero_()
+        fast = recorded(fn, splitting_ops=(split,), capture_sizes=(4, 16))
+        fast.warmup(torch.randn(3, 8), progress=False)
+        same(state, torch.zeros(16, 8))
+        wanted = torch.zeros(16, 8)
+        for size in (4, 16, 3, 4):
+            x = torch.randn(size, 8)
+            wanted[:size] += x.sin()
+            close(fast(x), wanted[:size] * 2)
+            close(state, wanted)
+        assert fast.stats().calls["replayed"] == 3
+
+
+class Decoder(nn.Module):
+    """One token a step; keeps keys and values in buffers that Python code indexes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(32, 16)
+        self.q, self.k, self.v = (nn.Linear(16, 16) for _ in range(3))
+        self.out = nn.Linear(16, 32)
+        self.register_buffer("keys", torch.zeros(4, 80, 16))
+        self.register_buffer("values", torch.zeros(4, 80, 16))
+
+    def forward(self, tokens, position):
+        rows = tokens.shape[0]
+        x = self.embed(tokens)
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        self.keys[:rows].index_copy_(1, position, k[:, None])
+        self.values[:rows].index_copy_(1, position, v[:, None])
+        mask = torch.arange(80) <= position
+        scores = (self.keys[:rows] @ q[:, :, None]).squeeze(-1).masked_fill(~mask, -1e9)
+        weights = torch.softmax(scores, -1)
+        x = x + (weights[:, None] @ self.values[:rows]).squeeze(1)
+        return self.out(x)
+
+
+def test_greedy_tokens_over_64_steps_are_those_of_eager():
+    model = Decoder().eval()
+    reference = copy.deepcopy(model)
+    fast = recorded(
+        model,
+        dynamic={"tokens": {0: pw.Dim("batch", 1, 4)}},
+        capture_sizes=(2, 4),
+        splitting_ops=("torch.softmax",),
+    )
+    fast.warmup(torch.zeros(2, dtype=torch.long), torch.zeros(1, dtype=torch.long), progress=False)
+    ours = theirs = torch.tensor([3, 7])
+    for step in range(64):
+        position = torch.tensor([step])
+        logits, wanted = fast(ours, position), reference(theirs, position)
+        same(logits, wanted)
+        ours, theirs = logits.argmax(-1), wanted.argmax(-1)
+    same(model.keys, reference.keys)
+    assert fast.stats().calls["replayed"] == 64
+
+
+# Sizes ------------------------------------------------------------------------------------------
+
+
+def test_uncaptured_sizes_run_as_they_are():
+    fast = recorded(lambda x: x.sin() + x.shape[0], capture_sizes=(4, 16))
+    for size in (4, 3, 16, 5):
+        x = torch.randn(size, 8)
+        close(fast(x), x.sin() + size)
+    calls = fast.stats().calls
+    assert (calls["replayed"], calls["eager"], sum(calls.values())) == (2, 2, 4)
+
+
+def test_sizes_out_of_bounds_are_refused_or_run_as_they_are():
+    x = torch.randn(17, 8)
+    with pytest.raises(OutOfRange, match="out_of_range"):
+        recorded(torch.sin, dynamic={0: {0: N}})(x)
+    close(recorded(lambda x: x.sin(), out_of_range="eager")(x), x.sin())
+
+
+def test_padded_calls_are_cut_back_and_sizes_in_results_are_right():
+    def fn(x):
+        return {"y": x.sin() * 2, "rows": x.shape[0], "pair": (x.cos().t(), [x])}
+
+    fast = recorded(fn, padding="capture_sizes")
+    fast.warmup(torch.randn(3, 8), progress=False)
+    fast(torch.full((8, 8), float("nan")))
+    for _ in range(2):
+        for size in (3, 5, 7, 8, 11):
+            x = torch.randn(size, 8)
+            got, wanted = fast(x), fn(x)
+            assert got["rows"] == size
+            close(got["y"], wanted["y"])
+            close(got["pair"][0], wanted["pair"][0])
+            assert got["pair"][1][0] is x
+    stats = fast.stats()
+    assert (stats.calls["eager"], stats.calls["replayed"]) == (4, 7)
+    assert stats.padded_rows == 1 + 3 + 1 + 5
+
+
+def test_rows_that_are_not_at_the_end_are_not_padded():
+    fast = recorded(lambda x: torch.cat([x.sin(), x]), padding="capture_sizes")
+    for _ in range(2):
+        x = torch.randn(3, 8)
+        close(fast(x), torch.cat([x.sin(), x]))
+    assert fast.stats().calls["replayed"] == 0
+
+
+def test_what_writes_to_the_users_memory_is_not_padded():
+    state = torch.zeros(16, 8)
+
+    def fn(x):
+        state[: x.shape[0]].add_(1)
+        return x + state[: x.shape[0]]
+
+    fast = recorded(fn, padding="capture_sizes")
+    for count in range(1, 4):
+        x = torch.randn(3, 8)
+        close(fast(x), x + count)
+    same(state[3:], torch.zeros(13, 8))
+    assert fast.stats().calls["replayed"] == 0
+
+
+# Values that Python reads -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "fn"),
+    [
+        ("item", lambda x: x + x.sum().item()),
+        ("tolist", lambda x: x + x[0].tolist()[0]),
+        ("numpy", lambda x: x + torch.from_numpy(x.numpy())),
+        ("__bool__", lambda x: x if x.sum() > 0 else -x),
+        ("__float__", lambda x: x * float(x.sum())),
+    ],
+)
+def test_a_value_read_by_python_drops_the_size_and_names_the_line(name, fn):
+    fast = recorded(fn, capture_sizes=(4,))
+    report = fast.warmup(torch.randn(3, 8), progress=False)
+    assert len(report.dropped) == 2
+    for why in report.dropped:
+        assert name in why
+        assert "test_record.py:" in why
+        assert "splitting op" in why
+    x = torch.randn(4, 8)
+    close(fast(x), fn(x))
+    assert fast.stats().calls == {**fast.stats().calls, "eager": 1, "replayed": 0}
+
+
+# Memory of the user -------------------------------------------------------------------------------
+
+
+def test_buffers_are_unchanged_by_warmup_and_written_once_a_call():
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("count", torch.zeros(()))
+            self.register_buffer("cache", torch.randn(16, 8))
+
+        def forward(self, x):
+            self.count += 1
+            self.cache[: x.shape[0]].mul_(0.5).add_(x)
+            return self.cache[: x.shape[0]].sin()
+
+    model = Counting()
+    reference = copy.deepcopy(model)
+    fast = recorded(model)
+    fast.warmup(torch.randn(3, 8), progress=False)
+    same(model.cache, reference.cache)
+    for size in (4, 1, 3, 16, 4):
+        x = torch.randn(size, 8)
+        close(fast(x), reference(x))
+        close(model.cache, reference.cache)
+        same(model.count, reference.count)
+    assert fast.stats().calls["replayed"] == 4
+
+
+def test_writes_into_the_callers_own_tensor_are_visible():
+    def fn(x, out):
+        out.add_(x.sin())
+        return out * 2
+
+    fast = recorded(fn, dynamic={"x": {0: N}, "out": {0: N}}, capture_sizes=(4, 16))
+    for size in (4, 4, 16, 3, 4):
+        x, out = torch.randn(size, 8), torch.randn(size, 8)
+        wanted = out + x.sin()
+        close(fast(x, out), wanted * 2)
+        close(out, wanted)
+    assert fast.stats().calls["replayed"] == 4
+    with pytest.raises(InputMismatch, match="out"):
+        fast(torch.randn(4, 8), torch.randn(8, 4).t())
+
+
+def test_tensors_from_outside_are_held():
+    holder = {"w": torch.randn(8, 8)}
+    keep = holder["w"].clone()
+    fast = recorded(lambda x: x @ holder["w"] if "w" in holder else x, capture_sizes=(4, 16))
+    fast.warmup(torch.randn(3, 8), progress=False)
+    del holder["w"]
+    x = torch.randn(4, 8)
+    close(fast(x), x @ keep)
+
+
+@pytest.mark.parametrize("swap", ["replace", "data"])
+def test_replaced_parameters_run_uncaptured_until_restored(swap):
+    model = nn.Linear(8, 8)
+    fast = recorded(model, dynamic={"input": {0: N}}, capture_sizes=(4, 16))
+    fast.warmup(torch.randn(3, 8), progress=False)
+    x = torch.randn(4, 8)
+    close(fast(x), model(x))
+    if swap == "replace":
+        model.weight = nn.Parameter(torch.randn(8, 8))
+    else:
+        model.weight.data = torch.randn(8, 8)
+    close(fast(x), model(x))
+    assert (fast.stats().calls["eager"], fast.stats().pool_bytes) == (1, 0)
+    fast.restore()
+    close(fast(x), model(x))
+    assert fast.stats().calls["replayed"] == 2
+
+
+def test_release_gives_memory_back_and_rounds_hold_the_same():
+    platform = SimulatedPlatform()
+    root = tree()
+    fast = recorded(root.run, platform=platform)
+    first = fast.warmup(torch.randn(3, 8), progress=False).graph_bytes
+    for _ in range(5):
+        fast.release()
+        assert platform.device.memory_stats()["reserved_bytes"] == 0
+        x = torch.randn(4, 8)
+        close(fast(x), root.run(x))
+        assert fast.restore().warmup(progress=False).graph_bytes == first
+        close(fast(x), root.run(x))
+    assert fast.stats().calls["replayed"] == 5
+
+
+def test_outputs_are_overwritten_by_the_next_replay_unless_cloned():
+    for clone in (False, True):
+        fast = recorded(lambda x: x.sin(), capture_sizes=(4, 16), clone_outputs=clone)
+        kept = fast(torch.randn(4, 8))
+        before = kept.clone()
+        fast(torch.randn(4, 8))
+        assert torch.equal(kept, before) is clone
+
+
+def test_static_inputs_are_checked_by_address():
+    fast = recorded(lambda x: x.sin(), capture_sizes=(4, 16), inputs="static")
+    assert fast.warmup(torch.randn(3, 8), progress=False).captured == ()
+    x = torch.randn(4, 8)
+    for _ in range(3):
+        close(fast(x), x.sin())
+        x.normal_()
+    with pytest.raises(AddressChanged, match='"x"'):
+        fast(torch.randn(4, 8))
+    assert fast.stats().calls["replayed"] == 3
+
+
+def test_random_numbers_advance_at_every_replay_and_are_those_of_eager():
+    def fn(x):
+        return x + torch.rand_like(x)
+
+    for generators, sizes in ((True, 4), (False, 4)):
+        fast = recorded(
+            fn, platform=SimulatedPlatform(generators=generators), capture_sizes=(sizes, 16)
+        )
+        torch.manual_seed(5)
+        fast.warmup(torch.randn(3, 8), progress=False)
+        x = torch.randn(4, 8)
+        torch.manual_seed(6)
+        got = [fast(x).clone() for _ in range(3)]
+        torch.manual_seed(6)
+        for each in got:
+            same(each, fn(x))
+        assert fast.stats().calls["replayed"] == 3
+
+
+# Books ------------------------------------------------------------------------------------------
+
+
+def test_the_report_and_explain_say_what_is_captured():
+    fast = recorded(lambda x: x.sin(), capture_sizes=(4, 16))
+    report = fast.warmup(torch.randn(3, 8), progress=False)
+    assert isinstance(report, pw.WarmupReport)
+    assert "2 sizes captured" in str(report)
+    facts = fast.explain()
+    assert "captured: (4,), (16,)" in str(facts)
+    assert json.loads(facts.to_json())["captured"] == [[4], [16]]
+
+
+def test_warmup_without_examples_says_what_to_do():
+    with pytest.raises(NotTraced, match="example"):
+        recorded(lambda x: x).warmup()
+
+
+def test_after_seal_a_capture_is_an_error():
+    fast = recorded(lambda x: x.sin(), capture_sizes=(4, 16))
+    fast(torch.randn(16, 8))
+    fast.seal()
+    fast(torch.randn(16, 8))
+    with pytest.raises(Sealed, match=r"\(4,\)"):
+        fast(torch.randn(4, 8))
+
+
+def test_gradients_are_refused():
+    fast = recorded(nn.Linear(8, 8), dynamic={"input": {0: N}})
+    with torch.inference_mode(False), torch.enable_grad(), pytest.raises(GradNeeded):
+        fast(torch.randn(4, 8))
+
+
+def test_a_platform_without_graphs_is_refused():
+    platform = SimulatedPlatform()
+    platform.graphs = None
+    with pytest.raises(ConfigError, match="static graphs"):
+        recorded(torch.sin, platform=platform)

@@ -1,0 +1,863 @@
+"""Compiled models that serve captured sizes by replay, on the simulated device."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import itertools
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+
+import piecewise_core as pw
+from piecewise_core.errors import AddressChanged, ConfigError, Sealed
+from piecewise_core.testing import SimulatedPlatform
+
+N = pw.Dim("n", 1, 16)
+SPLIT = ("torch.softmax",)
+SIZES = (1, 4, 8, 16)
+
+
+@torch.library.custom_op("pwgraphs::scale", mutates_args=())
+def scale(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
+
+
+@scale.register_fake
+def _(x):
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("pwgraphs::pair", mutates_args=())
+def pair(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return x + 1, x.sum(-1)
+
+
+@pair.register_fake
+def _(x):
+    return torch.empty_like(x), x.new_empty(x.shape[0])
+
+
+@torch.library.custom_op("pwgraphs::listed", mutates_args=())
+def listed(x: torch.Tensor) -> list[torch.Tensor]:
+    return [x * 3, x - 1]
+
+
+@listed.register_fake
+def _(x):
+    return [torch.empty_like(x), torch.empty_like(x)]
+
+
+@torch.library.custom_op("pwgraphs::fill", mutates_args=("out",))
+def fill(x: torch.Tensor, out: torch.Tensor) -> None:
+    out.copy_(x.cos())
+
+
+class State:
+    """What a splitting op reads anew at every call: Python that no graph can hold."""
+
+    seen: int = 0
+    factor: float = 1.0
+
+
+STATE = State()
+
+
+@torch.library.custom_op("pwgraphs::stateful", mutates_args=())
+def stateful(x: torch.Tensor) -> torch.Tensor:
+    STATE.seen += 1
+    return x * STATE.factor
+
+
+@stateful.register_fake
+def _(x):
+    return torch.empty_like(x)
+
+
+class Block(nn.Module):
+    """Two compilable pieces around a functional splitting op."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(8, 8)
+        self.b = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.b(torch.softmax(self.a(x).relu(), -1)) * 2
+
+
+class Deep(nn.Module):
+    """Three compilable pieces."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x):
+        for i, layer in enumerate(self.layers):
+            x = layer(x).sin()
+            if i < 2:
+                x = torch.softmax(x, -1)
+        return x
+
+
+class Cached(Block):
+    """Writes to a buffer at every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("cache", torch.zeros(16, 8))
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        x = self.a(x)
+        self.cache[: x.shape[0]].add_(x)
+        self.calls.add_(1)
+        return self.b(torch.softmax(x, -1)) + self.cache[: x.shape[0]]
+
+
+@pytest.fixture(autouse=True)
+def _inference() -> Iterator[None]:
+    torch.manual_seed(0)
+    STATE.factor, STATE.seen = 1.0, 0
+    with torch.inference_mode():
+        yield
+
+
+def compiled(model, platform=None, dynamic=None, **config):
+    settings = {
+        "dynamic": dynamic or {"x": {0: N}},
+        "splitting_ops": SPLIT,
+        "capture_sizes": SIZES,
+        **config,
+    }
+    settings = {name: value for name, value in settings.items() if value is not None}
+    return pw.compile(
+        model,
+        pw.Config(compiler="eager", **settings),
+        platform=platform or SimulatedPlatform(),
+    )
+
+
+def plain(model, **config):
+    """The same without graphs."""
+    return compiled(model, capture_sizes=(), padding=None, **config)
+
+
+def same(got, wanted):
+    torch.testing.assert_close(got, wanted, rtol=0, atol=0)
+
+
+def close(got, wanted):
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+# Same numbers ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["piecewise", "full", "full_and_piecewise"])
+def test_a_replay_equals_the_uncaptured_plan_bit_for_bit(mode):
+    model = Deep()
+    fast, slow = compiled(model, graph_mode=mode), plain(model)
+    fast.warmup(torch.randn(3, 8), progress=False)
+    for size in (*SIZES, *reversed(SIZES)):
+        x = torch.randn(size, 8)
+        same(fast(x), slow(x))
+    assert fast.stats().calls["replayed"] == 8
+
+
+def test_graphs_are_counted_pieces_times_sizes():
+    fast = compiled(Deep(), capture_sizes=(4, 16))
+    fast.warmup(torch.randn(3, 8), progress=False)
+    stats = fast.stats()
+    assert (stats.compilable_pieces, stats.captures) == (3, 6)
+
+
+def test_a_full_graph_is_one_per_size():
+    fast = compiled(Deep(), capture_sizes=(4, 16), graph_mode="full")
+    fast.warmup(torch.randn(3, 8), progress=False)
+    assert fast.stats().captures == 2
+
+
+def test_sizes_that_are_not_captured_are_served_by_ranges_and_calls_add_up():
+    model = Block()
+    fast = compiled(model, capture_sizes=(4, 16), compile_ranges_endpoints=(8,))
+    fast.warmup(torch.randn(3, 8), progress=False)
+    sizes = (4, 3, 16, 9, 4)
+    for size in sizes:
+        x = torch.randn(size, 8)
+        close(fast(x), model(x))
+    calls = fast.stats().calls
+    assert (calls["replayed"], calls["compiled_range"]) == (3, 2)
+    assert sum(calls.values()) == len(sizes)
+
+
+def test_a_captured_size_with_its_own_code_replays_that_code():
+    model = Block()
+    fast = compiled(model, capture_sizes=(4, 16), compile_sizes="capture_sizes")
+    fast.warmup(torch.randn(3, 8), progress=False)
+    for size in (4, 16):
+        x = torch.randn(size, 8)
+        close(fast(x), model(x))
+    assert fast.stats().calls["replayed"] == 2
+
+
+def test_without_warmup_a_size_is_captured_at_its_first_use():
+    model = Block()
+    fast = compiled(model, capture_sizes=(4, 16))
+    for expected, size in [(2, 4), (2, 4), (4, 16)]:
+        x = torch.randn(size, 8)
+        close(fast(x), model(x))
+        assert fast.stats().captures == expected
+
+
+def test_regions_are_captured_each_for_its_own_sizes():
+    class Branching(Block):
+        def forward(self, x):
+            x = self.a(x)
+            if x.shape[0] > 8:
+                x = x * 3
+            return self.b(torch.softmax(x, -1))
+
+    model = Branching()
+    fast = compiled(model, compile_ranges_endpoints=(8,))
+    report = fast.warmup(torch.randn(3, 8), progress=False)
+    assert report.regions == 2
+    assert len(report.captured) == 4
+    for size in SIZES:
+        x = torch.randn(size, 8)
+        close(fast(x), model(x))
+    assert fast.stats().calls["replayed"] == 4
+
+
+def test_two_dims_are_captured_by_pairs_of_sizes():
+    class Pairs(nn.Module):
+        def forward(self, x, mask):
+            x = (x * mask[..., None]).sin()
+            return torch.softmax(x, 1) + 1
+
+    model = Pairs()
+    batch, length = pw.Dim("batch", 1, 4), pw.Dim("length", 1, 8)
+    dims = {0: batch, 1: length}
+    fast = compiled(
+        model, dynamic={"x": dims, "mask": dims}, capture_sizes=((1, 8), (2, 4)), capture_max=True
+    )
+    report = fast.warmup(torch.randn(2, 2, 3), torch.ones(2, 2), progress=False)
+    assert set(report.captured) == {(1, 8), (2, 4), (4, 8)}
+    assert report.captured[0] == (4, 8)
+    for b, s in [(1, 8), (2, 4), (4, 8), (2, 8), (3, 3)]:
+        x, mask = torch.randn(b, s, 3), torch.randn(b, s)
+        close(fast(x, mask), model(x, mask))
+    assert fast.stats().calls["replayed"] == 3
+
+
+def test_the_largest_size_is_captured_first():
+    fast = compiled(Block())
+    report = fast.warmup(torch.randn(3, 8), progress=False)
+    assert report.captured == ((16,), (8,), (4,), (1,))
+
+
+def test_a_device_that_leaves_an_operator_out_is_found_out():
+    model = Block()
+    liar = compiled(model, platform=SimulatedPlatform(drop_op="aten.relu.default"))
+    liar.warmup(torch.randn(3, 8), progress=False)
+    x = torch.randn(4, 8)
+    assert not torch.allclose(liar(x), model(x))
+
+
+def test_warmup_mode_captures_at_the_first_call():
+    fast = compiled(Block(), compile_mode="warmup")
+    fast(torch.randn(3, 8))
+    assert fast.stats().captures == 8
+
+
+def test_background_mode_serves_captured_sizes_too():
+    model = Block()
+    fast = compiled(model, compile_mode="background")
+    for size in (4, 3, 4, 16, 4):
+        x = torch.randn(size, 8)
+        close(fast(x), model(x))
+    fast.warmup(torch.randn(3, 8), progress=False)
+    x = torch.randn(8, 8)
+    close(fast(x), model(x))
+    assert fast.stats().calls["replayed"] >= 1
+
+
+def test_a_function_without_tensors_of_its_own_is_captured_again_by_a_second_warmup():
+    fast = compiled(lambda x: torch.softmax(x.sin(), -1) + 1)
+    for _ in range(2):
+        report = fast.warmup(torch.randn(3, 8), progress=False)
+        assert len(report.captured) == 4
+    assert fast.stats().captures == 8
+
+
+# Memory ---------------------------------------------------------------------------------------
+
+
+def pool_bytes(sizes, **knobs):
+    dim = pw.Dim("n", 1, 512)
+    fast = compiled(
+        Block(),
+        platform=SimulatedPlatform(**knobs),
+        dynamic={"x": {0: dim}},
+        capture_sizes=sizes,
+    )
+    fast.warmup(torch.randn(3, 8), progress=False)
+    assert fast.stats().captures == 2 * len(sizes)
+    return fast.stats().pool_bytes
+
+
+def test_many_sizes_share_the_memory_of_the_largest():
+    largest, all_sizes = pool_bytes((512,)), pool_bytes((1, 2, *range(16, 513, 8)))
+    assert 0 < all_sizes <= 1.1 * largest
+
+
+def test_without_weak_references_results_are_right_and_memory_is_not_shared():
+    model = Deep()
+    fast = compiled(model, platform=SimulatedPlatform(weak_refs=False))
+    fast.warmup(torch.randn(3, 8), progress=False)
+    for size in SIZES:
+        x = torch.randn(size, 8)
+        close(fast(x), model(x))
+    sizes = (256, 384, 512)
+    assert pool_bytes(sizes, weak_refs=False) > 1.5 * pool_bytes(sizes)
+
+
+def test_nothing_grows_over_thousands_of_replays():
+    fast = compiled(Block(), capture_sizes=(4, 16))
+    fast.warmup(torch.randn(3, 8), progress=False)
+    inputs = [torch.randn(4, 8), torch.randn(16, 8)]
+
+    def replay(times):
+        for x in itertools.islice(itertools.cycle(inputs), times):
+            fast(x)
+        gc.collect()
+        return len(gc.get_objects()), fast.stats().pool_bytes
+
+    replay(10)
+    before = replay(10)
+    after = replay(2000)
+    assert after[1] == before[1]
+    assert after[0] - before[0] < 50
+
+
+def test_twenty_rounds_of_release_and_restore_hold_the_same_memory():
+    platform = SimulatedPlatform()
+    model = Deep()
+    fast = compiled(model, platform=platform)
+    fast.warmup(torch.randn(3, 8), progress=False)
+    first = fast.stats()
+    objects = []
+    for turn in range(20):
+        fast.release()
+        assert fast.stats().pool_bytes == fast.stats().driver_bytes == 0
+        assert platform.device.memory_stats()["reserved_bytes"] == 0
+        assert platform.graphs.live_graphs == 0
+        x = torch.randn(4, 8)
+        close(fast(x), model(x))
+        fast.restore()
+        close(fast(x), model(x))
+        assert fast.stats().pool_bytes == first.pool_bytes
+        if turn in (4, 19):
+            gc.collect()
+            objects.append(len(gc.get_objects()))
+    assert objects[1] - objects[0] < 200
+    assert fast.stats().calls["replayed"] == 20
+
+
+def test_a_released_model_runs_uncaptured_until_it_is_restored():
+    fast = compiled(Block())
+    fast.warmup(torch.randn(3, 8), progress=False)
+    x = torch.randn(4, 8)
+    fast.release()
+    fast(x)
+    assert fast.stats().calls["replayed"] == 0
+    assert fast.restore() is fast
+    fast(x)
+    assert fast.stats().calls["replayed"] == 1
+
+
+def test_dropping_the_model_gives_its_graph_memory_back():
+    platform = SimulatedPlatform()
+    fast = compiled(Block(), platform=platform)
+    fast.warmup(torch.randn(3, 8), progress=False)
+    assert platform.device.memory_stats()["reserved_bytes"] > 0
+    del fast
+    gc.collect()
+    assert platform.device.memory_stats()["reserved_bytes"] == 0
+
+
+# The user's memory ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["piecewise", "full"])
+def test_warmup_leaves_buffers_as_they_were_and_calls_write_once(mode):
+    model = Cached()
+    with torch.no_grad():
+        model.cache.normal_()
+    reference = copy.deepcopy(model)
+    fast = compiled(model, graph_mode=mode)
+    fast.warmup(torch.randn(3, 8), progress=False)
+    same(model.cache, reference.cache)
+    assert float(model.calls) == 0
+    for size in (4, 1, 16, 3, 4):
+        x = torch.randn(size, 8)
+        close(fast(x), reference(x))
+        close(model.cache, reference.cache)
+        same(model.calls, reference.calls)
+
+
+def test_a_capture_at_first_use_writes_once_too():
+    model = Cached()
+    reference = copy.deepcopy(model)
+    fast = compiled(model, capture_sizes=(4, 16))
+    for _ in range(3):
+        x = torch.randn(4, 8)
+        close(fast(x), reference(x))
+        close(model.cache, reference.cache)
+    assert float(model.calls) == 3
+
+
+def test_writes_into_the_callers_own_tensor_are_visible():
+    def step(x, out):
+        y = torch.softmax(x.sin(), -1)
+        out.add_(y)
+        return y * 2
+
+    fast = compiled(step, dynamic={"x": {0: N}, "out": {0: N}})
+    fast.warmup(torch.randn(3, 8), torch.zeros(3, 8), progress=False)
+    for size in (4, 16, 4, 3):
+        x, out = torch.randn(size, 8), torch.randn(size, 8)
+        wanted = out.clone()
+        close(fast(x, out), step(x, wanted))
+        close(out, wanted)
+    assert fast.stats().calls["replayed"] == 3
+
+
+def test_inputs_that_share_memory_with_what_is_written_are_served_without_graphs():
+    def step(x, out):
+        out.mul_(2)
+        return torch.softmax(x, -1) + out
+
+    fast = compiled(step, dynamic={"x": {0: N}, "out": {0: N}})
+    both = torch.randn(4, 8)
+    wanted = both.clone()
+    close(fast(both, both), step(wanted, wanted))
+    close(both, wanted)
+    x, out = torch.randn(4, 8), torch.randn(4, 8)
+    close(fast(x, out.clone()), step(x, out))
+    close(fast(both, both), step(wanted, wanted))
+    close(both, wanted)
+    assert fast.stats().calls["replayed"] == 1
+
+
+# Splitting ops --------------------------------------------------------------------------------
+
+
+def functional(x):
+    return torch.ops.pwgraphs.scale(x.sin()).cos()
+
+
+def several(x):
+    a, b = torch.ops.pwgraphs.pair(x.sin())
+    return a.cos() + b[:, None]
+
+
+def listing(x):
+    a, b = torch.ops.pwgraphs.listed(x.sin())
+    return a.cos() * b
+
+
+def mutating(x):
+    x = x.sin()
+    out = torch.empty_like(x)
+    torch.ops.pwgraphs.fill(x, out)
+    return out * 2 + x
+
+
+def in_a_row(x):
+    x = torch.ops.pwgraphs.scale(torch.ops.pwgraphs.scale(x.sin()))
+    a, b = torch.ops.pwgraphs.pair(x)
+    return torch.ops.pwgraphs.scale(a) + b[:, None].cos()
+
+
+def first(x):
+    return torch.ops.pwgraphs.scale(x).sin().cos()
+
+
+def last(x):
+    return torch.ops.pwgraphs.scale(x.sin())
+
+
+def only(x):
+    return torch.ops.pwgraphs.scale(x)
+
+
+@pytest.mark.parametrize("mode", ["piecewise", "full"])
+@pytest.mark.parametrize(
+    ("fn", "ops"),
+    [
+        (functional, ("scale",)),
+        (several, ("pair",)),
+        (listing, ("listed",)),
+        (mutating, ("fill",)),
+        (in_a_row, ("scale", "pair")),
+        (first, ("scale",)),
+        (last, ("scale",)),
+        (only, ("scale",)),
+    ],
+    ids=lambda v: getattr(v, "__name__", None),
+)
+def test_splitting_ops_of_every_shape(fn, ops, mode):
+    fast = compiled(fn, splitting_ops=tuple(f"pwgraphs::{op}" for op in ops), graph_mode=mode)
+    fast.warmup(torch.randn(3, 8), progress=False)
+    for size in (4, 16, 1, 4):
+        x = torch.randn(size, 8)
+        close(fast(x), fn(x))
+    assert fast.stats().calls["replayed"] == 4
+
+
+def test_splitting_ops_are_called_at_every_replay():
+    def fn(x):
+        return torch.ops.pwgraphs.stateful(x.sin()) + 1
+
+    fast = compiled(fn, splitting_ops=("pwgraphs::stateful",))
+    fast.warmup(torch.randn(3, 8), progress=False)
+    x = torch.randn(4, 8)
+    for factor in (2.0, -1.0, 0.5):
+        STATE.factor, STATE.seen = factor, 0
+        close(fast(x), x.sin() * factor + 1)
+        assert STATE.seen == 1
+
+
+def test_modes_of_the_user_see_splitting_ops_in_replays():
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Log(TorchDispatchMode):
+        def __init__(self):
+            super().__init__()
+            self.names = []
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.names.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    fast = compiled(functional, splitting_ops=("pwgraphs::scale",))
+    x = torch.randn(4, 8)
+    wanted = fast(x).clone()
+    with Log() as log:
+        got = fast(x)
+    same(got, wanted)
+    assert "pwgraphs.scale.default" in log.names
+
+
+# Outputs --------------------------------------------------------------------------------------
+
+
+def test_an_output_is_overwritten_by_the_next_replay():
+    fast = compiled(Block())
+    fast.warmup(torch.randn(3, 8), progress=False)
+    kept = fast(torch.randn(4, 8))
+    before = kept.clone()
+    fast(torch.randn(4, 8))
+    assert not torch.equal(kept, before)
+
+
+def test_cloned_outputs_are_the_callers_own():
+    fast = compiled(Block(), clone_outputs=True)
+    fast.warmup(torch.randn(3, 8), progress=False)
+    kept = fast(torch.randn(4, 8))
+    before = kept.clone()
+    fast(torch.randn(4, 8))
+    fast.release()
+    same(kept, before)
+
+
+def test_an_input_returned_as_it_is_is_the_callers_own_tensor():
+    fast = compiled(lambda x: (x, torch.softmax(x, -1) * 2))
+    x = torch.randn(4, 8)
+    for _ in range(2):
+        assert fast(x)[0] is x
+
+
+# Padding --------------------------------------------------------------------------------------
+
+
+class Sized(Block):
+    def forward(self, x):
+        y = super().forward(x)
+        return {"y": y, "rows": x.shape[0], "double": 2 * x.shape[0], "flip": y.transpose(0, 1)}
+
+
+def test_sizes_between_are_padded_to_the_next_and_outputs_cut_back():
+    model = Sized()
+    fast = compiled(model, padding="capture_sizes")
+    fast.warmup(torch.randn(3, 8), progress=False)
+    rows = 0
+    for size in range(1, 17):
+        x = torch.randn(size, 8)
+        got, wanted = fast(x), model(x)
+        assert (got["rows"], got["double"]) == (size, 2 * size)
+        assert got["y"].shape == (size, 8)
+        assert got["flip"].shape == (8, size)
+        close(got["y"], wanted["y"])
+        close(got["flip"], wanted["flip"])
+        rows += min(s for s in SIZES if s >= size) - size
+    stats = fast.stats()
+    assert stats.calls["replayed"] == 16
+    assert stats.padded_rows == rows
+
+
+@pytest.mark.parametrize("garbage", [float("nan"), float("inf"), 1e30])
+def test_rows_of_an_earlier_call_never_leak(garbage):
+    def fn(x):
+        x = torch.softmax(x, -1)
+        return x + x.sum(0)
+
+    fast = compiled(fn, padding="capture_sizes", splitting_ops=("torch.softmax",))
+    total = compiled(lambda x: x.sin().sum(0), splitting_ops=(), padding="capture_sizes")
+    for call in (fast, total):
+        call.warmup(torch.randn(3, 8), progress=False)
+        call(torch.full((8, 8), garbage))
+    x = torch.randn(5, 8)
+    assert fast(x).isfinite().all()
+    close(total(x), x.sin().sum(0))
+
+
+def test_two_dims_are_padded_together():
+    batch, length = pw.Dim("batch", 1, 4), pw.Dim("length", 1, 8)
+
+    def fn(x):
+        return torch.softmax(x.sin(), -1) * 2
+
+    fast = compiled(
+        fn,
+        dynamic={"x": {0: batch, 1: length}},
+        capture_sizes=((2, 4), (4, 8)),
+        padding="capture_sizes",
+    )
+    fast.warmup(torch.randn(2, 2, 3), progress=False)
+    for b, s in itertools.product(range(1, 5), range(1, 9)):
+        x = torch.randn(b, s, 3)
+        close(fast(x), fn(x))
+    assert fast.stats().calls["replayed"] == 32
+
+
+def test_programs_that_write_to_the_users_memory_are_not_padded():
+    model = Cached()
+    reference = copy.deepcopy(model)
+    fast = compiled(model, padding="capture_sizes")
+    fast.warmup(torch.randn(3, 8), progress=False)
+    for size in (3, 4, 5, 8):
+        x = torch.randn(size, 8)
+        close(fast(x), reference(x))
+        close(model.cache, reference.cache)
+    calls = fast.stats().calls
+    assert (calls["replayed"], calls["compiled_range"]) == (2, 2)
+    assert fast.stats().padded_rows == 0
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda x: torch.cat([torch.softmax(x, -1), x]),
+        lambda x: torch.softmax(x, -1).t().reshape(-1),
+    ],
+)
+def test_outputs_whose_rows_are_not_at_the_end_are_not_padded(fn):
+    fast = compiled(fn, padding="capture_sizes")
+    for size in (3, 4, 5, 16):
+        x = torch.randn(size, 8)
+        close(fast(x), fn(x))
+    assert fast.stats().padded_rows == 0
+
+
+# Static inputs --------------------------------------------------------------------------------
+
+
+def test_static_inputs_are_read_where_they_are():
+    model = Block()
+    fast = compiled(model, inputs="static")
+    x = torch.randn(4, 8)
+    for _ in range(3):
+        close(fast(x), model(x))
+        x.normal_()
+    assert fast.stats().calls["replayed"] == 3
+
+
+def test_a_static_input_that_moved_is_an_error_that_names_it():
+    fast = compiled(Block(), inputs="static")
+    x, other = torch.randn(4, 8), torch.randn(4, 8)
+    fast(x)
+    with pytest.raises(AddressChanged, match=r'"x" was at 0x[0-9a-f]+ .* now|"x" was at') as info:
+        fast(other)
+    assert hex(x.data_ptr()) in str(info.value)
+    assert hex(other.data_ptr()) in str(info.value)
+    close(fast(x), fast(x))
+
+
+def test_static_inputs_that_are_written_are_written_once_a_call():
+    def fn(x):
+        x.add_(1)
+        return torch.softmax(x, -1)
+
+    fast = compiled(fn, inputs="static")
+    x = torch.zeros(4, 8)
+    for count in range(1, 4):
+        fast(x)
+        same(x, torch.full((4, 8), float(count)))
+
+
+def test_warmup_of_static_inputs_compiles_and_captures_nothing():
+    fast = compiled(Block(), inputs="static")
+    report = fast.warmup(torch.randn(3, 8), progress=False)
+    assert report.captured == ()
+    fast(torch.randn(4, 8))
+    assert fast.stats().captures == 2
+
+
+def test_static_inputs_are_not_padded():
+    model = Block()
+    fast = compiled(model, inputs="static", padding="capture_sizes")
+    for size in (3, 4, 5):
+        x = torch.randn(size, 8)
+        close(fast(x), model(x))
+    assert fast.stats().padded_rows == 0
+
+
+# Parameters -----------------------------------------------------------------------------------
+
+
+def _replaced(model):
+    model.a.weight = nn.Parameter(torch.randn(8, 8), requires_grad=False)
+
+
+def _swapped(model):
+    model.a.weight.data = torch.randn(8, 8)
+
+
+def _assigned(model):
+    model.load_state_dict(
+        {k: torch.randn_like(v) for k, v in model.state_dict().items()}, assign=True
+    )
+
+
+@pytest.mark.parametrize("change", [_replaced, _swapped, _assigned])
+def test_a_replaced_parameter_drops_plans_until_restored(change):
+    model = Block()
+    fast = compiled(model)
+    fast.warmup(torch.randn(3, 8), progress=False)
+    x = torch.randn(4, 8)
+    fast(x)
+    change(model)
+    close(fast(x), model(x))
+    stats = fast.stats()
+    assert (stats.calls["replayed"], stats.pool_bytes) == (1, 0)
+    fast.restore()
+    close(fast(x), model(x))
+    assert fast.stats().calls["replayed"] == 2
+    assert fast.stats().captures == 16
+
+
+def test_warmup_captures_again_after_a_parameter_was_replaced():
+    model = Block()
+    fast = compiled(model)
+    fast.warmup(torch.randn(3, 8), progress=False)
+    _swapped(model)
+    report = fast.warmup(progress=False)
+    assert len(report.captured) == 4
+    x = torch.randn(4, 8)
+    close(fast(x), model(x))
+    assert fast.stats().calls["replayed"] == 1
+
+
+def test_weights_changed_in_place_are_simply_seen():
+    model = Block()
+    fast = compiled(model)
+    fast.warmup(torch.randn(3, 8), progress=False)
+    model.a.weight.normal_()
+    x = torch.randn(4, 8)
+    close(fast(x), model(x))
+    assert fast.stats().captures == 8
+
+
+def test_a_model_moved_to_another_dtype_is_traced_and_captured_anew():
+    model = Block()
+    fast = compiled(model)
+    fast.warmup(torch.randn(3, 8), progress=False)
+    fast(torch.randn(4, 8))
+    model.double()
+    x = torch.randn(4, 8, dtype=torch.double)
+    close(fast(x), model(x))
+    fast.restore()
+    for _ in range(2):
+        close(fast(x), model(x))
+    assert fast.stats().calls["replayed"] >= 2
+
+
+# Books and limits -----------------------------------------------------------------------------
+
+
+def test_after_seal_an_uncaptured_size_is_an_error_and_captured_ones_serve():
+    model = Block()
+    fast = compiled(model, capture_sizes=(4, 16))
+    fast.warmup(torch.randn(3, 8), progress=False)
+    fast.seal()
+    x = torch.randn(4, 8)
+    close(fast(x), model(x))
+    lazy = compiled(model, capture_sizes=(4, 16))
+    lazy(torch.randn(3, 8))
+    lazy.seal()
+    with pytest.raises(Sealed, match=r"\(4,\).*warmup"):
+        lazy(x)
+
+
+def test_a_seal_that_warns_captures_all_the_same(caplog):
+    lazy = compiled(Block(), capture_sizes=(4, 16))
+    lazy(torch.randn(3, 8))
+    lazy.seal("warn")
+    lazy(torch.randn(4, 8))
+    assert "captured after seal" in caplog.text
+    assert lazy.stats().calls["replayed"] == 1
+
+
+def test_explain_and_the_report_list_what_is_captured():
+    fast = compiled(Block())
+    report = fast.warmup(torch.randn(3, 8), progress=False)
+    assert "4 sizes captured" in str(report)
+    assert report.graph_bytes == fast.stats().pool_bytes + fast.stats().driver_bytes
+    text = str(fast.explain())
+    assert "captured: n 1; n 4; n 8; n 16" in text
+
+
+def test_a_platform_without_graphs_refuses_a_graph_mode():
+    with pytest.raises(ConfigError, match="graph_mode"):
+        pw.compile(Block(), pw.Config(graph_mode="full", dynamic={"x": {0: N}}), platform="cpu")(
+            torch.randn(2, 8)
+        )
+
+
+def test_two_threads_share_one_model():
+    model = Block()
+    fast = compiled(model, clone_outputs=True, padding="capture_sizes")
+    wrong = []
+
+    def work(seed):
+        generator = torch.Generator().manual_seed(seed)
+        with torch.inference_mode():
+            for _ in range(50):
+                size = int(torch.randint(1, 17, (), generator=generator))
+                x = torch.randn(size, 8, generator=generator)
+                if not torch.allclose(fast(x), model(x), atol=1e-5):
+                    wrong.append(size)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert fast.stats().calls["replayed"] == 100
