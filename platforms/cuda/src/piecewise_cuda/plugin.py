@@ -23,6 +23,8 @@ def probe() -> Probe:
     """Say whether torch and the driver serve CUDA, without a CUDA context."""
     try:
         return judge(torch_build(), ask_driver(), os.environ)
+    except FileNotFoundError as exc:
+        return Probe(False, f"no NVIDIA driver: there is no {exc.filename}")
     except (OSError, AttributeError) as exc:
         return Probe(False, f"no NVIDIA driver: {exc}")
 

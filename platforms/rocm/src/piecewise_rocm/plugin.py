@@ -25,6 +25,8 @@ def probe() -> Probe:
     """Say whether torch and the kernel driver serve HIP, without a HIP context."""
     try:
         return judge(torch_build(), ask_driver(), os.environ)
+    except FileNotFoundError as exc:
+        return Probe(False, f"no AMD driver: there is no {exc.filename}")
     except OSError as exc:
         return Probe(False, f"no AMD driver: {exc}")
 

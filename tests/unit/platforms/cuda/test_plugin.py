@@ -131,4 +131,4 @@ def test_without_a_driver_the_probe_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(plugin, "ask_driver", lambda: ask_driver(missing, tmp_path))
     probe = plugin.probe()
     assert not probe.available
-    assert "no NVIDIA driver" in probe.reason
+    assert "no NVIDIA driver: there is no" in probe.reason

@@ -73,4 +73,4 @@ def test_without_a_driver_the_probe_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(plugin, "ask_driver", lambda: ask_driver(tmp_path))
     probe = plugin.probe()
     assert not probe.available
-    assert "no AMD driver" in probe.reason
+    assert "no AMD driver: there is no" in probe.reason
