@@ -59,10 +59,11 @@ def read_off(
 
     result, after = captured.run(stand_in, (*leading, *stand_ins))
     refuse_changed(structure, after, stand_ins)
-    inputs, bound = _inputs(captured, seen, {id(t): i for i, t in enumerate(stand_ins)}, bind)
+    flat = {id(t): i for i, t in enumerate(stand_ins)}
+    inputs = _inputs(captured, seen, flat, bind)
     places = {id(m): i for i, m in enumerate(made) if isinstance(m, torch.Tensor)}
     held = [o for o in objects if not is_plain(o)]
-    code = rebuild_code(result, places, {id(t): i for i, t in enumerate(stand_ins)}, bound, held)
+    code = rebuild_code(result, places, flat, bind, held)
     _unwrap_floats(captured.graph.graph, output, code.floats)
     return inputs, code
 
@@ -72,10 +73,9 @@ def _inputs(
     seen: Sequence[Any],
     flat: dict[int, int],
     bind: Callable[[torch.Tensor], int],
-) -> tuple[tuple[GraphInput, ...], dict[int, int]]:
-    """One GraphInput per placeholder, and the places of held tensors by id."""
+) -> tuple[GraphInput, ...]:
+    """One GraphInput per placeholder."""
     inputs: list[GraphInput] = []
-    bound: dict[int, int] = {}
     placeholders = [n for n in captured.graph.graph.nodes if n.op == "placeholder"]
     for node, value in zip(placeholders, seen, strict=True):
         if not isinstance(value, torch.Tensor):
@@ -85,9 +85,8 @@ def _inputs(
         elif id(value) in flat:
             inputs.append(GraphInput(tensor=flat[id(value)]))
         else:
-            bound[id(value)] = bind(value)
-            inputs.append(GraphInput(bound=bound[id(value)]))
-    return tuple(inputs), bound
+            inputs.append(GraphInput(bound=bind(value)))
+    return tuple(inputs)
 
 
 def _unwrap_floats(graph: torch.fx.Graph, output: torch.fx.Node, floats: Sequence[int]) -> None:

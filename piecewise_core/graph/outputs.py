@@ -43,16 +43,17 @@ def rebuild_code(
     result: Any,
     outputs: Mapping[int, int],
     inputs: Mapping[int, int],
-    bound: Mapping[int, int],
+    bind: Callable[[torch.Tensor], int],
     objects: Sequence[Any],
 ) -> OutputCode:
     """Read off how ``result`` is made.
 
-    ``outputs``, ``inputs``, ``bound``: id of a tensor -> its place among graph outputs, flat
-    inputs and bound tensors. ``objects``: identity constants of the call. Raises
-    UnsupportedOutput naming path and type.
+    ``outputs``, ``inputs``: id of a tensor -> its place among graph outputs and flat inputs.
+    ``bind``: takes any other tensor, which the model holds, and returns its place among the bound
+    ones. ``objects``: identity constants of the call. Raises UnsupportedOutput naming path and
+    type.
     """
-    writer = _Writer(outputs, inputs, bound, objects)
+    writer = _Writer(outputs, inputs, bind, objects)
     text = writer.node(result, "output")
     source = f"def rebuild(o, t, b):\n  return {text}"
     namespace = dict(writer.names)
@@ -73,10 +74,12 @@ class _Writer:
         self,
         outputs: Mapping[int, int],
         inputs: Mapping[int, int],
-        bound: Mapping[int, int],
+        bind: Callable[[torch.Tensor], int],
         objects: Sequence[Any],
     ) -> None:
-        self._places = (("o", outputs), ("t", inputs), ("b", bound))
+        self._outputs = outputs
+        self._inputs = inputs
+        self._bind = bind
         self._objects = {id(o): o for o in objects}
         self.names: dict[str, Any] = {}
         self.used: set[int] = set()
@@ -99,7 +102,7 @@ class _Writer:
             self.floats.add(value.place)
             return f"o[{value.place}]"
         if isinstance(value, torch.Tensor):
-            return self._tensor(value, path)
+            return self._tensor(value)
         if id(value) in self._objects or (is_plain(value) and not isinstance(value, torch.Size)):
             return self.name(value)
         if id(value) in self._open:
@@ -109,19 +112,14 @@ class _Writer:
         self._open.discard(id(value))
         return text
 
-    def _tensor(self, value: torch.Tensor, path: str) -> str:
-        for letter, places in self._places:
-            place = places.get(id(value))
-            if place is None:
-                continue
-            self.uses_inputs |= letter == "t"
-            if letter == "o":
-                self.used.add(place)
-            return f"{letter}[{place}]"
-        raise UnsupportedOutput(
-            f"{path} is a tensor of shape {tuple(value.shape)} that the traced graph does not "
-            "compute; compute it from the inputs, or leave it out of the result"
-        )
+    def _tensor(self, value: torch.Tensor) -> str:
+        if id(value) in self._outputs:
+            self.used.add(self._outputs[id(value)])
+            return f"o[{self._outputs[id(value)]}]"
+        if id(value) in self._inputs:
+            self.uses_inputs = True
+            return f"t[{self._inputs[id(value)]}]"
+        return f"b[{self._bind(value)}]"
 
     def _container(self, value: Any, path: str) -> str:
         kind = type(value)
@@ -137,6 +135,9 @@ class _Writer:
             if kind is torch.Size:
                 return f"{self.name(kind)}(({items}))"
             return f"[{items}]" if kind is list else f"({items})"
+        if isinstance(value, tuple) and hasattr(kind, "n_sequence_fields"):
+            items = "".join(f"{self.node(v, f'{path}[{i}]')}, " for i, v in enumerate(value))
+            return f"{self.name(kind)}(({items}))"
         if isinstance(value, tuple) and hasattr(value, "_fields"):
             items = "".join(
                 f"{self.node(v, f'{path}.{f}')}, "

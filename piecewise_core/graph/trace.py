@@ -73,7 +73,7 @@ def trace(
             captured = torch_private.capture(entry, (fn, objects, *examples))
     except PiecewiseError:
         raise
-    except torch_private.trace_errors as error:
+    except Exception as error:  # Dynamo's own kinds, and whatever the model's code raised
         raise TraceFailed(_explain(error, structure.dims, hint)) from error.with_traceback(None)
     _refuse_side_effects(captured.side_effects)
     symbols = _symbols(captured, structure)
@@ -94,9 +94,11 @@ def _explain(error: Exception, dims: Sequence[Dim], hint: Sizes) -> str:
     sizes = ", ".join(f'"{d.name}" at {n}' for d, n in zip(dims, hint, strict=True))
     tried = f"\nTraced with dim {sizes}; every size in bounds must work." if sizes else ""
     place = torch_private.place_of(error)
+    own = isinstance(error, torch_private.trace_errors)
+    what = f"{'' if own else f'{type(error).__name__}: '}{str(error).strip()}"
     return (
         f"the model cannot be traced to one whole graph, which piecewise needs"
-        f"{', at ' + place if place else ''}: {str(error).strip()}{tried}\n"
+        f"{', at ' + place if place else ''}: {what}{tried}\n"
         "Change the code named above, compile a submodule that has none of it, or use pw.record."
     )
 
