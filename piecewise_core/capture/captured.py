@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -110,6 +111,8 @@ def capture(
             _abandon(platform, recorder)
             recorder.put_back()
             recorder.forget()
+            # What keeps the error, a log handler say, must not keep the capture's memory.
+            traceback.clear_frames(error.__traceback__)
             if not isinstance(error, Exception) or isinstance(error, PiecewiseError):
                 raise
             raise _explained(platform, recorder, sizes, error) from error

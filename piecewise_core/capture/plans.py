@@ -109,10 +109,10 @@ class CapturedPlans:
                 return capture(self._platform, self._pool, self._stream, source, sizes, whole=whole)
             except CaptureFailed as error:
                 if whole != self._ways[-1]:
-                    logger.info("%s; captured in pieces instead", error)
+                    logger.info("%s; captured in pieces instead", str(error))
                     continue
                 self.dropped[sizes] = str(error)
-                logger.warning("%s", error)
+                logger.warning("%s", self.dropped[sizes])
         return None
 
     def forget(self, sizes: Sizes) -> None:
