@@ -14,7 +14,7 @@ import torch
 
 from piecewise_core.compile.eager import EagerCompiler
 from piecewise_core.compile.examples import Job, make_job
-from piecewise_core.compile.soundness import served_box
+from piecewise_core.compile.verdict import compile_and_judge
 from piecewise_core.config import Config
 from piecewise_core.counters import Counters
 from piecewise_core.errors import (
@@ -193,14 +193,12 @@ class Scheduler:
         refuse_in_capture(self._is_capturing, f"{label} would be compiled for sizes {box}")
         begun = time.perf_counter()
         adaptor: CompilerAdaptor = self._adaptor if piece.hazard is None else self._written
-        job = make_job(piece, symbols, box)
+
+        def make() -> Job:
+            return make_job(piece, symbols, box)
+
         try:
-            with torch.inference_mode(), job.context():
-                for apply in self._passes:
-                    apply(job.graph)
-                compiled = adaptor.compile(
-                    job.graph, job.inputs, key=f"{key}-{box}", config=self._config
-                )
+            verdict = compile_and_judge(adaptor, make, f"{key}-{box}", self._config, self._passes)
         except CompilerUnavailable as error:
             if self._config.check == "strict":
                 raise
@@ -220,25 +218,12 @@ class Scheduler:
             ) from error
         seconds = time.perf_counter() - begun
         logger.debug("compiled %s for %s in %.2f s with %s", label, box, seconds, adaptor.name)
-        return self._judge(job, piece, compiled.run, key, label, adaptor.name, seconds)
-
-    def _judge(
-        self,
-        job: Job,
-        piece: Piece,
-        run: Runnable,
-        key: str,
-        label: str,
-        compiler: str,
-        seconds: float,
-    ) -> Artifact:
-        """Find where the compiled code holds; elsewhere the piece runs as written."""
-        serves, why = served_box(job)
-        note = piece.hazard or why or self._degraded
-        if serves != job.box:
-            logger.warning("%s for sizes %s: %s", label, job.box, why)
+        run, serves = verdict.compiled.run, verdict.serves
+        if serves != box:
+            logger.warning("%s for sizes %s: %s", label, box, verdict.why)
             run = _guarded(run, _written(piece), serves, piece.dims)
-        return Artifact(key, job.box, run, compiler, seconds, label, serves, note)
+        note = piece.hazard or verdict.why or self._degraded
+        return Artifact(key, box, run, adaptor.name, seconds, label, serves, note)
 
 
 def refuse_in_capture(is_capturing: Callable[[], bool] | None, what: str) -> None:

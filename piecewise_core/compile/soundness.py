@@ -15,11 +15,14 @@ from piecewise_core.compile.examples import Job
 from piecewise_core.graph.guards import evaluator, implied
 from piecewise_core.ranges import Box, Range
 
-__all__ = ["served_box"]
+__all__ = ["repeated_guards", "served_box"]
 
 _LAYOUT_ONLY = ("_compute_stride", "_prims_common", "is_contiguous", "fake_impls.py")
 """Where a fake tensor's strides are worked out. Guards from there say that a dim is not 1 or 0;
 they choose the stride of a dim that has at most one index, which no address depends on."""
+
+_REPEATED = ("autograd_cache.py", "codecache.py")
+"""Where Inductor's caches add again, as one, all the guards of the time when an entry was made."""
 
 _DENSE = 1 << 14
 
@@ -47,6 +50,13 @@ def served_box(job: Job) -> tuple[Box | None, str]:
             return None, why
         box = smaller
     return box, why
+
+
+def repeated_guards(job: Job) -> bool:
+    """Whether the code came from a compiler's cache, so that nobody can tell its guards apart."""
+    env = job.mode.shape_env
+    guards = [] if env is None else env.guards
+    return any(name in str(guard.sloc) for guard in guards for name in _REPEATED)
 
 
 def _symbols(job: Job) -> dict[sympy.Symbol, int]:

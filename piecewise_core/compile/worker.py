@@ -36,11 +36,9 @@ def _serve(request: Request, adaptors: dict[str, Any]) -> Answer:
 
 
 def _compile(request: Request, adaptors: dict[str, Any]) -> tuple[bytes, Any, str]:
-    import torch
-
     from piecewise_core.compile.adaptors import resolve
     from piecewise_core.compile.portable import unpack
-    from piecewise_core.compile.soundness import served_box
+    from piecewise_core.compile.verdict import compile_and_judge
     from piecewise_core.config import Config
     from piecewise_core.platforms import select
 
@@ -49,14 +47,12 @@ def _compile(request: Request, adaptors: dict[str, Any]) -> tuple[bytes, Any, st
         adaptors[request.platform] = resolve(
             config.compiler, select(request.platform, environ={}).platform
         )
-    job = unpack(request.job)
-    with torch.inference_mode(), job.context():
-        compiled = adaptors[request.platform].compile(
-            job.graph, job.inputs, key=request.key, config=config
-        )
-    serves, why = served_box(job)
+    verdict = compile_and_judge(
+        adaptors[request.platform], lambda: unpack(request.job), request.key, config
+    )
+    serves = verdict.serves
     ends = None if serves is None else [(r.start, r.end) for r in serves.ranges]
-    return compiled.handle(), ends, why
+    return verdict.compiled.handle(), ends, verdict.why
 
 
 if __name__ == "__main__":

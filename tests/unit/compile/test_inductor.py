@@ -79,3 +79,25 @@ def test_its_hash_factors_change_with_settings_and_threads():
     assert plain != other
     assert {"torch", "torch_key", "threads"} <= set(plain)
     assert all(isinstance(v, str) for v in plain.values())
+
+
+def test_code_from_inductor_s_caches_serves_the_sizes_that_fresh_code_serves():
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.out = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x):  # x: [batch, length, 8]
+            heads = self.inner(x).unflatten(-1, (2, 4)).transpose(1, 2)
+            y = nn.functional.scaled_dot_product_attention(heads, heads, heads)
+            return x + self.out(y.transpose(1, 2).flatten(2))
+
+    dims = {0: pw.Dim("batch", 1, 16), 1: pw.Dim("length", 1, 64)}
+    attention = ("torch.nn.functional.scaled_dot_product_attention",)
+    config = pw.Config(dynamic={"x": dims}, splitting_ops=attention, compiler="inductor")
+    model = Heads()
+    for _ in range(2):
+        fast = pw.compile(model, config)
+        assert fast.warmup(torch.randn(2, 3, 8), progress=False).as_written == ()
+        x = torch.randn(1, 5, 8)
+        torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
