@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from piecewise_core.errors import UnsupportedOutput
 from piecewise_core.graph.outputs import OutputCode, rebuild_code
 from piecewise_core.graph.structure import Constant, Container, Structure
 from piecewise_core.ranges import Sizes
@@ -73,7 +74,12 @@ def result_code(result: Any, given: Sequence[torch.Tensor]) -> OutputCode:
     """How ``result`` is made of its tensors, in the order of ``tensors_in``, and those given."""
     inputs = {id(t): i for i, t in enumerate(given)}
     outs = {id(o): i for i, o in enumerate(tensors_in(result)) if id(o) not in inputs}
-    return rebuild_code(result, outs, inputs, {}, ())
+    return rebuild_code(result, outs, inputs, _no_bound_tensor, ())
+
+
+def _no_bound_tensor(tensor: torch.Tensor) -> int:
+    """Every tensor of a recorded result is an output or was given."""
+    raise UnsupportedOutput(f"a tensor of shape {tuple(tensor.shape)} in no container known")
 
 
 def arguments(structure: Structure, tensors: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
