@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,14 @@ def _ask_inductor(builds: str, known: bool) -> tuple[int, int]:
     from torch._inductor.runtime.cache_dir_utils import temporary_cache_dir
 
     patch = {"cpp.vec_isa_ok": True} if known else {}
-    with temporary_cache_dir(builds), config.patch(patch):
-        found = len(cpu_vec_isa.valid_vec_isa_list())
     flags = set(cpu_vec_isa.x86_isa_checker())
-    supported = sum(set(str(i).split()) <= flags for i in cpu_vec_isa.supported_vec_isa_list)
-    return found, supported
+    supported = [i for i in cpu_vec_isa.supported_vec_isa_list if set(str(i).split()) <= flags]
+    with (
+        temporary_cache_dir(builds),
+        config.patch(patch),
+        ThreadPoolExecutor(min(len(supported), os.cpu_count() or 1) or 1) as pool,
+    ):
+        # Each answer is a compiler run in a process of its own, kept by the instance.
+        list(pool.map(bool, supported))
+        found = len(cpu_vec_isa.valid_vec_isa_list())
+    return found, len(supported)
