@@ -173,15 +173,17 @@ def _reader(
         items.append(_item(names, known[0]))
         tests += [f"{_item(names, twin)} is not p[{i}]" for twin in known[1:]]
         owner = known[0].owner()
-        if id(owner) not in owners or tensor.numel() == 1:
+        if id(owner) not in owners:
             watched.append(i)
+        if tensor.numel() == 1:
+            # A single element that was replaced by an equal one compares equal.
+            tests.append(f"p[{i}] is not {_name(names, tensor)}")
         owners[id(owner)] = owner
     tests += [_anchor_test(names, anchor) for anchor in anchors]
     tests += [f"len({_name(names, d)}) != {len(d)}" for d in hooks.hooked()]
     names.update(_pw_handles=RemovableHandle, _pw_hooks=hooks)
     readers = mode_readers(roots)
-    modes = "".join(f"{_name(names, vars(m))}['training'], " for m in readers)
-    names["_pw_modes"] = tuple(m.training for m in readers)
+    modes = [f"{'not ' if m.training else ''}{_name(names, vars(m))}['training']" for m in readers]
     parents = [m for root in roots for m in root.modules() if m._modules]
     modules = "".join(f"*{_name(names, m._modules)}.values(), " for m in parents)
     names["_pw_modules"] = tuple(child for m in parents for child in m._modules.values())
@@ -194,7 +196,9 @@ def _reader(
         looked_at = range(len(tensors)) if every else watched
         names["_pw_ptr"] = torch.Tensor.data_ptr
         names["_pw_ptrs"] = [tensors[i].data_ptr() for i in looked_at]
-        moved = f"[*map(_pw_ptr, ({''.join(f'p[{i}], ' for i in looked_at)}))] != _pw_ptrs"
+        # They are the tensors compared by identity just before.
+        names["_pw_looked_at"] = tuple(tensors[i] for i in looked_at)
+        moved = "[*map(_pw_ptr, _pw_looked_at)] != _pw_ptrs"
     source = "\n".join(
         [
             f"def read({', '.join(f'{n}={n}' for n in names)}):",
@@ -203,7 +207,7 @@ def _reader(
             "  if p != _pw_was: return None",
             f"  if {' or '.join(tests) or 'False'}: return None",
             "  if _pw_handles.next_id != _pw_hooks.seen and _pw_hooks.changed(): return None",
-            f"  if ({modes}) != _pw_modes or ({modules}) != _pw_modules: return None",
+            f"  if {' or '.join(modes) or 'False'} or ({modules}) != _pw_modules: return None",
             " except (KeyError, RuntimeError, ValueError):",
             "  return None",
             f" if {moved}:",
