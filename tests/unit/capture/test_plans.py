@@ -1,0 +1,113 @@
+"""Which sizes are kept when not all can be."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from piecewise_core.capture.captured import Source
+from piecewise_core.capture.plans import CapturedPlans
+from piecewise_core.counters import Counters
+from piecewise_core.errors import CaptureFailed
+from piecewise_core.testing import SimulatedPlatform
+
+SIZES = [(16,), (8,), (4,), (2,), (1,)]
+
+
+def plans(mode="piecewise", limit=None, **knobs):
+    return CapturedPlans(SimulatedPlatform(**knobs), Counters(), limit, mode)
+
+
+def source(size, work=torch.sin):
+    x = torch.randn(size)
+
+    def build(recorder):
+        piece = recorder.piece("the piece", lambda t: (work(t),))
+        return lambda tensors, bound, *sizes: piece(tensors[0])
+
+    return Source(build, (x,), (), (), lambda tensors, sizes: x.copy_(tensors[0]))
+
+
+def test_without_a_bound_all_sizes_are_kept():
+    held = plans()
+    assert held.budget(3, SIZES) == SIZES
+    assert not held.dropped
+
+
+@given(st.integers(0, 40), st.integers(1, 4), st.integers(1, 12))
+def test_what_is_kept_fits_and_holds_both_ends(handles, each, count):
+    sizes = [(n,) for n in range(count, 0, -1)]
+    held = plans(max_graphs=handles)
+    kept = held.budget(each, sizes)
+    assert len(kept) == min(count, handles // each)
+    assert len(set(kept)) == len(kept)
+    assert set(kept) | set(held.dropped) == set(sizes)
+    assert not set(kept) & set(held.dropped)
+    if kept:
+        assert kept[0] == sizes[0]
+    if len(kept) > 1:
+        assert kept[-1] == sizes[-1]
+
+
+def test_captured_sizes_need_no_further_handles():
+    held = plans(max_graphs=2)
+    for sizes in held.budget(1, SIZES):
+        held.capture(sizes, lambda: source(16))
+    dropped = dict(held.dropped)
+    assert held.budget(1, SIZES) == []
+    assert held.dropped == dropped
+
+
+def test_a_plan_is_captured_once_and_run():
+    held = plans()
+    plan = held.capture((4,), lambda: source(4))
+    assert held.capture((4,), lambda: source(4)) is plan is held.get((4,))
+    x = torch.randn(4)
+    torch.testing.assert_close(plan.run([x], (4,))[0], x.sin())
+    assert ((4,) in held, (8,) in held, len(held)) == (True, False, 1)
+
+
+def test_an_error_that_is_not_captures_own_is_passed_on():
+    def broken():
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError):
+        plans().capture((4,), broken)
+
+
+def test_a_capture_in_a_capture_is_refused_and_not_noted():
+    platform = SimulatedPlatform()
+    held = CapturedPlans(platform, Counters(), None)
+    driver, stream = platform.graphs, platform.device.new_stream()
+    graph = driver.new_graph()
+    with platform.device.stream(stream):
+        driver.capture_begin(graph, driver.new_pool(), stream)
+        with pytest.raises(CaptureFailed, match="inside of a capture"):
+            held.capture((4,), lambda: source(4))
+        driver.capture_end(graph)
+    assert not held.dropped
+    assert held.capture((4,), lambda: source(4)) is not None
+
+
+def test_release_frees_everything_and_forgets_failures():
+    held = plans(fail_capture_at=1)
+    held.capture((8,), lambda: source(8))
+    held.capture((4,), lambda: source(4))
+    assert (set(held.dropped), len(held)) == ({(8,)}, 1)
+    assert held.bytes() > 0
+    assert held.release() == [(4,)]
+    assert (held.dropped, len(held), held.bytes()) == ({}, 0, 0)
+
+
+def test_the_limit_frees_what_was_used_longest_ago():
+    one = plans()
+    one.capture((4,), lambda: source(4))
+    held = plans(limit=one.bytes() + 4096)
+    for size in (4, 3):
+        held.capture((size,), lambda size=size: source(size))
+    held.get((4,))
+    held.capture((2,), lambda: source(2))
+    assert ((4,) in held, (3,) in held, (2,) in held) == (True, False, True)
+    assert "memory_limit" in held.dropped[3,]
