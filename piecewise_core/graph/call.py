@@ -46,7 +46,8 @@ def constants(structure: Structure) -> list[Any]:
 def entry(structure: Structure) -> Callable[..., Any]:
     """``entry(fn, objects, *tensors)``: checks that same-named dims are equal, calls ``fn``.
 
-    ``objects``: the constants, in order. It returns the result, and the changeable arguments.
+    ``objects``: the constants, in order. It returns the result, the changeable arguments
+    after the call, and a tensor that nobody needs.
     """
     source, names = _Writer().source(structure)
     # A name of its own, known to linecache: Dynamo reports source lines by it.
@@ -72,7 +73,8 @@ class _Writer:
         tensors = "".join(f", t{i}" for i in range(len(structure.tensors)))
         made = [f"  a_{name} = {self._node(n)}" for name, n in structure.arguments.items()]
         after = "".join(f"a_{name}, " for name in changeable(structure))
-        call = f"  return fn({', '.join(self._arguments(structure))}), ({after})"
+        # Dynamo compiles no graph, and shows no side effects, where there is no tensor work.
+        call = f"  return fn({', '.join(self._arguments(structure))}), ({after}), torch.zeros(())"
         lines = [f"def entry(fn, objects{tensors}):", *checks, *made, call, ""]
         return "\n".join(lines), self._names
 

@@ -15,7 +15,7 @@ import torch
 
 from piecewise_core.graph.memory import storages, tensor_inputs, values
 
-__all__ = ["is_pure", "is_view", "reshapes", "writes"]
+__all__ = ["is_inplace", "is_pure", "is_view", "reshapes", "writes"]
 
 _INPLACE_OPERATORS: frozenset[Any] = frozenset({
     operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv,
@@ -35,6 +35,13 @@ def writes(node: torch.fx.Node) -> frozenset[int]:
     if node.op == "call_module":
         return _all(node)
     return _by_function(node, node.target) if node.op == "call_function" else frozenset()
+
+
+def is_inplace(node: torch.fx.Node) -> bool:
+    """Whether a node's value is its first argument itself, written to."""
+    if node.op == "call_method":
+        return _is_inplace_method(str(node.target)) and node.target != "__setitem__"
+    return node.op == "call_function" and node.target in _INPLACE_OPERATORS
 
 
 def is_view(node: torch.fx.Node) -> bool:

@@ -57,7 +57,7 @@ def read_off(
         seen.extend(args)
         return tuple(made)
 
-    result, after = captured.run(stand_in, (*leading, *stand_ins))
+    result, after, _ = captured.run(stand_in, (*leading, *stand_ins))
     refuse_changed(structure, after, stand_ins)
     flat = {id(t): i for i, t in enumerate(stand_ins)}
     inputs = _inputs(captured, seen, flat, bind)

@@ -15,9 +15,6 @@ from __future__ import annotations
 
 import builtins
 import contextlib
-import os
-import re
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,17 +22,17 @@ from typing import Any
 import torch
 import torch._dynamo as dynamo
 from torch._dynamo import config as dynamo_config
-from torch._dynamo import convert_frame, exc, variables
+from torch._dynamo import convert_frame, exc
 from torch._dynamo.symbolic_convert import InstructionTranslator
 from torch._dynamo.utils import dynamo_timed, get_metrics_context
-from torch._dynamo.variables.base import AttributeMutationNew, ValueMutationNew
 from torch._guards import CompileContext, TracingContext, compile_context
 from torch.fx.experimental import _config as fx_config
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from piecewise_core.graph.sideeffects import SideEffect, read_side_effects
+
 __all__ = [
     "Capture",
-    "SideEffect",
     "any_autocast",
     "capture",
     "compile_lock",
@@ -53,14 +50,6 @@ compile_lock = convert_frame.compile_lock
 
 trace_errors = (exc.TorchDynamoException,)
 """What Dynamo raises when it cannot trace to one graph."""
-
-
-@dataclass(frozen=True)
-class SideEffect:
-    """One Python object that the traced code changed and that existed before the call."""
-
-    what: str
-    where: str
 
 
 @dataclass(frozen=True)
@@ -95,6 +84,7 @@ def capture(entry: Callable[..., Any], args: Sequence[Any]) -> Capture:
     """Capture ``entry(*args)`` as one whole graph. Raises ``trace_errors``."""
     frame = convert_frame._get_frame(entry, tuple(args))
     found: dict[str, Any] = {}
+    scope = {"L": frame.locals, "G": frame.globals}
 
     def keep(graph: torch.fx.GraphModule, _examples: Sequence[Any]) -> torch.fx.GraphModule:
         tx = InstructionTranslator.current_tx()
@@ -102,7 +92,7 @@ def capture(entry: Callable[..., Any], args: Sequence[Any]) -> Capture:
             graph=graph,
             backend_id=graph.meta["backend_id"],
             shape_env=TracingContext.get().fake_mode.shape_env,  # type: ignore[union-attr]
-            side_effects=tuple(_side_effects(tx.output.side_effects)),
+            side_effects=tuple(read_side_effects(tx.output.side_effects, scope)),
         )
         return graph
 
@@ -147,57 +137,8 @@ def capture(entry: Callable[..., Any], args: Sequence[Any]) -> Capture:
     return Capture(found["graph"], found["shape_env"], run, found["side_effects"])
 
 
-def _side_effects(effects: Any) -> Iterator[SideEffect]:
-    for var in effects._get_modified_vars():
-        if isinstance(var.mutation_type, (AttributeMutationNew, ValueMutationNew)):
-            continue
-        if isinstance(var, variables.TensorVariable):
-            continue
-        stored = effects.store_attr_mutations.get(var)
-        names = [n for n, v in (stored or {}).items() if not _restores(var, n, v)]
-        if stored is not None and not names and not _changed_contents(var, effects):
-            continue
-        yield SideEffect(_describe(var, names), _where(effects.mutation_user_stacks.get(var)))
-
-
-def _changed_contents(var: Any, effects: Any) -> bool:
-    """Whether the container under a user-defined object (a dict subclass, say) was written."""
-    base_changed = getattr(var, "is_base_vt_modified", None)
-    return bool(base_changed(effects)) if base_changed else False
-
-
-def _restores(var: Any, name: str, stored: Any) -> bool:
-    """Whether the attribute ends with the value it began with (set and reset, as locks are)."""
-    try:
-        before = getattr(var.value, name)
-        after = stored.as_python_constant()
-    except Exception:
-        return False
-    return before is after or (type(before) is type(after) and bool(before == after))
-
-
-def _describe(var: Any, names: Sequence[str]) -> str:
-    try:
-        source = var.source.name
-        source = source if isinstance(source, str) else source()
-    except Exception:
-        source = ""
-    source = source.replace("L['fn'].__self__", "model").replace("L['fn']", "model")
-    source = re.sub(r"\._modules\['(\w+)'\]", r".\1", source)
-    kind = var.python_type_name()
-    return f"{kind} {source}{'.' if names else ''}{', .'.join(names)}".strip()
-
-
 def place_of(error: BaseException) -> str:
     """``file:line`` of the user's code that Dynamo stopped at, or ""."""
     stack = getattr(error, "real_stack", None) or ()
     frames = [f for f in stack if not f.filename.startswith("<piecewise")]
     return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
-
-
-def _where(stacks: Sequence[traceback.StackSummary] | None) -> str:
-    frames = stacks[0] if stacks else ()
-    library = os.path.dirname(torch.__file__) + os.sep
-    # A module's attribute is set by torch's __setattr__; the line that asked for it matters.
-    frame = next((f for f in reversed(frames) if not f.filename.startswith(library)), None)
-    return f"{frame.filename}:{frame.lineno}" if frame else "unknown place"

@@ -15,6 +15,7 @@ from piecewise_core.graph import call, guards, torch_private
 from piecewise_core.graph.cleaning import clean
 from piecewise_core.graph.origins import GraphInput, read_off
 from piecewise_core.graph.outputs import OutputCode
+from piecewise_core.graph.sideeffects import SideEffect
 from piecewise_core.graph.structure import Structure
 from piecewise_core.ranges import Box, Sizes
 
@@ -85,7 +86,11 @@ def trace(
         structure.dims,
         config.endpoints_by_dim,
     )
-    inputs, output = read_off(captured, structure, (fn, objects), examples, objects, bind)
+    try:
+        inputs, output = read_off(captured, structure, (fn, objects), examples, objects, bind)
+    finally:
+        for effect in captured.side_effects:
+            effect.undo()
     clean(captured.graph)
     return Traced(captured.graph, inputs, symbols, box, output)
 
@@ -103,13 +108,14 @@ def _explain(error: Exception, dims: Sequence[Dim], hint: Sizes) -> str:
     )
 
 
-def _refuse_side_effects(effects: Sequence[torch_private.SideEffect]) -> None:
-    if effects:
-        listed = "; ".join(f"{e.what} at {e.where}" for e in effects)
+def _refuse_side_effects(effects: Sequence[SideEffect]) -> None:
+    changes = [e for e in effects if e.changes]
+    if changes:
+        listed = "; ".join(f"{e.what} at {e.where}" for e in changes)
         raise UnsupportedSideEffect(
             f"the model changes Python objects that outlive the call: {listed}. A traced program "
-            "cannot repeat that: keep the value in a tensor or buffer, or move the change out of "
-            "the compiled part"
+            "cannot repeat that: keep the value in a tensor or buffer and write to it in place, or "
+            "move the change out of the compiled part"
         )
 
 
