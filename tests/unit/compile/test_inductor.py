@@ -85,11 +85,12 @@ def test_code_from_inductor_s_caches_serves_the_sizes_that_fresh_code_serves():
     class Heads(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.inner, self.out = nn.Linear(8, 8), nn.Linear(8, 8)
+            self.inner, self.out = nn.Linear(64, 192), nn.Linear(64, 64)
 
-        def forward(self, x):  # x: [batch, length, 8]
-            heads = self.inner(x).unflatten(-1, (2, 4)).transpose(1, 2)
-            y = nn.functional.scaled_dot_product_attention(heads, heads, heads)
+        def forward(self, x):  # x: [batch, length, 64]
+            parts = self.inner(x).chunk(3, -1)
+            q, k, v = (part.unflatten(-1, (4, 16)).transpose(1, 2) for part in parts)
+            y = nn.functional.scaled_dot_product_attention(q, k, v)
             return x + self.out(y.transpose(1, 2).flatten(2))
 
     dims = {0: pw.Dim("batch", 1, 16), 1: pw.Dim("length", 1, 64)}
@@ -98,6 +99,6 @@ def test_code_from_inductor_s_caches_serves_the_sizes_that_fresh_code_serves():
     model = Heads()
     for _ in range(2):
         fast = pw.compile(model, config)
-        assert fast.warmup(torch.randn(2, 3, 8), progress=False).as_written == ()
-        x = torch.randn(1, 5, 8)
+        assert fast.warmup(torch.randn(2, 3, 64), progress=False).as_written == ()
+        x = torch.randn(1, 5, 64)
         torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
