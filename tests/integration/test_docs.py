@@ -11,12 +11,12 @@ import doctest
 import io
 import json
 import re
-import runpy
 import sys
 from collections.abc import Iterator
 from importlib import invalidate_caches
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -62,13 +62,18 @@ def run(page: Path, folder: Path) -> None:
     """Run the page's blocks as one script and compare what they print."""
     blocks = runnable(page)
     mark = "\x1eend of block"
-    script = folder / f"{page.stem.replace('-', '_')}.py"
+    name = page.stem.replace("-", "_")
+    script = folder / f"{name}.py"
     script.write_text("\n".join(f"{code}\nprint({mark!r})" for code, _ in blocks))
     printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        runpy.run_path(str(script), run_name="__main__")
+    # Not __main__: Dynamo looks classes up by module, and imports a module of one name only once.
+    module = ModuleType(name)
+    with contextlib.redirect_stdout(printed), pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, name, module)
+        exec(compile(script.read_text(), script, "exec"), vars(module))
+    lines = printed.getvalue().replace(f" {name}.", " __main__.")
     checker = doctest.OutputChecker()
-    for (code, shown), got in zip(blocks, printed.getvalue().split(mark + "\n"), strict=False):
+    for (code, shown), got in zip(blocks, lines.split(mark + "\n"), strict=False):
         if shown is not None and not checker.check_output(same(shown), same(got), doctest.ELLIPSIS):
             pytest.fail(f"{page.name} shows\n{shown}\nfor\n{code}\nwhich prints\n{got}")
 

@@ -1,0 +1,54 @@
+"""What can be told of one call of an operator: its tensors, its writes, where it was made."""
+
+from __future__ import annotations
+
+import traceback
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+
+__all__ = ["only_views", "tensors", "value_read", "written"]
+
+
+def tensors(value: Any) -> list[torch.Tensor]:
+    """The tensors in nested containers."""
+    return [t for t in pytree.tree_leaves(value) if isinstance(t, torch.Tensor)]
+
+
+def written(fn: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:
+    """Tensors that an operator's schema says it writes to."""
+    schema = getattr(fn, "_schema", None)
+    if schema is None:
+        return []
+    found: list[torch.Tensor] = []
+    for place, argument in enumerate(schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            given = args[place] if place < len(args) else kwargs.get(argument.name)
+            found += tensors(given)
+    return found
+
+
+def only_views(fn: Any) -> bool:
+    """Whether an operator makes nothing but views."""
+    schema = getattr(fn, "_schema", None)
+    if schema is None:
+        return False
+    aliases = [r.alias_info for r in schema.returns]
+    return bool(aliases) and all(a is not None and not a.is_write for a in aliases)
+
+
+def value_read(what: str) -> str:
+    """The message for ``what`` being read by Python: where, and what to do."""
+    place = next(
+        (
+            f"{frame.filename}:{frame.lineno} `{frame.line}`"
+            for frame in reversed(traceback.extract_stack())
+            if "/torch/" not in frame.filename and "/piecewise_core/" not in frame.filename
+        ),
+        "an unknown place",
+    )
+    return (
+        f"{what} is read by Python at {place}; it would be fixed at capture. Keep the value in a "
+        "tensor, or put the code that reads it into a splitting op"
+    )
