@@ -118,7 +118,8 @@ def test_a_permuted_layout_binds_without_a_copy_at_every_size(n, m, order):
 
 VALUES = (
     None, True, False, 0, 1, -1, 0.0, -0.0, 1.0, math.nan, math.inf, 0j, complex(0, -0.0), "a", "",
-    b"a", Colour.RED, Colour.BLUE, torch.float32, torch.float16, torch.device("cpu"), int, float, ...,
+    b"a", Colour.RED, Colour.BLUE, torch.float32, torch.float16, torch.device("cpu"), int, float,
+    ...,
     torch.Size((1,)), slice(1), slice(True), slice(0.0), slice(-0.0), frozenset({1}),
     frozenset({True}),
 )  # fmt: skip
