@@ -89,7 +89,7 @@ class Matcher:
         missing = [n.text for n in self._names if not any(n.matches(c) for c in calls)]
         if not missing:
             return
-        counts = Counter(op_name(c) for c in calls)
+        counts = Counter(op_name(c) for c in calls if not _is_ours(c))
         near = [m for text in missing for m in difflib.get_close_matches(text, counts, 3, 0.5)]
         likely = [n for n in counts if _is_candidate(n)]
         listed = ", ".join(f"{n} (x{counts[n]})" for n in dict.fromkeys([*likely, *near]))
@@ -119,6 +119,11 @@ def _calls(graph: torch.fx.Graph) -> Iterator[torch.fx.Node]:
             yield node
             for body in _bodies(node):
                 yield from _calls(body)
+
+
+def _is_ours(node: torch.fx.Node) -> bool:
+    """Whether the traced entry made the node, around the model."""
+    return bool(node.meta.get("stack_trace")) and not source_of(node)
 
 
 def _is_candidate(name: str) -> bool:
