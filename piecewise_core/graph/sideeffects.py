@@ -60,7 +60,7 @@ def _of_attributes(
 ) -> SideEffect:
     names = [n for n, v in (stored or {}).items() if not _restores(var, n, v)]
     changes = stored is None or bool(names) or _changed_contents(var, effects)
-    held = getattr(var, "value", None)
+    held = getattr(var, "value", None) if stored else None  # a list's value may hold no constants
     before = {n: getattr(held, n) for n in stored or () if hasattr(held, n)}
 
     def undo() -> None:

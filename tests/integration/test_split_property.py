@@ -33,7 +33,7 @@ _serial = itertools.count()
 
 @custom_op("split_property::fun", mutates_args=())
 def _fun(x: torch.Tensor) -> torch.Tensor:
-    return (x * 2 + 1) % 5
+    return (x.contiguous() * 2 + 1) % 5
 
 
 @_fun.register_fake
@@ -341,9 +341,11 @@ class Builder:
             "{a}.add_(1)", "{a}.mul_(2).remainder_(5)", "{a}.copy_({b}.clone())", "{a}.zero_()",
             "{a}.masked_fill_({b} > 1, 1.0)", "{a}[...] = {b}.clone()", "{a}[{a} > 2] = 1.0",
             "torch.relu_({a})", "torch.nn.functional.relu({a}, inplace=True)", "{a} += 1",
-            "{a}.sub_({b}.clone())", "torch.add({b}.clone(), 1, out={a})", "{a} -= {k} % 3",
+            "{a}.sub_({b}.clone())", "{a} -= {k} % 3",
             "torch.ops.aten.add_.Tensor({a}, {b}.clone())", "{a}.fill_({k} % 3)",
         ]  # fmt: skip
+        if a.name.startswith("self."):  # Dynamo takes only a contiguous out=
+            options += ["torch.add({b}.clone(), 1, out={a})"]
         if a.shape:
             options += ["{a}[:1] = 2.0", "{a}[1:].add_(1)", "{a}[..., :1] += 1"]
             options += ["{a}[torch.arange({a}.shape[0])] = 3.0"]
