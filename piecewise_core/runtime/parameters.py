@@ -15,12 +15,10 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.hooks import RemovableHandle
 
 from piecewise_core.errors import UnsupportedModule
+from piecewise_core.runtime.addresses import unmoved
 from piecewise_core.runtime.hooks import HookWatch
 from piecewise_core.runtime.places import Place, mode_readers, places_of, tree_of
 from piecewise_core.runtime.reach import Anchor, roots_of
-
-_pointers_equal: Any = getattr(torch._C, "_tensors_data_ptrs_at_indices_equal", None)
-"""Compares all data pointers in one call; builds of torch for CUDA have it (2.11 and 2.13)."""
 
 __all__ = ["Parameters", "roots_of"]
 
@@ -33,7 +31,7 @@ class Parameters:
     got or lost a hook. ``called``: the modules whose hooks tracing runs. ``anchors``: where
     the traced callable finds its modules and tensors.
     ``checked``: False returns the tensors that tracing met, without looking. ``every``: look at
-    every tensor's address, since static graphs read them; else at one per module.
+    every tensor's address however long that takes, since static graphs read them.
     """
 
     def __init__(
@@ -157,67 +155,87 @@ def _reader(
     anchors: Sequence[Anchor],
     every: bool,
 ) -> Callable[[], tuple[torch.Tensor, ...] | None]:
-    """``read()``: gathers every tensor from where it is kept, then compares.
+    """``read()``: whether every tensor and module is where it was, in few steps of the interpreter.
 
-    Tuples compare by identity first, so an unchanged tensor costs one pointer; a replaced one
-    makes the comparison fail or raise. ``.to()`` works module by module, so one data pointer per
-    owning module shows it.
+    ``.to()`` works module by module, so one address per owning module shows it where asking for
+    all takes long.
     """
     names: dict[str, Any] = {}
-    items, tests, watched = [], [], []
+    kept = _Kept(tensors, places, roots)
+    tests, watched = [], []
     owners: dict[int, torch.nn.Module] = {}
     for i, (tensor, known) in enumerate(zip(tensors, places, strict=True)):
-        if not known:
-            items.append(_name(names, tensor))
-            continue
-        items.append(_item(names, known[0]))
-        tests += [f"{_item(names, twin)} is not p[{i}]" for twin in known[1:]]
-        owner = known[0].owner()
-        if id(owner) not in owners:
-            watched.append(i)
-        if tensor.numel() == 1:
-            # A single element that was replaced by an equal one compares equal.
-            tests.append(f"p[{i}] is not {_name(names, tensor)}")
-        owners[id(owner)] = owner
+        if known:
+            owner = known[0].owner()
+            if id(owner) not in owners:
+                watched.append(i)
+            owners[id(owner)] = owner
+        # Attributes of a module's own __dict__; and a single element that was replaced by an
+        # equal one compares equal.
+        apart = [place for place in known if place.holder == "" or tensor.numel() == 1]
+        tests += [f"{_item(names, place)} is not {_name(names, tensor)}" for place in apart]
     tests += [_anchor_test(names, anchor) for anchor in anchors]
     tests += [f"len({_name(names, d)}) != {len(d)}" for d in hooks.hooked()]
-    names.update(_pw_handles=RemovableHandle, _pw_hooks=hooks)
     readers = mode_readers(roots)
-    modes = [f"{'not ' if m.training else ''}{_name(names, vars(m))}['training']" for m in readers]
-    parents = [m for root in roots for m in root.modules() if m._modules]
-    modules = "".join(f"*{_name(names, m._modules)}.values(), " for m in parents)
-    names["_pw_modules"] = tuple(child for m in parents for child in m._modules.values())
-    names["_pw_was"] = tuple(tensors)
-    names["_pw_ptrs"] = [t.data_ptr() for t in tensors]
-    if _pointers_equal is not None:
-        names["_pw_same"], names["_pw_all"] = _pointers_equal, list(range(len(tensors)))
-        moved = "not _pw_same([*p], _pw_ptrs, _pw_all)"
-    else:
-        looked_at = range(len(tensors)) if every else watched
-        names["_pw_ptr"] = torch.Tensor.data_ptr
-        names["_pw_ptrs"] = [tensors[i].data_ptr() for i in looked_at]
-        # They are the tensors compared by identity just before.
-        names["_pw_looked_at"] = tuple(tensors[i] for i in looked_at)
-        moved = "[*map(_pw_ptr, _pw_looked_at)] != _pw_ptrs"
+    tests += [f"{'not ' if m.training else ''}{_name(names, vars(m))}['training']" for m in readers]
+    names.update(_pw_handles=RemovableHandle, _pw_hooks=hooks, _pw_bound=tuple(tensors))
+    names.update(_pw_live=kept.live, _pw_held=kept.held, _pw_kept=kept)
+    some = tensors if every else [tensors[i] for i in watched]
+    names["_pw_unmoved"] = unmoved(tensors, some)
     source = "\n".join(
         [
             f"def read({', '.join(f'{n}={n}' for n in names)}):",
             " try:",
-            f"  p = ({''.join(f'{i}, ' for i in items)})",
-            "  if p != _pw_was: return None",
+            "  same = _pw_live == _pw_held",
+            " except Exception:",  # two tensors of several elements were compared, so they differ
+            "  same = False",
+            " if not same and not _pw_kept.look_again(): return None",
+            " try:",
             f"  if {' or '.join(tests) or 'False'}: return None",
-            "  if _pw_handles.next_id != _pw_hooks.seen and _pw_hooks.changed(): return None",
-            f"  if {' or '.join(modes) or 'False'} or ({modules}) != _pw_modules: return None",
-            " except (KeyError, RuntimeError, ValueError):",
+            " except (KeyError, ValueError):",  # gone from a dict, or from a closure
             "  return None",
-            f" if {moved}:",
-            "  return None",
-            " return _pw_was",
+            " if _pw_handles.next_id != _pw_hooks.seen and _pw_hooks.changed(): return None",
+            " if not _pw_unmoved(): return None",
+            " return _pw_bound",
         ]
     )
     exec(compile(source, "<piecewise parameters>", "exec"), names)
     read: Callable[[], tuple[torch.Tensor, ...] | None] = names["read"]
     return read
+
+
+class _Kept:
+    """The dicts that hold bound tensors and submodules, and copies of them from when they were.
+
+    ``live == held`` compares them all in one call: values by identity first, so what is unchanged
+    costs a pointer. What else the dicts hold may change; ``look_again`` tells that apart.
+    """
+
+    def __init__(
+        self,
+        tensors: Sequence[torch.Tensor],
+        places: Sequence[Sequence[Place]],
+        roots: Sequence[torch.nn.Module],
+    ) -> None:
+        pairs = zip(tensors, places, strict=True)
+        entries = [(p.dictionary(), p.key, t) for t, known in pairs for p in known if p.holder]
+        parents = [m._modules for root in roots for m in root.modules() if m._modules]
+        self._children = [(children, list(children.values())) for children in parents]
+        self._entries = entries
+        found = [d for d, _, _ in entries] + parents
+        self.live: list[dict[str, Any]] = list({id(d): d for d in found}.values())
+        self.held = [dict(d) for d in self.live]
+
+    def look_again(self) -> bool:
+        """Whether all bound tensors and all modules are where they were; if so, note the rest."""
+        if any(d.get(key) is not tensor for d, key, tensor in self._entries):
+            return False
+        for children, was in self._children:
+            now = list(children.values())
+            if len(now) != len(was) or any(a is not b for a, b in zip(now, was, strict=True)):
+                return False
+        self.held[:] = [dict(d) for d in self.live]
+        return True
 
 
 def _anchor_test(names: dict[str, Any], anchor: Anchor) -> str:

@@ -339,7 +339,7 @@ class Builder:
         b = self.value(lambda v: v.shape == a.shape) or a
         options = [
             "{a}.add_(1)", "{a}.mul_(2).remainder_(5)", "{a}.copy_({b}.clone())", "{a}.zero_()",
-            "{a}.masked_fill_({b} > 1, 1.0)", "{a}[...] = {b}.clone()", "{a}[{a} > 2] = 1.0",
+            "{a}.masked_fill_({b} > 1, 1.0)", "{a}[...] = {b}.clone()",
             "torch.relu_({a})", "torch.nn.functional.relu({a}, inplace=True)", "{a} += 1",
             "{a}.sub_({b}.clone())", "{a} -= {k} % 3",
             "torch.ops.aten.add_.Tensor({a}, {b}.clone())", "{a}.fill_({k} % 3)",
@@ -347,7 +347,13 @@ class Builder:
         if a.name.startswith("self."):  # Dynamo takes only a contiguous out=
             options += ["torch.add({b}.clone(), 1, out={a})"]
         if a.shape:
-            options += ["{a}[:1] = 2.0", "{a}[1:].add_(1)", "{a}[..., :1] += 1"]
+            # Of no dims, Dynamo asks how many elements a mask holds.
+            options += [
+                "{a}[:1] = 2.0",
+                "{a}[1:].add_(1)",
+                "{a}[..., :1] += 1",
+                "{a}[{a} > 2] = 1.0",
+            ]
             options += ["{a}[torch.arange({a}.shape[0])] = 3.0"]
             if min(a.shape[0]) >= 1:
                 options += [

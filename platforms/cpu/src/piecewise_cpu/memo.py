@@ -13,18 +13,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-__all__ = ["Memo", "cache_directory"]
+__all__ = ["Memo"]
 
 log = logging.getLogger(__name__)
-
-
-def cache_directory(environ: Mapping[str, str]) -> Path:
-    """Piecewise's directory in the user's cache: PIECEWISE_CACHE_DIR, else the XDG place."""
-    chosen = environ.get("PIECEWISE_CACHE_DIR")
-    if chosen:
-        return Path(chosen)
-    base = environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(base) / "piecewise"
 
 
 class Memo:

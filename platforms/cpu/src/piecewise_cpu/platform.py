@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from piecewise_core.compile.inductor import InductorCompiler
+from piecewise_core.config_cache import cache_directory
 from piecewise_core.protocols import Capabilities, CompilerAdaptor, DeviceRuntime, GraphDriver
-from piecewise_cpu.memo import cache_directory
 from piecewise_cpu.runtime import CpuRuntime
 from piecewise_cpu.toolchain import CppToolchain, factors
 from piecewise_cpu.vector import probe_vector_isas

@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from filelock import FileLock
 
-from piecewise_cpu.memo import Memo, cache_directory
+from piecewise_cpu.memo import Memo
 
 
 def test_a_success_is_known_once_recorded_and_only_for_its_factors(tmp_path):
@@ -48,15 +46,3 @@ def test_a_lock_that_stays_taken_is_waited_for_so_long_and_no_longer(tmp_path):
             raise KeyError  # the body runs, though the lock is taken
     with FileLock(str(lock), timeout=0):
         pass  # and it was given back
-
-
-@pytest.mark.parametrize(
-    ("environ", "expected"),
-    [
-        ({"PIECEWISE_CACHE_DIR": "/a", "XDG_CACHE_HOME": "/b"}, Path("/a")),
-        ({"XDG_CACHE_HOME": "/b"}, Path("/b/piecewise")),
-        ({"XDG_CACHE_HOME": ""}, Path.home() / ".cache" / "piecewise"),
-    ],
-)
-def test_the_cache_is_where_the_user_says_or_where_caches_are(environ, expected):
-    assert cache_directory(environ) == expected
