@@ -13,6 +13,7 @@ import torch
 
 from piecewise_core.errors import AddressChanged
 from piecewise_core.graph.structure import Structure, TensorLeaf
+from piecewise_core.protocols import GraphDriver
 from piecewise_core.ranges import Sizes
 
 __all__ = ["FixedInputs", "OwnedInputs", "Stage"]
@@ -21,14 +22,24 @@ Stage = Callable[[Sequence[torch.Tensor], Sizes], None]
 """``stage(tensors, sizes)``: put one call's inputs where the graphs read them."""
 
 
+Copier = Callable[[Sequence[torch.Tensor]], None]
+"""Copies one tensor per buffer to its beginning and zeroes the rest: GraphDriver.stager."""
+
+
 class OwnedInputs:
     """Buffers of our own, for ``inputs="copy"``.
 
-    ``largest``: the largest capture sizes, which the buffers are made for.
+    ``largest``: the largest capture sizes, which the buffers are made for. ``driver``: makes
+    copies in one launch, if it can.
     """
 
-    def __init__(self, structure: Structure, largest: Sequence[Sizes]) -> None:
+    def __init__(
+        self, structure: Structure, largest: Sequence[Sizes], driver: GraphDriver | None = None
+    ) -> None:
         self._structure = structure
+        self._stager: Callable[[Sequence[torch.Tensor]], Copier | None] = getattr(
+            driver, "stager", lambda buffers: None
+        )
         self._place = {d.name: i for i, d in enumerate(structure.dims)}
         self._storage = [
             torch.zeros(
@@ -49,23 +60,29 @@ class OwnedInputs:
     def stage(self, sizes: Sizes) -> Stage:
         """The copy into ``views(sizes)``; rows beyond a call's own sizes become zeros."""
         views = self.views(sizes)
+        at_once = self._stager(views)
+        if at_once is not None and all(map(self._only_outermost, self._structure.tensors)):
+            filling = at_once
+            return lambda tensors, own: filling(tensors)
+        copy = at_once or _by_dtype(views)
         dims = [
             {axis: self._place[d.name] for axis, d in leaf.dims.items()}
             for leaf in self._structure.tensors
         ]
 
-        groups = _by_dtype(views)
-
         def stage(tensors: Sequence[torch.Tensor], own: Sizes) -> None:
             if own == sizes:
-                # One call, and on a device one launch, per dtype.
-                for places, group in groups:
-                    torch._foreach_copy_(group, [tensors[i] for i in places])
+                copy(tensors)
                 return
             for view, tensor, axes in zip(views, tensors, dims, strict=True):
                 _padded_copy(view, tensor, axes)
 
         return stage
+
+    def _only_outermost(self, leaf: TensorLeaf) -> bool:
+        """Whether a call's own elements are the first of the buffer's, whatever its sizes."""
+        outer = next((a for a in leaf.order if a in leaf.dims or leaf.sizes[a] != 1), None)
+        return all(axis == outer for axis in leaf.dims)
 
     def _shape(self, leaf: TensorLeaf, sizes: Sizes) -> list[int]:
         return [
@@ -110,14 +127,18 @@ class FixedInputs:
         )
 
 
-def _by_dtype(
-    views: Sequence[torch.Tensor],
-) -> list[tuple[list[int], list[torch.Tensor]]]:
-    """Places and tensors of each dtype."""
-    found: dict[torch.dtype, list[int]] = {}
+def _by_dtype(views: Sequence[torch.Tensor]) -> Copier:
+    """The copy into all of ``views``, whole: one call, and on a device one launch, per dtype."""
+    places: dict[torch.dtype, list[int]] = {}
     for place, view in enumerate(views):
-        found.setdefault(view.dtype, []).append(place)
-    return [(places, [views[i] for i in places]) for places in found.values()]
+        places.setdefault(view.dtype, []).append(place)
+    groups = [(found, [views[i] for i in found]) for found in places.values()]
+
+    def copy(tensors: Sequence[torch.Tensor]) -> None:
+        for found, group in groups:
+            torch._foreach_copy_(group, [tensors[i] for i in found])
+
+    return copy
 
 
 def _dense(storage: torch.Tensor, shape: Sequence[int], order: Sequence[int]) -> torch.Tensor:

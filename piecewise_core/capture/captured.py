@@ -14,7 +14,8 @@ import torch
 
 from piecewise_core.capture.buffers import Stage
 from piecewise_core.capture.direct import kernel_of, modes_active
-from piecewise_core.capture.recorder import Recorder, Step, WholeRecorder
+from piecewise_core.capture.opsteps import Step
+from piecewise_core.capture.recorder import Recorder, WholeRecorder
 from piecewise_core.errors import CaptureFailed, OutOfGraphMemory, PiecewiseError
 from piecewise_core.protocols import GraphDriver, Platform
 from piecewise_core.ranges import Sizes
@@ -108,7 +109,7 @@ def capture(
             device.synchronize()
             recorder.put_back()
         except BaseException as error:
-            _abandon(platform, recorder)
+            _abandon(platform, recorder, stream)
             recorder.put_back()
             recorder.forget()
             # What keeps the error, a log handler say, must not keep the capture's memory.
@@ -183,13 +184,15 @@ def _restored(tensors: Sequence[torch.Tensor], generator: Any) -> Iterator[None]
                 tensor.copy_(value)
 
 
-def _abandon(platform: Platform, recorder: Recorder) -> None:
+def _abandon(platform: Platform, recorder: Recorder, stream: Any) -> None:
     """Leave capture mode and free what was captured so far; never raises."""
     driver: Any = platform.graphs
+    leave = getattr(driver, "abort_capture", None) or driver.capture_end
+    with contextlib.suppress(Exception), platform.device.stream(stream):
+        if recorder.graphs and driver.is_capturing():
+            leave(recorder.graphs[-1])
     for graph in reversed(recorder.graphs):
         with contextlib.suppress(Exception):
-            if driver.is_capturing() and hasattr(driver, "abort_capture"):
-                driver.abort_capture(graph)
             driver.reset(graph)
     recorder.graphs.clear()
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -11,14 +10,12 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 
+from piecewise_core.capture.opsteps import Step, allocate, layout_of, op_step
 from piecewise_core.errors import CaptureFailed
 from piecewise_core.graph.randomness import draws
 from piecewise_core.protocols import GraphDriver
 
-__all__ = ["Recorder", "Step", "WholeRecorder"]
-
-Step = Callable[[], Any]
-"""One thing that a captured plan does: a replay, an operator on static tensors, a copy."""
+__all__ = ["Recorder", "WholeRecorder"]
 
 
 @dataclass
@@ -80,7 +77,7 @@ class Recorder:
             result = fn(*args, **kwargs)
             leaves, spec = pytree.tree_flatten(result)
             if not self.capturing:
-                self._results.append([_layout(leaf, (args, kwargs)) for leaf in leaves])
+                self._results.append([layout_of(leaf, (args, kwargs)) for leaf in leaves])
                 return result
             buffers = self._buffers_of(self._seen)
             self._seen += 1
@@ -109,7 +106,7 @@ class Recorder:
         following = self._following(len(self.graphs))
         graph = self._begin_graph()
         result = run(*args)
-        self._next += [_allocate(layout) for layout in following]
+        self._next += [allocate(layout) for layout in following]
         self._driver.capture_end(graph)
         # Capturing ran nothing: the next splitting op runs for real and must not read garbage.
         self._driver.replay(graph)
@@ -135,7 +132,7 @@ class Recorder:
         count = len(self._results[op])
         if len(self._next) < count:
             # Operators before the first piece have no capture to allocate in.
-            self._next += [_allocate(layout) for layout in self._results[op]]
+            self._next += [allocate(layout) for layout in self._results[op]]
         taken, self._next = self._next[:count], self._next[count:]
         return taken
 
@@ -166,7 +163,7 @@ class Recorder:
                 continue
             args, kwargs = pytree.tree_map_only(torch.Tensor, weak, (item.args, dict(item.kwargs)))
             buffers = [None if b is None else weak(b) for b in item.buffers]
-            found.append(_op_step(kernel(item.fn), args, kwargs, buffers))
+            found.append(op_step(kernel(item.fn), args, kwargs, buffers))
         return tuple(found)
 
 
@@ -206,53 +203,3 @@ class WholeRecorder(Recorder):
             return run(*args, **kwargs)
 
         return noted
-
-
-def _op_step(
-    fn: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    buffers: Sequence[torch.Tensor | None],
-) -> Step:
-    """A call of ``fn`` on static tensors; functional results are copied to their buffers."""
-    if not any(b is not None for b in buffers):
-        if not args and not kwargs:
-            return fn
-        return _bound(fn, args, kwargs)
-    if len(buffers) == 1:
-        (only,) = buffers
-        copy = only.copy_  # type: ignore[union-attr]
-        if not kwargs:
-            return lambda: copy(fn(*args))
-        return lambda: copy(fn(*args, **kwargs))
-
-    def step() -> None:
-        for buffer, leaf in zip(buffers, pytree.tree_leaves(fn(*args, **kwargs)), strict=True):
-            if buffer is not None:
-                buffer.copy_(leaf)
-
-    return step
-
-
-def _bound(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step:
-    return functools.partial(fn, *args, **kwargs)
-
-
-def _layout(leaf: Any, given: Any) -> tuple[Any, ...] | None:
-    """What to allocate for one result; None for what lives in an argument, or is no tensor."""
-    if not isinstance(leaf, torch.Tensor):
-        if leaf is None or isinstance(leaf, (int, float, bool, str)):
-            return None
-        raise CaptureFailed(f"a splitting op returned a {type(leaf).__name__}")
-    memory = leaf.untyped_storage().data_ptr()
-    inputs = [t for t in pytree.tree_leaves(given) if isinstance(t, torch.Tensor)]
-    if any(t.untyped_storage().data_ptr() == memory for t in inputs) and memory:
-        return None
-    return tuple(leaf.shape), leaf.stride(), leaf.dtype, leaf.device
-
-
-def _allocate(layout: tuple[Any, ...] | None) -> torch.Tensor | None:
-    if layout is None:
-        return None
-    shape, stride, dtype, device = layout
-    return torch.empty_strided(shape, stride, dtype=dtype, device=device)

@@ -154,7 +154,9 @@ class Capturing:
         if self._structure is None:
             raise ConfigError("capture before the first call; call the model or warmup() first")
         if self._owned is None:
-            self._owned = OwnedInputs(self._structure, self._config.captures)
+            self._owned = OwnedInputs(
+                self._structure, self._config.captures, self._setup.platform.graphs
+            )
         return self._owned
 
     def _source(

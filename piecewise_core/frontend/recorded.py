@@ -252,7 +252,9 @@ class RecordedFunction:
     def _views(self, captured: Sizes) -> tuple[torch.Tensor, ...]:
         if self._structure is None:
             raise ConfigError("record() was not called yet")
-        self._owned = self._owned or OwnedInputs(self._structure, self._config.captures)
+        self._owned = self._owned or OwnedInputs(
+            self._structure, self._config.captures, self._setup.platform.graphs
+        )
         return self._owned.views(captured)
 
     def _source(self, captured: Sizes, tensors: Any) -> Source:
@@ -262,7 +264,9 @@ class RecordedFunction:
         if self._config.inputs == "static":
             inputs: Any = FixedInputs(structure, tensors)
         else:
-            self._owned = inputs = self._owned or OwnedInputs(structure, self._config.captures)
+            self._owned = inputs = self._owned or OwnedInputs(
+                structure, self._config.captures, self._setup.platform.graphs
+            )
             if tensors is not None:
                 inputs.stage(captured)(tensors, captured)
         views = inputs.views(captured)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -23,6 +22,7 @@ from piecewise_core.errors import (
 )
 from piecewise_core.frontend.background import Background
 from piecewise_core.frontend.capturing import Capturing
+from piecewise_core.frontend.cells import cell_of, out_of_range, uncovered
 from piecewise_core.frontend.dispatch import Dispatch
 from piecewise_core.frontend.region import Region, unbounded
 from piecewise_core.frontend.setup import Setup
@@ -34,7 +34,7 @@ from piecewise_core.graph.names import Matcher
 from piecewise_core.graph.split import split
 from piecewise_core.graph.structure import Structure
 from piecewise_core.graph.torch_private import any_autocast, compile_lock
-from piecewise_core.ranges import Box, Range, Sizes, cut
+from piecewise_core.ranges import Box, Sizes
 from piecewise_core.runtime.parameters import Parameters
 from piecewise_core.runtime.reach import anchors_of, roots_of, traced_in
 
@@ -169,7 +169,7 @@ class Session:
             region = self.region_for(sizes)
             self._refuse_lost_writes(t, args, kwargs)
             return self.dispatch.general(region, t, self._read(), sizes, args, kwargs)
-        raise OutOfRange(_out_of_range(self.config, sizes))
+        raise OutOfRange(out_of_range(self.config, sizes))
 
     # Regions ---------------------------------------------------------------------------
 
@@ -198,7 +198,7 @@ class Session:
 
     def _cell(self, sizes: Sizes) -> Box:
         """The part of the bounds around ``sizes`` that no region's end cuts."""
-        return _cell([r.general_box for r in self.regions], self._outer_bounds(), sizes)
+        return cell_of([r.general_box for r in self.regions], self._outer_bounds(), sizes)
 
     def _trace(self, cell: Box) -> Region:
         if self.structure is None:
@@ -234,7 +234,7 @@ class Session:
         """Trace until regions cover the bounds; yields each new one."""
         known = len(self.regions)
         while True:
-            sizes = _uncovered([r.general_box for r in self.regions], self.config.bounds)
+            sizes = uncovered([r.general_box for r in self.regions], self.config.bounds)
             if sizes is None:
                 return
             with self._lock:
@@ -336,40 +336,3 @@ class Session:
     def stats(self) -> Stats:
         """The counters so far."""
         return self.counters.stats()
-
-
-def _out_of_range(config: Config, sizes: Sizes) -> str:
-    wrong = [
-        f'size {size} of dim "{dim.name}" is outside [{dim.min}, {dim.max}]'
-        for dim, size in zip(config.dims, sizes, strict=True)
-        if not dim.min <= size <= dim.max
-    ]
-    return (
-        f'{"; ".join(wrong)}; widen Dim(min, max), or set out_of_range="general" (compiled '
-        'without upper bound) or "eager"'
-    )
-
-
-def _cell(known: list[Box], bounds: Box, sizes: Sizes) -> Box:
-    """The cell of the grid made by the known boxes' ends that holds ``sizes``."""
-    found = []
-    for place, (span, size) in enumerate(zip(bounds.ranges, sizes, strict=True)):
-        ends = {e for b in known for e in (b.ranges[place].start - 1, b.ranges[place].end)}
-        cell = next((r for r in cut(span, ends) if size in r), span)
-        # 0 and 1 behave differently from each other wherever one of them differs at all.
-        found.append(Range(size, size) if known and size <= 1 and cell.end <= 1 else cell)
-    return Box(tuple(found))
-
-
-def _uncovered(known: list[Box], bounds: Box) -> Sizes | None:
-    """Some sizes in ``bounds`` that no known box holds, the largest first; None when all are."""
-    starts = []
-    for place, span in enumerate(bounds.ranges):
-        ends = {e for b in known for e in (b.ranges[place].start - 1, b.ranges[place].end)}
-        starts.append([r.end for r in reversed(cut(span, ends))])
-        if known and 0 in span and 1 in span:
-            starts[-1].append(0)
-    for sizes in itertools.product(*starts):
-        if not any(sizes in box for box in known):
-            return sizes
-    return None

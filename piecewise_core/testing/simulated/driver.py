@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +177,22 @@ class SimulatedDriver:
             return Layout.of(tensor).over(storage_at(address, nbytes, segment))
 
     # What else a driver knows ---------------------------------------------------------
+
+    def stager(
+        self, buffers: Sequence[torch.Tensor]
+    ) -> Callable[[Sequence[torch.Tensor]], None] | None:
+        """All inputs in one call; None for buffers that are not on the CPU."""
+        if any(b.device.type != "cpu" for b in buffers):
+            return None
+        flat = [b.as_strided((b.numel(),), (1,)) for b in buffers]
+
+        def stage(tensors: Sequence[torch.Tensor]) -> None:
+            for buffer, tensor in zip(flat, tensors, strict=True):
+                given = tensor.as_strided((tensor.numel(),), (1,))
+                buffer[: len(given)] = given
+                buffer[len(given) :] = 0
+
+        return stage
 
     def _register_generator(self, graph: Any, generator: torch.Generator) -> None:
         """Let operators of ``graph`` draw from ``generator``, and replays advance it."""
