@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from piecewise_core.capture.direct import kernel_of, modes_active
 from piecewise_core.capture.opsteps import Step
 from piecewise_core.capture.recorder import Recorder, WholeRecorder
 from piecewise_core.errors import CaptureFailed, OutOfGraphMemory, PiecewiseError
+from piecewise_core.graph.garbage import no_collection
 from piecewise_core.protocols import GraphDriver, Platform
 from piecewise_core.ranges import Sizes
 
@@ -104,7 +104,7 @@ def capture(
                 recorder.rehearse(lambda: plan(source.inputs, source.bound, *sizes))
                 device.synchronize()
                 recorder.capturing = True
-                with _no_gc():
+                with no_collection():
                     outputs = recorder.record(lambda: plan(source.inputs, source.bound, *sizes))
             device.synchronize()
             recorder.put_back()
@@ -155,18 +155,6 @@ def _same(tensor: torch.Tensor) -> torch.Tensor:
 def _context(driver: Any) -> contextlib.AbstractContextManager[Any]:
     own = getattr(driver, "capture_context", None)
     return own() if own is not None else contextlib.nullcontext()
-
-
-@contextlib.contextmanager
-def _no_gc() -> Iterator[None]:
-    """No collection in here: one that frees a graph or a tensor would break the capture."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ from piecewise_core.errors import (
     Sealed,
 )
 from piecewise_core.graph.canonical import canonical_key
+from piecewise_core.graph.garbage import no_collection
 from piecewise_core.graph.split import Piece
 from piecewise_core.graph.torch_private import compile_lock
 from piecewise_core.protocols import CompilerAdaptor
@@ -198,7 +199,10 @@ class Scheduler:
             return make_job(piece, symbols, box)
 
         try:
-            verdict = compile_and_judge(adaptor, make, f"{key}-{box}", self._config, self._passes)
+            with no_collection():
+                verdict = compile_and_judge(
+                    adaptor, make, f"{key}-{box}", self._config, self._passes
+                )
         except CompilerUnavailable as error:
             if self._config.check == "strict":
                 raise

@@ -29,6 +29,7 @@ from piecewise_core.frontend.setup import Setup
 from piecewise_core.graph.binder import Binder
 from piecewise_core.graph.describe import bind_arguments, describe_call
 from piecewise_core.graph.empty import trace_region
+from piecewise_core.graph.garbage import no_collection
 from piecewise_core.graph.memory import values
 from piecewise_core.graph.names import Matcher
 from piecewise_core.graph.split import split
@@ -209,7 +210,8 @@ class Session:
                 raise Sealed(text)
             logger.warning("%s", text)
         refuse_in_capture(self.setup.is_capturing, f"sizes {cell} would be traced")
-        traced = trace_region(self.fn, self.structure, self.config, cell, self.parameters.add)
+        with no_collection():
+            traced = trace_region(self.fn, self.structure, self.config, cell, self.parameters.add)
         if self._matcher and not self.regions:
             self._matcher.check_all_matched(traced.graph.graph)
         program = split(traced, self._splits)
