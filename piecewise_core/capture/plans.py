@@ -76,11 +76,14 @@ class CapturedPlans:
                 )
         return kept
 
-    def capture(self, sizes: Sizes, source: Callable[[], Source]) -> CapturedPlan | None:
+    def capture(
+        self, sizes: Sizes, source: Callable[[], Source], *, more: bool = False
+    ) -> CapturedPlan | None:
         """Capture ``sizes`` unless it is; None when it failed, with the reason in ``dropped``.
 
-        A failure drops this size and nothing else. Raises CaptureFailed inside a capture, which
-        is the caller's mistake and drops nothing.
+        A failure drops this size and nothing else. ``more``: others follow; ``measure`` at the
+        end counts the bytes of all. Raises CaptureFailed inside a capture, which is the caller's
+        mistake and drops nothing.
         """
         if sizes in self._plans or sizes in self.dropped:
             return self._plans.get(sizes)
@@ -99,8 +102,10 @@ class CapturedPlans:
             return None
         self._plans[sizes] = plan
         self._counters.add("captures", len(plan.graphs))
-        self._measure()
-        self._evict(sizes)
+        if self._limit is not None:
+            self._evict(sizes)
+        if not more:
+            self.measure()
         return self._plans.get(sizes)
 
     def _attempt(self, sizes: Sizes, source: Source) -> CapturedPlan | None:
@@ -150,7 +155,6 @@ class CapturedPlans:
                 "list fewer capture_sizes"
             )
             logger.info("sizes %s: %s", oldest, self.dropped[oldest])
-            self._measure()
             # Sizes share the pool, so freeing a small one may give nothing back.
             if oldest == newest or not self._plans or self.bytes() >= before:
                 return
@@ -159,7 +163,8 @@ class CapturedPlans:
         """Graph memory in use, in bytes: the pool's and the driver's."""
         return self._ask("pool_bytes") + self._ask("driver_bytes")
 
-    def _measure(self) -> None:
+    def measure(self) -> None:
+        """Ask the driver what the graphs hold and put it into the counters; it may take long."""
         for name in ("pool_bytes", "driver_bytes"):
             self._counters.set(name, self._ask(name))
 

@@ -80,7 +80,9 @@ class Capturing:
         kept = self.plans.budget(per_size, list(dict.fromkeys(sizes for _, sizes in wanted)))
         for region, sizes in wanted:
             if sizes in kept:
-                self.plans.capture(sizes, partial(self._source, region, sizes, None, bound))
+                source = partial(self._source, region, sizes, None, bound)
+                self.plans.capture(sizes, source, more=True)
+        self.plans.measure()
         return list(dict.fromkeys(sizes for _, sizes in wanted if sizes in self.plans))
 
     def entry(

@@ -111,7 +111,8 @@ class RecordedFunction:
             sizes = sorted({t.capture for t in self._targets if t and t.capture}, reverse=True)
             if self._config.inputs == "copy":
                 for each in self._plans.budget(1, sizes):
-                    self._plan(each, None)
+                    self._plan(each, None, more=True)
+                self._plans.measure()
             return self._report([s for s in sizes if s in self._plans], begun)
 
     def seal(self, on_miss: str = "error") -> RecordedFunction:
@@ -236,7 +237,7 @@ class RecordedFunction:
             plan.outputs, plan.sizes
         )
 
-    def _plan(self, captured: Sizes, tensors: Any) -> CapturedPlan | None:
+    def _plan(self, captured: Sizes, tensors: Any, *, more: bool = False) -> CapturedPlan | None:
         found = self._plans.get(captured)
         if found is not None or captured in self._plans.dropped:
             return found
@@ -245,7 +246,7 @@ class RecordedFunction:
             if self._sealed == "error":
                 raise Sealed(text)
             logger.warning("%s", text)
-        found = self._plans.capture(captured, partial(self._source, captured, tensors))
+        found = self._plans.capture(captured, partial(self._source, captured, tensors), more=more)
         self._parameters.settle()
         return found
 
