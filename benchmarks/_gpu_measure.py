@@ -33,7 +33,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Times:
-    """Median microseconds per call: ``host`` until it returns, ``wall`` until the device is done."""
+    """Median microseconds per call: ``host`` until it returns, ``wall`` with the device's work."""
 
     host: float
     wall: float

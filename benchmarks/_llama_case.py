@@ -73,7 +73,7 @@ class Decoding:
             past_key_values=self.cache,
             use_cache=True,
         )
-        return out.logits
+        return out if isinstance(out, torch.Tensor) else out.logits
 
     def step(self) -> None:
         """Decode greedily; the results are the inputs of the next step."""
@@ -113,7 +113,7 @@ def llama(place: Place, batch: int) -> dict[str, Any]:
     if place.has_peers:
         ways["torch.compile"] = torch.compile(model)
         ways["reduce-overhead"] = overhead(model)
-    ways["recorded"] = place.record(model, **settings)
+    ways["recorded"] = place.record(_logits_of(model), **settings)
     ways["piecewise"] = place.compile(model, graph_mode="piecewise", **settings)
     ways["full"] = place.compile(model, graph_mode="full", **settings)
     decoding = {name: Decoding(run, model, batch, place) for name, run in ways.items()}
@@ -148,6 +148,24 @@ def llama(place: Place, batch: int) -> dict[str, Any]:
         "peers": [each.to_dict() for each in evidence],
         "targets": print_targets(targets, simulated=place.simulated),
     }
+
+
+def _logits_of(model: Any) -> Callable[..., torch.Tensor]:
+    """The model's logits alone: what ``pw.record`` records may not return the cache."""
+
+    def logits(
+        input_ids: torch.Tensor, position_ids: torch.Tensor, past_key_values: Any, use_cache: bool
+    ) -> torch.Tensor:
+        out = model(
+            input_ids=input_ids,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+        )
+        found: torch.Tensor = out.logits
+        return found
+
+    return logits
 
 
 def _warm(place: Place, decoding: dict[str, Decoding]) -> list[Evidence]:

@@ -6,7 +6,8 @@ Three things made it look slow, or fast, without a word, in torch 2.11:
   options are equal. Two ``torch.compile(model, mode="reduce-overhead")``, one of them compiled
   inside a ``config.patch``, are one artifact. So peers differ in their options here.
 - ``torch._dynamo.reset()`` tears down the graph trees of every peer in the process.
-- Graphs are skipped with a log line that is off by default and a counter; both are read here.
+- Graphs are skipped with a log line and a counter, both read here; with graph partition, which is
+  on by default, also without either. So the graphs that the trees hold are counted.
 """
 
 from __future__ import annotations
@@ -105,7 +106,8 @@ def _problem(evidence: Evidence, graphs: bool, least: int, fresh: bool) -> str:
     if fresh and not evidence.compiled:
         return "it compiled nothing of its own: another peer's code ran"
     if graphs and evidence.skips:
-        return f"CUDA graphs were skipped {evidence.skips} times: {'; '.join(evidence.reasons)}"
+        why = "; ".join(evidence.reasons) or "no reason logged"
+        return f"CUDA graphs were skipped {evidence.skips} times: {why}"
     if graphs and evidence.graphs < least and (fresh or evidence.compiled):
         return f"{evidence.graphs} CUDA graphs were recorded, {least} expected"
     return "" if evidence.settled else "it still compiled or recorded after the warm-up"
@@ -128,7 +130,7 @@ def _recorded() -> int:
     from torch._inductor import cudagraph_trees
 
     manager = cudagraph_trees.get_manager(torch.cuda.current_device(), create_if_none_exists=False)
-    nodes = [n for roots in (manager.roots if manager else {}).values() for n in roots]
+    nodes = [n for roots in ((manager and manager.roots) or {}).values() for n in roots]
     count = 0
     while nodes:
         count += 1
@@ -138,7 +140,7 @@ def _recorded() -> int:
 
 @contextmanager
 def _reasons(into: list[str]) -> Iterator[None]:
-    """Collect what torch logs about CUDA graphs that it leaves out; nothing is printed by default."""
+    """Collect what torch logs about CUDA graphs that it leaves out."""
     from torch._inductor import cudagraph_utils
 
     class Collector(logging.Handler):

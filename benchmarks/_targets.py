@@ -43,7 +43,8 @@ class Target:
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Print one table; the first column is text, the others figures."""
-    table = Table(title=escape(title), title_justify="left")
+    print(f"\n{title}")
+    table = Table()
     for place, column in enumerate(columns):
         table.add_column(escape(column), justify="right" if place else "left")
     for row in rows:
@@ -56,7 +57,8 @@ def print_targets(targets: Sequence[Target], *, simulated: bool) -> list[dict[st
 
     On the simulated device nothing has a speed, so nothing is judged.
     """
-    table = Table(title="targets", title_justify="left")
+    print("\ntargets")
+    table = Table()
     for column in ("", "measured", "target", ""):
         table.add_column(column, justify="right" if column else "left")
     for each in targets:
@@ -70,7 +72,7 @@ def print_targets(targets: Sequence[Target], *, simulated: bool) -> list[dict[st
 
 
 def _print(table: Table) -> None:
-    Console(width=None if Console().is_terminal else 130).print(table)
+    Console(width=None if Console().is_terminal else 160).print(table)
 
 
 def _text(cell: Any) -> str:

@@ -64,10 +64,19 @@ def run_case(name: str, options: argparse.Namespace) -> None:
 
 def supervise(name: str, options: argparse.Namespace, *, peers: bool) -> dict[str, Any]:
     """Start a case's process, print what it prints, and return its figures or what became of it."""
-    command = [sys.executable, __file__, "--case", name, "--hidden", *map(str, options.hidden)]
+    command = [
+        sys.executable,
+        "-u",
+        __file__,
+        "--case",
+        name,
+        "--hidden",
+        *map(str, options.hidden),
+    ]
     command += [f"--{flag}" for flag in ("quick", "simulated") if getattr(options, flag)]
     command += [] if peers else ["--no-peers"]
     result: dict[str, Any] | None = None
+    begun = time.monotonic()
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
         alarm = threading.Timer(options.timeout, process.kill)
@@ -86,8 +95,8 @@ def supervise(name: str, options: argparse.Namespace, *, peers: bool) -> dict[st
         last = errors.read().splitlines()[-15:]
     if code == 0 and result is not None:
         return result
-    timed_out = code == -signal.SIGKILL and not alarm.is_alive()
-    reason = f"killed after {options.timeout} s" if timed_out else _reason(code)
+    late = time.monotonic() - begun >= options.timeout
+    reason = f"killed after {options.timeout:g} s" if late else _reason(code)
     print(f"{name} {reason}; the last lines of its errors:", *last, sep="\n  ", flush=True)
     # What it told before it crashed, while it was shut down say, is told all the same.
     return {**(result or {}), "crashed": reason, "stderr": last}
@@ -102,14 +111,15 @@ def _reason(code: int) -> str:
         return f"died of signal {-code}"
 
 
-def chosen(names: list[str], only: list[str] | None) -> list[str]:
-    """The cases to run: ``only`` may name a group ("llama") or one of it ("llama-8")."""
+def chosen(usual: list[str], every: list[str], only: list[str] | None) -> list[str]:
+    """The cases to run: ``only`` names groups of the usual ones ("llama"), or any ("llama-8")."""
     if not only:
-        return names
-    unknown = [o for o in only if not any(o in (n, n.rpartition("-")[0]) for n in names)]
+        return usual
+    group = {name: name.rpartition("-")[0] for name in every}
+    unknown = [o for o in only if o not in every and o not in group.values()]
     if unknown:
-        raise SystemExit(f"no such case: {', '.join(unknown)}; there are {', '.join(names)}")
-    return [n for n in names if n in only or n.rpartition("-")[0] in only]
+        raise SystemExit(f"no such case: {', '.join(unknown)}; there are {', '.join(every)}")
+    return [n for n in every if n in only or (n in usual and group[n] in only)]
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
@@ -133,13 +143,12 @@ def main(arguments: list[str] | None = None) -> None:
     if options.case:
         run_case(options.case, options)
         return
-    every = cases(options.hidden, quick=options.quick, simulated=options.simulated)
+    usual = list(cases(options.hidden, quick=options.quick, simulated=options.simulated))
+    every = list(cases(options.hidden, quick=False, simulated=options.simulated))
     if options.list:
         print(*every, sep="\n")
         return
-    if options.only and not options.simulated:
-        every = cases(options.hidden, quick=False, simulated=False)  # all batch sizes by name
-    names = chosen(list(every), options.only)
+    names = chosen(usual, every, options.only)
     if not options.simulated and not _has_cuda():
         print(json.dumps({"skipped": "no CUDA device"}))
         return
@@ -147,7 +156,8 @@ def main(arguments: list[str] | None = None) -> None:
     for name in names:
         print(f"\n== {name}", flush=True)
         results[name] = supervise(name, options, peers=not options.no_peers)
-        if "crashed" in results[name] and not options.no_peers and not options.simulated:
+        lost = "targets" not in results[name] and "skipped" not in results[name]
+        if lost and not options.no_peers and not options.simulated:
             print(f"\n== {name}, again without torch.compile", flush=True)
             again = supervise(name, options, peers=False)
             results[name] = {**again, "with_peers": results[name]}

@@ -1,0 +1,92 @@
+"""The static-graph benchmark runs from end to end where there is no GPU; nothing is timed here."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "static_graphs.py"
+WITHOUT_TRANSFORMERS = ("toy-8", "capture", "endurance", "staging", "dit")
+WITH_TRANSFORMERS = ("llama-1", "llama-2", "encoder")
+
+
+def run(*arguments: str, **environment: str) -> list[str]:
+    """The lines that the script prints; all but the last are for people."""
+    # A process of a case takes seconds of imports; more threads than cores only slow it down.
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), *arguments],
+        capture_output=True,
+        text=True,
+        env=variables,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def simulated(*cases: str) -> dict[str, dict]:
+    *_, last = run("--simulated", "--quick", "--only", *cases)
+    found = json.loads(last)
+    assert found["simulated"] is True
+    crashed = {n: r["stderr"] for n, r in found["cases"].items() if "crashed" in r}
+    assert not crashed, crashed
+    return found["cases"]
+
+
+def test_every_case_without_transformers_runs_on_the_simulated_device():
+    found = simulated(*WITHOUT_TRANSFORMERS)
+    assert tuple(found) == WITHOUT_TRANSFORMERS
+    toy = found["toy-8"]
+    assert set(toy["microseconds"]) == {
+        "eager", "recorded", "piecewise", "floor", "full", "one replay",
+    }  # fmt: skip
+    assert toy["graphs"] == 3
+    assert max(toy["max_error"].values()) < 1e-5
+    assert [t["target"] for t in toy["targets"]] == [0.85, 1.05, 1.0, 15, 20, 1.02, 0.45]
+    assert found["capture"]["graphs"] == 9
+    assert {"rehearsal run", "recording", "steps", "whole capture"} <= set(
+        found["capture"]["split_seconds"]
+    )
+    assert len(found["capture"]["seconds_by_size"]) == 3
+    assert found["staging"].get("copied_right", True)
+    assert len(found["endurance"]["gained"]) == 2
+    assert found["dit"]["calls"] == {"replayed": sum(found["dit"]["calls"].values())}
+    assert max(found["dit"]["max_error"].values()) < 1e-4
+
+
+def test_every_case_with_transformers_runs_on_the_simulated_device():
+    if importlib.util.find_spec("transformers") is None:
+        pytest.skip("transformers is not installed")
+    found = simulated(*WITH_TRANSFORMERS)
+    assert tuple(found) == WITH_TRANSFORMERS
+    for name in ("llama-1", "llama-2"):
+        assert set(found[name]["tokens_per_second"]) == {"eager", "recorded", "piecewise", "full"}
+        assert set(found[name]["same_tokens_as_eager"].values()) == {1.0}
+        assert found[name]["replayed"] > 0
+    assert max(found["encoder"]["max_error"].values()) < 1e-4
+
+
+def test_cases_are_chosen_by_name_or_group():
+    listed = run("--list")
+    assert [n for n in listed if n.startswith("llama-")] == [f"llama-{n}" for n in (1, 8, 32, 64)]
+    assert {"toy-64", "toy-2048", *WITHOUT_TRANSFORMERS[1:], "encoder"} <= set(listed)
+
+
+def test_a_case_that_fails_is_told_and_costs_no_other():
+    *shown, last = run("--simulated", "--only", "toy", "staging", PIECEWISE_GRAPH_MODE="sideways")
+    found = json.loads(last)["cases"]
+    assert found["toy-8"]["crashed"] == "exited with 1"
+    assert "sideways" in "".join(found["toy-8"]["stderr"])
+    assert any("sideways" in line for line in shown)
+    assert "crashed" not in found["staging"]
+
+
+def test_without_a_device_the_benchmark_says_that_it_measured_nothing():
+    assert run(CUDA_VISIBLE_DEVICES="") == ['{"skipped": "no CUDA device"}']
