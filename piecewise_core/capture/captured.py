@@ -124,9 +124,11 @@ def capture(
         return tensor if id(tensor) in kept else weak(tensor)
 
     replayer = _replayer(driver)
-    steps = recorder.steps(replayer, release)
-    direct = recorder.steps(replayer, release, partial(_kernel, device_type=_device_type(kept)))
-    results = tuple(release(o) if isinstance(o, torch.Tensor) else o for o in outputs)
+    # Tensors made in inference mode could be written to in no other.
+    with torch.inference_mode(False):
+        steps = recorder.steps(replayer, release)
+        direct = recorder.steps(replayer, release, partial(_kernel, device_type=_device_type(kept)))
+        results = tuple(release(o) if isinstance(o, torch.Tensor) else o for o in outputs)
     recorder.forget()
     return CapturedPlan(
         sizes, source.stage, steps, direct, results, tuple(recorder.graphs), tuple(kept.values())

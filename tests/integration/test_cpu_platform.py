@@ -30,10 +30,9 @@ def test_it_is_selected_for_tensors_on_the_cpu_by_name_and_by_order(monkeypatch)
         assert selected.info.device_type == "cpu"
 
 
-def test_it_keeps_the_contract_and_has_no_static_graphs():
+def test_it_keeps_the_contract():
     platform = CpuPlatform()
     check_platform(platform, "piecewise-cpu")
-    assert platform.graphs is None
     assert platform.compiler.name == "inductor"
 
 

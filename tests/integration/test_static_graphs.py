@@ -834,8 +834,10 @@ def test_explain_and_the_report_list_what_is_captured():
 
 
 def test_a_platform_without_graphs_refuses_a_graph_mode():
+    without = SimulatedPlatform()
+    without.graphs = None
     with pytest.raises(ConfigError, match="graph_mode"):
-        pw.compile(Block(), pw.Config(graph_mode="full", dynamic={"x": {0: N}}), platform="cpu")(
+        pw.compile(Block(), pw.Config(graph_mode="full", dynamic={"x": {0: N}}), platform=without)(
             torch.randn(2, 8)
         )
 

@@ -1,4 +1,4 @@
-"""The CPU platform: Inductor's C++ kernels, no static graphs."""
+"""The CPU platform: Inductor's C++ kernels, and static plans of them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from piecewise_core.compile.inductor import InductorCompiler
 from piecewise_core.config_cache import cache_directory
 from piecewise_core.protocols import Capabilities, CompilerAdaptor, DeviceRuntime, GraphDriver
+from piecewise_cpu.driver import CpuGraphDriver, CpuInductor
 from piecewise_cpu.runtime import CpuRuntime
 from piecewise_cpu.toolchain import CppToolchain, factors
 from piecewise_cpu.vector import probe_vector_isas
@@ -26,14 +26,15 @@ class CpuPlatform:
 
     name = "cpu"
     device_type = "cpu"
-    graphs: GraphDriver | None = None
     # Inductor's vectorised C++ loads and stores unaligned.
     capabilities = Capabilities(alignment=1)
 
     def __init__(self, toolchain: CppToolchain | None = None) -> None:
         self._toolchain = toolchain or CppToolchain()
         self.device: DeviceRuntime = CpuRuntime()
-        self.compiler: CompilerAdaptor = InductorCompiler(prepare=self._prepare)
+        driver = CpuGraphDriver()
+        self.graphs: GraphDriver | None = driver
+        self.compiler: CompilerAdaptor = CpuInductor(driver, self._prepare)
 
     def _prepare(self) -> Mapping[str, Any]:
         """Prove the C++ compiler, then have the vector probes answered from earlier runs."""

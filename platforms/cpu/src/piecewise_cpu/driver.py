@@ -1,0 +1,198 @@
+"""Static plans on a CPU: what graphs are on other devices, as lists of bound kernel calls."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from piecewise_core.compile.inductor import InductorCompiler
+from piecewise_core.protocols import CompiledGraph
+from piecewise_cpu.arena import Arena
+from piecewise_cpu.recording import DependsOnValues, Recording
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from piecewise_core.config import Config
+
+__all__ = ["CpuGraph", "CpuGraphDriver", "CpuInductor"]
+
+UNSAFE = (
+    "aten::item",
+    "aten::_local_scalar_dense",
+    "aten::is_nonzero",
+    "aten::equal",
+    "aten::nonzero",
+    "aten::masked_select",
+    "aten::_unique2",
+    "aten::unique_consecutive",
+    "aten::bincount",
+    "aten::repeat_interleave.Tensor",
+)
+"""Operators whose results decide what happens next, or how large they are."""
+
+
+class CpuGraph:
+    """Steps to repeat. ``recording``: while it is captured."""
+
+    def __init__(self) -> None:
+        self.recording: Recording | None = None
+        self.steps: tuple[Callable[[], Any], ...] | None = None
+
+    def replay(self) -> None:
+        """Do the steps. Raises RuntimeError when there are none to do."""
+        if self.steps is None:
+            raise RuntimeError("the graph holds nothing: it was not captured, or was reset")
+        if torch.is_inference_mode_enabled():
+            for step in self.steps:
+                step()
+            return
+        # The plan's memory was made in inference mode, where alone it may be written to.
+        with torch.inference_mode():
+            for step in self.steps:
+                step()
+
+
+class _OfThread(threading.local):
+    """``recording``: the capture that runs. ``begins``: whether the next one begins a size."""
+
+    recording: Recording | None = None
+    begins: bool = True
+
+
+class CpuGraphDriver:
+    """The GraphDriver of the CPU. Capturing runs what it captures; each thread may."""
+
+    def __init__(self) -> None:
+        self._here = _OfThread()
+
+    @property
+    def recording(self) -> Recording | None:
+        """What notes down the capture that this thread runs."""
+        return self._here.recording
+
+    def new_pool(self) -> Arena:
+        """Memory that all sizes share."""
+        return Arena()
+
+    def new_graph(self) -> CpuGraph:
+        """An empty graph."""
+        return CpuGraph()
+
+    @contextlib.contextmanager
+    def capture_context(self) -> Iterator[None]:
+        """Around one size: its buffers begin where every size's do."""
+        self._here.begins = True
+        yield
+
+    def capture_begin(self, graph: CpuGraph, pool: Arena, stream: Any) -> None:
+        """Start to note what this thread does."""
+        if self._here.recording is not None:
+            raise RuntimeError("a capture is running already")
+        if self._here.begins:
+            pool.rewind()
+            self._here.begins = False
+        self._here.recording = graph.recording = Recording(pool)
+        graph.recording.start()
+
+    def capture_end(self, graph: CpuGraph) -> None:
+        """Stop, and make the graph replayable."""
+        graph.steps = tuple(self._leave(graph).steps)
+
+    def abort_capture(self, graph: CpuGraph) -> None:
+        """Leave a capture that went wrong; nothing if ``graph`` is not captured."""
+        if graph.recording is not None:
+            self._leave(graph)
+
+    def replay(self, graph: CpuGraph) -> None:
+        """Run the graph; done when it returns."""
+        graph.replay()
+
+    def replayer(self, graph: CpuGraph) -> Callable[[], None]:
+        """The bound method."""
+        return graph.replay
+
+    def reset(self, graph: CpuGraph) -> None:
+        """Let go of the graph's steps and memory."""
+        self.abort_capture(graph)
+        graph.steps = None
+
+    def is_capturing(self) -> bool:
+        """Whether this thread runs a capture."""
+        return self._here.recording is not None
+
+    def weak_ref(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor over the same memory, which it keeps alive, that any mode may write to.
+
+        A plan's memory is made in inference mode, and operators between graphs write to it in
+        whatever mode the caller is in.
+        """
+        storage, layout = tensor.untyped_storage(), (tensor.size(), tensor.stride())
+        with torch.inference_mode(False):
+            again = torch.empty(0, dtype=tensor.dtype)
+            return again.set_(storage, tensor.storage_offset(), *layout)
+
+    def register_generator(self, graph: CpuGraph, generator: torch.Generator) -> None:
+        """Nothing to do: a replay draws as any call does."""
+
+    def pool_bytes(self, pool: Arena) -> int:
+        """Bytes of the buffers of compiled pieces."""
+        return pool.nbytes
+
+    def explain(self, exc: BaseException) -> str | None:
+        """What to do about operators that cannot be in a plan."""
+        if isinstance(exc, DependsOnValues):
+            return 'Add the operator to splitting_ops, or set splitting_ops="auto"'
+        return None
+
+    def unsafe_ops(self) -> Iterable[str]:
+        """Operators that a static plan cannot hold."""
+        return UNSAFE
+
+    def _leave(self, graph: CpuGraph) -> Recording:
+        recording = graph.recording
+        if recording is None:
+            raise RuntimeError("the graph is not being captured; call capture_begin first")
+        recording.stop()
+        self._here.recording = graph.recording = None
+        return recording
+
+
+class CpuInductor(InductorCompiler):
+    """Inductor, whose pieces tell the driver's captures what kernels they call."""
+
+    def __init__(
+        self, driver: CpuGraphDriver, prepare: Callable[[], Mapping[str, Any] | None]
+    ) -> None:
+        super().__init__(prepare=prepare)
+        self._driver = driver
+
+    def compile(
+        self,
+        graph: torch.fx.GraphModule,
+        example_inputs: Sequence[Any],
+        *,
+        key: str,
+        config: Config,
+    ) -> CompiledGraph:
+        """Compile ``graph`` for the ranges of the inputs' symbols."""
+        made = super().compile(graph, example_inputs, key=key, config=config)
+        return self._announcing(made)
+
+    def load(self, handle: bytes) -> CompiledGraph:
+        """Load what a handle gave."""
+        return self._announcing(super().load(handle))
+
+    def _announcing(self, made: CompiledGraph) -> CompiledGraph:
+        run, driver = made.run, self._driver
+
+        def piece(*args: Any) -> Sequence[Any]:
+            recording = driver.recording
+            found: Sequence[Any] = run(*args) if recording is None else recording.piece(run, args)
+            return found
+
+        return CompiledGraph(piece, made.handle)

@@ -1,0 +1,134 @@
+"""What a CPU does between capture_begin and capture_end, as steps that can be done again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from piecewise_cpu.arena import Arena
+from piecewise_cpu.kernels import NotFlat, Step, compiled_graph, flat_call
+
+__all__ = ["DependsOnValues", "Recording"]
+
+logger = logging.getLogger(__name__)
+
+_ALLOCATES = ("aten::empty", "aten::new_empty")
+_TELLS_PYTHON = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+
+
+class DependsOnValues(RuntimeError):
+    """An operator that a fixed list of calls cannot stand for."""
+
+
+class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call,misc,unused-ignore]
+    """Notes operators, and the kernel calls of compiled pieces.
+
+    Everything also runs: a CPU has no way not to. ``steps``: what a replay does. A step's results
+    lie where the capture's did.
+    """
+
+    def __init__(self, arena: Arena) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.steps: list[Step] = []
+        self._arena = arena
+
+    def start(self) -> None:
+        """Begin to see this thread's operators."""
+        self.__enter__()  # type: ignore[no-untyped-call]
+
+    def stop(self) -> None:
+        """See no more."""
+        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+    # Operators ------------------------------------------------------------------------
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one operator, and note it unless it only allocates or makes views."""
+        kwargs = kwargs or {}
+        if not _TELLS_PYTHON.isdisjoint(func.tags):
+            raise DependsOnValues(f"what {func} returns, or its size, depends on values")
+        result = func(*args, **kwargs)
+        if not func._schema.name.startswith(_ALLOCATES):
+            self._note(partial(func, *args, **kwargs), (args, kwargs), result, func._schema)
+        return result
+
+    def _note(self, call: Step, given: Any, result: Any, schema: Any) -> None:
+        memory = {_memory(t) for t in _tensors(given)}
+        fresh = [t for t in _tensors(result) if _memory(t) not in memory]
+        writes = any(a.alias_info is not None and a.alias_info.is_write for a in schema.arguments)
+        if fresh:
+            self.steps.append(_repeat(call, result, memory))
+        elif writes:
+            self.steps.append(call)
+
+    # Compiled pieces ------------------------------------------------------------------
+
+    def piece(self, run: Callable[..., Any], args: Sequence[Any]) -> Any:
+        """Run a compiled piece and note its kernel calls; the whole piece where that cannot be."""
+        kept, noted = self.steps, []  # type: tuple[list[Step], list[Step]]
+        try:
+            graph = compiled_graph(run)
+            call = graph.current_callable
+            flat = flat_call(call, self._arena, noted)
+        except NotFlat as reason:
+            return self._whole(run, args, reason)
+
+        def unseen(given: Any) -> Any:
+            with _disable_current_modes():
+                return flat(given)
+
+        # Operators of the wrappers around the generated code, copies to inputs, are noted too.
+        self.steps = noted
+        graph.current_callable = unseen
+        try:
+            result = run(*args)
+        except NotFlat as reason:
+            self.steps = kept
+            return self._whole(run, args, reason)
+        finally:
+            graph.current_callable = call
+            self.steps = kept
+        kept += noted
+        return result
+
+    def _whole(self, run: Callable[..., Any], args: Sequence[Any], reason: NotFlat) -> Any:
+        logger.debug("a piece is replayed as a whole: %s", reason)
+        with _disable_current_modes():
+            result = run(*args)
+
+        def call() -> Any:
+            return run(*args)
+
+        memory = {_memory(t) for t in _tensors(args)}
+        self.steps.append(_repeat(call, result, memory))
+        return result
+
+
+def _repeat(call: Step, result: Any, memory: set[int]) -> Step:
+    """``call``, its new results copied to where they were at the capture."""
+    leaves = pytree.tree_leaves(result)
+    targets = [
+        leaf if isinstance(leaf, torch.Tensor) and _memory(leaf) not in memory else None
+        for leaf in leaves
+    ]
+
+    def step() -> None:
+        for target, leaf in zip(targets, pytree.tree_leaves(call()), strict=True):
+            if target is not None:
+                target.copy_(leaf)
+
+    return step
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    return [t for t in pytree.tree_leaves(value) if isinstance(t, torch.Tensor)]
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)

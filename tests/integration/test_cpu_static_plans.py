@@ -1,0 +1,234 @@
+"""Static plans of the CPU platform: captured sizes are served by bound kernel calls."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+
+import piecewise_core as pw
+from piecewise_cpu import kernels
+from piecewise_cpu.platform import CpuPlatform
+
+N = pw.Dim("n", 1, 16)
+SIZES = (2, 8)
+
+
+@torch.library.custom_op("pwcpu::mix", mutates_args=())
+def mix(x: torch.Tensor) -> torch.Tensor:
+    return x.cumsum(0)
+
+
+@mix.register_fake
+def _(x):
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("pwcpu::put", mutates_args=("out",))
+def put(x: torch.Tensor, out: torch.Tensor) -> None:
+    out.copy_(x.cos())
+
+
+class Model(nn.Module):
+    """Norms, products, views, and two operators to cut at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(8)
+        self.inner = nn.Linear(8, 32)
+        self.outer = nn.Linear(32, 8)
+        self.register_buffer("seen", torch.zeros(8))
+
+    def forward(self, x: torch.Tensor, scale: torch.Tensor) -> dict[str, torch.Tensor]:
+        out = torch.empty_like(x)
+        put(self.norm(x), out)
+        hidden = nn.functional.gelu(self.inner(out * scale)).view(-1, 4, 8)
+        mixed = mix(hidden.transpose(1, 2).reshape(-1, 32))
+        self.seen += mixed.mean() * 0 + 1
+        return {"y": self.outer(mixed).softmax(-1) + x, "all": mixed[:, :2]}
+
+
+@pytest.fixture(autouse=True)
+def _inference() -> Iterator[None]:
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        yield
+
+
+def config(**settings) -> pw.Config:
+    given = {
+        "dynamic": {"x": {0: N}, "scale": {0: N}},
+        "splitting_ops": ("pwcpu::mix", "pwcpu::put"),
+    }
+    return pw.Config(**{**given, "capture_sizes": SIZES, "compiler": "eager", **settings})
+
+
+def call(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(rows, 8), torch.rand(rows, 1)
+
+
+def check(fast, model, sizes=(2, 8, 2, 3, 16, 8, 1)) -> None:
+    for rows in sizes:
+        given = call(rows)
+        before = model.seen.clone()
+        want = model(*given)
+        written = model.seen.clone()
+        model.seen.copy_(before)
+        got = fast(*given)
+        assert list(got) == list(want)
+        for name in want:
+            torch.testing.assert_close(got[name], want[name])
+        assert torch.equal(model.seen, written)
+
+
+@pytest.mark.parametrize("mode", ["piecewise", "full", "full_and_piecewise"])
+def test_replays_equal_the_model_and_write_once(mode):
+    model = Model()
+    fast = pw.compile(model, config(graph_mode=mode), platform=CpuPlatform())
+    fast.warmup(*call(3), progress=False)
+    assert torch.equal(model.seen, torch.zeros(8))
+    fast.seal()
+    check(fast, model)
+    stats = fast.stats()
+    # The maximum is a capture size too.
+    assert stats.calls["replayed"] == 5
+    assert stats.captures == (3 if mode != "piecewise" else 9)
+
+
+@pytest.mark.inductor
+@pytest.mark.parametrize("mode", ["piecewise", "full"])
+def test_compiled_pieces_are_replayed_as_their_kernels(mode, caplog):
+    model = Model()
+    fast = pw.compile(model, config(graph_mode=mode, compiler="inductor"), platform=CpuPlatform())
+    with caplog.at_level(logging.DEBUG, "piecewise_cpu"):
+        fast.warmup(*call(3), progress=False)
+    assert not [r for r in caplog.records if "as a whole" in r.getMessage()]
+    fast.seal()
+    check(fast, model)
+    for sizes in ((2,), (8,), (16,)):
+        for graph in fast._pw_session.capturing.plans.get(sizes).graphs:
+            assert graph.steps
+    assert fast.stats().pool_bytes > 0
+
+
+@pytest.mark.inductor
+def test_a_piece_that_is_no_list_of_kernel_calls_is_replayed_as_a_whole(monkeypatch, caplog):
+    def cannot(run):
+        raise kernels.NotFlat("asked for")
+
+    monkeypatch.setattr("piecewise_cpu.recording.compiled_graph", cannot)
+    model = Model()
+    fast = pw.compile(model, config(compiler="inductor"), platform=CpuPlatform())
+    with caplog.at_level(logging.DEBUG, "piecewise_cpu"):
+        fast.warmup(*call(3), progress=False)
+    assert [r for r in caplog.records if "asked for" in r.getMessage()]
+    check(fast, model)
+
+
+def test_calls_without_inference_mode_are_served_too():
+    with torch.inference_mode(False):
+        model = Model().requires_grad_(False)
+        fast = pw.compile(model, config(), platform=CpuPlatform())
+        fast.warmup(*call(3), progress=False)
+        with torch.no_grad():
+            check(fast, model)
+        check(fast, model)
+    assert fast.stats().calls["replayed"] > 0
+
+
+def test_padded_calls_are_cut_back():
+    class Rows(nn.Module):
+        def forward(self, x, scale):
+            return torch.softmax(x * scale, -1) + mix(x * 0)
+
+    settings = config(padding="capture_sizes", splitting_ops=("pwcpu::mix",))
+    fast = pw.compile(Rows(), settings, platform=CpuPlatform())
+    fast.warmup(*call(3), progress=False)
+    for rows in (1, 2, 5, 8, 11):
+        given = call(rows)
+        torch.testing.assert_close(fast(*given), Rows()(*given))
+    assert fast.stats().calls["replayed"] == 5
+    assert fast.stats().padded_rows == 1 + 3 + 5
+
+
+def test_recorded_functions_replay():
+    model = Model()
+    fast = pw.record(model, config(compiler=None), platform=CpuPlatform())
+    fast.warmup(*call(3), progress=False)
+    check(fast, model)
+    assert fast.stats().calls["replayed"] > 0
+
+
+def test_random_numbers_differ_from_call_to_call_and_follow_the_seed():
+    def noisy(x, scale):
+        return torch.rand_like(x) * scale
+
+    fast = pw.compile(noisy, config(splitting_ops=()), platform=CpuPlatform())
+    given = torch.zeros(8, 8), torch.ones(8, 1)
+    fast.warmup(*given, progress=False)
+    torch.manual_seed(7)
+    got = [fast(*given).clone() for _ in range(3)]
+    torch.manual_seed(7)
+    want = [noisy(*given) for _ in range(3)]
+    assert fast.stats().calls["replayed"] == 3
+    assert all(torch.equal(g, w) for g, w in zip(got, want, strict=True))
+    assert not torch.equal(got[0], got[1])
+
+
+@pytest.mark.inductor
+def test_sizes_share_their_memory():
+    def pool(sizes):
+        # A recursive sum over many buffers that no later kernel is fused with.
+        def fn(x, scale):
+            for _ in range(6):
+                x = torch.softmax(x @ x.mT.contiguous() @ x, -1) * scale
+            return x
+
+        fast = pw.compile(
+            fn,
+            config(splitting_ops=(), capture_sizes=sizes, capture_max=False, compiler="inductor"),
+            platform=CpuPlatform(),
+        )
+        fast.warmup(*call(3), progress=False)
+        return fast.stats().pool_bytes
+
+    assert pool((2, 3, 4, 8, 16)) <= 1.1 * pool((16,))
+
+
+def test_release_and_restore():
+    model = Model()
+    fast = pw.compile(model, config(), platform=CpuPlatform())
+    fast.warmup(*call(3), progress=False)
+    fast.release()
+    assert fast.stats().pool_bytes == 0
+    check(fast, model, (2, 8))
+    assert fast.stats().calls["replayed"] == 0
+    fast.restore()
+    check(fast, model, (2, 8))
+    assert fast.stats().calls["replayed"] == 2
+
+
+def test_threads_capture_and_replay_models_of_their_own():
+    wrong: list[BaseException] = []
+    platform = CpuPlatform()
+
+    def work(seed: int) -> None:
+        try:
+            with torch.inference_mode():
+                model = Model()
+                fast = pw.compile(model, config(), platform=platform)
+                fast.warmup(*call(3), progress=False)
+                check(fast, model, (2, 8) * 10)
+        except BaseException as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
