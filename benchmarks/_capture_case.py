@@ -60,6 +60,9 @@ def capture(place: Place) -> dict[str, Any]:
     print_table("per graph", ("", "ms"), [(k, f"{v * 1e3:.3f}") for k, v in each.items()])
     rows = [(n, f"{s:.3f}", watch.calls[n]) for n, s in watch.seconds.items()]
     rows.append(("for comparison: bare rehearsal runs", f"{rehearsal:.3f}", len(captured)))
+    by_size = list(watch.sizes.items())
+    some = by_size[:: max(len(by_size) // 5, 1)]
+    print_table("per size, watched", ("sizes", "ms"), [(n, f"{t * 1e3:.1f}") for n, t in some])
     print_table("where the time goes, watched", ("", "seconds", "calls"), rows)
     print_table("cProfile, by own time", ("function", "seconds", "calls"), profile[:8])
     targets = [
