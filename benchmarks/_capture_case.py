@@ -78,7 +78,7 @@ def capture(place: Place) -> dict[str, Any]:
     return {
         "sizes": len(captured),
         "graphs": graphs,
-        "seconds": seconds,
+        "phase_seconds": seconds,
         "raw_seconds": raw,
         "bare_rehearsal_seconds": rehearsal,
         "ms_per_graph": {k: v * 1e3 for k, v in each.items()},

@@ -68,7 +68,8 @@ def print_targets(targets: Sequence[Target], *, simulated: bool) -> list[dict[st
         note = f"{verdict}: {each.note}" if each.note else verdict
         table.add_row(each.name, value, f"{sign} {each.target:g} {each.unit}", escape(note))
     _print(table)
-    return [each.to_dict() for each in targets]
+    found = [each.to_dict() for each in targets]
+    return [{**each, "verdict": "not judged"} for each in found] if simulated else found
 
 
 def _print(table: Table) -> None:

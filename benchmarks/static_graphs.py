@@ -58,8 +58,17 @@ def run_case(name: str, options: argparse.Namespace) -> None:
     begun = time.perf_counter()
     every = cases(options.hidden, quick=False, simulated=options.simulated)
     found = every[name](place)
-    seconds = round(time.perf_counter() - begun, 1)
-    print(MARK + json.dumps({**found, "seconds": seconds, "where": place.describe()}), flush=True)
+    found |= {"case_seconds": time.perf_counter() - begun, "where": place.describe()}
+    print(MARK + json.dumps(_rounded(found)), flush=True)
+
+
+def _rounded(value: Any) -> Any:
+    """Figures with five digits, however deep they lie."""
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 def supervise(name: str, options: argparse.Namespace, *, peers: bool) -> dict[str, Any]:
