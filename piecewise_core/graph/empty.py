@@ -121,6 +121,10 @@ class _Form:
         if isinstance(value, slice):
             return f"slice{self._text((value.start, value.stop, value.step))}"
         found = expression(value)
-        if isinstance(found, sympy.Basic):
+        if not isinstance(found, sympy.Basic):
+            return repr(found)
+        try:
             return str(found.subs(self._at))
-        return repr(found)
+        except (AssertionError, ArithmeticError):
+            # Torch's Mod, made for sizes from 1 on, has no value for what is negative at 0.
+            return f"no value {id(self)}"

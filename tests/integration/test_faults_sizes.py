@@ -90,6 +90,17 @@ def test_a_branch_on_size_0_is_followed_whichever_size_comes_first(fn, first):
     assert fast.seal()(torch.ones(0, 0)) == fn(torch.ones(0, 0))
 
 
+@pytest.mark.parametrize("first", [5, 0])
+def test_what_is_negative_at_size_0_keeps_the_sign_that_python_gives_it(first):
+    def fn(x):
+        return x - (x.size(0) - 1) % 3 + (x.size(0) - 2) // 2
+
+    fast = compiled(fn)
+    for rows in (first, 0, 1, 2, 7):
+        x = torch.randn(rows, 4)
+        assert torch.equal(fast(x), fn(x))
+
+
 def test_size_0_is_one_region_with_the_rest_where_the_model_does_the_same():
     """FAULTS 13."""
     fast = compiled(pooled)
