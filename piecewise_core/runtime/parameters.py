@@ -15,10 +15,10 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.hooks import RemovableHandle
 
 from piecewise_core.errors import UnsupportedModule
-from piecewise_core.runtime.addresses import unmoved
 from piecewise_core.runtime.hooks import HookWatch
 from piecewise_core.runtime.places import Place, mode_readers, places_of, tree_of
 from piecewise_core.runtime.reach import Anchor, roots_of
+from piecewise_core.runtime.unchanged import SAME, Unchanged
 
 __all__ = ["Parameters", "roots_of"]
 
@@ -161,14 +161,13 @@ def _reader(
     all takes long.
     """
     names: dict[str, Any] = {}
-    kept = _Kept(tensors, places, roots)
-    tests, watched = [], []
+    tests, some = [], []
     owners: dict[int, torch.nn.Module] = {}
-    for i, (tensor, known) in enumerate(zip(tensors, places, strict=True)):
+    for tensor, known in zip(tensors, places, strict=True):
         if known:
             owner = known[0].owner()
             if id(owner) not in owners:
-                watched.append(i)
+                some.append(tensor)
             owners[id(owner)] = owner
         # Attributes of a module's own __dict__; and a single element that was replaced by an
         # equal one compares equal.
@@ -178,24 +177,18 @@ def _reader(
     tests += [f"len({_name(names, d)}) != {len(d)}" for d in hooks.hooked()]
     readers = mode_readers(roots)
     tests += [f"{'not ' if m.training else ''}{_name(names, vars(m))}['training']" for m in readers]
+    kept = _Kept(tensors, places, roots, tensors if every else some)
     names.update(_pw_handles=RemovableHandle, _pw_hooks=hooks, _pw_bound=tuple(tensors))
-    names.update(_pw_live=kept.live, _pw_held=kept.held, _pw_kept=kept)
-    some = tensors if every else [tensors[i] for i in watched]
-    names["_pw_unmoved"] = unmoved(tensors, some)
+    names.update(_pw_check=kept.unchanged.check, _pw_kept=kept)
     source = "\n".join(
         [
             f"def read({', '.join(f'{n}={n}' for n in names)}):",
-            " try:",
-            "  same = _pw_live == _pw_held",
-            " except Exception:",  # two tensors of several elements were compared, so they differ
-            "  same = False",
-            " if not same and not _pw_kept.look_again(): return None",
+            " if _pw_check() and not _pw_kept.look_again(): return None",
             " try:",
             f"  if {' or '.join(tests) or 'False'}: return None",
             " except (KeyError, ValueError):",  # gone from a dict, or from a closure
             "  return None",
             " if _pw_handles.next_id != _pw_hooks.seen and _pw_hooks.changed(): return None",
-            " if not _pw_unmoved(): return None",
             " return _pw_bound",
         ]
     )
@@ -205,10 +198,9 @@ def _reader(
 
 
 class _Kept:
-    """The dicts that hold bound tensors and submodules, and copies of them from when they were.
+    """The dicts that hold bound tensors and submodules.
 
-    ``live == held`` compares them all in one call: values by identity first, so what is unchanged
-    costs a pointer. What else the dicts hold may change; ``look_again`` tells that apart.
+    ``unchanged`` tells that nothing was written to them; ``look_again`` whether what was matters.
     """
 
     def __init__(
@@ -216,6 +208,7 @@ class _Kept:
         tensors: Sequence[torch.Tensor],
         places: Sequence[Sequence[Place]],
         roots: Sequence[torch.nn.Module],
+        some: Sequence[torch.Tensor],
     ) -> None:
         pairs = zip(tensors, places, strict=True)
         entries = [(p.dictionary(), p.key, t) for t, known in pairs for p in known if p.holder]
@@ -223,18 +216,23 @@ class _Kept:
         self._children = [(children, list(children.values())) for children in parents]
         self._entries = entries
         found = [d for d, _, _ in entries] + parents
-        self.live: list[dict[str, Any]] = list({id(d): d for d in found}.values())
-        self.held = [dict(d) for d in self.live]
+        self.unchanged = Unchanged(list({id(d): d for d in found}.values()), tensors, some)
 
     def look_again(self) -> bool:
-        """Whether all bound tensors and all modules are where they were; if so, note the rest."""
+        """Whether all bound tensors and all modules are where they were."""
+        if not self._is_as_it_was():
+            return False
+        self.unchanged.settle()
+        # Once more, for a write by another thread in between.
+        return self._is_as_it_was() and self.unchanged.check() == SAME
+
+    def _is_as_it_was(self) -> bool:
         if any(d.get(key) is not tensor for d, key, tensor in self._entries):
             return False
         for children, was in self._children:
             now = list(children.values())
             if len(now) != len(was) or any(a is not b for a, b in zip(now, was, strict=True)):
                 return False
-        self.held[:] = [dict(d) for d in self.live]
         return True
 
 

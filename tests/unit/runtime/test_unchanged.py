@@ -1,0 +1,229 @@
+"""Writes to dicts and moved tensors are noticed, by the C module and without it."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import weakref
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from piecewise_core.runtime import unchanged
+from piecewise_core.runtime.unchanged import CHANGED, MOVED, SAME, Unchanged
+
+needs_compiler = pytest.mark.skipif(
+    not any(shutil.which(name) for name in ("cc", "gcc", "clang")), reason="no C compiler"
+)
+
+
+@pytest.fixture
+def fresh(tmp_path, monkeypatch) -> Iterator[None]:
+    """Nothing built yet, nothing remembered."""
+    monkeypatch.setenv("PIECEWISE_CACHE_DIR", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    unchanged.native.cache_clear()
+    yield
+    unchanged.native.cache_clear()
+
+
+@pytest.fixture(params=[pytest.param("c", marks=needs_compiler), "python"])
+def way(request, fresh, monkeypatch, tmp_path) -> str:
+    if request.param == "python":
+        monkeypatch.setenv("PATH", str(tmp_path))
+    assert (unchanged.native() is None) == (request.param == "python")
+    return request.param
+
+
+def parameters(count: int) -> list[torch.nn.Parameter]:
+    return [torch.nn.Parameter(torch.randn(3), requires_grad=False) for _ in range(count)]
+
+
+def watch(tensors, dicts=()) -> Unchanged:
+    return Unchanged(list(dicts), tensors, tensors)
+
+
+# Tensors -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [0, 1, 200])
+def test_tensors_that_stay_are_where_they_were(way, count):
+    tensors = parameters(count)
+    watched = watch(tensors)
+    for tensor in tensors:
+        tensor.add_(1)
+    assert watched.check() == SAME
+    assert watched.check() == SAME
+
+
+@pytest.mark.parametrize("place", [0, 99, 199])
+def test_one_moved_tensor_among_many_is_noticed_and_noticed_to_be_back(way, place):
+    tensors = parameters(200)
+    watched = watch(tensors)
+    old = tensors[place].data
+    tensors[place].data = torch.randn(3)
+    assert watched.check() == MOVED
+    watched.settle()  # which is of dicts
+    assert watched.check() == MOVED
+    tensors[place].data = old
+    assert watched.check() == SAME
+
+
+def test_memory_given_back_counts_as_moved(way):
+    tensors = parameters(3)
+    watched = watch(tensors)
+    tensors[1].untyped_storage().resize_(0)
+    assert watched.check() == MOVED
+
+
+def test_the_tensors_live_as_long_as_the_check(way):
+    tensors = parameters(2)
+    seen = weakref.ref(tensors[0])
+    watched = watch(tensors)
+    del tensors
+    gc.collect()
+    assert watched.check() == SAME
+    assert seen() is not None
+
+
+def test_without_the_c_module_only_the_chosen_ones_are_asked(fresh, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    tensors = parameters(2)
+    watched = Unchanged([], tensors, tensors[:1])
+    tensors[1].data = torch.randn(3)
+    assert watched.check() == SAME
+    tensors[0].data = torch.randn(3)
+    assert watched.check() == MOVED
+
+
+# Dicts ---------------------------------------------------------------------------------
+
+
+def replace(held):
+    held["a"] = torch.randn(3)
+
+
+def delete(held):
+    del held["a"]
+
+
+def add(held):
+    held["c"] = 1
+
+
+def replace_by_an_equal_one(held):
+    held["a"] = held["a"].clone()
+
+
+@pytest.mark.parametrize("write", [replace, replace_by_an_equal_one, delete, add, dict.clear])
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_a_write_to_any_dict_is_noticed_until_settled(way, write, which):
+    dicts = [{"a": t, "b": None} for t in parameters(3)]
+    watched = watch([], dicts)
+    assert watched.check() == SAME
+    write(dicts[which])
+    assert watched.check() == CHANGED
+    assert watched.check() == CHANGED
+    watched.settle()
+    assert watched.check() == SAME
+    dicts[which]["d"] = 2
+    assert watched.check() == CHANGED
+
+
+def test_a_write_is_told_before_a_moved_tensor(way):
+    (tensor,) = parameters(1)
+    held = {"a": tensor}
+    watched = watch([tensor], [held])
+    tensor.data = torch.randn(3)
+    held["b"] = 1
+    assert watched.check() == CHANGED
+    watched.settle()
+    assert watched.check() == MOVED
+
+
+def test_two_watch_one_dict_and_settle_apart(way):
+    held = {"a": 1}
+    first, second = watch([], [held]), watch([], [held])
+    held["a"] = 2
+    first.settle()
+    assert first.check() == SAME
+    assert second.check() == CHANGED
+
+
+def test_reading_is_no_change(way):
+    held = {"a": 1}
+    watched = watch([], [held])
+    assert dict(held) == held.copy() == {"a": 1}
+    assert held.get("b") is None
+    assert watched.check() == SAME
+
+
+# Building it ---------------------------------------------------------------------------
+
+
+def built(tmp_path):
+    (library,) = (tmp_path / "native").glob("*.so")
+    return library
+
+
+@needs_compiler
+def test_it_is_built_once(fresh, tmp_path, monkeypatch):
+    assert unchanged.native() is not None
+    made = built(tmp_path).stat().st_mtime_ns
+    unchanged.native.cache_clear()
+    monkeypatch.setenv("PATH", str(tmp_path))  # no compiler needed any more
+    assert unchanged.native() is not None
+    assert built(tmp_path).stat().st_mtime_ns == made
+
+
+@needs_compiler
+@pytest.mark.parametrize("damage", ["cut", "flipped", "no sum", "wrong sum"])
+def test_a_damaged_library_is_built_again_and_never_loaded(fresh, tmp_path, damage):
+    native = tmp_path / "native"
+    assert unchanged._built(os.environ)
+    library, whole = built(tmp_path), built(tmp_path).read_bytes()
+    (digest,) = native.glob("*.sha256")
+    if damage == "cut":
+        library.write_bytes(whole[:100])
+    elif damage == "flipped":
+        library.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    elif damage == "no sum":
+        digest.unlink()
+    else:
+        digest.write_text("0" * 64)
+    assert unchanged.native() is not None
+    assert unchanged._is_whole(library, digest)
+    assert sorted(native.iterdir()) == sorted([library, digest])
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707])
+def test_a_directory_that_others_may_write_to_is_not_loaded_from(fresh, tmp_path, mode):
+    (tmp_path / "native").mkdir()
+    (tmp_path / "native").chmod(mode)
+    assert unchanged.native() is None
+    assert list((tmp_path / "native").iterdir()) == []
+
+
+def test_a_compiler_that_fails_is_no_error(fresh, tmp_path, monkeypatch):
+    monkeypatch.setenv("CC", "false --flag")
+    assert unchanged.native() is None
+    assert list((tmp_path / "native").iterdir()) == []
+
+
+@needs_compiler
+def test_what_makes_no_sense_is_refused(fresh):
+    module, stamp = unchanged.native(), bytearray()
+    (tensor,) = parameters(1)
+    module.stamp((), stamp)
+    with pytest.raises(ValueError, match="one address for each"):
+        module.compare((), stamp, 1, (tensor,), b"")
+    with pytest.raises(ValueError, match="no function"):
+        module.compare((), stamp, 0, (), b"")
+    with pytest.raises(ValueError, match="no stamp"):
+        module.compare((), bytearray(3), 1, (), b"")
+    with pytest.raises(TypeError):
+        module.compare((), stamp, 1, [], b"")
+    with pytest.raises(TypeError, match="not all are dicts"):
+        module.stamp((1,), stamp)
