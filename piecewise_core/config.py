@@ -49,8 +49,9 @@ class Config:
     or positional index -> {tensor dimension: Dim}. ``compile_ranges_endpoints``: where ranges
     end; by dim name when there are several. ``compile_sizes``: exact sizes to compile, or
     "capture_sizes". ``capture_sizes``: sizes that hold static graphs; the maximum joins them
-    unless ``capture_max`` is False. ``graph_mode``: None means "piecewise" when there are capture
-    sizes and the platform has graphs, else "none". ``padding``: whether a call is padded up to a
+    unless ``capture_max`` is False; the one size of a model without dims is ``()``.
+    ``graph_mode``: None means "piecewise" when there are capture sizes and the platform has
+    graphs, else "none"; any other, without dims, captures the size ``()``. ``padding``: whether a call is padded up to a
     capture size. ``out_of_range``: what a size outside the bounds does. ``compiler``: a name;
     None is the platform's own. ``compile_mode``: when compilation happens. ``inputs``: "static"
     promises that inputs never move. ``clone_outputs``: whether outputs survive the next call.
@@ -138,7 +139,12 @@ class Config:
 
     @property
     def captures(self) -> tuple[Sizes, ...]:
-        """The sizes to capture, the maximum included where it joins them, one int per dim each."""
+        """The sizes to capture, the maximum included where it joins them, one int per dim each.
+
+        Without dims calls have one size, ``()``; asking for graphs by ``graph_mode`` asks for it.
+        """
+        if not self.dims and not self.capture_sizes and self.graph_mode not in (None, "none"):
+            return ((),)
         return _as_sizes(self.capture_sizes)
 
     @property

@@ -95,15 +95,15 @@ def sizes(
 ) -> tuple[int | Sizes, ...]:
     """Return exact sizes in order: ints for one dim, else tuples of one int per dim.
 
-    ``dims``: empty when they are not known yet; then bounds cannot be checked, but every entry
-    must have the same number of sizes.
+    ``dims``: empty when they are not known yet, or when there are none, and the one size is
+    ``()``; then bounds cannot be checked, but every entry must have the same number of sizes.
     """
     word = ', or "capture_sizes"' if field == "compile_sizes" else ""
     listed = _listed(field, value, f"a tuple of sizes such as (8, 16){word}")
     found = [_entry(field, item) for item in listed]
     width = len(dims) if dims else len(found[0]) if found else 1
     for item, entry in zip(listed, found, strict=True):
-        if len(entry) != width or not entry:
+        if len(entry) != width:
             _wrong_width(field, item, width, dims)
         for size, dim in zip(entry, dims):  # noqa: B905 - no dims, no bounds to check
             _in_bounds(f"Config.{field}", size, dim)
@@ -173,8 +173,8 @@ def _wrong_width(field: str, item: object, width: int, dims: Sequence[Dim]) -> N
     of = f" ({', '.join(repr(d.name) for d in dims)})" if dims else ", like the first entry"
     raise ConfigError(
         f"Config.{field}: {item!r} is not one size for each of {width} dim"
-        f"{'s' if width > 1 else ''}{of}; write "
-        + ("an int" if width == 1 else f"a tuple of {width} ints")
+        f"{'' if width == 1 else 's'}{of}; write "
+        + {0: "()", 1: "an int"}.get(width, f"a tuple of {width} ints")
     )
 
 

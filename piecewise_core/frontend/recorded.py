@@ -29,6 +29,7 @@ from piecewise_core.frontend.recording import (
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.frontend.warmup import WarmupReport
 from piecewise_core.graph.binder import Binder
+from piecewise_core.graph.call import constants
 from piecewise_core.graph.describe import describe_call
 from piecewise_core.graph.names import Matcher
 from piecewise_core.graph.outputs import OutputCode
@@ -69,6 +70,7 @@ class RecordedFunction:
         self._sealed: str | None = None
         self._released = False
         self._structure: Structure | None = None
+        self._objects: list[Any] = []
         self._parameters = Parameters(roots_of(fn), every=True)
         self._owned: OwnedInputs | None = None
 
@@ -108,7 +110,8 @@ class RecordedFunction:
                 self._start(args, kwargs)
             self._current()
             self._released = False
-            sizes = sorted({t.capture for t in self._targets if t and t.capture}, reverse=True)
+            captures = (t.capture for t in self._targets if t is not None)
+            sizes = sorted({c for c in captures if c is not None}, reverse=True)
             if self._config.inputs == "copy":
                 for each in self._plans.budget(1, sizes):
                     self._plan(each, None, more=True)
@@ -179,6 +182,7 @@ class RecordedFunction:
         targets = capture_targets(bounds, self._config.captures, padded=padded)
         self._find = TargetTable(bounds, targets).find
         self._targets: list[Target | None] = [*targets, None]
+        self._objects = constants(structure)
         self._structure = structure
 
     def _check_grad(self, tensors: Sequence[torch.Tensor]) -> None:
@@ -208,7 +212,7 @@ class RecordedFunction:
         if sizes != captured and sizes not in self._padded:
             # What a padded call returns is cut to what an eager call returns; seen once.
             result = self._eagerly(sizes, args, kwargs)
-            self._padded[sizes] = Padded(result, raw, sizes)
+            self._padded[sizes] = Padded(result, raw, self._objects, sizes)
             return True, result
         plan = self._plan(captured, tensors if sizes == captured else None)
         if plan is None:
@@ -278,7 +282,7 @@ class RecordedFunction:
                 result = self._fn(*args, **kwargs)
                 if recorder.capturing:
                     self._note(captured, result, views, recorder)
-                return tuple(tensors_in(result))
+                return tuple(tensors_in(result, self._objects))
 
             return run
 
@@ -289,7 +293,7 @@ class RecordedFunction:
         self, captured: Sizes, result: Any, views: Sequence[Any], recorder: WatchingRecorder
     ) -> None:
         """What the recorded run tells: how to rebuild its result, what it reads and writes."""
-        self._outputs[captured] = result_code(result, views)
+        self._outputs[captured] = result_code(result, views, self._objects)
         written = tuple(i for i, view in enumerate(views) if recorder.writes_to(view))
         self._written[captured] = written if recorder.writes else None
         self._binder.mutated |= set(written)

@@ -45,12 +45,15 @@ class Padded:
     """How calls of one size are cut out of replays of a larger one.
 
     ``result``: what such a call gave when it ran eagerly. ``given``: its own flat tensors.
+    ``objects``: its constants.
     """
 
-    def __init__(self, result: Any, given: Sequence[torch.Tensor], sizes: Sizes) -> None:
+    def __init__(
+        self, result: Any, given: Sequence[torch.Tensor], objects: Sequence[Any], sizes: Sizes
+    ) -> None:
         self._sizes = sizes
-        self._shapes = [tuple(t.shape) for t in tensors_in(result)]
-        self.code = result_code(result, given)
+        self._shapes = [tuple(t.shape) for t in tensors_in(result, objects)]
+        self.code = result_code(result, given, objects)
 
     def fits(self, outputs: Sequence[torch.Tensor], captured: Sizes) -> bool:
         """Whether every output differs from what was seen in the dims of the call only.
@@ -70,11 +73,14 @@ class Padded:
         return [_cut(o, shape) for o, shape in zip(outputs, self._shapes, strict=True)]
 
 
-def result_code(result: Any, given: Sequence[torch.Tensor]) -> OutputCode:
-    """How ``result`` is made of its tensors, in the order of ``tensors_in``, and those given."""
+def result_code(result: Any, given: Sequence[torch.Tensor], objects: Sequence[Any]) -> OutputCode:
+    """How ``result`` is made of its tensors, in the order of ``tensors_in``, and what was given.
+
+    ``given``: the call's flat tensors. ``objects``: its constants; every later call has the same.
+    """
     inputs = {id(t): i for i, t in enumerate(given)}
-    outs = {id(o): i for i, o in enumerate(tensors_in(result)) if id(o) not in inputs}
-    return rebuild_code(result, outs, inputs, _no_bound_tensor, ())
+    outs = {id(o): i for i, o in enumerate(tensors_in(result, objects)) if id(o) not in inputs}
+    return rebuild_code(result, outs, inputs, _no_bound_tensor, objects)
 
 
 def _no_bound_tensor(tensor: torch.Tensor) -> int:
@@ -110,18 +116,24 @@ def _built(node: Any, tensors: Sequence[Any]) -> Any:
     return node.kind(*children) if hasattr(node.kind, "_fields") else node.kind(children)
 
 
-def tensors_in(value: Any) -> list[torch.Tensor]:
-    """The tensors of a result in a fixed order, each once."""
+def tensors_in(value: Any, objects: Sequence[Any]) -> list[torch.Tensor]:
+    """The tensors of a result in a fixed order, each once.
+
+    Those inside ``objects``, the call's constants, are the caller's: they come back with their
+    object.
+    """
     found: dict[int, torch.Tensor] = {}
-    _collect(value, found)
+    _collect(value, found, {id(o) for o in objects})
     return list(found.values())
 
 
 # Not a function inside of tensors_in: one that calls itself is a cycle, which would hold the
 # tensors of a capture until some garbage collection.
-def _collect(item: Any, found: dict[int, torch.Tensor]) -> None:
+def _collect(item: Any, found: dict[int, torch.Tensor], closed: set[int]) -> None:
     if isinstance(item, torch.Tensor):
         found.setdefault(id(item), item)
+        return
+    if id(item) in closed:
         return
     parts: Iterable[Any] = ()
     if dataclasses.is_dataclass(item) and not isinstance(item, type):
@@ -131,7 +143,7 @@ def _collect(item: Any, found: dict[int, torch.Tensor]) -> None:
     elif isinstance(item, (list, tuple)):
         parts = item
     for part in parts:
-        _collect(part, found)
+        _collect(part, found, closed)
 
 
 def _cut(tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:

@@ -73,7 +73,7 @@ def prepare(config: Config, platform: str | Platform | None, device_type: str | 
 
 def _graph_mode(config: Config, platform: Platform, name: str) -> str:
     """How graphs are used: as asked for, else in pieces where there is something to capture."""
-    if config.graph_mode in (None, "piecewise") and not config.capture_sizes:
+    if config.graph_mode in (None, "piecewise") and not config.captures:
         return "none"
     if config.graph_mode is None:
         return "none" if platform.graphs is None else "piecewise"

@@ -280,6 +280,133 @@ def test_what_writes_to_the_users_memory_is_not_padded():
     assert fast.stats().calls["replayed"] == 0
 
 
+# Objects passed in --------------------------------------------------------------------------------
+
+
+class Cache:
+    """Held by identity; the rows so far, and how many times a call wrote them."""
+
+    def __init__(self):
+        self.rows, self.writes = torch.zeros(16, 8), torch.zeros(())
+
+    def write(self, x):
+        self.rows[: x.shape[0]].add_(x)
+        self.writes.add_(1)
+        return self.rows[: x.shape[0]].sin()
+
+
+@dataclasses.dataclass
+class Shelf:
+    """A dataclass in an argument is an object too, whatever tensors it has."""
+
+    rows: torch.Tensor
+
+
+@dataclasses.dataclass
+class Answer:
+    out: torch.Tensor
+    cache: object = None
+
+
+def test_an_object_passed_in_is_returned_itself():
+    cache = Cache()
+
+    def fn(x, cache, scale=2):
+        return Answer(cache.write(x) * scale, cache), [cache, scale]
+
+    fast = recorded(fn, capture_sizes=(4, 16))
+    fast.warmup(torch.randn(4, 8), cache, progress=False)
+    for size in (4, 16, 5):
+        x, held = torch.randn(size, 8), copy.deepcopy(cache)
+        (answer, pair), (wanted, _) = fast(x, cache), fn(x, held)
+        close(answer.out, wanted.out)
+        assert type(answer) is Answer
+        assert answer.cache is pair[0] is cache
+        assert pair[1] == 2
+        close(cache.rows, held.rows)
+        assert cache.writes.item() == held.writes.item()
+    assert fast.stats().calls["replayed"] == 2
+    with pytest.raises(InputMismatch, match="cache"):
+        fast(torch.randn(4, 8), Cache())
+
+
+def test_the_tensors_of_an_object_passed_in_are_never_copied_or_cut():
+    shelf = Shelf(torch.randn(3, 16))
+    fast = recorded(
+        lambda x, shelf: Answer(x + 1, {"it": shelf}),
+        padding="capture_sizes",
+        clone_outputs=True,
+    )
+    rows = shelf.rows
+    for _ in range(2):
+        for size in (3, 4, 16):
+            x = torch.randn(size, 8)
+            answer = fast(x, shelf)
+            close(answer.out, x + 1)
+            assert answer.cache["it"] is shelf
+            assert shelf.rows is rows
+    assert fast.stats().calls["replayed"] == 5
+
+
+def test_a_static_cache_in_a_model_output_is_returned_itself():
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=16,
+    )
+    model = transformers.LlamaForCausalLM(config).eval()
+    cache, plain = (transformers.StaticCache(config, max_cache_len=16) for _ in range(2))
+    for each in (cache, plain):
+        each.early_initialization(1, 1, 8, torch.float32, torch.device("cpu"))
+
+    def step(ids, at, cache):
+        places = at.unsqueeze(0)
+        return model(ids, past_key_values=cache, position_ids=places, use_cache=True)
+
+    fast = pw.record(step, pw.Config(graph_mode="piecewise"), platform=SimulatedPlatform())
+    for place in range(5):
+        ids, at = torch.randint(0, 32, (1, 1)), torch.tensor([place])
+        got, wanted = fast(ids, at, cache), step(ids, at, plain)
+        assert type(got) is type(wanted)
+        close(got.logits, wanted.logits)
+        assert got.past_key_values is cache
+    assert fast.stats().calls["replayed"] == 5
+
+
+# One size -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"capture_sizes": ((),)},
+        {"capture_sizes": ((),), "graph_mode": "piecewise", "padding": "capture_sizes"},
+        {"graph_mode": "piecewise"},
+    ],
+)
+def test_a_call_without_dims_is_captured_once(asked):
+    fast = recorded(lambda x: (x.sin(), x.shape[0]), dynamic={}, **{"capture_sizes": (), **asked})
+    report = fast.warmup(torch.randn(3, 8), progress=False)
+    assert report.captured == ((),)
+    for _ in range(3):
+        x = torch.randn(3, 8)
+        out, rows = fast(x)
+        close(out, x.sin())
+        assert rows == 3
+    assert fast.stats().calls["replayed"] == 3
+    assert fast.explain().captured == ((),)
+    fast.release()
+    close(fast(x)[0], x.sin())
+    fast.restore()
+    close(fast(x)[0], x.sin())
+    assert fast.stats().calls["replayed"] == 4
+
+
 # Values that Python reads -------------------------------------------------------------------------
 
 

@@ -388,7 +388,8 @@ def test_sizes_of_one_dim_are_ints_and_read_as_tuples_per_dim() -> None:
         (ONE, [(8, 16)], "(8, 16) is not one size for each of 1 dim ('rows'); write an int"),
         (ONE, [()], "() is not one size"),
         ({}, [(8, 16), 8], "8 is not one size for each of 2 dims, like the first entry"),
-        ({}, [()], "() is not one size"),
+        ({}, [(), 8], "8 is not one size for each of 0 dims, like the first entry; write ()"),
+        ({}, [8, ()], "() is not one size for each of 1 dim, like the first entry"),
         (TWO, [(True, 16)], "True is bool"),
         (TWO, [(8, (2, 3))], "(2, 3) is tuple, not int"),
     ],
@@ -413,6 +414,30 @@ def test_the_maximum_is_a_capture_size_unless_excluded() -> None:
 def test_without_capture_sizes_or_dims_no_maximum_joins() -> None:
     assert Config(dynamic=ONE).captures == ()
     assert Config(capture_sizes=[8]).captures == ((8,),)
+
+
+def test_without_dims_the_one_size_is_the_empty_tuple() -> None:
+    config = Config(capture_sizes=[()], compile_sizes="capture_sizes")
+    assert config.capture_sizes == config.captures == config.sizes == ((),)
+    assert Config(compile_sizes=[()]).sizes == ((),)
+    assert Config.from_json(config.to_json()) == Config.from_dict(config.to_dict()) == config
+    assert Config().with_env({"PIECEWISE_CAPTURE_SIZES": "[[]]"}).captures == ((),)
+    with pytest.raises(ConfigError, match=r"capture_sizes: \(\) is not one size for each of 1 dim"):
+        config.replace(dynamic=ONE)
+
+
+@pytest.mark.parametrize("mode", ["piecewise", "full", "full_and_piecewise"])
+def test_asking_for_graphs_without_dims_captures_the_one_size(mode: str) -> None:
+    config = made(graph_mode=mode)
+    assert config.captures == ((),)
+    assert config.capture_sizes == ()
+    assert config.replace(dynamic=ONE).captures == ()  # whoever names dims lists sizes
+    assert made(graph_mode=mode, capture_sizes=[8]).captures == ((8,),)
+
+
+@pytest.mark.parametrize("mode", [None, "none"])
+def test_without_dims_nothing_is_captured_unasked(mode: str | None) -> None:
+    assert made(graph_mode=mode).captures == ()
 
 
 def test_compile_sizes_can_follow_the_capture_sizes() -> None:
