@@ -233,6 +233,8 @@ class GraphDriver(Protocol):
     #     Called after the capture has been left. Without, and for None: the error's own text.
     # unsafe_ops() -> Iterable[str]: operators ("aten::nonzero") that cannot be captured.
     #     Without: none.
+    # runs_captures: bool: whether a capture also runs what it records, as no device's does. Then
+    #     operators between captures run too while capturing. Without: False.
     # capture_context() -> AbstractContextManager: entered around one size's warm-up and capture.
     # abort_capture(graph) -> None: leave capture mode after a failure, with the device usable;
     #     nothing if ``graph`` is not being captured. Without: capture_end, its error ignored.

@@ -41,14 +41,16 @@ class OwnedInputs:
             driver, "stager", lambda buffers: None
         )
         self._place = {d.name: i for i, d in enumerate(structure.dims)}
-        self._storage = [
-            torch.zeros(
-                max((math.prod(self._shape(leaf, sizes)) for sizes in largest), default=0),
-                dtype=leaf.dtype,
-                device=leaf.device,
-            )
-            for leaf in structure.tensors
-        ]
+        # Tensors made in inference mode could be written to in no other.
+        with torch.inference_mode(False):
+            self._storage = [
+                torch.zeros(
+                    max((math.prod(self._shape(leaf, sizes)) for sizes in largest), default=0),
+                    dtype=leaf.dtype,
+                    device=leaf.device,
+                )
+                for leaf in structure.tensors
+            ]
 
     def views(self, sizes: Sizes) -> tuple[torch.Tensor, ...]:
         """The buffers as tensors of the traced layouts, for capture size ``sizes``."""

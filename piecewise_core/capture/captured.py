@@ -117,17 +117,17 @@ def capture(
             if not isinstance(error, Exception) or isinstance(error, PiecewiseError):
                 raise
             raise _explained(platform, recorder, sizes, error) from error
-    weak = getattr(driver, "weak_ref", None) or _same
+    weak = getattr(driver, "weak_ref", None) or _writable
     kept = {id(t): t for t in (*source.inputs, *source.bound, *recorder.external)}
 
     def release(tensor: torch.Tensor) -> torch.Tensor:
         return tensor if id(tensor) in kept else weak(tensor)
 
     replayer = _replayer(driver)
-    # Tensors made in inference mode could be written to in no other.
+    # Operators write to these in whatever mode calls come in.
     with torch.inference_mode(False):
-        steps = recorder.steps(replayer, release)
-        direct = recorder.steps(replayer, release, partial(_kernel, device_type=_device_type(kept)))
+        kernel = partial(kernel_of, device_type=_device_type(kept))
+        steps, direct = recorder.steps(replayer, release, kernel)
         results = tuple(release(o) if isinstance(o, torch.Tensor) else o for o in outputs)
     recorder.forget()
     return CapturedPlan(
@@ -142,16 +142,18 @@ def _replayer(driver: Any) -> Callable[[Any], Step]:
     return lambda graph: partial(driver.replay, graph)
 
 
-def _kernel(fn: Callable[..., Any], device_type: str) -> Callable[..., Any]:
-    return kernel_of(fn, device_type) or fn
-
-
 def _device_type(tensors: dict[int, torch.Tensor]) -> str:
     return next((t.device.type for t in tensors.values()), "cpu")
 
 
-def _same(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor
+def _writable(tensor: torch.Tensor) -> torch.Tensor:
+    """``tensor``; or where only inference mode may write to it, another over the same memory."""
+    plain = type(tensor) is torch.Tensor and tensor.layout is torch.strided
+    if not plain or not tensor.is_inference() or tensor.is_conj() or tensor.is_neg():
+        return tensor
+    again = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    storage, offset = tensor.untyped_storage(), tensor.storage_offset()
+    return again.set_(storage, offset, tensor.size(), tensor.stride())
 
 
 def _context(driver: Any) -> contextlib.AbstractContextManager[Any]:

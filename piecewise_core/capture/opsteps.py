@@ -65,4 +65,5 @@ def allocate(layout: tuple[Any, ...] | None) -> torch.Tensor | None:
     if layout is None:
         return None
     shape, stride, dtype, device = layout
-    return torch.empty_strided(shape, stride, dtype=dtype, device=device)
+    with torch.inference_mode(False):  # calls may come in any mode, and copy into it
+        return torch.empty_strided(shape, stride, dtype=dtype, device=device)

@@ -36,6 +36,10 @@ class Recorder:
 
     ``generator``: the device's, registered with every graph so that replays advance it.
 
+    Splitting ops run in the second run only where they must: where a capture runs what it captures
+    (the driver's ``runs_captures``), or where an operator returns memory that it was given. Else
+    the first run has told what they return.
+
     The buffers that take an operator's results are allocated inside the capture of the piece
     before it, so that they come from the pool and are shared with other sizes.
     """
@@ -48,6 +52,9 @@ class Recorder:
         self._sequence: list[Any] = []
         self._next: list[torch.Tensor | None] = []
         self._seen = 0
+        self._forms: list[tuple[Any, list[Any]]] = []
+        self._runs_ops = True
+        self._returns_given = False
         self._groups: list[int] = []
         self.graphs: list[Any] = []
         self.external: tuple[torch.Tensor, ...] = ()
@@ -74,20 +81,36 @@ class Recorder:
 
         def recorded(*args: Any, **kwargs: Any) -> Any:
             self.current = getattr(fn, "__name__", str(fn))
-            result = fn(*args, **kwargs)
-            leaves, spec = pytree.tree_flatten(result)
             if not self.capturing:
-                self._results.append([layout_of(leaf, (args, kwargs)) for leaf in leaves])
-                return result
+                return self._noted_op(fn(*args, **kwargs), (args, kwargs))
             buffers = self._buffers_of(self._seen)
+            if self._runs_ops:
+                leaves, spec = pytree.tree_flatten(fn(*args, **kwargs))
+                kept = [
+                    leaf if buffer is None else buffer.copy_(leaf)
+                    for leaf, buffer in zip(leaves, buffers, strict=True)
+                ]
+            else:
+                spec, plain = self._forms[self._seen]
+                kept = [b if b is not None else v for b, v in zip(buffers, plain, strict=True)]
             self._seen += 1
-            kept = []
-            for leaf, buffer in zip(leaves, buffers, strict=True):
-                kept.append(leaf if buffer is None else buffer.copy_(leaf))
             self._sequence.append(_Op(fn, args, kwargs, buffers))
             return pytree.tree_unflatten(kept, spec)
 
         return recorded
+
+    def _noted_op(self, result: Any, given: Any) -> Any:
+        """Note what an operator returned in the first run."""
+        leaves, spec = pytree.tree_flatten(result)
+        layouts = [layout_of(leaf, given) for leaf in leaves]
+        tensors = [isinstance(leaf, torch.Tensor) for leaf in leaves]
+        self._results.append(layouts)
+        self._forms.append(
+            (spec, [None if t else leaf for t, leaf in zip(tensors, leaves, strict=True)])
+        )
+        if any(t and layout is None for t, layout in zip(tensors, layouts, strict=True)):
+            self._returns_given = True
+        return result
 
     def rehearse(self, run: Callable[[], Any]) -> None:
         """The first run: warms up, and notes what operators return."""
@@ -95,6 +118,7 @@ class Recorder:
 
     def record(self, run: Callable[[], Any]) -> Any:
         """The second run: ``run()`` with every piece captured as it comes."""
+        self._runs_ops = self._returns_given or getattr(self._driver, "runs_captures", False)
         return run()
 
     def put_back(self) -> None:
@@ -108,8 +132,9 @@ class Recorder:
         result = run(*args)
         self._next += [allocate(layout) for layout in following]
         self._driver.capture_end(graph)
-        # Capturing ran nothing: the next splitting op runs for real and must not read garbage.
-        self._driver.replay(graph)
+        if self._runs_ops:
+            # Capturing ran nothing: the next splitting op must not read garbage.
+            self._driver.replay(graph)
         self._sequence.append(graph)
         return result
 
@@ -141,6 +166,7 @@ class Recorder:
         self._sequence.clear()
         self._next.clear()
         self._results.clear()
+        self._forms.clear()
         self.external = ()
 
     # The plan --------------------------------------------------------------------------
@@ -149,22 +175,26 @@ class Recorder:
         self,
         replayer: Callable[[Any], Step],
         weak: Callable[[torch.Tensor], torch.Tensor],
-        kernel: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda fn: fn,
-    ) -> tuple[Step, ...]:
-        """What to do at every call.
+        kernel: Callable[[Callable[..., Any]], Callable[..., Any] | None] = lambda fn: None,
+    ) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
+        """What to do at every call; and the same with operators' kernels called directly.
 
-        ``weak``: a tensor over the same memory that may be freed. ``kernel``: what to call in
-        place of a splitting op.
+        ``weak``: a tensor over the same memory that may be freed. ``kernel``: what may be called
+        in place of a splitting op.
         """
         found: list[Step] = []
+        direct: list[Step] = []
         for item in self._sequence:
             if not isinstance(item, _Op):
                 found.append(replayer(item))
+                direct.append(found[-1])
                 continue
             args, kwargs = pytree.tree_map_only(torch.Tensor, weak, (item.args, dict(item.kwargs)))
             buffers = [None if b is None else weak(b) for b in item.buffers]
-            found.append(op_step(kernel(item.fn), args, kwargs, buffers))
-        return tuple(found)
+            found.append(op_step(item.fn, args, kwargs, buffers))
+            own = kernel(item.fn)
+            direct.append(found[-1] if own is None else op_step(own, args, kwargs, buffers))
+        return tuple(found), tuple(direct)
 
 
 class WholeRecorder(Recorder):

@@ -6,17 +6,17 @@ functions, a dispatch mode whole operators.
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from piecewise_core.capture.calls import only_views, tensors, value_read, written
+from piecewise_core.capture.opsteps import allocate
 from piecewise_core.capture.recorder import Recorder
 from piecewise_core.errors import CaptureFailed
 from piecewise_core.protocols import GraphDriver
@@ -101,7 +101,7 @@ class WatchingRecorder(Recorder):
     def _end(self) -> None:
         following = self._results[self._seen] if self._seen < len(self._results) else []
         if self._open is not None:
-            self._next += [_empty(layout) for layout in following]
+            self._next += [allocate(layout) for layout in following]
             self._driver.capture_end(self._open)
             self._driver.replay(self._open)
             self._sequence.append(self._open)
@@ -144,14 +144,14 @@ class WatchingRecorder(Recorder):
 
     def saw(self, fn: Any, args: Any, kwargs: Any, result: Any) -> None:
         """An ordinary operator ran."""
-        if not self.capturing and not _only_views(fn):
+        if not self.capturing and not only_views(fn):
             self._works[-1] = True
         self._note_made(result, (args, kwargs))
 
     def _note_made(self, result: Any, given: Any) -> None:
         """New memory among the results; a view of what was given is no new memory."""
-        old = {t.untyped_storage()._cdata for t in _tensors(given)}
-        for tensor in _tensors(result):
+        old = {t.untyped_storage()._cdata for t in tensors(given)}
+        for tensor in tensors(result):
             if tensor.untyped_storage()._cdata not in old:
                 self._made.add(tensor.untyped_storage()._cdata)
                 # Kept, so that its memory is not taken for something new later in this run.
@@ -160,15 +160,15 @@ class WatchingRecorder(Recorder):
     def before(self, fn: Any, args: Any, kwargs: Any) -> None:
         """An ordinary operator is about to run."""
         if fn is torch.ops.aten._local_scalar_dense.default:
-            raise CaptureFailed(_value_read("a tensor's value"))
+            raise CaptureFailed(value_read("a tensor's value"))
         self._note_writes(fn, args, kwargs)
-        for tensor in _tensors((args, kwargs)):
+        for tensor in tensors((args, kwargs)):
             if tensor.untyped_storage()._cdata not in self._made:
                 self._outside.setdefault(id(tensor), tensor)
 
     def _note_writes(self, fn: Any, args: Any, kwargs: Any) -> None:
         """Keep a copy of memory that is about to be written and that the run did not make."""
-        for tensor in _written(fn, args, kwargs):
+        for tensor in written(fn, args, kwargs):
             storage = tensor.untyped_storage()
             known = {s._cdata for s, _ in self._before}
             if storage._cdata not in self._made and storage._cdata not in known:
@@ -212,7 +212,7 @@ class _Functions(TorchFunctionMode):
         if not self._recorder.busy:
             method = getattr(torch.Tensor, name, None) is func
             if method and name in _READS:
-                raise CaptureFailed(_value_read(f"Tensor.{name}()"))
+                raise CaptureFailed(value_read(f"Tensor.{name}()"))
             if self._recorder.is_splitting(
                 "call_method" if method else "call_function",
                 name if method else func,
@@ -240,51 +240,3 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **kwargs)
         self._recorder.saw(func, args, kwargs, result)
         return result
-
-
-def _tensors(value: Any) -> list[torch.Tensor]:
-    return [t for t in pytree.tree_leaves(value) if isinstance(t, torch.Tensor)]
-
-
-def _written(fn: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:
-    """Tensors that an operator's schema says it writes to."""
-    schema = getattr(fn, "_schema", None)
-    if schema is None:
-        return []
-    found: list[torch.Tensor] = []
-    for place, argument in enumerate(schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            given = args[place] if place < len(args) else kwargs.get(argument.name)
-            found += _tensors(given)
-    return found
-
-
-def _only_views(fn: Any) -> bool:
-    """Whether an operator makes nothing but views."""
-    schema = getattr(fn, "_schema", None)
-    if schema is None:
-        return False
-    aliases = [r.alias_info for r in schema.returns]
-    return bool(aliases) and all(a is not None and not a.is_write for a in aliases)
-
-
-def _empty(layout: Any) -> torch.Tensor | None:
-    if layout is None:
-        return None
-    shape, stride, dtype, device = layout
-    return torch.empty_strided(shape, stride, dtype=dtype, device=device)
-
-
-def _value_read(what: str) -> str:
-    place = next(
-        (
-            f"{frame.filename}:{frame.lineno} `{frame.line}`"
-            for frame in reversed(traceback.extract_stack())
-            if "/torch/" not in frame.filename and "/piecewise_core/" not in frame.filename
-        ),
-        "an unknown place",
-    )
-    return (
-        f"{what} is read by Python at {place}; it would be fixed at capture. Keep the value in a "
-        "tensor, or put the code that reads it into a splitting op"
-    )

@@ -57,7 +57,7 @@ class Capturing:
             return ()
         # A padded row that is written to the user's memory cannot be cut away afterwards, nor
         # can one that is not at the end of a dim.
-        writes = bool(region.program.mutated) or bool(region.written_bound())
+        writes = bool(region.program.mutated) or bool(region.written_bound)
         padded = self._config.padding == "capture_sizes" and self._config.inputs == "copy"
         padded = padded and not writes and can_cut(region.program)
         return capture_targets(region.box, self._config.captures, padded=padded)
@@ -177,7 +177,7 @@ class Capturing:
         stage = inputs.stage(sizes)
         if tensors is not None:
             stage(tensors, self.sizes_of(tensors))
-        written = tuple(bound[i] for i in region.written_bound())
+        written = tuple(bound[i] for i in region.written_bound)
         if self._config.inputs == "static":
             written += tuple(tensors[i] for i in sorted(region.program.mutated))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 import time
@@ -156,6 +157,7 @@ class Region:
         runs = [piece(self.label(index), run) for index, run in self.runnables(box)]
         return self.code.plan(runs, wrap_op=op)
 
+    @functools.cached_property
     def written_bound(self) -> tuple[int, ...]:
         """Places of the model's own tensors that the program writes to."""
         graph = self.program.traced.graph.graph

@@ -390,6 +390,44 @@ def test_dropping_the_model_gives_its_graph_memory_back():
     assert platform.device.memory_stats()["reserved_bytes"] == 0
 
 
+MODES = {"inference": torch.inference_mode, "no_grad": torch.no_grad}
+
+
+@pytest.mark.parametrize("weak_refs", [True, False])
+@pytest.mark.parametrize("inputs", ["copy", "static"])
+@pytest.mark.parametrize("make", [pw.compile, pw.record])
+@pytest.mark.parametrize("warm", MODES)
+@pytest.mark.parametrize("serve", MODES)
+def test_warm_up_and_calls_may_come_in_different_modes(warm, serve, make, inputs, weak_refs):
+    """Memory made in inference mode could be written to in no other."""
+
+    def fn(x):
+        out = torch.empty_like(x)
+        fill(x + 1, out)
+        return torch.softmax(scale(out * 2), -1) + x
+
+    config = pw.Config(
+        dynamic={"x": {0: N}},
+        splitting_ops=("torch.softmax", "pwgraphs::fill", "pwgraphs::scale"),
+        capture_sizes=(4,),
+        capture_max=False,
+        inputs=inputs,
+        compiler="eager" if make is pw.compile else None,
+    )
+    with torch.inference_mode(False):
+        fast = make(fn, config, platform=SimulatedPlatform(weak_refs=weak_refs))
+        x = torch.randn(4, 8)
+        with MODES[warm]():
+            fast.warmup(x, progress=False)
+            if inputs == "static":
+                fast(x)
+        with MODES[serve]():
+            for _ in range(2):
+                x.normal_()
+                close(fast(x), fn(x))
+    assert fast.stats().calls["replayed"] >= 2
+
+
 # The user's memory ----------------------------------------------------------------------------
 
 

@@ -49,6 +49,8 @@ class SimulatedDriver:
     knows of ``max_graphs``, or lets a capture find out.
     """
 
+    runs_captures = True
+
     def __init__(
         self,
         device: Device,

@@ -10,10 +10,11 @@ from piecewise_core.errors import CaptureFailed
 from piecewise_core.testing import SimulatedPlatform
 
 
-def record(build, kind=Recorder, **knobs):
+def record(build, kind=Recorder, runs_captures=True, **knobs):
     """``build(piece, op) -> run``; gives the recorder, its pool and the run's result."""
     platform = SimulatedPlatform(**knobs)
     driver, stream = platform.graphs, platform.device.new_stream()
+    driver.runs_captures = runs_captures
     pool = driver.new_pool()
     recorder = kind(driver, pool, stream)
     run = build(lambda fn: recorder.piece(fn.__name__, fn), recorder.op)
@@ -25,7 +26,9 @@ def record(build, kind=Recorder, **knobs):
 
 
 def steps(recorder):
-    return recorder.steps(lambda graph: graph.replay, lambda tensor: tensor)
+    found, direct = recorder.steps(lambda graph: graph.replay, lambda tensor: tensor)
+    assert direct == found  # no operator has a kernel to call directly
+    return found
 
 
 def sin(t):
@@ -160,3 +163,49 @@ def test_a_whole_recorder_refuses_random_operators_that_would_repeat():
     with pytest.raises(CaptureFailed, match="same"):
         record(build, WholeRecorder, generators=False)
     record(build, WholeRecorder)
+
+
+def test_operators_run_once_where_a_capture_runs_nothing():
+    x, threes, seen = torch.randn(4), torch.full((4,), 3.0), []
+
+    def mid(t):
+        seen.append(1)
+        return t.neg(), 3, None
+
+    def build(piece, op):
+        first, between, last = piece(sin), op(mid), piece(_times)
+
+        def run():
+            value, number, nothing = between(first(x)[0])
+            assert (number, nothing) == (3, None)
+            return last(value, threes)
+
+        return run
+
+    recorder, _, (out,) = record(build, runs_captures=False)
+    assert len(seen) == 1
+    x.normal_()
+    with torch.inference_mode():
+        for step in steps(recorder):
+            step()
+    torch.testing.assert_close(out, x.sin().neg() * 3)
+
+
+def test_an_operator_that_returns_what_it_was_given_runs_again_to_tell_which():
+    x, seen = torch.randn(4), []
+
+    def mid(t):
+        seen.append(1)
+        return t
+
+    def build(piece, op):
+        first, between, last = piece(sin), op(mid), piece(cos)
+        return lambda: last(between(first(x)[0]))
+
+    recorder, _, (out,) = record(build, runs_captures=False)
+    assert len(seen) == 2
+    x.normal_()
+    with torch.inference_mode():
+        for step in steps(recorder):
+            step()
+    torch.testing.assert_close(out, x.sin().cos())

@@ -83,4 +83,4 @@ def test_letting_go_leaves_no_tensor():
     recorder, _ = watch(lambda: torch.neg(x.sin()).cos(), (torch.neg,))
     recorder.forget()
     assert recorder.external == ()
-    assert recorder.steps(lambda graph: graph.replay, lambda tensor: tensor) == ()
+    assert recorder.steps(lambda graph: graph.replay, lambda tensor: tensor) == ((), ())

@@ -67,6 +67,8 @@ class _OfThread(threading.local):
 class CpuGraphDriver:
     """The GraphDriver of the CPU. Capturing runs what it captures; each thread may."""
 
+    runs_captures = True
+
     def __init__(self) -> None:
         self._here = _OfThread()
 
@@ -124,17 +126,6 @@ class CpuGraphDriver:
     def is_capturing(self) -> bool:
         """Whether this thread runs a capture."""
         return self._here.recording is not None
-
-    def weak_ref(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A tensor over the same memory, which it keeps alive, that any mode may write to.
-
-        A plan's memory is made in inference mode, and operators between graphs write to it in
-        whatever mode the caller is in.
-        """
-        storage, layout = tensor.untyped_storage(), (tensor.size(), tensor.stride())
-        with torch.inference_mode(False):
-            again = torch.empty(0, dtype=tensor.dtype)
-            return again.set_(storage, tensor.storage_offset(), *layout)
 
     def register_generator(self, graph: CpuGraph, generator: torch.Generator) -> None:
         """Nothing to do: a replay draws as any call does."""
