@@ -51,10 +51,11 @@ class Config:
     "capture_sizes". ``capture_sizes``: sizes that hold static graphs; the maximum joins them
     unless ``capture_max`` is False; the one size of a model without dims is ``()``.
     ``graph_mode``: None means "piecewise" when there are capture sizes and the platform has
-    graphs, else "none"; any other, without dims, captures the size ``()``. ``padding``: whether a call is padded up to a
-    capture size. ``out_of_range``: what a size outside the bounds does. ``compiler``: a name;
-    None is the platform's own. ``compile_mode``: when compilation happens. ``inputs``: "static"
-    promises that inputs never move. ``clone_outputs``: whether outputs survive the next call.
+    graphs, else "none"; any other, without dims, captures the size ``()``. ``padding``: whether a
+    call is padded up to a capture size. ``out_of_range``: what a size outside the bounds does.
+    ``compiler``: a name; None is the platform's own. ``compile_mode``: when compilation happens.
+    ``inputs``: "static" promises that inputs never move. ``clone_outputs``: whether outputs
+    survive the next call.
     ``check``: how closely calls are checked. ``cache_dir``: a directory; None is the user's
     cache. ``memory_limit``: bytes for static graphs; None is no limit.
     """
