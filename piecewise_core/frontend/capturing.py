@@ -11,6 +11,7 @@ import torch
 
 from piecewise_core.capture.buffers import FixedInputs, OwnedInputs
 from piecewise_core.capture.captured import CapturedPlan, Source
+from piecewise_core.capture.direct import modes_active
 from piecewise_core.capture.plans import CapturedPlans
 from piecewise_core.counters import Counters
 from piecewise_core.errors import ConfigError
@@ -114,7 +115,7 @@ class Capturing:
         """Stage, replay, rebuild. Everything is looked up now and nothing at the call."""
         calls, output = self._counters.calls, region.program.traced.output
         rebuild, uses_inputs = output.rebuild, output.uses_inputs
-        run, captured = plan.run, plan.sizes
+        stage, captured = plan.stage, plan.sizes
         finish = cut_back(region.program, captured)
         back = self._write_back(region, captured)
         clone = self._config.clone_outputs
@@ -126,7 +127,11 @@ class Capturing:
                 return otherwise(t, b, sizes, args, kwargs)
             if overlap is not None and overlap(t, b):
                 return otherwise(t, b, sizes, args, kwargs)
-            outs: Any = run(t, sizes)
+            # As CapturedPlan.run does, without a frame for it.
+            stage(t, sizes)
+            for step in plan.steps if modes_active() else plan.direct:
+                step()
+            outs: Any = plan.outputs
             calls["replayed"] += 1
             if back is not None:
                 back(t)

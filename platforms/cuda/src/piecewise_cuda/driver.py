@@ -34,4 +34,4 @@ class CudaGraphDriver(TorchGraphDriver):
         except ImportError as exc:
             logger.info("inputs are copied one by one: %s", exc)
             return None
-        return Stager(buffers)
+        return Stager(buffers).copier()

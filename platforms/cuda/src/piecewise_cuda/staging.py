@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from piecewise_cuda.kernel import BLOCK, stage_kernel
+from piecewise_cuda.launching import bare_launch
 
 __all__ = ["Stager"]
 
@@ -47,11 +48,20 @@ class Stager:
         self._items = tuple(b.element_size() for b in buffers)
         self._launch = self._launcher()
 
+    def copier(self) -> Callable[[Sequence[torch.Tensor]], None]:
+        """The stager as a function of as few frames as there can be, for calls that count them."""
+        items, spare, launch = self._items, self._spare, self._launch
+
+        def copy(tensors: Sequence[torch.Tensor]) -> None:
+            sources = [t.data_ptr() for t in tensors]
+            given = [t.numel() * item for t, item in zip(tensors, items, strict=True)]
+            launch((*sources, *spare), (*given, *spare))
+
+        return copy
+
     def __call__(self, tensors: Sequence[torch.Tensor]) -> None:
         """Copy; returns without waiting. Raises ValueError when a tensor fits no buffer."""
-        sources = [t.data_ptr() for t in tensors]
-        given = [t.numel() * item for t, item in zip(tensors, self._items, strict=True)]
-        self._launch((*sources, *self._spare), (*given, *self._spare))
+        self.copier()(tensors)
 
     def _launcher(self) -> Callable[[tuple[int, ...], tuple[int, ...]], None]:
         """How to launch: Triton's own way where it interprets, else the compiled kernel itself."""
@@ -63,6 +73,7 @@ class Stager:
             return lambda sources, given: kernel[grid](table, sources, given, count, BLOCK)
         typical = (_TYPICAL,) * count
         with torch.cuda.device(table.device):
-            run = kernel.warmup(table, typical, typical, count, BLOCK, grid=grid)[grid]
+            compiled = kernel.warmup(table, typical, typical, count, BLOCK, grid=grid)
+            bare = bare_launch(compiled, grid, table.device.index)
         address = table.data_ptr()
-        return lambda sources, given: run(address, sources, given, count, BLOCK)
+        return lambda sources, given: bare(address, sources, given, count, BLOCK)
