@@ -19,6 +19,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._guards import TracingContext
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from piecewise_core.compile.residuals import keep_sums_fusable
 from piecewise_core.graph import torch_private
 from piecewise_core.protocols import CompiledGraph
 
@@ -73,8 +74,12 @@ class InductorCompiler:
             torch_private.oblivious_sizes(),
             torch.compiler.config.patch(cache_key_tag=tag),  # type: ignore[attr-defined]
         ):
+            lowered = _lowered(graph, example_inputs)
+            if _on_gpu(example_inputs):
+                keep_sums_fusable(lowered.graph)
+                lowered.recompile()
             artifact: Any = standalone_compile(
-                _lowered(graph, example_inputs),
+                lowered,
                 list(example_inputs),
                 dynamic_shapes="from_tracing_context",
                 options={"config_patches": dict(self._settings)},
@@ -107,6 +112,10 @@ class InductorCompiler:
         if self._prepare is not None:
             self._settings.update(self._prepare() or {})
             self._prepare = None
+
+
+def _on_gpu(inputs: Sequence[Any]) -> bool:
+    return any(isinstance(i, torch.Tensor) and i.device.type != "cpu" for i in inputs)
 
 
 def _lowered(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> torch.fx.GraphModule:

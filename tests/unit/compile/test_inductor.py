@@ -46,7 +46,7 @@ def test_results_and_writes_equal_eager_at_every_size_of_every_range():
         compile_sizes=(16,),
         compiler="inductor",
     )
-    fast = pw.compile(model, config)
+    fast = pw.compile(model, config, "cpu")
     fast.warmup(torch.randn(5, 8), torch.zeros(64, 8), progress=False)
     fast.seal()
     mine, theirs = torch.zeros(64, 8), torch.zeros(64, 8)
@@ -98,7 +98,7 @@ def test_code_from_inductor_s_caches_serves_the_sizes_that_fresh_code_serves():
     config = pw.Config(dynamic={"x": dims}, splitting_ops=attention, compiler="inductor")
     model = Heads()
     for _ in range(2):
-        fast = pw.compile(model, config)
+        fast = pw.compile(model, config, "cpu")
         assert fast.warmup(torch.randn(2, 3, 64), progress=False).as_written == ()
         x = torch.randn(1, 5, 64)
         torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
