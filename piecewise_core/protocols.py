@@ -39,6 +39,7 @@ __all__ = [
     "Platform",
     "PlatformInfo",
     "Probe",
+    "ReplayCall",
 ]
 
 API_VERSION = (1, 0)
@@ -80,6 +81,19 @@ class BudgetContext:
     graphs_per_size: int
     sizes: tuple[tuple[int, ...], ...]
     captured: int
+
+
+@dataclass(frozen=True)
+class ReplayCall:
+    """One call that graphs are about to be replayed for.
+
+    ``captured``: the sizes that the graphs were captured for. ``sizes``: the call's own, smaller
+    where it is padded. ``inputs``: its tensors, in the order of its signature; borrowed.
+    """
+
+    captured: tuple[int, ...]
+    sizes: tuple[int, ...]
+    inputs: Sequence[torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -238,7 +252,9 @@ class GraphDriver(Protocol):
     # capture_context() -> AbstractContextManager: entered around one size's warm-up and capture.
     # abort_capture(graph) -> None: leave capture mode after a failure, with the device usable;
     #     nothing if ``graph`` is not being captured. Without: capture_end, its error ignored.
-    # before_replay(graph, call) -> None: change ``graph`` for this call's inputs, on the host.
+    # before_replay(graph, call: ReplayCall) -> None: change ``graph`` for this call, on the host;
+    #     called for every graph of a forward, in order, before the first is replayed. Without:
+    #     nothing in a graph changes.
     # pool_bytes(pool) -> int: device memory that ``pool`` holds, in use or not. Without: 0.
     # driver_bytes(pool) -> int: an estimate of what the driver holds for the graphs captured
     #     into ``pool`` beyond pool_bytes. Without: 0.

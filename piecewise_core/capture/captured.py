@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,10 +18,13 @@ from piecewise_core.capture.opsteps import Step
 from piecewise_core.capture.recorder import Recorder, WholeRecorder
 from piecewise_core.errors import CaptureFailed, OutOfGraphMemory, PiecewiseError
 from piecewise_core.graph.garbage import no_collection
-from piecewise_core.protocols import GraphDriver, Platform
+from piecewise_core.protocols import GraphDriver, Platform, ReplayCall
 from piecewise_core.ranges import Sizes
 
 __all__ = ["CapturedPlan", "Source", "capture"]
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -29,7 +33,8 @@ class CapturedPlan:
 
     ``sizes``: what was captured. ``graphs``: the driver's, to reset. ``held``: tensors that the
     graphs read and nobody else may keep alive. ``direct``: the steps with operators' kernels
-    called past the dispatcher, for when no mode wants to see them.
+    called past the dispatcher, for when no mode wants to see them. ``before``: the driver's
+    ``before_replay``.
     """
 
     sizes: Sizes
@@ -39,10 +44,19 @@ class CapturedPlan:
     outputs: tuple[Any, ...]
     graphs: tuple[Any, ...]
     held: tuple[Any, ...]
+    before: Callable[[Any, ReplayCall], None] | None = None
+
+    def prepare(self, tensors: Sequence[torch.Tensor], sizes: Sizes) -> None:
+        """Tell a driver that wants to know of the call; then put its inputs where graphs read."""
+        if self.before is not None:
+            call = ReplayCall(self.sizes, sizes, tensors)
+            for graph in self.graphs:
+                self.before(graph, call)
+        self.stage(tensors, sizes)
 
     def run(self, tensors: Sequence[torch.Tensor], sizes: Sizes) -> tuple[Any, ...]:
         """Serve one call; the outputs are overwritten by the next replay of any size."""
-        self.stage(tensors, sizes)
+        self.prepare(tensors, sizes)
         for step in self.steps if modes_active() else self.direct:
             step()
         return self.outputs
@@ -96,6 +110,7 @@ def capture(
     rng = getattr(device, "rng", None)
     recorder.generator = rng() if rng is not None else None
     plan = source.build(recorder)
+    live_before = _live_bytes(driver, pool)
     with _restored(source.written, recorder.generator), torch.inference_mode():
         try:
             # What the caller's stream still has to do for the inputs, the side stream must see.
@@ -129,10 +144,32 @@ def capture(
         kernel = partial(kernel_of, device_type=_device_type(kept))
         steps, direct = recorder.steps(replayer, release, kernel)
         results = tuple(release(o) if isinstance(o, torch.Tensor) else o for o in outputs)
+    del outputs
     recorder.forget()
+    if hasattr(driver, "weak_ref"):
+        _tell_survivors(_live_bytes(driver, pool) - live_before, sizes)
+    held, before = tuple(kept.values()), getattr(driver, "before_replay", None)
     return CapturedPlan(
-        sizes, source.stage, steps, direct, results, tuple(recorder.graphs), tuple(kept.values())
+        sizes, source.stage, steps, direct, results, tuple(recorder.graphs), held, before
     )
+
+
+def _live_bytes(driver: Any, pool: Any) -> int:
+    ask = getattr(driver, "live_bytes", None)
+    return 0 if ask is None else int(ask(pool))
+
+
+def _tell_survivors(nbytes: int, sizes: Sizes) -> None:
+    """Warn of memory that somebody keeps although the plan refers to its own only weakly."""
+    if nbytes > 0:
+        logger.warning(
+            "capturing sizes %s left %d bytes of the graphs' pool in use: an operator or the model "
+            "keeps a tensor that it made during capture, a library's workspace perhaps, and "
+            "replays overwrite it. Allocate it before capture (call the operator once), or add "
+            "the operator to splitting_ops",
+            sizes,
+            nbytes,
+        )
 
 
 def _replayer(driver: Any) -> Callable[[Any], Step]:

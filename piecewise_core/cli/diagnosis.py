@@ -12,6 +12,7 @@ from piecewise_core.cli.checkup import Checkup, check_up
 from piecewise_core.errors import PlatformError
 from piecewise_core.platforms.candidates import Candidate, survey
 from piecewise_core.platforms.selection import Selected, select
+from piecewise_core.platforms.torchbuild import torch_build
 
 __all__ = ["Diagnosis", "diagnose"]
 
@@ -54,8 +55,12 @@ def diagnose(request: str | None, *, compiling: bool) -> Diagnosis:
         error = str(exc)
     candidates = tuple(_marked(survey(), selected))
     return Diagnosis(
-        versions={name: _version(name) for name in ("piecewise-core", "torch")}
-        | {"python": machine.python_version()},
+        versions={
+            "piecewise-core": _version("piecewise-core"),
+            # With its build ("+cu130"), which the metadata of the wheel may leave out.
+            "torch": (torch_build() or {}).get("version", "not installed"),
+            "python": machine.python_version(),
+        },
         candidates=candidates,
         checkups=tuple(
             check_up(c, selected, compiling=compiling)

@@ -115,7 +115,8 @@ class Capturing:
         """Stage, replay, rebuild. Everything is looked up now and nothing at the call."""
         calls, output = self._counters.calls, region.program.traced.output
         rebuild, uses_inputs = output.rebuild, output.uses_inputs
-        stage, captured = plan.stage, plan.sizes
+        prepare = plan.stage if plan.before is None else plan.prepare
+        captured = plan.sizes
         finish = cut_back(region.program, captured)
         back = self._write_back(region, captured)
         clone = self._config.clone_outputs
@@ -128,7 +129,7 @@ class Capturing:
             if overlap is not None and overlap(t, b):
                 return otherwise(t, b, sizes, args, kwargs)
             # As CapturedPlan.run does, without a frame for it.
-            stage(t, sizes)
+            prepare(t, sizes)
             for step in plan.steps if modes_active() else plan.direct:
                 step()
             outs: Any = plan.outputs

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import gc
+import itertools
+import logging
 from collections.abc import Iterator
 
 import pytest
@@ -288,3 +290,39 @@ def test_a_limit_with_room_for_nothing_serves_without_graphs():
     assert (report.captured, report.graph_bytes) == ((), 0)
     serves(fast, copy.deepcopy(model))
     assert fast.stats().calls["replayed"] == 0
+
+
+def test_memory_that_is_kept_from_a_capture_is_told(caplog):
+    """FAULTS 4."""
+    keep: list[torch.Tensor] = []
+    runs = itertools.count(1)
+
+    def fn(x):
+        made = x * 2
+        if next(runs) % 2 == 0:  # warm-up is the first run, capture the second
+            keep.append(made)
+        return made + 1
+
+    config = pw.Config(dynamic={"x": {0: N}}, capture_sizes=(4,), capture_max=False)
+    fast = pw.record(fn, config, platform=SimulatedPlatform())
+    with caplog.at_level(logging.WARNING, "piecewise_core"):
+        fast.warmup(torch.randn(4, 8), progress=False)
+    (told,) = [r.getMessage() for r in caplog.records]
+    assert "(4,)" in told
+    assert "Allocate it before capture" in told
+    assert "splitting_ops" in told
+    keep.clear()
+
+
+def test_a_driver_may_change_its_graphs_before_every_replay():
+    platform = SimulatedPlatform()
+    told = []
+    platform.graphs.before_replay = lambda graph, call: told.append((graph, call))
+    fast = compiled(Block(), platform=platform)
+    fast.warmup(torch.randn(3, 8), progress=False)
+    x = torch.randn(4, 8)
+    fast(x)
+    plan = fast._pw_session.capturing.plans.get((4,))
+    assert [graph for graph, _ in told] == list(plan.graphs)
+    assert {(call.captured, call.sizes) for _, call in told} == {((4,), (4,))}
+    assert all(call.inputs[0] is x for _, call in told)
