@@ -1,7 +1,8 @@
-"""What every test shares: how long hypothesis looks, and that no test is timed."""
+"""What tests share: how long hypothesis looks, that no test is timed, a machine without devices."""
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import settings
 
 # A deadline would be a timed test. `pytest --hypothesis-profile=long` is the long run.
@@ -10,3 +11,14 @@ from hypothesis import settings
 settings.register_profile("default", deadline=None, print_blob=True, derandomize=True)
 settings.register_profile("long", deadline=None, print_blob=True, max_examples=10_000)
 settings.load_profile("default")
+
+
+@pytest.fixture
+def without_accelerators(monkeypatch):
+    """Hide the machine's accelerators from platforms' probes: a CPU is all there is.
+
+    For tests of what happens when nobody names a platform; the others name the one they mean.
+    """
+    monkeypatch.delenv("PIECEWISE_PLATFORM", raising=False)
+    for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"):
+        monkeypatch.setenv(name, "")

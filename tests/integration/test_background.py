@@ -168,7 +168,7 @@ def compiled(fn, *, argument: str = "input", **settings):
     config = pw.Config(
         dynamic={argument: {0: pw.Dim("rows", 0, 64)}}, compile_mode="background", **settings
     )
-    return pw.compile(fn, config, platform="acme" if "compiler" not in settings else None)
+    return pw.compile(fn, config, platform="acme" if "compiler" not in settings else "cpu")
 
 
 def served_by(fast, fn, x) -> dict[str, int]:

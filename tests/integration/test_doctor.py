@@ -21,8 +21,7 @@ pytestmark = pytest.mark.usefixtures("quiet_environment")
 
 
 @pytest.fixture
-def quiet_environment(monkeypatch, tmp_path):
-    monkeypatch.delenv("PIECEWISE_PLATFORM", raising=False)
+def quiet_environment(monkeypatch, tmp_path, without_accelerators):
     monkeypatch.setenv("PIECEWISE_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "200")
 

@@ -26,7 +26,7 @@ def _inference() -> Iterator[None]:
         yield
 
 
-def compiled(model, dynamic=None, platform=None, **config):
+def compiled(model, dynamic=None, platform="cpu", **config):
     settings = {"dynamic": dynamic or {0: {0: ROWS}}, "compiler": "eager", **config}
     return pw.compile(model, pw.Config(**settings), platform)
 

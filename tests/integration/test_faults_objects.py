@@ -31,7 +31,7 @@ def _inference() -> Iterator[None]:
 
 
 def compiled(model, **config):
-    return pw.compile(model, pw.Config(dynamic={0: {0: ROWS}}, compiler="eager", **config))
+    return pw.compile(model, pw.Config(dynamic={0: {0: ROWS}}, compiler="eager", **config), "cpu")
 
 
 def line_of(function, offset: int) -> str:

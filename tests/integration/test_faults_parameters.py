@@ -55,7 +55,7 @@ class Serving:
     def __init__(self, model: nn.Module, **config) -> None:
         self.model = model.eval()
         settings = {"compiler": "eager", **config}
-        self.fast = pw.compile(model, pw.Config(dynamic={"ids": {0: ROWS}}, **settings))
+        self.fast = pw.compile(model, pw.Config(dynamic={"ids": {0: ROWS}}, **settings), "cpu")
 
     def check(self) -> torch.Tensor:
         for size in (5, 0, 1, 17):
@@ -254,7 +254,7 @@ def test_a_submodule_moved_by_itself_is_noticed():
             return self.second(self.first(x).to(self.second.weight.dtype))
 
     model = Mixed()
-    fast = pw.compile(model, pw.Config(dynamic={"x": {0: ROWS}}, compiler="eager"))
+    fast = pw.compile(model, pw.Config(dynamic={"x": {0: ROWS}}, compiler="eager"), "cpu")
     for dtype in (torch.float32, torch.float64, torch.float32):
         model.second.to(dtype)
         x = torch.randn(5, 8)
@@ -266,7 +266,7 @@ def test_a_submodule_moved_by_itself_is_noticed():
 def test_inputs_may_change_their_dtype_with_the_model():
     """FAULTS 2."""
     model = nn.Sequential(nn.Linear(8, 8), nn.GELU())
-    fast = pw.compile(model, pw.Config(dynamic={"input": {0: ROWS}}, compiler="eager"))
+    fast = pw.compile(model, pw.Config(dynamic={"input": {0: ROWS}}, compiler="eager"), "cpu")
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float32):
         model.to(dtype)
         for size in (5, 1, 9):
@@ -377,7 +377,7 @@ def test_functions_notice_parameters_of_the_modules_they_close_over():
     def fn(ids):
         return model(ids) * 2
 
-    fast = pw.compile(fn, pw.Config(dynamic={"ids": {0: ROWS}}, compiler="eager"))
+    fast = pw.compile(fn, pw.Config(dynamic={"ids": {0: ROWS}}, compiler="eager"), "cpu")
     ids = torch.arange(5)
     torch.testing.assert_close(fast(ids), fn(ids))
     model.load_state_dict(perturbed(model), assign=True)
@@ -403,7 +403,9 @@ def through_a_helper(x):
 def test_what_a_function_finds_in_globals_and_through_other_functions_may_be_replaced():
     """FAULTS 2."""
     global SCALE, SHARED
-    fast = pw.compile(through_a_helper, pw.Config(dynamic={"x": {0: ROWS}}, compiler="eager"))
+    fast = pw.compile(
+        through_a_helper, pw.Config(dynamic={"x": {0: ROWS}}, compiler="eager"), "cpu"
+    )
     for _ in range(2):
         for size in (5, 0, 1):
             x = torch.randn(size, 8)
@@ -423,7 +425,7 @@ def test_what_a_function_closes_over_may_be_replaced():
     def fn(x):
         return model(x) + shift
 
-    fast = pw.compile(fn, pw.Config(dynamic={"x": {0: ROWS}}, compiler="eager"))
+    fast = pw.compile(fn, pw.Config(dynamic={"x": {0: ROWS}}, compiler="eager"), "cpu")
     x = torch.randn(5, 8)
     torch.testing.assert_close(fast(x), fn(x))
     shift = torch.tensor([2.0])

@@ -65,7 +65,7 @@ def _inference() -> Iterator[None]:
         yield
 
 
-def compiled(model, platform=None, **config):
+def compiled(model, platform="cpu", **config):
     settings = {
         "dynamic": {"x": {0: ROWS}},
         "splitting_ops": (f"{LIBRARY}::attend",),
@@ -174,7 +174,7 @@ def model(x):
 
 def make(**config):
     config = {"dynamic": {"x": {0: pw.Dim("rows", 0, 64)}}, "compiler": "eager", **config}
-    return pw.compile(model, pw.Config(**config))
+    return pw.compile(model, pw.Config(**config), "cpu")
 
 def check(fast, sizes=(3, 0, 1, 20)):
     with torch.inference_mode():
@@ -195,8 +195,8 @@ def run_script(body: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_forked_child_goes_on_with_the_model_and_so_does_the_parent():
-    """FAULTS 31."""
+def test_a_forked_child_goes_on_with_the_model_and_so_does_the_parent(without_accelerators):
+    """FAULTS 31. Where torch sees a device, Dynamo initialises it, and no child can use it."""
     done = run_script("""
         fresh, called, warmed = (make(compile_ranges_endpoints=(8,)) for _ in range(3))
         check(called, (5,))
@@ -241,7 +241,7 @@ def test_a_spawned_daemon_worker_compiles_for_itself(tmp_path):
 def test_a_compiled_model_sent_to_another_process_is_refused_saying_what_to_send():
     """FAULTS 31."""
     model = Decoder()
-    for thing in (compiled(model), pw.compile(lambda x: x, pw.Config(compiler="eager"))):
+    for thing in (compiled(model), pw.compile(lambda x: x, pw.Config(compiler="eager"), "cpu")):
         with pytest.raises(
             PiecewiseError, match=r"cannot be pickled.*compile it again where it is loaded"
         ):

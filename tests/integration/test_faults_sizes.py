@@ -24,7 +24,7 @@ def _inference() -> Iterator[None]:
 def compiled(model, dynamic=None, **config):
     # Positional index 0: the first argument, whatever its name.
     dynamic = {0: {0: ROWS}} if dynamic is None else dynamic
-    return pw.compile(model, pw.Config(dynamic=dynamic, compiler="eager", **config))
+    return pw.compile(model, pw.Config(dynamic=dynamic, compiler="eager", **config), "cpu")
 
 
 def mlp() -> nn.Module:
@@ -141,7 +141,7 @@ def test_sizes_0_and_1_are_ordinary_to_inductor_too():
     """FAULTS 13."""
     model = mlp()
     config = pw.Config(dynamic={"input": {0: ROWS}}, compiler="inductor")
-    fast = pw.compile(model, config)
+    fast = pw.compile(model, config, "cpu")
     for size in (5, 0, 1, 2, 64):
         x = torch.randn(size, 8)
         torch.testing.assert_close(fast(x), model(x), msg=lambda m, n=size: f"size {n}: {m}")
@@ -396,7 +396,7 @@ def test_unsorted_and_double_sizes_are_put_right_with_one_warning_and_warmed_onc
         )
     assert len(warned) == 1
     assert "compile_sizes" in str(warned[0].message)
-    fast = pw.compile(mlp(), config)
+    fast = pw.compile(mlp(), config, "cpu")
     report = fast.warmup(torch.randn(3, 8), progress=False)
     assert report.targets == 2 + 3
 

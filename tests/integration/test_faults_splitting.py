@@ -76,6 +76,7 @@ def compiled(model, *ops: str, **config):
     return pw.compile(
         model,
         pw.Config(dynamic={"x": {0: ROWS}}, splitting_ops=names, compiler="eager", **config),
+        "cpu",
     )
 
 
@@ -90,7 +91,9 @@ def agrees_with_eager(model, fast, width: int = 8) -> pw.Stats:
 def test_a_misspelt_splitting_op_is_refused_when_compiling_and_the_right_name_given():
     """FAULTS 6."""
     with pytest.raises(UnknownSplittingOp) as caught:
-        pw.compile(Block(), pw.Config(splitting_ops=(f"{LIBRARY}.attend",), compiler="eager"))
+        pw.compile(
+            Block(), pw.Config(splitting_ops=(f"{LIBRARY}.attend",), compiler="eager"), "cpu"
+        )
     assert f"'{LIBRARY}.attend'" in str(caught.value)
     assert f"{LIBRARY}::attend" in str(caught.value)
 
@@ -98,7 +101,9 @@ def test_a_misspelt_splitting_op_is_refused_when_compiling_and_the_right_name_gi
 def test_a_misspelt_splitting_op_is_refused_for_a_function_too():
     """FAULTS 6."""
     with pytest.raises(UnknownSplittingOp, match=rf"{LIBRARY}::attend\b"):
-        pw.compile(lambda x: x, pw.Config(splitting_ops=(f"{LIBRARY}::atend",), compiler="eager"))
+        pw.compile(
+            lambda x: x, pw.Config(splitting_ops=(f"{LIBRARY}::atend",), compiler="eager"), "cpu"
+        )
 
 
 def test_an_overload_that_does_not_exist_is_refused_and_the_op_given():
@@ -177,7 +182,7 @@ def test_an_index_by_tensor_is_never_moved_across_a_write():
         splitting_ops=(f"{LIBRARY}::attend_into",),
         compiler="eager",
     )
-    fast = pw.compile(model, config)
+    fast = pw.compile(model, config, "cpu")
     for size, picked in ((1, 0), (2, 1), (9, 3), (16, 8)):
         x, index = torch.randn(size, 8), torch.randint(0, size, (picked,))
         for got, expected in zip(fast(x, index), model(x, index), strict=True):

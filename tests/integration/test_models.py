@@ -84,19 +84,19 @@ def llama(layers: int = 2):
 
 def test_llama_without_a_cache():
     model = llama()
-    stats = assert_serves(pw.compile(model, text_config()), model, use_cache=False)
+    stats = assert_serves(pw.compile(model, text_config(), "cpu"), model, use_cache=False)
     assert_cut(stats, layers=2)
 
 
 def test_llama_with_one_piece():
     model = llama(1)
     config = text_config().replace(splitting_ops=())
-    stats = assert_serves(pw.compile(model, config), model, use_cache=False)
+    stats = assert_serves(pw.compile(model, config, "cpu"), model, use_cache=False)
     assert (stats.graphs, stats.pieces, stats.compilations) == (REGIONS, REGIONS, REGIONS)
 
 
 def test_llama_with_a_growing_cache_is_refused_saying_what_to_pass():
-    fast = pw.compile(llama(2), text_config())
+    fast = pw.compile(llama(2), text_config(), "cpu")
     with pytest.raises(UnsupportedOutput, match=r"past_key_values.*DynamicCache.*use_cache=False"):
         fast(**text(2, 5))
 
@@ -122,7 +122,7 @@ def test_llama_decodes_with_a_static_cache_that_ends_as_in_eager():
     model = llama()
     dynamic = {"input_ids": {1: LENGTH}, "cache_position": {0: LENGTH}}
     config = pw.Config(dynamic=dynamic, splitting_ops=ATTENTION, compiler="eager")
-    fast = pw.compile(model, config)
+    fast = pw.compile(model, config, "cpu")
     mine, theirs = static_cache(model, 2), static_cache(model, 2)
     for length in (5, 1, 9):
         mine.reset()
@@ -139,7 +139,7 @@ def test_llama_decodes_with_a_static_cache_that_ends_as_in_eager():
 def test_a_cache_other_than_the_traced_one_is_refused_naming_the_argument():
     model = llama(1)
     dynamic = {"input_ids": {1: LENGTH}, "cache_position": {0: LENGTH}}
-    fast = pw.compile(model, pw.Config(dynamic=dynamic, compiler="eager"))
+    fast = pw.compile(model, pw.Config(dynamic=dynamic, compiler="eager"), "cpu")
     ids = torch.randint(1, 90, (2, 4))
     decode(fast, static_cache(model, 2), ids, 1)
     with pytest.raises(InputMismatch, match='"past_key_values" is another StaticCache'):
@@ -149,7 +149,7 @@ def test_a_cache_other_than_the_traced_one_is_refused_naming_the_argument():
 def test_warm_up_leaves_a_static_cache_as_it_was():
     model = llama(2)
     dynamic = {"input_ids": {1: LENGTH}, "cache_position": {0: LENGTH}}
-    fast = pw.compile(model, pw.Config(dynamic=dynamic, compiler="eager"))
+    fast = pw.compile(model, pw.Config(dynamic=dynamic, compiler="eager"), "cpu")
     cache = static_cache(model, 2)
     fast.warmup(
         input_ids=torch.randint(1, 90, (2, 4)),
@@ -166,7 +166,7 @@ def test_a_compiled_decoder_generates_by_its_librarys_own_method():
     names = ("input_ids", "attention_mask", "position_ids")
     dynamic = {name: {0: BATCH, 1: LENGTH} for name in names}
     config = pw.Config(dynamic=dynamic, splitting_ops=ATTENTION, compiler="eager")
-    fast = pw.compile(model, config)
+    fast = pw.compile(model, config, "cpu")
     ids = torch.randint(1, 90, (2, 5))
     options = {"max_new_tokens": 4, "do_sample": False, "use_cache": False, "pad_token_id": 0}
     expected = model.generate(ids, attention_mask=torch.ones_like(ids), **options)
@@ -178,7 +178,7 @@ def test_a_compiled_decoder_generates_by_its_librarys_own_method():
 def test_gpt2():
     config = transformers.GPT2Config(vocab_size=97, n_positions=64, n_embd=32, n_layer=2, n_head=4)
     model = transformers.GPT2LMHeadModel(config).eval()
-    fast = pw.compile(model, text_config())
+    fast = pw.compile(model, text_config(), "cpu")
     assert_cut(assert_serves(fast, model, use_cache=False), layers=2)
     assert fast.lm_head.weight is fast.transformer.wte.weight
 
@@ -191,7 +191,7 @@ def test_t5_encoder():
         vocab_size=97, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4
     )
     model = transformers.T5EncoderModel(config).eval()
-    assert_cut(assert_serves(pw.compile(model, text_config()), model), layers=2)
+    assert_cut(assert_serves(pw.compile(model, text_config(), "cpu"), model), layers=2)
 
 
 def test_vit_with_a_varying_batch():
@@ -206,7 +206,7 @@ def test_vit_with_a_varying_batch():
     model = transformers.ViTModel(config).eval()
     dynamic = {"pixel_values": {0: BATCH}}
     config = pw.Config(dynamic=dynamic, splitting_ops=ATTENTION, compiler="eager")
-    fast = pw.compile(model, config)
+    fast = pw.compile(model, config, "cpu")
     for batch in (3, 1, 16, 2):
         images = torch.randn(batch, 3, 16, 16)
         assert_same(fast(pixel_values=images), model(pixel_values=images))
@@ -225,7 +225,7 @@ def minilm_directory() -> str:
 
 def test_minilm_has_13_pieces_of_which_3_are_compiled(minilm_directory):
     model = transformers.AutoModel.from_pretrained(minilm_directory).eval()
-    fast = pw.compile(model, text_config(pw.Dim("length", 2, 64)))
+    fast = pw.compile(model, text_config(pw.Dim("length", 2, 64)), "cpu")
     stats = assert_serves(fast, model, tuple(s for s in SHAPES if s[1] > 1))
     assert (stats.graphs, stats.pieces, stats.compilable_pieces) == (1, 13, 7)
     assert (stats.unique_pieces, stats.compilations, stats.dedup_hits) == (3, 3, 4)
@@ -236,7 +236,7 @@ def test_minilm_compiles_its_three_pieces_once_per_range_and_size(minilm_directo
     ends = {"batch": (4,), "length": (8, 32)}
     length = pw.Dim("length", 2, 64)
     config = text_config(length, compile_ranges_endpoints=ends, compile_sizes=((1, 8),))
-    fast = pw.compile(model, config)
+    fast = pw.compile(model, config, "cpu")
     report = fast.warmup(**text(2, 5), progress=False)
     assert (report.targets, report.compilations) == (7, 21)
     fast.seal()
@@ -246,7 +246,7 @@ def test_minilm_compiles_its_three_pieces_once_per_range_and_size(minilm_directo
 
 def test_a_models_own_generation_config_device_and_dtype_are_reachable():
     model = llama(1)
-    fast = pw.compile(model, text_config())
+    fast = pw.compile(model, text_config(), "cpu")
     assert fast.config is model.config
     assert fast.device == model.device
     assert fast.dtype is torch.float32
@@ -272,7 +272,7 @@ def test_sentence_transformers_encodes_with_its_transformer_compiled_in_place(mi
     dynamic = {name: {0: BATCH, 1: pw.Dim("length", 1, 256)} for name in names}
     inner = part.auto_model
     config = pw.Config(dynamic=dynamic, splitting_ops=ATTENTION, compiler="eager")
-    setattr(part, *named(part, inner, pw.compile(inner, config)))
+    setattr(part, *named(part, inner, pw.compile(inner, config, "cpu")))
     assert part.auto_model is not inner
     for size, vectors in expected.items():
         got = encoder.encode(SENTENCES, batch_size=size)

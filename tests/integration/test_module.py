@@ -50,7 +50,7 @@ class Model(nn.Module):
 
 def compiled(model, dynamic=None, **config):
     settings = {"dynamic": dynamic or {0: {0: ROWS}}, "compiler": "eager", **config}
-    return pw.compile(model, pw.Config(**settings))
+    return pw.compile(model, pw.Config(**settings), "cpu")
 
 
 def assert_serves(fast, model, *args, sizes=(3, 0, 1, 9), **kwargs) -> None:

@@ -66,7 +66,7 @@ def compiled(model, **config):
         "compiler": "eager",
         **config,
     }
-    return pw.compile(model, pw.Config(**settings))
+    return pw.compile(model, pw.Config(**settings), "cpu")
 
 
 # How they add up -----------------------------------------------------------------------------

@@ -52,7 +52,7 @@ def compiled(model, dynamic=None, **config):
         "compiler": "eager",
         **config,
     }
-    return pw.compile(model, pw.Config(**settings))
+    return pw.compile(model, pw.Config(**settings), "cpu")
 
 
 def test_before_the_first_call_it_says_what_to_do():

@@ -41,7 +41,7 @@ def _inference() -> Iterator[None]:
 
 def compiled(model=None, **config):
     settings = {"dynamic": {0: {0: ROWS}}, "splitting_ops": SPLIT, "compiler": "eager", **config}
-    return pw.compile(Model() if model is None else model, pw.Config(**settings))
+    return pw.compile(Model() if model is None else model, pw.Config(**settings), "cpu")
 
 
 def serve(fast, *sizes: int) -> list[str]:
@@ -209,7 +209,9 @@ def test_a_sealed_model_refuses_a_second_region():
         return x * 2 if x.shape[0] < 10 else x * 3
 
     fast = pw.compile(
-        fn, pw.Config(dynamic={"x": {0: ROWS}}, compile_ranges_endpoints=(9,), compiler="eager")
+        fn,
+        pw.Config(dynamic={"x": {0: ROWS}}, compile_ranges_endpoints=(9,), compiler="eager"),
+        "cpu",
     )
     fast(torch.randn(3, 8))
     fast.seal()

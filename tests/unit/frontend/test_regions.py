@@ -40,7 +40,7 @@ def branching(thresholds: dict[int, list[int]]):
 def compiled(fn, ends: dict[str, list[int]], **config):
     dynamic = {0: {0: ROWS, 1: COLS}}
     settings = {"dynamic": dynamic, "compile_ranges_endpoints": ends, "compiler": "eager"}
-    return pw.compile(fn, pw.Config(**settings, **config))
+    return pw.compile(fn, pw.Config(**settings, **config), "cpu")
 
 
 def boxes(fast):
