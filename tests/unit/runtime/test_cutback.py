@@ -17,7 +17,7 @@ B, S = pw.Dim("b", 1, 8), pw.Dim("s", 1, 8)
 
 def program(fn):
     config = pw.Config(dynamic={"x": {0: B, 1: S}}, compiler="eager")
-    session = Session(fn, prepare(config, None, None))
+    session = Session(fn, prepare(config, "cpu", None))
     with torch.inference_mode():
         session(torch.randn(2, 3, 4))
     return session.regions[0].program
