@@ -169,6 +169,48 @@ def test_a_replay_equals_the_uncaptured_plan_bit_for_bit(mode):
     assert fast.stats().calls["replayed"] == 8
 
 
+ONE_SIZE = [
+    ({"capture_sizes": ((),)}, 3),
+    ({"capture_sizes": ((),), "compile_sizes": "capture_sizes"}, 3),
+    ({"capture_sizes": ((),), "padding": "capture_sizes", "graph_mode": "piecewise"}, 3),
+    ({"graph_mode": "piecewise"}, 3),
+    ({"graph_mode": "full"}, 1),
+    ({"graph_mode": "full_and_piecewise"}, 1),
+]
+
+
+@pytest.mark.parametrize(("asked", "graphs"), ONE_SIZE)
+@pytest.mark.parametrize("ahead", [True, False], ids=["warmed up", "at the first call"])
+def test_a_model_without_dims_is_captured_at_its_one_size(asked, graphs, ahead):
+    model = Deep()
+    config = pw.Config(compiler="eager", splitting_ops=SPLIT, **asked)
+    fast = pw.compile(model, config, platform=SimulatedPlatform())
+    if ahead:
+        report = fast.warmup(torch.randn(3, 8), progress=False)
+        assert report.captured == ((),)
+        fast.seal()
+    slow = pw.compile(model, pw.Config(compiler="eager", splitting_ops=SPLIT), "cpu")
+    calls = 3
+    for _ in range(calls):
+        x = torch.randn(3, 8)
+        same(fast(x), slow(x))
+    stats = fast.stats()
+    assert (stats.captures, stats.calls["replayed"]) == (graphs, calls)
+    assert fast.explain().captured == ("every call",)
+    fast.release()
+    same(fast(x), slow(x))
+    assert fast.stats().calls["replayed"] == calls
+    fast.restore()
+    same(fast(x), slow(x))
+    assert fast.stats().calls["replayed"] == calls + 1
+
+
+def test_without_dims_and_unasked_nothing_is_captured():
+    fast = pw.compile(Deep(), pw.Config(compiler="eager"), platform=SimulatedPlatform())
+    fast(torch.randn(3, 8))
+    assert fast.stats().captures == 0
+
+
 def test_graphs_are_counted_pieces_times_sizes():
     fast = compiled(Deep(), capture_sizes=(4, 16))
     fast.warmup(torch.randn(3, 8), progress=False)
