@@ -189,7 +189,8 @@ class Recorder:
                 found.append(replayer(item))
                 direct.append(found[-1])
                 continue
-            args, kwargs = pytree.tree_map_only(torch.Tensor, weak, (item.args, dict(item.kwargs)))
+            args = tuple(_mapped(value, weak) for value in item.args)
+            kwargs = {name: _mapped(value, weak) for name, value in item.kwargs.items()}
             buffers = [None if b is None else weak(b) for b in item.buffers]
             found.append(op_step(item.fn, args, kwargs, buffers))
             own = kernel(item.fn)
@@ -233,3 +234,12 @@ class WholeRecorder(Recorder):
             return run(*args, **kwargs)
 
         return noted
+
+
+def _mapped(value: Any, weak: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """``value`` with its tensors replaced; most are tensors, which a tree takes long to find."""
+    if isinstance(value, torch.Tensor):
+        return weak(value)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return pytree.tree_map_only(torch.Tensor, weak, value)

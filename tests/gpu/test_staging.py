@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import random
 
 import pytest
@@ -69,9 +70,15 @@ def test_staging_runs_on_the_current_stream_and_can_itself_be_captured():
 
 def test_the_driver_stages_buffers_of_its_device():
     from piecewise_cuda.driver import CudaGraphDriver
-    from piecewise_cuda.staging import Stager
 
     driver = CudaGraphDriver()
-    assert isinstance(driver.stager([torch.ones(3, device="cuda")]), Stager)
+    buffer = torch.ones(3, device="cuda")
+    stage = driver.stager([buffer])
+    gc.collect()
+    # What the kernel reads must be neither freed nor used again.
+    noise = [torch.randint(0, 255, (n,), device="cuda") for n in range(1, 200)]
+    stage([torch.full((2,), 7.0, device="cuda")])
+    assert buffer.tolist() == [7, 7, 0]
+    assert len(noise) == 199
     assert driver.stager([torch.ones(3)]) is None
     assert driver.stager([torch.ones(3, device="cuda"), torch.ones(3)]) is None

@@ -50,11 +50,12 @@ class Stager:
 
     def copier(self) -> Callable[[Sequence[torch.Tensor]], None]:
         """The stager as a function of as few frames as there can be, for calls that count them."""
-        items, spare, launch = self._items, self._spare, self._launch
+        # Through ``stager``: the kernel knows table and buffers by address, so they must live.
+        stager, spare, launch = self, self._spare, self._launch
 
         def copy(tensors: Sequence[torch.Tensor]) -> None:
             sources = [t.data_ptr() for t in tensors]
-            given = [t.numel() * item for t, item in zip(tensors, items, strict=True)]
+            given = [t.numel() * item for t, item in zip(tensors, stager._items, strict=True)]
             launch((*sources, *spare), (*given, *spare))
 
         return copy
