@@ -18,6 +18,10 @@ NAMES = ("x", "position", "mask")
 CONTEXTS = {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode}
 
 
+_MOST_OFF = 0.25
+"""Largest difference to eager that bf16 explains over 32 layers; outputs are of size 1."""
+
+
 def settings(sizes: tuple[int, ...]) -> dict[str, Any]:
     """What every toy model is compiled with."""
     import piecewise_core as pw
@@ -59,6 +63,9 @@ def toy(place: Place, hidden: int) -> dict[str, Any]:
             for c in contenders
             if c.name not in ("floor", "one replay")
         }
+    wrong = {name: off for name, off in errors.items() if not off <= _MOST_OFF}
+    if wrong:
+        raise SystemExit(f"not measured, since these differ from eager: {wrong}")
     times = take_turns(contenders, place)
     with torch.inference_mode():
         entry = entry_microseconds(piecewise, given, (batch,), 20 if place.simulated else 2000)

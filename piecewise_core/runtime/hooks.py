@@ -3,11 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
+from torch.nn.modules import module as of_all_modules
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["HookWatch"]
+__all__ = ["HookWatch", "call_is_forward"]
+
+# Of every module in the process; torch's names, the same in 2.11.0 and 2.13.0.
+_before: dict[int, Any] = of_all_modules._global_forward_pre_hooks
+_after: dict[int, Any] = of_all_modules._global_forward_hooks
+_before_backward: dict[int, Any] = of_all_modules._global_backward_pre_hooks
+_after_backward: dict[int, Any] = of_all_modules._global_backward_hooks
+
+
+def call_is_forward(state: dict[str, Any]) -> bool:
+    """Whether calling the module whose ``__dict__`` is ``state`` does nothing but its forward."""
+    return not (
+        state["_forward_hooks"]
+        or state["_forward_pre_hooks"]
+        or state["_backward_hooks"]
+        or state["_backward_pre_hooks"]
+        or _after
+        or _before
+        or _after_backward
+        or _before_backward
+        or "forward" in state
+        or "_compiled_call_impl" in state
+        or torch._C._get_tracing_state()
+    )
 
 
 class HookWatch:

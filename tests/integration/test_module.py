@@ -268,6 +268,31 @@ def test_a_hook_added_to_a_submodule_after_the_first_call_is_noticed():
     assert_serves(fast, model)
 
 
+def test_a_forward_that_is_set_on_the_module_later_is_called():
+    model = Model()
+    fast = compiled(model)
+    assert_serves(fast, model)
+    model.forward = lambda x: x + 1
+    x = torch.randn(3, 8)
+    assert torch.equal(fast(x), x + 1)
+    del model.forward
+    assert_serves(fast, model)
+
+
+def test_hooks_of_every_module_run_on_the_compiled_one_too():
+    fast = compiled(Model())
+    x, seen = torch.randn(3, 8), []
+    fast(x)
+    handle = torch.nn.modules.module.register_module_forward_hook(
+        lambda module, args, output: seen.append(module)
+    )
+    try:
+        fast(x)
+    finally:
+        handle.remove()
+    assert fast in seen
+
+
 # Shared and copied state ------------------------------------------------------------------------
 
 
