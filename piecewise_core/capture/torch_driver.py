@@ -6,10 +6,11 @@ drives ``capture_begin`` and ``capture_end`` themselves.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from piecewise_core.capture.torch_private import (
     leave_pool,
     mode_keyword,
     storage_over,
+    workspace_freer,
 )
 
 __all__ = ["TorchGraphDriver"]
@@ -70,12 +72,29 @@ class TorchGraphDriver:
         self._newest: weakref.ref[TorchPool] | None = None
         self._memory = PoolMemory(module)
         self._read = False
+        self._first = False
+        self._free_workspaces = workspace_freer(self._device_type)
         # Torch's host allocator keeps a pointer to each graph whose capture never ended.
         self._kept: list[Any] = []
         if hasattr(self._class, "register_generator_state"):
             self.register_generator = _register_generator
 
     # Capture and replay ---------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def capture_context(self) -> Iterator[None]:
+        """Around one size: matrix products get workspaces that lie in the pool with all else.
+
+        One from before lies outside, and graphs would read it after it was freed; one that stayed
+        would be used by others while graphs use it. So there is none when the first capture begins
+        and none when the last has ended; the pool keeps the memory for as long as there are graphs.
+        """
+        self._first = True
+        try:
+            yield
+        finally:
+            self._first = False
+            self._free_workspaces()
 
     def new_pool(self) -> TorchPool:
         """A pool handle; its memory goes back when it and all its graphs are gone."""
@@ -93,6 +112,9 @@ class TorchGraphDriver:
             raise RuntimeError(f"{stream} is not the current stream; make it current to capture")
         if pool.anchor is None:
             pool.anchor = self._anchor(pool, stream)
+        if self._first:
+            self._free_workspaces()
+            self._first = False
         pool.meter.open()
         self._open = _Open(graph, pool, stream)
         try:

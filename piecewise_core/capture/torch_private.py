@@ -12,13 +12,25 @@ from typing import Any
 
 import torch
 
-__all__ = ["bare_replay", "leave_pool", "mode_keyword", "storage_over"]
+__all__ = ["bare_replay", "leave_pool", "mode_keyword", "storage_over", "workspace_freer"]
 
 
 def storage_over(address: int, device: torch.device, nbytes: int) -> torch.UntypedStorage | None:
     """A storage over memory that somebody else owns; None where torch cannot make one."""
     make: Any = getattr(torch._C, "_construct_storage_from_data_pointer", None)
     return None if make is None else make(address, device, nbytes)
+
+
+def workspace_freer(device_type: str) -> Callable[[], None]:
+    """Makes the device's matrix library let go of its workspaces; does nothing where it has none.
+
+    Torch keeps one per handle and stream, which kernels in a graph know by address only, and frees
+    them when somebody asks: torch.compile's own graphs do, around every recording.
+    """
+    found: Callable[[], None] | None = getattr(
+        torch._C, f"_{device_type}_clearCublasWorkspaces", None
+    )
+    return found if found is not None else lambda: None
 
 
 def leave_pool(device_type: str, index: int, handle: Any) -> None:

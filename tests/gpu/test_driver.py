@@ -345,6 +345,26 @@ def test_the_platform_is_found_without_a_context_and_checks_itself():
     assert set(platform.compiler.hash_factors()) >= {"cuda", "device", "capability", "torch"}
 
 
+def test_graphs_do_not_read_workspaces_that_torch_frees_when_asked(bench):
+    """As torch.compile's own graphs ask for around every recording."""
+    left = torch.randn(8, 4096, device="cuda", dtype=torch.bfloat16)
+    right = torch.randn(4096, 4096, device="cuda", dtype=torch.bfloat16)
+
+    def fn():
+        # Tall and thin: the library splits the sum and keeps the parts in its workspace.
+        return left @ right @ right
+
+    graph, out = bench.capture(fn)
+    torch._C._cuda_clearCublasWorkspaces()
+    torch.cuda.empty_cache()
+    for _ in range(3):
+        left.normal_()
+        bench.driver.replay(graph)
+        torch.cuda.synchronize()
+        torch.testing.assert_close(out, fn())
+    assert bench.driver.live_bytes(bench.pool) <= out.untyped_storage().nbytes() + 512
+
+
 def test_a_dump_is_a_graph_of_kernels(tmp_path, make_bench):
     from piecewise_cuda.driver import CudaGraphDriver
 

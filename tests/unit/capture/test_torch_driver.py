@@ -136,6 +136,42 @@ def segment(tensor, pool=(0, 7), allocated=0):
     }
 
 
+@pytest.fixture
+def freed(module, monkeypatch):
+    """Notes in the diary when the matrix library lets go of its workspaces."""
+    freer = lambda device_type: lambda: module.note("free", device_type)  # noqa: E731
+    monkeypatch.setattr(torch_driver, "workspace_freer", freer)
+
+
+def test_workspaces_of_a_size_are_made_inside_its_captures_and_kept_by_nobody(module, freed):
+    driver = TorchGraphDriver(module)
+    pool = driver.new_pool()
+    driver.capture_begin(driver.new_graph(), pool, module.side)  # the anchor, and one by itself
+    module.capturing = driver._open = None
+    module.diary.clear()
+    with driver.capture_context():
+        assert "free" not in module.done()  # rehearsal may use what there is
+        for _ in range(2):
+            capture(driver, module, pool=pool)
+    done = [what for what in module.done() if what in ("free", "begin", "end")]
+    assert done == ["free", "begin", "end", "begin", "end", "free"]
+    assert ("free", "cpu") in module.diary
+
+
+def test_workspaces_are_let_go_of_after_a_failure_too(module, freed):
+    driver = TorchGraphDriver(module)
+    with pytest.raises(KeyError), driver.capture_context():
+        raise KeyError
+    assert module.done() == ["free"]
+    module.diary.clear()
+    capture(driver, module)
+    assert "free" not in module.done()  # whoever captures without a context has their own ways
+
+
+def test_a_device_without_such_a_library_frees_nothing():
+    torch_private.workspace_freer("cpu")()
+
+
 def test_the_driver_keeps_the_contract(module):
     assert differences(TorchGraphDriver(module), GraphDriver, GraphDriver) == []
 

@@ -30,7 +30,7 @@ class RocmGraphDriver(TorchGraphDriver):
     def capture_context(self) -> Iterator[None]:
         """Set hipBLASLt and MIOpen up for the current stream, the first time it captures.
 
-        Both make handles and workspaces per stream when first used, which a capture forbids.
+        Both make handles per stream when first used, which a capture forbids.
         """
         stream = self._module.current_stream()
         # Streams come from a fixed set in torch, so a number stands for one for good.
@@ -39,7 +39,8 @@ class RocmGraphDriver(TorchGraphDriver):
             use_libraries(self._device_type)
             self._module.synchronize()
             self._ready.add(number)
-        yield
+        with super().capture_context():
+            yield
 
 
 def use_libraries(device_type: str) -> None:
