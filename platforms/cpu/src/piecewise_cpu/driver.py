@@ -4,36 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 
-from piecewise_core.compile.inductor import InductorCompiler
-from piecewise_core.protocols import CompiledGraph
 from piecewise_cpu.arena import Arena
+from piecewise_cpu.ops import UNSAFE
 from piecewise_cpu.recording import DependsOnValues, Recording
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from piecewise_core.config import Config
-
-__all__ = ["CpuGraph", "CpuGraphDriver", "CpuInductor"]
-
-UNSAFE = (
-    "aten::item",
-    "aten::_local_scalar_dense",
-    "aten::is_nonzero",
-    "aten::equal",
-    "aten::nonzero",
-    "aten::masked_select",
-    "aten::_unique2",
-    "aten::unique_consecutive",
-    "aten::bincount",
-    "aten::repeat_interleave.Tensor",
-)
-"""Operators whose results decide what happens next, or how large they are."""
+__all__ = ["CpuGraph", "CpuGraphDriver"]
 
 
 class CpuGraph:
@@ -151,39 +131,3 @@ class CpuGraphDriver:
         recording.stop()
         self._here.recording = graph.recording = None
         return recording
-
-
-class CpuInductor(InductorCompiler):
-    """Inductor, whose pieces tell the driver's captures what kernels they call."""
-
-    def __init__(
-        self, driver: CpuGraphDriver, prepare: Callable[[], Mapping[str, Any] | None]
-    ) -> None:
-        super().__init__(prepare=prepare)
-        self._driver = driver
-
-    def compile(
-        self,
-        graph: torch.fx.GraphModule,
-        example_inputs: Sequence[Any],
-        *,
-        key: str,
-        config: Config,
-    ) -> CompiledGraph:
-        """Compile ``graph`` for the ranges of the inputs' symbols."""
-        made = super().compile(graph, example_inputs, key=key, config=config)
-        return self._announcing(made)
-
-    def load(self, handle: bytes) -> CompiledGraph:
-        """Load what a handle gave."""
-        return self._announcing(super().load(handle))
-
-    def _announcing(self, made: CompiledGraph) -> CompiledGraph:
-        run, driver = made.run, self._driver
-
-        def piece(*args: Any) -> Sequence[Any]:
-            recording = driver.recording
-            found: Sequence[Any] = run(*args) if recording is None else recording.piece(run, args)
-            return found
-
-        return CompiledGraph(piece, made.handle)

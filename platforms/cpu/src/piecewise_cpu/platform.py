@@ -10,7 +10,8 @@ import torch
 
 from piecewise_core.config_cache import cache_directory
 from piecewise_core.protocols import Capabilities, CompilerAdaptor, DeviceRuntime, GraphDriver
-from piecewise_cpu.driver import CpuGraphDriver, CpuInductor
+from piecewise_cpu.driver import CpuGraphDriver
+from piecewise_cpu.inductor import CpuInductor
 from piecewise_cpu.runtime import CpuRuntime
 from piecewise_cpu.toolchain import CppToolchain, factors
 from piecewise_cpu.vector import probe_vector_isas

@@ -1,0 +1,19 @@
+"""Operators that no static plan can hold."""
+
+from __future__ import annotations
+
+__all__ = ["UNSAFE"]
+
+UNSAFE = (
+    "aten::item",
+    "aten::_local_scalar_dense",
+    "aten::is_nonzero",
+    "aten::equal",
+    "aten::nonzero",
+    "aten::masked_select",
+    "aten::_unique2",
+    "aten::unique_consecutive",
+    "aten::bincount",
+    "aten::repeat_interleave.Tensor",
+)
+"""Operators whose results decide what happens next, or how large they are."""
