@@ -18,7 +18,7 @@ import minilm_contenders
 import torch
 from demo_text import batches
 
-SMALL = (1, 8)
+SMALL = minilm_contenders.SHORTEST
 """Batch and sequence of the single small call that is timed by itself."""
 
 
