@@ -1,0 +1,52 @@
+"""What a platform supplies and what core hands it: the vendor contract.
+
+Core owns all control flow; a vendor supplies primitives. Methods of the classes called
+``...Extras`` are *optional*: each has a correct default in core and may be left out.
+``import piecewise_core.protocols`` imports no torch, so a plugin module may import it freely.
+
+The smallest platform is a compiler and nothing else::
+
+    class AcmePlatform:
+        device = AcmeRuntime()          # DeviceRuntime
+        graphs = None                   # no static graphs
+        compiler = AcmeCompiler()       # CompilerAdaptor
+        capabilities = Capabilities()
+"""
+
+from __future__ import annotations
+
+from piecewise_core.protocols.compiler import CompilerAdaptor, CompilerExtras, Passes
+from piecewise_core.protocols.device import DeviceRuntime, RuntimeExtras
+from piecewise_core.protocols.graphs import GraphDriver, GraphExtras
+from piecewise_core.protocols.platform import AbstractPiecewiseBackend, Platform, PlatformExtras
+from piecewise_core.protocols.values import (
+    BudgetContext,
+    Capabilities,
+    CompiledGraph,
+    PlatformInfo,
+    Probe,
+    ReplayCall,
+)
+
+__all__ = [
+    "API_VERSION",
+    "AbstractPiecewiseBackend",
+    "BudgetContext",
+    "Capabilities",
+    "CompiledGraph",
+    "CompilerAdaptor",
+    "CompilerExtras",
+    "DeviceRuntime",
+    "GraphDriver",
+    "GraphExtras",
+    "Passes",
+    "Platform",
+    "PlatformExtras",
+    "PlatformInfo",
+    "Probe",
+    "ReplayCall",
+    "RuntimeExtras",
+]
+
+API_VERSION = (1, 0)
+"""(major, minor) of these Protocols. Core serves plugins of its major and of no newer minor."""

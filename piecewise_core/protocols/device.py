@@ -1,0 +1,75 @@
+"""Streams and memory of a device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Protocol
+
+from typing_extensions import runtime_checkable
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["DeviceRuntime", "RuntimeExtras"]
+
+
+@runtime_checkable
+class DeviceRuntime(Protocol):
+    """Streams of one device type. The methods of RuntimeExtras are optional.
+
+    A stream is opaque to core. "Current" is per thread. A device without streams returns None
+    and ``contextlib.nullcontext()``. Called from any thread.
+    """
+
+    def current_stream(self) -> Any:
+        """The stream that work issued by this thread goes to."""
+        ...
+
+    def new_stream(self) -> Any:
+        """A fresh stream, for warm-up and capture; core makes one per model and keeps it."""
+        ...
+
+    def stream(self, stream: Any) -> AbstractContextManager[Any]:
+        """A context in which ``stream`` is current in this thread; the old one is, behind it."""
+        ...
+
+    def synchronize(self) -> None:
+        """Return when all work issued to the current device, on every stream, is done.
+
+        Never called inside a capture.
+        """
+        ...
+
+
+class RuntimeExtras(Protocol):
+    """What a DeviceRuntime may have besides; each says what core does without it."""
+
+    def memory_info(self) -> tuple[int, int]:
+        """(free, total) bytes of the current device, as its driver sees them.
+
+        Without: messages about memory that ran out, and `piecewise doctor`, leave them out.
+        """
+        ...
+
+    def memory_stats(self) -> Mapping[str, int]:
+        """Counts of the device's allocator by names of its own, bytes where they are sizes.
+
+        Asked when memory ran out in a capture, and logged. Without: nothing is logged.
+        """
+        ...
+
+    def empty_cache(self) -> None:
+        """Give memory that no tensor uses back to the driver. Never called inside a capture.
+
+        Called by ``release()``. Without: that memory stays with the allocator.
+        """
+        ...
+
+    def rng(self) -> torch.Generator:
+        """The generator that operators of the current device draw from by default.
+
+        Registered with graphs, and put back behind a capture. Without: a capture moves the
+        device's random state, and no generator is registered.
+        """
+        ...

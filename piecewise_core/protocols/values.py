@@ -1,0 +1,110 @@
+"""What core and a platform hand each other: small frozen values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from piecewise_core.protocols.platform import Platform
+
+__all__ = [
+    "BudgetContext",
+    "Capabilities",
+    "CompiledGraph",
+    "PlatformInfo",
+    "Probe",
+    "ReplayCall",
+]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Whether a platform can work on this machine, found without initialising its device.
+
+    ``available``: usable now. ``reason``: one sentence for `piecewise doctor`, in either case.
+    ``facts``: short name -> value pairs worth showing (driver version, instruction set).
+    """
+
+    available: bool
+    reason: str
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a platform declares about itself; core reads every field.
+
+    ``alignment``: bytes at which compiled code expects the data of tensor inputs to start, a
+    power of two; an input that starts elsewhere is copied and counted as restrided. 1 accepts
+    any address.
+    """
+
+    alignment: int = 1
+
+
+@dataclass(frozen=True)
+class BudgetContext:
+    """What is about to be captured: asked before warm-up captures anything.
+
+    ``graphs_per_size``: static graphs that one size needs. ``sizes``: the capture sizes, largest
+    first, in rows per dim. ``captured``: graphs of this model that exist already.
+    """
+
+    graphs_per_size: int
+    sizes: tuple[tuple[int, ...], ...]
+    captured: int
+
+
+@dataclass(frozen=True)
+class ReplayCall:
+    """One call that graphs are about to be replayed for.
+
+    ``captured``: the sizes that the graphs were captured for. ``sizes``: the call's own, smaller
+    where it is padded. ``inputs``: its tensors, in the order of its signature; borrowed, so a
+    driver keeps none of them beyond the call.
+    """
+
+    captured: tuple[int, ...]
+    sizes: tuple[int, ...]
+    inputs: Sequence[torch.Tensor]
+
+
+@dataclass(frozen=True)
+class PlatformInfo:
+    """One platform as its plugin announces it; cheap, holds no device.
+
+    ``name``: unique, lower case. ``device_type``: torch's device type ("cpu", "cuda").
+    ``api_version``: the API_VERSION it was written for. ``probe``: must not raise and must not
+    initialise a device. ``create``: imports the device stack and returns the Platform; called
+    once, only for the platform that was selected.
+    """
+
+    name: str
+    device_type: str
+    api_version: tuple[int, int]
+    probe: Callable[[], Probe]
+    create: Callable[[], Platform]
+
+
+@dataclass(frozen=True)
+class CompiledGraph:
+    """What a compiler returns for one piece.
+
+    ``run``: takes the piece's inputs positionally, in the order of its placeholders, and returns
+    its outputs as a tuple or list, tensors that the caller owns from then on. It is called from
+    any thread, one at a time, on the current stream, under ``torch.inference_mode()``, and inside
+    captures; a call must not wait for the device.
+
+    ``handle``: a callable without arguments that returns the code as bytes, for
+    ``CompilerAdaptor.load`` in another process of a like machine; None when the code cannot be
+    persisted. Core calls it at most once, soon after ``compile``, and only when it wants the bytes.
+    They should hold no absolute path and nothing of this process. When it raises, the piece is
+    used as it is and named as not persisted.
+    """
+
+    run: Callable[..., Sequence[Any]]
+    handle: Callable[[], bytes] | None = None
