@@ -1,12 +1,16 @@
 """Inductor as a piece compiler, through ``torch._inductor.standalone_compile``.
 
-Version notes, all of them: ``standalone_compile(gm, inputs, dynamic_shapes=..., options=...)``,
+On a CPU a piece is kept as its generated function and built kernels (ADR 10); elsewhere as the
+artifact that torch itself saves, with the kernels' binaries in it.
+
+Version notes: ``standalone_compile(gm, inputs, dynamic_shapes=..., options=..., aot=...)``,
 ``CompiledArtifact.save`` and ``load`` have the same form in torch 2.11 and 2.13; 2.13 adds
-keywords that are not used here.
+keywords that are not used here. What is private is in ``compile.torch_private``.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +23,11 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._guards import TracingContext
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from piecewise_core.compile.native_code import from_bytes, is_archive, to_bytes
+from piecewise_core.compile.native_piece import NativePiece
 from piecewise_core.compile.residuals import keep_sums_fusable
+from piecewise_core.compile.torch_private import around, native_code
+from piecewise_core.compile.wrapper_source import NotPortable
 from piecewise_core.graph import torch_private
 from piecewise_core.protocols import CompiledGraph
 
@@ -78,22 +86,35 @@ class InductorCompiler:
             if _on_gpu(example_inputs):
                 keep_sums_fusable(lowered.graph)
                 lowered.recompile()
-            artifact: Any = standalone_compile(
-                lowered,
-                list(example_inputs),
-                dynamic_shapes="from_tracing_context",
-                options={"config_patches": dict(self._settings)},
-            )
+            settings = dict(self._settings)
+
+            def build(**ways: Any) -> Any:
+                return standalone_compile(
+                    lowered,
+                    list(example_inputs),
+                    dynamic_shapes="from_tracing_context",
+                    options={"config_patches": settings},
+                    **ways,
+                )
+
+            native = None if _on_gpu(example_inputs) else _native(build)
+            if native is not None:
+                return native
+            artifact: Any = build()
         return CompiledGraph(artifact, lambda: _dump(artifact))
 
     def load(self, handle: bytes) -> CompiledGraph:
         """Load what a handle gave, in any process of this machine with this torch."""
+        if is_archive(handle):
+            code = from_bytes(handle)
+            return CompiledGraph(NativePiece(code.call(), around(code.wrappers)), lambda: handle)
         from torch._inductor.standalone_compile import CompiledArtifact
 
         with tempfile.TemporaryDirectory(prefix="piecewise-") as folder:
             path = Path(folder) / "artifact"
             path.write_bytes(handle)
-            return CompiledGraph(CompiledArtifact.load(path=str(path), format="binary"))
+            loaded = CompiledArtifact.load(path=str(path), format="binary")
+            return CompiledGraph(loaded, lambda: handle)
 
     def hash_factors(self) -> Mapping[str, str]:
         """Torch's own key of its code, the settings, and the threads kernels are made for."""
@@ -116,6 +137,28 @@ class InductorCompiler:
 
 def _on_gpu(inputs: Sequence[Any]) -> bool:
     return any(isinstance(i, torch.Tensor) and i.device.type != "cpu" for i in inputs)
+
+
+def _native(build: Callable[..., Any]) -> CompiledGraph | None:
+    """The piece as native code; None where torch cannot say what it consists of."""
+    try:
+        artifact = build(aot=True)
+    except RuntimeError as error:
+        # All that it says where the piece holds something that torch's caches cannot.
+        if "should have serialize method" not in str(error):
+            raise
+        return None
+    try:
+        code, call = native_code(artifact)
+    except NotPortable as error:
+        return CompiledGraph(artifact, functools.partial(_not_portable, error))
+    return CompiledGraph(
+        NativePiece(call, around(code.wrappers)), functools.partial(to_bytes, code)
+    )
+
+
+def _not_portable(why: NotPortable) -> bytes:
+    raise why
 
 
 def _lowered(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> torch.fx.GraphModule:

@@ -117,10 +117,10 @@ def test_compiled_pieces_are_replayed_as_their_kernels(mode, caplog):
 
 @pytest.mark.inductor
 def test_a_piece_that_is_no_list_of_kernel_calls_is_replayed_as_a_whole(monkeypatch, caplog):
-    def cannot(run):
+    def cannot(*args):
         raise kernels.NotFlat("asked for")
 
-    monkeypatch.setattr("piecewise_cpu.recording.compiled_graph", cannot)
+    monkeypatch.setattr("piecewise_cpu.recording.flat_call", cannot)
     model = Model()
     fast = pw.compile(model, config(compiler="inductor"), platform=CpuPlatform())
     with caplog.at_level(logging.DEBUG, "piecewise_cpu"):

@@ -4,9 +4,9 @@ Inductor's code for a piece is a Python function that allocates buffers and call
 given sizes and memory that is a fixed list of calls: the function runs once, here, with its
 allocations served by an arena and its kernel calls noted.
 
-Private parts of torch, read in 2.11.0 and 2.13.0: ``CompiledFxGraph.current_callable`` holds the
-generated ``call(args)``, a function or a method of ``Runner``; the names that it calls
-(``_ONCE`` and ``extern_kernels``, and kernels whose names begin with ``cpp_``).
+Private parts of torch, read in 2.11.0 and 2.13.0: the generated ``call(args)`` is a function or a
+method of ``Runner``; the names that it calls are those in ``_ONCE``, ``extern_kernels``, and
+kernels whose names begin with ``cpp_``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import builtins
 import dis
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType
 from typing import Any
@@ -23,7 +23,7 @@ import torch
 
 from piecewise_cpu.arena import Arena
 
-__all__ = ["NotFlat", "Step", "compiled_graph", "flat_call"]
+__all__ = ["NotFlat", "Step", "flat_call"]
 
 Step = Callable[[], Any]
 """One kernel on memory that does not move."""
@@ -31,48 +31,9 @@ Step = Callable[[], Any]
 _ONCE = frozenset({"reinterpret_tensor", "assert_size_stride", "assert_alignment"})
 """What needs no repetition: views, and checks of what does not change."""
 
-_DEPTH = 12
-
 
 class NotFlat(Exception):
     """The piece does something besides kernel calls."""
-
-
-def compiled_graph(run: Any) -> Any:
-    """Inductor's own object behind a compiled piece's callable. Raises NotFlat."""
-    from torch._inductor.output_code import CompiledFxGraph
-
-    seen: set[int] = set()
-    level: list[Any] = [run]
-    for _ in range(_DEPTH):
-        for value in level:
-            if isinstance(value, CompiledFxGraph):
-                return value
-        seen.update(map(id, level))
-        level = [k for value in level for k in _held(value) if id(k) not in seen]
-    raise NotFlat("no graph of Inductor's is behind it")
-
-
-def _held(value: Any) -> Iterator[Any]:
-    """What a callable keeps and calls."""
-    if isinstance(value, FunctionType):
-        yield from (c.cell_contents for c in value.__closure__ or () if not _is_empty(c))
-        yield from vars(value).values()
-    elif isinstance(value, MethodType):
-        yield value.__self__
-    elif isinstance(value, partial):
-        yield value.func
-        yield from value.args
-    elif type(value).__module__.startswith("torch.") and not isinstance(value, torch.Tensor):
-        yield from getattr(value, "__dict__", {}).values()
-
-
-def _is_empty(cell: Any) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018  # empty cells raise
-    except ValueError:
-        return True
-    return False
 
 
 def flat_call(call: Callable[..., Any], arena: Arena, steps: list[Step]) -> Callable[..., Any]:

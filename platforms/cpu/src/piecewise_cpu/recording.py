@@ -11,8 +11,9 @@ import torch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from piecewise_core.compile.native_piece import NativePiece
 from piecewise_cpu.arena import Arena
-from piecewise_cpu.kernels import NotFlat, Step, compiled_graph, flat_call
+from piecewise_cpu.kernels import NotFlat, Step, flat_call
 
 __all__ = ["DependsOnValues", "Recording"]
 
@@ -73,9 +74,9 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call,misc,unused-
         """Run a compiled piece and note its kernel calls; the whole piece where that cannot be."""
         kept, noted = self.steps, []  # type: tuple[list[Step], list[Step]]
         try:
-            graph = compiled_graph(run)
-            call = graph.current_callable
-            flat = flat_call(call, self._arena, noted)
+            if not isinstance(run, NativePiece):
+                raise NotFlat("no native code is behind it")
+            flat = flat_call(run.call, self._arena, noted)
         except NotFlat as reason:
             return self._whole(run, args, reason)
 
@@ -85,14 +86,12 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call,misc,unused-
 
         # Operators of the wrappers around the generated code, copies to inputs, are noted too.
         self.steps = noted
-        graph.current_callable = unseen
         try:
-            result = run(*args)
+            result = run.with_call(unseen)(*args)
         except NotFlat as reason:
             self.steps = kept
             return self._whole(run, args, reason)
         finally:
-            graph.current_callable = call
             self.steps = kept
         kept += noted
         return result

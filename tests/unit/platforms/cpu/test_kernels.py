@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from piecewise_cpu.arena import Arena
-from piecewise_cpu.kernels import NotFlat, compiled_graph, flat_call
+from piecewise_cpu.kernels import NotFlat, flat_call
 
 
 class Extern:
@@ -86,12 +86,6 @@ def test_a_library_call_that_returns_new_memory_is_refused():
     text = CALL.replace("    return", "    extern_kernels.sort(buf1)\n    return")
     with pytest.raises(NotFlat, match="sort returns new memory"):
         flat_call(generated(text), Arena(), [])([torch.randn(3, 4), torch.randn(4, 4)])
-
-
-@pytest.mark.parametrize("value", [len, lambda *args: args, torch.nn.Linear(1, 1).forward, None])
-def test_what_inductor_did_not_compile_has_no_graph(value):
-    with pytest.raises(NotFlat):
-        compiled_graph(value)
 
 
 def test_blocks_serve_one_size_after_the_other():
