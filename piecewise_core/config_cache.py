@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["cache_directory"]
+__all__ = ["cache_directory", "store_directory"]
 
 
 def cache_directory(environ: Mapping[str, str]) -> Path:
@@ -16,3 +16,9 @@ def cache_directory(environ: Mapping[str, str]) -> Path:
         return Path(chosen)
     base = environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return Path(base) / "piecewise"
+
+
+def store_directory(cache_dir: str | None, environ: Mapping[str, str]) -> Path:
+    """The compile store's directory: in ``cache_dir`` (as in Config), else in the user's cache."""
+    base = cache_directory(environ) if cache_dir is None else Path(cache_dir).expanduser()
+    return base / "store"

@@ -22,12 +22,14 @@ from piecewise_core.errors import (
     CompileFailed,
     CompilerUnavailable,
     PiecewiseError,
+    PlatformFault,
     Sealed,
 )
-from piecewise_core.graph.canonical import canonical_key
+from piecewise_core.graph.canonical import canonical_form
 from piecewise_core.graph.garbage import no_collection
 from piecewise_core.graph.split import Piece
 from piecewise_core.graph.torch_private import compile_lock
+from piecewise_core.platforms import raised, told
 from piecewise_core.protocols import CompilerAdaptor
 from piecewise_core.ranges import Box
 
@@ -116,7 +118,7 @@ class Scheduler:
         """Take a compilable piece in; returns its canonical key."""
         if id(piece) not in self._keys:
             self._pieces[id(piece)] = piece
-            key = self._keys[id(piece)] = canonical_key(piece)
+            key = self._keys[id(piece)] = canonical_form(piece).key
             if key not in self._distinct:
                 self._distinct.add(key)
                 self._counters.add("unique_pieces")
@@ -211,15 +213,15 @@ class Scheduler:
             text = f"{error} Until then this model runs uncompiled."
             warnings.warn(text, RuntimeWarning, stacklevel=2)
             return self._compile(piece, symbols, box, key, label)
-        except PiecewiseError:
-            raise
         except Exception as error:
+            if isinstance(error, PiecewiseError) and not isinstance(error, PlatformFault):
+                raise
             raise CompileFailed(
                 f"{label} ({piece.source or 'no source line'}) for sizes {box}: compiler "
-                f"{adaptor.name!r} raised {type(error).__name__}: {error}. Try "
+                f"{adaptor.name!r} raised {told(error)}. Try "
                 'compiler="eager" for this model, or report it with the piece that '
                 "explain() prints"
-            ) from error
+            ) from raised(error)
         seconds = time.perf_counter() - begun
         logger.debug("compiled %s for %s in %.2f s with %s", label, box, seconds, adaptor.name)
         run, serves = verdict.compiled.run, verdict.serves

@@ -1,0 +1,94 @@
+"""Directories and files that nobody else can have written: owner and mode first, then bytes."""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+from piecewise_core.errors import StoreError
+
+__all__ = ["make_private", "read_file", "same_directory", "sync", "trusted_directory", "write_file"]
+
+_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+def make_private(directory: Path) -> None:
+    """Make ``directory`` and what leads to it, each with mode 0700, where it is not there yet."""
+    if not directory.parent.is_dir():
+        make_private(directory.parent)
+    with suppress(FileExistsError):
+        directory.mkdir(mode=0o700)
+
+
+def trusted_directory(directory: Path) -> bool:
+    """Whether this user may write to ``directory``.
+
+    Raises StoreError where somebody else may, besides root: what lies in it is executed. Raises
+    OSError when it is not there.
+    """
+    found = os.stat(directory)
+    if not stat.S_ISDIR(found.st_mode):
+        raise StoreError(f"{directory} is no directory; remove it, or set cache_dir elsewhere")
+    if not _trusted(found):
+        raise StoreError(
+            f"{directory} belongs to user {found.st_uid}, and this process runs as user "
+            f"{os.geteuid()}; code from it would be executed. Set cache_dir to a directory of your "
+            f"own, or chown {directory}"
+        )
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise StoreError(
+            f"{directory} has mode {stat.S_IMODE(found.st_mode):04o}, so that other users can put "
+            f"code there that would be executed; chmod -R go-w {directory} if you trust what is "
+            "in it, or remove it"
+        )
+    return os.access(directory, os.W_OK | os.X_OK)
+
+
+def read_file(name: str, folder: int, limit: int) -> bytes:
+    """The content of file ``name`` in the open directory ``folder``.
+
+    Raises StoreError when it is no plain file, or not this user's or root's, or has more than
+    ``limit`` bytes; OSError when it cannot be read.
+    """
+    handle = os.open(name, _READ, dir_fd=folder)
+    with open(handle, "rb") as file:
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
+            raise StoreError(f"{name} is no plain file")
+        if not _trusted(found):
+            raise StoreError(f"{name} belongs to user {found.st_uid}")
+        if found.st_size > limit:
+            raise StoreError(f"{name} has {found.st_size} bytes; {limit} is the most it may have")
+        return file.read(limit + 1)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a new file, readable by this user only, through to the disk."""
+    with open(os.open(path, _WRITE, 0o600), "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync(directory: Path) -> None:
+    """Have the names in ``directory`` outlive a power cut, where the file system can."""
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def same_directory(path: Path, folder: int) -> bool:
+    """Whether ``path`` still is the directory that is open as ``folder``."""
+    try:
+        return os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(folder))
+    except OSError:
+        return False
+
+
+def _trusted(found: os.stat_result) -> bool:
+    return found.st_uid in (os.geteuid(), 0)

@@ -1,0 +1,87 @@
+"""One compiled piece as it is kept: what it is and what it depends on, and the compiler's bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from piecewise_core.ranges import Box
+
+__all__ = ["SCHEMA", "Entry", "Manifest", "key_of", "make_entry"]
+
+SCHEMA = 1
+"""Version of the manifest and of the layout on disk; part of every key."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What is known about one entry.
+
+    ``key``: digest of ``factors``. ``factors``: name -> value, all that the artifact depends on.
+    ``box``: over the piece's own dims, what it was compiled for. ``serves``: the part on which
+    the code holds, None when nowhere (the artifact is then empty); ``why``: the reason when that
+    is not all. ``adaptor``: the compiler's name. ``size``, ``sha256``: of the artifact, in
+    bytes. ``seconds``: that the compilation took. ``made``: Unix time, to show and to put in
+    order, never to trust. ``run``: tells the models' runs apart that made entries. ``label``:
+    what messages called the piece.
+    """
+
+    key: str
+    factors: Mapping[str, str]
+    box: Box
+    serves: Box | None
+    why: str
+    adaptor: str
+    size: int
+    sha256: str
+    seconds: float
+    made: int
+    run: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A manifest and its artifact, both whole: whoever makes an Entry has checked them."""
+
+    manifest: Manifest
+    artifact: bytes
+
+
+def key_of(factors: Mapping[str, str]) -> str:
+    """The key of what depends on ``factors``, in whatever order: 64 hexadecimal digits."""
+    text = json.dumps([SCHEMA, dict(factors)], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def make_entry(
+    artifact: bytes,
+    factors: Mapping[str, str],
+    box: Box,
+    *,
+    serves: Box | None,
+    why: str = "",
+    adaptor: str,
+    seconds: float = 0.0,
+    made: int = 0,
+    run: str = "",
+    label: str = "",
+) -> Entry:
+    """An entry for ``artifact``; key, size and checksum are worked out here."""
+    manifest = Manifest(
+        key=key_of(factors),
+        factors=dict(factors),
+        box=box,
+        serves=serves,
+        why=why,
+        adaptor=adaptor,
+        size=len(artifact),
+        sha256=hashlib.sha256(artifact).hexdigest(),
+        seconds=round(float(seconds), 6),
+        made=made,
+        run=run,
+        label=label,
+    )
+    return Entry(manifest, artifact)
