@@ -24,6 +24,7 @@ __all__ = [
     "PiecewiseError",
     "PlatformConflict",
     "PlatformError",
+    "PlatformFault",
     "PluginError",
     "ProbeFailed",
     "ProbeInitialisedDevice",
@@ -158,6 +159,18 @@ class PlatformConflict(PlatformError):
 
 class PluginError(PlatformError):
     """A plugin could not be imported, raised in a hook, or declared something malformed."""
+
+
+class PlatformFault(PlatformError):
+    """A method of a platform raised at run time; its cause is what was raised.
+
+    ``by``: distribution and version that brought the platform. ``method``: "GraphDriver.replay".
+    """
+
+    def __init__(self, message: str, *, by: str = "", method: str = "") -> None:
+        super().__init__(message)
+        self.by = by
+        self.method = method
 
 
 class ApiVersionMismatch(PlatformError):

@@ -8,16 +8,18 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
+from piecewise_core.capture.blame import blamer, explained
 from piecewise_core.capture.buffers import Stage
 from piecewise_core.capture.direct import kernel_of, modes_active
 from piecewise_core.capture.opsteps import Step
 from piecewise_core.capture.recorder import Recorder, WholeRecorder
-from piecewise_core.errors import CaptureFailed, OutOfGraphMemory, PiecewiseError
+from piecewise_core.errors import CaptureFailed, PiecewiseError, PlatformFault
 from piecewise_core.graph.garbage import no_collection
+from piecewise_core.platforms import raised, told
 from piecewise_core.protocols import GraphDriver, Platform, ReplayCall
 from piecewise_core.ranges import Sizes
 
@@ -34,7 +36,7 @@ class CapturedPlan:
     ``sizes``: what was captured. ``graphs``: the driver's, to reset. ``held``: tensors that the
     graphs read and nobody else may keep alive. ``direct``: the steps with operators' kernels
     called past the dispatcher, for when no mode wants to see them. ``before``: the driver's
-    ``before_replay``.
+    ``before_replay``. ``blame``: says whose an error of a step is (None: of staging).
     """
 
     sizes: Sizes
@@ -45,6 +47,7 @@ class CapturedPlan:
     graphs: tuple[Any, ...]
     held: tuple[Any, ...]
     before: Callable[[Any, ReplayCall], None] | None = None
+    blame: Callable[[Any, Exception], Exception] = lambda step, error: error
 
     def prepare(self, tensors: Sequence[torch.Tensor], sizes: Sizes) -> None:
         """Tell a driver that wants to know of the call; then put its inputs where graphs read."""
@@ -56,10 +59,21 @@ class CapturedPlan:
 
     def run(self, tensors: Sequence[torch.Tensor], sizes: Sizes) -> tuple[Any, ...]:
         """Serve one call; the outputs are overwritten by the next replay of any size."""
-        self.prepare(tensors, sizes)
-        for step in self.steps if modes_active() else self.direct:
-            step()
+        step: Any = None
+        try:
+            self.prepare(tensors, sizes)
+            for step in self.steps if modes_active() else self.direct:
+                step()
+        except Exception as error:
+            self.reraise(step, error)
         return self.outputs
+
+    def reraise(self, step: Any, error: Exception) -> NoReturn:
+        """Raise ``error`` of ``step``, or of preparing, as that of whoever made the step."""
+        whose = self.blame(step, error)
+        if whose is error:
+            raise error
+        raise whose from error
 
 
 @dataclass(frozen=True)
@@ -77,7 +91,7 @@ class Source:
     bound: tuple[torch.Tensor, ...]
     written: tuple[torch.Tensor, ...]
     stage: Stage
-    recorder: Callable[[GraphDriver, Any, Any], Recorder] = Recorder
+    recorder: Callable[[GraphDriver, Any, Any, str], Recorder] = Recorder
 
 
 def capture(
@@ -106,13 +120,11 @@ def capture(
             "a capture is already running on this stream; call warmup() outside of it"
         )
     device = platform.device
-    recorder = (WholeRecorder if whole else source.recorder)(driver, pool, stream)
-    rng = getattr(device, "rng", None)
-    recorder.generator = rng() if rng is not None else None
+    recorder = _recorder(platform, pool, stream, source, whole)
     plan = source.build(recorder)
     live_before = _live_bytes(driver, pool)
-    with _restored(source.written, recorder.generator), torch.inference_mode():
-        try:
+    try:
+        with _restored(platform, source.written, recorder), torch.inference_mode():
             # What the caller's stream still has to do for the inputs, the side stream must see.
             device.synchronize()
             with device.stream(stream), _context(driver):
@@ -122,36 +134,50 @@ def capture(
                 with no_collection():
                     outputs = recorder.record(lambda: plan(source.inputs, source.bound, *sizes))
             device.synchronize()
-            recorder.put_back()
-        except BaseException as error:
-            _abandon(platform, recorder, stream)
-            recorder.put_back()
-            recorder.forget()
-            # What keeps the error, a log handler say, must not keep the capture's memory.
-            traceback.clear_frames(error.__traceback__)
-            if not isinstance(error, Exception) or isinstance(error, PiecewiseError):
-                raise
-            raise _explained(platform, recorder, sizes, error) from error
-    weak = getattr(driver, "weak_ref", None) or _writable
-    kept = {id(t): t for t in (*source.inputs, *source.bound, *recorder.external)}
-
-    def release(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor if id(tensor) in kept else weak(tensor)
-
-    replayer = _replayer(driver)
-    # Operators write to these in whatever mode calls come in.
-    with torch.inference_mode(False):
-        kernel = partial(kernel_of, device_type=_device_type(kept))
-        steps, direct = recorder.steps(replayer, release, kernel)
-        results = tuple(release(o) if isinstance(o, torch.Tensor) else o for o in outputs)
-    del outputs
+        kept = {id(t): t for t in (*source.inputs, *source.bound, *recorder.external)}
+        steps, direct, results = _bound(driver, recorder, outputs, kept)
+        del outputs
+    except BaseException as error:
+        _abandon(platform, recorder, stream)
+        recorder.forget()
+        # What keeps the error, a log handler say, must not keep the capture's memory.
+        traceback.clear_frames(error.__traceback__)
+        traceback.clear_frames(raised(error).__traceback__)
+        ours = isinstance(error, PiecewiseError) and not isinstance(error, PlatformFault)
+        if not isinstance(error, Exception) or ours:
+            raise
+        raise explained(platform, recorder.current, sizes, error) from error
     recorder.forget()
     if hasattr(driver, "weak_ref"):
         _tell_survivors(_live_bytes(driver, pool) - live_before, sizes)
     held, before = tuple(kept.values()), getattr(driver, "before_replay", None)
-    return CapturedPlan(
-        sizes, source.stage, steps, direct, results, tuple(recorder.graphs), held, before
-    )
+    graphs = tuple(recorder.graphs)
+    blame = blamer(platform, sizes, recorder.replays)
+    return CapturedPlan(sizes, source.stage, steps, direct, results, graphs, held, before, blame)
+
+
+def _recorder(platform: Any, pool: Any, stream: Any, source: Source, whole: bool) -> Recorder:
+    kind = WholeRecorder if whole else source.recorder
+    recorder = kind(platform.graphs, pool, stream, getattr(platform, "device_type", "cpu"))
+    rng = getattr(platform.device, "rng", None)
+    recorder.generator = rng() if rng is not None else None
+    return recorder
+
+
+def _bound(
+    driver: Any, recorder: Recorder, outputs: Sequence[Any], kept: dict[int, torch.Tensor]
+) -> tuple[tuple[Step, ...], tuple[Step, ...], tuple[Any, ...]]:
+    """Steps, the same past the dispatcher, and outputs, over memory that only ``kept`` keeps."""
+    weak = getattr(driver, "weak_ref", None) or _writable
+
+    def release(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor if id(tensor) in kept else weak(tensor)
+
+    # Operators write to these in whatever mode calls come in.
+    with torch.inference_mode(False):
+        steps, direct = recorder.steps(_replayer(driver), release, kernel_of)
+        results = tuple(release(o) if isinstance(o, torch.Tensor) else o for o in outputs)
+    return steps, direct, results
 
 
 def _live_bytes(driver: Any, pool: Any) -> int:
@@ -179,10 +205,6 @@ def _replayer(driver: Any) -> Callable[[Any], Step]:
     return lambda graph: partial(driver.replay, graph)
 
 
-def _device_type(tensors: dict[int, torch.Tensor]) -> str:
-    return next((t.device.type for t in tensors.values()), "cpu")
-
-
 def _writable(tensor: torch.Tensor) -> torch.Tensor:
     """``tensor``; or where only inference mode may write to it, another over the same memory."""
     plain = type(tensor) is torch.Tensor and tensor.layout is torch.strided
@@ -199,41 +221,47 @@ def _context(driver: Any) -> contextlib.AbstractContextManager[Any]:
 
 
 @contextlib.contextmanager
-def _restored(tensors: Sequence[torch.Tensor], generator: Any) -> Iterator[None]:
+def _restored(
+    platform: Platform, tensors: Sequence[torch.Tensor], recorder: Recorder
+) -> Iterator[None]:
     """Put back what warm-up and capture write to the user's tensors, and numbers they draw."""
+    generator = recorder.generator
     before = [t.clone() for t in tensors]
     state = None if generator is None else generator.get_state()
     try:
         yield
+    except BaseException:
+        _abandon(platform, recorder, recorder.stream)
+        with contextlib.suppress(Exception):
+            # The side stream may still be writing what is about to be put back.
+            platform.device.synchronize()
+        raise
     finally:
         if state is not None:
             generator.set_state(state)
         with torch.inference_mode():
             for tensor, value in zip(tensors, before, strict=True):
                 tensor.copy_(value)
+            recorder.put_back()
 
 
 def _abandon(platform: Platform, recorder: Recorder, stream: Any) -> None:
     """Leave capture mode and free what was captured so far; never raises."""
     driver: Any = platform.graphs
     leave = getattr(driver, "abort_capture", None) or driver.capture_end
-    with contextlib.suppress(Exception), platform.device.stream(stream):
+    with _told(), platform.device.stream(stream):
         if recorder.graphs and driver.is_capturing():
             leave(recorder.graphs[-1])
     for graph in reversed(recorder.graphs):
-        with contextlib.suppress(Exception):
+        with _told():
             driver.reset(graph)
     recorder.graphs.clear()
 
 
-def _explained(
-    platform: Platform, recorder: Recorder, sizes: Sizes, error: Exception
-) -> CaptureFailed:
-    explain = getattr(platform.graphs, "explain", None)
-    advice = explain(error) if explain is not None else None
-    memory = isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error).lower()
-    kind = OutOfGraphMemory if memory else CaptureFailed
-    return kind(
-        f"capturing sizes {sizes} failed at {recorder.current}: {type(error).__name__}: {error}. "
-        f"{advice or 'Sizes without a graph are served by compiled ranges'}"
-    )
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Log an error of cleaning up: the one that made it necessary is raised."""
+    try:
+        yield
+    except Exception as error:
+        logger.info("while leaving a failed capture: %s", told(error))

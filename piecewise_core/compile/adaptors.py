@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from piecewise_core.compile.eager import EagerCompiler
+from piecewise_core.config import Config
 from piecewise_core.platforms import find_compiler
 from piecewise_core.protocols import CompilerAdaptor, Platform
 
-__all__ = ["resolve"]
+__all__ = ["configure", "resolve"]
 
 
 def resolve(name: str | None, platform: Platform) -> CompilerAdaptor:
@@ -23,3 +27,10 @@ def resolve(name: str | None, platform: Platform) -> CompilerAdaptor:
 
         return InductorCompiler()
     return find_compiler(name, known=("inductor", "eager", platform.compiler.name))
+
+
+def configure(compiler: CompilerAdaptor, config: Config) -> None:
+    """Tell ``compiler`` the settings of a model that it is about to compile, if it asks for them."""
+    own: Callable[[Mapping[str, Any]], None] | None = getattr(compiler, "configure", None)
+    if own is not None:
+        own(config.to_dict())

@@ -36,23 +36,27 @@ def _serve(request: Request, adaptors: dict[str, Any]) -> Answer:
 
 
 def _compile(request: Request, adaptors: dict[str, Any]) -> tuple[bytes, Any, str]:
-    from piecewise_core.compile.adaptors import resolve
+    from piecewise_core.compile.adaptors import configure, resolve
     from piecewise_core.compile.portable import unpack
     from piecewise_core.compile.verdict import compile_and_judge
     from piecewise_core.config import Config
-    from piecewise_core.platforms import select
+    from piecewise_core.errors import CompileFailed
+    from piecewise_core.platforms import attributed, select
 
     config = Config.from_json(request.config)
     if request.platform not in adaptors:
-        adaptors[request.platform] = resolve(
-            config.compiler, select(request.platform, environ={}).platform
-        )
+        platform = attributed(select(request.platform, environ={}))
+        adaptors[request.platform] = resolve(config.compiler, platform)
+        configure(adaptors[request.platform], config)
     verdict = compile_and_judge(
         adaptors[request.platform], lambda: unpack(request.job), request.key, config
     )
     serves = verdict.serves
     ends = None if serves is None else [(r.start, r.end) for r in serves.ranges]
-    return verdict.compiled.handle(), ends, verdict.why
+    handle = verdict.compiled.handle
+    if handle is None:
+        raise CompileFailed(f"compiler {config.compiler!r} cannot hand this piece's code over")
+    return handle(), ends, verdict.why
 
 
 if __name__ == "__main__":

@@ -129,9 +129,13 @@ class Capturing:
             if overlap is not None and overlap(t, b):
                 return otherwise(t, b, sizes, args, kwargs)
             # As CapturedPlan.run does, without a frame for it.
-            prepare(t, sizes)
-            for step in plan.steps if modes_active() else plan.direct:
-                step()
+            step: Any = None
+            try:
+                prepare(t, sizes)
+                for step in plan.steps if modes_active() else plan.direct:
+                    step()
+            except Exception as error:
+                plan.reraise(step, error)
             outs: Any = plan.outputs
             calls["replayed"] += 1
             if back is not None:

@@ -45,7 +45,7 @@ class Region:
         scheduler: Scheduler,
         bounds: Box,
         sizes: tuple[Sizes, ...],
-        backend_class: type[Any] = PiecewiseBackend,
+        backend_class: Callable[..., Any] = PiecewiseBackend,
     ) -> None:
         self.index = index
         self.program = program

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from piecewise_core.backend import PiecewiseBackend
-from piecewise_core.compile.adaptors import resolve
+from piecewise_core.compile.adaptors import configure, resolve
 from piecewise_core.config import Config
 from piecewise_core.errors import ConfigError
 from piecewise_core.graph.randomness import or_draws
-from piecewise_core.platforms import Selected, all_passes, select
+from piecewise_core.platforms import AttributedPlatform, Selected, all_passes, attributed, select
 from piecewise_core.protocols import CompilerAdaptor, Platform
 
 __all__ = ["Setup", "prepare"]
@@ -23,16 +23,17 @@ __all__ = ["Setup", "prepare"]
 class Setup:
     """Everything chosen before the first call.
 
-    ``config.compiler`` is the compiler's real name. ``unsafe_ops``: operators that the
-    platform's static graphs cannot hold.
+    ``config.compiler`` is the compiler's real name. ``platform``: what was selected, whose errors
+    name the plugin it came from. ``unsafe_ops``: operators that its static graphs cannot hold.
     """
 
     config: Config
     selected: Selected
+    platform: AttributedPlatform
     compiler: CompilerAdaptor
     passes: tuple[Callable[[torch.fx.GraphModule], None], ...]
     unsafe_ops: tuple[str, ...]
-    backend_class: type[Any]
+    backend_class: Callable[..., Any]
     graph_mode: str
 
     def splits(self, matches: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -44,34 +45,32 @@ class Setup:
     def is_capturing(self) -> bool:
         """Whether the device is recording what this thread does."""
         graphs = self.platform.graphs
-        return graphs is not None and graphs.is_capturing()
-
-    @property
-    def platform(self) -> Platform:
-        """The platform in use."""
-        return self.selected.platform
+        return graphs is not None and bool(graphs.is_capturing())
 
 
 def prepare(config: Config, platform: str | Platform | None, device_type: str | None) -> Setup:
     """Choose platform and compiler. Raises PlatformError and its kinds, and ConfigError."""
     selected = select(platform, device_type)
-    active = selected.platform
+    active = attributed(selected)
     compiler = resolve(config.compiler, active)
+    settings = config.replace(compiler=compiler.name)
+    configure(compiler, settings)
     own = getattr(active.compiler, "passes", None)
     passes = (*(own() if callable(own) else ()), *all_passes())
     unsafe = getattr(active.graphs, "unsafe_ops", None)
     return Setup(
-        config.replace(compiler=compiler.name),
+        settings,
         selected,
+        active,
         compiler,
         tuple(passes),
         tuple(unsafe()) if callable(unsafe) else (),
-        getattr(active, "piecewise_backend", None) or PiecewiseBackend,
+        active.piecewise_backend or PiecewiseBackend,
         _graph_mode(config, active, selected.info.name),
     )
 
 
-def _graph_mode(config: Config, platform: Platform, name: str) -> str:
+def _graph_mode(config: Config, platform: AttributedPlatform, name: str) -> str:
     """How graphs are used: as asked for, else in pieces where there is something to capture."""
     if config.graph_mode in (None, "piecewise") and not config.captures:
         return "none"

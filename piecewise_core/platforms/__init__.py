@@ -1,5 +1,6 @@
 """Plugins: found by metadata, loaded one by one, selected with reasons. Imports no torch."""
 
+from piecewise_core.platforms.attribution import AttributedPlatform, attributed, raised, told
 from piecewise_core.platforms.candidates import Candidate, survey
 from piecewise_core.platforms.discovery import PluginEntry, discover
 from piecewise_core.platforms.extensions import PluginPass, all_passes, find_compiler
@@ -7,14 +8,18 @@ from piecewise_core.platforms.registration import registered
 from piecewise_core.platforms.selection import Selected, select
 
 __all__ = [
+    "AttributedPlatform",
     "Candidate",
     "PluginEntry",
     "PluginPass",
     "Selected",
     "all_passes",
+    "attributed",
     "discover",
     "find_compiler",
+    "raised",
     "registered",
     "select",
     "survey",
+    "told",
 ]

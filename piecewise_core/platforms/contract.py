@@ -7,16 +7,22 @@ and printed.
 
 from __future__ import annotations
 
+import difflib
 import inspect
-from typing import Any, Protocol
+from typing import Any
 
 from piecewise_core.errors import PluginError
 from piecewise_core.protocols import (
+    AbstractPiecewiseBackend,
     Capabilities,
     CompilerAdaptor,
+    CompilerExtras,
     DeviceRuntime,
     GraphDriver,
+    GraphExtras,
     Platform,
+    PlatformExtras,
+    RuntimeExtras,
 )
 
 __all__ = ["check_compiler", "check_platform", "differences"]
@@ -24,61 +30,22 @@ __all__ = ["check_compiler", "check_platform", "differences"]
 _ABSENT = object()
 
 
-class _RuntimeExtras(Protocol):
-    """The optional methods of DeviceRuntime."""
-
-    def memory_info(self) -> Any: ...
-    def memory_stats(self) -> Any: ...
-    def empty_cache(self) -> Any: ...
-    def rng(self) -> Any: ...
-
-
-class _CompilerExtras(Protocol):
-    """The optional methods of CompilerAdaptor."""
-
-    def load(self, handle: Any) -> Any: ...
-    def configure(self, options: Any) -> Any: ...
-    def passes(self) -> Any: ...
-
-
-class _GraphExtras(Protocol):
-    """The optional methods of GraphDriver."""
-
-    def replayer(self, graph: Any) -> Any: ...
-    def weak_ref(self, tensor: Any) -> Any: ...
-    def register_generator(self, graph: Any, generator: Any) -> Any: ...
-    def resource_budget(self, ctx: Any) -> Any: ...
-    def explain(self, exc: Any) -> Any: ...
-    def unsafe_ops(self) -> Any: ...
-    def capture_context(self) -> Any: ...
-    def abort_capture(self, graph: Any) -> Any: ...
-    def before_replay(self, graph: Any, call: Any) -> Any: ...
-    def pool_bytes(self, pool: Any) -> Any: ...
-    def driver_bytes(self, pool: Any) -> Any: ...
-    def live_bytes(self, pool: Any) -> Any: ...
-    def stager(self, buffers: Any) -> Any: ...
-    def dump(self, graph: Any, path: Any) -> Any: ...
-
-
-class _PlatformExtras(Protocol):
-    """The optional methods of Platform."""
-
-    def self_check(self) -> Any: ...
-
-
 def check_platform(platform: Any, origin: object) -> None:
     """Raise PluginError listing every difference between ``platform`` and the Protocols.
 
     ``origin``: who made it, for the message.
     """
-    wrong = _attributes(platform, Platform) + _methods(platform, _PlatformExtras, required=False)
+    wrong = differences(platform, Platform, PlatformExtras)
     if not wrong:
-        wrong += differences(platform.device, DeviceRuntime, _RuntimeExtras)
+        wrong += differences(platform.device, DeviceRuntime, RuntimeExtras)
         wrong += _compiler(platform.compiler)
         if platform.graphs is not None:
-            wrong += differences(platform.graphs, GraphDriver, _GraphExtras)
-        if not isinstance(platform.capabilities, Capabilities):
-            wrong.append(f"capabilities is {platform.capabilities!r}, not a Capabilities")
+            wrong += differences(platform.graphs, GraphDriver, GraphExtras)
+            wrong += _value(platform.graphs, "GraphDriver", "runs_captures", bool)
+        wrong += _capabilities(platform.capabilities)
+        wrong += _backend(_read(platform, "piecewise_backend"))
+        for name in ("name", "device_type"):
+            wrong += _value(platform, "Platform", name, str)
     _refuse(wrong, f"{origin}: {type(platform).__name__} is not a Platform")
 
 
@@ -88,19 +55,72 @@ def check_compiler(compiler: Any, origin: object) -> None:
 
 
 def differences(thing: Any, required: type, optional: type) -> list[str]:
-    """Say how ``thing`` departs from Protocol ``required``, and from ``optional`` where present."""
+    """Say how ``thing`` departs from Protocol ``required``, and from ``optional`` where present.
+
+    A public method that is neither, and whose name is nearly that of one it lacks, is misspelt.
+    """
     return (
         _attributes(thing, required)
         + _methods(thing, required, required=True)
         + _methods(thing, optional, required=False, label=required.__name__)
+        + misspelt(thing, required, optional)
     )
 
 
-def _compiler(compiler: Any) -> list[str]:
-    wrong = differences(compiler, CompilerAdaptor, _CompilerExtras)
-    if not wrong and not isinstance(compiler.name, str):
-        wrong.append(f"CompilerAdaptor.name is {compiler.name!r}, not a string")
+def misspelt(thing: Any, required: type, optional: type) -> list[str]:
+    """Name methods of ``thing`` that core would silently never call."""
+    known = [*_declared(required), *inspect.get_annotations(required), *_declared(optional)]
+    absent = [name for name in known if _read(thing, name) is _ABSENT]
+    wrong = []
+    for name in dir(thing):
+        if name.startswith("_") or name in known:
+            continue
+        near = [n for n in difflib.get_close_matches(name, absent) if _is_slip(name, n)]
+        if near and callable(_read(thing, name)):
+            wrong.append(
+                f"{required.__name__}.{name} is not a method that core calls; did you mean "
+                f"{near[0]}? Begin its name with an underscore if it is your own"
+            )
     return wrong
+
+
+def _is_slip(name: str, known: str) -> bool:
+    """Whether ``name`` is ``known`` mistyped, and not a word of its own like ``memory_used``."""
+    close = difflib.SequenceMatcher(None, name, known).ratio() >= 0.85
+    return close and abs(len(name) - len(known)) <= 2
+
+
+def _compiler(compiler: Any) -> list[str]:
+    wrong = differences(compiler, CompilerAdaptor, CompilerExtras)
+    return wrong or _value(compiler, "CompilerAdaptor", "name", str)
+
+
+def _capabilities(declared: Any) -> list[str]:
+    if not isinstance(declared, Capabilities):
+        return [f"capabilities is {declared!r}, not a Capabilities"]
+    size = declared.alignment
+    if type(size) is int and size > 0 and size & (size - 1) == 0:
+        return []
+    return [f"Capabilities.alignment is {size!r}, not a power of two in bytes"]
+
+
+def _backend(declared: Any) -> list[str]:
+    """A class in place of PiecewiseBackend is made and called with what core has for it."""
+    if declared is _ABSENT or declared is None:
+        return []
+    if not inspect.isclass(declared):
+        return [f"Platform.piecewise_backend is {declared!r}, not a class"]
+    title = "Platform.piecewise_backend"
+    wrong = _signature(title, declared, _parameters(AbstractPiecewiseBackend.__init__))
+    called = any("__call__" in vars(kind) for kind in declared.__mro__)
+    return wrong if called else [*wrong, f"{title}.__call__(*args) is missing"]
+
+
+def _value(thing: Any, title: str, name: str, kind: type) -> list[str]:
+    value = _read(thing, name)
+    if value is _ABSENT or isinstance(value, kind):
+        return []
+    return [f"{title}.{name} is {value!r}, not a {'string' if kind is str else kind.__name__}"]
 
 
 def _attributes(thing: Any, protocol: type) -> list[str]:
@@ -116,9 +136,7 @@ def _attributes(thing: Any, protocol: type) -> list[str]:
 
 def _methods(thing: Any, protocol: type, *, required: bool, label: str | None = None) -> list[str]:
     wrong = []
-    for name, declared in vars(protocol).items():
-        if name.startswith("_") or not inspect.isfunction(declared):
-            continue
+    for name, declared in _declared(protocol).items():
         method, title = _read(thing, name), f"{label or protocol.__name__}.{name}"
         expected = _parameters(declared)
         if method is _ABSENT:
@@ -130,13 +148,19 @@ def _methods(thing: Any, protocol: type, *, required: bool, label: str | None = 
     return wrong
 
 
+def _declared(protocol: type) -> dict[str, Any]:
+    """The public methods of a Protocol."""
+    found = vars(protocol).items()
+    return {n: m for n, m in found if not n.startswith("_") and inspect.isfunction(m)}
+
+
 def _signature(title: str, method: Any, expected: list[inspect.Parameter]) -> list[str]:
     """The difference, if ``method`` cannot be called the way core calls it."""
     try:
         actual = inspect.signature(method)
     except (TypeError, ValueError):  # builtins may not say
         return []
-    positional = [p.name for p in expected if p.kind is not p.KEYWORD_ONLY]
+    positional = [p.name for p in expected if p.kind is p.POSITIONAL_OR_KEYWORD]
     keywords = {p.name: None for p in expected if p.kind is p.KEYWORD_ONLY}
     try:
         actual.bind(*positional, **keywords)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from piecewise_core.errors import ConfigError, PlatformConflict, PlatformError, PluginError
+from piecewise_core.platforms.attribution import attributed_compiler
 from piecewise_core.platforms.contract import check_compiler
 from piecewise_core.platforms.discovery import PluginEntry, discover
 from piecewise_core.platforms.registry import load
@@ -106,7 +107,7 @@ def _make(name: str, makers: list[tuple[PluginEntry, _Factory]]) -> CompilerAdap
             f"{type(exc).__name__}: {exc}"
         ) from exc
     check_compiler(compiler, entry)
-    return compiler
+    return attributed_compiler(compiler, str(entry))
 
 
 def _unknown(name: str, others: Iterable[str], failed: list[PlatformError]) -> str:

@@ -69,7 +69,7 @@ def test_a_platforms_own_inductor_comes_before_cores():
 
     place = platform(compiler=Inductor())
     fast = pw.compile(lambda x: x, pw.Config(compiler="inductor"), place)
-    assert fast._pw_session.setup.compiler is place.compiler
+    assert fast._pw_session.setup.compiler.of is place.compiler
 
 
 def test_an_unknown_compiler_is_refused_with_the_nearest_name():

@@ -1,0 +1,91 @@
+"""Whose an error is, and what to do about it: of captures that fail and replays that do."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+
+from piecewise_core.errors import CaptureFailed, OutOfGraphMemory, PiecewiseError, PlatformFault
+from piecewise_core.platforms import raised, told
+from piecewise_core.protocols import Platform
+from piecewise_core.ranges import Sizes
+
+__all__ = ["blamer", "explained"]
+
+logger = logging.getLogger(__name__)
+
+
+def explained(platform: Platform, at: str, sizes: Sizes, error: Exception) -> CaptureFailed:
+    """What a failed capture of ``sizes`` raises: what failed, whose it is, and what to do.
+
+    ``at``: the piece or operator that was captured.
+    """
+    cause = raised(error)
+    advice = _advice(platform, cause)
+    memory = isinstance(cause, torch.OutOfMemoryError) or "out of memory" in str(cause).lower()
+    kind = OutOfGraphMemory if memory else CaptureFailed
+    left = _memory(platform) if memory else ""
+    return kind(
+        f"capturing sizes {sizes} failed at {at}: {told(error)}{left}. "
+        f"{advice or 'Sizes without a graph are served by compiled ranges'}"
+    )
+
+
+def blamer(
+    platform: Platform, sizes: Sizes, replays: Collection[int]
+) -> Callable[[Any, Exception], Exception]:
+    """Tells errors of replays apart from those of operators between them.
+
+    ``replays``: ids of the steps that are the driver's own. The result takes a step that raised,
+    None for staging the inputs, and gives the error to raise.
+    """
+    by = getattr(platform, "by", "the platform")
+    stages = hasattr(platform.graphs, "stager")
+
+    def blame(step: Any, error: Exception) -> Exception:
+        if isinstance(error, PiecewiseError):
+            return error
+        if id(step) in replays:
+            method, what = "GraphDriver.replay", "replayed"
+        elif step is None and stages:
+            method, what = "GraphDriver.stager", "staged"
+        else:
+            return error
+        return PlatformFault(
+            f"{by}: {method} raised {told(error)} when sizes {sizes} were {what}; release() and "
+            "restore() capture anew, and graph_mode='none' runs without graphs",
+            by=by,
+            method=method,
+        )
+
+    return blame
+
+
+def _advice(platform: Platform, cause: BaseException) -> str | None:
+    """What the driver says about its error; that it cannot say must not hide the error."""
+    explain: Callable[[BaseException], str | None] | None = getattr(
+        platform.graphs, "explain", None
+    )
+    try:
+        return explain(cause) if explain is not None else None
+    except Exception as error:
+        logger.warning("%s", told(error))
+        return None
+
+
+def _memory(platform: Platform) -> str:
+    """What the device has left, for a message; its allocator's counts go to the log."""
+    device: Any = platform.device
+    try:
+        if hasattr(device, "memory_stats"):
+            logger.info("memory ran out; the allocator counts %s", dict(device.memory_stats()))
+        if not hasattr(device, "memory_info"):
+            return ""
+        free, total = device.memory_info()
+    except Exception as error:
+        logger.warning("%s", told(error))
+        return ""
+    return f" ({free / 2**20:.0f} of {total / 2**20:.0f} MiB are free)"
