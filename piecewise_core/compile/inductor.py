@@ -62,6 +62,9 @@ class InductorCompiler:
     ) -> None:
         self._prepare = prepare
         self._settings: dict[str, Any] = {**_SETTINGS, **(settings or {})}
+        # What ``prepare`` found out is no factor: it comes with the first compilation, and keys
+        # are wanted before.
+        self._answers: Mapping[str, Any] = {}
 
     def compile(
         self,
@@ -86,7 +89,7 @@ class InductorCompiler:
             if _on_gpu(example_inputs):
                 keep_sums_fusable(lowered.graph)
                 lowered.recompile()
-            settings = dict(self._settings)
+            settings = {**self._settings, **self._answers}
 
             def build(**ways: Any) -> Any:
                 return standalone_compile(
@@ -131,7 +134,7 @@ class InductorCompiler:
     def get_ready(self) -> None:
         """Make the compiler's one-time checks now rather than in the first compilation."""
         if self._prepare is not None:
-            self._settings.update(self._prepare() or {})
+            self._answers = self._prepare() or {}
             self._prepare = None
 
 

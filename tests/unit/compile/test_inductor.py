@@ -81,6 +81,13 @@ def test_its_hash_factors_change_with_settings_and_threads():
     assert all(isinstance(v, str) for v in plain.values())
 
 
+def test_its_hash_factors_are_the_same_before_and_after_it_got_ready():
+    compiler = InductorCompiler(prepare=lambda: {"cpp.vec_isa_ok": True})
+    before = compiler.hash_factors()
+    compiler.get_ready()
+    assert compiler.hash_factors() == before
+
+
 def test_code_from_inductor_s_caches_serves_the_sizes_that_fresh_code_serves():
     class Heads(nn.Module):
         def __init__(self) -> None:

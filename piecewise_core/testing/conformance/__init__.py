@@ -1,0 +1,1 @@
+"""The conformance kit: what a platform must keep, as pytest tests by level. See ``suite``."""

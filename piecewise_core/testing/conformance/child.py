@@ -1,0 +1,130 @@
+"""What a fresh interpreter finds out about one plugin; run by ``fresh``.
+
+    python -m piecewise_core.testing.conformance.child TASK ENTRY PLATFORM FILE
+
+writes what TASK found to FILE as JSON. ENTRY is "distribution|name|version|module".
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from piecewise_core.platforms import PluginEntry
+from piecewise_core.platforms.announce import announced
+from piecewise_core.platforms.registry import load
+from piecewise_core.protocols import PlatformInfo
+
+__all__ = ["main"]
+
+HEAVY = ("torch", "numpy", "triton", "jax", "tensorflow", "cupy", "sympy")
+
+
+def main(task: str, entry: str, platform: str, file: str) -> None:
+    """Do one task and write what it found."""
+    origin = PluginEntry(*entry.split("|"))
+    tasks: dict[str, Callable[[PluginEntry, str], Any]] = {
+        "announce": _announce,
+        "probe": _probe,
+        "create": _create,
+        "hash_factors": _hash_factors,
+    }
+    Path(file).write_text(json.dumps(tasks[task](origin, platform)), encoding="utf-8")
+
+
+def _info(entry: PluginEntry, platform: str) -> PlatformInfo:
+    return next(info for info in announced(load(entry)) if info.name == platform)
+
+
+def _announce(entry: PluginEntry, platform: str) -> dict[str, Any]:
+    """What importing the plugin and calling its hook brings in and changes."""
+    before = _state()
+    _info(entry, platform)
+    after = _state()
+    return {
+        "heavy": [name for name in HEAVY if name in sys.modules],
+        "changed": sorted(name for name in before if before[name] != after[name]),
+    }
+
+
+def _state() -> dict[str, str]:
+    return {
+        "the environment (os.environ)": repr(sorted(os.environ.items())),
+        "the working directory": os.getcwd(),
+        "sys.path": repr(sys.path),
+        "sys.stdout": repr(id(sys.stdout)),
+        "sys.stderr": repr(id(sys.stderr)),
+        "sys.excepthook": repr(id(sys.excepthook)),
+        "warnings.filters": repr(warnings.filters),
+        "the root logger": repr((logging.root.level, [id(h) for h in logging.root.handlers])),
+        "signal handlers": repr([signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]),
+        "the number of threads": repr(threading.active_count()),
+    }
+
+
+def _probe(entry: PluginEntry, platform: str) -> dict[str, Any]:
+    """Whether the probe initialises a device: by torch's word, and by a fork that uses it."""
+    info = _info(entry, platform)
+    probe = info.probe()
+    held = [kind for kind in {info.device_type, "cuda"} - {"cpu"} if _initialised(kind)]
+    forked = _use_in_fork(info) if probe.available and hasattr(os, "fork") else None
+    return {"initialised": sorted(held), "forked": forked}
+
+
+def _initialised(device_type: str) -> bool:
+    module: Any = getattr(sys.modules.get("torch"), device_type, None)
+    asks = getattr(module, "is_initialized", None)
+    return bool(asks()) if callable(asks) else False
+
+
+def _use_in_fork(info: PlatformInfo) -> str:
+    """What using the device in a forked process gives: "fine", or the error's text."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        said = "fine"
+        try:
+            _use(info)
+        except BaseException as error:
+            said = f"{type(error).__name__}: {error}"
+        os.write(writer, said.encode()[:4000])
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        said = pipe.read().decode(errors="replace")
+    _, status = os.waitpid(child, 0)
+    return said or f"the process ended with status {status}"
+
+
+def _use(info: PlatformInfo) -> None:
+    platform = info.create()
+    import torch
+
+    torch.ones(2).to(info.device_type).add(1)
+    platform.device.synchronize()
+
+
+def _create(entry: PluginEntry, platform: str) -> dict[str, Any]:
+    info = _info(entry, platform)
+    try:
+        info.create()
+    except BaseException as error:
+        ends = not isinstance(error, Exception)
+        return {"raised": type(error).__name__, "text": str(error), "ends": ends}
+    return {"raised": None, "text": "", "ends": False}
+
+
+def _hash_factors(entry: PluginEntry, platform: str) -> dict[str, str]:
+    return dict(_info(entry, platform).create().compiler.hash_factors())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

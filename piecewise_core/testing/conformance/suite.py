@@ -1,0 +1,28 @@
+"""The class that a vendor subclasses."""
+
+from __future__ import annotations
+
+from piecewise_core.testing.conformance.level0 import Level0
+from piecewise_core.testing.conformance.level1 import Level1
+
+__all__ = ["PlatformConformance"]
+
+
+class PlatformConformance(Level1, Level0):
+    """Everything that a platform must keep, as tests.
+
+    A vendor's whole test file is::
+
+        from piecewise_core.testing import PlatformConformance
+
+        class TestAcme(PlatformConformance):
+            platform = "acme"
+
+    ``platform``: the name of an installed platform, a PlatformInfo, a Platform, or a function or
+    class that makes one (then each test has its own). ``level``: the highest to try, "L3" where
+    nothing is said. ``xfails``: a file of expected failures, beside the test file. ``rounds``: how
+    often the endurance tests repeat.
+
+    A test that does not apply is skipped with its reason: "not claimed" where the platform does
+    not declare what it is about, "no hardware", "blocked" behind another failure.
+    """

@@ -1,0 +1,105 @@
+"""How a test of the kit ends, and what a failure tells."""
+
+from __future__ import annotations
+
+import traceback
+from typing import Any
+
+__all__ = ["OUTCOMES", "NotClaimed", "Violation", "told"]
+
+OUTCOMES = (
+    "passed",
+    "failed",
+    "not claimed",
+    "no hardware",
+    "blocked",
+    "expected failure",
+    "not asked",
+)
+"""Every way in which a test can end; all but "failed" and "blocked" let a level be met, and "no
+hardware" and "not asked" leave it untried."""
+
+_SHOWN = 400
+
+
+class NotClaimed(Exception):
+    """The platform does not declare what the test is about; the text says what."""
+
+
+class Violation(AssertionError):
+    """A property that does not hold: what was done, expected and got, and what to change."""
+
+    def __init__(self, did: str, expected: Any, got: Any, change: str) -> None:
+        super().__init__(f"{did}: expected {expected}, got {got}")
+        self.did, self.expected, self.got, self.change = did, expected, got, change
+
+
+def told(property: str, blames: str, error: BaseException) -> str:
+    """A failure as text that needs no look at the kit's source.
+
+    ``blames``: the Protocol member at fault, where the error itself does not show another.
+    """
+    if isinstance(error, Violation):
+        did, expected, got, change = error.did, error.expected, error.got, error.change
+    else:
+        blames = getattr(error, "method", "") or _raised_in(error) or blames
+        did, expected = "what core does at this point", "no error"
+        got = f"{type(error).__name__}: {error}"
+        change = f"make {blames} work here, or leave it out if it is optional; see the trace"
+    rows = {
+        "property": property,
+        "did": did,
+        "expected": expected,
+        "got": got,
+        "change": change,
+    }
+    lines = [
+        f"{blames} breaks the contract",
+        *(f"  {k + ':':<10}{_short(v)}" for k, v in rows.items()),
+    ]
+    if not isinstance(error, Violation):
+        lines += ["  trace:", *_trace(error)]
+    return "\n".join(lines)
+
+
+def _short(value: Any) -> str:
+    text = str(value).strip() or repr(value)
+    text = text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ..."
+    return text.replace("\n", "\n            ")
+
+
+def _frames(error: BaseException) -> list[traceback.FrameSummary]:
+    """Frames outside of the kit, innermost last; all of them where there is none."""
+    frames = list(traceback.extract_tb(error.__traceback__))
+    return [f for f in frames if "/testing/conformance/" not in f.filename] or frames
+
+
+def _raised_in(error: BaseException) -> str | None:
+    """``Class.method`` of the first frame outside of the kit and core, the vendor's own."""
+    trace = error.__traceback__
+    while trace is not None:
+        frame = trace.tb_frame
+        module = str(frame.f_globals.get("__name__", ""))
+        owner = frame.f_locals.get("self")
+        if owner is not None and not module.startswith(("piecewise_core.testing.conf", "torch")):
+            kind = _protocol_of(owner, frame.f_code.co_name)
+            if kind is not None:
+                return kind
+        trace = trace.tb_next
+    return None
+
+
+def _protocol_of(owner: Any, name: str) -> str | None:
+    for kind, sign in (
+        ("GraphDriver", "capture_begin"),
+        ("CompilerAdaptor", "hash_factors"),
+        ("DeviceRuntime", "current_stream"),
+    ):
+        if hasattr(type(owner), sign) and not name.startswith("_"):
+            return f"{kind}.{name}"
+    return None
+
+
+def _trace(error: BaseException) -> list[str]:
+    shown = _frames(error)[-6:]
+    return [f"    {f.filename}:{f.lineno} in {f.name}: {f.line}" for f in shown]
