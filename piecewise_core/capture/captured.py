@@ -124,7 +124,11 @@ def capture(
     plan = source.build(recorder)
     live_before = _live_bytes(driver, pool)
     try:
-        with _restored(platform, source.written, recorder), torch.inference_mode():
+        with (
+            _same_stream(platform),
+            _restored(platform, source.written, recorder),
+            torch.inference_mode(),
+        ):
             # What the caller's stream still has to do for the inputs, the side stream must see.
             device.synchronize()
             with device.stream(stream), _context(driver):
@@ -218,6 +222,24 @@ def _writable(tensor: torch.Tensor) -> torch.Tensor:
 def _context(driver: Any) -> contextlib.AbstractContextManager[Any]:
     own = getattr(driver, "capture_context", None)
     return own() if own is not None else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _same_stream(platform: Platform) -> Iterator[None]:
+    """Tell of a platform that leaves its side stream current: the caller's work would go there."""
+    before = platform.device.current_stream()
+    try:
+        yield
+    finally:
+        after = platform.device.current_stream()
+        if after != before:
+            logger.warning(
+                "%s: DeviceRuntime.stream left %s current in place of %s; work of this thread now "
+                "goes there, so make the old stream current again",
+                getattr(platform, "by", "the platform"),
+                after,
+                before,
+            )
 
 
 @contextlib.contextmanager

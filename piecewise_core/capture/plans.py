@@ -6,6 +6,7 @@ import gc
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from piecewise_core.capture.captured import CapturedPlan, Source, capture
@@ -139,6 +140,28 @@ class CapturedPlans:
         self._counters.set("pool_bytes", 0)
         self._counters.set("driver_bytes", 0)
         return held
+
+    def dump(self, directory: Path) -> list[Path]:
+        """Write each graph to a file of its own in ``directory``, made if need be.
+
+        Raises CaptureFailed where there is no graph or the driver cannot write any.
+        """
+        write = getattr(self._driver, "dump", None)
+        if write is None:
+            raise CaptureFailed(
+                "this platform's graphs cannot be written out: its driver has no method dump"
+            )
+        if not self._plans:
+            raise CaptureFailed("there are no graphs; call warmup() with capture_sizes first")
+        directory.mkdir(parents=True, exist_ok=True)
+        written = []
+        for sizes, plan in self._plans.items():
+            for place, graph in enumerate(plan.graphs):
+                path = directory / f"sizes-{'x'.join(map(str, sizes)) or 'fixed'}-graph-{place}.txt"
+                path.unlink(missing_ok=True)
+                write(graph, path)
+                written.append(path)
+        return written
 
     def _reset(self, plan: CapturedPlan) -> None:
         graphs, plan.steps, plan.direct, plan.outputs, plan.graphs = plan.graphs, (), (), (), ()

@@ -78,6 +78,9 @@ def _tried(platform: Platform, device_type: str, *, compiling: bool) -> list[Ste
     if self_check is not None:
         # Without its tools a platform still runs through the eager compiler.
         steps.append(_step("self-check", lambda: _facts(self_check()), needed=compiling))
+    info: Callable[[], Any] | None = getattr(platform.device, "memory_info", None)
+    if info is not None:
+        steps.append(_step("memory", lambda: _memory(*info()), needed=False))
     steps.append(_step("eager", lambda: compute(platform, device_type, EagerCompiler())))
     if compiling:
         steps.append(_step(own.name, lambda: compute(platform, device_type, own)))
@@ -91,6 +94,10 @@ def _step(title: str, attempt: Callable[[], str], *, needed: bool = True) -> Ste
         return Step(title, False, str(exc), needed)
     except Exception as exc:
         return Step(title, False, f"{type(exc).__name__}: {exc}", needed)
+
+
+def _memory(free: int, total: int) -> str:
+    return f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB are free"
 
 
 def _facts(facts: Any) -> str:

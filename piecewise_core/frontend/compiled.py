@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import torch
@@ -51,6 +52,13 @@ class _Controls:
         """Capture again what ``release`` freed or a replaced parameter made stale."""
         self._pw_session.restore()
         return self
+
+    def dump_graphs(self, directory: str | Path) -> list[Path]:
+        """Write every static graph to a file in ``directory``, to look at; returns the files.
+
+        What is in them is the platform's business. Raises CaptureFailed where there are none.
+        """
+        return self._pw_session.dump_graphs(Path(directory))
 
     def stats(self) -> Stats:
         """The counters so far."""

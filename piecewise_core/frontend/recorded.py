@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -136,6 +137,10 @@ class RecordedFunction:
         """Capture anew, each size at its next call."""
         self._released = False
         return self
+
+    def dump_graphs(self, directory: str | Path) -> list[Path]:
+        """Write every static graph to a file in ``directory``, to look at; returns the files."""
+        return self._plans.dump(Path(directory))
 
     def stats(self) -> Stats:
         """The counters so far."""

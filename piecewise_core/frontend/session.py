@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from piecewise_core.compile.scheduler import Scheduler, refuse_in_capture
 from piecewise_core.config import Config
 from piecewise_core.counters import Counters, Stats, process_counters
 from piecewise_core.errors import (
+    CaptureFailed,
     GradNeeded,
     InputMismatch,
     NotTraced,
@@ -288,6 +290,15 @@ class Session:
     def restore(self) -> list[Sizes]:
         """Capture again what ``release`` freed, or a replaced parameter made stale."""
         return self.capture_all()
+
+    def dump_graphs(self, directory: Path) -> list[Path]:
+        """Write every static graph to a file in ``directory``. Raises CaptureFailed."""
+        if self.capturing is None:
+            raise CaptureFailed(
+                "nothing is captured here; set capture_sizes on a platform that can"
+            )
+        with self._lock:
+            return self.capturing.plans.dump(directory)
 
     # Checks ----------------------------------------------------------------------------
 
