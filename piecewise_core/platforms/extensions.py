@@ -12,6 +12,7 @@ from piecewise_core.errors import ConfigError, PlatformConflict, PlatformError, 
 from piecewise_core.platforms.attribution import attributed_compiler
 from piecewise_core.platforms.contract import check_compiler
 from piecewise_core.platforms.discovery import PluginEntry, discover
+from piecewise_core.platforms.peek import may_implement
 from piecewise_core.platforms.registry import load
 from piecewise_core.protocols import CompilerAdaptor
 
@@ -54,10 +55,12 @@ class PluginPass:
 def all_passes() -> tuple[PluginPass, ...]:
     """The passes of every installed plugin, ordered by distribution, then as each lists them.
 
-    A plugin that fails is logged and left out.
+    A plugin that fails is logged and left out; one that has no passes is not even imported.
     """
     passes: list[PluginPass] = []
     for entry in discover():
+        if not may_implement(entry, "piecewise_passes"):
+            continue
         try:
             functions = load(entry).call("piecewise_passes", _functions) or ()
         except PlatformError as exc:

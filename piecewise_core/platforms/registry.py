@@ -16,6 +16,7 @@ import pluggy
 from piecewise_core import hookspecs
 from piecewise_core.errors import PluginError
 from piecewise_core.platforms.discovery import PluginEntry
+from piecewise_core.platforms.traces import watched_import
 
 __all__ = ["Plugin", "load"]
 
@@ -69,7 +70,8 @@ def _import(entry: PluginEntry) -> Any:
     """The object that the entry point names, ``package.module`` or ``package.module:attr``."""
     module, _, attribute = (part.strip() for part in entry.module.partition(":"))
     try:
-        found: Any = import_module(module)
+        with watched_import(entry):
+            found: Any = import_module(module)
         for name in filter(None, attribute.split(".")):
             found = getattr(found, name)
     # A module that calls sys.exit() on import must not take the user's process with it.

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from piecewise_core.platforms import all_passes, select
 from piecewise_core.platforms.discovery import PluginEntry, discover
 
 
@@ -62,3 +63,23 @@ def test_importing_the_platforms_imports_neither_torch_nor_a_plugin():
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_of_fifty_installed_platforms_the_one_that_is_asked_for_is_imported(site, monkeypatch):
+    for number in range(50):
+        site.platform(f"acme-{number}", f"acme{number}")
+    monkeypatch.setenv("PIECEWISE_PLATFORM", "acme7")
+
+    assert select().platform.made_by == "acme7"
+    all_passes()
+    assert site.imported() == ["acme_7_plugin"]
+
+
+def test_headers_are_read_whatever_follows_them(site):
+    site.install("acme", "2.0", entry="acme")
+    metadata = site.directory / "acme-2.0.dist-info" / "METADATA"
+    text = "Metadata-Version: 2.1\r\nName: Acme\r\nClassifier: a\r\n Version: 9\r\nversion:2.0\r\n"
+    metadata.write_bytes((text + "\r\nVersion: 3.0\r\n").encode())
+
+    (entry,) = discover()
+    assert (entry.distribution, entry.version) == ("Acme", "2.0")
