@@ -12,7 +12,7 @@ from typing import Any
 import sympy
 
 from piecewise_core.compile.examples import Job
-from piecewise_core.graph.guards import evaluator, implied
+from piecewise_core.graph.conditions import evaluator, implied
 from piecewise_core.ranges import Box, Range
 
 __all__ = ["repeated_guards", "served_box"]

@@ -54,12 +54,13 @@ def is_pure(node: torch.fx.Node) -> bool:
     """Whether a node only computes its value: no writes, no random numbers, nothing unknown."""
     if node.op not in ("call_function", "call_method") or writes(node):
         return False
-    if is_view(node):
+    if node.target is operator.getitem:
         return True
     name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
     packet = getattr(torch.ops.aten, name, None)
     known = node.op == "call_method" or isinstance(node.target, type(torch.sin))
     if not known or not isinstance(packet, torch._ops.OpOverloadPacket):
+        # Not even when it returns what it is given: functorch marks tensors that way.
         return False
     return not any(torch.Tag.nondeterministic_seeded in o.tags for o in _overloads(packet))
 

@@ -7,22 +7,19 @@ listed; it then cuts the bounds into regions. Everything else is refused with it
 from __future__ import annotations
 
 import linecache
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import sympy
-import torch
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
-from torch.utils._sympy.printers import PythonPrinter
-from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
 from piecewise_core.config import Dim
 from piecewise_core.errors import SizeBranch
+from piecewise_core.graph.conditions import evaluator, implied
 from piecewise_core.ranges import Box, Range, Sizes
 
-__all__ = ["Guard", "collect", "evaluator", "implied", "region"]
+__all__ = ["Guard", "collect", "region"]
 
 _DENSE = 1 << 16
 """Sizes evaluated one by one when a guard's threshold is looked for."""
@@ -44,7 +41,8 @@ def collect(shape_env: ShapeEnv) -> list[Guard]:
     guards = [Guard(shape_env.replace(g.expr), _place(g.sloc)) for g in shape_env.guards]
     for symbol, value in shape_env.replacements.items():
         if not value.free_symbols:
-            place = next((g.where for g in guards if symbol in g.expr.free_symbols), "the trace")
+            asked = (g.sloc for g in shape_env.guards if symbol in g.expr.free_symbols)
+            place = next(map(_place, asked), "the trace")
             guards.append(Guard(sympy.Eq(symbol, value), place))
     return [g for g in guards if g.expr is not sympy.true]
 
@@ -96,18 +94,6 @@ def region(
     return box
 
 
-def implied(expr: sympy.Basic, symbols: Mapping[sympy.Symbol, int], box: Box) -> bool:
-    """Whether ``expr`` is known to hold for all sizes in ``box``."""
-    bounds: Any = {
-        s: ValueRanges(box.ranges[i].start, box.ranges[i].end) for s, i in symbols.items()
-    }
-    try:
-        found = bound_sympy(expr, bounds)
-    except Exception:
-        return False
-    return bool(found.is_singleton() and found.lower == sympy.true)
-
-
 def _span(guard: Guard, symbol: sympy.Symbol, bounds: Range, hint: int, dim: Dim) -> Range:
     """The sizes around ``hint`` for which the guard holds."""
     holds = evaluator(guard.expr, [symbol])
@@ -155,32 +141,3 @@ def _check_cuts(guard: Guard, span: Range, cell: Range, dim: Dim, endpoints: Seq
 
 def _text(expr: sympy.Basic, symbols: Mapping[sympy.Symbol, int], dims: Sequence[Dim]) -> str:
     return str(expr.subs({s: sympy.Symbol(dims[i].name) for s, i in symbols.items()}))
-
-
-def evaluator(expr: sympy.Basic, symbols: Sequence[sympy.Symbol]) -> Callable[..., Any]:
-    """A plain function of one int per symbol that computes ``expr``."""
-    source = python_source(expr)
-    names = ", ".join(str(s) for s in symbols)
-    namespace: dict[str, Any] = {"math": math, "torch": torch}
-    exec(compile(f"def holds({names}):\n return {source}", "<guard>", "exec"), namespace)
-    found: Callable[..., Any] = namespace["holds"]
-    return found
-
-
-def python_source(expr: sympy.Basic) -> str:
-    """``expr`` as a Python expression over its symbols' names; may use ``math``."""
-    return str(PythonPrinter().doprint(expr))
-
-
-def cells(bounds: Box, regions: Sequence[Box]) -> Iterator[Box]:
-    """The grid that the regions' ends cut ``bounds`` into, the known regions' cells included."""
-    import itertools
-
-    from piecewise_core.ranges import cut
-
-    ends = [
-        cut(r, {e for b in regions for e in (b.ranges[i].start - 1, b.ranges[i].end)})
-        for i, r in enumerate(bounds.ranges)
-    ]
-    for combination in itertools.product(*ends):
-        yield Box(combination)

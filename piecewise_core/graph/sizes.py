@@ -12,7 +12,7 @@ from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 
 from piecewise_core.errors import TraceFailed
-from piecewise_core.graph.guards import python_source
+from piecewise_core.graph.conditions import python_source
 
 __all__ = ["SizeWriter", "build", "expression", "hint"]
 
