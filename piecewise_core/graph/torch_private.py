@@ -69,9 +69,25 @@ class Capture:
 
 @contextlib.contextmanager
 def oblivious_sizes() -> Iterator[None]:
-    """Sizes 0 and 1 are ordinary inside: no symbol is specialised to them by itself."""
+    """Sizes are ordinary inside: no symbol is specialised to 0 or 1, or to batches below 16.
+
+    Enter it under ``compile_lock`` only.
+    """
     config: Any = fx_config  # its functions are put there at import, unseen by type checkers
-    with config.patch(backed_size_oblivious=True):
+    with config.patch(backed_size_oblivious=True), _one_convolution():
+        yield
+
+
+@contextlib.contextmanager
+def _one_convolution() -> Iterator[None]:
+    """Nobody asks whether a convolution has the 16 rows that NNPACK is used from.
+
+    Where oneDNN is on, it takes those at run time, so the answer would change nothing.
+    """
+    if not (torch._C._has_mkldnn and torch._C._get_mkldnn_enabled()):
+        yield
+        return
+    with torch.backends.nnpack.flags(enabled=False):
         yield
 
 
@@ -105,6 +121,8 @@ def capture(entry: Callable[..., Any], args: Sequence[Any]) -> Capture:
     with (
         settings,
         oblivious_sizes(),
+        # Recurrent layers, which Dynamo leaves out by default: traced, each is one operator.
+        allow_rnn=True,
         get_metrics_context(),
         dynamo_timed("fullgraph_capture"),
         compile_context(CompileContext(convert_frame.get_compile_id({}))),
