@@ -14,7 +14,7 @@ import torch
 
 from piecewise_core.graph.sizes import hint
 
-__all__ = ["FloatMarker", "SizeMarker", "argument", "result"]
+__all__ = ["FloatMarker", "SizeMarker", "ViewMarker", "argument", "result"]
 
 
 class SizeMarker(int):
@@ -40,10 +40,23 @@ class FloatMarker(float):
     place: int
 
 
-class _Argument(torch.Tensor):
-    """An example whose named dims' sizes are markers."""
+class ViewMarker(torch.Tensor):
+    """A tensor that stands for ``text``, an argument or an attribute of it (``x.T``), source over
+    a rebuild function's parameters. Its sizes are markers where they may vary.
+    """
 
+    text: str
     _pw_shape: torch.Size
+
+    @classmethod
+    def of(cls, value: torch.Tensor, text: str, dims: Iterable[int]) -> Any:
+        """A marker like ``value`` whose sizes in ``dims`` are not constants."""
+        sizes: list[int] = list(value.shape)
+        for dim in dims:
+            sizes[dim] = SizeMarker.of(sizes[dim], f"{text}.shape[{dim}]")
+        made: Any = value.as_subclass(cls)
+        made.text, made._pw_shape = text, torch.Size(sizes)
+        return made
 
     @property
     def shape(self) -> torch.Size:  # type: ignore[override]
@@ -51,6 +64,13 @@ class _Argument(torch.Tensor):
 
     def size(self, dim: int | None = None) -> Any:
         return self._pw_shape if dim is None else self._pw_shape[dim]
+
+    def __getattribute__(self, name: str) -> Any:
+        found = super().__getattribute__(name)
+        if name[:1] == "_" or not isinstance(found, torch.Tensor):
+            return found
+        plain = found.as_subclass(torch.Tensor)
+        return ViewMarker.of(plain, f"{self.text}.{name}", range(plain.dim()))
 
 
 class _Result(torch.Tensor):
@@ -66,13 +86,8 @@ class _Result(torch.Tensor):
 
 def argument(example: torch.Tensor, index: int, dims: Iterable[int]) -> torch.Tensor:
     """A stand-in for flat tensor ``index``, whose sizes in ``dims`` are not constants."""
-    sizes: list[int] = list(example.shape)
-    for dim in dims:
-        sizes[dim] = SizeMarker.of(sizes[dim], f"t[{index}].shape[{dim}]")
-    made: Any = example.as_subclass(_Argument)
-    made._pw_shape = torch.Size(sizes)
-    found: torch.Tensor = made
-    return found
+    made: torch.Tensor = ViewMarker.of(example, f"t[{index}]", dims)
+    return made
 
 
 def result(example: Any, place: int) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from piecewise_core.errors import UnsupportedOutput
-from piecewise_core.graph.markers import FloatMarker, SizeMarker
+from piecewise_core.graph.markers import FloatMarker, SizeMarker, ViewMarker
 from piecewise_core.graph.structure import is_plain
 
 __all__ = ["OutputCode", "rebuild_code"]
@@ -122,6 +122,9 @@ class _Writer:
         return f"b[{self._bind(value)}]"
 
     def _container(self, value: Any, path: str) -> str:
+        if isinstance(value, ViewMarker):
+            self.uses_inputs = True
+            return value.text
         kind = type(value)
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             return self._dataclass(value, path)

@@ -499,3 +499,40 @@ def test_one_value_returned_twice_is_one_value_twice():
     fast = compiled(lambda x: (lambda y: (y, {"again": y}))(x * 2))
     got = fast(torch.randn(3, 8))
     assert got[0] is got[1]["again"]
+
+
+class Attributes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 8))
+
+    def forward(self, x):
+        return {
+            "turned": x.T,
+            "there and back": x.T.T,
+            "data": x.data,
+            "sizes": (x.T.shape, x.mT.size(1)),
+            "weight": self.weight.T,
+        }
+
+
+def test_attributes_of_inputs_that_are_tensors_are_returned_as_views_of_them():
+    model = Attributes()
+    fast = compiled(model)
+    for rows in SIZES:
+        x = torch.randn(rows, 8)
+        got, expected = fast(x), model(x)
+        assert got["sizes"] == expected["sizes"]
+        for name in ("turned", "there and back", "data", "weight"):
+            assert got[name].stride() == expected[name].stride()
+            assert got[name].data_ptr() == expected[name].data_ptr()
+            torch.testing.assert_close(got[name], expected[name])
+
+
+def test_the_imaginary_part_of_an_input_is_returned_as_a_view_of_it():
+    fast = compiled(lambda x: (x.real, x.imag))
+    x = torch.randn(3, 8, dtype=torch.complex64)
+    real, imaginary = fast(x)
+    x.mul_(2)
+    torch.testing.assert_close(real, x.real)
+    torch.testing.assert_close(imaginary, x.imag)
