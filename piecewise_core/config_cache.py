@@ -18,7 +18,7 @@ def cache_directory(environ: Mapping[str, str]) -> Path:
     return Path(base) / "piecewise"
 
 
-def store_directory(cache_dir: str | None, environ: Mapping[str, str]) -> Path:
+def store_directory(cache_dir: str | os.PathLike[str] | None, environ: Mapping[str, str]) -> Path:
     """The compile store's directory: in ``cache_dir`` (as in Config), else in the user's cache."""
     base = cache_directory(environ) if cache_dir is None else Path(cache_dir).expanduser()
     return base / "store"

@@ -52,7 +52,8 @@ def backend(
     setup = prepare(_fitted(asked, dims), platform, device_type(traced.graph))
     counters = Counters()
     process_counters.watch(counters)
-    scheduler = Scheduler(setup.compiler, setup.config, counters, setup.passes)
+    keeper = setup.keeper()
+    scheduler = Scheduler(setup.compiler, setup.config, counters, setup.passes, keeper=keeper)
     matcher = Matcher(setup.config.splitting_ops, setup.unsafe_ops)
     if matcher:
         matcher.check_all_matched(graph.graph)
@@ -73,7 +74,7 @@ def backend(
     if mode_asked == "warmup":
         for target in region.targets:
             region.plan(target.box)
-    background = Background(setup) if mode_asked == "background" else None
+    background = Background(setup, keeper) if mode_asked == "background" else None
     dispatch = Dispatch(setup.config, counters, background, _as_written(region, counters))
     dispatch.install(setup.config.bounds, [region])
     return _Runner(dispatch, reader(traced))

@@ -22,3 +22,9 @@ def without_accelerators(monkeypatch):
     monkeypatch.delenv("PIECEWISE_PLATFORM", raising=False)
     for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"):
         monkeypatch.setenv(name, "")
+
+
+@pytest.fixture(autouse=True)
+def _no_compile_store(monkeypatch):
+    """Neither read nor fill the user's compile store; tests of the store name one of their own."""
+    monkeypatch.setenv("PIECEWISE_CACHE_MODE", "off")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 __all__ = ["Answer", "Request", "read_message", "write_message"]
@@ -26,7 +26,8 @@ class Answer:
     """What became of a request: ``handle`` for the adaptor's ``load``, or ``error``.
 
     ``serves``: range ends per dim over which the code holds, None when nowhere. ``why``: the
-    reason when that is not the whole box.
+    reason when that is not the whole box. ``surroundings``: the factors of the compile store's key
+    that may differ between processes, as they were in the worker.
     """
 
     serial: int
@@ -35,6 +36,7 @@ class Answer:
     seconds: float
     serves: list[tuple[int, int]] | None = None
     why: str = ""
+    surroundings: dict[str, str] = field(default_factory=dict)
 
 
 def write_message(stream: BinaryIO, message: Any) -> None:

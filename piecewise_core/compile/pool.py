@@ -28,6 +28,7 @@ _TIMEOUT = 900.0
 
 Make = Callable[[int], Request]
 Done = Callable[[Answer], None]
+Work = Callable[[Callable[[Make], Answer]], None]
 
 
 class WorkerPool:
@@ -38,7 +39,6 @@ class WorkerPool:
     """
 
     def __init__(self, timeout: float = _TIMEOUT) -> None:
-        self._serial = itertools.count()
         self._jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._worker = _Worker(timeout)
         self._thread: threading.Thread | None = None
@@ -48,17 +48,24 @@ class WorkerPool:
 
     def submit(self, make: Make, done: Done) -> None:
         """Compile what ``make(serial)`` describes; ``done(answer)`` comes on the pool's thread."""
+        self.run(lambda ask: done(ask(make)))
+
+    def run(self, work: Work) -> None:
+        """Call ``work(ask)`` on the pool's thread; ``ask(make)`` has the worker compile.
+
+        What waits when the pool is closed is not called, and what asks then goes no further.
+        """
         if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(
                 target=_run, args=(self._jobs, self._worker), name="piecewise-pool", daemon=True
             )
             self._thread.start()
-        self._jobs.put((make, next(self._serial), done))
+        self._jobs.put(work)
 
 
 def _run(jobs: queue.SimpleQueue[Any], worker: _Worker) -> None:
     while (job := jobs.get()) is not None:
-        worker.serve(*job)
+        worker.serve(job)
         del job  # it refers to the model, which could not go while this waits
     worker.close()
 
@@ -68,28 +75,40 @@ def _end(jobs: queue.SimpleQueue[Any], worker: _Worker) -> None:
     worker.end()
 
 
+class _Ended(BaseException):
+    """The pool was closed; whoever waits for an answer gets none, and no error to handle."""
+
+
 class _Worker:
     """The process, started when there is work, and again when it died."""
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
+        self._serial = itertools.count()
         self._process: subprocess.Popen[bytes] | None = None
         self._ended = False
 
-    def serve(self, make: Make, serial: int, done: Done) -> None:
-        """One round trip, then ``done``."""
+    def serve(self, work: Work) -> None:
+        """Do one piece of work."""
         if self._ended:
             return
+        try:
+            work(self.ask)
+        except _Ended:
+            return
+        except Exception:
+            logger.exception("could not take in a compiled piece")
+
+    def ask(self, make: Make) -> Answer:
+        """One round trip; what goes wrong in it is an answer too."""
+        serial = next(self._serial)
         try:
             answer = self._ask(make(serial))
         except Exception as error:
             answer = Answer(serial, None, f"{type(error).__name__}: {error}", 0.0)
         if self._ended:
-            return
-        try:
-            done(answer)
-        except Exception:
-            logger.exception("could not take in a compiled piece")
+            raise _Ended
+        return answer
 
     def end(self) -> None:
         """Kill the process, whatever it is doing."""

@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
 
 import sympy
 import torch
 
+from piecewise_core.compile.artifact import Artifact, guarded
 from piecewise_core.compile.eager import EagerCompiler
 from piecewise_core.compile.examples import Job, make_job
+from piecewise_core.compile.store.entry import Entry, Ticket
+from piecewise_core.compile.store.keeper import Keeper
 from piecewise_core.compile.verdict import compile_and_judge
 from piecewise_core.config import Config
 from piecewise_core.counters import Counters
@@ -24,8 +26,9 @@ from piecewise_core.errors import (
     PiecewiseError,
     PlatformFault,
     Sealed,
+    StoreError,
 )
-from piecewise_core.graph.canonical import canonical_form
+from piecewise_core.graph.canonical import Form, canonical_form
 from piecewise_core.graph.garbage import no_collection
 from piecewise_core.graph.split import Piece
 from piecewise_core.graph.torch_private import compile_lock
@@ -33,31 +36,9 @@ from piecewise_core.platforms import raised, told
 from piecewise_core.protocols import CompilerAdaptor
 from piecewise_core.ranges import Box
 
-__all__ = ["Artifact", "Outside", "Scheduler", "project", "refuse_in_capture"]
+__all__ = ["Outside", "Scheduler", "project", "refuse_in_capture"]
 
 logger = logging.getLogger(__name__)
-
-Runnable = Callable[..., Sequence[Any]]
-
-
-@dataclass
-class Artifact:
-    """One distinct piece compiled for one box.
-
-    ``box``: over the piece's own dims. ``serves``: the part of it that the compiled code holds
-    for; the piece runs as written elsewhere. ``owner``: the piece it was compiled for, as a
-    label. ``shared_by``: labels of the others. ``note``: why it runs as written, if it does.
-    """
-
-    key: str
-    box: Box
-    run: Runnable
-    compiler: str
-    seconds: float
-    owner: str
-    serves: Box | None
-    note: str = ""
-    shared_by: list[str] = field(default_factory=list)
 
 
 class Outside(Protocol):
@@ -74,9 +55,13 @@ class Outside(Protocol):
         box: Box,
         key: str,
         label: str,
+        ticket: Ticket | None,
         done: Callable[[Piece, Artifact | None], None],
     ) -> None:
-        """Return at once; call ``done`` later, with None when it failed."""
+        """Return at once; call ``done`` later, with None when it failed.
+
+        ``ticket``: what to look for in the compile store first, and keep the code under.
+        """
         ...
 
 
@@ -85,6 +70,7 @@ class Scheduler:
 
     ``passes``: run over every piece's graph before it is compiled. ``counters``: of the model.
     ``is_capturing``: whether the device records what this thread does; nothing compiles then.
+    ``keeper``: of the compile store; None keeps nothing.
     """
 
     def __init__(
@@ -94,7 +80,9 @@ class Scheduler:
         counters: Counters,
         passes: Iterable[Callable[[torch.fx.GraphModule], None]] = (),
         is_capturing: Callable[[], bool] | None = None,
+        keeper: Keeper | None = None,
     ) -> None:
+        self.keeper = keeper
         self._adaptor = adaptor
         self._written = EagerCompiler()
         self._degraded = ""
@@ -102,7 +90,7 @@ class Scheduler:
         self._counters = counters
         self._passes = tuple(passes)
         self._is_capturing = is_capturing
-        self._keys: dict[int, str] = {}
+        self._forms: dict[int, Form] = {}
         self._pieces: dict[int, Piece] = {}
         self._artifacts: dict[tuple[str, Box], Artifact] = {}
         self._distinct: set[str] = set()
@@ -111,18 +99,22 @@ class Scheduler:
 
     @property
     def artifacts(self) -> tuple[Artifact, ...]:
-        """Everything compiled so far, in order."""
+        """Everything compiled or loaded so far, in order."""
         return tuple(self._artifacts.values())
 
     def register(self, piece: Piece) -> str:
         """Take a compilable piece in; returns its canonical key."""
-        if id(piece) not in self._keys:
+        return self._form(piece).key
+
+    def _form(self, piece: Piece) -> Form:
+        form = self._forms.get(id(piece))
+        if form is None:
             self._pieces[id(piece)] = piece
-            key = self._keys[id(piece)] = canonical_form(piece).key
-            if key not in self._distinct:
-                self._distinct.add(key)
+            form = self._forms[id(piece)] = canonical_form(piece)
+            if form.key not in self._distinct:
+                self._distinct.add(form.key)
                 self._counters.add("unique_pieces")
-        return self._keys[id(piece)]
+        return form
 
     def ready(self, piece: Piece, box: Box) -> Artifact | None:
         """The artifact of ``piece`` for ``box`` (over all dims), if there is one."""
@@ -131,7 +123,7 @@ class Scheduler:
     def artifact(
         self, piece: Piece, symbols: Mapping[sympy.Symbol, int], box: Box, label: str
     ) -> Artifact:
-        """The artifact of ``piece`` for ``box``, compiled now unless an equal one exists.
+        """The artifact of ``piece`` for ``box``, loaded or compiled now unless an equal one exists.
 
         ``box``: over all dims of the model. ``label``: names the piece in errors and books.
         Raises CompileFailed, or Sealed.
@@ -144,7 +136,10 @@ class Scheduler:
                 found = self._artifacts.get((key, own))
                 if found is None:
                     self._check_sealed(label, own)
-                    found = self._compile(piece, dict(symbols), own, key, label)
+                    refuse_in_capture(
+                        self._is_capturing, f"{label} would be compiled for sizes {own}"
+                    )
+                    found = self._obtain(piece, dict(symbols), own, key, label)
                     self.adopt(found)
         if label != found.owner and label not in found.shared_by:
             found.shared_by.append(label)
@@ -152,9 +147,11 @@ class Scheduler:
         return found
 
     def adopt(self, artifact: Artifact) -> None:
-        """Take in an artifact compiled now, or elsewhere."""
+        """Take in an artifact compiled or loaded now, or elsewhere."""
         self._artifacts[artifact.key, artifact.box] = artifact
-        self._counters.add("compilations")
+        self._counters.add("cache_hits" if artifact.stored else "compilations")
+        if artifact.ticket is not None and not artifact.stored:
+            self._counters.add("cache_misses")
 
     def request(
         self, piece: Piece, symbols: Mapping[sympy.Symbol, int], box: Box, label: str, by: Outside
@@ -170,13 +167,14 @@ class Scheduler:
         elif (key, own) not in self._requested:
             self._requested.add((key, own))
             self._check_sealed(label, own)
-            by.submit(piece, dict(symbols), own, key, label, self._take_in)
+            ticket, _ = self._ticket(piece, own, label)
+            by.submit(piece, dict(symbols), own, key, label, ticket, self._take_in)
 
     def _take_in(self, piece: Piece, made: Artifact | None) -> None:
         if made is None or (made.key, made.box) in self._artifacts:
             return
         if made.serves != made.box:
-            made.run = _guarded(made.run, _written(piece), made.serves, piece.dims)
+            made.run = guarded(made.run, piece, made.serves)
         self.adopt(made)
 
     def _check_sealed(self, label: str, box: Box) -> None:
@@ -190,10 +188,74 @@ class Scheduler:
             raise Sealed(text)
         logger.warning("%s", text)
 
-    def _compile(
+    # The store -------------------------------------------------------------------------
+
+    def entry(self, artifact: Artifact) -> Entry:
+        """What to keep ``artifact`` by, in the store or elsewhere. Raises StoreError."""
+        if self.keeper is None:
+            raise StoreError("this model has no keeper of compiled pieces")
+        piece = next(p for p in self._pieces.values() if self.register(p) == artifact.key)
+        if piece.hazard or artifact.compiler == self._written.name:
+            raise StoreError(f"{artifact.owner} is not compiled: it runs as written")
+        ticket = artifact.ticket or self.keeper.ticket(
+            self._adaptor, piece, self._form(piece), artifact.box, artifact.owner
+        )
+        return self.keeper.entry_of(artifact, ticket)
+
+    def _ticket(self, piece: Piece, box: Box, label: str) -> tuple[Ticket | None, str]:
+        """What the piece is kept under; or None, and why not where somebody may wonder."""
+        if self.keeper is None or self.keeper.store is None:
+            return None, ""
+        if piece.hazard or self._adaptor.name == self._written.name:
+            return None, ""  # nothing is compiled
+        try:
+            return self.keeper.ticket(self._adaptor, piece, self._form(piece), box, label), ""
+        except StoreError as error:
+            self.keeper.say_once(label, str(error))
+            return None, str(error)
+
+    def _obtain(
         self, piece: Piece, symbols: dict[sympy.Symbol, int], box: Box, key: str, label: str
     ) -> Artifact:
-        refuse_in_capture(self._is_capturing, f"{label} would be compiled for sizes {box}")
+        """Load the piece's code, or compile it, once among all processes of the store."""
+        ticket, unkept = self._ticket(piece, box, label)
+        if ticket is None or self.keeper is None:
+            made = self._compile(piece, symbols, box, key, label)
+            made.unkept = unkept
+            return made
+        tried = self.keeper.find(ticket)
+        found = self._loaded(piece, tried, key, ticket)
+        if found is not None:
+            return found
+        with self.keeper.lock(ticket):
+            there = self.keeper.find(ticket)
+            if there is not None and (tried is None or there.manifest != tried.manifest):
+                found = self._loaded(piece, there, key, ticket)
+            if found is None:
+                found = self._compile(piece, symbols, box, key, label, ticket)
+        return found
+
+    def _loaded(
+        self, piece: Piece, entry: Entry | None, key: str, ticket: Ticket
+    ) -> Artifact | None:
+        if entry is None or self.keeper is None:
+            return None
+        found = self.keeper.artifact(self._adaptor, entry, key, ticket)
+        if found is not None and found.serves != found.box:
+            found.run = guarded(found.run, piece, found.serves)
+        return found
+
+    # Compilation -----------------------------------------------------------------------
+
+    def _compile(
+        self,
+        piece: Piece,
+        symbols: dict[sympy.Symbol, int],
+        box: Box,
+        key: str,
+        label: str,
+        ticket: Ticket | None = None,
+    ) -> Artifact:
         begun = time.perf_counter()
         adaptor: CompilerAdaptor = self._adaptor if piece.hazard is None else self._written
 
@@ -206,12 +268,7 @@ class Scheduler:
                     adaptor, make, f"{key}-{box}", self._config, self._passes
                 )
         except CompilerUnavailable as error:
-            if self._config.check == "strict":
-                raise
-            self._adaptor = self._written
-            self._degraded = str(error)
-            text = f"{error} Until then this model runs uncompiled."
-            warnings.warn(text, RuntimeWarning, stacklevel=2)
+            self._degrade(error)
             return self._compile(piece, symbols, box, key, label)
         except Exception as error:
             if isinstance(error, PiecewiseError) and not isinstance(error, PlatformFault):
@@ -224,12 +281,34 @@ class Scheduler:
             ) from raised(error)
         seconds = time.perf_counter() - begun
         logger.debug("compiled %s for %s in %.2f s with %s", label, box, seconds, adaptor.name)
-        run, serves = verdict.compiled.run, verdict.serves
-        if serves != box:
+        run = verdict.compiled.run
+        if verdict.serves != box:
             logger.warning("%s for sizes %s: %s", label, box, verdict.why)
-            run = _guarded(run, _written(piece), serves, piece.dims)
+            run = guarded(run, piece, verdict.serves)
         note = piece.hazard or verdict.why or self._degraded
-        return Artifact(key, box, run, adaptor.name, seconds, label, serves, note)
+        made = Artifact(key, box, run, adaptor.name, seconds, label, verdict.serves, note)
+        made.ticket, made.compiled = ticket, verdict.compiled
+        if ticket is not None:
+            self._publish(made, ticket)
+        return made
+
+    def _publish(self, made: Artifact, ticket: Ticket) -> None:
+        if self.keeper is None:
+            return
+        try:
+            self.keeper.publish(self.keeper.entry_of(made, ticket))
+        except StoreError as error:
+            made.unkept = str(error)
+            self.keeper.say_once(made.owner, made.unkept)
+
+    def _degrade(self, error: CompilerUnavailable) -> None:
+        """Go on uncompiled with one warning, unless that was ruled out."""
+        if self._config.check == "strict":
+            raise error
+        self._adaptor = self._written
+        self._degraded = str(error)
+        text = f"{error} Until then this model runs uncompiled."
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
 
 
 def refuse_in_capture(is_capturing: Callable[[], bool] | None, what: str) -> None:
@@ -243,23 +322,3 @@ def refuse_in_capture(is_capturing: Callable[[], bool] | None, what: str) -> Non
 def project(piece: Piece, box: Box) -> Box:
     """The part of ``box`` that the piece depends on: its own dims only."""
     return Box(tuple(box.ranges[d] for d in piece.dims))
-
-
-def _written(piece: Piece) -> Runnable:
-    if piece.graph is None:
-        raise ValueError("a splitting piece is not compiled")
-    run: Runnable = piece.graph.forward
-    return run
-
-
-def _guarded(run: Runnable, written: Runnable, serves: Box | None, dims: Sequence[int]) -> Runnable:
-    """``run`` where it holds, ``written`` elsewhere; sizes are the first arguments."""
-    if serves is None:
-        return written
-    ranges = [(d, r.start, r.end) for d, r in zip(dims, serves.ranges, strict=True)]
-
-    def guarded(*args: Any) -> Sequence[Any]:
-        inside = all(lo <= args[d] <= hi for d, lo, hi in ranges)
-        return run(*args) if inside else written(*args)
-
-    return guarded

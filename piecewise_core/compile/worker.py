@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from typing import Any
 
 from piecewise_core.compile.messages import Answer, Request, read_message, write_message
@@ -28,16 +29,16 @@ def main() -> None:
 def _serve(request: Request, adaptors: dict[str, Any]) -> Answer:
     begun = time.perf_counter()
     try:
-        handle, serves, why = _compile(request, adaptors)
+        answer = _compile(request, adaptors)
     except Exception as error:
-        text = f"{type(error).__name__}: {error}"
-        return Answer(request.serial, None, text, time.perf_counter() - begun)
-    return Answer(request.serial, handle, "", time.perf_counter() - begun, serves, why)
+        answer = Answer(request.serial, None, f"{type(error).__name__}: {error}", 0.0)
+    return replace(answer, seconds=time.perf_counter() - begun)
 
 
-def _compile(request: Request, adaptors: dict[str, Any]) -> tuple[bytes, Any, str]:
+def _compile(request: Request, adaptors: dict[str, Any]) -> Answer:
     from piecewise_core.compile.adaptors import configure, resolve
     from piecewise_core.compile.portable import unpack
+    from piecewise_core.compile.store.environment import surroundings
     from piecewise_core.compile.verdict import compile_and_judge
     from piecewise_core.config import Config
     from piecewise_core.errors import CompileFailed
@@ -48,15 +49,21 @@ def _compile(request: Request, adaptors: dict[str, Any]) -> tuple[bytes, Any, st
         platform = attributed(select(request.platform, environ={}))
         adaptors[request.platform] = resolve(config.compiler, platform)
         configure(adaptors[request.platform], config)
-    verdict = compile_and_judge(
-        adaptors[request.platform], lambda: unpack(request.job), request.key, config
-    )
+    adaptor = adaptors[request.platform]
+    verdict = compile_and_judge(adaptor, lambda: unpack(request.job), request.key, config)
     serves = verdict.serves
-    ends = None if serves is None else [(r.start, r.end) for r in serves.ranges]
     handle = verdict.compiled.handle
     if handle is None:
         raise CompileFailed(f"compiler {config.compiler!r} cannot hand this piece's code over")
-    return handle(), ends, verdict.why
+    return Answer(
+        request.serial,
+        handle(),
+        "",
+        0.0,
+        None if serves is None else [(r.start, r.end) for r in serves.ranges],
+        verdict.why,
+        surroundings(adaptor),
+    )
 
 
 if __name__ == "__main__":

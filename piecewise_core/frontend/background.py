@@ -8,11 +8,13 @@ from collections.abc import Callable
 import sympy
 import torch
 
+from piecewise_core.compile.artifact import Artifact
 from piecewise_core.compile.examples import make_job
 from piecewise_core.compile.messages import Answer, Request
 from piecewise_core.compile.pool import WorkerPool
 from piecewise_core.compile.portable import pack
-from piecewise_core.compile.scheduler import Artifact
+from piecewise_core.compile.store.entry import Entry, Ticket
+from piecewise_core.compile.store.keeper import Keeper
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.graph.split import Piece
 from piecewise_core.graph.torch_private import compile_lock
@@ -23,12 +25,19 @@ __all__ = ["Background"]
 
 logger = logging.getLogger(__name__)
 
+Ask = Callable[[Callable[[int], Request]], Answer]
+Done = Callable[[Piece, Artifact | None], None]
+
 
 class Background:
-    """Sends pieces to the worker and loads what comes back, off the calling thread."""
+    """Sends pieces to the worker and loads what comes back, off the calling thread.
 
-    def __init__(self, setup: Setup) -> None:
+    ``keeper``: of the compile store, which is asked before the worker is.
+    """
+
+    def __init__(self, setup: Setup, keeper: Keeper) -> None:
         self._setup = setup
+        self._keeper = keeper
         self._pool = WorkerPool()
         self._failed = False
 
@@ -43,42 +52,118 @@ class Background:
         box: Box,
         key: str,
         label: str,
-        done: Callable[[Piece, Artifact | None], None],
+        ticket: Ticket | None,
+        done: Done,
     ) -> None:
-        """Queue one piece for ``box`` (over its own dims)."""
+        """Queue one piece for ``box`` (over its own dims); what the store has is not compiled."""
 
-        def make(serial: int) -> Request:
-            with compile_lock:
-                job = make_job(piece, symbols, box)
-                with torch.inference_mode(), job.context():
-                    for apply in self._setup.passes:
-                        apply(job.graph)
-                data = pack(job)
-            name, config = self._setup.selected.info.name, self._setup.config.to_json()
-            return Request(serial, name, config, f"{key}-{box}", data)
+        def work(ask: Ask) -> None:
+            try:
+                made = self._made(ask, piece, symbols, box, key, label, ticket)
+            except Exception as error:
+                self._warn(label, box, f"{type(error).__name__}: {error}")
+                made = None
+            done(piece, made)
 
-        def loaded(answer: Answer) -> None:
-            done(piece, self._load(answer, box, key, label))
-
-        self._pool.submit(make, loaded)
+        self._pool.run(work)
 
     def close(self) -> None:
         """End the worker process; what it is doing is lost."""
         self._pool.close()
 
-    def _load(self, answer: Answer, box: Box, key: str, label: str) -> Artifact | None:
+    def _made(
+        self,
+        ask: Ask,
+        piece: Piece,
+        symbols: dict[sympy.Symbol, int],
+        box: Box,
+        key: str,
+        label: str,
+        ticket: Ticket | None,
+    ) -> Artifact | None:
+        """What the store has, else what the worker makes, unless another process did meanwhile.
+
+        Inside the store's lock nothing waits for compile_lock: who holds that may wait for this.
+        """
+        entry = None if ticket is None else self._keeper.find(ticket)
+        if entry is not None and ticket is not None:
+            made = self._stored(entry, key, ticket)
+            if made is not None:
+                return made
+        job = self._packed(piece, symbols, box)
+        if ticket is None:
+            return self._taken(self._ask(ask, job, f"{key}-{box}"), box, key, label, None)
+        with self._keeper.lock(ticket):
+            there = self._keeper.find(ticket)
+            fresh = there is not None and (entry is None or there.manifest != entry.manifest)
+            if not fresh:
+                answer = self._ask(ask, job, f"{key}-{box}")
+                self._publish(ticket, answer)
+        if there is not None and fresh:
+            return self._stored(there, key, ticket)
+        return self._taken(answer, box, key, label, ticket)
+
+    def _packed(self, piece: Piece, symbols: dict[sympy.Symbol, int], box: Box) -> bytes:
+        with compile_lock:
+            job = make_job(piece, symbols, box)
+            with torch.inference_mode(), job.context():
+                for apply in self._setup.passes:
+                    apply(job.graph)
+            return pack(job)
+
+    def _ask(self, ask: Ask, job: bytes, key: str) -> Answer:
+        name, config = self._setup.selected.info.name, self._setup.config.to_json()
+        return ask(lambda serial: Request(serial, name, config, key, job))
+
+    def _publish(self, ticket: Ticket, answer: Answer) -> None:
+        """Keep what the worker made, if it made it under the settings of this process."""
+        if answer.handle is None:
+            return
+        differing = [n for n, v in answer.surroundings.items() if ticket.factors.get(n) != v]
+        if differing or not answer.surroundings:
+            why = f"the worker process differs in {', '.join(differing) or 'all'}"
+            self._keeper.say_once(ticket.label, why)
+            return
+        self._keeper.publish(
+            self._keeper.entry(
+                ticket,
+                answer.handle,
+                serves=_box(answer),
+                why=answer.why,
+                adaptor=self._setup.compiler.name,
+                seconds=answer.seconds,
+            )
+        )
+
+    def _stored(self, entry: Entry, key: str, ticket: Ticket) -> Artifact | None:
+        with compile_lock:
+            return self._keeper.artifact(self._setup.compiler, entry, key, ticket)
+
+    def _taken(
+        self, answer: Answer, box: Box, key: str, label: str, ticket: Ticket | None
+    ) -> Artifact | None:
         adaptor = self._setup.compiler
         if answer.handle is None:
             self._warn(label, box, answer.error)
             return None
         try:
             with compile_lock:
-                run = adaptor.load(answer.handle).run  # type: ignore[attr-defined]
+                compiled = adaptor.load(answer.handle)  # type: ignore[attr-defined]
         except Exception as error:
             self._warn(label, box, f"{type(error).__name__}: {error}")
             return None
-        serves = None if answer.serves is None else Box(tuple(Range(*r) for r in answer.serves))
-        return Artifact(key, box, run, adaptor.name, answer.seconds, label, serves, answer.why)
+        return Artifact(
+            key,
+            box,
+            compiled.run,
+            adaptor.name,
+            answer.seconds,
+            label,
+            _box(answer),
+            answer.why,
+            ticket=ticket,
+            compiled=compiled,
+        )
 
     def _warn(self, label: str, box: Box, error: str) -> None:
         level = logging.INFO if self._failed else logging.WARNING
@@ -91,3 +176,8 @@ class Background:
             box,
             error,
         )
+
+
+def _box(answer: Answer) -> Box | None:
+    ends = answer.serves
+    return None if ends is None else Box(tuple(Range(*pair) for pair in ends))

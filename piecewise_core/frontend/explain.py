@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from piecewise_core.compile.scheduler import Artifact
+from piecewise_core.compile.artifact import Artifact
 from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.session import Session
 from piecewise_core.graph.split import Piece

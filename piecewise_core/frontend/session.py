@@ -60,8 +60,9 @@ class Session:
         self.regions: list[Region] = []
         self.counters = Counters()
         process_counters.watch(self.counters)
+        keeper = setup.keeper()
         self.scheduler = Scheduler(
-            setup.compiler, self.config, self.counters, setup.passes, setup.is_capturing
+            setup.compiler, self.config, self.counters, setup.passes, setup.is_capturing, keeper
         )
         self.structure: Structure | None = None
         self._matcher = Matcher(self.config.splitting_ops, setup.unsafe_ops)
@@ -70,7 +71,7 @@ class Session:
         self._sealed: str | None = None
         self._checked = self.config.check != "off"
         self._bind: Callable[..., Any] = self._first
-        background = Background(setup) if self.config.compile_mode == "background" else None
+        background = Background(setup, keeper) if self.config.compile_mode == "background" else None
         self.capturing = Capturing(setup, self.counters) if setup.graph_mode != "none" else None
         self.dispatch = Dispatch(self.config, self.counters, background, self._miss, self.capturing)
         self._forget_regions()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,9 @@ import torch
 
 from piecewise_core.backend import PiecewiseBackend
 from piecewise_core.compile.adaptors import configure, resolve
+from piecewise_core.compile.store.environment import Environment
+from piecewise_core.compile.store.keeper import Keeper
+from piecewise_core.compile.store.opening import open_store
 from piecewise_core.config import Config
 from piecewise_core.errors import ConfigError
 from piecewise_core.graph.randomness import or_draws
@@ -41,6 +45,18 @@ class Setup:
         graphs = self.platform.graphs if self.graph_mode != "none" else None
         repeats = graphs is not None and not hasattr(graphs, "register_generator")
         return or_draws(matches) if repeats else matches
+
+    def keeper(self) -> Keeper:
+        """A keeper of what one model compiles, in the compile store that the settings name."""
+        considered = self.selected.considered
+        environment = Environment(
+            self.platform,
+            self.selected.info.name,
+            str(considered[0].origin) if considered else "",
+            self.config,
+            self.passes,
+        )
+        return Keeper(open_store(self.config.cache_dir, os.environ), environment)
 
     def is_capturing(self) -> bool:
         """Whether the device is recording what this thread does."""

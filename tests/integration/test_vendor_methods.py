@@ -142,7 +142,9 @@ def live(platform, directory):
         assert torch.equal(fast(torch.ones(rows, 4)), layers(torch.ones(rows, 4)))
     assert all(path.stat().st_size for path in fast.dump_graphs(directory))
     fast.release()
-    assert Background(fast._pw_session.setup).can_serve(fast._pw_session.setup.compiler)
+    assert Background(fast._pw_session.setup, fast._pw_session.setup.keeper()).can_serve(
+        fast._pw_session.setup.compiler
+    )
 
 
 def test_core_reads_every_member_of_every_protocol(tmp_path):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from piecewise_core.ranges import Box
 
-__all__ = ["SCHEMA", "Entry", "Manifest", "key_of", "make_entry"]
+__all__ = ["SCHEMA", "Entry", "Manifest", "Ticket", "key_of", "make_entry", "make_ticket"]
 
 SCHEMA = 1
 """Version of the manifest and of the layout on disk; part of every key."""
@@ -50,6 +50,19 @@ class Entry:
     artifact: bytes
 
 
+@dataclass(frozen=True)
+class Ticket:
+    """What one artifact is kept under, known before it is compiled.
+
+    ``key``: digest of ``factors``. ``box``: over the piece's own dims. ``label``: of the piece.
+    """
+
+    key: str
+    factors: Mapping[str, str]
+    box: Box
+    label: str
+
+
 def key_of(factors: Mapping[str, str]) -> str:
     """The key of what depends on ``factors``, in whatever order: 64 hexadecimal digits."""
     text = json.dumps([SCHEMA, dict(factors)], sort_keys=True, separators=(",", ":"))
@@ -57,9 +70,8 @@ def key_of(factors: Mapping[str, str]) -> str:
 
 
 def make_entry(
+    ticket: Ticket,
     artifact: bytes,
-    factors: Mapping[str, str],
-    box: Box,
     *,
     serves: Box | None,
     why: str = "",
@@ -67,13 +79,12 @@ def make_entry(
     seconds: float = 0.0,
     made: int = 0,
     run: str = "",
-    label: str = "",
 ) -> Entry:
-    """An entry for ``artifact``; key, size and checksum are worked out here."""
+    """An entry of ``artifact``; size and checksum are worked out here."""
     manifest = Manifest(
-        key=key_of(factors),
-        factors=dict(factors),
-        box=box,
+        key=ticket.key,
+        factors=dict(ticket.factors),
+        box=ticket.box,
         serves=serves,
         why=why,
         adaptor=adaptor,
@@ -82,6 +93,11 @@ def make_entry(
         seconds=round(float(seconds), 6),
         made=made,
         run=run,
-        label=label,
+        label=ticket.label,
     )
     return Entry(manifest, artifact)
+
+
+def make_ticket(factors: Mapping[str, str], box: Box, label: str = "") -> Ticket:
+    """The ticket of what depends on ``factors``."""
+    return Ticket(key_of(factors), dict(factors), box, label)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +29,9 @@ LIMIT = 10 << 30
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 
 
-def open_store(cache_dir: str | None, environ: Mapping[str, str]) -> Store | None:
+def open_store(
+    cache_dir: str | os.PathLike[str] | None, environ: Mapping[str, str]
+) -> Store | None:
     """The store that the settings ask for; None when they ask for none.
 
     ``cache_dir``: as in Config. Nothing is read or made before the store is first used. Raises

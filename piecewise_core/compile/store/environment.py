@@ -1,0 +1,131 @@
+"""What an artifact depends on besides its piece: compiler, platform, passes, versions, settings.
+
+Factors are names with values. Never among them: paths, ranks, device indices, process ids, the
+environment as such, or the order in which anything was set.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+import torch.utils.deterministic
+
+from piecewise_core.compile.store.machine import machine_factors
+from piecewise_core.compile.store.sources import class_identity, core_digest, function_identity
+from piecewise_core.config import Config
+from piecewise_core.errors import StoreError
+from piecewise_core.protocols import CompilerAdaptor, Platform
+
+__all__ = ["Environment", "compiler_factors", "surroundings", "torch_settings"]
+
+Passes = Iterable[Callable[[torch.fx.GraphModule], None]]
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What a model's pieces are compiled with.
+
+    ``distribution``: who brought the platform ("piecewise-cpu 0.1.0"), empty for an instance.
+    ``more``: the place for factors that somebody else declares, by name; they go in as
+    ``more.NAME``.
+    """
+
+    platform: Platform
+    name: str
+    distribution: str
+    config: Config
+    passes: tuple[Callable[[torch.fx.GraphModule], None], ...] = ()
+    more: Mapping[str, str] = field(default_factory=dict)
+
+    def fixed(self) -> dict[str, str]:
+        """Factors that do not change while the process runs. May initialise the device.
+
+        Raises StoreError when something cannot be told apart from other versions of it.
+        """
+        return {
+            "core": f"{_version('piecewise-core')} {core_digest()}",
+            "torch": f"{torch.__version__} {torch.version.git_version or ''}".rstrip(),
+            "python": f"{sys.implementation.cache_tag}{getattr(sys, 'abiflags', '')}",
+            "platform": self.name,
+            "platform.distribution": self.distribution,
+            "platform.class": class_identity(type(_itself(self.platform))),
+            "platform.alignment": str(self.platform.capabilities.alignment),
+            "passes": _passes(self.passes),
+            **{f"config.{n}": v for n, v in self.config.cache_factors().items()},
+            **machine_factors(),
+            **_named("platform", self._fingerprint()),
+            **_named("more", self.more),
+        }
+
+    def _fingerprint(self) -> Mapping[str, str]:
+        ask = getattr(self.platform.device, "fingerprint", None)
+        return ask() if callable(ask) else {}
+
+
+def surroundings(adaptor: CompilerAdaptor) -> dict[str, str]:
+    """The factors that may differ between this process and a worker that compiles for it."""
+    return {**compiler_factors(adaptor), **torch_settings()}
+
+
+def compiler_factors(adaptor: CompilerAdaptor) -> dict[str, str]:
+    """The compiler: its name, its code, and what it says that its code depends on."""
+    return {
+        "compiler": adaptor.name,
+        "compiler.class": class_identity(type(_itself(adaptor))),
+        **_named("compiler", adaptor.hash_factors()),
+    }
+
+
+def torch_settings() -> dict[str, str]:
+    """Torch's own switches that change what compilers generate."""
+    found: dict[str, Any] = {
+        "default_dtype": torch.get_default_dtype(),
+        "deterministic": (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+            torch.utils.deterministic.fill_uninitialized_memory,  # type: ignore[attr-defined]
+        ),
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "cuda.reduced_precision": (
+            torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction,
+            torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction,
+        ),
+        "cudnn": (torch.backends.cudnn.enabled, torch.backends.cudnn.allow_tf32),
+        "mkldnn": torch.backends.mkldnn.enabled,
+    }
+    return {f"torch.{name}": str(value) for name, value in found.items()}
+
+
+def _passes(passes: Passes) -> str:
+    """The passes in the order in which they run, which matters."""
+    found = []
+    for one in passes:
+        identity = function_identity(one)
+        if identity is None:
+            raise StoreError(
+                f"nobody can tell versions of the graph pass {one!r} apart: it holds more than "
+                "plain values; give it an attribute key, a string that changes when it does"
+            )
+        found.append(identity)
+    return "; ".join(found)
+
+
+def _named(prefix: str, factors: Mapping[str, str]) -> dict[str, str]:
+    return {f"{prefix}.{name}": str(value) for name, value in factors.items()}
+
+
+def _itself(part: Any) -> Any:
+    """What a stand-in stands for."""
+    return getattr(part, "of", part)
+
+
+def _version(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "unknown"

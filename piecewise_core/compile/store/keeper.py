@@ -1,0 +1,208 @@
+"""Between a model's scheduler and the store: keys for pieces, loading, publishing."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+
+from piecewise_core.compile.artifact import Artifact
+from piecewise_core.compile.store.entry import (
+    Entry,
+    Ticket,
+    make_entry,
+    make_ticket,
+)
+from piecewise_core.compile.store.environment import Environment, surroundings
+from piecewise_core.compile.store.misses import Miss, explain_misses
+from piecewise_core.compile.store.pieces import PieceFactors, piece_factors
+from piecewise_core.compile.store.protocol import Store
+from piecewise_core.errors import StoreError
+from piecewise_core.graph.canonical import Form
+from piecewise_core.graph.split import Piece
+from piecewise_core.platforms import told
+from piecewise_core.protocols import CompiledGraph, CompilerAdaptor
+from piecewise_core.ranges import Box
+
+__all__ = ["Keeper"]
+
+logger = logging.getLogger(__name__)
+
+
+class Keeper:
+    """Knows what a model's artifacts depend on, and the store that they are kept in.
+
+    ``store``: None keeps nothing; keys can still be made. Everything here may be called from the
+    thread of the background worker too.
+    """
+
+    def __init__(self, store: Store | None, environment: Environment) -> None:
+        self.store = store
+        self.run = secrets.token_hex(8)
+        self._environment = environment
+        self._fixed: dict[str, str] | None = None
+        self._pieces: dict[str, PieceFactors] = {}
+        self._said: set[str] = set()
+        self._misses: dict[str, Miss] = {}
+
+    def ticket(
+        self, adaptor: CompilerAdaptor, piece: Piece, form: Form, box: Box, label: str
+    ) -> Ticket:
+        """The ticket of ``piece`` for ``box``, a box over its own dims.
+
+        ``form``: its canonical form. Raises StoreError saying why there cannot be one.
+        """
+        if not hasattr(adaptor, "load"):
+            raise StoreError(f"compiler {adaptor.name!r} cannot load what it compiled")
+        own = self._pieces.get(form.key)
+        if own is None:
+            own = self._pieces[form.key] = piece_factors(piece, form)
+        if own.obstacle:
+            raise StoreError(own.obstacle)
+        factors = {**self._surroundings(adaptor), **own.over(box)}
+        return make_ticket(factors, box, label)
+
+    def find(self, ticket: Ticket) -> Entry | None:
+        """The entry of ``ticket``, if the store has it."""
+        return None if self.store is None else self.store.get(ticket.key)
+
+    def lock(self, ticket: Ticket) -> AbstractContextManager[bool]:
+        """Held by whoever compiles for ``ticket``; never enter compile_lock inside of it."""
+        return nullcontext(True) if self.store is None else self.store.lock(ticket.key)
+
+    def artifact(
+        self, adaptor: CompilerAdaptor, entry: Entry, key: str, ticket: Ticket
+    ) -> Artifact | None:
+        """The artifact that the compiler makes of ``entry``; None, and a warning, if it refuses.
+
+        ``key``: the piece's canonical key in this process. Where the code does not hold for the
+        whole box, the caller sees to the rest.
+        """
+        begun, manifest = time.perf_counter(), entry.manifest
+        try:
+            compiled = self._load(adaptor, entry)
+        except Exception as error:
+            logger.warning(
+                "compiler %r cannot load entry %s of the compile store (%s); %s is compiled again",
+                adaptor.name,
+                manifest.key[:12],
+                told(error),
+                ticket.label,
+            )
+            return None
+        return Artifact(
+            key,
+            ticket.box,
+            compiled.run,
+            adaptor.name,
+            time.perf_counter() - begun,
+            ticket.label,
+            manifest.serves,
+            manifest.why,
+            stored=True,
+            ticket=ticket,
+            compiled=compiled,
+        )
+
+    def entry(
+        self,
+        ticket: Ticket,
+        blob: bytes,
+        *,
+        serves: Box | None,
+        why: str,
+        adaptor: str,
+        seconds: float,
+    ) -> Entry:
+        """The entry of ``blob``, which ``adaptor`` just compiled for ``ticket``."""
+        return make_entry(
+            ticket,
+            blob,
+            serves=serves,
+            why=why,
+            adaptor=adaptor,
+            seconds=seconds,
+            made=max(0, int(time.time())),
+            run=self.run,
+        )
+
+    def entry_of(self, made: Artifact, ticket: Ticket) -> Entry:
+        """The entry to keep ``made`` by. Raises StoreError when its code cannot be had.
+
+        What was loaded is read anew, or had from the compiler if it is gone meanwhile.
+        """
+        found = self.find(ticket) if made.stored else None
+        if found is not None:
+            return found
+        blob = b"" if made.serves is None else _handed_over(made)
+        return self.entry(
+            ticket,
+            blob,
+            serves=made.serves,
+            why=made.note,
+            adaptor=made.compiler,
+            seconds=made.seconds,
+        )
+
+    def publish(self, entry: Entry) -> None:
+        """Put ``entry`` into the store, in place of one that could not be loaded."""
+        if self.store is None:
+            return
+        try:
+            self.store.put(entry, replace=True)
+        except StoreError as error:
+            logger.warning("%s is not kept: %s", entry.manifest.label, error)
+
+    def say_once(self, label: str, why: str) -> None:
+        """Log that something is not kept, once for each reason."""
+        if why not in self._said:
+            self._said.add(why)
+            logger.info("%s is not kept in the compile store: %s", label, why)
+
+    def misses(self, tickets: Mapping[str, Ticket]) -> Mapping[str, Miss]:
+        """Why each of ``tickets`` (by key) missed: the nearest entry of another run.
+
+        Reads every manifest, once for all that were not asked about before.
+        """
+        new = {key: ticket for key, ticket in tickets.items() if key not in self._misses}
+        if new and self.store is not None:
+            older = [m for m in self.store.manifests() if m.run != self.run]
+            wanted = {key: (ticket.factors, ticket.label) for key, ticket in new.items()}
+            self._misses.update(explain_misses(wanted, older))
+        return self._misses
+
+    def _surroundings(self, adaptor: CompilerAdaptor) -> dict[str, str]:
+        try:
+            if self._fixed is None:
+                self._fixed = self._environment.fixed()
+            return {**self._fixed, **surroundings(adaptor)}
+        except StoreError:
+            raise
+        except Exception as error:
+            raise StoreError(f"what its code depends on cannot be told: {told(error)}") from error
+
+    def _load(self, adaptor: CompilerAdaptor, entry: Entry) -> CompiledGraph:
+        if entry.manifest.serves is None:
+            return CompiledGraph(_no_code)
+        loaded: CompiledGraph = adaptor.load(entry.artifact)  # type: ignore[attr-defined]
+        return loaded
+
+
+def _handed_over(made: Artifact) -> bytes:
+    what = f"compiler {made.compiler!r} cannot hand the code of {made.owner} over"
+    handle = None if made.compiled is None else made.compiled.handle
+    if handle is None:
+        raise StoreError(what)
+    try:
+        blob = handle()
+    except Exception as error:
+        raise StoreError(f"{what}: {told(error)}") from error
+    if not isinstance(blob, bytes):
+        raise StoreError(f"{what}: it gave {type(blob).__name__}, not bytes")
+    return blob
+
+
+def _no_code(*args: object) -> list[object]:
+    raise StoreError("an entry that serves no size was run")

@@ -1,0 +1,124 @@
+"""What code a function or class is, as text that changes when the code does."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import sys
+import types
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+__all__ = ["class_identity", "core_digest", "function_identity"]
+
+_PLAIN = (type(None), bool, int, float, complex, str, bytes)
+_COMPILING = ("graph", "compile")
+"""The packages of core that have a part in what is compiled."""
+
+
+def function_identity(function: Any) -> str | None:
+    """Name and code of ``function``; None when what it does depends on more than can be read.
+
+    A string ``key`` on it counts for its identity beside its module's source. Otherwise its code,
+    its defaults and what it closes over are read, so those must be plain values or functions.
+    """
+    key = getattr(function, "key", None)
+    run = getattr(function, "run", None) if isinstance(key, str) else None
+    if run is not None:  # a plugin's pass, which carries the function that its key names
+        inner = function_identity(run)
+        return None if inner is None else f"{key} {inner}"
+    named = function if hasattr(function, "__qualname__") else type(function)
+    name = f"{named.__module__}.{named.__qualname__}"
+    content = key if isinstance(key, str) else _content(function)
+    if content is None:
+        return None
+    return f"{name} {_short(f'{_source(named)} {content}')}"
+
+
+def class_identity(cls: type) -> str:
+    """The class's name and the sources of the modules that it and its bases are defined in."""
+    sources = [_source(base) for base in cls.__mro__ if base is not object]
+    return f"{cls.__module__}.{cls.__qualname__} {_short(' '.join(sources))}"
+
+
+@functools.cache
+def core_digest() -> str:
+    """A digest of core's own code that traces, splits and compiles."""
+    root = Path(__file__).parents[2]
+    digest = hashlib.sha256()
+    for name in _COMPILING:
+        for path in sorted((root / name).rglob("*.py")):
+            digest.update(path.relative_to(root).as_posix().encode())
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
+def _content(thing: Any) -> str | None:
+    """Code, defaults and captured values; None for a value that nothing can be said about."""
+    if isinstance(thing, functools.partial):
+        return _all([thing.func, *thing.args, *thing.keywords, *thing.keywords.values()])
+    if isinstance(thing, types.MethodType):
+        return _all([thing.__func__, thing.__self__])
+    if isinstance(thing, types.FunctionType):
+        cells = [_cell(cell) for cell in thing.__closure__ or ()]
+        defaults = [*(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values()]
+        rest = _all([*cells, *defaults])
+        return None if rest is None else f"{_code(thing.__code__)} {rest}"
+    if isinstance(thing, (types.BuiltinFunctionType, type, types.ModuleType)):
+        return f"{getattr(thing, '__module__', '')}.{thing.__name__}"
+    if isinstance(thing, _PLAIN):
+        return repr(thing)
+    if isinstance(thing, (tuple, list)):
+        return _all(thing)
+    if callable(thing) and not hasattr(type(thing), "__slots__"):
+        held = vars(thing)
+        rest = _all([*sorted(held), *(held[name] for name in sorted(held))])
+        return None if rest is None else f"{class_identity(type(thing))} {rest}"
+    return None
+
+
+def _all(things: Iterable[Any]) -> str | None:
+    found = []
+    for thing in things:
+        content = _content(thing)
+        if content is None:
+            return None
+        found.append(content)
+    return f"({', '.join(found)})"
+
+
+def _cell(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not filled yet
+        return None
+
+
+def _code(code: types.CodeType) -> str:
+    consts = [_code(c) if isinstance(c, types.CodeType) else repr(c) for c in code.co_consts]
+    text = f"{code.co_code.hex()} {code.co_names} {consts}"
+    return _short(text)
+
+
+def _source(thing: Any) -> str:
+    """A digest of the file that ``thing`` is defined in; empty where there is none."""
+    module = sys.modules.get(getattr(thing, "__module__", None) or "")
+    try:
+        path = inspect.getsourcefile(module) if module is not None else None
+    except TypeError:
+        path = None
+    return "" if path is None else _file(path)
+
+
+@functools.cache
+def _file(path: str) -> str:
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError:
+        return ""
+
+
+def _short(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
