@@ -147,6 +147,8 @@ def capture(
         # What keeps the error, a log handler say, must not keep the capture's memory.
         traceback.clear_frames(error.__traceback__)
         traceback.clear_frames(raised(error).__traceback__)
+        if type(error) is CaptureFailed:  # of ours, and complete but for the size
+            raise CaptureFailed(f"sizes {sizes} cannot be captured: {error}") from error
         ours = isinstance(error, PiecewiseError) and not isinstance(error, PlatformFault)
         if not isinstance(error, Exception) or ours:
             raise

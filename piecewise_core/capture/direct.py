@@ -8,29 +8,69 @@ dispatch. Private names, read in torch 2.11 and 2.13: ``torch._library.custom_op
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from piecewise_core.capture.calls import tensors
+
 __all__ = ["kernel_of", "modes_active"]
 
 
-def kernel_of(fn: Callable[..., Any], device_type: str) -> Callable[..., Any] | None:
-    """The one function that ``fn`` ends in on ``device_type``, or None when it cannot be told.
+def kernel_of(
+    fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Callable[..., Any] | None:
+    """The one function that ``fn`` ends in for these arguments, or None when it cannot be told.
 
-    Calling it is right in inference, with no modes active: autograd, tracing and modes are what
-    the dispatcher would add.
+    Calling it is right in inference, with no modes or autocast active: autograd, tracing and modes
+    are what the dispatcher would add.
     """
     overload = _overload(fn)
     if overload is None:
         return None
-    definition: Any = _definition(overload._schema.name)
+    name = overload._schema.name
+    definition: Any = _definition(name)
     if definition is None or getattr(definition, "_disabled_kernel", None):
         return None
     registered: dict[Any, Callable[..., Any]] = getattr(definition, "_backend_fns", {})
+    device_type = _device_type(args, kwargs)
+    if device_type not in registered and _has_another(name, device_type):
+        return None
     found = registered.get(device_type, registered.get(None))
-    return None if found is None else _users_own(found)
+    if found is None or not _as_given(overload._schema.arguments, args, kwargs):
+        return None
+    return _users_own(found)
+
+
+def _device_type(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """The device that the dispatcher would choose: not the CPU where there is another."""
+    found = {t.device.type for t in tensors((args, kwargs))}
+    return next(iter(found - {"cpu"}), "cpu")
+
+
+def _has_another(name: str, device_type: str) -> bool:
+    """Whether somebody registered a kernel for the device with ``torch.library.impl``."""
+    key = torch._C._dispatch_key_for_device(device_type)
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(name, key))
+
+
+def _as_given(declared: Sequence[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether the dispatcher would hand every argument on as it is: it makes floats of ints."""
+    given = {a.name: value for a, value in zip(declared, args, strict=False)} | dict(kwargs)
+    return all(_is_exactly(str(a.type), given[a.name]) for a in declared if a.name in given)
+
+
+def _is_exactly(kind: str, value: Any) -> bool:
+    if kind.startswith("Optional[") and value is not None:
+        kind = kind[len("Optional[") : -1]
+    if kind == "float":
+        return isinstance(value, float)
+    if kind == "Tensor":
+        return isinstance(value, torch.Tensor)
+    if kind.startswith("List["):
+        return isinstance(value, list) and all(_is_exactly(kind[5:-1], v) for v in value)
+    return True
 
 
 def _users_own(registered: Callable[..., Any]) -> Callable[..., Any]:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 
-from piecewise_core.errors import CaptureFailed
+from piecewise_core.errors import CaptureFailed, OpContractBroken
 
-__all__ = ["Step", "allocate", "layout_of", "op_step"]
+__all__ = ["Step", "allocate", "form_of", "layout_of", "op_step"]
 
 Step = Callable[[], Any]
 """One thing that a captured plan does: a replay, an operator on static tensors, a copy."""
@@ -22,8 +22,16 @@ def op_step(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     buffers: Sequence[torch.Tensor | None],
+    *,
+    form: Sequence[Any] | None = None,
 ) -> Step:
-    """A call of ``fn`` on static tensors; functional results are copied to their buffers."""
+    """A call of ``fn`` on static tensors; functional results are copied to their buffers.
+
+    ``form``: what ``form_of`` gave when it was captured, to raise OpContractBroken where a result
+    differs. None: a fake kernel has told what comes.
+    """
+    if form is not None and any(f is not None for f in form):
+        fn = _exactly(fn, form)
     if not any(b is not None for b in buffers):
         if not args and not kwargs:
             return fn
@@ -47,6 +55,34 @@ def _bound(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     return functools.partial(fn, *args, **kwargs)
 
 
+def form_of(leaves: Sequence[Any]) -> list[Any]:
+    """What graphs take for granted of an operator's results: shapes, and values of other things."""
+    return [leaf.shape if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+
+
+def _exactly(fn: Callable[..., Any], wanted: Sequence[Any]) -> Callable[..., Any]:
+    """``fn``, refusing results that graphs would read as something else."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        result = fn(*args, **kwargs)
+        found = form_of(pytree.tree_leaves(result))
+        if found != wanted:
+            raise OpContractBroken(
+                f"splitting op {getattr(fn, '__name__', fn)} returned {_told(found)}, and "
+                f"{_told(wanted)} when it was captured; graphs take sizes and Python values as "
+                "they were then: put the code that uses them into the splitting op too"
+            )
+        return result
+
+    return run
+
+
+def _told(form: Sequence[Any]) -> str:
+    return ", ".join(
+        f"a tensor of shape {tuple(f)}" if isinstance(f, torch.Size) else repr(f) for f in form
+    )
+
+
 def layout_of(leaf: Any, given: Any) -> tuple[Any, ...] | None:
     """What to allocate for one result; None for what lives in an argument, or is no tensor."""
     if not isinstance(leaf, torch.Tensor):
@@ -57,6 +93,11 @@ def layout_of(leaf: Any, given: Any) -> tuple[Any, ...] | None:
     inputs = [t for t in pytree.tree_leaves(given) if isinstance(t, torch.Tensor)]
     if any(t.untyped_storage().data_ptr() == memory for t in inputs) and memory:
         return None
+    if any(step == 0 and size > 1 for step, size in zip(leaf.stride(), leaf.shape, strict=True)):
+        raise CaptureFailed(
+            f"a splitting op returned an expanded tensor (shape {tuple(leaf.shape)}, strides "
+            f"{leaf.stride()}), whose elements share memory; let it return .contiguous()"
+        )
     return tuple(leaf.shape), leaf.stride(), leaf.dtype, leaf.device
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from piecewise_core.errors import CaptureFailed
 from piecewise_core.protocols import BudgetContext, Platform
 from piecewise_core.ranges import Sizes
 
-__all__ = ["CapturedPlans"]
+__all__ = ["CapturedPlans", "largest_first"]
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +25,8 @@ class CapturedPlans:
     """Captures sizes, keeps their plans, frees them.
 
     ``limit``: bytes of graph memory, or None. ``dropped``: sizes that have no plan, and why;
-    they are served by compiled ranges.
+    they are served by compiled ranges. ``owed``: sizes that ``release`` freed, or let be tried
+    anew: capturing them again is no news.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class CapturedPlans:
         self._stream: Any = None
         self._plans: OrderedDict[Sizes, CapturedPlan] = OrderedDict()
         self.dropped: dict[Sizes, str] = {}
+        self.owed: set[Sizes] = set()
 
     def __contains__(self, sizes: object) -> bool:
         return sizes in self._plans
@@ -99,6 +102,7 @@ class CapturedPlans:
             self._pool = self._driver.new_pool()
             self._stream = self._stream or self._platform.device.new_stream()
         plan = self._attempt(sizes, source())
+        self.owed.discard(sizes)
         if plan is None:
             return None
         self._plans[sizes] = plan
@@ -130,6 +134,7 @@ class CapturedPlans:
     def release(self) -> list[Sizes]:
         """Free all graphs and the pool; returns the sizes that had plans."""
         held = list(self._plans)
+        self.owed |= {*held, *self.dropped}
         for sizes in held:
             self.forget(sizes)
         self._pool = None
@@ -207,3 +212,8 @@ def _thinned(sizes: list[Sizes], room: int) -> list[Sizes]:
         return sizes[:room]
     step = (len(sizes) - 1) / (room - 1)
     return [sizes[round(i * step)] for i in range(room)]
+
+
+def largest_first(sizes: Iterable[Sizes]) -> list[Sizes]:
+    """``sizes``, each once, in the order of capture: memory of the first serves the others."""
+    return sorted(dict.fromkeys(sizes), key=lambda s: (math.prod(s), s), reverse=True)

@@ -4,27 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
 
-from piecewise_core.capture.opsteps import Step, allocate, layout_of, op_step
+from piecewise_core.capture.ambient import Ambient
+from piecewise_core.capture.opsteps import Step, allocate, form_of, layout_of, op_step
 from piecewise_core.errors import CaptureFailed
 from piecewise_core.graph.randomness import draws
 from piecewise_core.protocols import GraphDriver
 
-__all__ = ["Recorder", "WholeRecorder"]
+__all__ = ["Recorder", "WholeRecorder", "another_path"]
 
 
 @dataclass
 class _Op:
-    """A splitting op as it was called, and the static buffers that take its results."""
+    """A splitting op as it was called, and the static buffers that take its results.
+
+    ``around``: puts back around a function what was in force. ``form``: as of ``form_of``.
+    """
 
     fn: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+    around: Callable[[Callable[..., Any]], Callable[..., Any]] | None
+    form: list[Any]
     buffers: list[torch.Tensor | None] = field(default_factory=list)
 
 
@@ -40,27 +47,40 @@ class Recorder:
     (the driver's ``runs_captures``), or where an operator returns memory that it was given. Else
     the first run has told what they return.
 
+    ``strict``: steps check that operators return what they did when captured.
+
     The buffers that take an operator's results are allocated inside the capture of the piece
     before it, so that they come from the pool and are shared with other sizes.
     """
 
-    def __init__(self, driver: GraphDriver, pool: Any, stream: Any) -> None:
+    strict = False
+
+    def __init__(
+        self, driver: GraphDriver, pool: Any, stream: Any, device_type: str = "cpu"
+    ) -> None:
         self._driver = driver
+        self._ambient = Ambient(device_type)
         self._pool = pool
-        self._stream = stream
+        self.stream = stream
         self._results: list[list[tuple[Any, ...] | None]] = []
         self._sequence: list[Any] = []
         self._next: list[torch.Tensor | None] = []
         self._seen = 0
         self._forms: list[tuple[Any, list[Any]]] = []
+        self._form_of_op: list[list[Any]] = []
         self._runs_ops = True
         self._returns_given = False
         self._groups: list[int] = []
         self.graphs: list[Any] = []
-        self.external: tuple[torch.Tensor, ...] = ()
+        self.replays: frozenset[int] = frozenset()
         self.generator: Any = None
         self.capturing = False
-        self.current = ""
+        self.current = "its beginning"
+
+    @property
+    def external(self) -> tuple[torch.Tensor, ...]:
+        """Tensors that graphs read and that only a run itself reveals."""
+        return ()
 
     # Wrapping what the plan calls ------------------------------------------------------
 
@@ -86,6 +106,8 @@ class Recorder:
             buffers = self._buffers_of(self._seen)
             if self._runs_ops:
                 leaves, spec = pytree.tree_flatten(fn(*args, **kwargs))
+                if form_of(leaves) != self._form_of_op[self._seen]:
+                    raise CaptureFailed(another_path(self.current))
                 kept = [
                     leaf if buffer is None else buffer.copy_(leaf)
                     for leaf, buffer in zip(leaves, buffers, strict=True)
@@ -93,8 +115,9 @@ class Recorder:
             else:
                 spec, plain = self._forms[self._seen]
                 kept = [b if b is not None else v for b, v in zip(buffers, plain, strict=True)]
+            form = self._form_of_op[self._seen]
             self._seen += 1
-            self._sequence.append(_Op(fn, args, kwargs, buffers))
+            self._sequence.append(_Op(fn, args, kwargs, self._ambient.inside(), form, buffers))
             return pytree.tree_unflatten(kept, spec)
 
         return recorded
@@ -105,6 +128,7 @@ class Recorder:
         layouts = [layout_of(leaf, given) for leaf in leaves]
         tensors = [isinstance(leaf, torch.Tensor) for leaf in leaves]
         self._results.append(layouts)
+        self._form_of_op.append(form_of(leaves))
         self._forms.append(
             (spec, [None if t else leaf for t, leaf in zip(tensors, leaves, strict=True)])
         )
@@ -144,7 +168,7 @@ class Recorder:
         register = getattr(self._driver, "register_generator", None)
         if register is not None and self.generator is not None:
             register(graph, self.generator)
-        self._driver.capture_begin(graph, self._pool, self._stream)
+        self._driver.capture_begin(graph, self._pool, self.stream)
         return graph
 
     def _following(self, piece: int) -> list[tuple[Any, ...] | None]:
@@ -154,6 +178,8 @@ class Recorder:
         return [layout for op in self._results[start:end] for layout in op]
 
     def _buffers_of(self, op: int) -> list[torch.Tensor | None]:
+        if op >= len(self._results):
+            raise CaptureFailed(another_path(self.current))
         count = len(self._results[op])
         if len(self._next) < count:
             # Operators before the first piece have no capture to allocate in.
@@ -167,7 +193,6 @@ class Recorder:
         self._next.clear()
         self._results.clear()
         self._forms.clear()
-        self.external = ()
 
     # The plan --------------------------------------------------------------------------
 
@@ -175,26 +200,36 @@ class Recorder:
         self,
         replayer: Callable[[Any], Step],
         weak: Callable[[torch.Tensor], torch.Tensor],
-        kernel: Callable[[Callable[..., Any]], Callable[..., Any] | None] = lambda fn: None,
+        kernel: Callable[..., Callable[..., Any] | None] = lambda fn, args, kwargs: None,
     ) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
         """What to do at every call; and the same with operators' kernels called directly.
 
-        ``weak``: a tensor over the same memory that may be freed. ``kernel``: what may be called
-        in place of a splitting op.
+        ``weak``: a tensor over the same memory that may be freed. ``kernel(fn, args, kwargs)``:
+        what may be called in place of a splitting op. ``replays`` has the ids of the replays.
         """
         found: list[Step] = []
         direct: list[Step] = []
+        replays: list[Step] = []
         for item in self._sequence:
             if not isinstance(item, _Op):
-                found.append(replayer(item))
-                direct.append(found[-1])
+                replays.append(replayer(item))
+                found.append(replays[-1])
+                direct.append(replays[-1])
                 continue
             args = tuple(_mapped(value, weak) for value in item.args)
             kwargs = {name: _mapped(value, weak) for name, value in item.kwargs.items()}
             buffers = [None if b is None else weak(b) for b in item.buffers]
-            found.append(op_step(item.fn, args, kwargs, buffers))
-            own = kernel(item.fn)
-            direct.append(found[-1] if own is None else op_step(own, args, kwargs, buffers))
+            form = item.form if self.strict else None
+            step = partial(op_step, args=args, kwargs=kwargs, buffers=buffers, form=form)
+            if item.around is not None:
+                # What is in force may make the dispatcher do more than to call the kernel.
+                found.append(step(item.around(item.fn)))
+                direct.append(found[-1])
+                continue
+            found.append(step(item.fn))
+            own = kernel(item.fn, args, kwargs)
+            direct.append(found[-1] if own is None else step(own))
+        self.replays = frozenset(map(id, replays))
         return tuple(found), tuple(direct)
 
 
@@ -243,3 +278,12 @@ def _mapped(value: Any, weak: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     return pytree.tree_map_only(torch.Tensor, weak, value)
+
+
+def another_path(what: str) -> str:
+    """The message for a run that does not do what the one before it did."""
+    return (
+        f"{what} did not do in its second run what it did in its first; a graph repeats one run, "
+        "so what Python or a tensor's values decide must come out the same. Put that code into a "
+        "splitting op"
+    )

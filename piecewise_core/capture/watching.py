@@ -6,51 +6,60 @@ functions, a dispatch mode whole operators.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from piecewise_core.capture.calls import only_views, tensors, value_read, written
 from piecewise_core.capture.opsteps import allocate
-from piecewise_core.capture.recorder import Recorder
+from piecewise_core.capture.recorder import Recorder, another_path
 from piecewise_core.errors import CaptureFailed
 from piecewise_core.protocols import GraphDriver
 
 __all__ = ["WatchingRecorder"]
 
-_READS = ("item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__")
+_READS = (
+    *("item", "tolist", "numpy", "__array__", "__dlpack__"),
+    *("__bool__", "__int__", "__float__", "__complex__", "__index__"),
+)
 """Tensor methods that give Python a value: it would be fixed at capture."""
 
 
 class WatchingRecorder(Recorder):
     """Captures what runs between splitting ops.
 
-    ``is_splitting(node)``: as a Matcher; given stand-ins for graph nodes. After a run
-    ``external`` holds every tensor that was read and not made by the run.
+    ``is_splitting(node)``: as a Matcher; given stand-ins for graph nodes. ``external``: every
+    tensor that the last run read, or was told of by ``note``, and did not make.
     """
+
+    strict = True  # no fake kernel has promised what operators return
 
     def __init__(
         self,
         driver: GraphDriver,
         pool: Any,
         stream: Any,
+        device_type: str = "cpu",
+        *,
         is_splitting: Callable[[Any], bool],
     ) -> None:
-        super().__init__(driver, pool, stream)
+        super().__init__(driver, pool, stream, device_type)
+        self.current = "the recorded function"
         self._is_splitting = is_splitting
-        self._made: set[int] = set()
+        # Weak: a run must free its memory as it goes. A number is not given out again meanwhile.
+        self._made: dict[int, StorageWeakRef] = {}
         self._outside: dict[int, torch.Tensor] = {}
-        self._before: list[tuple[torch.UntypedStorage, torch.UntypedStorage]] = []
+        self._before: list[tuple[torch.UntypedStorage, torch.UntypedStorage | None]] = []
         self._works = [False]
         self._segment = 0
         self._open: Any = None
         self._busy = False
-        self._keep: list[Any] = []
         self._operators = _Operators(self)
 
     # The two runs ----------------------------------------------------------------------
@@ -59,22 +68,38 @@ class WatchingRecorder(Recorder):
         """Notes the layout of every operator's results and which stretches have any work."""
         with self._watched():
             run()
-        self.external = tuple(self._outside.values())
 
     def record(self, run: Callable[[], Any]) -> Any:
-        """Captures each stretch that has work."""
+        """Captures each stretch that has work.
+
+        What the first run made and the second finds is from outside: a table that is made once.
+        """
+        self._made.clear()
+        self._outside.clear()
         self._segment = 0
         self._begin()
         with self._watched():
             result = run()
         self._end()
-        self.external = tuple(self._outside.values())
+        if self._seen != len(self._results):
+            raise CaptureFailed(another_path(self.current))
         return result
+
+    def note(self, found: Iterable[torch.Tensor]) -> None:
+        """Count tensors among ``external``, unless this run made their memory."""
+        for tensor in found:
+            if tensor.untyped_storage()._cdata not in self._made:
+                self._outside.setdefault(id(tensor), tensor)
 
     def writes_to(self, tensor: torch.Tensor) -> bool:
         """Whether the runs wrote to the memory of ``tensor``."""
         memory = tensor.untyped_storage()._cdata
         return any(storage._cdata == memory for storage, _ in self._before)
+
+    @property
+    def external(self) -> tuple[torch.Tensor, ...]:
+        """As said of the class."""
+        return tuple(self._outside.values())
 
     @property
     def writes(self) -> int:
@@ -84,13 +109,14 @@ class WatchingRecorder(Recorder):
     def put_back(self) -> None:
         """Restore what the runs wrote to memory that they did not make."""
         for storage, copy in self._before:
-            storage.copy_(copy)
+            if copy is not None:
+                storage.copy_(copy)
         self._before.clear()
 
     def forget(self) -> None:
         """Let go of every tensor."""
         super().forget()
-        self._keep.clear()
+        self._made.clear()
         self._outside.clear()
         self._before.clear()
 
@@ -117,6 +143,7 @@ class WatchingRecorder(Recorder):
         else:
             self._works.append(False)
         self._note_writes(fn, args, kwargs)
+        self.note(tensors((args, kwargs)))
         self._busy = True
         try:
             result = self.op(fn)(*args, **kwargs)
@@ -144,35 +171,40 @@ class WatchingRecorder(Recorder):
 
     def saw(self, fn: Any, args: Any, kwargs: Any, result: Any) -> None:
         """An ordinary operator ran."""
-        if not self.capturing and not only_views(fn):
-            self._works[-1] = True
+        if not only_views(fn):
+            if not self.capturing:
+                self._works[-1] = True
+            elif self._open is None:
+                raise CaptureFailed(another_path(self.current))
         self._note_made(result, (args, kwargs))
 
     def _note_made(self, result: Any, given: Any) -> None:
         """New memory among the results; a view of what was given is no new memory."""
         old = {t.untyped_storage()._cdata for t in tensors(given)}
         for tensor in tensors(result):
-            if tensor.untyped_storage()._cdata not in old:
-                self._made.add(tensor.untyped_storage()._cdata)
-                # Kept, so that its memory is not taken for something new later in this run.
-                self._keep.append(tensor)
+            storage = tensor.untyped_storage()
+            if storage._cdata not in old and storage._cdata not in self._made:
+                self._made[storage._cdata] = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
 
     def before(self, fn: Any, args: Any, kwargs: Any) -> None:
         """An ordinary operator is about to run."""
         if fn is torch.ops.aten._local_scalar_dense.default:
             raise CaptureFailed(value_read("a tensor's value"))
         self._note_writes(fn, args, kwargs)
-        for tensor in tensors((args, kwargs)):
-            if tensor.untyped_storage()._cdata not in self._made:
-                self._outside.setdefault(id(tensor), tensor)
+        self.note(tensors((args, kwargs)))
 
     def _note_writes(self, fn: Any, args: Any, kwargs: Any) -> None:
-        """Keep a copy of memory that is about to be written and that the run did not make."""
+        """Keep a copy of memory that is about to be written and that the run did not make.
+
+        What the second run finds to be written beyond the first's was made by the first: there is
+        nothing to go back to.
+        """
         for tensor in written(fn, args, kwargs):
             storage = tensor.untyped_storage()
             known = {s._cdata for s, _ in self._before}
             if storage._cdata not in self._made and storage._cdata not in known:
-                self._before.append((storage, storage.clone()))  # type: ignore[no-untyped-call]
+                copy = None if self.capturing else storage.clone()  # type: ignore[no-untyped-call]
+                self._before.append((storage, copy))
 
     @contextmanager
     def _watched(self) -> Iterator[None]:

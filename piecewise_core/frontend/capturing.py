@@ -12,7 +12,7 @@ import torch
 from piecewise_core.capture.buffers import FixedInputs, OwnedInputs
 from piecewise_core.capture.captured import CapturedPlan, Source
 from piecewise_core.capture.direct import modes_active
-from piecewise_core.capture.plans import CapturedPlans
+from piecewise_core.capture.plans import CapturedPlans, largest_first
 from piecewise_core.counters import Counters
 from piecewise_core.errors import ConfigError
 from piecewise_core.frontend.region import Region
@@ -76,15 +76,16 @@ class Capturing:
             for target in self.targets(region)
             if target.box.is_single_size() and target.capture is not None
         ]
-        wanted.sort(key=lambda pair: pair[1], reverse=True)
+        order = largest_first(sizes for _, sizes in wanted)
+        wanted.sort(key=lambda pair: order.index(pair[1]))
         per_size = max((len(region.program.compilable) for region, _ in wanted), default=0)
-        kept = self.plans.budget(per_size, list(dict.fromkeys(sizes for _, sizes in wanted)))
+        kept = self.plans.budget(per_size, order)
         for region, sizes in wanted:
             if sizes in kept:
                 source = partial(self._source, region, sizes, None, bound)
                 self.plans.capture(sizes, source, more=True)
         self.plans.measure()
-        return list(dict.fromkeys(sizes for _, sizes in wanted if sizes in self.plans))
+        return [sizes for sizes in order if sizes in self.plans]
 
     def entry(
         self,

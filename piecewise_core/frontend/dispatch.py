@@ -125,7 +125,8 @@ class Dispatch:
         capturing = self._capturing
         if capturing is None:
             return self._without_graphs(region)
-        if self.sealed is not None and sizes not in capturing.plans:
+        known = sizes in capturing.plans or sizes in capturing.plans.owed
+        if self.sealed is not None and not known:
             text = (
                 f"sizes {sizes} would be captured after seal(); call warmup() before seal(), or "
                 "restore() after release()"

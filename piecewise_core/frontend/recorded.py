@@ -16,10 +16,17 @@ import torch
 
 from piecewise_core.capture.buffers import FixedInputs, OwnedInputs
 from piecewise_core.capture.captured import CapturedPlan, Source
-from piecewise_core.capture.plans import CapturedPlans
+from piecewise_core.capture.plans import CapturedPlans, largest_first
 from piecewise_core.capture.watching import WatchingRecorder
 from piecewise_core.counters import Counters, Stats, process_counters
-from piecewise_core.errors import ConfigError, GradNeeded, NotTraced, OutOfRange, Sealed
+from piecewise_core.errors import (
+    ConfigError,
+    GradNeeded,
+    InputMismatch,
+    NotTraced,
+    OutOfRange,
+    Sealed,
+)
 from piecewise_core.frontend.recording import (
     Padded,
     RecordedFacts,
@@ -35,8 +42,10 @@ from piecewise_core.graph.describe import describe_call
 from piecewise_core.graph.names import Matcher
 from piecewise_core.graph.outputs import OutputCode
 from piecewise_core.graph.structure import Structure
+from piecewise_core.graph.torch_private import any_autocast
 from piecewise_core.ranges import Sizes, Target, TargetTable, capture_targets
 from piecewise_core.runtime.parameters import Parameters, roots_of
+from piecewise_core.runtime.reach import anchors_of
 
 __all__ = ["RecordedFunction"]
 
@@ -72,6 +81,7 @@ class RecordedFunction:
         self._released = False
         self._structure: Structure | None = None
         self._objects: list[Any] = []
+        self._external: dict[int, torch.Tensor] = {}
         self._parameters = Parameters(roots_of(fn), every=True)
         self._owned: OwnedInputs | None = None
 
@@ -83,6 +93,11 @@ class RecordedFunction:
             tensors, sizes = self._binder.bind(*args, **kwargs)
             if torch.is_grad_enabled():
                 self._check_grad(tensors)
+            if any_autocast():
+                raise InputMismatch(
+                    "called inside torch.autocast, which graphs recorded outside of it would not "
+                    "follow; enter autocast inside the function, or convert the model"
+                )
             self._current()
             target = self._targets[self._find(*sizes)]
             if target is not None and target.capture is not None and not self._released:
@@ -112,11 +127,8 @@ class RecordedFunction:
             self._current()
             self._released = False
             captures = (t.capture for t in self._targets if t is not None)
-            sizes = sorted({c for c in captures if c is not None}, reverse=True)
-            if self._config.inputs == "copy":
-                for each in self._plans.budget(1, sizes):
-                    self._plan(each, None, more=True)
-                self._plans.measure()
+            sizes = largest_first(c for c in captures if c is not None)
+            self._capture_all(self._plans.budget(1, sizes))
             return self._report([s for s in sizes if s in self._plans], begun)
 
     def seal(self, on_miss: str = "error") -> RecordedFunction:
@@ -126,16 +138,26 @@ class RecordedFunction:
 
     def release(self) -> RecordedFunction:
         """Free all graph memory; calls run as they are until ``restore``."""
+        with self._lock:
+            self._free()
+        return self
+
+    def _free(self) -> None:
         self._plans.release()
         self._outputs.clear()
         self._written.clear()
         self._released = True
+        self._external.clear()
         self._parameters = Parameters(roots_of(self._fn), every=True)
-        return self
 
     def restore(self) -> RecordedFunction:
-        """Capture anew, each size at its next call."""
-        self._released = False
+        """Capture again what ``release`` freed, or a replaced tensor made stale.
+
+        With ``inputs="static"`` each size is captured at its next call.
+        """
+        with self._lock:
+            self._released = False
+            self._capture_all(largest_first(self._plans.owed))
         return self
 
     def dump_graphs(self, directory: str | Path) -> list[Path]:
@@ -159,7 +181,27 @@ class RecordedFunction:
     def _current(self) -> None:
         """Free graphs that read the memory of a tensor that was replaced; see ``restore``."""
         if len(self._plans) and self._parameters.read() is None:
-            self.release()
+            self._free()
+
+    def _capture_all(self, sizes: Sequence[Sizes]) -> None:
+        """Capture ``sizes``; with ``inputs="static"`` there are no tensors to capture with yet."""
+        if self._structure is None or self._config.inputs == "static":
+            return
+        for each in sizes:
+            self._plan(each, None, more=True)
+        self._plans.measure()
+
+    def _watch(self) -> None:
+        """Look from now on at what holds the tensors that graphs read."""
+        held = [
+            anchor
+            for anchor in anchors_of(self._fn)
+            if isinstance(anchor.value, torch.nn.Module) or id(anchor.value) in self._external
+        ]
+        self._parameters = Parameters(roots_of(self._fn), anchors=held, every=True)
+        for tensor in self._external.values():
+            self._parameters.add(tensor)
+        self._parameters.settle()
 
     def _report(self, captured: list[Sizes], begun: float) -> WarmupReport:
         stats = self.stats()
@@ -250,13 +292,13 @@ class RecordedFunction:
         found = self._plans.get(captured)
         if found is not None or captured in self._plans.dropped:
             return found
-        if self._sealed is not None:
+        if self._sealed is not None and captured not in self._plans.owed:
             text = f"sizes {captured} would be captured after seal(); call warmup() first"
             if self._sealed == "error":
                 raise Sealed(text)
             logger.warning("%s", text)
         found = self._plans.capture(captured, partial(self._source, captured, tensors), more=more)
-        self._parameters.settle()
+        self._watch()
         return found
 
     def _views(self, captured: Sizes) -> tuple[torch.Tensor, ...]:
@@ -302,5 +344,5 @@ class RecordedFunction:
         written = tuple(i for i, view in enumerate(views) if recorder.writes_to(view))
         self._written[captured] = written if recorder.writes else None
         self._binder.mutated |= set(written)
-        for tensor in recorder.external:
-            self._parameters.add(tensor)
+        recorder.note(tensors_in(result, self._objects))
+        self._external |= {id(tensor): tensor for tensor in recorder.external}

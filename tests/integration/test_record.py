@@ -18,6 +18,7 @@ from piecewise_core.errors import (
     GradNeeded,
     InputMismatch,
     NotTraced,
+    OpContractBroken,
     OutOfRange,
     Sealed,
 )
@@ -598,3 +599,197 @@ def test_a_platform_without_graphs_is_refused():
     platform.graphs = None
     with pytest.raises(ConfigError, match="static graphs"):
         recorded(torch.sin, platform=platform)
+
+
+# What outlives a run, or is not the run's -----------------------------------------------------
+
+
+class Lazy(nn.Module):
+    """Makes a table when first called, and a larger one when that is too short."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table: torch.Tensor | None = None
+
+    def forward(self, x):
+        if self.table is None or len(self.table) < len(x):
+            self.table = torch.arange(float(len(x))).unsqueeze(-1).sin()
+        return attend(x * 2) + self.table[: len(x)]
+
+
+def test_a_table_made_in_a_run_is_held_and_a_new_one_noticed():
+    model = Lazy()
+    fast = recorded(model, splitting_ops=("pwrecord::attend",))
+    for size in (4, 4, 16, 4, 16):
+        x = torch.randn(size, 8)
+        same(fast(x), Lazy()(x))
+    fast.restore()
+    before = fast.stats().calls["replayed"]
+    for size in (16, 4):
+        x = torch.randn(size, 8)
+        same(fast(x), Lazy()(x))
+    assert fast.stats().calls["replayed"] == before + 2
+
+
+def test_intermediates_share_memory_within_a_size():
+    def fn(x):
+        for _ in range(30):
+            x = x.sin()
+        return x
+
+    fast = recorded(fn, dynamic={"x": {0: pw.Dim("n", 1, 256)}}, capture_sizes=(256,))
+    fast.warmup(torch.randn(2, 64), progress=False)
+    assert fast.stats().pool_bytes <= 4 * 256 * 64 * 4
+
+
+class Weighted(nn.Module):
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 8), requires_grad=False)
+        self.where = where
+
+    def forward(self, x):
+        if self.where == "returned":
+            return x * 2, self.weight
+        return torch.matmul(x * 2, self.weight) + 1  # read by a splitting op and nothing else
+
+
+@pytest.mark.parametrize("where", ["returned", "split"])
+def test_a_weight_is_watched_wherever_it_is_read(where):
+    model = Weighted(where)
+    fast = recorded(model, splitting_ops=("torch.matmul",))
+    x = torch.randn(4, 8)
+    same(fast(x), model(x))
+    same(fast(x), model(x))
+    assert fast.stats().calls["replayed"] == 2
+    model.weight = nn.Parameter(torch.randn(8, 8), requires_grad=False)
+    same(fast(x), model(x))
+    assert fast.stats().calls["eager"] == 1
+
+
+class Plain:
+    """No module: tensors in attributes, one of them written by every run."""
+
+    def __init__(self) -> None:
+        self.weight = torch.randn(8, 8)
+        self.last: torch.Tensor | None = None
+
+    def __call__(self, x):
+        self.last = x @ self.weight
+        return self.last.sin()
+
+
+def test_a_tensor_of_any_object_is_watched_but_not_what_a_run_leaves_there():
+    model = Plain()
+    fast = recorded(model)
+    x = torch.randn(4, 8)
+    for _ in range(3):
+        same(fast(x), model(x))
+    assert fast.stats().calls["replayed"] == 3
+    model.weight = torch.randn(8, 8)
+    same(fast(x), model(x))
+    assert fast.stats().calls["eager"] == 1
+
+
+def test_a_tensor_in_a_closure_is_watched():
+    weight = torch.randn(8, 8)
+    fast = recorded(lambda x: x @ weight)
+    x = torch.randn(4, 8)
+    same(fast(x), x @ weight)
+    weight = torch.randn(8, 8)
+    same(fast(x), x @ weight)
+    assert fast.stats().calls["eager"] == 1
+
+
+# Operators that do not do the same again --------------------------------------------------------
+
+
+@torch.library.custom_op("pwrecord::chosen", mutates_args=())
+def chosen(x: torch.Tensor) -> torch.Tensor:
+    return x[x[:, 0] > 0].clone()
+
+
+@torch.library.custom_op("pwrecord::many", mutates_args=())
+def many(x: torch.Tensor) -> int:
+    return int((x[:, 0] > 0).sum())
+
+
+@pytest.mark.parametrize(
+    ("op", "text"),
+    [
+        (chosen, r"shape \(1, 8\), and a tensor of shape \(3, 8\) when"),
+        (many, "returned 1, and 3 when"),
+    ],
+)
+def test_a_result_that_depends_on_values_is_refused_at_the_call_never_read_as_it_was(op, text):
+    fast = recorded(lambda x: op(x * 2) + x.new_ones(()), splitting_ops=("pwrecord::chosen",))
+    if op is many:
+        fast = recorded(lambda x: x * op(x * 2), splitting_ops=("pwrecord::many",))
+    x = torch.ones(4, 8)
+    x[3] = -1
+    wanted = x * 3 if op is many else torch.full((3, 8), 3.0)
+    same(fast(x), wanted)
+    x[1:] = -1
+    with pytest.raises(OpContractBroken, match=text):
+        fast(x)
+    x[:3] = 1
+    same(fast(x), x * 3 if op is many else torch.full((3, 8), 3.0))
+
+
+def test_a_function_that_alternates_is_not_captured():
+    class Alternating:
+        calls = 0
+
+        def __call__(self, x):
+            self.calls += 1
+            return attend(x) if self.calls % 2 else x * 2
+
+    fast = recorded(Alternating(), splitting_ops=("pwrecord::attend",))
+    x = torch.randn(4, 8)
+    fast(x)
+    assert "second run" in str(fast.explain())
+    assert fast.stats().calls["replayed"] == 0
+
+
+# What is in force around it ---------------------------------------------------------------------
+
+
+def test_autocast_inside_is_in_force_at_replays_too():
+    weight = torch.randn(8, 8)
+
+    def fn(x):
+        with torch.autocast("cpu", torch.bfloat16):
+            y = torch.matmul(x * 2, weight)
+        return y.float() + 1
+
+    fast = recorded(fn, splitting_ops=("torch.matmul",))
+    for _ in range(3):
+        x = torch.randn(4, 8)
+        same(fast(x), fn(x))
+    assert fast.stats().calls["replayed"] == 3
+
+
+def test_autocast_outside_is_refused():
+    fast = recorded(lambda x: x @ x.T)
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(InputMismatch, match="autocast"):
+        fast(torch.randn(4, 8))
+
+
+# Seals ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("inputs", ["copy", "static"])
+def test_what_was_captured_before_a_seal_may_be_captured_again(inputs):
+    fast = recorded(lambda x: x.sin(), inputs=inputs)
+    x = torch.randn(4, 8)
+    fast.warmup(x, progress=False)
+    fast(x)
+    fast.seal()
+    fast.release()
+    same(fast(x), x.sin())
+    fast.restore()
+    same(fast(x), x.sin())
+    assert fast.stats().calls["replayed"] == 2
+    if inputs == "static":
+        with pytest.raises(Sealed):
+            fast(torch.randn(8, 8))

@@ -302,6 +302,17 @@ def test_the_largest_size_is_captured_first():
     assert report.captured == ((16,), (8,), (4,), (1,))
 
 
+def test_the_largest_of_several_dims_is_the_one_with_most_elements():
+    def fn(x):
+        return torch.softmax(x * 2, -1) + 1
+
+    dims = {"x": {0: pw.Dim("b", 1, 64), 1: pw.Dim("s", 1, 512)}}
+    sizes = ((1, 512), (2, 400), (8, 16))
+    fast = compiled(fn, dynamic=dims, capture_sizes=sizes, capture_max=False)
+    report = fast.warmup(torch.randn(2, 2), progress=False)
+    assert report.captured == ((2, 400), (1, 512), (8, 16))
+
+
 def test_a_device_that_leaves_an_operator_out_is_found_out():
     model = Block()
     liar = compiled(model, platform=SimulatedPlatform(drop_op="aten.relu.default"))
@@ -600,6 +611,52 @@ def test_splitting_ops_of_every_shape(fn, ops, mode):
     assert fast.stats().calls["replayed"] == 4
 
 
+class Mixed(nn.Module):
+    """A splitting op inside of an autocast region, its result used outside of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(8, 8)
+        self.weight = nn.Parameter(torch.randn(8, 8))
+
+    def forward(self, x):
+        y = self.a(x).relu()
+        with torch.autocast("cpu", torch.bfloat16):
+            z = torch.matmul(y, self.weight)
+        return z.float() * 2, z
+
+
+@pytest.mark.parametrize("mode", ["piecewise", "full"])
+def test_autocast_around_a_splitting_op_is_in_force_at_replays_too(mode):
+    model = Mixed()
+    fast = compiled(model, splitting_ops=("torch.matmul",), graph_mode=mode)
+    fast.warmup(torch.randn(2, 8), progress=False)
+    x = torch.randn(4, 8)
+    same(fast(x), model(x))
+    assert fast.stats().calls["replayed"] == 1
+
+
+@torch.library.custom_op("pwgraphs::spread", mutates_args=())
+def spread(x: torch.Tensor) -> torch.Tensor:
+    return x.sum(0, keepdim=True).expand(x.shape[0], x.shape[1])
+
+
+@spread.register_fake
+def _(x):
+    return x.new_empty(1, x.shape[1]).expand(x.shape[0], x.shape[1])
+
+
+def test_an_expanded_result_is_served_by_ranges_and_the_reason_told():
+    def fn(x):
+        return spread(x + 1) * 2
+
+    fast = compiled(fn, splitting_ops=("pwgraphs::spread",))
+    report = fast.warmup(torch.randn(2, 8), progress=False)
+    assert any("contiguous()" in note for note in report.dropped)
+    x = torch.randn(4, 8)
+    close(fast(x), fn(x))
+
+
 def test_splitting_ops_are_called_at_every_replay():
     def fn(x):
         return torch.ops.pwgraphs.stateful(x.sin()) + 1
@@ -893,6 +950,22 @@ def test_after_seal_an_uncaptured_size_is_an_error_and_captured_ones_serve():
     lazy.seal()
     with pytest.raises(Sealed, match=r"\(4,\).*warmup"):
         lazy(x)
+
+
+def test_static_inputs_captured_before_a_seal_may_be_captured_again():
+    model = Block()
+    fast = compiled(model, inputs="static")
+    x = torch.randn(4, 8)
+    fast.warmup(x, progress=False)
+    fast(x)
+    fast.seal()
+    fast.release()
+    close(fast(x), model(x))
+    fast.restore()
+    close(fast(x), model(x))
+    assert fast.stats().calls["replayed"] == 2
+    with pytest.raises(Sealed):
+        fast(torch.randn(8, 8))
 
 
 def test_a_seal_that_warns_captures_all_the_same(caplog):

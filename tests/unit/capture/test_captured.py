@@ -114,6 +114,47 @@ def test_a_whole_capture_names_the_operator_that_failed():
         Program(op=broken).take(SimulatedPlatform(), whole=True)
 
 
+def test_after_a_failure_the_device_is_waited_for_before_anything_is_put_back():
+    events = []
+
+    def broken(t):
+        events.append("failed")
+        raise RuntimeError("no")
+
+    class State(torch.Tensor):
+        def copy_(self, other):
+            events.append("put back")
+            return super().copy_(other)
+
+    platform, program = SimulatedPlatform(), Program(op=broken)
+    program.state = program.state.as_subclass(State)
+    wait = platform.device.synchronize
+    platform.device.synchronize = lambda: events.append("waited") or wait()
+    with pytest.raises(CaptureFailed):
+        program.take(platform)
+    assert events == ["waited", "failed", "waited", "put back"]
+
+
+def test_memory_that_runs_out_before_the_first_run_is_a_failed_capture_too():
+    class Huge(torch.Tensor):
+        def clone(self):
+            raise torch.OutOfMemoryError("out of memory: no room for a copy")
+
+    program = Program()
+    program.state = program.state.as_subclass(Huge)
+    with pytest.raises(OutOfGraphMemory, match="no room for a copy"):
+        program.take(SimulatedPlatform())
+
+
+def test_memory_that_runs_out_after_the_last_capture_leaves_nothing():
+    platform = SimulatedPlatform()
+    platform.graphs.weak_ref = lambda tensor: [][0]
+    with pytest.raises(CaptureFailed, match="IndexError"):
+        Program().take(platform)
+    assert platform.graphs.live_graphs == 0
+    assert platform.device.memory_stats()["reserved_bytes"] == 0
+
+
 def test_random_state_is_put_back():
     program = Program(second=torch.rand_like)
     state = torch.get_rng_state()
