@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -11,11 +11,20 @@ import torch
 __all__ = ["TorchRuntime"]
 
 
-class TorchRuntime:
-    """The DeviceRuntime over ``module`` (``torch.cuda``), which is initialised when first used."""
+_PROPERTIES = ("name", "major", "minor", "gcnArchName", "multi_processor_count", "warp_size")
 
-    def __init__(self, module: Any) -> None:
+
+class TorchRuntime:
+    """The DeviceRuntime over ``module`` (``torch.cuda``), which is initialised when first used.
+
+    ``versions``: further facts for ``fingerprint``, such as the driver's version.
+    """
+
+    def __init__(
+        self, module: Any, versions: Callable[[], Mapping[str, str]] | None = None
+    ) -> None:
         self._module = module
+        self._versions = versions
 
     def current_stream(self) -> Any:
         """The stream that this thread's work goes to."""
@@ -53,3 +62,9 @@ class TorchRuntime:
         self._module.init()
         generator: torch.Generator = self._module.default_generators[self._module.current_device()]
         return generator
+
+    def fingerprint(self) -> Mapping[str, str]:
+        """The current device's kind, by the names that torch has for it, and versions."""
+        found = self._module.get_device_properties(self._module.current_device())
+        facts = {n: str(getattr(found, n)) for n in _PROPERTIES if hasattr(found, n)}
+        return {**facts, **(self._versions() if self._versions is not None else {})}

@@ -70,6 +70,7 @@ RESULTS: Mapping[str, Callable[[Any], Any]] = {
     "capture_context": _context,
     "compile": _compiled,
     "driver_bytes": _whole,
+    "fingerprint": _short_strings,
     "hash_factors": _short_strings,
     "is_capturing": bool,
     "live_bytes": _whole,

@@ -73,3 +73,12 @@ class RuntimeExtras(Protocol):
         device's random state, and no generator is registered.
         """
         ...
+
+    def fingerprint(self) -> Mapping[str, str]:
+        """What code compiled for the current device depends on: model, architecture, driver.
+
+        Short strings; equal on every device and machine that can run the same code. Never an
+        index, a serial number or a path. Part of the key of every entry of the compile store.
+        May initialise the device. Without: only what core finds out about the processor.
+        """
+        ...

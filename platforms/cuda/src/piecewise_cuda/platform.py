@@ -12,6 +12,7 @@ from piecewise_core.errors import PlatformError
 from piecewise_core.protocols import Capabilities, CompilerAdaptor, DeviceRuntime, GraphDriver
 from piecewise_cuda.compiler import CudaInductor
 from piecewise_cuda.driver import CudaGraphDriver
+from piecewise_cuda.nvml import ask_driver
 
 __all__ = ["CudaPlatform"]
 
@@ -25,7 +26,7 @@ class CudaPlatform:
     capabilities = Capabilities(alignment=16)
 
     def __init__(self) -> None:
-        self.device: DeviceRuntime = TorchRuntime(torch.cuda)
+        self.device: DeviceRuntime = TorchRuntime(torch.cuda, _versions)
         self.graphs: GraphDriver | None = CudaGraphDriver()
         self.compiler: CompilerAdaptor = CudaInductor()
 
@@ -43,6 +44,15 @@ class CudaPlatform:
             "CUDA of torch": str(torch.version.cuda),
             "Triton": _version("triton"),
         }
+
+
+def _versions() -> Mapping[str, str]:
+    """What compiled kernels depend on beside the device."""
+    try:
+        driver = ask_driver().version
+    except (OSError, AttributeError):  # a container may hide it
+        driver = "unknown"
+    return {"driver": driver, "cuda": str(torch.version.cuda)}
 
 
 def _version(distribution: str) -> str:

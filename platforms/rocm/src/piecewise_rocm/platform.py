@@ -24,7 +24,9 @@ class RocmPlatform:
     capabilities = Capabilities(alignment=16)
 
     def __init__(self) -> None:
-        self.device: DeviceRuntime = TorchRuntime(torch.cuda)
+        self.device: DeviceRuntime = TorchRuntime(
+            torch.cuda, lambda: {"hip": str(torch.version.hip)}
+        )
         self.graphs: GraphDriver | None = RocmGraphDriver()
         self.compiler: CompilerAdaptor = RocmInductor()
 
