@@ -9,8 +9,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+from piecewise_core.backend import PiecewiseBackend
+from piecewise_core.compile.eager import EagerCompiler
 from piecewise_core.protocols import Capabilities
+from piecewise_core.testing import SimulatedPlatform
+from piecewise_core.testing.simulated.driver import SimulatedDriver
 
 PLATFORM = """
 from types import SimpleNamespace
@@ -156,3 +161,62 @@ def platform() -> SimpleNamespace:
     return SimpleNamespace(
         device=Runtime(), graphs=Graphs(), compiler=Compiler(), capabilities=Capabilities()
     )
+
+
+class Portable(EagerCompiler):
+    """A compiler with every optional method."""
+
+    def __init__(self):
+        self.options = []
+
+    def load(self, handle):
+        raise ValueError("nothing was kept")
+
+    def configure(self, options):
+        self.options.append(options)
+
+    def passes(self):
+        return []
+
+
+class Driver(SimulatedDriver):
+    """The simulated driver with what it leaves out."""
+
+    failing = False
+
+    def __init__(self, like):
+        vars(self).update(vars(like))
+        self.weak_ref = self._weak_ref
+        self.register_generator = self._register_generator
+        self.told = []
+
+    def capture_context(self):
+        return torch.no_grad()
+
+    def before_replay(self, graph, call):
+        self.told.append(call)
+
+    def capture_end(self, graph):
+        if self.failing:
+            raise torch.OutOfMemoryError("out of memory: 4 bytes were wanted")
+        super().capture_end(graph)
+
+
+class Full(SimulatedPlatform):
+    """The simulated device with everything that a platform may have."""
+
+    piecewise_backend = PiecewiseBackend
+
+    def __init__(self):
+        super().__init__()
+        self.graphs = Driver(self.graphs)
+        self.compiler = Portable()
+
+    def self_check(self):
+        return {"board": "simulated"}
+
+
+@pytest.fixture
+def everything() -> SimpleNamespace:
+    """Classes that implement every method of every Protocol, required or optional."""
+    return SimpleNamespace(Platform=Full, Driver=Driver, Compiler=Portable)

@@ -12,7 +12,6 @@ import torch
 
 import piecewise_core as pw
 from piecewise_core.cli.checkup import check_up
-from piecewise_core.compile.eager import EagerCompiler
 from piecewise_core.errors import CaptureFailed
 from piecewise_core.frontend.background import Background
 from piecewise_core.platforms.candidates import Candidate
@@ -31,7 +30,6 @@ from piecewise_core.protocols import (
     RuntimeExtras,
 )
 from piecewise_core.testing import SimulatedPlatform
-from piecewise_core.testing.simulated.driver import SimulatedDriver
 from piecewise_core.testing.simulated.runtime import SimulatedRuntime
 
 CHECKS = ("piecewise_core.platforms.contract", "piecewise_core.testing", "piecewise_core.protocols")
@@ -49,59 +47,18 @@ def layers(x):
     return x * 2
 
 
-class Portable(EagerCompiler):
-    """A compiler with every optional method."""
+def watched(everything, seen):
+    """A platform that has everything, made so that ``seen`` tells what core asks it for."""
 
-    def __init__(self):
-        self.options = []
+    class Full(everything.Platform):
+        def __init__(self):
+            super().__init__()
+            self.graphs = noting(everything.Driver, "GraphDriver", seen)(self.graphs)
+            self.device = noting(type(self.device), "DeviceRuntime", seen)(self.device._device)
+            self.compiler = noting(everything.Compiler, "CompilerAdaptor", seen)()
+            self.capabilities = noting(Capabilities, "Capabilities", seen)()
 
-    def load(self, handle):
-        raise ValueError("nothing was kept")
-
-    def configure(self, options):
-        self.options.append(options)
-
-    def passes(self):
-        return []
-
-
-class Driver(SimulatedDriver):
-    """The simulated driver with what it leaves out."""
-
-    failing = False
-
-    def __init__(self, like):
-        vars(self).update(vars(like))
-        self.weak_ref = self._weak_ref
-        self.register_generator = self._register_generator
-        self.told = []
-
-    def capture_context(self):
-        return torch.no_grad()
-
-    def before_replay(self, graph, call):
-        self.told.append(call)
-
-    def capture_end(self, graph):
-        if self.failing:
-            raise torch.OutOfMemoryError("out of memory: 4 bytes were wanted")
-        super().capture_end(graph)
-
-
-class Full(SimulatedPlatform):
-    """A platform that has everything; ``seen``: what core has asked it for."""
-
-    piecewise_backend = pw.PiecewiseBackend
-
-    def __init__(self, seen):
-        super().__init__()
-        self.graphs = noting(Driver, "GraphDriver", seen)(self.graphs)
-        self.device = noting(SimulatedRuntime, "DeviceRuntime", seen)(self.device._device)
-        self.compiler = noting(Portable, "CompilerAdaptor", seen)()
-        self.capabilities = noting(Capabilities, "Capabilities", seen)()
-
-    def self_check(self):
-        return {"board": "simulated"}
+    return noting(Full, "Platform", seen)
 
 
 def noting(kind, title, seen):
@@ -134,6 +91,10 @@ DECLARED = (
 )
 
 
+FOR_STORED_CODE = {"CompilerAdaptor.hash_factors", "DeviceRuntime.fingerprint"}
+"""What the key of the compile store is made of; this model's code is not stored."""
+
+
 def live(platform, directory):
     """A model's life: set up, warm up, serve, look at graphs, release."""
     fast = pw.compile(layers, CONFIG.replace(padding="capture_sizes"), platform=platform)
@@ -147,36 +108,34 @@ def live(platform, directory):
     )
 
 
-def test_core_reads_every_member_of_every_protocol(tmp_path):
+def test_core_reads_every_member_of_every_protocol(everything, tmp_path):
     seen = set()
-    full = noting(Full, "Platform", seen)
+    full = watched(everything, seen)
     with torch.inference_mode():
-        live(full(seen), tmp_path)
-        failing = full(seen)
+        live(full(), tmp_path)
+        failing = full()
         failing.graphs.failing = True
         pw.compile(layers, CONFIG, platform=failing).warmup(torch.randn(3, 4))
-        info = PlatformInfo("full", "cpu", (1, 0), lambda: Probe(True, "x"), lambda: full(seen))
+        info = PlatformInfo("full", "cpu", (1, 0), lambda: Probe(True, "x"), full)
         origin = PluginEntry("acme", "full", "1.0", "acme")
         checked = check_up(Candidate(origin, info, "found", "x"), None, compiling=True)
     assert checked.computes
-    # Read for the key of the compile store, which this model does not use.
-    assert DECLARED - seen <= {"CompilerAdaptor.hash_factors"}
+    assert DECLARED - seen - FOR_STORED_CODE == set()
 
 
-def test_a_driver_without_a_replayer_is_asked_to_replay():
-    platform, seen = SimulatedPlatform(), set()
-    driver = noting(Driver, "GraphDriver", seen)
-    driver.replayer = property()  # raises AttributeError: there is none
-    platform.graphs = driver(platform.graphs)
+def test_a_driver_without_a_replayer_is_asked_to_replay(everything):
+    platform = SimulatedPlatform()
+    kind = type("NoReplayer", (everything.Driver,), {"replayer": property()})  # there is none
+    platform.graphs = kind(platform.graphs)
     with torch.inference_mode():
         fast = pw.compile(layers, CONFIG, platform=platform)
         assert torch.equal(fast(torch.ones(8, 4)), layers(torch.ones(8, 4)))
     assert fast.stats().calls["replayed"] == 1
 
 
-def test_a_compiler_is_told_the_settings_of_each_model_before_it_compiles():
+def test_a_compiler_is_told_the_settings_of_each_model_before_it_compiles(everything):
     platform = SimulatedPlatform()
-    platform.compiler = Portable()
+    platform.compiler = everything.Compiler()
     with torch.inference_mode():
         for value in ("strict", "cheap"):
             pw.compile(layers, CONFIG.replace(check=value), platform=platform)(torch.ones(8, 4))
@@ -221,7 +180,7 @@ def test_graphs_are_written_out_one_file_each(tmp_path):
     assert "relu" in files[0].read_text()
 
 
-def test_graphs_that_do_not_exist_or_cannot_be_written_are_refused_by_reason(tmp_path):
+def test_graphs_that_do_not_exist_or_cannot_be_written_are_refused_by_reason(everything, tmp_path):
     platform = SimulatedPlatform()
     with torch.inference_mode():
         fast = pw.compile(layers, CONFIG, platform=platform)
@@ -230,7 +189,7 @@ def test_graphs_that_do_not_exist_or_cannot_be_written_are_refused_by_reason(tmp
         plain = pw.compile(layers, CONFIG.replace(capture_sizes=()), platform=platform)
         with pytest.raises(CaptureFailed, match="nothing is captured here; set capture_sizes"):
             plain.dump_graphs(tmp_path)
-        kind = type("NoDump", (Driver,), {"dump": property()})
+        kind = type("NoDump", (everything.Driver,), {"dump": property()})
         platform.graphs = kind(platform.graphs)
         fast = pw.compile(layers, CONFIG, platform=platform)
         fast.warmup(torch.ones(8, 4))
