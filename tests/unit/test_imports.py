@@ -28,9 +28,11 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("runtime",),
     ("backend",),
     ("frontend",),
+    ("bundle",),
     ("api",),
     (FACE,),
-    ("cli", "testing", "entry"),
+    ("testing", "entry"),
+    ("cli",),
 )
 """Top-level modules from left to right; those in one group do not import each other."""
 

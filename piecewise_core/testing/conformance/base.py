@@ -13,6 +13,7 @@ import pytest
 
 from piecewise_core.testing.conformance.judging import Run, Verdict, judge
 from piecewise_core.testing.conformance.marks import LEVELS, Spec, override_reason, spec_of
+from piecewise_core.testing.conformance.subject import Subject
 
 __all__ = ["Conformance"]
 
@@ -56,6 +57,16 @@ class Conformance:
                 if spec is not None:
                     found[name] = spec
         return found
+
+    @classmethod
+    def subject(cls) -> Subject:
+        """The platform under test. Raises NoPlatform, PlatformConflict or PluginError."""
+        return cls._run.subject
+
+    @classmethod
+    def expected(cls) -> Mapping[str, str]:
+        """The tests that are expected to fail, with reasons. Raises ConfigError."""
+        return cls._run.xfails
 
     @classmethod
     def xfail_path(cls) -> Path | None:

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from piecewise_core.platforms.attribution import AttributedPlatform
 from piecewise_core.protocols import Platform
 from piecewise_core.testing.conformance.marks import Spec
 from piecewise_core.testing.conformance.subject import Subject
@@ -25,7 +26,7 @@ class Case:
     def __init__(self, run: Run, spec: Spec) -> None:
         self.spec = spec
         self._run = run
-        self._platform: Platform | None = None
+        self._platform: Any = None
         self._pool: Any = None
         self._stream: Any = None
         self._graphs: list[Any] = []
@@ -49,20 +50,31 @@ class Case:
 
     @property
     def platform(self) -> Platform:
-        """The platform, made."""
+        """The platform, made; given to core as it is."""
         if self._platform is None:
             self._platform = self.subject.make()
-        return self._platform
+        made: Platform = self._platform
+        return made
+
+    @property
+    def _attributed(self) -> AttributedPlatform:
+        """The platform in stand-ins, so that what a method raises names the method."""
+        return AttributedPlatform(self.platform, str(self.subject.origin))
 
     @property
     def device(self) -> Any:
         """Its DeviceRuntime."""
-        return self.platform.device
+        return self._attributed.device
 
     @property
     def driver(self) -> Any:
         """Its GraphDriver; a test that uses it claims "Platform.graphs"."""
-        return self.platform.graphs
+        return self._attributed.graphs
+
+    @property
+    def compiler(self) -> Any:
+        """Its CompilerAdaptor."""
+        return self._attributed.compiler
 
     @property
     def device_type(self) -> str:

@@ -212,7 +212,7 @@ class Level1(Conformance):
     @conformance("L1", "CompilerAdaptor.hash_factors")
     def test_hash_factors_are_short_strings(self, case: Case) -> None:
         """hash_factors gives a mapping of strings to strings, none longer than a line."""
-        factors = dict(case.platform.compiler.hash_factors())
+        factors = dict(case.compiler.hash_factors())
         wrong = {
             name: value
             for name, value in factors.items()
@@ -229,7 +229,7 @@ class Level1(Conformance):
     @conformance("L1", "CompilerAdaptor.hash_factors")
     def test_hash_factors_are_the_same_every_time(self, case: Case) -> None:
         """hash_factors says the same at every call, and in another process."""
-        first = dict(case.platform.compiler.hash_factors())
+        first = dict(case.compiler.hash_factors())
         others = [dict(case.subject.make().compiler.hash_factors())]
         if case.has("entry point"):
             others.append(ask_fresh(case.subject, "hash_factors", PYTHONHASHSEED="7").found)
@@ -252,7 +252,7 @@ class Level1(Conformance):
         graph, fakes, context = _one_piece()
         x = rows(case, 6)
         with context:
-            made = case.platform.compiler.compile(graph, fakes, key="conformance", config=_config())
+            made = case.compiler.compile(graph, fakes, key="conformance", config=_config())
         case.require(
             made.handle is not None,
             "compiled one piece with a compiler that has load()",
@@ -260,8 +260,7 @@ class Level1(Conformance):
             made,
             "return CompiledGraph(run, handle), or leave load() out",
         )
-        compiler: Any = case.platform.compiler
-        loaded = compiler.load(_bytes_of(made))
+        loaded = case.compiler.load(_bytes_of(made))
         expected = made.run(x)[0]
         case.equal(
             loaded.run(x)[0],

@@ -5,6 +5,8 @@ from __future__ import annotations
 import traceback
 from typing import Any
 
+from piecewise_core.platforms.attribution import raised
+
 __all__ = ["OUTCOMES", "NotClaimed", "Violation", "told"]
 
 OUTCOMES = (
@@ -42,7 +44,8 @@ def told(property: str, blames: str, error: BaseException) -> str:
     if isinstance(error, Violation):
         did, expected, got, change = error.did, error.expected, error.got, error.change
     else:
-        blames = getattr(error, "method", "") or _raised_in(error) or blames
+        blames = getattr(error, "method", "") or blames
+        error = raised(error)
         did, expected = "what core does at this point", "no error"
         got = f"{type(error).__name__}: {error}"
         change = f"make {blames} work here, or leave it out if it is optional; see the trace"
@@ -72,32 +75,6 @@ def _frames(error: BaseException) -> list[traceback.FrameSummary]:
     """Frames outside of the kit, innermost last; all of them where there is none."""
     frames = list(traceback.extract_tb(error.__traceback__))
     return [f for f in frames if "/testing/conformance/" not in f.filename] or frames
-
-
-def _raised_in(error: BaseException) -> str | None:
-    """``Class.method`` of the first frame outside of the kit and core, the vendor's own."""
-    trace = error.__traceback__
-    while trace is not None:
-        frame = trace.tb_frame
-        module = str(frame.f_globals.get("__name__", ""))
-        owner = frame.f_locals.get("self")
-        if owner is not None and not module.startswith(("piecewise_core.testing.conf", "torch")):
-            kind = _protocol_of(owner, frame.f_code.co_name)
-            if kind is not None:
-                return kind
-        trace = trace.tb_next
-    return None
-
-
-def _protocol_of(owner: Any, name: str) -> str | None:
-    for kind, sign in (
-        ("GraphDriver", "capture_begin"),
-        ("CompilerAdaptor", "hash_factors"),
-        ("DeviceRuntime", "current_stream"),
-    ):
-        if hasattr(type(owner), sign) and not name.startswith("_"):
-            return f"{kind}.{name}"
-    return None
 
 
 def _trace(error: BaseException) -> list[str]:
