@@ -7,19 +7,13 @@ from typing import Any
 
 import sympy
 import torch
-from torch._dynamo.source import ConstantSource
 from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import (
-    DimDynamic,
-    ShapeEnv,
-    StrictMinMaxConstraint,
-)
-from torch.utils._sympy.value_ranges import ValueRanges
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from piecewise_core.graph import torch_private
 from piecewise_core.graph.memory import storages
-from piecewise_core.graph.sizes import expression
+from piecewise_core.graph.sizes import expression, new_size
 from piecewise_core.graph.split import Piece
 from piecewise_core.ranges import Box
 
@@ -58,7 +52,7 @@ def make_job(piece: Piece, symbols: dict[sympy.Symbol, int], box: Box) -> Job:
     mode = FakeTensorMode(shape_env=env, allow_non_fake_inputs=True)
     with torch_private.oblivious_sizes():
         values = {
-            place: _size(env, place, span.start, span.end)
+            place: new_size(env, place, span.start, span.end, _hint(span.start, span.end))
             for place, span in zip(piece.dims, box.ranges, strict=True)
         }
         by_symbol = {s: values[place] for s, place in symbols.items() if place in values}
@@ -85,22 +79,9 @@ def _copied(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
     return torch.fx.GraphModule(module, graph)
 
 
-def _size(env: ShapeEnv, place: int, low: int, high: int) -> Any:
-    """A SymInt from ``low`` to ``high``; a plain int when they are equal."""
-    if low == high:
-        return low
-    hint = max(low, min(high, 2 if high < 4 else (low + high) // 2 if high < 1 << 20 else low + 8))
-    source = ConstantSource(f"s{place}")
-    symbol = env.create_symbol(
-        hint,
-        source,
-        dynamic_dim=DimDynamic.DYNAMIC,
-        constraint_dim=StrictMinMaxConstraint(vr=ValueRanges(low, high), warn_only=False),
-        # A positive symbol answers ``size > 0`` by itself, without a guard.
-        positive=True if low else None,
-        do_not_specialize_zero_one=True,
-    )
-    return env.create_symintnode(symbol, hint=hint, source=source)
+def _hint(low: int, high: int) -> int:
+    """An ordinary size between ``low`` and ``high``."""
+    return max(low, min(high, 2 if high < 4 else (low + high) // 2 if high < 1 << 20 else low + 8))
 
 
 class _Maker:

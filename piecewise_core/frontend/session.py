@@ -35,11 +35,12 @@ from piecewise_core.graph.garbage import no_collection
 from piecewise_core.graph.memory import values
 from piecewise_core.graph.names import Matcher
 from piecewise_core.graph.split import split
-from piecewise_core.graph.structure import Structure
+from piecewise_core.graph.structure import Structure, objects_in
 from piecewise_core.graph.torch_private import any_autocast, compile_lock
+from piecewise_core.graph.trace import Traced
 from piecewise_core.ranges import Box, Sizes
 from piecewise_core.runtime.parameters import Parameters
-from piecewise_core.runtime.reach import anchors_of, roots_of, traced_in
+from piecewise_core.runtime.reach import reach, roots_of
 
 __all__ = ["Session"]
 
@@ -99,7 +100,9 @@ class Session:
 
     def start(self, *args: Any, **kwargs: Any) -> None:
         """Fix the structure of calls from one example, whose sizes mean nothing."""
-        structure = describe_call(self.fn, args, kwargs, self.config)
+        self._begin(describe_call(self.fn, args, kwargs, self.config))
+
+    def _begin(self, structure: Structure) -> None:
         self.binder = Binder(
             structure,
             alignment=self.setup.platform.capabilities.alignment,
@@ -112,6 +115,7 @@ class Session:
         if self.capturing is not None:
             self.capturing.begin(structure)
         self.structure = structure
+        self.parameters = self._held()
         self._install()
 
     def _first(self, *args: Any, **kwargs: Any) -> Any:
@@ -143,14 +147,20 @@ class Session:
                 "mode or modules changed, after seal(); the model would have to be traced again"
             )
         self.regions = []
-        self.parameters = Parameters(
-            roots_of(self.fn),
-            traced_in(self.fn),
-            anchors_of(self.fn),
+        self.parameters = self._held()
+        self._read: Callable[[], tuple[torch.Tensor, ...] | None] = tuple
+
+    def _held(self) -> Parameters:
+        """What the model holds, its calls' constant objects included; no tensors yet."""
+        found = reach(self.fn, objects_in(self.structure) if self.structure else ())
+        return Parameters(
+            found.roots,
+            found.called,
+            found.anchors,
+            found.objects,
             checked=self._checked,
             every=self.capturing is not None,
         )
-        self._read: Callable[[], tuple[torch.Tensor, ...] | None] = tuple
 
     def _install(self) -> None:
         self.dispatch.install(self.config.bounds, self.regions)
@@ -217,6 +227,11 @@ class Session:
             traced = trace_region(self.fn, self.structure, self.config, cell, self.parameters.add)
         if self._matcher and not self.regions:
             self._matcher.check_all_matched(traced.graph.graph)
+        self.counters.add("graphs")
+        return self._take(traced)
+
+    def _take(self, traced: Traced) -> Region:
+        """Make a region of a trace."""
         program = split(traced, self._splits)
         region = Region(
             len(self.regions),
@@ -229,11 +244,24 @@ class Session:
         )
         self.regions.append(region)
         self.binder.mutated |= program.mutated
-        self.counters.add("graphs")
         self.counters.add("pieces", len(program.pieces))
         self.counters.add("compilable_pieces", len(program.compilable))
         self._install()
         return region
+
+    def adopt(
+        self, structure: Structure, bound: Iterable[torch.Tensor], traces: Iterable[Traced]
+    ) -> None:
+        """Take what another process traced, in place of tracing it here.
+
+        ``bound``: the tensors that the model holds, in the order in which they were bound there.
+        """
+        with self._lock, compile_lock:
+            self._begin(structure)
+            for tensor in bound:
+                self.parameters.add(tensor)
+            for traced in traces:
+                self._take(traced)
 
     def trace_all(self) -> Iterator[Region]:
         """Trace until regions cover the bounds; yields each new one."""

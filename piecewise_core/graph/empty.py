@@ -49,7 +49,7 @@ def trace_region(
     for empty in _subsets(zeros):
         ranges = [Range(0, 0) if i in empty else r for i, r in enumerate(traced.box.ranges)]
         try:
-            other = trace(fn, structure, config, Box(tuple(ranges)), bind)
+            other = trace(fn, structure, config, Box(tuple(ranges)), bind, assume=False)
         except PiecewiseError:
             return traced
         if other.box != Box(tuple(ranges)) or not same_path(traced, other, empty):

@@ -38,6 +38,13 @@ class OutputCode:
     used: tuple[int, ...]
     floats: tuple[int, ...]
 
+    @classmethod
+    def of(cls, source: str, names: Mapping[str, Any], **rest: Any) -> OutputCode:
+        """The code of ``source``, which defines ``rebuild`` over ``names``."""
+        namespace = dict(names)
+        exec(compile(source, "<piecewise outputs>", "exec"), namespace)
+        return cls(source, namespace["rebuild"], **rest)
+
 
 def rebuild_code(
     result: Any,
@@ -55,17 +62,13 @@ def rebuild_code(
     """
     writer = _Writer(outputs, inputs, bind, objects)
     text = writer.node(result, "output")
-    source = f"def rebuild(o, t, b):\n  return {text}"
-    namespace = dict(writer.names)
-    exec(compile(source, "<piecewise outputs>", "exec"), namespace)
-    single = outputs.get(id(result)) if isinstance(result, torch.Tensor) else None
-    return OutputCode(
-        source,
-        namespace["rebuild"],
-        writer.uses_inputs,
-        single,
-        tuple(sorted(writer.used)),
-        tuple(sorted(writer.floats)),
+    return OutputCode.of(
+        f"def rebuild(o, t, b):\n  return {text}",
+        writer.names,
+        uses_inputs=writer.uses_inputs,
+        single=outputs.get(id(result)) if isinstance(result, torch.Tensor) else None,
+        used=tuple(sorted(writer.used)),
+        floats=tuple(sorted(writer.floats)),
     )
 
 
@@ -119,12 +122,12 @@ class _Writer:
         if id(value) in self._inputs:
             self.uses_inputs = True
             return f"t[{self._inputs[id(value)]}]"
-        return f"b[{self._bind(value)}]"
-
-    def _container(self, value: Any, path: str) -> str:
         if isinstance(value, ViewMarker):
             self.uses_inputs = True
             return value.text
+        return f"b[{self._bind(value)}]"
+
+    def _container(self, value: Any, path: str) -> str:
         kind = type(value)
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             return self._dataclass(value, path)

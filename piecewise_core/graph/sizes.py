@@ -8,13 +8,16 @@ from typing import Any
 
 import sympy
 import torch
+from torch._dynamo.source import ConstantSource
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StrictMinMaxConstraint
 from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
+from torch.utils._sympy.value_ranges import ValueRanges
 
 from piecewise_core.errors import TraceFailed
 from piecewise_core.graph.conditions import python_source
 
-__all__ = ["SizeWriter", "build", "expression", "hint"]
+__all__ = ["SizeWriter", "build", "expression", "hint", "new_size"]
 
 
 def expression(value: Any) -> Any:
@@ -31,6 +34,23 @@ def hint(value: Any) -> Any:
     if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
         return value.node.hint
     return value
+
+
+def new_size(env: ShapeEnv, place: int, low: int, high: int, hint: int) -> Any:
+    """A SymInt of ``env`` from ``low`` to ``high``; a plain int when they are equal."""
+    if low == high:
+        return low
+    source = ConstantSource(f"s{place}")
+    symbol = env.create_symbol(
+        hint,
+        source,
+        dynamic_dim=DimDynamic.DYNAMIC,
+        constraint_dim=StrictMinMaxConstraint(vr=ValueRanges(low, high), warn_only=False),
+        # A positive symbol answers ``size > 0`` by itself, without a guard.
+        positive=True if low else None,
+        do_not_specialize_zero_one=True,
+    )
+    return env.create_symintnode(symbol, hint=hint, source=source)
 
 
 class SizeWriter:

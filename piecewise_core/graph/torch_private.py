@@ -8,6 +8,8 @@ Read in torch 2.11.0 and 2.13.0, where all of it has the same shape:
 - ``DynamoOutput.graph_capture_output(...).get_runtime_env().forward_callable(...)``: the code
   that feeds the graph and rebuilds its outputs; run once, to read off both.
 - ``ShapeEnv.guards`` and ``var_to_range``.
+- ``GraphCaptureOutput.output_graph.guards``, ``import_sources`` and ``traced_code``; of a Guard its
+  ``name`` (a method in some builds), ``create_fn_name()`` and the keywords of its ``create_fn``.
 - In 2.11 the frame's code does not bring its builtins along; they are given to it.
 """
 
@@ -29,6 +31,7 @@ from torch._guards import CompileContext, TracingContext, compile_context
 from torch.fx.experimental import _config as fx_config
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from piecewise_core.graph.assumptions import Assumptions, Look, assume
 from piecewise_core.graph.sideeffects import SideEffect, read_side_effects
 
 __all__ = [
@@ -58,13 +61,14 @@ class Capture:
 
     ``graph``: flat; parameters and sizes are placeholders. ``run``: the frame's own code, on
     the arguments given and with a function in place of the graph. ``side_effects``: what it would
-    change besides tensors.
+    change besides tensors. ``assume(fn, objects)``: what the trace took for granted of them.
     """
 
     graph: torch.fx.GraphModule
     shape_env: ShapeEnv
     run: Callable[[Callable[..., Any], Sequence[Any]], Any]
     side_effects: tuple[SideEffect, ...]
+    assume: Callable[[Callable[..., Any], Sequence[Any]], Assumptions]
 
 
 @contextlib.contextmanager
@@ -117,12 +121,12 @@ def capture(entry: Callable[..., Any], args: Sequence[Any]) -> Capture:
         automatic_dynamic_shapes=False,
         specialize_int=True,
         specialize_float=True,
+        # Recurrent layers, which Dynamo leaves out by default: traced, each is one operator.
+        allow_rnn=True,
     )
     with (
         settings,
         oblivious_sizes(),
-        # Recurrent layers, which Dynamo leaves out by default: traced, each is one operator.
-        allow_rnn=True,
         get_metrics_context(),
         dynamo_timed("fullgraph_capture"),
         compile_context(CompileContext(convert_frame.get_compile_id({}))),
@@ -137,7 +141,8 @@ def capture(entry: Callable[..., Any], args: Sequence[Any]) -> Capture:
             one_graph=True,
             restart_reasons=set(),
         )
-    runtime = output.graph_capture_output(frame.argdefs, frame.kwdefaults).get_runtime_env()
+    captured = output.graph_capture_output(frame.argdefs, frame.kwdefaults)
+    runtime = captured.get_runtime_env()
 
     def run(compiled_fn: Callable[..., Any], given: Sequence[Any]) -> Any:
         call = runtime.forward_callable(
@@ -152,7 +157,19 @@ def capture(entry: Callable[..., Any], args: Sequence[Any]) -> Capture:
         empty = torch.fx.Graph()
         empty.output(())
         found.update(graph=torch.fx.GraphModule({}, empty), shape_env=shape_env, side_effects=())
-    return Capture(found["graph"], found["shape_env"], run, found["side_effects"])
+
+    def assumed(fn: Callable[..., Any], objects: Sequence[Any]) -> Assumptions:
+        looks = map(_look, captured.output_graph.guards)
+        return assume(looks, captured.import_sources, captured.traced_code, fn, objects)
+
+    return Capture(found["graph"], found["shape_env"], run, found["side_effects"], assumed)
+
+
+def _look(guard: Any) -> Look:
+    """A guard as the look that the trace took."""
+    name = guard.name if isinstance(guard.name, str) else guard.name()
+    given = getattr(guard.create_fn, "keywords", None) or {}
+    return Look(name, guard.create_fn_name(), given.get("attr", given.get("key")))
 
 
 def place_of(error: BaseException) -> str:

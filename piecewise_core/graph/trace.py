@@ -12,6 +12,7 @@ import torch
 from piecewise_core.config import Config, Dim
 from piecewise_core.errors import PiecewiseError, TraceFailed, UnsupportedSideEffect
 from piecewise_core.graph import call, guards, torch_private
+from piecewise_core.graph.assumptions import Assumptions
 from piecewise_core.graph.cleaning import clean
 from piecewise_core.graph.origins import GraphInput, read_off
 from piecewise_core.graph.outputs import OutputCode
@@ -28,7 +29,7 @@ class Traced:
 
     ``graph``: flat; its output is a flat tuple. ``inputs``: one per placeholder. ``symbols``:
     symbol -> place of its dim. ``box``: the sizes over which the graph holds. ``output``:
-    rebuilds the call's result.
+    rebuilds the call's result. ``assumptions``: what must hold of the model, where it was noted.
     """
 
     graph: torch.fx.GraphModule
@@ -36,6 +37,7 @@ class Traced:
     symbols: Mapping[sympy.Symbol, int]
     box: Box
     output: OutputCode
+    assumptions: Assumptions | None = None
 
 
 def hints(cell: Box) -> Sizes:
@@ -58,11 +60,14 @@ def trace(
     config: Config,
     cell: Box,
     bind: Callable[[torch.Tensor], int],
+    *,
+    assume: bool = True,
 ) -> Traced:
     """Trace ``fn`` for sizes in ``cell``.
 
     ``fn`` is called with tensors of the traced layouts and the structure's constants. ``bind``
-    takes a tensor that the model holds and returns its place. Raises TraceFailed, SizeBranch,
+    takes a tensor that the model holds and returns its place. ``assume``: whether to note what
+    was taken for granted. Raises TraceFailed, SizeBranch,
     UnsupportedOutput or UnsupportedSideEffect.
     """
     hint = hints(cell)
@@ -92,7 +97,8 @@ def trace(
         for effect in captured.side_effects:
             effect.undo()
     clean(captured.graph)
-    return Traced(captured.graph, inputs, symbols, box, output)
+    assumptions = captured.assume(fn, objects) if assume else None
+    return Traced(captured.graph, inputs, symbols, box, output, assumptions)
 
 
 def _explain(error: Exception, dims: Sequence[Dim], hint: Sizes) -> str:

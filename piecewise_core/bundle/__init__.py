@@ -1,0 +1,1 @@
+"""One file that starts a model without tracing or compiling it."""

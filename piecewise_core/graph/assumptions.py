@@ -1,0 +1,203 @@
+"""What a trace took for granted: every value that it looked at, and the code that it ran through.
+
+Read off Dynamo's guards while the trace is fresh. Nobody checks them at a call (what may change at
+run time has checks of its own); a saved trace is checked against them, once, when it is bound to a
+model again.
+"""
+
+from __future__ import annotations
+
+import builtins
+import importlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import CodeType, ModuleType
+from typing import Any
+
+import torch
+
+from piecewise_core.graph.codefacts import CodeFact, changed, code_digest, code_facts
+from piecewise_core.graph.saved.values import NotSavable, Values, place_of
+from piecewise_core.graph.structure import is_plain
+
+__all__ = ["Assumptions", "Look", "assume"]
+
+_SKIPPED = frozenset({"TENSOR_MATCH", "DUPLICATE_INPUT", "SHAPE_ENV", "GRAD_MODE", "GLOBAL_STATE"})
+"""Kinds checked elsewhere: the layout of bound tensors, which of them are one, sizes, modes."""
+
+_LENGTHS = frozenset({"SEQUENCE_LENGTH", "DICT_KEYS_MATCH", "EMPTY_NN_MODULE_HOOKS_DICT"})
+_BY_PLACE = "list(dict.keys("
+"""An entry of a dict by the place of its key: which one that is depends on what else is loaded."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """One look that a trace took. ``source``: an expression; ``kind``: what it asked; ``key``: of
+    which attribute or entry.
+    """
+
+    source: str
+    kind: str
+    key: Any = None
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """``facts``: (expression, question) -> answer, as JSON. ``imports``: modules by their name in
+    expressions. ``settings``: torch's global switches.
+    """
+
+    facts: tuple[tuple[str, Any, Any], ...]
+    imports: Mapping[str, str]
+    code: tuple[CodeFact, ...]
+    settings: Mapping[str, str]
+
+    def broken(self, fn: Callable[..., Any], objects: Sequence[Any]) -> Iterator[str]:
+        """What does not hold for ``fn`` with the constants ``objects``, one sentence each."""
+        yield from changed(self.code)
+        for name, value in _settings().items():
+            if self.settings.get(name) != value:
+                yield f"{name} is {value}, and was {self.settings.get(name)}"
+        scope = _scope(fn, objects, self.imports)
+        for source, question, answer in self.facts:
+            try:
+                now = _answer(eval(source, scope), question)
+            except Exception as error:
+                yield f"{_readable(source)} is not there ({type(error).__name__}: {error})"
+                continue
+            if now != answer:
+                asked = _asked(_readable(source), question)
+                yield f"{asked} is {_shown(now)}, and was {_shown(answer)}"
+
+
+def assume(
+    looks: Iterable[Look],
+    imports: Mapping[str, str],
+    code: Iterable[CodeType],
+    fn: Callable[..., Any],
+    objects: Sequence[Any],
+) -> Assumptions:
+    """Answer every look now."""
+    scope = _scope(fn, objects, imports)
+    facts: dict[tuple[str, Any], Any] = {}
+    for look in looks:
+        question = _question(look)
+        if look.kind in _SKIPPED or _BY_PLACE in look.source or (look.source, question) in facts:
+            continue
+        try:
+            answer = _answer(eval(look.source, scope), question)
+        except Exception:  # of the traced call itself: its arguments, which the structure describes
+            continue
+        if answer is not None:
+            facts[look.source, question] = answer
+    listed = tuple((source, question, answer) for (source, question), answer in facts.items())
+    return Assumptions(listed, dict(imports), code_facts(code), _settings())
+
+
+def _scope(
+    fn: Callable[..., Any], objects: Sequence[Any], imports: Mapping[str, str]
+) -> dict[str, Any]:
+    return {"L": {"fn": fn, "objects": objects}, "G": _Globals(imports)}
+
+
+class _Globals(dict[str, Any]):
+    """The traced entry's globals: modules that Dynamo named, torch, and builtins."""
+
+    def __init__(self, imports: Mapping[str, str]) -> None:
+        super().__init__(torch=torch)
+        self._imports = imports
+
+    def __missing__(self, name: str) -> Any:
+        if name.startswith("__builtins_dict__"):
+            return vars(builtins)
+        return importlib.import_module(self._imports[name])
+
+
+# Questions ----------------------------------------------------------------------------
+
+
+def _question(look: Look) -> tuple[str, Any] | None:
+    """What is asked of a value beyond what it is."""
+    if look.kind in ("HASATTR", "NOT_PRESENT_IN_GENERIC_DICT"):
+        return (look.kind, look.key)
+    if look.kind in ("DICT_CONTAINS", "DICT_NOT_CONTAINS"):
+        return ("DICT_CONTAINS", look.key) if isinstance(look.key, (str, int)) else None
+    return ("length", "") if look.kind in _LENGTHS else None
+
+
+def _answer(value: Any, question: tuple[str, Any] | None) -> Any:
+    if question is None:
+        return _identity(value)
+    kind, key = question
+    if kind == "HASATTR":
+        return hasattr(value, key)
+    if kind == "NOT_PRESENT_IN_GENERIC_DICT":
+        return key not in getattr(value, "__dict__", {})
+    return len(value) if kind == "length" else key in value
+
+
+def _identity(value: Any) -> Any:
+    """What tells ``value`` from others that a trace would treat otherwise; None: nothing does."""
+    if isinstance(value, torch.Tensor):
+        return None
+    if isinstance(value, ModuleType):
+        return {"module": value.__name__}
+    if isinstance(value, CodeType):
+        return {"code": code_digest(value)}
+    if is_plain(value) and not isinstance(value, type):
+        try:
+            return {"value": _VALUES.encode(value)}
+        except NotSavable:
+            return {"value": repr(value)}
+    if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__")):
+        return {"object": place_of(value) or f"{value.__module__}:{value.__qualname__}"}
+    return {"type": f"{type(value).__module__}:{type(value).__qualname__}"}
+
+
+_VALUES = Values()
+
+
+def _settings() -> dict[str, str]:
+    return {
+        "torch.get_default_dtype()": str(torch.get_default_dtype()),
+        "torch.are_deterministic_algorithms_enabled()": str(
+            torch.are_deterministic_algorithms_enabled()
+        ),
+        "torch.get_float32_matmul_precision()": torch.get_float32_matmul_precision(),
+    }
+
+
+# Messages -----------------------------------------------------------------------------
+
+
+def _readable(source: str) -> str:
+    """An expression over a frame as a person would write it over the model."""
+    text = source.replace("L['fn'].__self__", "model").replace("L['fn']", "function")
+    text = re.sub(r"\._(?:modules|parameters|buffers)\['(\w+)'\]", r".\1", text)
+    return re.sub(r"G\['(?:__import_)?(\w+)'\]", lambda m: m[1].replace("_dot_", "."), text)
+
+
+def _asked(text: str, question: tuple[str, Any] | None) -> str:
+    if question is None:
+        return text
+    kind, key = question
+    forms = {
+        "HASATTR": f"hasattr({text}, {key!r})",
+        "NOT_PRESENT_IN_GENERIC_DICT": f"{key!r} not in vars({text})",
+        "DICT_CONTAINS": f"{key!r} in {text}",
+        "length": f"len({text})",
+    }
+    return forms[kind]
+
+
+def _shown(answer: Any) -> str:
+    if isinstance(answer, dict) and len(answer) == 1:
+        ((tag, content),) = answer.items()
+        if tag == "value":
+            try:
+                return repr(_VALUES.decode(content))
+            except ValueError:
+                return str(content)
+        return f"{tag} {content}"
+    return str(answer)

@@ -1,0 +1,140 @@
+"""Which Python functions a trace ran through, and whether they are still the same.
+
+A function is known by module and qualified name, and compared by a digest of its code: not by its
+file, which lies elsewhere on another machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from types import CodeType, FunctionType, ModuleType
+from typing import Any
+
+__all__ = ["CodeFact", "changed", "code_digest", "code_facts"]
+
+
+@dataclass(frozen=True, order=True)
+class CodeFact:
+    """One function. ``file``: digest of its file, for a function that cannot be found by name."""
+
+    module: str
+    name: str
+    digest: str
+    file: str
+
+
+def code_facts(codes: Iterable[CodeType]) -> tuple[CodeFact, ...]:
+    """The functions of ``codes``, but for torch's, whose version counts, and generated ones."""
+    modules = {
+        getattr(m, "__file__", None): name
+        for name, m in list(sys.modules.items())
+        if getattr(m, "__file__", None)
+    }
+    found = set()
+    for code in set(codes):
+        module = modules.get(code.co_filename)
+        if module is None or module.partition(".")[0] == "torch":
+            continue
+        found.add(CodeFact(module, _name(code), code_digest(code), _file_digest(code.co_filename)))
+    return tuple(sorted(found))
+
+
+def changed(facts: Iterable[CodeFact]) -> Iterator[str]:
+    """What is no longer as it was, one sentence each."""
+    for fact in facts:
+        try:
+            module = importlib.import_module(fact.module)
+        except ImportError as error:
+            yield f"module {fact.module} cannot be imported ({error})"
+            continue
+        found = [code_digest(code) for code in _codes(module, fact.name)]
+        if fact.digest in found or (not found and _file_digest(_file(module)) == fact.file):
+            continue
+        yield f"the code of {fact.module}.{fact.name} {'changed' if found else 'is not there'}"
+
+
+def code_digest(code: CodeType) -> str:
+    """A digest of what the code does: no file, no line numbers."""
+    return hashlib.sha256(repr(_content(code)).encode()).hexdigest()[:32]
+
+
+def _content(value: Any) -> Any:
+    if isinstance(value, CodeType):
+        return (
+            value.co_code,
+            value.co_names,
+            value.co_varnames,
+            value.co_freevars,
+            value.co_cellvars,
+            value.co_argcount,
+            value.co_posonlyargcount,
+            value.co_kwonlyargcount,
+            value.co_flags,
+            [_content(c) for c in value.co_consts],
+        )
+    if isinstance(value, tuple):
+        return tuple(map(_content, value))
+    if isinstance(value, frozenset):
+        return sorted(map(repr, value))  # its own order changes from process to process
+    return repr(value)
+
+
+def _name(code: CodeType) -> str:
+    return getattr(code, "co_qualname", code.co_name)  # Python 3.10 knows the last part only
+
+
+def _file(module: ModuleType) -> str:
+    return getattr(module, "__file__", None) or ""
+
+
+def _file_digest(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.sha256(file.read()).hexdigest()[:32]
+    except OSError:
+        return ""
+
+
+# By name ------------------------------------------------------------------------------
+
+
+def _codes(module: ModuleType, name: str) -> list[CodeType]:
+    """The code of every function that goes by ``name`` in ``module``."""
+    if not hasattr(CodeType, "co_qualname"):
+        return []
+    outer, _, inner = name.partition(".<locals>.")
+    value: Any = module
+    for part in outer.split("."):
+        try:
+            value = inspect.getattr_static(value, part)
+        except AttributeError:
+            return []
+    whole = [c for c in _behind(value) if _name(c) == outer]
+    return whole if not inner else [c for code in whole for c in _nested(code) if _name(c) == name]
+
+
+def _behind(value: Any) -> Iterator[CodeType]:
+    """The code of a function, and of what its decorators hold it in."""
+    seen: set[int] = set()
+    open_ends = [value]
+    while open_ends:
+        value = open_ends.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, FunctionType):
+            yield value.__code__
+        held = ("__func__", "__wrapped__", "fget", "func")
+        open_ends += [found for n in held if (found := getattr(value, n, None)) is not None]
+
+
+def _nested(code: CodeType) -> Iterator[CodeType]:
+    for value in code.co_consts:
+        if isinstance(value, CodeType):
+            yield value
+            yield from _nested(value)
