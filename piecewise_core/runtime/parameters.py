@@ -8,6 +8,7 @@ changes of mode with them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from types import CellType
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.hooks import RemovableHandle
 
 from piecewise_core.errors import UnsupportedModule
+from piecewise_core.runtime.holders import holders_of
 from piecewise_core.runtime.hooks import HookWatch
 from piecewise_core.runtime.places import Place, mode_readers, places_of, tree_of
 from piecewise_core.runtime.reach import Anchor, roots_of
@@ -29,7 +31,7 @@ class Parameters:
     ``read()`` returns them as a tuple, the same one until ``settle``, or None when one was
     replaced or moved since, or a module was replaced, changed between training and evaluation, or
     got or lost a hook. ``called``: the modules whose hooks tracing runs. ``anchors``: where
-    the traced callable finds its modules and tensors.
+    the traced callable finds its modules and tensors. ``objects``: what else it looks into.
     ``checked``: False returns the tensors that tracing met, without looking. ``every``: look at
     every tensor's address however long that takes, since static graphs read them.
     """
@@ -39,6 +41,7 @@ class Parameters:
         roots: Sequence[torch.nn.Module],
         called: Sequence[torch.nn.Module] = (),
         anchors: Sequence[Anchor] = (),
+        objects: Sequence[Any] = (),
         *,
         checked: bool = True,
         every: bool = False,
@@ -46,6 +49,8 @@ class Parameters:
         self._roots = tuple(roots)
         self._called = tuple(called)
         self._anchors = tuple(a for a in anchors if a.holder is not None)
+        self._objects = tuple(objects)
+        self._holders: tuple[Anchor, ...] = ()
         self._checked = checked
         self._every = every
         self._tensors: list[torch.Tensor] = []
@@ -59,6 +64,11 @@ class Parameters:
 
     def __len__(self) -> int:
         return len(self._tensors)
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """The bound tensors, in order."""
+        return tuple(self._tensors)
 
     def add(self, tensor: torch.Tensor) -> int:
         """The place of ``tensor`` among the bound ones; new ones go last."""
@@ -84,9 +94,18 @@ class Parameters:
         self._tree = tree_of(self._roots)
         self._hooks = HookWatch(self._called)
         self._shared = _sharing(self._tensors)
+        self._holders = (*self._anchors, *self._loose())
         self.read = _reader(
-            self._tensors, self._places, self._roots, self._hooks, self._anchors, self._every
+            self._tensors, self._places, self._roots, self._hooks, self._holders, self._every
         )
+
+    def _loose(self) -> list[Anchor]:
+        """Where tensors lie that neither a module tree nor an anchor holds."""
+        known = {id(a.value) for a in self._anchors}
+        pairs = zip(self._tensors, self._places, strict=True)
+        loose = [t for t, places in pairs if not places and id(t) not in known]
+        modules = (vars(m) for root in self._roots for m in root.modules())
+        return holders_of(loose, (*self._objects, *modules)) if loose else []
 
     def rebind(self) -> bool:
         """Take the tensors now in place, if they are of the kinds traced; whether they are.
@@ -95,7 +114,7 @@ class Parameters:
         again, as it must when a module was replaced or its mode changed, or other tensors share
         memory than did; nothing is changed then.
         """
-        moved = any(anchor.moved() for anchor in self._anchors)
+        moved = any(anchor.moved() for anchor in self._holders)
         if moved or self._tree != tree_of(self._roots) or self._hooks.changed():
             return False
         try:
@@ -186,7 +205,7 @@ def _reader(
             " if _pw_check() and not _pw_kept.look_again(): return None",
             " try:",
             f"  if {' or '.join(tests) or 'False'}: return None",
-            " except (KeyError, ValueError):",  # gone from a dict, or from a closure
+            " except (LookupError, ValueError):",  # gone from a dict or list, or from a closure
             "  return None",
             " if _pw_handles.next_id != _pw_hooks.seen and _pw_hooks.changed(): return None",
             " return _pw_bound",
@@ -237,8 +256,12 @@ class _Kept:
 
 
 def _anchor_test(names: dict[str, Any], anchor: Anchor) -> str:
-    entry = f"[{anchor.key!r}]" if isinstance(anchor.holder, dict) else ".cell_contents"
-    return f"{_name(names, anchor.holder)}{entry} is not {_name(names, anchor.value)}"
+    holder = _name(names, anchor.holder)
+    if isinstance(anchor.holder, CellType):
+        return f"{holder}.cell_contents is not {_name(names, anchor.value)}"
+    plain = isinstance(anchor.key, (str, int))
+    key = repr(anchor.key) if plain else _name(names, anchor.key)
+    return f"{holder}[{key}] is not {_name(names, anchor.value)}"
 
 
 def _name(names: dict[str, Any], value: Any) -> str:

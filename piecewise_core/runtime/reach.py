@@ -11,52 +11,87 @@ from typing import Any
 
 import torch
 
-__all__ = ["Anchor", "anchors_of", "roots_of", "traced_in"]
+__all__ = ["Anchor", "Reach", "anchors_of", "reach", "roots_of"]
 
 
 @dataclass(frozen=True, eq=False)
 class Anchor:
-    """A module or tensor, and the dict entry or closure cell that held it when it was reached.
+    """A module, a tensor or what leads to one, and the entry or closure cell that held it.
 
     ``holder``: None for what the callable is itself: that cannot be replaced.
     """
 
-    value: torch.nn.Module | torch.Tensor
-    holder: dict[str, Any] | CellType | None = None
-    key: str = ""
+    value: Any
+    holder: dict[Any, Any] | list[Any] | CellType | None = None
+    key: Any = ""
 
     def moved(self) -> bool:
         """Whether another object is there now."""
         if self.holder is None:
             return False
-        if isinstance(self.holder, dict):
-            return self.holder.get(self.key) is not self.value
         try:
-            return self.holder.cell_contents is not self.value
-        except ValueError:  # emptied
+            if isinstance(self.holder, CellType):
+                return self.holder.cell_contents is not self.value
+            return self.holder[self.key] is not self.value
+        except (LookupError, ValueError):  # gone, or an emptied cell
             return True
 
 
-def anchors_of(fn: Callable[..., Any]) -> list[Anchor]:
-    """The modules and tensors that ``fn`` reaches, through plain functions and objects too."""
-    return list(_Walk().callable(fn))
+@dataclass(frozen=True)
+class Reach:
+    """What a callable reaches by name, through plain functions and objects too.
+
+    ``anchors``: modules and tensors. ``objects``: what else was looked into; tensors may lie
+    deeper in it. ``called``: the modules that a trace calls, hooks and all: not the one whose
+    forward the callable is.
+    """
+
+    anchors: tuple[Anchor, ...]
+    objects: tuple[Any, ...]
+    called: tuple[torch.nn.Module, ...]
+
+    @property
+    def roots(self) -> tuple[torch.nn.Module, ...]:
+        """The modules among the anchors, each once."""
+        return _modules(self.anchors)
+
+
+def reach(fn: Callable[..., Any], given: Iterable[Any] = ()) -> Reach:
+    """What ``fn`` reaches. ``given``: arguments that are constants of its calls, reached too."""
+    walk = _Walk()
+    anchors = [*walk.callable(fn), *(a for value in given for a in walk.argument(value))]
+    own = getattr(fn, "__self__", None) if getattr(fn, "__name__", "") == "forward" else None
+    called = (m for root in _modules(anchors) for m in root.modules() if m is not own)
+    return Reach(tuple(anchors), tuple(walk.objects), tuple(called))
+
+
+def anchors_of(fn: Callable[..., Any]) -> tuple[Anchor, ...]:
+    """The modules and tensors that ``fn`` reaches."""
+    return reach(fn).anchors
 
 
 def roots_of(fn: Callable[..., Any]) -> tuple[torch.nn.Module, ...]:
     """The modules among them, each once."""
-    found = [a.value for a in anchors_of(fn)]
+    return reach(fn).roots
+
+
+def _modules(anchors: Iterable[Anchor]) -> tuple[torch.nn.Module, ...]:
+    found = (a.value for a in anchors)
     return tuple(dict.fromkeys(v for v in found if isinstance(v, torch.nn.Module)))
-
-
-def traced_in(fn: Callable[..., Any]) -> list[torch.nn.Module]:
-    """The modules that a trace of ``fn`` calls, hooks and all: not the one whose forward it is."""
-    own = getattr(fn, "__self__", None) if getattr(fn, "__name__", "") == "forward" else None
-    return [m for root in roots_of(fn) for m in root.modules() if m is not own]
 
 
 class _Walk:
     def __init__(self) -> None:
+        self.objects: list[Any] = []
         self._seen: set[int] = set()
+
+    def argument(self, value: Any) -> Iterator[Anchor]:
+        """What a constant argument reaches; of an object, tensors count that a trace reads."""
+        if isinstance(value, (torch.nn.Module, functools.partial, FunctionType, MethodType)):
+            yield from self.callable(value)
+        else:
+            found = self._object(value)
+            yield from (a for a in found if isinstance(a.value, torch.nn.Module))
 
     def callable(self, fn: Any) -> Iterator[Anchor]:
         """What a function, method, partial or callable object reaches."""
@@ -102,6 +137,7 @@ class _Walk:
             yield from self._object(value)
 
     def _object(self, value: Any) -> Iterator[Anchor]:
+        self.objects.append(value)
         if hasattr(value, "__dict__") and not isinstance(value, type):
             yield from self._entries(value, list(vars(value)))
 

@@ -452,3 +452,127 @@ def test_check_off_leaves_the_noticing_to_the_user():
     serving.check()
     update_in_place(serving)
     serving.check()
+
+
+class Tables(nn.Module):
+    """Keeps tensors where ``nn.Module`` does not look for them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pages = [torch.randn(8), torch.randn(8)]
+        self.named = {"a": torch.randn(8), 3: {"deep": torch.randn(8)}}
+        self.fixed = (torch.randn(8), [torch.randn(8)])
+
+    def forward(self, x):
+        return x + self.pages[1] + self.named["a"] * self.named[3]["deep"] + self.fixed[1][0]
+
+
+def replace_an_item(model: Tables) -> None:
+    model.pages[1] = torch.randn(8)
+
+
+def replace_an_entry(model: Tables) -> None:
+    model.named[3]["deep"] = torch.randn(8)
+
+
+def replace_a_list(model: Tables) -> None:
+    model.pages = [torch.randn(8), torch.randn(8)]
+
+
+def replace_a_dict(model: Tables) -> None:
+    model.named[3] = {"deep": torch.randn(8)}
+
+
+def replace_a_tuple(model: Tables) -> None:
+    model.fixed = (torch.randn(8), [torch.randn(8)])
+
+
+def replace_in_a_tuple(model: Tables) -> None:
+    model.fixed[1][0] = torch.randn(8)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        replace_an_item,
+        replace_an_entry,
+        replace_a_list,
+        replace_a_dict,
+        replace_a_tuple,
+        replace_in_a_tuple,
+    ],
+)
+def test_a_tensor_replaced_in_a_list_or_dict_of_the_model_is_noticed(change):
+    """FAULTS 2."""
+    model = Tables().eval()
+    fast = pw.compile(model, pw.Config(dynamic={"x": {0: ROWS}}, compiler="eager"), "cpu")
+    x = torch.randn(5, 8)
+    for _ in range(2):
+        torch.testing.assert_close(fast(x), model(x))
+        change(model)
+        torch.testing.assert_close(fast(x), model(x))
+
+
+class Layer:
+    def __init__(self) -> None:
+        self.keys = torch.randn(8)
+        self.steps: list[torch.Tensor] = []
+
+
+class Cache:
+    """Holds its tensors as transformers' caches do: on the layers in its list."""
+
+    def __init__(self) -> None:
+        self.layers = [Layer(), Layer()]
+        self.scale = torch.tensor(2.0)
+
+
+def reads_a_cache(x, cache):
+    return x * cache.scale + cache.layers[0].keys - cache.layers[1].keys
+
+
+def test_a_tensor_replaced_in_an_object_that_is_an_argument_is_noticed():
+    """FAULTS 2."""
+    cache = Cache()
+    fast = pw.compile(reads_a_cache, pw.Config(dynamic={"x": {0: ROWS}}, compiler="eager"), "cpu")
+    x = torch.randn(5, 8)
+    torch.testing.assert_close(fast(x, cache), reads_a_cache(x, cache))
+    cache.scale = torch.tensor(3.0)
+    torch.testing.assert_close(fast(x, cache), reads_a_cache(x, cache))
+    cache.layers[1].keys = torch.randn(8)
+    torch.testing.assert_close(fast(x, cache), reads_a_cache(x, cache))
+    cache.layers = [Layer(), Layer()]
+    torch.testing.assert_close(fast(x, cache), reads_a_cache(x, cache))
+
+
+def test_what_the_model_did_not_read_of_an_object_may_change_at_every_call():
+    """FAULTS 2."""
+    cache = Cache()
+    fast = pw.compile(reads_a_cache, pw.Config(dynamic={"x": {0: ROWS}}, compiler="eager"), "cpu")
+    for size in (3, 5, 1):
+        x = torch.randn(size, 8)
+        torch.testing.assert_close(fast(x, cache), reads_a_cache(x, cache))
+        cache.layers[0].steps.append(torch.randn(8))
+        cache.last = torch.randn(8)
+        cache.layers[1].keys.add_(1)
+    assert fast.stats().graphs == 1
+
+
+def test_the_parameters_of_a_module_that_is_an_argument_may_be_replaced():
+    """FAULTS 2."""
+
+    def call(x, module):
+        return module(x).relu()
+
+    fast = pw.compile(call, pw.Config(dynamic={"x": {0: ROWS}}, compiler="eager"), "cpu")
+    module = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5)).eval()
+    x = torch.randn(5, 8)
+    torch.testing.assert_close(fast(x, module), call(x, module))
+    module[0].weight = nn.Parameter(torch.randn(8, 8))
+    torch.testing.assert_close(fast(x, module), call(x, module))
+    module[0].weight.data = torch.randn(8, 8)
+    torch.testing.assert_close(fast(x, module), call(x, module))
+    module[0] = nn.Linear(8, 8)
+    torch.testing.assert_close(fast(x, module), call(x, module))
+    module.train()
+    assert not torch.equal(fast(x, module), call(x, module.eval()))

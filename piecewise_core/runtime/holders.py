@@ -1,0 +1,81 @@
+"""Where plain Python objects hold given tensors: in their attributes, in lists and in dicts.
+
+Module trees have places of their own (`places`). What a model keeps elsewhere, a cache object's
+list of layers say, is found here, so that a replaced tensor is noticed there too.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from types import BuiltinFunctionType, FunctionType, ModuleType
+from typing import Any
+
+import torch
+
+from piecewise_core.runtime.reach import Anchor
+
+__all__ = ["holders_of"]
+
+_MOST = 50_000
+"""Objects looked into before the search is given up."""
+
+_LEAVES = (str, bytes, int, float, complex, type, type(None), ModuleType, torch.Tensor)
+_CODE = (FunctionType, BuiltinFunctionType)
+
+
+@dataclass(frozen=True)
+class _Link:
+    """An entry, and which object (by id) it is an entry of."""
+
+    entry: Anchor
+    owner: int
+
+
+def holders_of(tensors: Sequence[torch.Tensor], starts: Iterable[Any]) -> list[Anchor]:
+    """Every entry of a dict or list that leads from ``starts`` to one of ``tensors``."""
+    wanted = {id(t) for t in tensors}
+    found: dict[tuple[int, Any], Anchor] = {}
+    above: dict[int, _Link | None] = {}
+    waiting: deque[tuple[Any, _Link | None]] = deque((item, None) for item in starts)
+    while waiting and wanted and len(above) < _MOST:
+        item, link = waiting.popleft()
+        if id(item) in wanted:
+            _keep(link, above, found)
+        if id(item) in above or isinstance(item, (*_LEAVES, *_CODE)):
+            continue
+        above[id(item)] = link
+        waiting.extend(_entries(item, link))
+    return list(found.values())
+
+
+def _keep(
+    link: _Link | None, above: dict[int, _Link | None], found: dict[tuple[int, Any], Anchor]
+) -> None:
+    """Put the entry of ``link``, and those that lead to it, into ``found``."""
+    while link is not None and (id(link.entry.holder), link.entry.key) not in found:
+        found[id(link.entry.holder), link.entry.key] = link.entry
+        link = above.get(link.owner)
+
+
+def _entries(item: Any, link: _Link | None) -> Iterator[tuple[Any, _Link | None]]:
+    """All that ``item`` holds, with the entry that does; a tuple's have that of the tuple."""
+    if isinstance(item, tuple):
+        yield from ((value, link) for value in item)
+    held: list[tuple[Any, Any, Any]] = []
+    if isinstance(item, dict):
+        held += [(value, item, key) for key, value in item.items()]
+    elif isinstance(item, list):
+        held += [(value, item, place) for place, value in enumerate(item)]
+    own = _attributes(item)
+    held += [(value, own, key) for key, value in own.items()]
+    yield from ((value, _Link(Anchor(value, holder, key), id(item))) for value, holder, key in held)
+
+
+def _attributes(item: Any) -> dict[str, Any]:
+    try:
+        held = vars(item)
+    except Exception:  # it has none, or stands for something that is not there
+        return {}
+    return held if isinstance(held, dict) else {}
