@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import click
 
+from piecewise_core.cli.cache import cache
+from piecewise_core.cli.conformance import conformance
 from piecewise_core.cli.doctor import doctor
+from piecewise_core.cli.new_platform import new_platform
 
 __all__ = ["main"]
 
@@ -15,7 +18,10 @@ def main() -> None:
     """Run PyTorch models whose input sizes vary at static-graph speed."""
 
 
+main.add_command(cache)
+main.add_command(conformance)
 main.add_command(doctor)
+main.add_command(new_platform)
 
 if __name__ == "__main__":
     main(prog_name="piecewise")

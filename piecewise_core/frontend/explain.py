@@ -20,8 +20,10 @@ __all__ = ["CodeFacts", "Explanation", "PieceFacts", "RegionFacts", "explain"]
 class CodeFacts:
     """The code of one piece for one range or size.
 
-    ``seconds``: that its compilation took. ``owner``: the piece that it was compiled for.
-    ``shared_by``: the other pieces that it serves. ``note``: why sizes run as written, if any do.
+    ``seconds``: that its compilation took, or its loading when it is ``stored``: taken from the
+    compile store. ``owner``: the piece that it was made for. ``shared_by``: the other pieces that
+    it serves. ``note``: why sizes run as written, if any do. ``missed``: why the store did not
+    have it, when it was asked. ``unkept``: why it is not kept there, where somebody may wonder.
     """
 
     sizes: str
@@ -30,6 +32,9 @@ class CodeFacts:
     owner: str
     shared_by: tuple[str, ...]
     note: str
+    stored: bool = False
+    missed: str = ""
+    unkept: str = ""
 
 
 @dataclass(frozen=True)
@@ -164,7 +169,20 @@ def _code(session: Session, box: Box, artifact: Artifact) -> CodeFacts:
         artifact.owner,
         tuple(artifact.shared_by),
         artifact.note,
+        artifact.stored,
+        _missed(session, artifact),
+        artifact.unkept,
     )
+
+
+def _missed(session: Session, artifact: Artifact) -> str:
+    if artifact.stored or artifact.ticket is None or session.scheduler.keeper is None:
+        return ""
+    # All at once: each asking reads every manifest there is.
+    tickets = [a.ticket for a in session.scheduler.artifacts if a.ticket and not a.stored]
+    misses = session.scheduler.keeper.misses({t.key: t for t in tickets})
+    found = misses.get(artifact.ticket.key)
+    return "" if found is None else str(found)
 
 
 def _ops(piece: Piece) -> dict[str, int]:

@@ -84,8 +84,14 @@ def _listed(numbers: Sequence[str]) -> str:
 def _made(code: CodeFacts) -> str:
     shared = len(code.shared_by)
     text = f"compiled by {code.compiler} in {code.seconds:.2f} s"
+    if code.stored:
+        text = f"from the store in {code.seconds:.2f} s, compiled by {code.compiler}"
+    elif code.missed:
+        text += f" (miss: {code.missed})"
     if shared:
         text += f", shared by {shared} more piece{'s' if shared > 1 else ''}"
+    if code.unkept:
+        text += f"; not kept: {code.unkept}"
     return f"{text}; {code.note}" if code.note else text
 
 

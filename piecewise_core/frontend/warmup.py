@@ -23,7 +23,8 @@ class WarmupReport:
     """What warm-up did.
 
     ``regions``: regions of the model. ``targets``: ranges and sizes ready. ``compilations`` and
-    ``dedup_hits``: made and saved in this warm-up. ``seconds``: wall time. ``as_written``: pieces
+    ``dedup_hits``: made and saved in this warm-up. ``cache_hits``: taken from the compile store
+    in place of compilations. ``seconds``: wall time. ``as_written``: pieces
     that run uncompiled, with the reason. ``captured``: sizes served by static graphs, whose memory
     is ``graph_bytes``. ``dropped``: capture sizes that are not, with the reason.
     """
@@ -37,11 +38,13 @@ class WarmupReport:
     captured: tuple[tuple[int, ...], ...] = ()
     graph_bytes: int = 0
     dropped: tuple[str, ...] = ()
+    cache_hits: int = 0
 
     def __str__(self) -> str:
+        stored = f"{self.cache_hits} from the store, " if self.cache_hits else ""
         lines = [
             f"warm-up: {_many(self.regions, 'region')}, {self.targets} ranges and sizes ready, "
-            f"{_many(self.compilations, 'compilation')}, {_many(self.dedup_hits, 'piece')} "
+            f"{_many(self.compilations, 'compilation')}, {stored}{_many(self.dedup_hits, 'piece')} "
             f"shared, {self.seconds:.1f} s"
         ]
         if self.captured or self.dropped:
@@ -90,6 +93,7 @@ def warm_up(
         targets=sum(len(r.targets) for r in session.regions),
         compilations=after.compilations - before.compilations,
         dedup_hits=after.dedup_hits - before.dedup_hits,
+        cache_hits=after.cache_hits - before.cache_hits,
         seconds=time.perf_counter() - begun,
         captured=tuple(captured),
         graph_bytes=after.pool_bytes + after.driver_bytes,

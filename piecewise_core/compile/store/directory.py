@@ -44,7 +44,8 @@ def trusted_directory(directory: Path) -> bool:
             f"code there that would be executed; chmod -R go-w {directory} if you trust what is "
             "in it, or remove it"
         )
-    return os.access(directory, os.W_OK | os.X_OK)
+    effective = os.access in os.supports_effective_ids
+    return os.access(directory, os.W_OK | os.X_OK, effective_ids=effective)
 
 
 def read_file(name: str, folder: int, limit: int) -> bytes:

@@ -98,7 +98,7 @@ class FileStore:
         try:
             self._read_checked(path, key, whole=True)
         except (FileNotFoundError, _Replaced):
-            return "it is not there, or not whole"
+            return "it is not there"
         except (StoreError, OSError) as error:
             return str(error)
         return None
@@ -111,8 +111,7 @@ class FileStore:
             except _Replaced:
                 return self._read_checked(path, key, whole=whole)
         except (FileNotFoundError, _Replaced):
-            if path.is_dir() and self.check(key):
-                self.quarantine(key, "a file is missing")
+            return None
         except (StoreError, NotADirectoryError) as error:
             self.quarantine(key, str(error))
         except OSError as error:
@@ -137,9 +136,11 @@ class FileStore:
                 with suppress(OSError):
                     os.utime(folder)  # when it was last used, for pruning
             return entry
-        except (StoreError, OSError):
+        except (StoreError, OSError) as error:
             if not same_directory(path, folder):
                 raise _Replaced from None
+            if isinstance(error, FileNotFoundError):
+                raise StoreError(f"{error.filename} is missing") from None
             raise
         finally:
             os.close(folder)

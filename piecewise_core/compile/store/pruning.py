@@ -16,7 +16,7 @@ from piecewise_core.compile.store.entry import Entry, Manifest
 from piecewise_core.compile.store.files import FileStore
 from piecewise_core.errors import StoreError
 
-__all__ = ["BoundedStore", "Pruned", "prune", "total"]
+__all__ = ["BoundedStore", "Pruned", "empty_quarantine", "prune", "total"]
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +114,12 @@ def prune(store: FileStore, limit: int) -> Pruned:
             left -= use.size
             freed += use.size
         return Pruned(tuple(removed), freed, left)
+
+
+def empty_quarantine(store: FileStore) -> None:
+    """Remove what failed its check."""
+    if store.writable:
+        shutil.rmtree(store.root / "quarantine", ignore_errors=True)
 
 
 def total(store: FileStore) -> int:

@@ -1,0 +1,109 @@
+"""The store stays below its limit: what was used longest ago goes first."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from piecewise_core.compile.store.pruning import BoundedStore, prune, total
+
+
+def used(store, entry, when: float) -> None:
+    os.utime(store.path(entry.manifest.key), (when, when))
+
+
+def labels(store) -> set[str]:
+    return {m.label.rpartition(" ")[2] for m in store.manifests()}
+
+
+def test_the_least_recently_used_go_first(store, make):
+    entries = [make(n, artifact=bytes(1000)) for n in range(6)]
+    for n, entry in enumerate(entries):
+        store.put(entry)
+        used(store, entry, 1000.0 + n)
+    store.get(entries[0].manifest.key)
+    size = total(store) // 6
+    done = prune(store, 4 * size)
+    assert set(done.keys) == {e.manifest.key for e in entries[1:4]}
+    assert labels(store) == {"0", "4", "5"}
+    assert done.left == total(store) <= 4 * size
+    assert done.freed >= 3 * 1000
+
+
+def test_below_the_limit_nothing_goes(store, make):
+    for n in range(3):
+        store.put(make(n))
+    assert prune(store, total(store)).keys == ()
+    assert labels(store) == {"0", "1", "2"}
+
+
+def test_putting_prunes(store, make):
+    bounded = BoundedStore(store, limit=20_000)
+    for n in range(40):
+        assert bounded.put(make(n, artifact=bytes(1000)))
+        used(store, make(n), 1000.0 + n)
+        assert total(store) <= 20_000 + 2 * 20_000 // 16
+    assert "39" in labels(store)
+    assert "0" not in labels(store)
+
+
+def test_what_is_larger_than_the_store_may_be_is_not_kept_and_moves_nothing_out(store, make):
+    bounded = BoundedStore(store, limit=3000)
+    assert bounded.put(make(1))
+    assert not bounded.put(make(2, artifact=bytes(3000)))
+    assert labels(store) == {"1"}
+
+
+def test_a_use_in_the_future_or_before_1970_decides_only_the_order(store, make):
+    for n, when in enumerate((4e9, -5e5, 1e9)):
+        store.put(make(n, artifact=bytes(1000)))
+        used(store, make(n), when)
+    prune(store, total(store) * 2 // 3 + 200)
+    assert labels(store) == {"0"}
+
+
+def test_leftovers_of_dead_processes_go_and_those_of_the_living_stay(store, make):
+    dead, alive = make(1).manifest.key, make(2).manifest.key
+    for key in (dead, alive):
+        folder = store.root / "tmp" / f"{key}.0123"
+        folder.mkdir(parents=True)
+        (folder / "artifact").write_bytes(bytes(500))
+    script = (
+        "import sys\nfrom pathlib import Path\n"
+        "from piecewise_core.compile.store.files import FileStore\n"
+        "with FileStore(Path(sys.argv[1])).lock(sys.argv[2]):\n"
+        "    print('held', flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", script, str(store.root.parent), alive]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"held\n"
+        done = prune(store, 1 << 30)
+        assert done.freed == 500
+        assert os.listdir(store.root / "tmp") == [f"{alive}.0123"]
+        assert f"{alive}.lock" in os.listdir(store.root / "locks")
+        process.communicate(b"")
+    prune(store, 1 << 30)
+    assert os.listdir(store.root / "tmp") == []
+    assert f"{alive}.lock" not in os.listdir(store.root / "locks")
+
+
+def test_a_store_that_may_not_be_written_to_is_not_pruned(store, make):
+    store.put(make(1))
+    store.writable = False
+    assert prune(store, 0).keys == ()
+    assert labels(store) == {"1"}
+
+
+@pytest.mark.parametrize("limit", [0, 1])
+def test_pruning_to_nothing_leaves_an_empty_store_that_works(store, make, limit):
+    for n in range(3):
+        store.put(make(n))
+    assert len(prune(store, limit).keys) == 3
+    assert store.put(make(1))
+    assert store.get(make(1).manifest.key) == make(1)
+    assert isinstance(store.root, Path)
