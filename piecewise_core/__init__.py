@@ -16,9 +16,9 @@ from piecewise_core.counters import process_counters as counters
 from piecewise_core.ranges import Box, Range
 
 if TYPE_CHECKING:
-    from piecewise_core.api import compile, record
+    from piecewise_core.api import compile, load, record
     from piecewise_core.backend import PiecewiseBackend
-    from piecewise_core.frontend.compiled import CompiledFunction
+    from piecewise_core.compiled import CompiledFunction
     from piecewise_core.frontend.explain import Explanation
     from piecewise_core.frontend.warmup import WarmupReport
     from piecewise_core.protocols import AbstractPiecewiseBackend
@@ -40,16 +40,18 @@ __all__ = [
     "compile",
     "counters",
     "errors",
+    "load",
     "record",
 ]
 
 _LAZY = {
     "AbstractPiecewiseBackend": "protocols",
-    "CompiledFunction": "frontend.compiled",
+    "CompiledFunction": "compiled",
     "Explanation": "frontend.explain",
     "PiecewiseBackend": "backend",
     "WarmupReport": "frontend.warmup",
     "compile": "api",
+    "load": "api",
     "record": "api",
 }
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import os
+import warnings
 from collections.abc import Callable
-from typing import Any, TypeVar, overload
+from pathlib import Path
+from typing import Any, Literal, TypeVar, overload
 
 import torch
 
+from piecewise_core.bundle.content import read_content
+from piecewise_core.bundle.load import bind, config_of
+from piecewise_core.compiled import CompiledFunction, compiled_module
 from piecewise_core.config import Config
-from piecewise_core.errors import ConfigError
-from piecewise_core.frontend.compiled import CompiledFunction, compiled_module
+from piecewise_core.errors import BundleMismatch, ConfigError
 from piecewise_core.frontend.recorded import RecordedFunction
 from piecewise_core.frontend.session import Session
 from piecewise_core.frontend.setup import prepare
@@ -18,7 +24,7 @@ from piecewise_core.graph.names import Matcher
 from piecewise_core.protocols import Platform
 from piecewise_core.runtime.parameters import roots_of
 
-__all__ = ["compile", "record"]
+__all__ = ["compile", "load", "record"]
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 
@@ -65,7 +71,15 @@ def compile(
             "pw.Config(splitting_ops=(...), dynamic={...})"
         )
     if not callable(model):
-        raise ConfigError(f"cannot compile a {type(model).__name__}; pass a module or function")
+        raise ConfigError(
+            f"cannot compile a {type(model).__name__}; pass a module or function"
+            f"{' (@classmethod goes above @pw.compile)' if isinstance(model, classmethod) else ''}"
+        )
+    if inspect.iscoroutinefunction(model):
+        raise ConfigError(
+            f"cannot compile the coroutine function {model.__name__}: a traced call waits for "
+            "nothing; compile the function or module that it calls"
+        )
     config = (config or Config()).with_env()
 
     def make(fn: Callable[..., Any]) -> Session:
@@ -75,6 +89,46 @@ def compile(
         return compiled_module(model, make)
     Matcher(config.splitting_ops)  # a misspelt name is an error here, not at the first call
     return CompiledFunction(model, make)
+
+
+def load(
+    path: str | os.PathLike[str],
+    model: Any,
+    platform: str | Platform | None = None,
+    *,
+    on_mismatch: Literal["error", "recompile"] = "error",
+) -> Any:
+    """Bind the bundle at ``path``, which ``compiled.save`` wrote, to a live ``model``.
+
+    ``model``: a module or function like the one that was compiled, with its weights; the bundle has
+    none. ``platform``: None takes the one that the bundle was made with. Nothing is traced, and
+    nothing compiled but pieces that the bundle says it left out. With ``on_mismatch="recompile"``
+    a bundle that does not fit costs a warning, and the model is compiled with its config.
+
+    A bundle holds programs: load only those that you trust.
+
+    Raises BundleMismatch naming what does not fit, StoreError for a file that is no bundle or is
+    damaged, PlatformError and its kinds, and UnsupportedModule.
+    """
+    if on_mismatch not in ("error", "recompile"):
+        raise ConfigError(f'load(on_mismatch={on_mismatch!r}): use "error" or "recompile"')
+    if not callable(model):
+        raise ConfigError(f"cannot bind a bundle to a {type(model).__name__}")
+    file = Path(path)
+    content = read_content(file)
+    config = config_of(file, content)
+    chosen = content.about.platform if platform is None else platform
+    try:
+        call = model.forward if isinstance(model, torch.nn.Module) else model
+        session = bind(file, content, call, prepare(config, chosen, _device_type(call)))
+    except BundleMismatch as error:
+        if on_mismatch == "error":
+            raise
+        warnings.warn(f"compiled anew: {error}", RuntimeWarning, stacklevel=2)
+        return compile(model, config, platform)
+    if isinstance(model, torch.nn.Module):
+        return compiled_module(model, lambda fn: session)
+    return CompiledFunction(model, lambda fn: session)
 
 
 def record(

@@ -23,6 +23,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._guards import TracingContext
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from piecewise_core.compile.inductor_factors import inductor_factors
 from piecewise_core.compile.native_code import from_bytes, is_archive, to_bytes
 from piecewise_core.compile.native_piece import NativePiece
 from piecewise_core.compile.residuals import keep_sums_fusable
@@ -120,16 +121,8 @@ class InductorCompiler:
             return CompiledGraph(loaded, lambda: handle)
 
     def hash_factors(self) -> Mapping[str, str]:
-        """Torch's own key of its code, the settings, and the threads kernels are made for."""
-        from torch._inductor.codecache import torch_key
-
-        settings = {f"inductor.{n}": repr(v) for n, v in sorted(self._settings.items())}
-        return {
-            "torch": torch.__version__,
-            "torch_key": torch_key().hex(),
-            "threads": str(torch.get_num_threads()),
-            **settings,
-        }
+        """Torch, the settings, and the threads kernels are made for."""
+        return inductor_factors(self._settings)
 
     def get_ready(self) -> None:
         """Make the compiler's one-time checks now rather than in the first compilation."""

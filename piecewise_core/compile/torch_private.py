@@ -3,7 +3,7 @@
 Read in torch 2.11.0 and 2.13.0, alike in both: ``standalone_compile(aot=True)`` returns an
 AOTCompiledArtifact, whose ``inner_fn.compiled_fn.serialize_fn()`` is a BundledAOTAutogradResult
 holding a CompiledFxGraph without its code; ``PyCodeCache.modules`` holds that code's module under
-the graph's ``cache_key``.
+the graph's ``cache_key``. ``torch._inductor.config._config`` holds each switch's ``default``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from piecewise_core.compile.native_code import Call, NativeCode, from_module
 from piecewise_core.compile.wrapper_source import NotPortable
 
-__all__ = ["around", "native_code"]
+__all__ = ["around", "native_code", "switch_defaults"]
 
 
 def native_code(artifact: Any) -> tuple[NativeCode, Call]:
@@ -115,3 +115,11 @@ def around(wrappers: bytes) -> Callable[[Call], Call] | None:
         return made
 
     return wrapped
+
+
+def switch_defaults() -> dict[str, Any]:
+    """Inductor's switches and the values that they have unless somebody changes them."""
+    from torch._inductor import config
+
+    entries: dict[str, Any] = getattr(config, "_config")  # noqa: B009  # unseen by type checkers
+    return {name: entry.default for name, entry in entries.items()}

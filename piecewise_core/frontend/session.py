@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from piecewise_core.compile.scheduler import Scheduler, refuse_in_capture
+from piecewise_core.compile.store.protocol import Store
 from piecewise_core.config import Config
 from piecewise_core.counters import Counters, Stats, process_counters
 from piecewise_core.errors import (
@@ -51,17 +52,18 @@ class Session:
     """Runs ``fn`` through compiled plans.
 
     ``fn``: the callable as the user wrote it; also what the ``eager`` target calls. ``setup``:
-    config, platform and compiler. One call at a time: a lock serialises threads.
+    config, platform and compiler. ``front``: where compiled pieces are looked for first. One call
+    at a time: a lock serialises threads.
     """
 
-    def __init__(self, fn: Callable[..., Any], setup: Setup) -> None:
+    def __init__(self, fn: Callable[..., Any], setup: Setup, front: Store | None = None) -> None:
         self.fn = fn
         self.setup = setup
         self.config: Config = setup.config
         self.regions: list[Region] = []
         self.counters = Counters()
         process_counters.watch(self.counters)
-        keeper = setup.keeper()
+        keeper = setup.keeper(front)
         self.scheduler = Scheduler(
             setup.compiler, self.config, self.counters, setup.passes, setup.is_capturing, keeper
         )
@@ -135,7 +137,7 @@ class Session:
             bind_arguments(self.structure.signature, args, kwargs)
             if self._read() is None and not self.parameters.rebind():
                 self._forget_regions()
-                self.structure = None
+                self.structure, self._bind = None, self._first
                 return self._first(*args, **kwargs)
         raise error
 

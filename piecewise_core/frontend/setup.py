@@ -11,9 +11,11 @@ import torch
 
 from piecewise_core.backend import PiecewiseBackend
 from piecewise_core.compile.adaptors import configure, resolve
-from piecewise_core.compile.store.environment import Environment
+from piecewise_core.compile.store.environment import Environment, surroundings
 from piecewise_core.compile.store.keeper import Keeper
+from piecewise_core.compile.store.layered import LayeredStore
 from piecewise_core.compile.store.opening import open_store
+from piecewise_core.compile.store.protocol import Store
 from piecewise_core.config import Config
 from piecewise_core.errors import ConfigError
 from piecewise_core.graph.randomness import or_draws
@@ -46,17 +48,29 @@ class Setup:
         repeats = graphs is not None and not hasattr(graphs, "register_generator")
         return or_draws(matches) if repeats else matches
 
-    def keeper(self) -> Keeper:
-        """A keeper of what one model compiles, in the compile store that the settings name."""
+    def keeper(self, front: Store | None = None) -> Keeper:
+        """A keeper of what one model compiles, in the compile store that the settings name.
+
+        ``front``: a store to look in first.
+        """
+        store = open_store(self.config.cache_dir, os.environ)
+        if front is not None:
+            store = front if store is None else LayeredStore(front, store)
+        return Keeper(store, self._environment())
+
+    def surroundings(self) -> dict[str, str]:
+        """What compiled code depends on besides its piece. Raises StoreError."""
+        return {**self._environment().fixed(), **surroundings(self.compiler)}
+
+    def _environment(self) -> Environment:
         considered = self.selected.considered
-        environment = Environment(
+        return Environment(
             self.platform,
             self.selected.info.name,
             str(considered[0].origin) if considered else "",
             self.config,
             self.passes,
         )
-        return Keeper(open_store(self.config.cache_dir, os.environ), environment)
 
     def is_capturing(self) -> bool:
         """Whether the device is recording what this thread does."""
@@ -71,7 +85,7 @@ def prepare(config: Config, platform: str | Platform | None, device_type: str | 
     compiler = resolve(config.compiler, active)
     settings = config.replace(compiler=compiler.name)
     configure(compiler, settings)
-    own = getattr(active.compiler, "passes", None)
+    own = getattr(compiler, "passes", None)
     passes = (*(own() if callable(own) else ()), *all_passes())
     unsafe = getattr(active.graphs, "unsafe_ops", None)
     return Setup(

@@ -20,7 +20,7 @@ from piecewise_core.graph.structure import (
     is_plain,
 )
 
-__all__ = ["bind_arguments", "describe_call"]
+__all__ = ["bind_arguments", "describe_call", "signature_of"]
 
 
 def bind_arguments(
@@ -41,7 +41,7 @@ def describe_call(
     Raises InputMismatch when the arguments do not fit the signature, ConfigError when
     ``config.dynamic`` names an argument or dim that the call does not have.
     """
-    signature = _signature(fn)
+    signature = signature_of(fn)
     bound = bind_arguments(signature, args, kwargs)
     bound.apply_defaults()
     walk = _Walk(_dynamic(config, signature))
@@ -51,7 +51,7 @@ def describe_call(
     return structure
 
 
-def _signature(fn: Callable[..., Any]) -> inspect.Signature:
+def signature_of(fn: Callable[..., Any]) -> inspect.Signature:
     """The signature to bind calls by; ``(*args, **kwargs)`` when Python knows none."""
     try:
         return inspect.signature(fn)
@@ -116,6 +116,11 @@ class _Walk:
 
 
 def _refuse_kind(value: torch.Tensor, path: str) -> None:
+    if value.is_nested:
+        raise InputMismatch(
+            f'argument "{path}" is a nested tensor; pass a padded one and its mask '
+            "(.to_padded_tensor(0))"
+        )
     if value.layout is not torch.strided:
         raise InputMismatch(
             f'argument "{path}" is a {value.layout} tensor; pass a dense one (.to_dense())'

@@ -29,6 +29,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("backend",),
     ("frontend",),
     ("bundle",),
+    ("compiled",),
     ("api",),
     (FACE,),
     ("testing", "entry"),

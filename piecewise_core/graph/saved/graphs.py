@@ -247,16 +247,18 @@ class GraphReader:
         stride = [self.number(s) for s in saved["stride"]]
         dtype = getattr(torch, saved["dtype"])
         device = self._placed(torch.device(saved["device"]))
-        with self._mode, torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():
             base = self._bases.get(saved["memory"])
             if base is None:
-                made = torch.empty_strided(size, stride, dtype=dtype, device=device)
+                made = torch.empty_strided(size, stride, dtype=dtype, device="meta")
                 self._bases[saved["memory"]] = made
             else:
                 typed = base if base.dtype == dtype else base.view(dtype)
                 made = typed.as_strided(size, stride, self.number(saved["offset"]))
             made = torch.conj(made) if saved["conj"] else made
-            return torch._neg_view(made) if saved["neg"] else made
+            made = torch._neg_view(made) if saved["neg"] else made
+            # What the mode itself makes of a meta tensor, without going through its dispatch.
+            return FakeTensor(self._mode, made, device)
 
 
 def _frame(source: str) -> str:

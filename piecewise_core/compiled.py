@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import torch
 
+from piecewise_core.bundle.save import SaveReport, save
 from piecewise_core.counters import Stats
 from piecewise_core.errors import ConfigError, PiecewiseError, UnsupportedModule
 from piecewise_core.frontend.explain import Explanation, explain
@@ -60,6 +62,14 @@ class _Controls:
         """
         return self._pw_session.dump_graphs(Path(directory))
 
+    def save(self, path: str | os.PathLike[str]) -> SaveReport:
+        """Write everything but the weights to one file, which ``pw.load`` binds to a model.
+
+        ``path``: written whole or not at all. Compiles first what is not compiled yet. Raises
+        NotTraced before a first call or warm-up, and StoreError for what no file can hold.
+        """
+        return save(self._pw_session, Path(path))
+
     def stats(self) -> Stats:
         """The counters so far."""
         return self._pw_session.stats()
@@ -104,9 +114,16 @@ class CompiledFunction(_Controls):
         bound = held.get(self._pw_slot)
         if bound is None or bound.method is None or bound.of is not self:
             method = CompiledFunction(self._pw_fn.__get__(instance, owner), self._pw_make)
-            bound = held[self._pw_slot] = _Bound(self, method)
+            bound = _Bound(self, method)
+            if isinstance(instance, type):  # a class method's; a class's own dict is read-only
+                setattr(instance, self._pw_slot, bound)
+            else:
+                held[self._pw_slot] = bound
         found: CompiledFunction = bound.method
         return found
+
+    def __copy__(self) -> CompiledFunction:
+        return CompiledFunction(self._pw_fn, self._pw_make)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CompiledFunction:
         return CompiledFunction(copy.deepcopy(self._pw_fn, memo), self._pw_make)
@@ -135,6 +152,9 @@ class _ModuleFace(_Controls):
 
     _pw_make: Callable[..., Session]
     _pw_original: torch.nn.Module
+
+    def __copy__(self) -> torch.nn.Module:
+        return compiled_module(copy.copy(self._pw_original), self._pw_make)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> torch.nn.Module:
         return compiled_module(copy.deepcopy(self._pw_original, memo), self._pw_make)

@@ -1,0 +1,113 @@
+"""Bind a bundle to a live model: no tracer, no compiler, and no doubt that it fits."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from piecewise_core.bundle.content import Content
+from piecewise_core.bundle.held import find_held
+from piecewise_core.compile.store.memory import MemoryStore
+from piecewise_core.config import Config
+from piecewise_core.errors import BundleMismatch, ConfigError, StoreError
+from piecewise_core.frontend.session import Session
+from piecewise_core.frontend.setup import Setup
+from piecewise_core.graph.call import constants
+from piecewise_core.graph.describe import signature_of
+from piecewise_core.graph.garbage import no_collection
+from piecewise_core.graph.saved.calls import read_structure
+from piecewise_core.graph.saved.traces import read_trace
+from piecewise_core.graph.saved.values import NotSavable
+from piecewise_core.graph.structure import Structure
+from piecewise_core.runtime.reach import roots_of
+
+__all__ = ["bind", "check_surroundings", "config_of"]
+
+_MOST_NAMED = 5
+
+
+def bind(path: Path, content: Content, fn: Callable[..., Any], setup: Setup) -> Session:
+    """A session of ``fn`` that serves what the bundle holds.
+
+    Raises BundleMismatch naming what does not fit, and StoreError for a bundle that cannot be
+    read.
+    """
+    check_surroundings(path, content.about.factors, setup.surroundings())
+    with no_collection():
+        return _bind(path, content, fn, setup)
+
+
+def _bind(path: Path, content: Content, fn: Callable[..., Any], setup: Setup) -> Session:
+    device = _device(fn)
+    try:
+        structure = _structure(content, fn, setup, device)
+        held = find_held(content.held, roots_of(fn))
+        traces = [read_trace(trace, device) for trace in content.traces]
+    except NotSavable as error:
+        raise BundleMismatch(f"{path}: {error}; {_ADVICE}") from error
+    except BundleMismatch as error:
+        raise BundleMismatch(f"{path}: {error}; {_ADVICE}") from error
+    except (ArithmeticError, AttributeError, ImportError, LookupError, TypeError, ValueError) as e:
+        raise BundleMismatch(
+            f"{path}: what it refers to is not here ({type(e).__name__}: {e}); {_ADVICE}"
+        ) from e
+    objects = constants(structure)
+    broken = (t.assumptions.broken(fn, objects) for t in traces if t.assumptions is not None)
+    _refuse(path, "the model is not the one it was made with", itertools.chain(*broken))
+    store = MemoryStore(content.entries, writable=False, name=f"bundle {path}")
+    session = Session(fn, setup, store)
+    session.adopt(structure, held, traces)
+    for _ in session.compile_all():  # loads; only what the bundle left out is compiled
+        pass
+    return session
+
+
+def config_of(path: Path, content: Content) -> Config:
+    """The config that a bundle was made with. Raises StoreError where this version knows it not."""
+    try:
+        return Config.from_json(content.about.config)
+    except ConfigError as error:
+        raise StoreError(f"{path} was made by another version: {error}") from error
+
+
+_ADVICE = 'load it for what it was made with, or pass on_mismatch="recompile"'
+
+
+def check_surroundings(path: Path, made: Mapping[str, str], here: Mapping[str, str]) -> None:
+    """Raise BundleMismatch naming every factor that differs."""
+    names = sorted({*made, *here})
+    lines = (
+        f"{name} is {here.get(name, 'not there')}, and was {made.get(name, 'not there')}"
+        for name in names
+        if made.get(name) != here.get(name)
+    )
+    _refuse(path, "its code was compiled for another environment", lines)
+
+
+def _refuse(path: Path, what: str, lines: Iterator[str]) -> None:
+    found = list(dict.fromkeys(lines))
+    if found:
+        more = len(found) - _MOST_NAMED
+        listed = "".join(f"\n  - {line}" for line in found[:_MOST_NAMED])
+        rest = f"\n  - and {more} more" if more > 0 else ""
+        raise BundleMismatch(f"{path}: {what}:{listed}{rest}\n{_ADVICE[0].upper()}{_ADVICE[1:]}")
+
+
+def _structure(
+    content: Content, fn: Callable[..., Any], setup: Setup, device: torch.device | None
+) -> Structure:
+    devices = {} if device is None else {device.type: device}
+    return read_structure(content.structure, signature_of(fn), setup.config.dims, devices)
+
+
+def _device(fn: Callable[..., Any]) -> torch.device | None:
+    """The one device that the tensors of ``fn`` are on; None when it holds none."""
+    tensors = (t for root in roots_of(fn) for t in (*root.parameters(), *root.buffers()))
+    found = {t.device for t in tensors}
+    if len(found) > 1:
+        raise StoreError(f"the model's tensors are on several devices: {sorted(map(str, found))}")
+    return next(iter(found), None)
