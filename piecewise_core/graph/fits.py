@@ -63,8 +63,9 @@ def check_tensor(leaf: TensorLeaf, value: Any) -> None:
         raise refuse("a tensor", f"of {leaf.dtype}", f"{type(value).__name__} {value!r}")
     if type(value) not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
         raise refuse("type", "torch.Tensor", type(value).__name__)
-    if value.layout is not torch.strided:
-        raise refuse("layout", torch.strided, value.layout)
+    if value.layout is not torch.strided or value.is_nested:
+        kind = "a nested tensor" if value.is_nested else value.layout
+        raise refuse("layout", torch.strided, kind)
     if value.dtype is not leaf.dtype:
         raise refuse("dtype", leaf.dtype, value.dtype)
     if value.device != leaf.device:

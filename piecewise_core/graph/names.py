@@ -203,7 +203,7 @@ def _unknown(text: str) -> UnknownSplittingOp:
         near = [n for n in pool if n.rpartition("::")[2].rpartition(".")[2] == tail][:4]
     return UnknownSplittingOp(
         f"splitting op {text!r} names no registered operator and no torch function"
-        f'{"; did you mean " + ", ".join(near) + "?" if near else ""} Write "ns::op", '
+        f'{"; did you mean " + ", ".join(near) + "?" if near else "."} Write "ns::op", '
         '"ns::op.overload" or a qualified name such as '
         '"torch.nn.functional.scaled_dot_product_attention", and import what registers the '
         "operator before compiling"

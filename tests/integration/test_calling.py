@@ -140,6 +140,51 @@ def test_a_compiled_method_can_be_called_through_its_class():
     torch.testing.assert_close(encoder.shifted(x), x + 1)
 
 
+class Shapes:
+    scale = 3.0
+
+    @classmethod
+    @pw.compile(config=CONFIG, platform="cpu")
+    def scaled(cls, x):
+        return x * cls.scale
+
+    @staticmethod
+    @pw.compile(config=CONFIG, platform="cpu")
+    def doubled(x):
+        return x * 2
+
+
+class Larger(Shapes):
+    scale = 5.0
+
+
+def test_class_methods_and_static_methods_are_compiled_each_class_for_itself():
+    for size in SIZES:
+        x = torch.randn(size, 8)
+        for at in (Shapes, Shapes(), Larger, Larger()):
+            torch.testing.assert_close(at.scaled(x), x * at.scale)
+            torch.testing.assert_close(at.doubled(x), x * 2)
+
+
+def test_a_coroutine_function_is_refused_saying_what_to_compile():
+    async def wait(x):
+        return x
+
+    with pytest.raises(ConfigError, match=r"the coroutine function wait.*that it calls"):
+        pw.compile(wait)
+
+
+def test_a_class_method_object_is_refused_saying_how_to_order_the_decorators():
+    with pytest.raises(ConfigError, match=r"@classmethod goes above @pw\.compile"):
+        pw.compile(classmethod(lambda cls, x: x))
+
+
+def test_a_shallow_copy_of_a_compiled_function_runs_the_same_function():
+    fast = compiled(scaled)
+    x = torch.randn(3, 8)
+    torch.testing.assert_close(copy.copy(fast)(x), fast(x))
+
+
 def test_an_instance_with_a_compiled_method_is_freed():
     encoder = Encoder(4)
     encoder.encode(torch.randn(3, 8))

@@ -244,8 +244,16 @@ GOOD = (torch.ones(5, 8), torch.ones(5, 8))
         (None, "mask", ("tensor", "None")),
         (1.0, "mask", ("tensor", "1.0")),
         (torch.ones(5, 8).to_sparse(), "mask", ("layout", "sparse")),
+        (
+            torch.nested.as_nested_tensor([torch.ones(2, 8)], layout=torch.jagged),
+            "mask",
+            ("NestedTensor",),
+        ),
     ],
-    ids=["dtype", "device", "rank below", "rank above", "fixed dim", "none", "number", "sparse"],
+    ids=[
+        *("dtype", "device", "rank below", "rank above", "fixed dim", "none", "number", "sparse"),
+        "jagged",
+    ],
 )
 def test_a_wrong_tensor_is_refused_naming_argument_expected_and_got(mask, argument, said):
     """FAULTS 28."""
@@ -275,6 +283,16 @@ def test_a_wrong_argument_count_is_refused_naming_the_argument(args, kwargs, sai
             fast(*args, **kwargs)
         assert said in str(caught.value)
         assert "(x, mask=None, *, scale: float = 1.0)" in str(caught.value).replace("'", "")
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_a_nested_tensor_is_refused_at_the_first_call_and_later():
+    """FAULTS 28."""
+    nested = torch.nested.nested_tensor([torch.ones(2, 8)], layout=torch.strided)
+    with pytest.raises(InputMismatch, match=r"nested tensor; pass a padded one"):
+        compiled(nn.ReLU(), {0: {0: ROWS}})(nested)
+    with pytest.raises(InputMismatch, match=r'"mask": layout expected torch.strided, got a nested'):
+        two_inputs()(GOOD[0], nested)
 
 
 def test_another_constant_is_refused_naming_argument_and_both_values():

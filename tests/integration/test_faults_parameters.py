@@ -241,6 +241,17 @@ def test_parameters_of_another_kind_after_seal_are_refused_saying_why(change):
         serving.fast(torch.arange(3))
 
 
+@pytest.mark.parametrize("wrong", [None, torch.ones(3).to_sparse(), torch.ones(3)])
+def test_a_wrong_call_right_after_a_change_leaves_a_model_that_serves(wrong):
+    """FAULTS 2: both are noticed in the same call."""
+    serving = Serving(Model())
+    serving.check()
+    serving.model.to(torch.float64)
+    with pytest.raises(pw.errors.PiecewiseError):
+        serving.fast(wrong)
+    serving.check()
+
+
 def test_a_submodule_moved_by_itself_is_noticed():
     """FAULTS 2."""
 

@@ -353,6 +353,17 @@ def test_a_deep_copy_is_compiled_too_and_shares_nothing(used):
     assert not torch.equal(twin(x), fast(x))
 
 
+def test_a_shallow_copy_is_compiled_too_and_shares_the_parameters():
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU()).eval()
+    fast = pw.compile(model, pw.Config(dynamic={"input": {0: ROWS}}, compiler="eager"), "cpu")
+    x = torch.randn(3, 8)
+    twin = copy.copy(fast)
+    torch.testing.assert_close(twin(x), fast(x))
+    model[0].weight.mul_(2)
+    torch.testing.assert_close(twin(x), model(x))
+    assert twin.stats().graphs == 1
+
+
 def test_a_deep_copy_of_a_parent_copies_its_compiled_part():
     parent = Parent(Model())
     parent.part = compiled(parent.part)
