@@ -12,7 +12,7 @@ import inspect
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from types import CodeType, FunctionType, ModuleType
+from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any
 
 __all__ = ["CodeFact", "changed", "code_digest", "code_facts"]
@@ -52,10 +52,14 @@ def changed(facts: Iterable[CodeFact]) -> Iterator[str]:
         except ImportError as error:
             yield f"module {fact.module} cannot be imported ({error})"
             continue
-        found = [code_digest(code) for code in _codes(module, fact.name)]
-        if fact.digest in found or (not found and _file_digest(_file(module)) == fact.file):
-            continue
-        yield f"the code of {fact.module}.{fact.name} {'changed' if found else 'is not there'}"
+        codes = _codes(module, fact.name)
+        if codes is None:
+            same = _file_digest(getattr(module, "__file__", None) or "") == fact.file
+        else:
+            same = fact.digest in map(code_digest, codes)
+        if not same:
+            what = "is not there" if codes is None else "changed"
+            yield f"the code of {fact.module}.{fact.name} {what}"
 
 
 def code_digest(code: CodeType) -> str:
@@ -88,10 +92,6 @@ def _name(code: CodeType) -> str:
     return getattr(code, "co_qualname", code.co_name)  # Python 3.10 knows the last part only
 
 
-def _file(module: ModuleType) -> str:
-    return getattr(module, "__file__", None) or ""
-
-
 def _file_digest(path: str) -> str:
     try:
         with open(path, "rb") as file:
@@ -103,17 +103,17 @@ def _file_digest(path: str) -> str:
 # By name ------------------------------------------------------------------------------
 
 
-def _codes(module: ModuleType, name: str) -> list[CodeType]:
-    """The code of every function that goes by ``name`` in ``module``."""
+def _codes(module: ModuleType, name: str) -> list[CodeType] | None:
+    """The code of every function that goes by ``name`` in ``module``; None where none can be had."""
     if not hasattr(CodeType, "co_qualname"):
-        return []
+        return None
     outer, _, inner = name.partition(".<locals>.")
     value: Any = module
     for part in outer.split("."):
         try:
             value = inspect.getattr_static(value, part)
         except AttributeError:
-            return []
+            return None
     whole = [c for c in _behind(value) if _name(c) == outer]
     return whole if not inner else [c for code in whole for c in _nested(code) if _name(c) == name]
 
@@ -129,8 +129,16 @@ def _behind(value: Any) -> Iterator[CodeType]:
         seen.add(id(value))
         if isinstance(value, FunctionType):
             yield value.__code__
+            open_ends += [c.cell_contents for c in value.__closure__ or () if _is_function(c)]
         held = ("__func__", "__wrapped__", "fget", "func")
         open_ends += [found for n in held if (found := getattr(value, n, None)) is not None]
+
+
+def _is_function(cell: CellType) -> bool:
+    try:
+        return isinstance(cell.cell_contents, FunctionType)
+    except ValueError:  # not assigned yet
+        return False
 
 
 def _nested(code: CodeType) -> Iterator[CodeType]:
