@@ -118,17 +118,25 @@ def load(
     content = read_content(file)
     config = config_of(file, content)
     chosen = content.about.platform if platform is None else platform
+
+    def make(fn: Callable[..., Any]) -> Session:
+        return bind(file, content, fn, prepare(config, chosen, _device_type(fn)))
+
+    call = model.forward if isinstance(model, torch.nn.Module) else model
     try:
-        call = model.forward if isinstance(model, torch.nn.Module) else model
-        session = bind(file, content, call, prepare(config, chosen, _device_type(call)))
+        session = make(call)
     except BundleMismatch as error:
         if on_mismatch == "error":
             raise
         warnings.warn(f"compiled anew: {error}", RuntimeWarning, stacklevel=2)
         return compile(model, config, platform)
+
+    def of(fn: Callable[..., Any]) -> Session:
+        return session if fn == call else make(fn)  # a copy's own
+
     if isinstance(model, torch.nn.Module):
-        return compiled_module(model, lambda fn: session)
-    return CompiledFunction(model, lambda fn: session)
+        return compiled_module(model, of)
+    return CompiledFunction(model, of)
 
 
 def record(

@@ -364,6 +364,22 @@ def test_a_shallow_copy_is_compiled_too_and_shares_the_parameters():
     assert twin.stats().graphs == 1
 
 
+def test_a_deep_copy_of_a_loaded_module_runs_its_own_weights(tmp_path):
+    def model() -> nn.Module:
+        return nn.Sequential(nn.Linear(8, 8), nn.ReLU()).eval()
+
+    fast = pw.compile(model(), pw.Config(dynamic={"input": {0: ROWS}}, compiler="eager"), "cpu")
+    x = torch.randn(3, 8)
+    fast(x)
+    fast.save(tmp_path / "bundle")
+    loaded = pw.load(tmp_path / "bundle", model())
+    twin = copy.deepcopy(loaded)
+    before = loaded(x)
+    twin[0].weight.mul_(3)
+    torch.testing.assert_close(twin(x), nn.Sequential(*twin)(x))
+    torch.testing.assert_close(loaded(x), before)
+
+
 def test_a_deep_copy_of_a_parent_copies_its_compiled_part():
     parent = Parent(Model())
     parent.part = compiled(parent.part)
