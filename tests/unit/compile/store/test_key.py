@@ -145,8 +145,10 @@ CHANGES: dict[str, Callable[[Case], Any]] = {
     },
     "a fixed size": lambda c: {"args": (torch.randn(5, 4), torch.randn(4, 8))},
     "strides": lambda c: {"args": (c.args[0], c.args[1].T)},
-    "which dim varies": lambda c: {"dynamic": {"x": {0: pw.Dim("a", 1, 64)}, "w": {1: pw.Dim("b", 1, 64)}},
-                                   "box": Box((Range(1, 64), Range(1, 64)))},
+    "what varies": lambda c: {
+        "dynamic": {"x": {0: pw.Dim("a", 1, 64)}, "w": {1: pw.Dim("b", 1, 64)}},
+        "box": Box((Range(1, 64), Range(1, 64))),
+    },
     "memory that inputs share": lambda c: {"fn": shared},
     "the range": lambda c: {"box": Box((Range(1, 32),))},
     "an exact size": lambda c: {"box": Box((Range(8, 8),))},
