@@ -44,7 +44,8 @@ class TorchGraphDriver:
     """The GraphDriver over one torch device module.
 
     ``module``: ``torch.cuda`` or one with the same functions; it is not initialised before the
-    first capture. ``graph_class``: its graphs' class, by default its CUDAGraph, XPUGraph, ...
+    first capture. ``device_type``: of its tensors, by default the module's own name.
+    ``graph_class``: its graphs' class, by default its CUDAGraph, XPUGraph, ...
     ``error_mode``: where the class takes one; "thread_local" lets other threads use the device.
     ``advice``: error texts of this device and what to do about them. ``unsafe_ops``: operators
     that cannot be captured. ``debug``: keeps what ``dump`` shows, at the cost of memory.
@@ -54,6 +55,7 @@ class TorchGraphDriver:
         self,
         module: Any,
         *,
+        device_type: str | None = None,
         graph_class: Callable[[], Any] | None = None,
         error_mode: str = "thread_local",
         advice: Sequence[Advice] = (),
@@ -61,7 +63,7 @@ class TorchGraphDriver:
         debug: bool = False,
     ) -> None:
         self._module = module
-        self._device_type = str(module.__name__).rpartition(".")[2]
+        self._device_type = device_type or str(module.__name__).rpartition(".")[2]
         self._class: Any = graph_class or getattr(module, f"{self._device_type.upper()}Graph")
         self._advice = tuple(advice)
         self._unsafe = tuple(unsafe_ops)

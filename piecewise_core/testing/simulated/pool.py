@@ -189,6 +189,14 @@ class Pool:
         self._bury()
         return sum(block.rounded for block in self._live.values())
 
+    def segments(self) -> list[tuple[int, int, int]]:
+        """(address, bytes, bytes that tensors hold) of each reservation."""
+        self._bury()
+        return [
+            (s.base, s.nbytes, sum(block.rounded for block in s.blocks.values()))
+            for s, _ in self._segments
+        ]
+
     def _find(self, wanted: int, stream: object) -> tuple[_Segment, int]:
         for segment, used_on in self._segments:
             address = segment.take(wanted) if used_on is stream else None

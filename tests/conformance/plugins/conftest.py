@@ -1,0 +1,90 @@
+"""Plugins as users get them: wheels, installed into an environment of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A virtual environment that sees all that this one has, and wheels of its own besides."""
+
+    path: Path
+
+    @property
+    def python(self) -> Path:
+        return self.path / "bin" / "python"
+
+    def install(self, wheels: Iterable[Path]) -> None:
+        """Install wheels without their dependencies, which are here already."""
+        command = [sys.executable, "-m", "pip", "--python", str(self.python), "install", "-q"]
+        options = ["--no-deps", "--no-index", "--no-compile", "--disable-pip-version-check"]
+        _run([*command, *options, *map(str, wheels)])
+
+    def run(
+        self, *arguments: str | Path, cwd: Path | None = None, status: int = 0, **variables: str
+    ) -> str:
+        """What ``python ...`` prints on stdout; fails unless it exits with ``status``."""
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("PIECEWISE_")}
+        environment = {**kept, "OMP_NUM_THREADS": "1", **variables}
+        return _run([str(self.python), *map(str, arguments)], cwd, environment, status)
+
+    def json(self, script: str, **variables: str) -> dict:
+        """What a script prints last, as JSON."""
+        return json.loads(self.run("-c", script, **variables).splitlines()[-1])
+
+
+def _run(command, cwd=None, environment=None, status=0) -> str:
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=cwd, env=environment
+    )
+    if done.returncode != status:
+        pytest.fail(f"{' '.join(command)}\nexit {done.returncode}\n{done.stdout}\n{done.stderr}")
+    return done.stdout
+
+
+def build(project: Path, into: Path) -> Path:
+    """The wheel of a project, built by its own backend."""
+    into.mkdir(parents=True, exist_ok=True)
+    script = "import sys; from hatchling.build import build_wheel; print(build_wheel(sys.argv[1]))"
+    name = _run([sys.executable, "-c", script, str(into)], project).splitlines()[-1]
+    return into / name
+
+
+def make_environment(path: Path) -> Environment:
+    """An empty environment over this one's packages, editable ones included."""
+    _run([sys.executable, "-m", "venv", "--without-pip", str(path)])
+    purelib = sysconfig.get_paths()["purelib"]
+    (site,) = path.glob("lib/python*/site-packages")
+    (site / "base.pth").write_text(f"import site; site.addsitedir({purelib!r})\n")
+    return Environment(path)
+
+
+@pytest.fixture(scope="session")
+def plugin_builder():
+    """Makes an environment at a path, with projects installed as wheels."""
+
+    def make(path: Path, projects: Iterable[Path]) -> Environment:
+        made = make_environment(path)
+        made.install([build(project, path.with_name(f"{path.name}-dist")) for project in projects])
+        return made
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory, plugin_builder) -> Environment:
+    """An environment with every project under ``projects/`` installed."""
+    projects = sorted(p.parent for p in (HERE / "projects").glob("*/pyproject.toml"))
+    return plugin_builder(tmp_path_factory.mktemp("plugins") / "venv", projects)
