@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from threading import get_ident
 from typing import Any
 
 import torch
 
 from piecewise_core.capture.buffers import FixedInputs, OwnedInputs
+from piecewise_core.capture.callers import Callers
 from piecewise_core.capture.captured import CapturedPlan, Source
 from piecewise_core.capture.direct import modes_active
 from piecewise_core.capture.plans import CapturedPlans, largest_first
@@ -40,6 +42,9 @@ class Capturing:
         self._counters = counters
         self.plans = CapturedPlans(
             setup.platform, counters, setup.config.memory_limit, setup.graph_mode
+        )
+        self._callers = Callers(
+            cloning=self._config.clone_outputs, strict=self._config.check == "strict"
         )
         self._owned: OwnedInputs | None = None
         self._structure: Structure | None = None
@@ -120,7 +125,7 @@ class Capturing:
         captured = plan.sizes
         finish = cut_back(region.program, captured)
         back = self._write_back(region, captured)
-        clone = self._config.clone_outputs
+        callers = self._callers
         plans = self.plans if self._config.memory_limit is not None else None
         overlap = Overlap(region.program) or None
 
@@ -128,6 +133,8 @@ class Capturing:
             if plans is not None and plans.get(captured) is not plan:
                 return otherwise(t, b, sizes, args, kwargs)
             if overlap is not None and overlap(t, b):
+                return otherwise(t, b, sizes, args, kwargs)
+            if callers.owner != get_ident() and not callers.admit():
                 return otherwise(t, b, sizes, args, kwargs)
             # As CapturedPlan.run does, without a frame for it.
             step: Any = None
@@ -144,7 +151,9 @@ class Capturing:
             if sizes != captured:
                 self._counters.add("padded_rows", math.prod(captured) - math.prod(sizes))
                 outs = finish(outs, sizes)
-            if clone:
+            if callers.strict:
+                outs = callers.handed(outs)
+            if callers.cloning:
                 outs = [o.clone() if isinstance(o, torch.Tensor) else o for o in outs]
             return rebuild(outs, raw(*args, **kwargs) if uses_inputs else t, b)
 

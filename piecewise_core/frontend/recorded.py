@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from piecewise_core.capture.buffers import FixedInputs, OwnedInputs
+from piecewise_core.capture.callers import Callers
 from piecewise_core.capture.captured import CapturedPlan, Source
 from piecewise_core.capture.plans import CapturedPlans, largest_first
 from piecewise_core.capture.watching import WatchingRecorder
@@ -73,6 +74,9 @@ class RecordedFunction:
         process_counters.watch(self._counters)
         self._splits = setup.splits(Matcher(self._config.splitting_ops, setup.unsafe_ops))
         self._plans = CapturedPlans(setup.platform, self._counters, self._config.memory_limit)
+        self._callers = Callers(
+            cloning=self._config.clone_outputs, strict=self._config.check == "strict"
+        )
         self._outputs: dict[Sizes, OutputCode] = {}
         self._padded: dict[Sizes, Padded] = {}
         self._written: dict[Sizes, tuple[int, ...] | None] = {}
@@ -255,6 +259,9 @@ class RecordedFunction:
         """Serve by the graphs of ``captured``; (False, None) when this call must run eagerly."""
         if captured in self._plans.dropped:
             return False, None
+        callers = self._callers
+        if callers.owner != threading.get_ident() and not callers.admit():
+            return False, None
         raw = self._binder.raw(*args, **kwargs)
         if sizes != captured and sizes not in self._padded:
             # What a padded call returns is cut to what an eager call returns; seen once.
@@ -278,7 +285,9 @@ class RecordedFunction:
         if sizes != captured:
             self._counters.add("padded_rows", math.prod(captured) - math.prod(sizes))
             outs, code = self._padded[sizes].cut(outs), self._padded[sizes].code
-        if self._config.clone_outputs:
+        if callers.strict:
+            outs = callers.handed(outs)
+        if callers.cloning:
             outs = [o.clone() for o in outs]
         return True, code.rebuild(outs, raw, ())
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -773,6 +775,40 @@ def test_autocast_outside_is_refused():
     fast = recorded(lambda x: x @ x.T)
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(InputMismatch, match="autocast"):
         fast(torch.randn(4, 8))
+
+
+# Threads ----------------------------------------------------------------------------------------
+
+
+def test_two_threads_share_one_function():
+    root = tree()
+    fast, wrong = recorded(root.run), []
+    fast.warmup(torch.randn(2, 8), progress=False)
+
+    def work():
+        with torch.inference_mode():
+            for _ in range(30):
+                x = torch.randn(4, 8)
+                got = fast(x)
+                time.sleep(1e-4)  # lets the other thread replay before this one looks
+                if not torch.equal(got, root.run(x)):
+                    wrong.append(x)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert fast.stats().calls["replayed"] >= 30
+
+
+def test_strict_checks_tell_of_an_output_that_is_kept(caplog):
+    fast = recorded(lambda x: x.sin(), check="strict")
+    with caplog.at_level("WARNING"):
+        kept = [fast(torch.randn(4, 8)) for _ in range(4)]
+    assert caplog.text.count("still held") == 1
+    assert len(kept) == 4
 
 
 # Seals ------------------------------------------------------------------------------------------
