@@ -104,7 +104,7 @@ def _file_digest(path: str) -> str:
 
 
 def _codes(module: ModuleType, name: str) -> list[CodeType] | None:
-    """The code of every function that goes by ``name`` in ``module``; None where none can be had."""
+    """The code of every function that goes by ``name`` in ``module``; None: none to be had."""
     if not hasattr(CodeType, "co_qualname"):
         return None
     outer, _, inner = name.partition(".<locals>.")
