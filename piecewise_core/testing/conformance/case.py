@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from piecewise_core.platforms.attribution import AttributedPlatform
-from piecewise_core.protocols import Platform
+from piecewise_core.protocols import Platform, ReplayCall
 from piecewise_core.testing.conformance.marks import Spec
 from piecewise_core.testing.conformance.subject import Subject
 from piecewise_core.testing.conformance.verdicts import NotClaimed, Violation
@@ -42,6 +42,11 @@ class Case:
     def xfails(self) -> Mapping[str, str]:
         """The tests that are expected to fail, with the reasons."""
         return self._run.xfails
+
+    @property
+    def environ(self) -> Mapping[str, str]:
+        """The environment as it was before the plugin was imported here."""
+        return self._run.environ
 
     @property
     def suite(self) -> Any:
@@ -191,6 +196,7 @@ class Case:
     ) -> tuple[Any, T]:
         """Capture what ``fn`` does, as core would; (graph, what ``fn`` returned)."""
         graph = graph or self.new_graph()
+        out: Any = None
         with self.ready(stream):
             self.driver.capture_begin(graph, pool or self.pool, stream or self.stream)
             try:
@@ -212,8 +218,14 @@ class Case:
 
     def replay(self, graph: Any) -> None:
         """Replay, and wait."""
+        self.announce(graph)
         self.driver.replay(graph)
         self.device.synchronize()
+
+    def announce(self, graph: Any) -> None:
+        """Tell a driver that wants to know of a call, as core does before every replay."""
+        if self.has("GraphDriver.before_replay"):
+            self.driver.before_replay(graph, ReplayCall((), (), ()))
 
     def reset(self, graph: Any) -> None:
         """Reset one graph now."""

@@ -10,10 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 import sys
-import threading
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,7 @@ from typing import Any
 from piecewise_core.platforms import PluginEntry
 from piecewise_core.platforms.announce import announced
 from piecewise_core.platforms.registry import load
+from piecewise_core.platforms.traces import watched_import
 from piecewise_core.protocols import PlatformInfo
 
 __all__ = ["main"]
@@ -30,6 +28,8 @@ HEAVY = ("torch", "numpy", "triton", "jax", "tensorflow", "cupy", "sympy")
 
 def main(task: str, entry: str, platform: str, file: str) -> None:
     """Do one task and write what it found."""
+    # What core logs of a plugin is not what the plugin prints.
+    logging.getLogger("piecewise_core").addHandler(logging.NullHandler())
     origin = PluginEntry(*entry.split("|"))
     tasks: dict[str, Callable[[PluginEntry, str], Any]] = {
         "announce": _announce,
@@ -45,29 +45,32 @@ def _info(entry: PluginEntry, platform: str) -> PlatformInfo:
 
 
 def _announce(entry: PluginEntry, platform: str) -> dict[str, Any]:
-    """What importing the plugin and calling its hook brings in and changes."""
-    before = _state()
-    _info(entry, platform)
-    after = _state()
+    """What importing the plugin and calling its hook brings in, changes and prints."""
+    told = _Told()
+    logging.getLogger("piecewise_core").addHandler(told)
+    with watched_import(entry):
+        _info(entry, platform)
     return {
         "heavy": [name for name in HEAVY if name in sys.modules],
-        "changed": sorted(name for name in before if before[name] != after[name]),
+        "changed": told.about("changed"),
+        "printed": told.about("printed"),
     }
 
 
-def _state() -> dict[str, str]:
-    return {
-        "the environment (os.environ)": repr(sorted(os.environ.items())),
-        "the working directory": os.getcwd(),
-        "sys.path": repr(sys.path),
-        "sys.stdout": repr(id(sys.stdout)),
-        "sys.stderr": repr(id(sys.stderr)),
-        "sys.excepthook": repr(id(sys.excepthook)),
-        "warnings.filters": repr(warnings.filters),
-        "the root logger": repr((logging.root.level, [id(h) for h in logging.root.handlers])),
-        "signal handlers": repr([signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]),
-        "the number of threads": repr(threading.active_count()),
-    }
+class _Told(logging.Handler):
+    """Keeps what core says of an import, by the verb in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+    def about(self, verb: str) -> list[str]:
+        """What was changed, or printed: the second value of each such record."""
+        found = [r.args for r in self.records if f" {verb} " in r.msg]
+        return sorted({str(args[1]) for args in found if isinstance(args, tuple)})
 
 
 def _probe(entry: PluginEntry, platform: str) -> dict[str, Any]:

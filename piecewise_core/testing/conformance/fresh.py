@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,13 @@ class Answer:
     printed: str
 
 
-def ask_fresh(subject: Subject, task: str, **environ: str) -> Answer:
+def ask_fresh(
+    subject: Subject, task: str, environ: Mapping[str, str] = os.environ, **more: str
+) -> Answer:
     """Run ``task`` of ``child`` in a new interpreter with the same path.
 
-    ``environ``: variables to set there. Raises Violation if the process dies.
+    ``environ``: its environment. ``more``: variables to set there besides. Raises Violation if the
+    process dies.
     """
     entry = subject.origin
     origin = "|".join((entry.distribution, entry.name, entry.version, entry.module))
@@ -44,7 +48,7 @@ def ask_fresh(subject: Subject, task: str, **environ: str) -> Answer:
             stderr=subprocess.STDOUT,
             text=True,
             timeout=_SECONDS,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **environ},
+            env={**environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **more},
         )
         if done.returncode or not file.exists():
             raise Violation(

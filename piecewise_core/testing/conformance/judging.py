@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -44,6 +45,8 @@ class Run:
         self.suite = suite
         self.outcomes: dict[str, str] = {}
         self.kept: dict[str, Any] = {}
+        # From before the plugin was imported, which may change it.
+        self.environ = dict(os.environ)
         self._subject: Subject | None = None
         self._xfails: Mapping[str, str] | None = None
 

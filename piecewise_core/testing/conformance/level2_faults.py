@@ -12,6 +12,7 @@ from piecewise_core.testing.conformance.case import Case
 from piecewise_core.testing.conformance.level2_memory import WEAK_READS
 from piecewise_core.testing.conformance.level2_replay import (
     BASIC,
+    CONTEXT,
     FRESH,
     GRAPHS,
     ORDERED,
@@ -26,7 +27,11 @@ __all__ = ["PADDED", "USABLE", "Faults"]
 USABLE = "test_a_failed_capture_leaves_the_device_usable"
 ZEROES = "test_a_stager_zeroes_what_it_does_not_reach"
 STAGES = "test_a_stager_copies_every_input"
+CALLED = "test_graphs_are_right_behind_before_replay"
 PADDED = "test_padding_never_leaks"
+
+_CALLS = (ZEROES, WEAK_READS, ORDERED, REPLAYER)
+"""What a model's replayed call rests on."""
 
 _ABORT = "GraphDriver.abort_capture"
 _WAITS = "aten::nonzero"
@@ -57,28 +62,7 @@ class Faults(Conformance):
             "ask the device whether the current stream is recording",
         )
 
-    @conformance("L2", "GraphDriver.capture_begin", claims=GRAPHS)
-    def test_a_capture_inside_a_capture_is_refused(self, case: Case) -> None:
-        """capture_begin on a stream that is capturing raises."""
-        outer, inner = case.new_graph(), case.new_graph()
-        refused = True
-        with case.ready():
-            case.driver.capture_begin(outer, case.pool, case.stream)
-            with contextlib.suppress(Exception):
-                case.driver.capture_begin(inner, case.pool, case.stream)
-                refused = False
-            for graph in (inner, outer):
-                with contextlib.suppress(Exception):
-                    case.leave(graph)
-        case.require(
-            refused,
-            "called capture_begin for a second graph while the first was capturing",
-            "an error",
-            "no error",
-            "raise before anything is touched if the stream is capturing",
-        )
-
-    @conformance("L2", _ABORT, claims=GRAPHS, relies_on=(BASIC,))
+    @conformance("L2", _ABORT, claims=GRAPHS, relies_on=(BASIC, CONTEXT))
     def test_a_failed_capture_leaves_the_device_usable(self, case: Case) -> None:
         """Behind an error in a capture, the device computes and the next capture works."""
         x = rows(case, 4)
@@ -98,6 +82,31 @@ class Faults(Conformance):
             got = f"{type(error).__name__}: {error.__cause__ or error}"
             case.require(False, did, "another capture works", got, change)
         case.equal(out, x + 1, f"{did}; captured and replayed x + 1", change, exact=True)
+
+    @conformance("L2", "GraphDriver.capture_begin", claims=GRAPHS, relies_on=(USABLE,))
+    def test_a_capture_inside_a_capture_is_refused(self, case: Case) -> None:
+        """capture_begin on a stream that is capturing raises."""
+        outer, inner = case.new_graph(), case.new_graph()
+        with case.ready():
+            case.driver.capture_begin(outer, case.pool, case.stream)
+            try:
+                case.driver.capture_begin(inner, case.pool, case.stream)
+            except Exception:
+                refused = True
+            else:
+                refused = False
+                case.leave(inner)
+            try:
+                case.driver.capture_end(outer)
+            except Exception:
+                case.leave(outer)
+        case.require(
+            refused,
+            "called capture_begin for a second graph while the first was capturing",
+            "an error",
+            "no error",
+            "raise before anything is touched if the stream is capturing",
+        )
 
     @conformance("L2", _ABORT, claims=GRAPHS, relies_on=(USABLE,))
     def test_a_failed_capture_leaves_other_graphs(self, case: Case) -> None:
@@ -286,40 +295,42 @@ class Faults(Conformance):
 
     @conformance(
         "L2",
-        "GraphDriver.stager",
-        claims=GRAPHS,
-        relies_on=(ZEROES, WEAK_READS, ORDERED, REPLAYER),
-    )
-    def test_padding_never_leaks(self, case: Case) -> None:
-        """A call that is padded to a captured size gives what it gives alone."""
-        fast = captured(case, sizes=(4, 8))
-        for size in (8, 3, 8, 5, 1):
-            x = rows(case, size, start=size)
-            case.equal(
-                fast(x),
-                _mixes_rows(x),
-                f"called x + x.sum(0) with {size} rows, padded to a captured size of 4 or 8, "
-                "behind calls with other rows",
-                "fill the rows behind a call's own with zeros before every replay",
-            )
-
-    @conformance(
-        "L2",
         "GraphDriver.before_replay",
         claims=("GraphDriver.before_replay",),
-        relies_on=(PADDED,),
+        relies_on=_CALLS,
     )
     def test_graphs_are_right_behind_before_replay(self, case: Case) -> None:
         """before_replay makes a graph right for each call, padded or not, in any order."""
         fast = captured(case, sizes=(4, 8))
         for size in (8, 3, 3, 4, 7, 8):
             x = rows(case, size, start=2.0 * size)
+            expected = _mixes_rows(x)
             case.equal(
                 fast(x),
-                _mixes_rows(x),
+                expected,
                 f"called x + x.sum(0) with {size} rows behind calls of other sizes; core called "
                 "before_replay(graph, call) for each graph before each call",
                 "set all that the call's sizes decide, and keep nothing of the call before",
+            )
+
+    @conformance(
+        "L2",
+        "GraphDriver.stager",
+        claims=GRAPHS,
+        relies_on=(*_CALLS, CALLED),
+    )
+    def test_padding_never_leaks(self, case: Case) -> None:
+        """A call that is padded to a captured size gives what it gives alone."""
+        fast = captured(case, sizes=(4, 8))
+        for size in (8, 3, 8, 5, 1):
+            x = rows(case, size, start=size)
+            expected = _mixes_rows(x)
+            case.equal(
+                fast(x),
+                expected,
+                f"called x + x.sum(0) with {size} rows, padded to a captured size of 4 or 8, "
+                "behind calls with other rows",
+                "fill the rows behind a call's own with zeros before every replay",
             )
 
 
@@ -333,7 +344,14 @@ def captured(case: Case, sizes: tuple[int, ...]) -> Any:
         padding="capture_sizes",
         compiler="eager",
     )
-    fast.warmup(rows(case, 2), progress=False)
+    report = fast.warmup(rows(case, 2), progress=False)
+    case.require(
+        len(report.captured) == len(sizes),
+        f"warmed up x + x.sum(0) with capture sizes {sizes}",
+        "graphs for each of them",
+        f"captured {report.captured}; {'; '.join(report.dropped)}",
+        "capture what the tests before this one captured, in core's order of calls",
+    )
     return fast
 
 

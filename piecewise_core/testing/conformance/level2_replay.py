@@ -10,11 +10,22 @@ import torch
 from piecewise_core.errors import PiecewiseError
 from piecewise_core.testing.conformance.base import Conformance
 from piecewise_core.testing.conformance.case import Case
+from piecewise_core.testing.conformance.level1 import RNG
 from piecewise_core.testing.conformance.marks import conformance
 from piecewise_core.testing.conformance.models import rows
 from piecewise_core.testing.conformance.verdicts import NotClaimed
 
-__all__ = ["BASIC", "DRAWS", "FRESH", "GRAPHS", "ORDERED", "REPLAYER", "Replays"]
+__all__ = [
+    "AGAIN",
+    "BASIC",
+    "CONTEXT",
+    "DRAWS",
+    "FRESH",
+    "GRAPHS",
+    "ORDERED",
+    "REPLAYER",
+    "Replays",
+]
 
 GRAPHS = ("Platform.graphs",)
 BASIC = "test_a_replay_equals_the_uncaptured_run"
@@ -22,6 +33,7 @@ FRESH = "test_a_replay_reads_its_inputs_anew"
 AGAIN = "test_every_replay_writes_the_same_addresses"
 ORDERED = "test_a_replay_is_in_the_order_of_its_stream"
 REPLAYER = "test_a_replayer_replays_its_own_graph"
+CONTEXT = "test_the_capture_context_lets_errors_out"
 DRAWS = "test_replays_draw_new_random_numbers"
 
 _REPLAY = "GraphDriver.replay"
@@ -89,6 +101,7 @@ class Replays(Conformance):
         graph, out = case.capture(lambda: x * 2 + 1)
         with case.device.stream(case.stream):
             x.copy_(y)
+            case.announce(graph)
             case.driver.replay(graph)
             after = out + 1
         case.equal(
@@ -178,6 +191,7 @@ class Replays(Conformance):
             x * 2
             driver.capture_end(graph)
             seen.append(device.current_stream() == case.stream)
+            case.announce(graph)
             driver.replay(graph)
             seen.append(device.current_stream() == case.stream)
         case.require(
@@ -197,6 +211,7 @@ class Replays(Conformance):
         other, _ = case.capture(lambda: x * 5)
         case.driver.replayer(other)
         x.copy_(rows(case, 4, start=6.0))
+        case.announce(first)
         replay()
         case.equal(
             out,
@@ -212,7 +227,7 @@ class Replays(Conformance):
         "L2",
         "GraphDriver.register_generator",
         claims=("GraphDriver.register_generator", "DeviceRuntime.rng"),
-        relies_on=(BASIC,),
+        relies_on=(AGAIN, RNG),
     )
     def test_replays_draw_new_random_numbers(self, case: Case) -> None:
         """With its generator registered, a graph draws other numbers at every replay."""

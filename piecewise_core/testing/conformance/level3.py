@@ -22,6 +22,8 @@ from piecewise_core.testing.conformance.verdicts import NotClaimed
 
 __all__ = ["Level3"]
 
+REPLAYED = "test_thousands_of_replays_leave_nothing"
+
 _RELEASES = 20
 _STREAMS = 16
 _THREADS = 6
@@ -32,25 +34,31 @@ _BOUND = 4096
 class Level3(Conformance):
     """What a server does to a platform in weeks, in short."""
 
-    @conformance("L3", "GraphDriver.reset", claims=GRAPHS, relies_on=(AGAIN, FREES))
+    @conformance("L3", "GraphDriver.replay", claims=GRAPHS, relies_on=(AGAIN,))
+    def test_thousands_of_replays_leave_nothing(self, case: Case) -> None:
+        """Thousands of replays of one graph grow neither the pool nor the process."""
+        x, rounds = rows(case, 4), 5 * case.suite.rounds
+        graph, out = case.capture(lambda: x + 1)
+
+        def once() -> None:
+            case.announce(graph)
+            case.driver.replay(graph)
+
+        did = f"replayed a graph with {out.numel()} results"
+        _grows_not(case, once, rounds, did, "replay()")
+
+    @conformance("L3", "GraphDriver.reset", claims=GRAPHS, relies_on=(REPLAYED, FREES))
     def test_rounds_of_capture_and_reset_leave_nothing(self, case: Case) -> None:
         """Thousands of captures, each reset, grow neither the pool nor the process."""
         x, rounds = rows(case, 4), case.suite.rounds
 
         def once() -> None:
             graph, _ = case.capture(lambda: x + 1)
+            case.announce(graph)
             case.driver.replay(graph)
             case.reset(graph)
 
         _grows_not(case, once, rounds, "captured, replayed and reset a graph", "reset()")
-
-    @conformance("L3", "GraphDriver.replay", claims=GRAPHS, relies_on=(AGAIN,))
-    def test_thousands_of_replays_leave_nothing(self, case: Case) -> None:
-        """Thousands of replays of one graph grow neither the pool nor the process."""
-        x, rounds = rows(case, 4), 5 * case.suite.rounds
-        graph, out = case.capture(lambda: x + 1)
-        did = f"replayed a graph with {out.numel()} results"
-        _grows_not(case, lambda: case.driver.replay(graph), rounds, did, "replay()")
 
     @conformance("L3", "DeviceRuntime.new_stream", claims=GRAPHS, relies_on=(AGAIN,))
     def test_many_streams_capture(self, case: Case) -> None:

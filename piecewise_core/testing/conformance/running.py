@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from piecewise_core.errors import PiecewiseError
 from piecewise_core.testing.conformance import suite as home
-from piecewise_core.testing.conformance.marks import LEVELS, spec_of
+from piecewise_core.testing.conformance.marks import LEVELS, Spec, spec_of
 from piecewise_core.testing.conformance.report import TestResult
 from piecewise_core.testing.conformance.suite import PlatformConformance
 
@@ -44,14 +45,15 @@ def run_suite(
     *,
     junit: Path | None = None,
     begins: Callable[[str], None] = lambda name: None,
+    chosen: Callable[[Spec], bool] = lambda spec: True,
 ) -> tuple[TestResult, ...]:
     """Run every test of ``suite`` up to its level, in order.
 
     ``junit``: where pytest writes its XML. ``begins``: told the name of each test before it runs.
-    Raises RunBroken.
+    ``chosen``: which tests to run. Raises RunBroken.
     """
     file = Path(home.__file__)
-    listener = _Listener(suite, begins)
+    listener = _Listener(suite, begins, chosen)
     args = [str(file), f"--rootdir={file.parent}", "-c", os.devnull, "--noconftest"]
     args += ["-p", "no:terminal", "-p", "no:cacheprovider", "-p", "no:logging"]
     if junit is not None:
@@ -71,9 +73,12 @@ def _alone() -> Iterator[None]:
     """Without the plugins and options that the user's environment adds to every pytest run."""
     before = {name: os.environ.pop(name, None) for name in (*_FOREIGN, _NO_PLUGINS)}
     os.environ[_NO_PLUGINS] = "1"
+    gc.collect()
+    gc.freeze()  # or every collection that tests ask for walks all of torch
     try:
         yield
     finally:
+        gc.unfreeze()
         del os.environ[_NO_PLUGINS]
         os.environ.update({name: value for name, value in before.items() if value is not None})
 
@@ -81,9 +86,15 @@ def _alone() -> Iterator[None]:
 class _Listener:
     """Hands the suite to pytest, and takes down how its tests end."""
 
-    def __init__(self, suite: type[PlatformConformance], begins: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        suite: type[PlatformConformance],
+        begins: Callable[[str], None],
+        chosen: Callable[[Spec], bool],
+    ) -> None:
         self._suite = suite
         self._begins = begins
+        self._chosen = chosen
         self.results: list[TestResult] = []
         self.trouble = ""
 
@@ -96,12 +107,13 @@ class _Listener:
         return module
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
-        """Leave out what is above the level asked for."""
+        """Leave out what is above the level asked for, or not chosen."""
         highest = LEVELS.index(self._suite.level)
         items[:] = [
             item
             for item in items
-            if (spec := spec_of(item.function)) is None or LEVELS.index(spec.level) <= highest
+            if (spec := spec_of(item.function)) is None
+            or (LEVELS.index(spec.level) <= highest and self._chosen(spec))
         ]
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:

@@ -1,0 +1,78 @@
+"""Every mutant fails the one test that is named for it; devices that keep the contract pass."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from mutants.base import device
+from mutants.replays import Updated
+from mutants.table import MUTANTS, as_markdown, results_of
+
+from piecewise_core.testing.conformance.marks import LEVELS
+from piecewise_core.testing.conformance.suite import PlatformConformance
+
+SPECS = PlatformConformance.specs()
+
+CORRECT = [
+    device("with every method", ""),
+    device("with a hundred handles", "", max_graphs=64),
+    device("without weak references and generators", "", weak_refs=False, generators=False),
+    device("that is told of every call", "", driver=Updated),
+]
+
+UNCHANGED = {
+    # Core's own promises, or methods that the simulated device does not have: no mutant of it
+    # can break them. The CPU platform has streams that fork.
+    "test_overrides_have_reasons",
+    "test_what_create_gives_keeps_the_protocols",
+    "test_a_size_out_of_bounds_is_refused",
+    "test_a_size_above_the_bounds_runs_eagerly",
+    "test_streams_that_are_forked_and_joined_are_in_the_graph",
+    "test_a_stream_that_is_not_joined_is_an_error",
+}
+
+
+def failures(results):
+    return [f"{r.name}: {r.reason}" for r in results if r.outcome == "failed"]
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.what)
+def test_a_mutant_fails_its_test_and_no_other(mutant):
+    results = results_of(mutant, {"L0", SPECS[mutant.fails].level})
+    assert [r.name for r in results if r.outcome == "failed"] == [mutant.fails], failures(results)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.what)
+def test_a_mutant_fails_no_test_of_another_level_either(mutant):
+    results = results_of(mutant)
+    assert [r.name for r in results if r.outcome == "failed"] == [mutant.fails], failures(results)
+
+
+@pytest.mark.parametrize("correct", CORRECT, ids=lambda m: m.what)
+def test_a_device_that_keeps_the_contract_passes_everything(correct):
+    results = results_of(correct)
+    assert not [r for r in results if r.outcome not in ("passed", "not claimed")]
+    assert Counter(r.outcome for r in results)["passed"] > 50
+
+
+def test_every_test_of_the_kit_has_a_mutant_or_a_reason_why_not():
+    noticed = {mutant.fails for mutant in MUTANTS}
+    assert noticed | UNCHANGED == set(SPECS)
+    assert not noticed & UNCHANGED
+
+
+def test_what_a_test_relies_on_comes_before_it():
+    order = list(SPECS)
+    for name, spec in SPECS.items():
+        for other in spec.relies_on:
+            assert order.index(other) < order.index(name), f"{name} relies on {other}"
+    assert [s.level for s in SPECS.values()] == sorted(s.level for s in SPECS.values())
+    assert {s.level for s in SPECS.values()} == set(LEVELS)
+
+
+def test_the_reference_has_the_table_of_mutants():
+    page = Path(__file__).parents[2] / "docs" / "reference" / "conformance.md"
+    assert as_markdown(MUTANTS) in page.read_text(encoding="utf-8")

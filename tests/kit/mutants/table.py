@@ -1,0 +1,35 @@
+"""All mutants, and the table of what became of them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from mutants.base import Mutant
+from mutants.compilers import COMPILERS
+from mutants.endurance import ENDURANCE
+from mutants.faults import FAULTS
+from mutants.memory import MEMORY
+from mutants.plugins import PLUGINS
+from mutants.replays import REPLAYS
+from piecewise_core.testing.conformance.marks import LEVELS
+from piecewise_core.testing.conformance.report import TestResult
+from piecewise_core.testing.conformance.running import run_suite, suite_for
+
+__all__ = ["MUTANTS", "as_markdown", "results_of"]
+
+MUTANTS: tuple[Mutant, ...] = (*PLUGINS, *COMPILERS, *REPLAYS, *MEMORY, *FAULTS, *ENDURANCE)
+
+_ROUNDS = 100
+
+
+def results_of(mutant: Mutant, levels: Collection[str] = LEVELS) -> tuple[TestResult, ...]:
+    """Run the kit on ``mutant``, or those of its ``levels``."""
+    with mutant.platform() as platform:
+        suite = suite_for(platform, level=mutant.level, rounds=_ROUNDS)
+        return run_suite(suite, chosen=lambda spec: spec.level in levels)
+
+
+def as_markdown(mutants: Iterable[Mutant]) -> str:
+    """The table of the reference."""
+    rows = [f"| {mutant.what} | `{mutant.fails}` |" for mutant in mutants]
+    return "\n".join(["| mutant | the one test that fails |", "|---|---|", *rows])
