@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from piecewise_core.cli.bundle import bundle
 from piecewise_core.cli.cache import cache
 from piecewise_core.cli.conformance import conformance
 from piecewise_core.cli.doctor import doctor
@@ -18,6 +19,7 @@ def main() -> None:
     """Run PyTorch models whose input sizes vary at static-graph speed."""
 
 
+main.add_command(bundle)
 main.add_command(cache)
 main.add_command(conformance)
 main.add_command(doctor)
