@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,12 +20,16 @@ from piecewise_core.counters import Counters
 from piecewise_core.errors import ConfigError
 from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.setup import Setup
+from piecewise_core.graph.randomness import draws
 from piecewise_core.graph.structure import Structure
 from piecewise_core.ranges import Sizes, Target, capture_targets
+from piecewise_core.runtime.agreement import agree, leak
 from piecewise_core.runtime.cutback import can_cut, cut_back
 from piecewise_core.runtime.overlap import Overlap
 
 __all__ = ["Capturing", "Entry"]
+
+logger = logging.getLogger(__name__)
 
 Entry = Callable[..., Any]
 
@@ -46,6 +51,8 @@ class Capturing:
         self._callers = Callers(
             cloning=self._config.clone_outputs, strict=self._config.check == "strict"
         )
+        # Regions whose rows see each other, or their number: found out by padded calls.
+        self.unpadded: set[int] = set()
         self._owned: OwnedInputs | None = None
         self._structure: Structure | None = None
         self.released = False
@@ -54,6 +61,7 @@ class Capturing:
         """Note what calls look like; what was captured of calls that looked otherwise goes."""
         if len(self.plans):
             self.plans.release()
+        self.unpadded.clear()
         self._owned = None
         self._structure = structure
 
@@ -66,6 +74,7 @@ class Capturing:
         writes = bool(region.program.mutated) or bool(region.written_bound)
         padded = self._config.padding == "capture_sizes" and self._config.inputs == "copy"
         padded = padded and not writes and can_cut(region.program)
+        padded = padded and region.index not in self.unpadded
         return capture_targets(region.box, self._config.captures, padded=padded)
 
     def capture_all(self, regions: Sequence[Region], bound: Sequence[torch.Tensor]) -> list[Sizes]:
@@ -128,11 +137,15 @@ class Capturing:
         callers = self._callers
         plans = self.plans if self._config.memory_limit is not None else None
         overlap = Overlap(region.program) or None
+        unpadded, place = self.unpadded, region.index
+        unproven = self._config.check != "off" and not _draws(region)
 
         def entry(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
             if plans is not None and plans.get(captured) is not plan:
                 return otherwise(t, b, sizes, args, kwargs)
             if overlap is not None and overlap(t, b):
+                return otherwise(t, b, sizes, args, kwargs)
+            if sizes != captured and place in unpadded:
                 return otherwise(t, b, sizes, args, kwargs)
             if callers.owner != get_ident() and not callers.admit():
                 return otherwise(t, b, sizes, args, kwargs)
@@ -145,6 +158,11 @@ class Capturing:
             except Exception as error:
                 plan.reraise(step, error)
             outs: Any = plan.outputs
+            nonlocal unproven
+            if unproven and sizes != captured:
+                unproven = False
+                if not self._proves(region, captured, finish(outs, sizes), t, b, sizes):
+                    return otherwise(t, b, sizes, args, kwargs)
             calls["replayed"] += 1
             if back is not None:
                 back(t)
@@ -158,6 +176,19 @@ class Capturing:
             return rebuild(outs, raw(*args, **kwargs) if uses_inputs else t, b)
 
         return entry
+
+    def _proves(
+        self, region: Region, captured: Sizes, outs: Any, t: Any, b: Any, sizes: Sizes
+    ) -> bool:
+        """Whether a padded call's own rows are as they are without padding; told if not."""
+        box = region.fallback(sizes).box
+        # What is not compiled yet is not compiled for this: as written it runs at once.
+        plain = region.plan(box) if region.is_ready(box) else region.written_plan()
+        if agree(outs, plain(t, b, *sizes)):
+            return True
+        self.unpadded.add(region.index)
+        logger.warning("%s", leak(sizes, captured))
+        return False
 
     def _write_back(self, region: Region, sizes: Sizes) -> Callable[[Any], None] | None:
         """Copy what the program wrote to its own input buffers back to the caller's tensors."""
@@ -212,3 +243,7 @@ class Capturing:
             return ()
         found = [self._structure.where(dim)[0] for dim in self._structure.dims]
         return tuple(tensors[leaf.index].shape[axis] for leaf, axis in found)
+
+
+def _draws(region: Region) -> bool:
+    return any(map(draws, region.program.traced.graph.graph.nodes))

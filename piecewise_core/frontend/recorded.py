@@ -45,6 +45,7 @@ from piecewise_core.graph.outputs import OutputCode
 from piecewise_core.graph.structure import Structure
 from piecewise_core.graph.torch_private import any_autocast
 from piecewise_core.ranges import Sizes, Target, TargetTable, capture_targets
+from piecewise_core.runtime.agreement import agree, leak
 from piecewise_core.runtime.parameters import Parameters, roots_of
 from piecewise_core.runtime.reach import anchors_of
 
@@ -80,6 +81,7 @@ class RecordedFunction:
         self._outputs: dict[Sizes, OutputCode] = {}
         self._padded: dict[Sizes, Padded] = {}
         self._written: dict[Sizes, tuple[int, ...] | None] = {}
+        self._leaks = False
         self._lock = threading.RLock()
         self._sealed: str | None = None
         self._released = False
@@ -263,11 +265,10 @@ class RecordedFunction:
         if callers.owner != threading.get_ident() and not callers.admit():
             return False, None
         raw = self._binder.raw(*args, **kwargs)
+        if sizes != captured and self._leaks:
+            return False, None
         if sizes != captured and sizes not in self._padded:
-            # What a padded call returns is cut to what an eager call returns; seen once.
-            result = self._eagerly(sizes, args, kwargs)
-            self._padded[sizes] = Padded(result, raw, self._objects, sizes)
-            return True, result
+            return True, self._see(captured, tensors, sizes, raw, args, kwargs)
         plan = self._plan(captured, tensors if sizes == captured else None)
         if plan is None:
             return False, None
@@ -290,6 +291,24 @@ class RecordedFunction:
         if callers.cloning:
             outs = [o.clone() for o in outs]
         return True, code.rebuild(outs, raw, ())
+
+    def _see(
+        self, captured: Sizes, tensors: Any, sizes: Sizes, raw: Any, args: Any, kwargs: Any
+    ) -> Any:
+        """Run a call of a padded size eagerly, once: what it returns is what padding must give."""
+        rng = getattr(self._setup.platform.device, "rng", None)
+        before = None if rng is None else rng().get_state()
+        result = self._eagerly(sizes, args, kwargs)
+        padded = Padded(result, raw, self._objects, sizes)
+        self._padded[sizes] = padded
+        drew = rng is None or not torch.equal(before, rng().get_state())
+        plan = None if drew or self._config.check == "off" else self._plan(captured, None)
+        if plan is not None and self._can_pad(plan, sizes):
+            outs = padded.cut(plan.run(tensors, sizes))
+            if not agree(outs, tensors_in(result, self._objects)):
+                self._leaks = True
+                logger.warning("%s", leak(sizes, captured))
+        return result
 
     def _can_pad(self, plan: CapturedPlan, sizes: Sizes) -> bool:
         """Whether padded rows can be cut off afterwards: those written to memory cannot."""

@@ -268,6 +268,26 @@ def test_rows_that_are_not_at_the_end_are_not_padded():
     assert fast.stats().calls["replayed"] == 0
 
 
+def test_rows_that_see_each_other_are_found_out_and_run_as_they_are(caplog):
+    def fn(x):
+        return x.mean(0), torch.arange(x.shape[0]) - x.shape[0]
+
+    fast = recorded(fn, padding="capture_sizes")
+    for size in (5, 5, 3, 8):
+        x = torch.randn(size, 8)
+        close(fast(x), fn(x))
+    assert caplog.text.count("without padding from now on") == 1
+    assert fast.stats().calls["replayed"] == 1
+
+
+def test_padded_calls_that_draw_are_not_compared(caplog):
+    fast = recorded(lambda x: x * 2 + torch.rand_like(x), padding="capture_sizes")
+    for _ in range(2):
+        fast(torch.randn(5, 8))
+    assert fast.stats().calls["replayed"] == 1
+    assert "without padding" not in caplog.text
+
+
 def test_what_writes_to_the_users_memory_is_not_padded():
     state = torch.zeros(16, 8)
 

@@ -817,6 +817,42 @@ def test_outputs_whose_rows_are_not_at_the_end_are_not_padded(fn):
 # Static inputs --------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda x: x.mean(0),
+        lambda x: torch.softmax(x, 0),
+        lambda x: x / x.shape[0],
+        lambda x: torch.arange(x.shape[0]) - x.shape[0],
+    ],
+    ids=["mean", "softmax", "size in a value", "size in a whole number"],
+)
+def test_rows_that_see_each_other_are_found_out_and_served_without_padding(fn, caplog):
+    def program(x):
+        return fn(x), x * 2
+
+    fast = compiled(program, splitting_ops=(), padding="capture_sizes")
+    fast.warmup(torch.randn(2, 8), progress=False)
+    for size in (5, 5, 3, 8):
+        x = torch.randn(size, 8)
+        close(fast(x), program(x))
+    assert caplog.text.count("without padding from now on") == 1
+    assert fast.stats().calls["replayed"] == 1
+    assert fast.stats().padded_rows == 0
+
+
+def test_the_look_at_a_padded_call_may_be_switched_off_and_spares_random_numbers(caplog):
+    mean = compiled(
+        lambda x: x.mean(0, keepdim=True), splitting_ops=(), padding="capture_sizes", check="off"
+    )
+    noisy = compiled(lambda x: torch.rand_like(x), splitting_ops=(), padding="capture_sizes")
+    for fast in (mean, noisy):
+        fast.warmup(torch.randn(2, 8), progress=False)
+        fast(torch.randn(5, 8))
+        assert fast.stats().calls["replayed"] == 1
+    assert "without padding" not in caplog.text
+
+
 def test_static_inputs_are_read_where_they_are():
     model = Block()
     fast = compiled(model, inputs="static")

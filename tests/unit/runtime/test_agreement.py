@@ -1,0 +1,48 @@
+"""What counts as the same result, and what as rows that padding has changed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from piecewise_core.runtime.agreement import agree
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64]
+)
+def test_rounding_is_no_difference_and_one_row_more_in_a_mean_is(dtype):
+    x = torch.randn(64, 8, dtype=torch.complex64 if dtype.is_complex else torch.float64).to(dtype)
+    rounding = torch.finfo(dtype.to_real()).eps * x.abs().max()
+    assert agree([x], [x + rounding.to(dtype)])
+    assert not agree([x * (7 / 8)], [x])
+
+
+def test_whole_numbers_are_counted():
+    x = torch.arange(1000)
+    assert agree([x], [x])
+    assert agree([torch.where(x == 7, 8, x)], [x])
+    assert not agree([x - 1], [x])
+    assert not agree([torch.tensor(3)], [torch.tensor(4)])
+    assert not agree([x > 500], [x > 400])
+
+
+def test_what_is_not_finite_must_lie_in_the_same_places():
+    x = torch.tensor([1.0, NAN, INF, -INF])
+    assert agree([x], [x])
+    assert not agree([torch.nan_to_num(x)], [x])
+    assert not agree([x], [torch.tensor([1.0, 2.0, INF, -INF])])
+
+
+def test_shapes_numbers_and_nothing_are_compared_too():
+    assert agree([None, 3, torch.ones(0)], [None, 3, torch.ones(0)])
+    assert not agree([3], [4])
+    assert not agree([torch.ones(2)], [torch.ones(1)])
+
+
+def test_eight_bit_floats_are_compared():
+    x = torch.tensor([1.0, 2.0, 4.0]).to(torch.float8_e4m3fn)
+    assert agree([x], [x])
+    assert not agree([x], [torch.tensor([1.0, 2.0, 8.0]).to(torch.float8_e4m3fn)])
