@@ -189,6 +189,13 @@ class Pool:
         self._bury()
         return sum(block.rounded for block in self._live.values())
 
+    def trim(self) -> None:
+        """Give back what no tensor holds; only right once no graph can be replayed."""
+        self._bury()
+        for held in [s for s in self._segments if not s[0].blocks]:
+            self._segments.remove(held)
+            self._memory.give_back(held[0])
+
     def segments(self) -> list[tuple[int, int, int]]:
         """(address, bytes, bytes that tensors hold) of each reservation."""
         self._bury()

@@ -126,8 +126,11 @@ class CPUGraph:
         self._graph.replay()
 
     def reset(self) -> None:
-        """Free the graph."""
+        """Free the graph; with the last but the driver's own anchor, the pool's memory too."""
+        pool = self._graph.pool
         self._module.driver.reset(self._graph)
+        if pool is not None and pool.graph_count <= 1:
+            pool.trim()
 
     def register_generator_state(self, generator: torch.Generator) -> None:
         """Let replays advance ``generator``."""

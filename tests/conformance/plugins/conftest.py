@@ -36,9 +36,14 @@ class Environment:
         self, *arguments: str | Path, cwd: Path | None = None, status: int = 0, **variables: str
     ) -> str:
         """What ``python ...`` prints on stdout; fails unless it exits with ``status``."""
+        command = [str(self.python), *map(str, arguments)]
+        return _run(command, cwd, self.variables(**variables), status)
+
+    def variables(self, **more: str) -> dict[str, str]:
+        """The variables that programs run with."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith("PIECEWISE_")}
-        environment = {**kept, "OMP_NUM_THREADS": "1", **variables}
-        return _run([str(self.python), *map(str, arguments)], cwd, environment, status)
+        own = {"PIECEWISE_CACHE_DIR": str(self.path / "cache")}
+        return {**kept, **own, "OMP_NUM_THREADS": "1", "COLUMNS": "120", **more}
 
     def json(self, script: str, **variables: str) -> dict:
         """What a script prints last, as JSON."""
@@ -84,7 +89,19 @@ def plugin_builder():
 
 
 @pytest.fixture(scope="session")
+def wheel_builder():
+    """Builds a project's wheel into a directory."""
+    return build
+
+
+@pytest.fixture(scope="session")
 def environment(tmp_path_factory, plugin_builder) -> Environment:
     """An environment with every project under ``projects/`` installed."""
     projects = sorted(p.parent for p in (HERE / "projects").glob("*/pyproject.toml"))
     return plugin_builder(tmp_path_factory.mktemp("plugins") / "venv", projects)
+
+
+@pytest.fixture
+def fresh_environment(tmp_path) -> Environment:
+    """An environment with nothing of its own yet."""
+    return make_environment(tmp_path / "venv")

@@ -10,11 +10,10 @@ PROJECTS = Path(__file__).parent / "projects"
 
 
 @pytest.fixture(scope="module")
-def found(environment, tmp_path_factory) -> dict:
+def found(environment) -> dict:
     """What ``cases.py`` found out, by case."""
     script = Path(__file__).with_name("cases.py").read_text(encoding="utf-8")
-    cache = tmp_path_factory.mktemp("cache")
-    return environment.json(script, PIECEWISE_CACHE_DIR=str(cache))
+    return environment.json(script)
 
 
 def test_every_project_is_installed_and_found_by_its_entry_point(found):
