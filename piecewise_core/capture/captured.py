@@ -119,6 +119,7 @@ def capture(
         raise CaptureFailed(
             "a capture is already running on this stream; call warmup() outside of it"
         )
+    _refuse_other_device(stream, (*source.inputs, *source.bound))
     device = platform.device
     recorder = _recorder(platform, pool, stream, source, whole)
     plan = source.build(recorder)
@@ -162,6 +163,19 @@ def capture(
     return CapturedPlan(sizes, source.stage, steps, direct, results, graphs, held, before, blame)
 
 
+def _refuse_other_device(stream: Any, tensors: Sequence[torch.Tensor]) -> None:
+    """Kernels go to their tensors' device: a capture on another one would record none of them."""
+    here = getattr(stream, "device", None)
+    for tensor in tensors:
+        there = tensor.device
+        if here is not None and there.type == here.type and there.index != here.index:
+            raise CaptureFailed(
+                f"a tensor of the model or call is on {there}, and graphs would be captured on "
+                f"{here}, the current device; make {there} current before the first capture, "
+                f"torch.{there.type}.set_device({there.index})"
+            )
+
+
 def _recorder(platform: Any, pool: Any, stream: Any, source: Source, whole: bool) -> Recorder:
     kind = WholeRecorder if whole else source.recorder
     recorder = kind(platform.graphs, pool, stream, getattr(platform, "device_type", "cpu"))
@@ -176,8 +190,12 @@ def _bound(
     """Steps, the same past the dispatcher, and outputs, over memory that only ``kept`` keeps."""
     weak = getattr(driver, "weak_ref", None) or _writable
 
+    made = dict(kept)  # one tensor goes to many operators: a mask, positions
+
     def release(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor if id(tensor) in kept else weak(tensor)
+        if id(tensor) not in made:
+            made[id(tensor)] = weak(tensor)
+        return made[id(tensor)]
 
     # Operators write to these in whatever mode calls come in.
     with torch.inference_mode(False):

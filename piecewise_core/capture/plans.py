@@ -7,12 +7,15 @@ import logging
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from piecewise_core.capture.captured import CapturedPlan, Source, capture
 from piecewise_core.counters import Counters
-from piecewise_core.errors import CaptureFailed
+from piecewise_core.errors import CaptureFailed, OutOfGraphMemory
 from piecewise_core.protocols import BudgetContext, Platform
 from piecewise_core.ranges import Sizes
 
@@ -40,6 +43,7 @@ class CapturedPlans:
         self._ways = {"full": [True], "full_and_piecewise": [True, False]}.get(mode, [False])
         self._pool: Any = None
         self._stream: Any = None
+        self._collected = False
         self._plans: OrderedDict[Sizes, CapturedPlan] = OrderedDict()
         self.dropped: dict[Sizes, str] = {}
         self.owed: set[Sizes] = set()
@@ -97,11 +101,13 @@ class CapturedPlans:
                 "call warmup() before it"
             )
         if self._pool is None:
-            # Once, for all sizes: garbage that holds device memory must not narrow the pool.
-            gc.collect()
+            # What was just traced and compiled leaves garbage, some of it with device memory. All
+            # that is older is walked only where memory turns out to be short: it takes long.
+            gc.collect(1)
+            self._collected = False
             self._pool = self._driver.new_pool()
             self._stream = self._stream or self._platform.device.new_stream()
-        plan = self._attempt(sizes, source())
+        plan = self._attempt(sizes, source)
         self.owed.discard(sizes)
         if plan is None:
             return None
@@ -113,10 +119,10 @@ class CapturedPlans:
             self.measure()
         return self._plans.get(sizes)
 
-    def _attempt(self, sizes: Sizes, source: Source) -> CapturedPlan | None:
+    def _attempt(self, sizes: Sizes, source: Callable[[], Source]) -> CapturedPlan | None:
         for whole in self._ways:
             try:
-                return capture(self._platform, self._pool, self._stream, source, sizes, whole=whole)
+                return self._once_more(partial(self._capture, source, sizes, whole))
             except CaptureFailed as error:
                 if whole != self._ways[-1]:
                     logger.info("%s; captured in pieces instead", str(error))
@@ -124,6 +130,33 @@ class CapturedPlans:
                 self.dropped[sizes] = str(error)
                 logger.warning("%s", self.dropped[sizes])
         return None
+
+    def _capture(self, source: Callable[[], Source], sizes: Sizes, whole: bool) -> CapturedPlan:
+        try:
+            made = source()
+        except torch.OutOfMemoryError as error:
+            raise OutOfGraphMemory(
+                f"sizes {sizes} cannot be captured: there is no memory for their inputs: {error}. "
+                "Capture fewer or smaller sizes (capture_sizes)"
+            ) from error
+        return capture(self._platform, self._pool, self._stream, made, sizes, whole=whole)
+
+    def _once_more(self, attempt: Callable[[], CapturedPlan]) -> CapturedPlan:
+        """``attempt()``; when memory runs out for the first time, again without any garbage."""
+        try:
+            return attempt()
+        except OutOfGraphMemory:
+            if self._collected:
+                raise
+        self._collected = True
+        gc.collect()
+        self._empty_cache()
+        return attempt()
+
+    def _empty_cache(self) -> None:
+        empty = getattr(self._platform.device, "empty_cache", None)
+        if empty is not None:
+            empty()
 
     def forget(self, sizes: Sizes) -> None:
         """Free one size's graphs."""
@@ -138,9 +171,7 @@ class CapturedPlans:
         for sizes in held:
             self.forget(sizes)
         self._pool = None
-        empty = getattr(self._platform.device, "empty_cache", None)
-        if empty is not None:
-            empty()
+        self._empty_cache()
         self.dropped.clear()
         self._counters.set("pool_bytes", 0)
         self._counters.set("driver_bytes", 0)

@@ -301,7 +301,7 @@ class RecordedFunction:
         result = self._eagerly(sizes, args, kwargs)
         padded = Padded(result, raw, self._objects, sizes)
         self._padded[sizes] = padded
-        drew = rng is None or not torch.equal(before, rng().get_state())
+        drew = rng is None or before is None or not torch.equal(before, rng().get_state())
         plan = None if drew or self._config.check == "off" else self._plan(captured, None)
         if plan is not None and self._can_pad(plan, sizes):
             outs = padded.cut(plan.run(tensors, sizes))

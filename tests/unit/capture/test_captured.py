@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from functools import partial
 
 import pytest
 import torch
@@ -153,6 +154,28 @@ def test_memory_that_runs_out_after_the_last_capture_leaves_nothing():
         Program().take(platform)
     assert platform.graphs.live_graphs == 0
     assert platform.device.memory_stats()["reserved_bytes"] == 0
+
+
+class OnDevice(torch.Tensor):
+    """Says that it is on another device than it is."""
+
+    @property
+    def device(self):
+        return torch.device("cuda", 1)
+
+
+@pytest.mark.parametrize("stream_on", [torch.device("cuda", 0), torch.device("cpu")])
+def test_tensors_on_another_device_than_the_stream_are_refused(stream_on):
+    platform, program = SimulatedPlatform(), Program()
+    stream = platform.device.new_stream()
+    stream.device = stream_on
+    pool = platform.graphs.new_pool()
+    take = partial(capture, platform, pool, stream, sizes=(4,))
+    assert len(take(program.source()).graphs) == 2
+    program.x = program.x.as_subclass(OnDevice)
+    if stream_on.type == "cuda":
+        with pytest.raises(CaptureFailed, match=r"cuda:1.*captured on cuda:0.*set_device\(1\)"):
+            take(program.source())
 
 
 def test_random_state_is_put_back():

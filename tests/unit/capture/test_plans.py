@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 from hypothesis import given
@@ -111,3 +113,49 @@ def test_the_limit_frees_what_was_used_longest_ago():
     held.capture((2,), lambda: source(2))
     assert ((4,) in held, (3,) in held, (2,) in held) == (True, False, True)
     assert "memory_limit" in held.dropped[3,]
+
+
+def test_memory_that_is_out_before_the_capture_drops_the_size_too():
+    def none():
+        raise torch.OutOfMemoryError("no room for buffers")
+
+    held = plans()
+    assert held.capture((4,), none) is None
+    assert "no room for buffers" in held.dropped[4,]
+
+
+@pytest.fixture
+def generations():
+    """The generations that are collected, in order."""
+    seen = []
+
+    def note(phase, info):
+        if phase == "start":
+            seen.append(info["generation"])
+
+    gc.callbacks.append(note)
+    yield seen
+    gc.callbacks.remove(note)
+
+
+def test_old_garbage_is_collected_only_when_memory_runs_out_and_once(generations):
+    plans().capture((4,), lambda: source(4))
+    assert 2 not in generations
+    tight = plans(memory_bytes=512)
+    for size in (4096, 2048):
+        tight.capture((size,), lambda size=size: source(size))
+    assert generations.count(2) == 1
+    assert set(tight.dropped) == {(4096,), (2048,)}
+
+
+def test_memory_held_by_garbage_is_had_back():
+    platform = SimulatedPlatform(memory_bytes=4096)
+    one = CapturedPlans(platform, Counters(), None)
+    one.capture((1024,), lambda: source(1024))
+    ring = [one]
+    ring.append(ring)
+    gc.collect()  # what survives is old
+    del one, ring
+    another = CapturedPlans(platform, Counters(), None)
+    assert another.capture((1024,), lambda: source(1024)) is not None
+    assert not another.dropped
