@@ -72,6 +72,52 @@ def test_every_hook_and_its_arguments_are_in_the_reference(reference):
     check([*hooks, *arguments], reference)
 
 
+CONTRACT = ("CompilerAdaptor", "DeviceRuntime", "GraphDriver", "Platform")
+EXTRAS = ("CompilerExtras", "RuntimeExtras", "GraphExtras", "PlatformExtras")
+VALUES = ("BudgetContext", "Capabilities", "CompiledGraph", "PlatformInfo", "Probe", "ReplayCall")
+
+
+def signature(method: Any) -> str:
+    """``name(its, arguments)`` as the page writes it, but for types."""
+    shown = []
+    for p in list(inspect.signature(method).parameters.values())[1:]:
+        if p.kind is p.KEYWORD_ONLY and "*" not in shown:
+            shown.append("*")
+        shown.append(p.name)
+    return f"{method.__name__}({', '.join(shown)})"
+
+
+def test_every_method_of_the_contract_is_on_the_plugins_page_with_its_arguments():
+    code = code_in((REFERENCE / "plugins.md").read_text(encoding="utf-8"))
+    untyped = re.sub(r"(\w): \w+(?=[,)])", r"\1", code)
+    found = [
+        method
+        for name in (*CONTRACT, *EXTRAS)
+        for method_name, method in vars(public("protocols", name)).items()
+        if inspect.isfunction(method) and not method_name.startswith("_")
+    ]
+    assert len(found) > 30
+    missing = [signature(m) for m in found if signature(m) not in untyped]
+    assert not missing, f"not in docs/reference/plugins.md, as code: {', '.join(missing)}"
+
+
+def test_every_attribute_value_and_type_of_the_contract_is_on_the_plugins_page():
+    code = code_in((REFERENCE / "plugins.md").read_text(encoding="utf-8"))
+    names = [*CONTRACT, *VALUES, "AbstractPiecewiseBackend", "API_VERSION", "runs_captures"]
+    names += [n for name in CONTRACT for n in inspect.get_annotations(public("protocols", name))]
+    names += [f.name for value in VALUES for f in fields(public("protocols", value))]
+    names += ["piecewise_backend", "device_type"]
+    missing = unmentioned(names, code)
+    assert not missing, f"not in docs/reference/plugins.md, as code: {', '.join(missing)}"
+
+
+def test_every_extra_says_what_core_does_without_it():
+    for name in EXTRAS:
+        for method_name, method in vars(public("protocols", name)).items():
+            if inspect.isfunction(method) and not method_name.startswith("_"):
+                assert "Without" in (method.__doc__ or ""), f"{name}.{method_name}"
+
+
 def test_every_public_name_is_in_the_reference(reference):
     core = importlib.import_module("piecewise_core")
     check((name for name in core.__all__ if not name.startswith("__")), reference)
