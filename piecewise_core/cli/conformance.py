@@ -32,6 +32,7 @@ class _Refused(click.ClickException):
 @click.option(
     "--level",
     type=click.Choice(["L0", "L1", "L2", "L3"], case_sensitive=False),
+    metavar="[L0|L1|L2|L3]",
     default="L3",
     show_default=True,
     help="The level asked for; those below it are run too.",
@@ -59,7 +60,9 @@ def conformance(
     xfail: Path | None,
     rounds: int,
 ) -> None:
-    """Test whether the installed platform NAME keeps the contract.
+    """Test whether platform NAME keeps the contract.
+
+    NAME: of an installed platform, or module:attribute of one that no plugin announces yet.
 
     L0: contract, without hardware. L1: compile and dispatch. L2: capture. L3: endurance. What a
     platform does not declare is not claimed; what it declares and does not keep is a failure.

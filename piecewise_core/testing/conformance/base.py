@@ -85,13 +85,13 @@ def _judged(test: Callable[..., Any], spec: Spec) -> Callable[..., None]:
     """``test`` as pytest calls it: without arguments of its own, and with a verdict."""
     takes_case = len(inspect.signature(test).parameters) > 1
 
-    def judged(self: Conformance, record_property: Callable[[str, object], None]) -> None:
+    def judged(self: Conformance, request: pytest.FixtureRequest) -> None:
         body = partial(test, self) if takes_case else lambda case: test(self)
         verdict = judge(type(self)._run, spec, body)
-        record_property("conformance", verdict.outcome)
-        record_property("reason", verdict.reason)
+        told = request.node.user_properties
+        told += [("conformance", verdict.outcome), ("reason", verdict.reason)]
         if spec.overridden:
-            record_property("overridden", spec.overridden)
+            told.append(("overridden", spec.overridden))
         _tell(verdict)
 
     judged.__name__, judged.__qualname__ = test.__name__, test.__qualname__

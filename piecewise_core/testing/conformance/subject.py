@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
-from piecewise_core.errors import NoPlatform, PlatformConflict, PlatformError
+from piecewise_core.errors import NoPlatform, PlatformConflict, PlatformError, PluginError
 from piecewise_core.platforms import PluginEntry, discover
 from piecewise_core.platforms.announce import announced, check_info
 from piecewise_core.platforms.contract import check_platform
@@ -71,11 +72,14 @@ def find_subject(platform: Any) -> Subject:
     """What ``platform = ...`` of a subclass stands for.
 
     ``platform``: the name of an installed platform ("acme", or "acme@piecewise-acme" where two
-    plugins share a name), a PlatformInfo, a Platform, or a function or class that makes one.
+    plugins share a name), "module:attribute" of one that no plugin announces, a PlatformInfo, a
+    Platform, or a function or class that makes one.
 
     Raises NoPlatform naming the nearest installed name, PlatformConflict, and PluginError where
     the plugin cannot be loaded.
     """
+    if isinstance(platform, str) and ":" in platform:
+        return find_subject(_imported(platform))
     if isinstance(platform, str):
         return _installed(platform)
     if isinstance(platform, PlatformInfo):
@@ -96,6 +100,18 @@ def _given(example: Any, source: Callable[[], Any], *, fresh: bool) -> Subject:
     return Subject(
         name, str(getattr(example, "device_type", "cpu")), None, None, source, fresh=fresh
     )
+
+
+def _imported(place: str) -> Any:
+    """The object that "module:attribute" names."""
+    module, _, attribute = place.partition(":")
+    try:
+        return getattr(import_module(module), attribute)
+    except Exception as error:
+        raise PluginError(
+            f"importing {place!r} failed with {type(error).__name__}: {error}; give "
+            '"package.module:name" of a Platform, or of what makes one'
+        ) from error
 
 
 def _installed(wanted: str) -> Subject:

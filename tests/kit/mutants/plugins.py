@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mutants.base import Mutant
 
-__all__ = ["PLUGINS"]
+__all__ = ["PLUGINS", "installed"]
 
 _PLUGIN = """
 import os, sys
@@ -57,7 +57,7 @@ _NUMBERS = itertools.count()
 
 
 @contextmanager
-def _installed(
+def installed(
     *,
     top: str = "",
     available: str = "False",
@@ -93,7 +93,7 @@ def _installed(
 
 
 def _plugin(what: str, fails: str, **changes: str) -> Mutant:
-    return Mutant(what, fails, partial(_installed, **changes), level="L0")
+    return Mutant(what, fails, partial(installed, **changes), level="L0")
 
 
 _BOUND = "assert PROBES[-1:] in ([], [os.getpid()]), 'initialised in another process'"
