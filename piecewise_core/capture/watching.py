@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
 from piecewise_core.capture.calls import only_views, tensors, value_read, written
 from piecewise_core.capture.opsteps import allocate
@@ -22,7 +22,7 @@ from piecewise_core.capture.recorder import Recorder, another_path
 from piecewise_core.errors import CaptureFailed
 from piecewise_core.protocols import GraphDriver
 
-__all__ = ["WatchingRecorder"]
+__all__ = ["WatchingRecorder", "being_watched"]
 
 _READS = (
     *("item", "tolist", "numpy", "__array__", "__dlpack__"),
@@ -272,3 +272,10 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **kwargs)
         self._recorder.saw(func, args, kwargs, result)
         return result
+
+
+def being_watched() -> bool:
+    """Whether this thread's operators are recorded: what does not pass the dispatcher is lost."""
+    if not torch._C._len_torch_dispatch_stack():
+        return False
+    return any(isinstance(mode, _Operators) for mode in _get_current_dispatch_mode_stack())

@@ -18,7 +18,7 @@ from piecewise_core.capture.buffers import FixedInputs, OwnedInputs
 from piecewise_core.capture.callers import Callers
 from piecewise_core.capture.captured import CapturedPlan, Source
 from piecewise_core.capture.plans import CapturedPlans, largest_first
-from piecewise_core.capture.watching import WatchingRecorder
+from piecewise_core.capture.watching import WatchingRecorder, being_watched
 from piecewise_core.counters import Counters, Stats, process_counters
 from piecewise_core.errors import (
     ConfigError,
@@ -104,6 +104,8 @@ class RecordedFunction:
                     "called inside torch.autocast, which graphs recorded outside of it would not "
                     "follow; enter autocast inside the function, or convert the model"
                 )
+            if being_watched():
+                return self._eagerly(sizes, args, kwargs)
             self._current()
             target = self._targets[self._find(*sizes)]
             if target is not None and target.capture is not None and not self._released:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from piecewise_core.capture.watching import being_watched
 from piecewise_core.compile.scheduler import Scheduler, refuse_in_capture
 from piecewise_core.compile.store.protocol import Store
 from piecewise_core.config import Config
@@ -95,6 +96,10 @@ class Session:
                 self._check_grad(tensors)
             if any_autocast():
                 self._refuse_autocast()
+            if being_watched():
+                # Compiled kernels and graphs would not get into the recording.
+                self.counters.calls["eager"] += 1
+                return self.fn(*args, **kwargs)
             dispatch = self.dispatch
             return dispatch.entries[dispatch.find(*sizes)](tensors, bound, sizes, args, kwargs)
 

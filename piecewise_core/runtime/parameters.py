@@ -194,7 +194,8 @@ def _reader(
         tests += [f"{_item(names, place)} is not {_name(names, tensor)}" for place in apart]
     tests += [_anchor_test(names, anchor) for anchor in anchors]
     tests += [f"len({_name(names, d)}) != {len(d)}" for d in hooks.hooked()]
-    readers = mode_readers(roots)
+    # torch.compile's modules have no mode of their own: they pass on that of what they hold.
+    readers = [m for m in mode_readers(roots) if "training" in vars(m)]
     tests += [f"{'not ' if m.training else ''}{_name(names, vars(m))}['training']" for m in readers]
     kept = _Kept(tensors, places, roots, tensors if every else some)
     names.update(_pw_handles=RemovableHandle, _pw_hooks=hooks, _pw_bound=tuple(tensors))

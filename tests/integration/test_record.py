@@ -797,6 +797,51 @@ def test_autocast_outside_is_refused():
         fast(torch.randn(4, 8))
 
 
+# Models inside that are compiled themselves -----------------------------------------------------
+
+
+@pytest.mark.parametrize("graphs", [(), (4,)], ids=["plain", "captured"])
+def test_a_compiled_model_inside_runs_as_written_so_that_its_kernels_are_recorded(graphs):
+    model = nn.Sequential(nn.Linear(8, 8), nn.GELU()).eval()
+    config = pw.Config(
+        dynamic={"input": {0: N}}, capture_sizes=graphs, capture_max=False, compiler="eager"
+    )
+    inner = pw.compile(model, config, platform=SimulatedPlatform())
+    for _ in range(2):
+        inner(torch.randn(4, 8))
+    before = inner.stats().calls
+    fast = recorded(lambda x: inner(x) + 1)
+    for _ in range(3):
+        x = torch.randn(4, 8)
+        same(fast(x), model(x) + 1)
+    assert fast.stats().calls["replayed"] == 3
+    after = inner.stats().calls
+    assert after["eager"] - before["eager"] == 2  # warm-up and capture
+    assert sum(after.values()) - sum(before.values()) == 2
+
+
+def test_a_recorded_function_inside_is_recorded_with_the_rest():
+    inner = recorded(lambda x: x.sin())
+    outer = recorded(lambda x: inner(x) + 1)
+    inner(torch.randn(4, 8))
+    for _ in range(3):
+        x = torch.randn(4, 8)
+        same(outer(x), x.sin() + 1)
+    assert outer.stats().calls["replayed"] == 3
+
+
+def test_a_module_of_torch_compile_inside_is_watched_as_any_other():
+    model = nn.Linear(8, 8)
+    inner = torch.compile(model, backend="eager")
+    fast = recorded(lambda x: inner(x) + 1)
+    for _ in range(3):
+        x = torch.randn(4, 8)
+        same(fast(x), model(x) + 1)
+    assert fast.stats().calls["replayed"] == 3
+    model.weight = nn.Parameter(torch.randn(8, 8))
+    same(fast(x), model(x) + 1)
+
+
 # Threads ----------------------------------------------------------------------------------------
 
 
