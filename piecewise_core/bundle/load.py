@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from piecewise_core.bundle.content import Content
-from piecewise_core.bundle.held import find_held
 from piecewise_core.compile.store.memory import MemoryStore
 from piecewise_core.config import Config
 from piecewise_core.errors import BundleMismatch, ConfigError, StoreError
@@ -23,6 +22,7 @@ from piecewise_core.graph.saved.calls import read_structure
 from piecewise_core.graph.saved.traces import read_trace
 from piecewise_core.graph.saved.values import NotSavable
 from piecewise_core.graph.structure import Structure
+from piecewise_core.runtime.held import find_held
 from piecewise_core.runtime.reach import roots_of
 
 __all__ = ["bind", "check_surroundings", "config_of"]

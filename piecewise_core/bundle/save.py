@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from piecewise_core.bundle.content import About, Content, write_content
-from piecewise_core.bundle.held import write_held
 from piecewise_core.compile.store.entry import Entry
 from piecewise_core.errors import NotTraced, StoreError
 from piecewise_core.frontend.session import Session
 from piecewise_core.graph.saved.calls import write_structure
 from piecewise_core.graph.saved.traces import write_trace
 from piecewise_core.graph.saved.values import NotSavable, place_of
+from piecewise_core.runtime.held import write_held
 from piecewise_core.runtime.reach import roots_of
 
 __all__ = ["SaveReport", "save"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from piecewise_core.frontend.cells import cell_of, out_of_range, uncovered
 from piecewise_core.frontend.dispatch import Dispatch
 from piecewise_core.frontend.region import Region, unbounded
 from piecewise_core.frontend.setup import Setup
+from piecewise_core.frontend.tracestore import TraceStore
 from piecewise_core.graph.binder import Binder
 from piecewise_core.graph.describe import bind_arguments, describe_call
 from piecewise_core.graph.empty import trace_region
@@ -68,6 +70,7 @@ class Session:
         self.scheduler = Scheduler(
             setup.compiler, self.config, self.counters, setup.passes, setup.is_capturing, keeper
         )
+        self._traces = TraceStore(keeper.store, fn, self.config, keeper.run)
         self.structure: Structure | None = None
         self._matcher = Matcher(self.config.splitting_ops, setup.unsafe_ops)
         self._splits = setup.splits(self._matcher)
@@ -231,14 +234,25 @@ class Session:
             logger.warning("%s", text)
         refuse_in_capture(self.setup.is_capturing, f"sizes {cell} would be traced")
         with no_collection():
-            traced = trace_region(self.fn, self.structure, self.config, cell, self.parameters.add)
-        if self._matcher and not self.regions:
-            self._matcher.check_all_matched(traced.graph.graph)
-        self.counters.add("graphs")
+            traced = self._obtain(self.structure, cell)
         return self._take(traced)
+
+    def _obtain(self, structure: Structure, cell: Box) -> Traced:
+        """The trace of ``cell``: from the compile store where it has one that holds, else made."""
+        ticket = self._traces.ticket(structure, cell)
+        found = self._traces.find(ticket, structure, self.parameters)
+        if found is not None:
+            return found
+        begun = time.perf_counter()
+        traced = trace_region(self.fn, structure, self.config, cell, self.parameters.add)
+        self.counters.add("graphs")
+        self._traces.keep(ticket, traced, self.parameters, time.perf_counter() - begun)
+        return traced
 
     def _take(self, traced: Traced) -> Region:
         """Make a region of a trace."""
+        if self._matcher and not self.regions:
+            self._matcher.check_all_matched(traced.graph.graph)
         program = split(traced, self._splits)
         region = Region(
             len(self.regions),

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from piecewise_core.graph.codefacts import CodeFact, changed, code_digest, code_facts
+from piecewise_core.graph.opfacts import changed_ops, op_facts
 from piecewise_core.graph.saved.values import NotSavable, Values, place_of
 from piecewise_core.graph.structure import is_plain
 
@@ -45,17 +46,19 @@ class Look:
 @dataclass(frozen=True)
 class Assumptions:
     """``facts``: (expression, question) -> answer, as JSON. ``imports``: modules by their name in
-    expressions. ``settings``: torch's global switches.
+    expressions. ``settings``: torch's global switches. ``ops``: operators that are not torch's.
     """
 
     facts: tuple[tuple[str, Any, Any], ...]
     imports: Mapping[str, str]
     code: tuple[CodeFact, ...]
     settings: Mapping[str, str]
+    ops: Mapping[str, str]
 
     def broken(self, fn: Callable[..., Any], objects: Sequence[Any]) -> Iterator[str]:
         """What does not hold for ``fn`` with the constants ``objects``, one sentence each."""
         yield from changed(self.code)
+        yield from changed_ops(self.ops)
         for name, value in _settings().items():
             if self.settings.get(name) != value:
                 yield f"{name} is {value}, and was {self.settings.get(name)}"
@@ -75,10 +78,11 @@ def assume(
     looks: Iterable[Look],
     imports: Mapping[str, str],
     code: Iterable[CodeType],
+    graph: torch.fx.GraphModule,
     fn: Callable[..., Any],
     objects: Sequence[Any],
 ) -> Assumptions:
-    """Answer every look now."""
+    """Answer every look now. ``graph``: what was traced."""
     scope = _scope(fn, objects, imports)
     facts: dict[tuple[str, Any], Any] = {}
     for look in looks:
@@ -92,7 +96,7 @@ def assume(
         if answer is not None:
             facts[look.source, question] = answer
     listed = tuple((source, question, answer) for (source, question), answer in facts.items())
-    return Assumptions(listed, dict(imports), code_facts(code), _settings())
+    return Assumptions(listed, dict(imports), code_facts(code), _settings(), op_facts(graph))
 
 
 def _scope(

@@ -160,7 +160,8 @@ def capture(entry: Callable[..., Any], args: Sequence[Any]) -> Capture:
 
     def assumed(fn: Callable[..., Any], objects: Sequence[Any]) -> Assumptions:
         looks = map(_look, captured.output_graph.guards)
-        return assume(looks, captured.import_sources, captured.traced_code, fn, objects)
+        imports, code = captured.import_sources, captured.traced_code
+        return assume(looks, imports, code, found["graph"], fn, objects)
 
     return Capture(found["graph"], found["shape_env"], run, found["side_effects"], assumed)
 

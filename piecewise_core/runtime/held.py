@@ -1,4 +1,4 @@
-"""The tensors that a model holds, by where it holds them: what a bundle says instead of weights."""
+"""The tensors that a model holds, by where it holds them: what is saved in place of weights."""
 
 from __future__ import annotations
 

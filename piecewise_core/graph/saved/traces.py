@@ -131,6 +131,7 @@ def _assumptions(held: Assumptions) -> dict[str, Any]:
         "imports": dict(held.imports),
         "code": [asdict(fact) for fact in held.code],
         "settings": dict(held.settings),
+        "ops": dict(held.ops),
     }
 
 
@@ -140,6 +141,7 @@ def _read_assumptions(data: Mapping[str, Any]) -> Assumptions:
         dict(data["imports"]),
         tuple(CodeFact(**fact) for fact in data["code"]),
         dict(data["settings"]),
+        dict(data["ops"]),
     )
 
 

@@ -1,0 +1,103 @@
+"""Operators from outside torch that a trace holds, and whether they are still the same.
+
+A trace believes what an operator's fake kernel says of its results. Read in torch 2.11 and 2.13:
+``torch._library.simple_registry`` holds fake kernels registered from Python, and a ``CustomOpDef``
+its own as ``_abstract_fn``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from types import CodeType, FunctionType
+from typing import Any
+
+import torch
+from torch._library import simple_registry
+
+from piecewise_core.graph.codefacts import code_digest
+
+__all__ = ["UNKNOWN", "changed_ops", "op_facts"]
+
+UNKNOWN = "unknown"
+"""Of an operator whose fake kernel is native code: nobody can tell versions of it apart."""
+
+_TORCH = frozenset(
+    {"aten", "prims", "prim", "inductor", "higher_order", "_c10d_functional", "c10d"}
+)
+
+
+def op_facts(module: torch.fx.GraphModule) -> dict[str, str]:
+    """Name -> digest of the schema and the fake kernel, of every operator that is not torch's."""
+    return {_name(op): _digest(op) for op in _operators(module) if op.namespace not in _TORCH}
+
+
+def changed_ops(facts: Mapping[str, str]) -> Iterator[str]:
+    """What is no longer as it was, one sentence each."""
+    for name, digest in facts.items():
+        op = _find(name)
+        if op is None:
+            yield f"operator {name} is not registered"
+        elif _digest(op) != digest:
+            yield f"operator {name} has another schema or another fake kernel"
+
+
+def _operators(module: torch.fx.GraphModule) -> Iterator[torch._ops.OpOverload]:
+    for part in module.modules():
+        if isinstance(part, torch.fx.GraphModule):
+            for node in part.graph.nodes:
+                yield from _overloads(node.target)
+
+
+def _overloads(target: Any) -> Iterator[torch._ops.OpOverload]:
+    if isinstance(target, torch._ops.OpOverload):
+        yield target
+    elif isinstance(target, torch._ops.OpOverloadPacket):
+        for name in target.overloads():  # type: ignore[no-untyped-call]
+            yield getattr(target, name)
+
+
+def _name(op: torch._ops.OpOverload) -> str:
+    return str(op.name())  # type: ignore[no-untyped-call]
+
+
+def _find(name: str) -> torch._ops.OpOverload | None:
+    space, _, rest = name.partition("::")
+    op, _, overload = rest.partition(".")
+    try:
+        found = getattr(getattr(getattr(torch.ops, space), op), overload or "default")
+    except AttributeError:
+        return None
+    return found if isinstance(found, torch._ops.OpOverload) else None
+
+
+def _digest(op: torch._ops.OpOverload) -> str:
+    entry = simple_registry.singleton.find(_name(op))
+    kernel = entry.fake_impl.kernel
+    codes = sorted({code_digest(code) for code in _codes(getattr(kernel, "func", None))})
+    if not codes:
+        return UNKNOWN
+    return hashlib.sha256("\n".join([str(op._schema), *codes]).encode()).hexdigest()[:32]
+
+
+def _codes(function: Any) -> Iterator[CodeType]:
+    """The code of a fake kernel and of the functions that it closes over."""
+    seen: set[int] = set()
+    open_ends = [function]
+    while open_ends:
+        value = open_ends.pop()
+        if value is None or id(value) in seen:
+            continue
+        seen.add(id(value))
+        open_ends.append(getattr(value, "_abstract_fn", None))
+        if isinstance(value, FunctionType):
+            yield value.__code__
+            open_ends += [c.cell_contents for c in value.__closure__ or () if _is_set(c)]
+
+
+def _is_set(cell: Any) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018  # empty cells raise
+    except ValueError:
+        return False
+    return True

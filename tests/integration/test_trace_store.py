@@ -1,0 +1,213 @@
+"""Traces kept in the compile store: taken where they hold, made anew where anything differs."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+import piecewise_core as pw
+from piecewise_core.compile.store.files import FileStore
+from piecewise_core.config_cache import store_directory
+
+FACTOR = 2.0
+
+
+@pytest.fixture(autouse=True)
+def _store(monkeypatch, tmp_path):
+    monkeypatch.setenv("PIECEWISE_CACHE_MODE", "readwrite")
+    monkeypatch.setenv("PIECEWISE_CACHE_DIR", str(tmp_path / "cache"))
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        yield
+
+
+class Model(nn.Module):
+    def __init__(self, width: int = 8, act: str = "gelu") -> None:
+        super().__init__()
+        torch.manual_seed(0)  # equal weights in every instance
+        self.linear = nn.Linear(width, width)
+        self.act = act
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x, mask=None):
+        self.calls += 1
+        y = getattr(nn.functional, self.act)(self.linear(x)) * FACTOR
+        if mask is not None:
+            y = y * mask
+        if x.shape[0] == 1:
+            return {"one": y}
+        return {"y": nn.functional.softmax(y, -1), "x": x}
+
+
+def softmax_only(self, x, mask=None):
+    return {"y": nn.functional.softmax(x, -1)}
+
+
+def compiled(model, **changes):
+    settings = {
+        "dynamic": {"x": {0: pw.Dim("rows", 0, 9)}},
+        "splitting_ops": ("torch.nn.functional.softmax",),
+        "compiler": "eager",
+    }
+    return pw.compile(model, pw.Config(**{**settings, **changes}), "cpu")
+
+
+def check(fast, model, sizes=(3, 0, 1, 9)):
+    for rows in sizes:
+        x = torch.randn(rows, model.linear.in_features)
+        found, expected = fast(x), model(x)
+        assert list(found) == list(expected)
+        torch.testing.assert_close(found, expected)
+
+
+def entries(tmp_path):
+    return [m.label for m in FileStore(store_directory(tmp_path / "cache", {})).manifests()]
+
+
+def test_a_second_start_traces_nothing_and_serves_the_same(tmp_path):
+    first = compiled(Model())
+    check(first, Model())
+    regions = first.stats().graphs
+    assert regions >= 2
+    assert len(entries(tmp_path)) == regions
+    model = Model()
+    second = compiled(model)
+    check(second, Model())
+    assert second.stats().graphs == 0
+    assert second.stats().pieces == first.stats().pieces
+    assert model.calls == 4  # writes reach the live model's buffer
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda patch: patch.setattr(f"{__name__}.FACTOR", 3.0),
+        lambda patch: patch.setattr(Model, "forward", softmax_only),
+        lambda patch: torch.set_float32_matmul_precision("high"),
+    ],
+)
+def test_what_changed_since_is_traced_anew_and_kept_in_its_place(monkeypatch, change):
+    check(compiled(Model()), Model(), sizes=(3,))
+    try:
+        change(monkeypatch)
+        second = compiled(Model())
+        check(second, Model(), sizes=(3,))
+        assert second.stats().graphs == 1
+        third = compiled(Model())
+        check(third, Model(), sizes=(3,))
+        assert third.stats().graphs == 0
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_an_attribute_that_changed_is_noticed():
+    check(compiled(Model()), Model(), sizes=(3,))
+    second = compiled(Model(act="relu"))
+    check(second, Model(act="relu"), sizes=(3,))
+    assert second.stats().graphs == 1
+
+
+def test_models_of_one_class_and_several_widths_keep_a_trace_each():
+    for width in (8, 4):
+        check(compiled(Model(width)), Model(width), sizes=(3,))
+    for width in (8, 4):
+        fast = compiled(Model(width))
+        check(fast, Model(width), sizes=(3,))
+        assert fast.stats().graphs == 0
+
+
+def test_other_calls_bounds_and_modes_are_other_traces():
+    check(compiled(Model()), Model(), sizes=(3,))
+    masked = compiled(Model())
+    masked(torch.randn(3, 8), mask=torch.ones(8))
+    assert masked.stats().graphs == 1
+    wider = compiled(Model(), dynamic={"x": {0: pw.Dim("rows", 0, 10)}})
+    check(wider, Model(), sizes=(3,))
+    assert wider.stats().graphs == 1
+    training = compiled(Model().train())
+    check(training, Model(), sizes=(3,))
+    evaluating = compiled(Model().eval())
+    check(evaluating, Model(), sizes=(3,))
+    assert evaluating.stats().graphs == 1
+
+
+def test_regions_met_in_another_order_are_served_right():
+    check(compiled(Model()), Model(), sizes=(3, 1))
+    second = compiled(Model())
+    check(second, Model(), sizes=(1, 0, 3, 9))
+
+
+def test_an_entry_that_cannot_be_read_is_traced_again_with_a_warning(tmp_path, caplog):
+    check(compiled(Model()), Model(), sizes=(3,))
+    store = FileStore(store_directory(tmp_path / "cache", {}))
+    (manifest,) = store.manifests()
+    from piecewise_core.compile.store.entry import Ticket, make_entry
+
+    ticket = Ticket(manifest.key, manifest.factors, manifest.box, manifest.label)
+    odd = make_entry(ticket, b'{"held": [], "trace": {}}', serves=manifest.box, adaptor="tracer")
+    store.put(odd, replace=True)
+    fast = compiled(Model())
+    with caplog.at_level(logging.WARNING, "piecewise_core"):
+        check(fast, Model(), sizes=(3,))
+    assert fast.stats().graphs == 1
+    assert "traced again" in caplog.text
+
+
+def test_what_a_store_cannot_hold_is_said_and_runs(tmp_path, caplog):
+    held = torch.ones(8)
+
+    def closing(x):
+        return x + held
+
+    fast = pw.compile(closing, pw.Config(dynamic={"x": {0: pw.Dim("n", 1, 9)}}, compiler="eager"))
+    with caplog.at_level(logging.INFO, "piecewise_core"):
+        assert fast(torch.ones(2, 8)).sum() == 32
+    assert "is not kept in the compile store" in caplog.text
+    assert entries(tmp_path) == []
+
+
+def test_a_sealed_model_does_not_take_new_regions_from_the_store_either():
+    check(compiled(Model()), Model(), sizes=(3, 1))
+    fast = compiled(Model())
+    check(fast, Model(), sizes=(3,))
+    fast.seal()
+    with pytest.raises(pw.errors.Sealed):
+        fast(torch.randn(1, 8))
+
+
+def operator():
+    @torch.library.custom_op("piecewise_tests_traces::double", mutates_args=())
+    def double(x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x, x])
+
+    @double.register_fake
+    def _(x):
+        return x.new_empty((x.shape[0] * 2, *x.shape[1:]))
+
+    return double
+
+
+def doubled(x):
+    return torch.ops.piecewise_tests_traces.double(x) + 1
+
+
+def test_another_fake_kernel_of_a_custom_operator_is_another_trace():
+    def run():
+        fast = pw.compile(
+            doubled, pw.Config(dynamic={"x": {0: pw.Dim("n", 2, 9)}}, compiler="eager"), "cpu"
+        )
+        assert fast(torch.ones(3, 2)).shape == (6, 2)
+        return fast.stats().graphs
+
+    op = operator()
+    assert run() == 1
+    assert run() == 0
+
+    @op.register_fake
+    def _(x):
+        return torch.cat([x, x]).clone()
+
+    assert run() == 1
