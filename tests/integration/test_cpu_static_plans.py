@@ -199,6 +199,28 @@ def test_sizes_share_their_memory():
     assert pool((2, 3, 4, 8, 16)) <= 1.1 * pool((16,))
 
 
+@pytest.mark.parametrize("front", ["compiled", "recorded"])
+def test_sizes_of_operators_share_their_memory_too(front):
+    def fn(x, scale):
+        for _ in range(6):
+            x = torch.softmax(x @ x.mT @ x, -1) * scale
+        return x
+
+    def made(sizes):
+        settings = config(splitting_ops=(), capture_sizes=sizes, capture_max=False)
+        if front == "compiled":
+            return pw.compile(fn, settings, platform=CpuPlatform())
+        return pw.record(fn, settings, platform=CpuPlatform())
+
+    alone, several = made((16,)), made((2, 3, 4, 8, 16))
+    for fast in (alone, several):
+        fast.warmup(*call(3), progress=False)
+    assert 0 < several.stats().pool_bytes <= 1.1 * alone.stats().pool_bytes
+    for rows in (2, 16, 3, 8, 16, 4):
+        given = call(rows)
+        torch.testing.assert_close(several(*given), fn(*given))
+
+
 def test_release_and_restore():
     model = Model()
     fast = pw.compile(model, config(), platform=CpuPlatform())

@@ -54,13 +54,33 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call,misc,unused-
         kwargs = kwargs or {}
         if not _TELLS_PYTHON.isdisjoint(func.tags):
             raise DependsOnValues(f"what {func} returns, or its size, depends on values")
-        result = func(*args, **kwargs)
+        memory = {_memory(t) for t in _tensors((args, kwargs))}
+        result = self._placed(func(*args, **kwargs), memory)
         if not func._schema.name.startswith(_ALLOCATES):
-            self._note(partial(func, *args, **kwargs), (args, kwargs), result, func._schema)
+            self._note(partial(func, *args, **kwargs), memory, result, func._schema)
         return result
 
-    def _note(self, call: Step, given: Any, result: Any, schema: Any) -> None:
-        memory = {_memory(t) for t in _tensors(given)}
+    def _placed(self, result: Any, memory: set[int]) -> Any:
+        """``result``, its new memory in the arena, where other sizes have theirs."""
+        leaves, spec = pytree.tree_flatten(result)
+        new = [_memory(t) for t in leaves if isinstance(t, torch.Tensor)]
+        with _disable_current_modes():
+            placed = [
+                self._copied(leaf)
+                if isinstance(leaf, torch.Tensor)
+                and _memory(leaf) not in memory
+                and new.count(_memory(leaf)) == 1
+                and _is_plain(leaf)
+                else leaf
+                for leaf in leaves
+            ]
+        return pytree.tree_unflatten(placed, spec)
+
+    def _copied(self, tensor: torch.Tensor) -> torch.Tensor:
+        place = self._arena.empty_strided(tensor.shape, tensor.stride(), tensor.dtype)
+        return place.copy_(tensor)
+
+    def _note(self, call: Step, memory: set[int], result: Any, schema: Any) -> None:
         fresh = [t for t in _tensors(result) if _memory(t) not in memory]
         writes = any(a.alias_info is not None and a.alias_info.is_write for a in schema.arguments)
         if fresh:
@@ -105,6 +125,7 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call,misc,unused-
             return run(*args)
 
         memory = {_memory(t) for t in _tensors(args)}
+        result = self._placed(result, memory)
         self.steps.append(_repeat(call, result, memory))
         return result
 
@@ -131,3 +152,13 @@ def _tensors(value: Any) -> list[torch.Tensor]:
 
 def _memory(tensor: torch.Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor can lie anywhere else, as it is."""
+    ordinary = type(tensor) is torch.Tensor and tensor.layout is torch.strided
+    if not ordinary or tensor.is_conj() or tensor.is_neg() or tensor.is_quantized:
+        return False
+    return all(
+        step > 0 or size < 2 for step, size in zip(tensor.stride(), tensor.shape, strict=True)
+    )
