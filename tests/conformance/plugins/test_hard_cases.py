@@ -16,6 +16,22 @@ def found(environment) -> dict:
     return environment.json(script)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "level"),
+    [
+        ("handles", "L2"),
+        ("registers", "L2"),
+        ("bare-graphs", "L2"),
+        ("own-compiler", "L1"),
+        ("own-backend", "L0"),
+    ],
+)
+def test_each_reaches_its_level_of_the_kit(environment, tmp_path, name, level):
+    arguments = ("conformance", name, "--level", level)
+    environment.run("-m", "piecewise_core.cli.main", *arguments, cwd=tmp_path, BOARDS=name)
+
+
 def test_every_project_is_installed_and_found_by_its_entry_point(found):
     assert {str(p.name) for p in PROJECTS.iterdir()} == {
         module.removeprefix("piecewise_")

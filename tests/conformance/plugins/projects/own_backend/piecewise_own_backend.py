@@ -8,7 +8,7 @@ from piecewise_core.protocols import PlatformInfo, Probe
 
 
 class Backend:
-    """Runs the general graph, and for one size a graph of its own; keeps a diary."""
+    """Looks the size up in the targets itself, at every call; keeps a diary."""
 
     diary: ClassVar[list] = []
 
@@ -34,7 +34,7 @@ class Backend:
         rows = args[self._sizes[0]]
         self.diary.append((*self._place, rows))
         for target in self._backend.targets:
-            if (rows,) in target.box and target.box.is_single_size():
+            if (rows,) in target.box:
                 return self._backend.compile_piece(self._index, target.box)(*args)
         return self._general()(*args)
 

@@ -24,7 +24,7 @@ def create():
 
     @torch.library.custom_op("registers::center", mutates_args=())
     def center(x: torch.Tensor) -> torch.Tensor:
-        rows = register[-1] if register else x.shape[0]
+        rows = (register and register[-1]) or x.shape[0]
         return x - x[:rows].mean(0)
 
     center.register_fake(torch.empty_like)
@@ -34,7 +34,7 @@ def create():
             vars(self).update(vars(like))
 
         def before_replay(self, graph, call):
-            graph.rows = call.sizes[0]
+            graph.rows = call.sizes[0] if call.sizes else None
 
         def replayer(self, graph):
             def replay():
