@@ -17,7 +17,14 @@ from typing import Any
 
 import torch
 
-from piecewise_core.graph.codefacts import CodeFact, changed, code_digest, code_facts
+from piecewise_core.graph.codefacts import (
+    CodeFact,
+    changed,
+    class_digest,
+    code_digest,
+    code_facts,
+    function_digest,
+)
 from piecewise_core.graph.opfacts import changed_ops, op_facts
 from piecewise_core.graph.saved.values import NotSavable, Values, place_of
 from piecewise_core.graph.structure import is_plain
@@ -85,7 +92,7 @@ def assume(
     """Answer every look now. ``graph``: what was traced."""
     scope = _scope(fn, objects, imports)
     facts: dict[tuple[str, Any], Any] = {}
-    for look in looks:
+    for look in (Look("L['fn']", "ID_MATCH"), *looks):
         question = _question(look)
         if look.kind in _SKIPPED or _BY_PLACE in look.source or (look.source, question) in facts:
             continue
@@ -154,9 +161,15 @@ def _identity(value: Any) -> Any:
             return {"value": _VALUES.encode(value)}
         except NotSavable:
             return {"value": repr(value)}
+    kind = value if isinstance(value, type) else type(value)
     if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__")):
-        return {"object": place_of(value) or f"{value.__module__}:{value.__qualname__}"}
-    return {"type": f"{type(value).__module__}:{type(value).__qualname__}"}
+        found = {"object": place_of(value) or f"{value.__module__}:{value.__qualname__}"}
+        # Functions of one name may differ: lambdas, and what another function makes.
+        code = function_digest(value) or class_digest(kind)
+    else:
+        found = {"type": f"{kind.__module__}:{kind.__qualname__}"}
+        code = class_digest(kind)  # methods may have been replaced
+    return {**found, "code": code} if code else found
 
 
 _VALUES = Values()
@@ -196,12 +209,12 @@ def _asked(text: str, question: tuple[str, Any] | None) -> str:
 
 
 def _shown(answer: Any) -> str:
-    if isinstance(answer, dict) and len(answer) == 1:
-        ((tag, content),) = answer.items()
-        if tag == "value":
-            try:
-                return repr(_VALUES.decode(content))
-            except ValueError:
-                return str(content)
-        return f"{tag} {content}"
-    return str(answer)
+    if not isinstance(answer, dict):
+        return str(answer)
+    (tag, content), *code = answer.items()
+    if tag == "value":
+        try:
+            return repr(_VALUES.decode(content))
+        except ValueError:
+            return str(content)
+    return f"{tag} {content}{f', code {code[0][1]}' if code else ''}"

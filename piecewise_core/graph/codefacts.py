@@ -6,16 +6,22 @@ file, which lies elsewhere on another machine.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import inspect
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any
 
-__all__ = ["CodeFact", "changed", "code_digest", "code_facts"]
+import torch
+
+__all__ = ["CodeFact", "changed", "class_digest", "code_digest", "code_facts", "function_digest"]
+
+_TORCH = os.path.dirname(torch.__file__) + os.sep
 
 
 @dataclass(frozen=True, order=True)
@@ -62,9 +68,29 @@ def changed(facts: Iterable[CodeFact]) -> Iterator[str]:
             yield f"the code of {fact.module}.{fact.name} {what}"
 
 
+@functools.lru_cache(4096)
 def code_digest(code: CodeType) -> str:
     """A digest of what the code does: no file, no line numbers."""
     return hashlib.sha256(repr(_content(code)).encode()).hexdigest()[:32]
+
+
+def function_digest(value: Any) -> str:
+    """``code_digest`` of a function or method; "" for torch's, whose version counts, and others."""
+    code = getattr(inspect.unwrap(value), "__code__", None)
+    return "" if code is None or code.co_filename.startswith(_TORCH) else code_digest(code)
+
+
+def class_digest(kind: type) -> str:
+    """A digest of the methods of a class and its bases, torch's left out; "" without any."""
+    found = [
+        (name, code_digest(code))
+        for base in kind.__mro__
+        if base.__module__ != "builtins"
+        for name, value in sorted(vars(base).items())
+        for code in _behind(value)
+        if not code.co_filename.startswith(_TORCH)
+    ]
+    return hashlib.sha256(repr(found).encode()).hexdigest()[:32] if found else ""
 
 
 def _content(value: Any) -> Any:

@@ -211,3 +211,97 @@ def test_another_fake_kernel_of_a_custom_operator_is_another_trace():
         return torch.cat([x, x]).clone()
 
     assert run() == 1
+
+
+# Functions of one name -------------------------------------------------------------------
+
+
+def plus(x):
+    return x + 1
+
+
+def times(x):
+    return x * 3
+
+
+def shifted(by):
+    def fn(x):
+        return x + by
+
+    return fn
+
+
+def one_of(second):
+    if second:
+
+        def fn(x):
+            return x - 7
+    else:
+
+        def fn(x):
+            return x * 5
+
+    return fn
+
+
+class Calls(nn.Module):
+    def __init__(self, act) -> None:
+        super().__init__()
+        self.act = act
+
+    def forward(self, x):
+        return self.act(x) * 2
+
+
+class Holds:
+    def __init__(self, fn) -> None:
+        self.fn = fn
+
+    def __call__(self, x):
+        return self.fn(x)
+
+
+chosen = plus
+
+
+def uses_what_is_chosen(x):
+    return chosen(x)
+
+
+ALIKE = {
+    "lambdas": lambda: (lambda x: x + 1, lambda x: x * 3),
+    "closures over other values": lambda: (shifted(2), shifted(5)),
+    "functions made by one function": lambda: (one_of(True), one_of(False)),
+    "modules that call other functions": lambda: (Calls(plus), Calls(times)),
+    "modules that call other lambdas": lambda: (Calls(lambda x: x + 1), Calls(lambda x: x * 3)),
+    "objects that hold other functions": lambda: (Holds(plus), Holds(times)),
+    "methods of such objects": lambda: (Holds(plus).__call__, Holds(times).__call__),
+    "modules of other modules": lambda: (Calls(nn.ReLU()), Calls(nn.Softmax(0))),
+}
+
+
+@pytest.mark.parametrize("pair", ALIKE.values(), ids=ALIKE)
+def test_functions_that_only_their_code_tells_apart_have_traces_of_their_own(pair):
+    dynamic = {0: {0: pw.Dim("rows", 0, 9)}}
+    x = torch.randn(3, 4)
+    for fn in (*pair(), *pair()):
+        torch.testing.assert_close(compiled(fn, dynamic=dynamic, splitting_ops=())(x), fn(x))
+
+
+def test_a_global_name_that_stands_for_another_function_is_noticed(monkeypatch):
+    x = torch.randn(3, 4)
+    for fn in (plus, times, lambda x: x - 1, lambda x: x - 2):
+        monkeypatch.setattr(f"{__name__}.chosen", fn)
+        fast = compiled(uses_what_is_chosen, splitting_ops=())
+        torch.testing.assert_close(fast(x), fn(x))
+
+
+def test_a_method_replaced_on_its_class_is_noticed_both_ways(monkeypatch):
+    for _ in range(2):
+        check(compiled(Model()), Model(), sizes=(3,))
+        with monkeypatch.context() as patch:
+            patch.setattr(Model, "forward", softmax_only)
+            check(compiled(Model()), Model(), sizes=(3,))
+        with monkeypatch.context() as patch:
+            patch.setattr(nn.Linear, "forward", lambda self, x: x * 2)
+            check(compiled(Model()), Model(), sizes=(3,))
