@@ -67,7 +67,7 @@ class Capturing:
 
     def targets(self, region: Region) -> tuple[Target, ...]:
         """The captured sizes of ``region``; none while graphs are released."""
-        if self.released:
+        if self.released or region.box is None:
             return ()
         # A padded row that is written to the user's memory cannot be cut away afterwards, nor
         # can one that is not at the end of a dim.

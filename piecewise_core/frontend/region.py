@@ -33,8 +33,9 @@ NO_BOUND = sys.maxsize - 1
 class Region:
     """A program, and for each of its targets a plan that is made on first need.
 
-    ``box``: the sizes served by targets. ``general_box``: those the general graph serves; larger
-    only with ``out_of_range="general"``. ``index``: place among the model's regions.
+    ``box``: the sizes served by targets; None where all of them are out of bounds.
+    ``general_box``: those the general graph serves; larger only with ``out_of_range="general"``.
+    ``index``: place among the model's regions.
     """
 
     def __init__(
@@ -50,11 +51,12 @@ class Region:
         self.index = index
         self.program = program
         self.general_box = program.traced.box
-        self.box = self.general_box.intersect(bounds) or bounds
-        self.targets: tuple[Target, ...] = plan_targets(
-            self.box, config.endpoints_by_dim or ((),) * len(bounds.ranges), sizes
+        self.box = self.general_box.intersect(bounds)
+        endpoints = config.endpoints_by_dim or ((),) * len(bounds.ranges)
+        self.targets: tuple[Target, ...] = (
+            () if self.box is None else plan_targets(self.box, endpoints, sizes)
         )
-        self.table = TargetTable(self.box, self.targets)
+        self.table = TargetTable(self.box or bounds, self.targets)
         self.code = PlanCode(program)
         self.served = False
         self._scheduler = scheduler
@@ -91,7 +93,7 @@ class Region:
         logger.info(
             "region %d %s: %d pieces compiled for %d ranges and sizes, %.1f s after tracing",
             self.index,
-            self.box,
+            self.general_box,
             len(self.backends),
             len(self.targets),
             time.perf_counter() - self._begun,

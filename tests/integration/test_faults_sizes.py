@@ -338,6 +338,29 @@ def test_out_of_range_general_serves_every_size_above_with_one_graph_without_upp
         fast(torch.randn(1, 8))
 
 
+@pytest.mark.parametrize("top", [1, 3])
+@pytest.mark.parametrize("first", [1, 9])
+def test_out_of_range_general_keeps_to_the_branch_that_each_size_takes(top, first):
+    """FAULTS 16: the sizes above are a region of their own, which serves none of those in bounds."""
+
+    def branches(x):
+        return x + 1 if x.shape[0] <= top else x * 2
+
+    fast = compiled(
+        branches,
+        {0: {0: pw.Dim("rows", 1, top)}},
+        out_of_range="general",
+        compile_ranges_endpoints=(top,),
+    )
+    for size in (first, 1, top, top + 1, 9, 1):
+        x = torch.randn(size, 8)
+        torch.testing.assert_close(fast(x), branches(x))
+    outside = [region for region in fast.explain().regions if "from" in region.sizes]
+    assert [region.targets for region in outside] == [()]
+    report = fast.warmup(progress=False)
+    assert report.targets == 1
+
+
 def test_out_of_range_eager_runs_the_model_as_written():
     """FAULTS 16."""
     model = mlp()
