@@ -71,6 +71,7 @@ def in_fresh_process(layers: int, probes: str) -> dict[str, Any]:
             env={
                 **os.environ,
                 "PIECEWISE_CACHE_DIR": probes,
+                "PIECEWISE_CACHE_MODE": "off",
                 "TORCHINDUCTOR_CACHE_DIR": str(Path(folder, "inductor")),
             },
             text=True,

@@ -19,7 +19,14 @@ from piecewise_core.compile.store.protocol import Store
 from piecewise_core.config import Config
 from piecewise_core.errors import ConfigError
 from piecewise_core.graph.randomness import or_draws
-from piecewise_core.platforms import AttributedPlatform, Selected, all_passes, attributed, select
+from piecewise_core.platforms import (
+    AttributedPlatform,
+    Selected,
+    all_passes,
+    attributed,
+    discover,
+    select,
+)
 from piecewise_core.protocols import CompilerAdaptor, Platform
 
 __all__ = ["Setup", "prepare"]
@@ -63,19 +70,22 @@ class Setup:
         return {**self._environment().fixed(), **surroundings(self.compiler)}
 
     def _environment(self) -> Environment:
-        considered = self.selected.considered
-        return Environment(
-            self.platform,
-            self.selected.info.name,
-            str(considered[0].origin) if considered else "",
-            self.config,
-            self.passes,
-        )
+        name, origin = self.selected.info.name, _origin(self.selected)
+        return Environment(self.platform, name, origin, self.config, self.passes)
 
     def is_capturing(self) -> bool:
         """Whether the device is recording what this thread does."""
         graphs = self.platform.graphs
         return graphs is not None and bool(graphs.is_capturing())
+
+
+def _origin(selected: Selected) -> str:
+    """The distribution that the platform comes from, also where it was given as an object."""
+    if selected.considered:
+        return str(selected.considered[0].origin)
+    package = type(selected.platform).__module__.partition(".")[0]
+    found = [e for e in discover() if e.module.partition(".")[0] == package]
+    return str(found[0]) if found else ""
 
 
 def prepare(config: Config, platform: str | Platform | None, device_type: str | None) -> Setup:

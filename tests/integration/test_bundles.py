@@ -308,7 +308,7 @@ with torch.inference_mode():
 from torch._dynamo.utils import counters
 stats = fast.stats()
 print(json.dumps({
-    "frames": sum(counters["frames"].values()), "started": started,
+    "frames": counters["stats"]["unique_graphs"], "started": started,
     "compilations": stats.compilations, "hits": stats.cache_hits, "graphs": stats.graphs,
 }))
 """
