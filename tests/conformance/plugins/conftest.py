@@ -35,9 +35,12 @@ class Environment:
     def run(
         self, *arguments: str | Path, cwd: Path | None = None, status: int = 0, **variables: str
     ) -> str:
-        """What ``python ...`` prints on stdout; fails unless it exits with ``status``."""
+        """What ``python ...`` prints on stdout; fails unless it exits with ``status``.
+
+        Runs in the environment's own directory by default: Python looks there first.
+        """
         command = [str(self.python), *map(str, arguments)]
-        return _run(command, cwd, self.variables(**variables), status)
+        return _run(command, cwd or self.path, self.variables(**variables), status)
 
     def variables(self, **more: str) -> dict[str, str]:
         """The variables that programs run with."""
@@ -67,12 +70,23 @@ def build(project: Path, into: Path) -> Path:
     return into / name
 
 
-def make_environment(path: Path) -> Environment:
-    """An empty environment over this one's packages, editable ones included."""
+def make_environment(path: Path, *, editable: bool = True) -> Environment:
+    """An empty environment over this one's packages, the ones that are edited in place included."""
     _run([sys.executable, "-m", "venv", "--without-pip", str(path)])
     purelib = sysconfig.get_paths()["purelib"]
     (site,) = path.glob("lib/python*/site-packages")
-    (site / "base.pth").write_text(f"import site; site.addsitedir({purelib!r})\n")
+    base = site / "base.pth"
+    if editable:
+        base.write_text(f"import site; site.addsitedir({purelib!r})\n")
+        return Environment(path)
+    # A directory named in a .pth is on the path, and its own .pth files are not read; piecewise's
+    # metadata there would count as installed, so all but that is linked.
+    linked = path / "linked"
+    linked.mkdir()
+    for entry in Path(purelib).iterdir():
+        if "piecewise" not in entry.name:
+            (linked / entry.name).symlink_to(entry)
+    base.write_text(f"{linked}\n")
     return Environment(path)
 
 
@@ -105,3 +119,9 @@ def environment(tmp_path_factory, plugin_builder) -> Environment:
 def fresh_environment(tmp_path) -> Environment:
     """An environment with nothing of its own yet."""
     return make_environment(tmp_path / "venv")
+
+
+@pytest.fixture
+def bare_environment(tmp_path) -> Environment:
+    """An environment with all that piecewise needs and without piecewise."""
+    return make_environment(tmp_path / "bare", editable=False)
