@@ -13,9 +13,10 @@ import torch
 
 from piecewise_core.backend import PiecewiseBackend
 from piecewise_core.compile.eager import EagerCompiler
-from piecewise_core.protocols import Capabilities
+from piecewise_core.protocols import Capabilities, CompiledGraph
 from piecewise_core.testing import SimulatedPlatform
 from piecewise_core.testing.simulated.driver import SimulatedDriver
+from piecewise_core.testing.simulated.runtime import SimulatedRuntime
 
 PLATFORM = """
 from types import SimpleNamespace
@@ -166,17 +167,34 @@ def platform() -> SimpleNamespace:
 class Portable(EagerCompiler):
     """A compiler with every optional method."""
 
+    name = "portable"
+
     def __init__(self):
         self.options = []
 
+    def compile(self, graph, example_inputs, *, key, config):
+        return self._made(graph.graph.python_code("self").src.encode())
+
     def load(self, handle):
-        raise ValueError("nothing was kept")
+        return self._made(handle)
+
+    def _made(self, handle):
+        scope = {"torch": torch}
+        exec(handle.decode(), scope)
+        return CompiledGraph(lambda *args: scope["forward"](None, *args), lambda: handle)
 
     def configure(self, options):
         self.options.append(options)
 
     def passes(self):
         return []
+
+
+class FullRuntime(SimulatedRuntime):
+    """The simulated runtime with what it leaves out."""
+
+    def fingerprint(self):
+        return {"board": "4"}
 
 
 class Driver(SimulatedDriver):
@@ -210,6 +228,7 @@ class Full(SimulatedPlatform):
     def __init__(self):
         super().__init__()
         self.graphs = Driver(self.graphs)
+        self.device = FullRuntime(self.device._device)
         self.compiler = Portable()
 
     def self_check(self):
@@ -220,3 +239,11 @@ class Full(SimulatedPlatform):
 def everything() -> SimpleNamespace:
     """Classes that implement every method of every Protocol, required or optional."""
     return SimpleNamespace(Platform=Full, Driver=Driver, Compiler=Portable)
+
+
+@pytest.fixture
+def store(monkeypatch, tmp_path) -> Path:
+    """A compile store of the test's own."""
+    monkeypatch.setenv("PIECEWISE_CACHE_MODE", "readwrite")
+    monkeypatch.setenv("PIECEWISE_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"

@@ -57,8 +57,8 @@ METHODS = [
 ]
 ON_FAILURE = {"explain", "abort_capture", "memory_info", "memory_stats"}
 """What is called when a capture fails."""
-ELSEWHERE = {"load", "hash_factors", "fingerprint"}
-"""What a store or another process calls; see the tests of their own."""
+FOR_STORED = {"load", "hash_factors", "fingerprint"}
+"""What is called for the compile store."""
 
 
 def layers(x):
@@ -96,7 +96,7 @@ def live(directory):
                 yield str(error)
 
 
-@pytest.mark.parametrize(("part", "name"), [m for m in METHODS if m[1] not in ELSEWHERE])
+@pytest.mark.parametrize(("part", "name"), [m for m in METHODS if m[1] not in FOR_STORED])
 def test_a_method_that_raises_is_named_with_distribution_and_version(
     acme, everything, part, name, caplog, tmp_path
 ):
@@ -116,6 +116,23 @@ def test_a_method_that_raises_is_named_with_distribution_and_version(
     named = [text for text in said if title in text]
     assert named, said
     assert any("acme 3.2" in text and "RuntimeError: boom" in text for text in named), named
+
+
+@pytest.mark.usefixtures("store")
+@pytest.mark.parametrize(("part", "name"), [m for m in METHODS if m[1] in FOR_STORED])
+def test_a_method_that_the_store_asks_and_that_raises_is_named(
+    acme, everything, part, name, caplog, tmp_path
+):
+    caplog.set_level(logging.INFO, "piecewise_core")
+    acme.create = everything.Platform
+    said = [*live(tmp_path)]
+    assert said == []
+    platform = everything.Platform()
+    setattr(getattr(platform, part), name, boom)
+    acme.create = lambda: platform
+    said = [*live(tmp_path), *(record.getMessage() for record in caplog.records)]
+    named = [text for text in said if f"{PARTS[part][0].__name__}.{name}" in text]
+    assert any("acme 3.2" in text and "RuntimeError: boom" in text for text in named), said
 
 
 def test_a_piecewise_backend_that_raises_is_named(acme, everything):
@@ -300,7 +317,7 @@ def test_piecewise_s_own_errors_and_ctrl_c_pass_as_they_are(stand_in, error):
 def test_a_stand_in_has_what_its_part_has_and_nothing_else(stand_in):
     stand, platform = stand_in
     assert stand.graphs.live_graphs == platform.graphs.live_graphs
-    assert stand.compiler.name == "eager"
+    assert stand.compiler.name == "portable"
     assert stand.name == "simulated"
     assert stand.self_check() == {"board": "simulated"}
     assert not hasattr(stand.graphs, "no_such_method")
