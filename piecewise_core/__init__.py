@@ -18,6 +18,7 @@ from piecewise_core.ranges import Box, Range
 if TYPE_CHECKING:
     from piecewise_core.api import compile, load, record
     from piecewise_core.backend import PiecewiseBackend
+    from piecewise_core.bundle.save import SaveReport
     from piecewise_core.compiled import CompiledFunction
     from piecewise_core.frontend.explain import Explanation
     from piecewise_core.frontend.warmup import WarmupReport
@@ -35,6 +36,7 @@ __all__ = [
     "Explanation",
     "PiecewiseBackend",
     "Range",
+    "SaveReport",
     "Stats",
     "WarmupReport",
     "compile",
@@ -49,6 +51,7 @@ _LAZY = {
     "CompiledFunction": "compiled",
     "Explanation": "frontend.explain",
     "PiecewiseBackend": "backend",
+    "SaveReport": "bundle.save",
     "WarmupReport": "frontend.warmup",
     "compile": "api",
     "load": "api",
