@@ -91,6 +91,9 @@ class Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
             ran = func(*ran_args, **ran_kwargs)
             blocks: dict[int, Block] = {}
             result = self._results(ran, given, views, blocks)
+            if func._schema.name == "aten::lift_fresh":
+                # A number that Python made a tensor of, ``x[i] = 3.0``; to kernels it is a number.
+                self.recording.numbers.append(given[0])
             if name != self._drop and _has_work(func, ran, blocks):
                 self._record(func, args, kwargs, blocks)
             return result

@@ -50,10 +50,12 @@ class Recording:
     """Operators, and between them the deaths of memory that the capture saw.
 
     ``random``: generators with their state at the capture, where replays draw the same again.
+    ``numbers``: tensors made of Python's numbers, which a device would take by value.
     """
 
     steps: list[Operation | Block] = field(default_factory=list)
     random: tuple[tuple[torch.Generator, torch.Tensor], ...] = ()
+    numbers: list[torch.Tensor] = field(default_factory=list)
 
     def run(self) -> None:
         """Replay. Memory that died in the capture is poisoned where it died."""

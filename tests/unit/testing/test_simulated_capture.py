@@ -416,3 +416,18 @@ def test_any_program_replays_as_it_runs_eagerly(program, seed):
         for have, want in zip(mine, run(y), strict=True):
             assert torch.equal(have.nan_to_num(), want.nan_to_num())
         assert torch.equal(x.nan_to_num(), y.nan_to_num())
+
+
+def test_a_number_written_by_index_is_a_number_to_the_device(bench):
+    x, index = torch.zeros(4), torch.tensor([0, 2])
+
+    def fn():
+        x[index] = 3.0
+        return x + 1
+
+    graph, out = bench.capture(fn)
+    x.zero_()
+    junk = [torch.tensor(7.0) for _ in range(50)]  # takes the memory that was freed
+    bench.driver.replay(graph)
+    assert len(junk) == 50
+    assert out.tolist() == [4.0, 1.0, 4.0, 1.0]

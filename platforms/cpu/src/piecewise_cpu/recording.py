@@ -52,7 +52,7 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call,misc,unused-
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operator, and note it unless it only allocates or makes views."""
         kwargs = kwargs or {}
-        if not _TELLS_PYTHON.isdisjoint(func.tags):
+        if _depends_on_values(func, args, kwargs):
             raise DependsOnValues(f"what {func} returns, or its size, depends on values")
         memory = {_memory(t) for t in _tensors((args, kwargs))}
         result = self._placed(func(*args, **kwargs), memory)
@@ -152,6 +152,15 @@ def _tensors(value: Any) -> list[torch.Tensor]:
 
 def _memory(tensor: torch.Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
+
+
+def _depends_on_values(func: Any, args: Any, kwargs: Any) -> bool:
+    """Whether values of the arguments decide what Python gets, or how large a result is."""
+    if func._schema.name == "aten::index":  # sized by masks, not by whole numbers
+        return any(t.dtype in (torch.bool, torch.uint8) for t in _tensors(args[1]))
+    if func._schema.name == "aten::repeat_interleave" and kwargs.get("output_size") is not None:
+        return False
+    return not _TELLS_PYTHON.isdisjoint(func.tags)
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
