@@ -1,6 +1,7 @@
 """A platform whose compiled pieces are source code: made in one process, loaded in any other.
 
-Each compilation adds a line to the file that SOURCE_LOG names, and takes SOURCE_SECONDS.
+Each compilation adds a line to the file that SOURCE_LOG names, its key and its process, and takes
+SOURCE_SECONDS.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class SourceCompiler:
         self.compiled.append(key)
         if "SOURCE_LOG" in os.environ:
             with open(os.environ["SOURCE_LOG"], "a") as file:
-                file.write(f"{key}\n")
+                file.write(f"{key}\t{os.getpid()}\n")
         time.sleep(float(os.environ.get("SOURCE_SECONDS", "0")))
         code = graph.code.encode()
         return CompiledGraph(runner(code), lambda: code)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import stat
 from contextlib import suppress
@@ -9,7 +11,15 @@ from pathlib import Path
 
 from piecewise_core.errors import StoreError
 
-__all__ = ["make_private", "read_file", "same_directory", "sync", "trusted_directory", "write_file"]
+__all__ = [
+    "claim",
+    "make_private",
+    "read_file",
+    "same_directory",
+    "sync",
+    "trusted_directory",
+    "write_file",
+]
 
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -64,6 +74,25 @@ def read_file(name: str, folder: int, limit: int) -> bytes:
         if found.st_size > limit:
             raise StoreError(f"{name} has {found.st_size} bytes; {limit} is the most it may have")
         return file.read(limit + 1)
+
+
+def claim(directory: Path) -> int | None:
+    """Open ``directory`` and hold it as long as the result is open; None if somebody else does.
+
+    The kernel lets go of it when its holder dies. Raises OSError where there is no directory.
+    """
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            return handle  # a file system without locks: nobody else can hold it either
+        os.close(handle)
+        return None
+    if same_directory(directory, handle):
+        return handle
+    os.close(handle)
+    return None
 
 
 def write_file(path: Path, data: bytes) -> None:

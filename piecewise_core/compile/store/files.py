@@ -15,6 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from piecewise_core.compile.store.directory import (
+    claim,
     make_private,
     read_file,
     same_directory,
@@ -154,9 +155,8 @@ class FileStore:
         path = self.path(entry.manifest.key)
         if path.exists() and not replace:
             return False
-        made = self.root / "tmp" / f"{entry.manifest.key}.{secrets.token_hex(8)}"
         try:
-            make_private(made)
+            made, held = self._claimed(entry.manifest.key)
             try:
                 write_file(made / ARTIFACT, entry.artifact)
                 write_file(made / MANIFEST, render(entry.manifest))
@@ -168,12 +168,24 @@ class FileStore:
             except BaseException:
                 shutil.rmtree(made, ignore_errors=True)
                 raise
+            finally:
+                os.close(held)
             sync(path.parent)
         except OSError as error:
             if error.errno in _TAKEN:
                 return False
             raise StoreError(f"{self.root}: {error}") from error
         return True
+
+    def _claimed(self, key: str) -> tuple[Path, int]:
+        """A new directory to write in, and what holds it against whoever tidies up."""
+        while True:
+            made = self.root / "tmp" / f"{key}.{secrets.token_hex(8)}"
+            make_private(made)
+            with suppress(FileNotFoundError):
+                held = claim(made)
+                if held is not None:
+                    return made, held
 
     def discard(self, key: str) -> None:
         """Take the entry of ``key`` away at once; whoever reads it just now may finish."""

@@ -55,9 +55,11 @@ def explain_misses(
 def nearest(factors: Mapping[str, str], label: str, older: Iterable[Manifest]) -> Miss:
     """The entry with the same piece, if any has it, and the fewest factors that differ.
 
-    Among equals one made for a piece of the same ``label``, then the youngest.
+    Among equals one made for a piece of the same ``label``, then the youngest. Traces are not
+    compared with pieces.
     """
-    best = min(older, key=lambda m: _distance(factors, label, m), default=None)
+    alike = [m for m in older if (_FORM in m.factors) == (_FORM in factors)]
+    best = min(alike, key=lambda m: _distance(factors, label, m), default=None)
     return Miss(None) if best is None else Miss(best, differences(best.factors, factors))
 
 

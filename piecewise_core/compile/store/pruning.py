@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from filelock import FileLock, Timeout
 
+from piecewise_core.compile.store.directory import claim
 from piecewise_core.compile.store.entry import Entry, Manifest
 from piecewise_core.compile.store.files import FileStore
 from piecewise_core.errors import StoreError
@@ -136,15 +137,16 @@ def _uses(store: FileStore) -> Iterator[_Use]:
 
 
 def _tidy(store: FileStore) -> int:
-    """Remove what dead processes left: whoever is alive holds the lock of what it writes."""
+    """Remove what dead processes left: whoever is alive holds what it writes."""
     freed = 0
     aside = store.root / "tmp"
     for name in os.listdir(aside) if aside.is_dir() else ():
-        key = name.partition(".")[0]
-        with _free(store, key) as free:
-            if free:
+        with suppress(OSError):
+            held = claim(aside / name)
+            if held is not None:
                 freed += _size(aside / name)
                 shutil.rmtree(aside / name, ignore_errors=True)
+                os.close(held)
     locks = store.root / "locks"
     for name in os.listdir(locks) if locks.is_dir() else ():
         with _free(store, name.removesuffix(".lock")) as free, suppress(OSError):

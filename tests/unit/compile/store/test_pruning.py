@@ -66,30 +66,45 @@ def test_a_use_in_the_future_or_before_1970_decides_only_the_order(store, make):
     assert labels(store) == {"0"}
 
 
-def test_leftovers_of_dead_processes_go_and_those_of_the_living_stay(store, make):
-    dead, alive = make(1).manifest.key, make(2).manifest.key
-    for key in (dead, alive):
-        folder = store.root / "tmp" / f"{key}.0123"
-        folder.mkdir(parents=True)
-        (folder / "artifact").write_bytes(bytes(500))
-    script = (
-        "import sys\nfrom pathlib import Path\n"
-        "from piecewise_core.compile.store.files import FileStore\n"
-        "with FileStore(Path(sys.argv[1])).lock(sys.argv[2]):\n"
-        "    print('held', flush=True)\n"
-        "    sys.stdin.read()\n"
-    )
-    command = [sys.executable, "-c", script, str(store.root.parent), alive]
+WRITER = """
+import os, sys
+from pathlib import Path
+from piecewise_core.compile.store import files
+from piecewise_core.compile.store.entry import make_entry, make_ticket
+from piecewise_core.ranges import Box
+
+def wait(path):
+    print(path, flush=True)
+    sys.stdin.read()
+
+files.sync = wait
+ticket = make_ticket({"piece.form": "alive"}, Box(()))
+files.FileStore(Path(sys.argv[1])).put(make_entry(ticket, b"x", serves=None, adaptor="acme"))
+"""
+
+
+def test_leftovers_of_dead_processes_go_and_what_is_being_written_stays(store, make):
+    folder = store.root / "tmp" / f"{make(1).manifest.key}.0123"
+    folder.mkdir(parents=True)
+    (folder / "artifact").write_bytes(bytes(500))
+    with store.lock(make(2).manifest.key):
+        pass
+    command = [sys.executable, "-c", WRITER, str(store.root.parent)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdout.readline() == b"held\n"
-        done = prune(store, 1 << 30)
-        assert done.freed == 500
-        assert os.listdir(store.root / "tmp") == [f"{alive}.0123"]
-        assert f"{alive}.lock" in os.listdir(store.root / "locks")
-        process.communicate(b"")
-    prune(store, 1 << 30)
+        writing = Path(process.stdout.readline().decode().strip())
+        assert prune(store, 1 << 30).freed == 500
+        assert list((store.root / "tmp").iterdir()) == [writing]
+        process.kill()
+    assert prune(store, 1 << 30).freed > 0
     assert os.listdir(store.root / "tmp") == []
-    assert f"{alive}.lock" not in os.listdir(store.root / "locks")
+    assert f"{make(2).manifest.key}.lock" not in os.listdir(store.root / "locks")
+
+
+def test_the_lock_of_whoever_compiles_stays(store, make):
+    key = make(1).manifest.key
+    with store.lock(key):
+        prune(store, 1 << 30)
+        assert f"{key}.lock" in os.listdir(store.root / "locks")
 
 
 def test_a_store_that_may_not_be_written_to_is_not_pruned(store, make):
