@@ -85,9 +85,7 @@ class AttributedPlatform:
         self.compiler = attributed_compiler(platform.compiler, by)
         self.capabilities = platform.capabilities
         own = getattr(platform, "piecewise_backend", None)
-        self.piecewise_backend = (
-            None if own is None else _guarded(own, "Platform.piecewise_backend", by)
-        )
+        self.piecewise_backend = None if own is None else _backend(own, by)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # a copy asks before there is anything to ask
@@ -95,6 +93,29 @@ class AttributedPlatform:
         value = getattr(self.of, name)
         declared = inspect.isfunction(getattr(PlatformExtras, name, None))
         return _guarded(value, f"Platform.{name}", self.by, dict) if declared else value
+
+
+def _backend(own: Any, by: str) -> Callable[..., _Backend]:
+    """The platform's class for one piece; making one is attributed, and running it."""
+    make = _guarded(own, "Platform.piecewise_backend", by)
+    return lambda *args, **kwargs: _Backend(make(*args, **kwargs), by)
+
+
+class _Backend:
+    """Stands for what runs one piece in place of core's PiecewiseBackend."""
+
+    def __init__(self, of: Any, by: str) -> None:
+        self.of = of
+        self._run = _guarded(of, "Platform.piecewise_backend.__call__", by)
+
+    def __call__(self, *args: Any) -> Any:
+        """Run the piece."""
+        return self._run(*args)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.of, name)
 
 
 class _Part:

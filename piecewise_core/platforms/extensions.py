@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 
 _Factory = Callable[[], CompilerAdaptor]
 
+_CORES = frozenset({"eager", "inductor"})
+"""Compilers that core resolves itself, so that a plugin's of that name would never be used."""
+
 
 @dataclass(frozen=True)
 class PluginPass:
@@ -135,6 +138,8 @@ def _factories(compilers: Any) -> dict[str, _Factory]:
     for name, factory in compilers.items():
         if not isinstance(name, str) or not callable(factory):
             raise TypeError(f"expected name: function, got {name!r}: {factory!r}")
+        if name in _CORES:
+            raise ValueError(f"{name!r} is a compiler of core's own; give yours another name")
     return dict(compilers)
 
 

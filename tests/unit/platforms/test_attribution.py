@@ -15,7 +15,7 @@ import torch
 import piecewise_core as pw
 from piecewise_core.cli.diagnosis import diagnose
 from piecewise_core.errors import CompileFailed, PiecewiseError, PlatformFault
-from piecewise_core.platforms import attributed, raised, select, told
+from piecewise_core.platforms import all_passes, attributed, raised, select, told
 from piecewise_core.protocols import (
     CompiledGraph,
     CompilerAdaptor,
@@ -150,6 +150,54 @@ def test_a_piecewise_backend_that_raises_is_named(acme, everything):
         pytest.raises(PlatformFault, match=r"acme 3\.2: Platform\.piecewise_backend raised"),
     ):
         pw.compile(layers, CONFIG, platform="acme")(torch.ones(2, 4))
+
+
+def test_a_piecewise_backend_that_raises_in_a_call_is_named(acme, everything):
+    class Broken:
+        def __init__(self, *args, **kwargs): ...
+
+        __call__ = boom
+
+    platform = everything.Platform()
+    platform.graphs = None
+    platform.piecewise_backend = Broken
+    acme.create = lambda: platform
+    with (
+        torch.inference_mode(),
+        pytest.raises(PlatformFault, match=r"acme 3\.2: Platform\.piecewise_backend\.__call__ rai"),
+    ):
+        pw.compile(layers, CONFIG.replace(capture_sizes=()), platform="acme")(torch.ones(2, 4))
+
+
+HOOKS = """
+from piecewise_core.hookspecs import hookimpl
+from piecewise_core.protocols import PlatformInfo, Probe
+
+@hookimpl
+def piecewise_{hook}():
+    raise OSError("no fan")
+"""
+
+
+@pytest.mark.parametrize("hook", ["platforms", "compilers", "passes"])
+def test_a_hook_that_raises_is_named_where_it_was_asked_for_and_harms_nobody_else(
+    site, caplog, hook
+):
+    site.platform("good", "good")
+    site.install("bad", "3.2", entry="bad", source=HOOKS.format(hook=hook))
+    ask = {
+        "platforms": lambda: select("bad"),
+        "compilers": lambda: pw.compile(layers, pw.Config(compiler="bad"), platform="good")(1),
+        "passes": all_passes,
+    }[hook]
+    said = ""
+    try:
+        ask()
+    except PiecewiseError as error:
+        said = str(error)
+    said += caplog.text
+    assert f"bad 3.2: its hook piecewise_{hook} failed with OSError: no fan" in said
+    assert select("good").platform.made_by == "good"
 
 
 def test_a_self_check_that_raises_is_shown_by_doctor_beside_the_distribution(acme, everything):

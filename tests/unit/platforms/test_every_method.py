@@ -141,7 +141,8 @@ def test_a_compiler_is_told_the_settings_of_each_model_before_it_compiles(everyt
             pw.compile(layers, CONFIG.replace(check=value), platform=platform)(torch.ones(8, 4))
     assert [options["check"] for options in platform.compiler.options] == ["strict", "cheap"]
     assert (
-        platform.compiler.options[0] == CONFIG.replace(check="strict", compiler="portable").to_dict()
+        platform.compiler.options[0]
+        == CONFIG.replace(check="strict", compiler="portable").to_dict()
     )
 
 

@@ -99,6 +99,13 @@ def test_a_malformed_answer_is_named(site, brought, caplog):
         find_compiler("acmec")
 
 
+@pytest.mark.parametrize("name", ["eager", "inductor"])
+def test_a_compiler_of_core_s_own_name_is_refused_since_it_would_never_be_used(site, name):
+    install_compiler(site, "acme", name, entry="acme", version="3.2")
+    with pytest.raises(ConfigError, match=rf"acme 3\.2: .*'{name}' is a compiler of core's own"):
+        find_compiler("acmec")
+
+
 def test_passes_come_by_distribution_and_say_where_they_are_from(site):
     site.install("zeta", "1.0", entry="a", source=PASSES)
     site.install("acme", "3.2", entry="z", source=PASSES)
