@@ -233,21 +233,19 @@ class Session:
                 raise Sealed(text)
             logger.warning("%s", text)
         refuse_in_capture(self.setup.is_capturing, f"sizes {cell} would be traced")
+        ticket = self._traces.ticket(self.structure, cell)
         with no_collection():
-            traced = self._obtain(self.structure, cell)
-        return self._take(traced)
-
-    def _obtain(self, structure: Structure, cell: Box) -> Traced:
-        """The trace of ``cell``: from the compile store where it has one that holds, else made."""
-        ticket = self._traces.ticket(structure, cell)
-        found = self._traces.find(ticket, structure, self.parameters)
-        if found is not None:
-            return found
-        begun = time.perf_counter()
-        traced = trace_region(self.fn, structure, self.config, cell, self.parameters.add)
+            found = self._traces.find(ticket, self.structure, self.parameters)
+            if found is not None:
+                return self._take(found)
+            begun = time.perf_counter()
+            traced = trace_region(self.fn, self.structure, self.config, cell, self.parameters.add)
+            seconds = time.perf_counter() - begun
         self.counters.add("graphs")
-        self._traces.keep(ticket, traced, self.parameters, time.perf_counter() - begun)
-        return traced
+        entry = self._traces.entry(ticket, traced, self.parameters, seconds)
+        region = self._take(traced)
+        self._traces.keep(entry)  # only now: a trace that is refused later would be taken next time
+        return region
 
     def _take(self, traced: Traced) -> Region:
         """Make a region of a trace."""

@@ -12,13 +12,12 @@ import hashlib
 import json
 import logging
 import sys
-import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 
-from piecewise_core.compile.store.entry import Entry, Ticket, make_entry, make_ticket
+from piecewise_core.compile.store.entry import Entry, Ticket, make_entry, make_ticket, now
 from piecewise_core.compile.store.machine import machine_factors
 from piecewise_core.compile.store.protocol import Store
 from piecewise_core.compile.store.sources import core_digest
@@ -110,12 +109,15 @@ class TraceStore:
             parameters.add(tensor)
         return traced
 
-    def keep(
+    def entry(
         self, ticket: Ticket | None, traced: Traced, parameters: Parameters, seconds: float
-    ) -> None:
-        """Keep a trace just made, in place of one that did not hold."""
+    ) -> Entry | None:
+        """A trace just made as an entry of the store; None where it cannot be one.
+
+        ``seconds``: what the trace took. Call before the graph is split, which changes it.
+        """
         if ticket is None or self._store is None or not self._store.writable:
-            return
+            return None
         try:
             saved = write_trace(traced)
             _refuse_unknown(traced)
@@ -124,23 +126,28 @@ class TraceStore:
                 "constants": base64.b64encode(saved.constants).decode(),
                 "held": write_held(parameters.tensors, roots_of(self._fn)),
             }
-            blob = json.dumps(data, separators=(",", ":")).encode()
-            self._store.put(self._entry(ticket, blob, seconds), replace=True)
         except NotSavable as why:
             logger.info("%s is not kept in the compile store: %s", ticket.label, why)
-        except StoreError as error:
-            logger.warning("%s is not kept in the compile store: %s", ticket.label, error)
-
-    def _entry(self, ticket: Ticket, blob: bytes, seconds: float) -> Entry:
+            return None
         return make_entry(
             ticket,
-            blob,
+            json.dumps(data, separators=(",", ":")).encode(),
             serves=ticket.box,
             adaptor="tracer",
             seconds=seconds,
-            made=max(0, int(time.time())),
+            made=now(),
             run=self._run,
         )
+
+    def keep(self, entry: Entry | None) -> None:
+        """Put an entry into the store, in place of one that did not hold."""
+        if entry is None or self._store is None:
+            return
+        try:
+            self._store.put(entry, replace=True)
+        except StoreError as error:
+            label = entry.manifest.label
+            logger.warning("%s is not kept in the compile store: %s", label, error)
 
 
 def _fixed(fn: Callable[..., Any], config: Config, structure: Structure) -> dict[str, str]:

@@ -213,6 +213,16 @@ def test_another_fake_kernel_of_a_custom_operator_is_another_trace():
     assert run() == 1
 
 
+def test_a_model_that_is_refused_after_its_trace_is_refused_again(tmp_path):
+    def scaled(x):
+        return x * x.abs().max().item()
+
+    for _ in range(2):
+        with pytest.raises(pw.errors.TraceFailed, match="depend on tensor data"):
+            compiled(scaled, splitting_ops=())(torch.randn(3, 4))
+    assert entries(tmp_path) == []
+
+
 # Functions of one name -------------------------------------------------------------------
 
 
