@@ -104,6 +104,8 @@ def trace(
 def _explain(error: Exception, dims: Sequence[Dim], hint: Sizes) -> str:
     sizes = ", ".join(f'"{d.name}" at {n}' for d, n in zip(dims, hint, strict=True))
     tried = f"\nTraced with dim {sizes}; every size in bounds must work." if sizes else ""
+    if len(dims) > 1:
+        tried += " Dims that are always equal need one Dim name."
     place = torch_private.place_of(error)
     own = isinstance(error, torch_private.trace_errors)
     what = f"{'' if own else f'{type(error).__name__}: '}{str(error).strip()}"

@@ -230,6 +230,15 @@ def test_a_size_that_the_model_fixes_is_refused_naming_the_dim_and_the_place():
     assert 'Traced with dim "rows" at 5; every size in bounds must work' in str(caught.value)
 
 
+def test_dims_that_must_be_equal_and_have_two_names_are_refused_saying_so():
+    """FAULTS 15."""
+    fast = compiled(lambda x, y: x + y, {0: {0: pw.Dim("a", 1, 9)}, 1: {0: pw.Dim("b", 1, 9)}})
+    with pytest.raises(
+        TraceFailed, match=r'"a" at 5, "b" at 7;.*\. Dims that are always equal need'
+    ):
+        fast(torch.randn(3, 8), torch.randn(3, 8))
+
+
 def test_a_path_for_one_size_is_legal_once_both_endpoints_that_the_refusals_name_are_listed():
     """FAULTS 14."""
 
