@@ -115,6 +115,6 @@ def size_text(size: int) -> str:
 
 def _date(made: int) -> str:
     try:
-        return datetime.fromtimestamp(made, timezone.utc).strftime("%Y-%m-%d %H:%M")
+        return datetime.fromtimestamp(made / 1000, timezone.utc).strftime("%Y-%m-%d %H:%M")
     except (OverflowError, OSError, ValueError):
         return "?"

@@ -30,7 +30,7 @@ def resolve(name: str | None, platform: Platform) -> CompilerAdaptor:
 
 
 def configure(compiler: CompilerAdaptor, config: Config) -> None:
-    """Tell ``compiler`` the settings of a model that it is about to compile, if it asks for them."""
+    """Tell ``compiler`` the settings of a model that it is about to compile, if it asks."""
     own: Callable[[Mapping[str, Any]], None] | None = getattr(compiler, "configure", None)
     if own is not None:
         own(config.to_dict())

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from piecewise_core.ranges import Box
 
-__all__ = ["SCHEMA", "Entry", "Manifest", "Ticket", "key_of", "make_entry", "make_ticket"]
+__all__ = ["SCHEMA", "Entry", "Manifest", "Ticket", "key_of", "make_entry", "make_ticket", "now"]
 
 SCHEMA = 1
 """Version of the manifest and of the layout on disk; part of every key."""
@@ -23,9 +24,9 @@ class Manifest:
     ``box``: over the piece's own dims, what it was compiled for. ``serves``: the part on which
     the code holds, None when nowhere (the artifact is then empty); ``why``: the reason when that
     is not all. ``adaptor``: the compiler's name. ``size``, ``sha256``: of the artifact, in
-    bytes. ``seconds``: that the compilation took. ``made``: Unix time, to show and to put in
-    order, never to trust. ``run``: tells the models' runs apart that made entries. ``label``:
-    what messages called the piece.
+    bytes. ``seconds``: that the compilation took. ``made``: Unix time in milliseconds, to show
+    and to put in order, never to trust. ``run``: tells the models' runs apart that made entries.
+    ``label``: what messages called the piece.
     """
 
     key: str
@@ -96,6 +97,11 @@ def make_entry(
         label=ticket.label,
     )
     return Entry(manifest, artifact)
+
+
+def now() -> int:
+    """The time for ``made``."""
+    return max(0, time.time_ns() // 1_000_000)
 
 
 def make_ticket(factors: Mapping[str, str], box: Box, label: str = "") -> Ticket:

@@ -14,6 +14,7 @@ from piecewise_core.compile.store.entry import (
     Ticket,
     make_entry,
     make_ticket,
+    now,
 )
 from piecewise_core.compile.store.environment import Environment, surroundings
 from piecewise_core.compile.store.misses import Miss, explain_misses
@@ -124,7 +125,7 @@ class Keeper:
             why=why,
             adaptor=adaptor,
             seconds=seconds,
-            made=max(0, int(time.time())),
+            made=now(),
             run=self.run,
         )
 
