@@ -350,7 +350,7 @@ def test_out_of_range_general_serves_every_size_above_with_one_graph_without_upp
 @pytest.mark.parametrize("top", [1, 3])
 @pytest.mark.parametrize("first", [1, 9])
 def test_out_of_range_general_keeps_to_the_branch_that_each_size_takes(top, first):
-    """FAULTS 16: the sizes above are a region of their own, which serves none of those in bounds."""
+    """FAULTS 16: the sizes above are a region of their own, which serves none in bounds."""
 
     def branches(x):
         return x + 1 if x.shape[0] <= top else x * 2
