@@ -8,19 +8,17 @@ changes of mode with them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from types import CellType
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
-from torch.utils.hooks import RemovableHandle
 
 from piecewise_core.errors import UnsupportedModule
 from piecewise_core.runtime.holders import holders_of
 from piecewise_core.runtime.hooks import HookWatch
-from piecewise_core.runtime.places import Place, mode_readers, places_of, tree_of
+from piecewise_core.runtime.places import Place, places_of, tree_of
 from piecewise_core.runtime.reach import Anchor, roots_of
-from piecewise_core.runtime.unchanged import SAME, Unchanged
+from piecewise_core.runtime.reader import reader
 
 __all__ = ["Parameters", "roots_of"]
 
@@ -95,7 +93,7 @@ class Parameters:
         self._hooks = HookWatch(self._called)
         self._shared = _sharing(self._tensors)
         self._holders = (*self._anchors, *self._loose())
-        self.read = _reader(
+        self.read = reader(
             self._tensors, self._places, self._roots, self._hooks, self._holders, self._every
         )
 
@@ -164,113 +162,3 @@ def _sharing(tensors: Sequence[Any]) -> list[int]:
         first.setdefault(t.untyped_storage()._cdata, i) if isinstance(t, torch.Tensor) else -1
         for i, t in enumerate(tensors)
     ]
-
-
-def _reader(
-    tensors: Sequence[torch.Tensor],
-    places: Sequence[Sequence[Place]],
-    roots: Sequence[torch.nn.Module],
-    hooks: HookWatch,
-    anchors: Sequence[Anchor],
-    every: bool,
-) -> Callable[[], tuple[torch.Tensor, ...] | None]:
-    """``read()``: whether every tensor and module is where it was, in few steps of the interpreter.
-
-    ``.to()`` works module by module, so one address per owning module shows it where asking for
-    all takes long.
-    """
-    names: dict[str, Any] = {}
-    tests, some = [], []
-    owners: dict[int, torch.nn.Module] = {}
-    for tensor, known in zip(tensors, places, strict=True):
-        if known:
-            owner = known[0].owner()
-            if id(owner) not in owners:
-                some.append(tensor)
-            owners[id(owner)] = owner
-        # Attributes of a module's own __dict__; and a single element that was replaced by an
-        # equal one compares equal.
-        apart = [place for place in known if place.holder == "" or tensor.numel() == 1]
-        tests += [f"{_item(names, place)} is not {_name(names, tensor)}" for place in apart]
-    tests += [_anchor_test(names, anchor) for anchor in anchors]
-    tests += [f"len({_name(names, d)}) != {len(d)}" for d in hooks.hooked()]
-    # torch.compile's modules have no mode of their own: they pass on that of what they hold.
-    readers = [m for m in mode_readers(roots) if "training" in vars(m)]
-    tests += [f"{'not ' if m.training else ''}{_name(names, vars(m))}['training']" for m in readers]
-    kept = _Kept(tensors, places, roots, tensors if every else some)
-    names.update(_pw_handles=RemovableHandle, _pw_hooks=hooks, _pw_bound=tuple(tensors))
-    names.update(_pw_check=kept.unchanged.check, _pw_kept=kept)
-    source = "\n".join(
-        [
-            f"def read({', '.join(f'{n}={n}' for n in names)}):",
-            " if _pw_check() and not _pw_kept.look_again(): return None",
-            " try:",
-            f"  if {' or '.join(tests) or 'False'}: return None",
-            " except (LookupError, ValueError):",  # gone from a dict or list, or from a closure
-            "  return None",
-            " if _pw_handles.next_id != _pw_hooks.seen and _pw_hooks.changed(): return None",
-            " return _pw_bound",
-        ]
-    )
-    exec(compile(source, "<piecewise parameters>", "exec"), names)
-    read: Callable[[], tuple[torch.Tensor, ...] | None] = names["read"]
-    return read
-
-
-class _Kept:
-    """The dicts that hold bound tensors and submodules.
-
-    ``unchanged`` tells that nothing was written to them; ``look_again`` whether what was matters.
-    """
-
-    def __init__(
-        self,
-        tensors: Sequence[torch.Tensor],
-        places: Sequence[Sequence[Place]],
-        roots: Sequence[torch.nn.Module],
-        some: Sequence[torch.Tensor],
-    ) -> None:
-        pairs = zip(tensors, places, strict=True)
-        entries = [(p.dictionary(), p.key, t) for t, known in pairs for p in known if p.holder]
-        parents = [m._modules for root in roots for m in root.modules() if m._modules]
-        self._children = [(children, list(children.values())) for children in parents]
-        self._entries = entries
-        found = [d for d, _, _ in entries] + parents
-        self.unchanged = Unchanged(list({id(d): d for d in found}.values()), tensors, some)
-
-    def look_again(self) -> bool:
-        """Whether all bound tensors and all modules are where they were."""
-        if not self._is_as_it_was():
-            return False
-        self.unchanged.settle()
-        # Once more, for a write by another thread in between.
-        return self._is_as_it_was() and self.unchanged.check() == SAME
-
-    def _is_as_it_was(self) -> bool:
-        if any(d.get(key) is not tensor for d, key, tensor in self._entries):
-            return False
-        for children, was in self._children:
-            now = list(children.values())
-            if len(now) != len(was) or any(a is not b for a, b in zip(now, was, strict=True)):
-                return False
-        return True
-
-
-def _anchor_test(names: dict[str, Any], anchor: Anchor) -> str:
-    holder = _name(names, anchor.holder)
-    if isinstance(anchor.holder, CellType):
-        return f"{holder}.cell_contents is not {_name(names, anchor.value)}"
-    plain = isinstance(anchor.key, (str, int))
-    key = repr(anchor.key) if plain else _name(names, anchor.key)
-    return f"{holder}[{key}] is not {_name(names, anchor.value)}"
-
-
-def _name(names: dict[str, Any], value: Any) -> str:
-    """The name that ``value`` has among ``names``, given now if it has none."""
-    name = f"_pw_{id(value):x}"
-    names[name] = value
-    return name
-
-
-def _item(names: dict[str, Any], place: Place) -> str:
-    return f"{_name(names, place.dictionary())}[{place.key!r}]"
