@@ -20,13 +20,13 @@ def test_rounding_is_no_difference_and_one_row_more_in_a_mean_is(dtype):
     assert not agree([x * (7 / 8)], [x])
 
 
-def test_whole_numbers_are_counted():
+def test_whole_numbers_may_be_others_where_they_are_few():
     x = torch.arange(1000)
     assert agree([x], [x])
-    assert agree([torch.where(x == 7, 8, x)], [x])
+    assert agree([torch.where(x < 300, 0, x)], [x])
     assert not agree([x - 1], [x])
     assert not agree([torch.tensor(3)], [torch.tensor(4)])
-    assert not agree([x > 500], [x > 400])
+    assert not agree([x > 500], [x < 400])
 
 
 def test_what_is_not_finite_must_lie_in_the_same_places():
