@@ -77,13 +77,21 @@ def _handlers() -> list[Any]:
     return [root.level, *map(id, root.handlers)]
 
 
+def _where() -> str | None:
+    """The working directory; None where somebody has removed it."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return None
+
+
 def _signals() -> list[Any]:
     return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 
 
 _READERS: Mapping[str, Callable[[], Any]] = {
     "os.environ": lambda: dict(os.environ),
-    "the working directory": os.getcwd,
+    "the working directory": _where,
     "sys.path": lambda: list(sys.path),
     "sys.stdout": lambda: id(sys.stdout),
     "sys.stderr": lambda: id(sys.stderr),

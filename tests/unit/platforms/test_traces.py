@@ -74,6 +74,16 @@ def test_what_a_plugin_changes_for_the_whole_process_is_told_with_its_name(
     assert f"acme 3.2: importing its plugin module changed {told} for the whole" in caplog.text
 
 
+@pytest.mark.usefixtures("_put_back")
+def test_a_plugin_loads_where_the_working_directory_is_gone(site, tmp_path, caplog):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    os.chdir(gone)
+    gone.rmdir()
+    loaded(site, "pass")
+    assert caplog.records == []
+
+
 def test_torchs_settings_count_where_torch_is_loaded(caplog):
     import torch
 
