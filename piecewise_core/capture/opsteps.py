@@ -8,10 +8,14 @@ from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
+from torch.nn.attention import SDPBackend
 
 from piecewise_core.errors import CaptureFailed, OpContractBroken
 
 __all__ = ["Step", "allocate", "form_of", "layout_of", "op_step"]
+
+# Dynamo writes ``with sdpa_kernel(...)`` as calls that return the kernels allowed before.
+_PLAIN = (int, float, bool, str, SDPBackend)
 
 Step = Callable[[], Any]
 """One thing that a captured plan does: a replay, an operator on static tensors, a copy."""
@@ -86,7 +90,7 @@ def _told(form: Sequence[Any]) -> str:
 def layout_of(leaf: Any, given: Any) -> tuple[Any, ...] | None:
     """What to allocate for one result; None for what lives in an argument, or is no tensor."""
     if not isinstance(leaf, torch.Tensor):
-        if leaf is None or isinstance(leaf, (int, float, bool, str)):
+        if leaf is None or isinstance(leaf, _PLAIN):
             return None
         raise CaptureFailed(f"a splitting op returned a {type(leaf).__name__}")
     memory = leaf.untyped_storage().data_ptr()

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import piecewise_core as pw
 from piecewise_core.errors import AddressChanged, ConfigError, Sealed
@@ -636,6 +637,28 @@ def test_autocast_around_a_splitting_op_is_in_force_at_replays_too(mode):
     x = torch.randn(4, 8)
     same(fast(x), model(x))
     assert fast.stats().calls["replayed"] == 1
+
+
+def test_kernels_chosen_for_attention_are_chosen_at_replays_too():
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(8, 8)
+
+        def forward(self, x):
+            y = self.a(x).view(1, x.shape[0], 2, 4).transpose(1, 2)
+            with sdpa_kernel([SDPBackend.MATH]):
+                y = nn.functional.scaled_dot_product_attention(y, y, y)
+            return y * 2
+
+    model = Attention()
+    fast = compiled(model, splitting_ops=("torch.nn.functional.scaled_dot_product_attention",))
+    fast.warmup(torch.randn(2, 8), progress=False)
+    for _ in range(2):
+        x = torch.randn(4, 8)
+        same(fast(x), model(x))
+    assert fast.stats().calls["replayed"] == 2
+    assert torch.backends.cuda.flash_sdp_enabled()
 
 
 @torch.library.custom_op("pwgraphs::spread", mutates_args=())
