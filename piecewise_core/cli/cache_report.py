@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -76,14 +77,15 @@ def show_entries(manifests: Sequence[Manifest], where: str) -> None:
     console.print(Text(f"{where}: {len(manifests)} entries, {total}"), soft_wrap=True)
     if not manifests:
         return
-    table = Table()
-    for heading in ("key", "piece", "sizes", "compiler"):
-        table.add_column(heading, no_wrap=heading == "key", overflow="fold")
-    for heading in ("size", "compiled in"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("made", no_wrap=True)
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table.add_column("key", no_wrap=True)
+    table.add_column("piece", overflow="fold")
+    table.add_column("sizes", overflow="fold")
+    table.add_column("size", justify="right", no_wrap=True)
+    table.add_column("compiled in", justify="right")
+    table.add_column("made (UTC)", no_wrap=True)
     for m in manifests:
-        cells = (m.key[:_KEY], m.label, str(m.box), m.adaptor, size_text(m.size))
+        cells = (m.key[:_KEY], m.label, str(m.box), size_text(m.size))
         table.add_row(*map(Text, cells), f"{m.seconds:.2f} s", _date(m.made))
     console.print(table)
 
@@ -115,6 +117,6 @@ def size_text(size: int) -> str:
 
 def _date(made: int) -> str:
     try:
-        return datetime.fromtimestamp(made / 1000, timezone.utc).strftime("%Y-%m-%d %H:%M")
+        return datetime.fromtimestamp(made / 1000, timezone.utc).strftime("%m-%d %H:%M")
     except (OverflowError, OSError, ValueError):
         return "?"

@@ -13,8 +13,9 @@ from piecewise_core.compile.torch_private import switch_defaults
 
 __all__ = ["inductor_factors"]
 
-_PLACES = re.compile(r"(^|[._])(log_?path|path|dir|lib)$")
-"""Names of switches that say where something lies, not what is generated."""
+_PLACES = re.compile(r"(^|[._])(log_?path|path|dir|lib|cxx|cuda_cxx)$")
+"""Names of switches that say where something lies, not what is generated. Which C++ compiler is
+used is among them: built code serves where there is another, or none."""
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 

@@ -269,7 +269,9 @@ class Scheduler:
                 )
         except CompilerUnavailable as error:
             self._degrade(error)
-            return self._compile(piece, symbols, box, key, label)
+            made = self._compile(piece, symbols, box, key, label)
+            made.ticket = ticket  # the store was asked, and is not given what runs as written
+            return made
         except Exception as error:
             if isinstance(error, PiecewiseError) and not isinstance(error, PlatformFault):
                 raise
