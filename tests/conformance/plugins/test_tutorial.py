@@ -98,6 +98,7 @@ def test_the_tutorial_works_from_an_empty_directory(fresh_environment, wheel_bui
             path, text = step
             (tmp_path / path).parent.mkdir(exist_ok=True)
             (tmp_path / path).write_text(text, encoding="utf-8")
+    print("\n".join(reader.transcript))  # pytest -rP shows it
     assert done == sum("$ " in line[:2] for line in PAGE.read_text().splitlines())
     assert done > 10
 
