@@ -71,6 +71,17 @@ def test_a_misspelt_platform_is_told_the_nearest_name():
         find_subject(7)
 
 
+def test_a_function_that_makes_no_platform_is_told_with_its_name():
+    def broken():
+        raise OSError("no board")
+
+    with pytest.raises(PluginError, match=r"broken\(\), given as the platform, raised OSError"):
+        find_subject(broken)
+    result = run(suite_for(broken))["test_the_platform_is_found"]
+    assert result.outcome == "failed"
+    assert "no board" in result.reason
+
+
 def test_a_platform_that_no_plugin_announces_is_named_by_its_module():
     assert find_subject("piecewise_core.testing:SimulatedPlatform").fresh
     for place in ("piecewise_core.testing:SimulatedPlatfrom", "no_such_module:Platform"):

@@ -30,6 +30,7 @@ class Case:
         self._pool: Any = None
         self._stream: Any = None
         self._graphs: list[Any] = []
+        self._inside = False
 
     # The platform --------------------------------------------------------------------
 
@@ -184,11 +185,22 @@ class Case:
 
     @contextlib.contextmanager
     def ready(self, stream: Any = None) -> Iterator[None]:
-        """As core has it around the captures of one size: stream current, context entered."""
+        """As core has it around the captures of one size: stream current, context entered.
+
+        Captures inside of one such block are of one size: what they return is alive at one time.
+        Graphs of two sizes never are, and may share memory.
+        """
+        if self._inside:
+            yield
+            return
         context = getattr(self.driver, "capture_context", contextlib.nullcontext)
         self.device.synchronize()
-        with self.device.stream(stream or self.stream), context():
-            yield
+        self._inside = True
+        try:
+            with self.device.stream(stream or self.stream), context():
+                yield
+        finally:
+            self._inside = False
         self.device.synchronize()
 
     def capture(

@@ -88,7 +88,7 @@ def find_subject(platform: Any) -> Subject:
     if hasattr(platform, "compiler") and not isinstance(platform, type):
         return _given(platform, lambda: platform, fresh=False)
     if callable(platform):
-        return _given(platform(), platform, fresh=True)
+        return _given(_first(platform), platform, fresh=True)
     raise NoPlatform(
         f"platform = {platform!r} is no platform: give the name of an installed one, a "
         "PlatformInfo, a Platform, or a function that makes one"
@@ -100,6 +100,18 @@ def _given(example: Any, source: Callable[[], Any], *, fresh: bool) -> Subject:
     return Subject(
         name, str(getattr(example, "device_type", "cpu")), None, None, source, fresh=fresh
     )
+
+
+def _first(make: Callable[[], Any]) -> Any:
+    """What a function or class makes, to see what it is called."""
+    try:
+        return make()
+    except Exception as error:
+        name = getattr(make, "__name__", repr(make))
+        raise PluginError(
+            f"{name}(), given as the platform, raised {type(error).__name__}: {error}; it must "
+            "make a Platform when called without arguments"
+        ) from error
 
 
 def _imported(place: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from typing import Any
 
+from piecewise_core.errors import PiecewiseError
 from piecewise_core.platforms.attribution import raised
 
 __all__ = ["OUTCOMES", "NotClaimed", "Violation", "told"]
@@ -49,6 +50,8 @@ def told(property: str, blames: str, error: BaseException) -> str:
         did, expected = "what core does at this point", "no error"
         got = f"{type(error).__name__}: {error}"
         change = f"make {blames} work here, or leave it out if it is optional; see the trace"
+        if isinstance(error, PiecewiseError):
+            change = "what the message says"
     rows = {
         "property": property,
         "did": did,
