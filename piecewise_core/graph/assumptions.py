@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import builtins
 import importlib
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,9 +35,11 @@ __all__ = ["Assumptions", "Look", "assume"]
 _SKIPPED = frozenset({"TENSOR_MATCH", "DUPLICATE_INPUT", "SHAPE_ENV", "GRAD_MODE", "GLOBAL_STATE"})
 """Kinds checked elsewhere: the layout of bound tensors, which of them are one, sizes, modes."""
 
-_LENGTHS = frozenset({"SEQUENCE_LENGTH", "DICT_KEYS_MATCH", "EMPTY_NN_MODULE_HOOKS_DICT"})
+_LENGTHS = frozenset({"SEQUENCE_LENGTH", "EMPTY_NN_MODULE_HOOKS_DICT"})
+_WHOLE = frozenset({"CONSTANT_MATCH", "EQUALS_MATCH"})
 _BY_PLACE = "list(dict.keys("
-"""An entry of a dict by the place of its key: which one that is depends on what else is loaded."""
+"""An entry of a dict by the place of its key: in a dict that is not the model's, which one that is
+depends on what else is loaded."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class Assumptions:
             except Exception as error:
                 yield f"{_readable(source)} is not there ({type(error).__name__}: {error})"
                 continue
-            if now != answer:
+            if not _same(now, answer):
                 asked = _asked(_readable(source), question)
                 yield f"{asked} is {_shown(now)}, and was {_shown(answer)}"
 
@@ -94,7 +97,8 @@ def assume(
     facts: dict[tuple[str, Any], Any] = {}
     for look in (Look("L['fn']", "ID_MATCH"), *looks):
         question = _question(look)
-        if look.kind in _SKIPPED or _BY_PLACE in look.source or (look.source, question) in facts:
+        foreign = _BY_PLACE in look.source and not look.source.startswith("L[")
+        if look.kind in _SKIPPED or foreign or (look.source, question) in facts:
             continue
         try:
             answer = _answer(eval(look.source, scope), question)
@@ -134,6 +138,10 @@ def _question(look: Look) -> tuple[str, Any] | None:
         return (look.kind, look.key)
     if look.kind in ("DICT_CONTAINS", "DICT_NOT_CONTAINS"):
         return ("DICT_CONTAINS", look.key) if isinstance(look.key, (str, int)) else None
+    if look.kind == "DICT_KEYS_MATCH":  # the keys of hooks are numbers that torch gives out
+        return ("length" if look.source.endswith("_hooks") else "keys", "")
+    if look.kind in _WHOLE:
+        return ("contents", "")
     return ("length", "") if look.kind in _LENGTHS else None
 
 
@@ -145,7 +153,25 @@ def _answer(value: Any, question: tuple[str, Any] | None) -> Any:
         return hasattr(value, key)
     if kind == "NOT_PRESENT_IN_GENERIC_DICT":
         return key not in getattr(value, "__dict__", {})
+    if kind == "contents":
+        return _contents(value)
+    if kind == "keys":
+        return [_contents(k) for k in value]
     return len(value) if kind == "length" else key in value
+
+
+def _contents(value: Any) -> Any:
+    """``_identity``, of containers with all that is in them."""
+    if isinstance(value, (tuple, list)):
+        return {type(value).__name__: [_contents(v) for v in value]}
+    if isinstance(value, dict):
+        return {type(value).__name__: [[_contents(k), _contents(v)] for k, v in value.items()]}
+    return _identity(value)
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two answers are one: 1 is not True, nor 1.0, and 0.0 is not -0.0."""
+    return json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)
 
 
 def _identity(value: Any) -> Any:
@@ -161,6 +187,8 @@ def _identity(value: Any) -> Any:
             return {"value": _VALUES.encode(value)}
         except NotSavable:
             return {"value": repr(value)}
+    if isinstance(value, (set, frozenset)):
+        return {"set": sorted(map(repr, value))}
     kind = value if isinstance(value, type) else type(value)
     if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__")):
         found = {"object": place_of(value) or f"{value.__module__}:{value.__qualname__}"}
@@ -200,6 +228,8 @@ def _asked(text: str, question: tuple[str, Any] | None) -> str:
         return text
     kind, key = question
     forms = {
+        "contents": text,
+        "keys": f"list({text})",
         "HASATTR": f"hasattr({text}, {key!r})",
         "NOT_PRESENT_IN_GENERIC_DICT": f"{key!r} not in vars({text})",
         "DICT_CONTAINS": f"{key!r} in {text}",
@@ -212,6 +242,8 @@ def _shown(answer: Any) -> str:
     if not isinstance(answer, dict):
         return str(answer)
     (tag, content), *code = answer.items()
+    if not isinstance(content, str) and tag != "value":
+        return f"{tag} {content}"
     if tag == "value":
         try:
             return repr(_VALUES.decode(content))

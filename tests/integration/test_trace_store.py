@@ -315,3 +315,56 @@ def test_a_method_replaced_on_its_class_is_noticed_both_ways(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(nn.Linear, "forward", lambda self, x: x * 2)
             check(compiled(Model()), Model(), sizes=(3,))
+
+
+# What a model reads ----------------------------------------------------------------------
+
+
+class Reads(nn.Module):
+    """Computes with a Python value that it holds."""
+
+    def __init__(self, held, how) -> None:
+        super().__init__()
+        self.held = held
+        self.how = how
+
+    def forward(self, x):
+        return self.how(x, self.held)
+
+
+def hooked(register: str, hook) -> nn.Module:
+    model = Calls(nn.ReLU())
+    getattr(model.act, register)(hook)
+    return model
+
+
+def first_value(x, held):
+    return x * next(iter(held.values())) + len(held)
+
+
+def deep_value(x, held):
+    return x * held["a"][1]["b"][1]
+
+
+def which_nothing(x, held):
+    return x if held is None else x * 5 if held is False else x * 7
+
+
+READ = {
+    "order of a dict": [Reads(held, first_value) for held in ({"a": 1, "b": 2}, {"b": 2, "a": 1})],
+    "what lies deep": [Reads({"a": [1, {"b": (2, n)}]}, deep_value) for n in (3, 4)],
+    "None, zero and False": [Reads(held, which_nothing) for held in (None, 0, False)],
+    "sets": [Reads(held, lambda x, h: x * len(h) if 3 in h else x) for held in ({3}, {3, 4}, {4})],
+    "hooks": [hooked("register_forward_hook", lambda m, i, o, n=n: o + n) for n in (1, 2)],
+    "hooks of other code": [
+        hooked("register_forward_pre_hook", hook)
+        for hook in (lambda m, i: (i[0] + 1,), lambda m, i: (i[0] * 2,))
+    ],
+}
+
+
+@pytest.mark.parametrize("models", READ.values(), ids=READ)
+def test_models_that_differ_in_what_they_read_have_traces_of_their_own(models):
+    x = torch.randn(3, 4)
+    for model in (*models, *models):
+        torch.testing.assert_close(compiled(model, splitting_ops=())(x), model(x))
