@@ -82,3 +82,15 @@ def test_the_driver_stages_buffers_of_its_device():
     assert len(noise) == 199
     assert driver.stager([torch.ones(3)]) is None
     assert driver.stager([torch.ones(3, device="cuda"), torch.ones(3)]) is None
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_staging_goes_to_the_buffers_device_whichever_is_current():
+    from piecewise_cuda.driver import CudaGraphDriver
+
+    with torch.cuda.device(1):
+        buffer = torch.ones(3, device="cuda")
+        stage = CudaGraphDriver().stager([buffer])
+    with torch.cuda.device(0):
+        stage([torch.full((2,), 7.0, device="cuda:1")])
+    assert buffer.tolist() == [7, 7, 0]

@@ -9,12 +9,13 @@ exit hook, *arguments)``. Hooks of profilers that want to see every launch are n
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
 import torch
 
-__all__ = ["bare_launch"]
+__all__ = ["bare_launch", "on_device"]
 
 _KNOWN = ("launch_cooperative_grid", "launch_pdl", "global_scratch_size", "profile_scratch_size")
 
@@ -37,3 +38,24 @@ def bare_launch(compiled: Any, grid: tuple[int, int, int], device: int) -> Calla
         begin(stream_of(device), function, *fixed, None, None, None, *arguments)
 
     return launch
+
+
+def on_device(
+    launch: Callable[..., None],
+    index: int,
+    current: Callable[[], int],
+    switch: Callable[[int], AbstractContextManager[Any]] = torch.cuda.device,
+) -> Callable[..., None]:
+    """``launch`` with device ``index`` current, whichever the caller's is.
+
+    Torch's own operators and replays see to that themselves. ``current``: tells the caller's.
+    """
+
+    def run(*arguments: Any) -> None:
+        if current() == index:
+            launch(*arguments)
+            return
+        with switch(index):
+            launch(*arguments)
+
+    return run

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from piecewise_cuda.kernel import BLOCK, stage_kernel
-from piecewise_cuda.launching import bare_launch
+from piecewise_cuda.launching import bare_launch, on_device
 
 __all__ = ["Stager"]
 
@@ -27,8 +27,7 @@ class Stager:
 
     ``buffers``: dense tensors of one device, alive and unmoved as long as the stager; of any
     dtypes and as many as one likes. ``stager(tensors)`` takes one tensor per buffer, of its dtype
-    and memory order and no longer than it. Runs on the current stream; the current device must be
-    the buffers'.
+    and memory order and no longer than it. Runs on the current stream of the buffers' device.
     """
 
     def __init__(self, buffers: Sequence[torch.Tensor]) -> None:
@@ -76,5 +75,6 @@ class Stager:
         with torch.cuda.device(table.device):
             compiled = kernel.warmup(table, typical, typical, count, BLOCK, grid=grid)
             bare = bare_launch(compiled, grid, table.device.index)
+        bare = on_device(bare, table.device.index, torch._C._cuda_getDevice)
         address = table.data_ptr()
         return lambda sources, given: bare(address, sources, given, count, BLOCK)
