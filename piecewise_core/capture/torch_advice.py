@@ -45,6 +45,12 @@ _KNOWN: tuple[Advice, ...] = (
         "this model's device.",
     ),
     (
+        r"generator not in capture mode|unexpected \w+ generator used during capture"
+        r"|GeneratorImpl::\w+ during \w+ graph capture",
+        "The piece draws from a generator of its own, or reads or sets a generator's state: draw "
+        f"from the device's default generator, or {_SPLIT}.",
+    ),
+    (
         r"not permitted when stream is capturing|StreamCaptureUnsupported"
         r"|not permitted on an event last recorded in a capturing stream|during \w+ graph capture",
         "The piece makes the host wait for the device, or sets a library up, while it is captured "

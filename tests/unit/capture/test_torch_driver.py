@@ -510,6 +510,14 @@ def test_the_private_names_are_still_there():
             "tensor is pinned.",
             "pin it",
         ),
+        (
+            "Attempt to increase offset for a CUDA generator not in capture mode.",
+            "default generator",
+        ),
+        (
+            "Cannot call CUDAGeneratorImpl::current_seed during CUDA graph capture. If you need",
+            "default generator",
+        ),
         ("CUDA graphs must be captured on a non-default stream. (However", "side stream"),
         ("CUDA out of memory. Tried to allocate 2.00 GiB.", "capture_sizes"),
     ],
