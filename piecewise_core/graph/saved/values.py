@@ -174,14 +174,17 @@ def place_of(value: Any) -> str | None:
 
 def _candidates(value: Any) -> Iterator[tuple[str, str]]:
     name = getattr(value, "__qualname__", None) or getattr(value, "__name__", None)
-    if not isinstance(name, str) or "<" in name:
+    if not isinstance(name, str):
         return
     module = getattr(value, "__module__", None)
-    if isinstance(module, str):
+    local = "<" in name  # torch's max_pool2d, for one
+    if isinstance(module, str) and not local:
         yield module, name
     if callable(value) and (known := resolve_name(value)):
         known = known.removesuffix(".__get__")
         yield "torch", known.removeprefix("torch.")
+    if local:
+        return
     last = name.rpartition(".")[2]
     for place in _MODULES:
         if place == "torch.Tensor":

@@ -104,6 +104,13 @@ def test_what_no_import_gives_back_is_refused_by_name(thing):
         VALUES.encode(thing)
 
 
+def test_a_torch_function_that_another_function_made_is_saved_by_the_name_it_goes_by():
+    pool = torch.nn.functional.max_pool2d
+    assert "<locals>" in pool.__qualname__
+    assert place_of(pool) == "torch:nn.functional.max_pool2d"
+    assert VALUES.decode(VALUES.encode(pool)) is pool
+
+
 def test_a_function_that_hides_behind_another_of_its_name_is_not_saved():
     def gelu(x):
         return x
