@@ -67,7 +67,8 @@ def why(keys: tuple[str, ...], cache_dir: str | None, as_json: bool) -> None:
     if keys:
         wanted = [_one(every, key) for key in keys]
     else:
-        wanted = [m for m in every if m.run == every[0].run]
+        pieces = [m for m in every if "piece.form" in m.factors]
+        wanted = [m for m in pieces if m.run == pieces[0].run]
     found = reasons(wanted, every)
     if as_json:
         _print_json({"entries": [reason.facts() for reason in found]})

@@ -83,10 +83,7 @@ def _obstacles(piece: Piece, form: Form) -> Iterator[str]:
 
 
 def _operations(piece: Piece) -> str:
-    counted = Counter(piece.ops).most_common()
-    named = [f"{name} x{count}" if count > 1 else name for name, count in counted[:_NAMED]]
-    rest = len(counted) - _NAMED
-    return ", ".join([*named, f"{rest} other kinds"] if rest > 0 else named)
+    return _listed(Counter(piece.ops).most_common(), ", ")
 
 
 def _graph(text: str) -> str:
@@ -99,8 +96,13 @@ def _tensors(text: str) -> str:
     """The kinds of input tensors, most frequent first: ``torch.float32 cpu [d0, 8] x3``."""
     lines = [line[3:] for line in text.splitlines() if line.startswith("in torch.")]
     kinds = Counter(re.sub(r"( mem\d+)$", "", line) for line in lines).most_common()
-    named = [f"{kind} x{count}" if count > 1 else kind for kind, count in kinds[:_NAMED]]
-    return "; ".join([*named, f"{len(kinds) - _NAMED} other kinds"][: _NAMED + 1])
+    return _listed(kinds, "; ")
+
+
+def _listed(counted: list[tuple[str, int]], separator: str) -> str:
+    named = [f"{name} x{count}" if count > 1 else name for name, count in counted[:_NAMED]]
+    rest = len(counted) - _NAMED
+    return separator.join([*named, f"{rest} other kinds"] if rest > 0 else named)
 
 
 def _foreign(piece: Piece) -> Iterator[str]:

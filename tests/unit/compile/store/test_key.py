@@ -554,6 +554,17 @@ def test_no_factor_holds_an_address_or_a_place_in_files(case):
         assert str(os.getpid()) not in value.split(), name
 
 
+def test_factors_of_a_piece_can_be_read(case):
+    factors = case.ticket().factors
+    assert "matmul" in factors["piece.operations"]
+    assert factors["piece.tensors"] == (
+        "torch.float32 cpu [d0, 8] [8, 1] +[0]; torch.float32 cpu [8, 8] [8, 1] +[0]"
+    )
+    case.fn = lambda x, w: sum((torch.relu(x + n) for n in range(20)), x @ w)
+    case.args = (torch.randn(5, 8), torch.randn(8, 8))
+    assert " x20" in case.ticket().factors["piece.operations"]
+
+
 def test_flags_that_tell_of_mitigations_are_no_factor(tmp_path):
     def flags(text: str) -> str:
         file = tmp_path / f"cpuinfo{len(list(tmp_path.iterdir()))}"
