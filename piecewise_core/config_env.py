@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["near_misses", "override"]
 
 _PREFIX = "PIECEWISE_"
-_OTHERS = frozenset({"PIECEWISE_PLATFORM"})
+_OTHERS = frozenset({"PIECEWISE_CACHE_LIMIT", "PIECEWISE_CACHE_MODE", "PIECEWISE_PLATFORM"})
 _NAMES = frozenset({"splitting_ops"})
 _SIZES = frozenset({"compile_ranges_endpoints", "compile_sizes", "capture_sizes"})
 _FLAGS = frozenset({"capture_max", "clone_outputs"})

@@ -794,7 +794,14 @@ def test_a_variable_that_nearly_names_a_field_warns_once(variable: str, meant: s
 
 
 def test_variables_of_others_are_none_of_our_business() -> None:
-    others = ("PIECEWISE_PLATFORM", "PIECEWISE_HOME", "COMPILE_MODE", "piecewise_check", "PATH")
+    others = (
+        "PIECEWISE_PLATFORM",
+        "PIECEWISE_CACHE_MODE",
+        "PIECEWISE_HOME",
+        "COMPILE_MODE",
+        "piecewise_check",
+        "PATH",
+    )
     assert Config().with_env(dict.fromkeys(others, "zzz")) == Config()
 
 
