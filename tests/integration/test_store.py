@@ -243,6 +243,61 @@ def test_a_warm_up_killed_in_the_middle_is_taken_up_where_it_stopped(tmp_path, c
     assert compilations == misses == 9 - kept == len(log.read_text().splitlines())
 
 
+class Guarding(SourceCompiler):
+    """Decides something from the sizes; its code is wrong where that does not hold."""
+
+    def compile(self, graph, example_inputs, *, key, config):
+        made = super().compile(graph, example_inputs, key=key, config=config)
+        sizes = [s for s in example_inputs if isinstance(s, torch.SymInt)]
+        if self.holds(sizes):
+            return made
+        raise AssertionError
+
+    def load(self, handle):
+        made = super().load(handle)
+
+        def run(*args):
+            if not self.holds([a for a in args if isinstance(a, int)]):
+                raise AssertionError("called for sizes that the code does not hold for")
+            return made.run(*args)
+
+        return CompiledGraph(run, made.handle)
+
+
+def test_a_loaded_piece_serves_no_more_sizes_than_it_was_compiled_for(caplog):
+    class Large(Guarding):
+        def holds(self, sizes):
+            return bool(sizes[0] >= 10)
+
+    model = Layers()
+    cold = warmed(model, Large())
+    warm = warmed(model, Large())
+    assert books(warm) == (0, 0, 3)
+    for fast in (cold, warm):
+        assert "other sizes run as written" in str(fast.explain())
+        for rows in (3, 9, 10, 64):
+            x = torch.randn(rows, 8)
+            torch.testing.assert_close(fast(x), model(x))
+
+
+def test_a_piece_whose_code_holds_nowhere_is_not_compiled_again_to_find_that_out():
+    class Square(Guarding):
+        def holds(self, sizes):
+            return bool(sizes[0] <= sizes[1])
+
+    def fn(x):
+        return x * 2 + 1
+
+    dims = {"x": {0: pw.Dim("rows", 1, 64), 1: pw.Dim("columns", 1, 64)}}
+    for expected in ((1, 1, 0), (0, 0, 1)):
+        compiler = Square()
+        fast = compiled(fn, compiler, dynamic=dims, splitting_ops=())
+        x = torch.randn(9, 5)
+        torch.testing.assert_close(fast(x), fn(x))
+        assert books(fast) == expected
+        assert compiler.loaded == []
+
+
 # What goes wrong -------------------------------------------------------------------------
 
 
@@ -495,6 +550,27 @@ def test_what_the_worker_compiled_is_kept_and_found_without_a_worker(installed, 
     x = torch.randn(3, 8)
     torch.testing.assert_close(fast(x), model(x))
     assert books(warmed_by_name(model)) == (0, 0, 6)
+
+
+def test_a_warm_up_beside_the_worker_waits_for_it_and_neither_waits_for_ever(
+    installed, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("SOURCE_SECONDS", "0.3")
+    model = Layers()
+    config = pw.Config(
+        dynamic={"x": {0: ROWS}},
+        splitting_ops=SPLIT,
+        compile_ranges_endpoints=(8, 16, 32),
+        compile_mode="background",
+    )
+    fast = pw.compile(model, config, "source")
+    for rows in (3, 10, 20, 40):
+        fast(torch.randn(rows, 8))
+    fast.warmup(progress=False)
+    keys = [line.split("\t")[0] for line in (tmp_path / "log").read_text().splitlines()]
+    assert len(keys) == len(set(keys)) == 12
+    x = torch.randn(3, 8)
+    torch.testing.assert_close(fast(x), model(x))
 
 
 def warmed_by_name(model):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from piecewise_core.config_cache import cache_directory
+from piecewise_core.config_cache import cache_directory, store_directory
 
 
 @pytest.mark.parametrize(
@@ -19,3 +19,9 @@ from piecewise_core.config_cache import cache_directory
 )
 def test_the_cache_is_where_the_user_says_or_where_caches_are(environ, expected):
     assert cache_directory(environ) == expected
+
+
+def test_the_store_is_in_cache_dir_or_in_the_user_s_cache():
+    assert store_directory(None, {"PIECEWISE_CACHE_DIR": "/a"}) == Path("/a/store")
+    assert store_directory(Path("/mine"), {"PIECEWISE_CACHE_DIR": "/a"}) == Path("/mine/store")
+    assert store_directory("~/mine", {}) == Path.home() / "mine" / "store"
