@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import CellType, FunctionType, MethodType, ModuleType
@@ -12,6 +13,9 @@ from typing import Any
 import torch
 
 __all__ = ["Anchor", "Reach", "anchors_of", "reach", "roots_of"]
+
+_OF_EVERY_MODULE = frozenset(vars(torch.nn.Module()))
+_DEPTH, _MOST = 3, 1000  # containers within each other, and entries of each, that are looked into
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +64,7 @@ def reach(fn: Callable[..., Any], given: Iterable[Any] = ()) -> Reach:
     """What ``fn`` reaches. ``given``: arguments that are constants of its calls, reached too."""
     walk = _Walk()
     anchors = [*walk.callable(fn), *(a for value in given for a in walk.argument(value))]
+    anchors += _kept_aside(_modules(anchors))
     own = getattr(fn, "__self__", None) if getattr(fn, "__name__", "") == "forward" else None
     called = (m for root in _modules(anchors) for m in root.modules() if m is not own)
     return Reach(tuple(anchors), tuple(walk.objects), tuple(called))
@@ -73,6 +78,31 @@ def anchors_of(fn: Callable[..., Any]) -> tuple[Anchor, ...]:
 def roots_of(fn: Callable[..., Any]) -> tuple[torch.nn.Module, ...]:
     """The modules among them, each once."""
     return reach(fn).roots
+
+
+def _kept_aside(roots: Iterable[torch.nn.Module]) -> Iterator[Anchor]:
+    """Modules that modules keep in plain attributes, lists and dicts, where torch does not look."""
+    waiting = [m for root in roots for m in root.modules()]
+    known = set(map(id, waiting))
+    for module in waiting:  # grows as it goes
+        for name in [n for n in vars(module) if n not in _OF_EVERY_MODULE]:
+            for anchor in _inside(Anchor(vars(module)[name], vars(module), name), _DEPTH):
+                if id(anchor.value) not in known:
+                    waiting += anchor.value.modules()
+                    known.update(map(id, anchor.value.modules()))
+                    yield anchor
+
+
+def _inside(anchor: Anchor, depth: int) -> Iterator[Anchor]:
+    """The modules among an entry and, ``depth`` containers deep, what is in it."""
+    value = anchor.value
+    if isinstance(value, torch.nn.Module):
+        yield anchor
+    elif depth and isinstance(value, (list, tuple, dict)):
+        pairs = value.items() if isinstance(value, dict) else enumerate(value)
+        holder = None if isinstance(value, tuple) else value
+        for key, item in itertools.islice(pairs, _MOST):
+            yield from _inside(Anchor(item, holder, key), depth - 1)
 
 
 def _modules(anchors: Iterable[Anchor]) -> tuple[torch.nn.Module, ...]:

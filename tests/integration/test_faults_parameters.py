@@ -524,6 +524,40 @@ def test_a_tensor_replaced_in_a_list_or_dict_of_the_model_is_noticed(change):
         torch.testing.assert_close(fast(x), model(x))
 
 
+class Aside(nn.Module):
+    """Keeps modules in a list, a tuple and a dict, which hides them from ``nn.Module``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = [nn.Linear(8, 8).eval(), nn.Dropout(0.5).eval()]
+        self.named = {"norm": (nn.LayerNorm(8).eval(),)}
+
+    def forward(self, x):
+        return self.experts[1](self.named["norm"][0](self.experts[0](x)))
+
+
+def test_modules_kept_in_lists_and_dicts_are_watched_as_others_are():
+    """FAULTS 2."""
+    model = Aside().eval().requires_grad_(False)
+    fast = pw.compile(model, pw.Config(dynamic={"x": {0: ROWS}}, compiler="eager"), "cpu")
+    x = torch.randn(5, 8)
+    torch.testing.assert_close(fast(x), model(x))
+    model.experts[0].weight = nn.Parameter(torch.randn(8, 8))
+    torch.testing.assert_close(fast(x), model(x))
+    model.named["norm"][0].weight.data = torch.randn(8)
+    torch.testing.assert_close(fast(x), model(x))
+    model.experts[0] = nn.Linear(8, 8).eval()
+    torch.testing.assert_close(fast(x), model(x))
+    handle = model.experts[0].register_forward_hook(lambda module, given, out: out + 1)
+    torch.testing.assert_close(fast(x), model(x))
+    handle.remove()
+    torch.testing.assert_close(fast(x), model(x))
+    model.experts[1].train()
+    assert not torch.equal(fast(x), fast(x))
+    model.experts[1].eval()
+    torch.testing.assert_close(fast(x), model(x))
+
+
 class Layer:
     def __init__(self) -> None:
         self.keys = torch.randn(8)
