@@ -298,6 +298,25 @@ def test_a_piece_whose_code_holds_nowhere_is_not_compiled_again_to_find_that_out
         assert compiler.loaded == []
 
 
+def test_passes_are_in_the_key_as_the_model_gets_them():
+    def doubled(graph):
+        for node in graph.graph.nodes:
+            if node.op == "call_method" and node.target == "relu":
+                node.target, node.args = "mul", (*node.args, 2)
+        graph.recompile()
+
+    def tripled(graph):
+        for node in graph.graph.nodes:
+            if node.op == "call_method" and node.target == "relu":
+                node.target, node.args = "mul", (*node.args, 3)
+        graph.recompile()
+
+    for change, expected in ((doubled, (3, 3, 0)), (doubled, (0, 0, 3)), (tripled, (3, 3, 0))):
+        fast = warmed(Layers(), SourceCompiler(passes=[change]))
+        assert books(fast) == expected
+    assert all("passes was" in line for line in code_lines(fast))
+
+
 # What goes wrong -------------------------------------------------------------------------
 
 
