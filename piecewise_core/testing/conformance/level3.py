@@ -13,9 +13,10 @@ import torch
 
 from piecewise_core.testing.conformance.base import Conformance
 from piecewise_core.testing.conformance.case import Case
-from piecewise_core.testing.conformance.level2_faults import PADDED, USABLE, captured
-from piecewise_core.testing.conformance.level2_memory import BUDGET, FREES, asked
+from piecewise_core.testing.conformance.level2_faults import USABLE
+from piecewise_core.testing.conformance.level2_inputs import PADDED, captured
 from piecewise_core.testing.conformance.level2_replay import AGAIN, GRAPHS
+from piecewise_core.testing.conformance.level2_reset import BUDGET, FREES, asked
 from piecewise_core.testing.conformance.marks import conformance
 from piecewise_core.testing.conformance.models import rows
 from piecewise_core.testing.conformance.verdicts import NotClaimed

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from piecewise_core.testing.conformance.level0 import Level0
 from piecewise_core.testing.conformance.level1 import Level1
+from piecewise_core.testing.conformance.level1_parts import Parts
+from piecewise_core.testing.conformance.level2_extras import Extras
 from piecewise_core.testing.conformance.level2_faults import Faults
+from piecewise_core.testing.conformance.level2_inputs import Inputs
 from piecewise_core.testing.conformance.level2_memory import Memory
 from piecewise_core.testing.conformance.level2_replay import Replays
+from piecewise_core.testing.conformance.level2_reset import Resets
 from piecewise_core.testing.conformance.level3 import Level3
 
 __all__ = ["PlatformConformance"]
 
 
 # Pytest takes the tests of the last base first: levels run from L0 up.
-class PlatformConformance(Level3, Faults, Memory, Replays, Level1, Level0):
+class PlatformConformance(
+    Level3, Inputs, Faults, Resets, Memory, Extras, Replays, Parts, Level1, Level0
+):
     """Everything that a platform must keep, as tests.
 
     A vendor's whole test file is::
