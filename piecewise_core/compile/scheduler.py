@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
@@ -12,27 +10,15 @@ import sympy
 import torch
 
 from piecewise_core.compile.artifact import Artifact, guarded
-from piecewise_core.compile.eager import EagerCompiler
-from piecewise_core.compile.examples import Job, make_job
+from piecewise_core.compile.maker import Maker
 from piecewise_core.compile.store.entry import Entry, Ticket
 from piecewise_core.compile.store.keeper import Keeper
-from piecewise_core.compile.verdict import compile_and_judge
 from piecewise_core.config import Config
 from piecewise_core.counters import Counters
-from piecewise_core.errors import (
-    CaptureFailed,
-    CompileFailed,
-    CompilerUnavailable,
-    PiecewiseError,
-    PlatformFault,
-    Sealed,
-    StoreError,
-)
+from piecewise_core.errors import CaptureFailed, Sealed
 from piecewise_core.graph.canonical import Form, canonical_form
-from piecewise_core.graph.garbage import no_collection
 from piecewise_core.graph.split import Piece
 from piecewise_core.graph.torch_private import compile_lock
-from piecewise_core.platforms import raised, told
 from piecewise_core.protocols import CompilerAdaptor
 from piecewise_core.ranges import Box
 
@@ -83,12 +69,8 @@ class Scheduler:
         keeper: Keeper | None = None,
     ) -> None:
         self.keeper = keeper
-        self._adaptor = adaptor
-        self._written = EagerCompiler()
-        self._degraded = ""
-        self._config = config
+        self._maker = Maker(adaptor, config, passes, keeper)
         self._counters = counters
-        self._passes = tuple(passes)
         self._is_capturing = is_capturing
         self._forms: dict[int, Form] = {}
         self._pieces: dict[int, Piece] = {}
@@ -139,7 +121,7 @@ class Scheduler:
                     refuse_in_capture(
                         self._is_capturing, f"{label} would be compiled for sizes {own}"
                     )
-                    found = self._obtain(piece, dict(symbols), own, key, label)
+                    found = self._maker.obtain(piece, self._form(piece), dict(symbols), own, label)
                     self.adopt(found)
         if label != found.owner and label not in found.shared_by:
             found.shared_by.append(label)
@@ -162,12 +144,12 @@ class Scheduler:
         over, is compiled here and now.
         """
         key, own = self.register(piece), project(piece, box)
-        if (key, own) in self._artifacts or piece.hazard or not by.can_serve(self._adaptor):
+        if (key, own) in self._artifacts or piece.hazard or not by.can_serve(self._maker.adaptor):
             self.artifact(piece, symbols, box, label)
         elif (key, own) not in self._requested:
             self._requested.add((key, own))
             self._check_sealed(label, own)
-            ticket, _ = self._ticket(piece, own, label)
+            ticket, _ = self._maker.ticket(piece, self._form(piece), own, label)
             by.submit(piece, dict(symbols), own, key, label, ticket, self._take_in)
 
     def _take_in(self, piece: Piece, made: Artifact | None) -> None:
@@ -176,6 +158,11 @@ class Scheduler:
         if made.serves != made.box:
             made.run = guarded(made.run, piece, made.serves)
         self.adopt(made)
+
+    def entry(self, artifact: Artifact) -> Entry:
+        """What to keep ``artifact`` by, in the store or elsewhere. Raises StoreError."""
+        piece = next(p for p in self._pieces.values() if self.register(p) == artifact.key)
+        return self._maker.entry(artifact, piece, self._form(piece))
 
     def _check_sealed(self, label: str, box: Box) -> None:
         if self.sealed is None:
@@ -187,130 +174,6 @@ class Scheduler:
         if self.sealed == "error":
             raise Sealed(text)
         logger.warning("%s", text)
-
-    # The store -------------------------------------------------------------------------
-
-    def entry(self, artifact: Artifact) -> Entry:
-        """What to keep ``artifact`` by, in the store or elsewhere. Raises StoreError."""
-        if self.keeper is None:
-            raise StoreError("this model has no keeper of compiled pieces")
-        piece = next(p for p in self._pieces.values() if self.register(p) == artifact.key)
-        if piece.hazard or artifact.compiler == self._written.name:
-            raise StoreError(f"{artifact.owner} is not compiled: it runs as written")
-        ticket = artifact.ticket or self.keeper.ticket(
-            self._adaptor, piece, self._form(piece), artifact.box, artifact.owner
-        )
-        return self.keeper.entry_of(artifact, ticket)
-
-    def _ticket(self, piece: Piece, box: Box, label: str) -> tuple[Ticket | None, str]:
-        """What the piece is kept under; or None, and why not where somebody may wonder."""
-        if self.keeper is None or self.keeper.store is None:
-            return None, ""
-        if piece.hazard or self._adaptor.name == self._written.name:
-            return None, ""  # nothing is compiled
-        try:
-            return self.keeper.ticket(self._adaptor, piece, self._form(piece), box, label), ""
-        except StoreError as error:
-            self.keeper.say_once(label, str(error))
-            return None, str(error)
-
-    def _obtain(
-        self, piece: Piece, symbols: dict[sympy.Symbol, int], box: Box, key: str, label: str
-    ) -> Artifact:
-        """Load the piece's code, or compile it, once among all processes of the store."""
-        ticket, unkept = self._ticket(piece, box, label)
-        if ticket is None or self.keeper is None:
-            made = self._compile(piece, symbols, box, key, label)
-            made.unkept = unkept
-            return made
-        tried = self.keeper.find(ticket)
-        found = self._loaded(piece, tried, key, ticket)
-        if found is not None:
-            return found
-        with self.keeper.lock(ticket):
-            there = self.keeper.find(ticket)
-            if there is not None and (tried is None or there.manifest != tried.manifest):
-                found = self._loaded(piece, there, key, ticket)
-            if found is None:
-                found = self._compile(piece, symbols, box, key, label, ticket)
-        return found
-
-    def _loaded(
-        self, piece: Piece, entry: Entry | None, key: str, ticket: Ticket
-    ) -> Artifact | None:
-        if entry is None or self.keeper is None:
-            return None
-        found = self.keeper.artifact(self._adaptor, entry, key, ticket)
-        if found is not None and found.serves != found.box:
-            found.run = guarded(found.run, piece, found.serves)
-        return found
-
-    # Compilation -----------------------------------------------------------------------
-
-    def _compile(
-        self,
-        piece: Piece,
-        symbols: dict[sympy.Symbol, int],
-        box: Box,
-        key: str,
-        label: str,
-        ticket: Ticket | None = None,
-    ) -> Artifact:
-        begun = time.perf_counter()
-        adaptor: CompilerAdaptor = self._adaptor if piece.hazard is None else self._written
-
-        def make() -> Job:
-            return make_job(piece, symbols, box)
-
-        try:
-            with no_collection():
-                verdict = compile_and_judge(
-                    adaptor, make, f"{key}-{box}", self._config, self._passes
-                )
-        except CompilerUnavailable as error:
-            self._degrade(error)
-            made = self._compile(piece, symbols, box, key, label)
-            made.ticket = ticket  # the store was asked, and is not given what runs as written
-            return made
-        except Exception as error:
-            if isinstance(error, PiecewiseError) and not isinstance(error, PlatformFault):
-                raise
-            raise CompileFailed(
-                f"{label} ({piece.source or 'no source line'}) for sizes {box}: compiler "
-                f"{adaptor.name!r} raised {told(error)}. Try "
-                'compiler="eager" for this model, or report it with the piece that '
-                "explain() prints"
-            ) from raised(error)
-        seconds = time.perf_counter() - begun
-        logger.debug("compiled %s for %s in %.2f s with %s", label, box, seconds, adaptor.name)
-        run = verdict.compiled.run
-        if verdict.serves != box:
-            logger.warning("%s for sizes %s: %s", label, box, verdict.why)
-            run = guarded(run, piece, verdict.serves)
-        note = piece.hazard or verdict.why or self._degraded
-        made = Artifact(key, box, run, adaptor.name, seconds, label, verdict.serves, note)
-        made.ticket, made.compiled = ticket, verdict.compiled
-        if ticket is not None:
-            self._publish(made, ticket)
-        return made
-
-    def _publish(self, made: Artifact, ticket: Ticket) -> None:
-        if self.keeper is None:
-            return
-        try:
-            self.keeper.publish(self.keeper.entry_of(made, ticket))
-        except StoreError as error:
-            made.unkept = str(error)
-            self.keeper.say_once(made.owner, made.unkept)
-
-    def _degrade(self, error: CompilerUnavailable) -> None:
-        """Go on uncompiled with one warning, unless that was ruled out."""
-        if self._config.check == "strict":
-            raise error
-        self._adaptor = self._written
-        self._degraded = str(error)
-        text = f"{error} Until then this model runs uncompiled."
-        warnings.warn(text, RuntimeWarning, stacklevel=2)
 
 
 def refuse_in_capture(is_capturing: Callable[[], bool] | None, what: str) -> None:

@@ -225,10 +225,10 @@ def test_our_own_errors_come_through_as_they_are(error):
 
 def test_each_compilation_is_logged_once_at_debug_level(caplog):
     fast = compiled(Layers(), Noting())
-    with caplog.at_level(logging.DEBUG, "piecewise_core.compile.scheduler"):
+    with caplog.at_level(logging.DEBUG, "piecewise_core.compile.maker"):
         fast(torch.randn(3, 8))
         fast(torch.randn(3, 8))
-    ours = [r for r in caplog.records if r.name == "piecewise_core.compile.scheduler"]
+    ours = [r for r in caplog.records if r.name == "piecewise_core.compile.maker"]
     assert len(ours) == 2
     assert "compiled region 0 piece 0 for [1, 64]" in ours[0].getMessage()
 
