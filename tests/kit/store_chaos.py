@@ -29,6 +29,10 @@ DISTINCT = 6
 """Pieces of a round's model, times ranges."""
 
 
+LONGEST = 3.0
+"""Seconds after a round's begin in which processes are killed, at most."""
+
+
 class Layers(nn.Module):
     """Layers cut at softmax; the last piece is the round's own."""
 
@@ -152,7 +156,7 @@ def main() -> None:
     for number in range(options.rounds):
         begun = time.monotonic()
         rounds.append(one_round(number, options.processes, chaos, span, log))
-        span = time.monotonic() - begun
+        span = min(time.monotonic() - begun, LONGEST)
     store = FileStore(options.cache_dir / "store")
     keys = list(store.all_keys())
     pieces = [m for m in store.manifests() if m.adaptor == "source"]

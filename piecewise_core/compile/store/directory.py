@@ -76,17 +76,18 @@ def read_file(name: str, folder: int, limit: int) -> bytes:
         return file.read(limit + 1)
 
 
-def claim(directory: Path) -> int | None:
+def claim(directory: Path, *, sure: bool = False) -> int | None:
     """Open ``directory`` and hold it as long as the result is open; None if somebody else does.
 
-    The kernel lets go of it when its holder dies. Raises OSError where there is no directory.
+    The kernel lets go of it when its holder dies. A file system without locks lets everybody have
+    it, unless ``sure``. Raises OSError where there is no directory.
     """
     handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-            return handle  # a file system without locks: nobody else can hold it either
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES) and not sure:
+            return handle
         os.close(handle)
         return None
     if same_directory(directory, handle):

@@ -142,7 +142,7 @@ def _tidy(store: FileStore) -> int:
     aside = store.root / "tmp"
     for name in os.listdir(aside) if aside.is_dir() else ():
         with suppress(OSError):
-            held = claim(aside / name)
+            held = claim(aside / name, sure=True)
             if held is not None:
                 freed += _size(aside / name)
                 shutil.rmtree(aside / name, ignore_errors=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from piecewise_core.compile.store.directory import claim
 from piecewise_core.compile.store.pruning import BoundedStore, prune, total
 
 
@@ -98,6 +101,21 @@ def test_leftovers_of_dead_processes_go_and_what_is_being_written_stays(store, m
     assert prune(store, 1 << 30).freed > 0
     assert os.listdir(store.root / "tmp") == []
     assert f"{make(2).manifest.key}.lock" not in os.listdir(store.root / "locks")
+
+
+def test_where_a_file_system_has_no_locks_nothing_is_taken_for_a_leftover(store, make, monkeypatch):
+    def flock(handle, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    folder = store.root / "tmp" / f"{make(1).manifest.key}.0123"
+    folder.mkdir(parents=True)
+    os.close(claim(folder))
+    assert claim(folder, sure=True) is None
+    prune(store, 1 << 30)
+    assert folder.exists()
+    assert store.put(make(1))
+    assert store.get(make(1).manifest.key) == make(1)
 
 
 def test_the_lock_of_whoever_compiles_stays(store, make):
