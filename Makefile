@@ -32,7 +32,7 @@ demo: setup ## MiniLM on text of varying size: eager, torch.compile and piecewis
 	$(PY) examples/minilm.py
 
 test: setup ## every test but the slow ones (those: pytest -m slow)
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal
 
 lint: setup ## format, lint, types, import order, and that the docs name everything
 	$(PY) -m ruff format --check .

@@ -24,6 +24,7 @@ from torch import nn
 
 import piecewise_core as pw
 from piecewise_core.compile.store.files import FileStore
+from piecewise_core.compile.store.sources import core_digest
 
 DISTINCT = 6
 """Pieces of a round's model, times ranges."""
@@ -147,6 +148,7 @@ def main() -> None:
     options.cache_dir.mkdir(exist_ok=True)
     os.environ["PIECEWISE_CACHE_MODE"] = "off"
     one_process(-1)  # what is imported on the way need not be imported again
+    core_digest()  # read once: sources that are being edited must not look like another version
     os.environ["PIECEWISE_CACHE_MODE"] = "readwrite"
     os.environ["PIECEWISE_CACHE_DIR"] = str(options.cache_dir)
     os.environ["SOURCE_LOG"] = str(log)
