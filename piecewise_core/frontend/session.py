@@ -18,7 +18,6 @@ from piecewise_core.config import Config
 from piecewise_core.counters import Counters, Stats, process_counters
 from piecewise_core.errors import (
     CaptureFailed,
-    GradNeeded,
     InputMismatch,
     NotTraced,
     OutOfRange,
@@ -29,6 +28,7 @@ from piecewise_core.frontend.background import Background
 from piecewise_core.frontend.capturing import Capturing
 from piecewise_core.frontend.cells import cell_of, out_of_range, uncovered
 from piecewise_core.frontend.dispatch import Dispatch
+from piecewise_core.frontend.refusals import check_grad, refuse_autocast
 from piecewise_core.frontend.region import Region, unbounded
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.frontend.tracestore import TraceStore
@@ -98,7 +98,7 @@ class Session:
             if torch.is_grad_enabled():
                 self._check_grad(tensors)
             if any_autocast():
-                self._refuse_autocast()
+                refuse_autocast()
             if being_watched():
                 # Compiled kernels and graphs would not get into the recording.
                 self.counters.calls["eager"] += 1
@@ -363,28 +363,16 @@ class Session:
         return ()
 
     def _check_grad(self, tensors: Iterable[Any], roots: Iterable[torch.nn.Module] = ()) -> None:
-        inputs = any(isinstance(t, torch.Tensor) and t.requires_grad for t in tensors)
         held = self.parameters.need_grad() or any(
             p.requires_grad for root in roots for p in root.parameters()
         )
-        if inputs or held:
-            raise GradNeeded(
-                f"called with gradients enabled, and {'an input' if inputs else 'a parameter'} "
-                "requires them; piecewise is for inference: call under torch.inference_mode() or "
-                "torch.no_grad(), or call requires_grad_(False) on the model"
-            )
+        check_grad(tensors, held)
 
     def _refuse_lost_writes(self, t: Any, args: Any, kwargs: Any) -> None:
         """Bind again, which raises, when tracing found writes to what was bound as a copy."""
         given = self.binder.raw(*args, **kwargs)
         if any(t[i] is not given[i] for i in self.binder.mutated):
             self._bind(*args, **kwargs)
-
-    def _refuse_autocast(self) -> None:
-        raise InputMismatch(
-            "called inside torch.autocast, which a traced program cannot follow; enter autocast "
-            "inside the model's forward, or convert the model with .to(dtype)"
-        )
 
     # Books -----------------------------------------------------------------------------
 

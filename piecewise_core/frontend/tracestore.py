@@ -53,21 +53,18 @@ class TraceStore:
         self._fn = fn
         self._config = config
         self._run = run
-        self._fixed: dict[str, str] | None = None
 
     def ticket(self, structure: Structure, cell: Box) -> Ticket | None:
         """What the trace of ``cell`` is kept under; None where it cannot be."""
         if self._store is None:
             return None
         try:
-            if self._fixed is None:
-                self._fixed = _fixed(self._fn, self._config, structure)
+            fixed = _fixed(self._fn, self._config, structure)
         except NotSavable as why:
             logger.info("traces are not kept in the compile store: %s", why)
-            self._store = None
             return None
-        factors = {**self._fixed, "trace.sizes": str(cell)}
-        return make_ticket(factors, cell, f"trace of {self._fixed['trace.of']}")
+        factors = {**fixed, "trace.sizes": str(cell)}
+        return make_ticket(factors, cell, f"trace of {fixed['trace.of']}")
 
     def find(
         self, ticket: Ticket | None, structure: Structure, parameters: Parameters

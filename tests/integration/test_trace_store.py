@@ -368,3 +368,12 @@ def test_models_that_differ_in_what_they_read_have_traces_of_their_own(models):
     x = torch.randn(3, 4)
     for model in (*models, *models):
         torch.testing.assert_close(compiled(model, splitting_ops=())(x), model(x))
+
+
+def test_one_model_called_in_another_form_does_not_take_the_first_form_s_trace():
+    fast = compiled(Model())
+    x, mask = torch.randn(3, 8), torch.arange(8.0)
+    fast(x)
+    fast.linear = Model().linear  # the next call starts from the beginning, in whatever form it is
+    torch.testing.assert_close(fast(x, mask)["y"], Model()(x, mask)["y"])
+    assert fast.stats().graphs == 2
