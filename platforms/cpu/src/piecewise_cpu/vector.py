@@ -1,10 +1,10 @@
-"""Inductor's one-time vector-instruction probes, done once per machine.
+"""Inductor's one-time vector-instruction probe, done once per machine.
 
-Inductor asks of each process which instruction sets its compiler can use, by building a small
-library for each and loading it in a child process. The builds are kept in a directory of ours
-that outlives Inductor's caches; once all of them succeeded, later processes only repeat what
-Inductor offers no switch for. Read in torch 2.11 and 2.13: ``cpu_vec_isa.valid_vec_isa_list``,
-``cpp.vec_isa_ok``, ``temporary_cache_dir``.
+Inductor asks of each process which of the processor's instruction sets its compiler can use, by
+building a small library for each and loading it in a child process; then it uses the widest. Here
+only that one is tried, and the build kept in a directory of ours that outlives Inductor's caches;
+once it succeeded, no later process asks. Read in torch 2.11 and 2.13:
+``cpu_vec_isa.pick_vec_isa``, ``valid_vec_isa_list``, ``cpp.vec_isa_ok``, ``temporary_cache_dir``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ __all__ = ["probe_vector_isas"]
 
 log = logging.getLogger(__name__)
 
-Ask = Callable[[str, bool], tuple[int, int]]
+Ask = Callable[[str, bool], bool]
 
 _TIMEOUT = 300.0
 """Seconds to wait for another process that is probing."""
@@ -31,23 +30,27 @@ _TIMEOUT = 300.0
 def probe_vector_isas(
     directory: Path, factors: Mapping[str, str], ask: Ask | None = None
 ) -> dict[str, Any]:
-    """Have Inductor choose its instruction sets, from builds under ``directory``.
+    """Have the instruction set that Inductor would choose proved, from builds under ``directory``.
 
     ``factors``: all that the answer depends on. Returns Inductor settings that keep it from
-    asking again. ``ask``: in place of Inductor, (builds, known) -> (working sets, sets that the
-    processor has). Where the directory cannot hold programs, nothing is done: Inductor then probes
-    by itself.
+    asking again. ``ask``: in place of Inductor, (builds, known) -> whether the set works. Where it
+    does not, or the directory cannot hold programs, Inductor probes by itself.
     """
-    memo = Memo(directory, {**factors, "probe": "vector"})
+    memo = Memo(directory, {**factors, **_choice(), "probe": "vector 2"})
     builds = directory / "probes"
     with memo.single_flight(_TIMEOUT):
         if not _can_hold_programs(builds):
             return {}
         known = memo.known()
-        found, supported = (ask or _ask_inductor)(str(builds), known)
-        if found and found == supported and not known:
+        works = (ask or _ask_inductor)(str(builds), known)
+        if works and not known:
             memo.record()
-    return {"cpp.vec_isa_ok": True} if found and found == supported else {}
+    return {"cpp.vec_isa_ok": True} if works else {}
+
+
+def _choice() -> dict[str, str]:
+    """What tells Inductor to choose another set than the widest."""
+    return {"capability": os.environ.get("ATEN_CPU_CAPABILITY", "")}
 
 
 def _can_hold_programs(directory: Path) -> bool:
@@ -60,20 +63,16 @@ def _can_hold_programs(directory: Path) -> bool:
     return os.access(directory, os.W_OK) and not flags & os.ST_NOEXEC
 
 
-def _ask_inductor(builds: str, known: bool) -> tuple[int, int]:
-    """How many instruction sets work, and how many the processor has."""
+def _ask_inductor(builds: str, known: bool) -> bool:
+    """Whether the set that Inductor would choose works; ``known``: it did in an earlier process."""
     from torch._inductor import config, cpu_vec_isa
     from torch._inductor.runtime.cache_dir_utils import temporary_cache_dir
 
-    patch = {"cpp.vec_isa_ok": True} if known else {}
-    flags = set(cpu_vec_isa.x86_isa_checker())
-    supported = [i for i in cpu_vec_isa.supported_vec_isa_list if set(str(i).split()) <= flags]
-    with (
-        temporary_cache_dir(builds),
-        config.patch(patch),
-        ThreadPoolExecutor(min(len(supported), os.cpu_count() or 1) or 1) as pool,
-    ):
-        # Each answer is a compiler run in a process of its own, kept by the instance.
-        list(pool.map(bool, supported))
-        found = len(cpu_vec_isa.valid_vec_isa_list())
-    return found, len(supported)
+    with config.patch({"cpp.vec_isa_ok": True}):
+        chosen = cpu_vec_isa.pick_vec_isa()
+    with temporary_cache_dir(builds):
+        # The answer is a compiler run in a process of its own.
+        works = bool(chosen) if not known else True
+    if not works:
+        cpu_vec_isa.valid_vec_isa_list.cache_clear()  # it took every set for one that works
+    return works
