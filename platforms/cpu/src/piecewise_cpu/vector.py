@@ -2,9 +2,10 @@
 
 Inductor asks of each process which of the processor's instruction sets its compiler can use, by
 building a small library for each and loading it in a child process; then it uses the widest. Here
-only that one is tried, and the build kept in a directory of ours that outlives Inductor's caches;
-once it succeeded, no later process asks. Read in torch 2.11 and 2.13:
-``cpu_vec_isa.pick_vec_isa``, ``valid_vec_isa_list``, ``cpp.vec_isa_ok``, ``temporary_cache_dir``.
+only that one is proved, and the builds kept in a directory of ours that outlives Inductor's caches;
+later processes only repeat what Inductor offers no switch for. Read in torch 2.11 and 2.13:
+``cpu_vec_isa.pick_vec_isa``, ``valid_vec_isa_list``, ``VecISA.check_build``, ``cpp.vec_isa_ok``,
+``temporary_cache_dir``.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +70,25 @@ def _ask_inductor(builds: str, known: bool) -> bool:
     from torch._inductor import config, cpu_vec_isa
     from torch._inductor.runtime.cache_dir_utils import temporary_cache_dir
 
-    with config.patch({"cpp.vec_isa_ok": True}):
+    def proved(isa: Any) -> bool:
+        # Of its own: choosing changes an instance's flags for a while.
+        return bool(type(isa)().check_build(cpu_vec_isa.VecISA._avx_code))
+
+    flags = set(cpu_vec_isa.x86_isa_checker())
+    sets = [i for i in cpu_vec_isa.supported_vec_isa_list if set(str(i).split()) <= flags]
+    with (
+        temporary_cache_dir(builds),
+        config.patch({"cpp.vec_isa_ok": True}),
+        ThreadPoolExecutor(1) as pool,
+    ):
+        # Each answer is a compiler run and a process that loads what it built. Choosing asks for
+        # extensions of the sets, which no setting prevents; meanwhile the widest set is tried.
+        widest = pool.submit(proved, sets[0]) if sets and not known else None
         chosen = cpu_vec_isa.pick_vec_isa()
-    with temporary_cache_dir(builds):
-        # The answer is a compiler run in a process of its own.
-        works = bool(chosen) if not known else True
+        works = bool(chosen)
+        if works and not known:
+            tried = widest is not None and type(chosen) is type(sets[0])
+            works = widest.result() if tried and widest is not None else proved(chosen)
     if not works:
         cpu_vec_isa.valid_vec_isa_list.cache_clear()  # it took every set for one that works
     return works
