@@ -146,15 +146,19 @@ def _native(build: Callable[..., Any]) -> CompiledGraph | None:
         return None
     try:
         code, call = native_code(artifact)
+        run = NativePiece(call, around(code.wrappers))
     except NotPortable as error:
-        return CompiledGraph(artifact, functools.partial(_not_portable, error))
-    return CompiledGraph(
-        NativePiece(call, around(code.wrappers)), functools.partial(to_bytes, code)
-    )
+        return CompiledGraph(artifact, functools.partial(_not_portable, str(error)))
+    except (AttributeError, ImportError, KeyError, TypeError) as error:
+        # A torch whose private parts are others: its code runs all the same, in its wrappers.
+        why = f"this torch keeps its code in another form ({type(error).__name__}: {error})"
+        logger.warning("compiled pieces are not kept: %s", why)
+        return CompiledGraph(artifact, functools.partial(_not_portable, why))
+    return CompiledGraph(run, functools.partial(to_bytes, code))
 
 
-def _not_portable(why: NotPortable) -> bytes:
-    raise why
+def _not_portable(why: str) -> bytes:
+    raise NotPortable(why)
 
 
 def _lowered(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> torch.fx.GraphModule:

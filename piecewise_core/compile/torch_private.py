@@ -28,7 +28,7 @@ def native_code(artifact: Any) -> tuple[NativeCode, Call]:
     """
     entry = artifact.inner_fn.compiled_fn.serialize_fn()
     graph = entry.compiled_fw.result
-    if graph.constants or graph.torchbind_constants:
+    if graph.constants or getattr(graph, "torchbind_constants", None):
         raise NotPortable("it holds constant tensors or objects")
     if graph.inputs_to_check:
         raise NotPortable("it copies misaligned inputs")
@@ -56,7 +56,7 @@ def _is_bare(entry: Any) -> bool:
     return (
         entry.compiled_bw is None
         and entry.maybe_subclass_meta is None
-        and not any(wrapper.needs_post_compile for wrapper in entry.dispatch_wrappers)
+        and not any(getattr(w, "needs_post_compile", True) for w in entry.dispatch_wrappers)
         and not meta.num_mutated_inp_runtime_indices
         and not meta.num_intermediate_bases
         and not meta.tokens

@@ -123,3 +123,21 @@ def test_kernels_that_no_directory_can_hold_are_an_error_that_says_so(monkeypatc
     code = NativeCode("def call(args): return k(args)", {"k": b"no library"}, ())
     with pytest.raises(ImportError, match="TMPDIR"):
         code.call()
+
+
+@pytest.mark.inductor
+def test_a_torch_with_other_private_parts_runs_its_code_and_keeps_none(
+    pieces_of, monkeypatch, caplog
+):
+    def other(artifact):
+        raise AttributeError("no inner_fn")
+
+    monkeypatch.setattr("piecewise_core.compile.inductor.native_code", other)
+    made = compiled(pieces_of, gelu, torch.randn(3, 8), torch.zeros(()))
+    with torch.inference_mode():
+        x = torch.randn(5, 8)
+        found = made.run(5, x, torch.zeros(()))[0]
+        torch.testing.assert_close(found, torch.nn.functional.gelu(x).softmax(-1))
+    with pytest.raises(NotPortable, match="no inner_fn"):
+        made.handle()
+    assert "another form" in caplog.text
