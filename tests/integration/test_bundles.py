@@ -294,10 +294,10 @@ def test_what_no_file_can_hold_is_refused_by_name(tmp_path):
 PROGRAM = """
 import os, sys, json
 sys.path[:0] = json.loads(os.environ["MODULES"])
+import torch  # builds for GPUs start ldconfig when they are imported
 started = []
 STARTS = {"subprocess.Popen", "os.posix_spawn", "os.fork", "os.forkpty", "os.exec", "os.system"}
 sys.addaudithook(lambda event, args: started.append(event) if event in STARTS else None)
-import torch
 import piecewise_core as pw
 from tests.integration.test_bundles import Model, check, twin
 torch.manual_seed(0)

@@ -25,10 +25,10 @@ ROWS = pw.Dim("rows", 0, 64)
 
 LOADS = """
 import os, sys
+import torch  # builds for GPUs start ldconfig when they are imported
 started = []
 sys.addaudithook(lambda event, args: started.append(event) if event in (
     "subprocess.Popen", "os.posix_spawn", "os.fork", "os.exec", "os.system") else None)
-import torch
 from piecewise_core.compile.inductor import InductorCompiler
 run = InductorCompiler().load(open(sys.argv[1], "rb").read()).run
 with torch.inference_mode():
