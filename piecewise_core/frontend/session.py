@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,33 +10,28 @@ from typing import Any
 import torch
 
 from piecewise_core.capture.watching import being_watched
-from piecewise_core.compile.scheduler import Scheduler, refuse_in_capture
+from piecewise_core.compile.scheduler import Scheduler
 from piecewise_core.compile.store.protocol import Store
 from piecewise_core.config import Config
 from piecewise_core.counters import Counters, Stats, process_counters
 from piecewise_core.errors import (
     CaptureFailed,
     InputMismatch,
-    NotTraced,
     OutOfRange,
     Sealed,
     TraceFailed,
 )
 from piecewise_core.frontend.background import Background
 from piecewise_core.frontend.capturing import Capturing
-from piecewise_core.frontend.cells import cell_of, out_of_range, uncovered
+from piecewise_core.frontend.cells import out_of_range
 from piecewise_core.frontend.dispatch import Dispatch
 from piecewise_core.frontend.refusals import check_grad, refuse_autocast
-from piecewise_core.frontend.region import Region, unbounded
+from piecewise_core.frontend.region import Region
+from piecewise_core.frontend.regions import Regions
 from piecewise_core.frontend.setup import Setup
-from piecewise_core.frontend.tracestore import TraceStore
 from piecewise_core.graph.binder import Binder
 from piecewise_core.graph.describe import bind_arguments, describe_call
-from piecewise_core.graph.empty import trace_region
-from piecewise_core.graph.garbage import no_collection
 from piecewise_core.graph.memory import values
-from piecewise_core.graph.names import Matcher
-from piecewise_core.graph.split import split
 from piecewise_core.graph.structure import Structure, objects_in
 from piecewise_core.graph.torch_private import any_autocast, compile_lock
 from piecewise_core.graph.trace import Traced
@@ -47,9 +40,6 @@ from piecewise_core.runtime.parameters import Parameters
 from piecewise_core.runtime.reach import reach, roots_of
 
 __all__ = ["Session"]
-
-logger = logging.getLogger(__name__)
-
 
 class Session:
     """Runs ``fn`` through compiled plans.
@@ -63,25 +53,26 @@ class Session:
         self.fn = fn
         self.setup = setup
         self.config: Config = setup.config
-        self.regions: list[Region] = []
         self.counters = Counters()
         process_counters.watch(self.counters)
         keeper = setup.keeper(front)
         self.scheduler = Scheduler(
             setup.compiler, self.config, self.counters, setup.passes, setup.is_capturing, keeper
         )
-        self._traces = TraceStore(keeper.store, fn, self.config, keeper.run)
+        self._regions = Regions(fn, setup, self.scheduler, keeper, self.counters)
         self.structure: Structure | None = None
-        self._matcher = Matcher(self.config.splitting_ops, setup.unsafe_ops)
-        self._splits = setup.splits(self._matcher)
         self._lock = threading.RLock()
-        self._sealed: str | None = None
         self._checked = self.config.check != "off"
         self._bind: Callable[..., Any] = self._first
         background = Background(setup, keeper) if self.config.compile_mode == "background" else None
         self.capturing = Capturing(setup, self.counters) if setup.graph_mode != "none" else None
         self.dispatch = Dispatch(self.config, self.counters, background, self._miss, self.capturing)
         self._forget_regions()
+
+    @property
+    def regions(self) -> list[Region]:
+        """The regions so far."""
+        return self._regions.known
 
     # The hot path ----------------------------------------------------------------------
 
@@ -151,12 +142,12 @@ class Session:
 
     def _forget_regions(self) -> None:
         """Drop every trace; the counters stay. Raises Sealed."""
-        if self._sealed == "error":
+        if self._regions.sealed == "error":
             raise Sealed(
                 "a parameter changed its dtype, device, shape or strides, or the model's training "
                 "mode or modules changed, after seal(); the model would have to be traced again"
             )
-        self.regions = []
+        self._regions.known = []
         self.parameters = self._held()
         self._read: Callable[[], tuple[torch.Tensor, ...] | None] = tuple
 
@@ -189,7 +180,7 @@ class Session:
         if self.config.out_of_range == "eager":
             self.counters.calls["eager"] += 1
             return self.fn(*args, **kwargs)
-        if self.config.out_of_range == "general" and sizes in self._outer_bounds():
+        if self.config.out_of_range == "general" and sizes in self._regions.outer_bounds:
             region = self.region_for(sizes)
             self._refuse_lost_writes(t, args, kwargs)
             return self.dispatch.general(region, t, self._read(), sizes, args, kwargs)
@@ -200,73 +191,24 @@ class Session:
     def region_for(self, sizes: Sizes) -> Region:
         """The region that holds ``sizes``, traced now if it is not yet."""
         with compile_lock:
-            while True:
-                for region in self.regions:
-                    if sizes in region.general_box:
-                        return region
+            while (region := self._regions.holding(sizes)) is None:
                 try:
-                    self._trace(self._cell(sizes))
+                    self._admit(self._regions.make(self.structure, sizes, self.parameters))
                 except TraceFailed:
                     self._start_over()
                     raise
+            return region
 
     def _start_over(self) -> None:
         """A model that was refused at its first call may be called in another form next."""
-        if not self.regions and self._sealed != "error":
+        if not self.regions and self._regions.sealed != "error":
             self._forget_regions()
             self.structure, self._bind = None, self._first
 
-    def _outer_bounds(self) -> Box:
-        bounds = self.config.bounds
-        return unbounded(bounds) if self.config.out_of_range == "general" else bounds
-
-    def _cell(self, sizes: Sizes) -> Box:
-        """The part of the bounds around ``sizes`` that no region's end cuts."""
-        return cell_of([r.general_box for r in self.regions], self._outer_bounds(), sizes)
-
-    def _trace(self, cell: Box) -> Region:
-        if self.structure is None:
-            raise NotTraced("nothing was called yet; call the model once, or pass examples")
-        if self._sealed:
-            text = f"sizes {cell} would be traced after seal(); warmup() traces all before seal()"
-            if self._sealed == "error":
-                raise Sealed(text)
-            logger.warning("%s", text)
-        refuse_in_capture(self.setup.is_capturing, f"sizes {cell} would be traced")
-        ticket = self._traces.ticket(self.structure, cell)
-        with no_collection():
-            found = self._traces.find(ticket, self.structure, self.parameters)
-            if found is not None:
-                return self._take(found)
-            begun = time.perf_counter()
-            traced = trace_region(self.fn, self.structure, self.config, cell, self.parameters.add)
-            seconds = time.perf_counter() - begun
-        self.counters.add("graphs")
-        entry = self._traces.entry(ticket, traced, self.parameters, seconds)
-        region = self._take(traced)
-        self._traces.keep(entry)  # only now: a trace that is refused later would be taken next time
-        return region
-
-    def _take(self, traced: Traced) -> Region:
-        """Make a region of a trace."""
-        if self._matcher and not self.regions:
-            self._matcher.check_all_matched(traced.graph.graph)
-        program = split(traced, self._splits)
-        region = Region(
-            len(self.regions),
-            program,
-            self.config,
-            self.scheduler,
-            self.config.bounds,
-            self.config.sizes,
-            self.setup.backend_class,
-        )
-        self.regions.append(region)
-        self.binder.mutated |= program.mutated
-        self.counters.add("pieces", len(program.pieces))
-        self.counters.add("compilable_pieces", len(program.compilable))
+    def _admit(self, region: Region) -> None:
+        """Serve from one region more."""
+        self.binder.mutated |= region.program.mutated
         self._install()
-        return region
 
     def adopt(
         self, structure: Structure, bound: Iterable[torch.Tensor], traces: Iterable[Traced]
@@ -280,13 +222,13 @@ class Session:
             for tensor in bound:
                 self.parameters.add(tensor)
             for traced in traces:
-                self._take(traced)
+                self._admit(self._regions.take(traced))
 
     def trace_all(self) -> Iterator[Region]:
         """Trace until regions cover the bounds; yields each new one."""
         known = len(self.regions)
         while True:
-            sizes = uncovered([r.general_box for r in self.regions], self.config.bounds)
+            sizes = self._regions.uncovered()
             if sizes is None:
                 return
             with self._lock:
@@ -378,7 +320,7 @@ class Session:
 
     def seal(self, on_miss: str) -> None:
         """From now on a trace or compilation is an error, or a warning."""
-        self._sealed = on_miss
+        self._regions.sealed = on_miss
         self.scheduler.sealed = on_miss
         self.dispatch.sealed = on_miss
 
