@@ -41,6 +41,7 @@ from piecewise_core.runtime.reach import reach, roots_of
 
 __all__ = ["Session"]
 
+
 class Session:
     """Runs ``fn`` through compiled plans.
 
