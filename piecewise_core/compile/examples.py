@@ -46,7 +46,8 @@ def make_job(piece: Piece, symbols: dict[sympy.Symbol, int], box: Box) -> Job:
     ``box``: one Range per dim in ``piece.dims``. A Range of one size becomes a plain int. The
     inputs share memory as the traced ones do.
     """
-    assert piece.graph is not None
+    if piece.graph is None:
+        raise ValueError("a splitting piece is not compiled")
     graph = _copied(piece.graph)
     env = ShapeEnv()
     mode = FakeTensorMode(shape_env=env, allow_non_fake_inputs=True)

@@ -64,6 +64,7 @@ class Maker:
             raise StoreError("this model has no keeper of compiled pieces")
         if piece.hazard or artifact.compiler == self._written.name:
             raise StoreError(f"{artifact.owner} is not compiled: it runs as written")
+        _refuse_index(form)
         ticket = artifact.ticket or self._keeper.ticket(
             self.adaptor, piece, form, artifact.box, artifact.owner
         )
@@ -76,6 +77,7 @@ class Maker:
         if piece.hazard or self.adaptor.name == self._written.name:
             return None, ""  # nothing is compiled
         try:
+            _refuse_index(form)
             return self._keeper.ticket(self.adaptor, piece, form, box, label), ""
         except StoreError as error:
             self._keeper.say_once(label, str(error))
@@ -180,3 +182,16 @@ class Maker:
         self._degraded = str(error)
         text = f"{error} Until then this model runs uncompiled."
         warnings.warn(text, RuntimeWarning, stacklevel=2)
+
+
+def _refuse_index(form: Form) -> None:
+    """Raise StoreError for a piece on another device than the first of its kind.
+
+    Keys know no index, and compilers write the index into the code they generate.
+    """
+    other = [name for name in form.devices if not name.endswith(":0")]
+    if other:
+        raise StoreError(
+            f"code for {other[0]} would be taken for code for index 0; make the device the first "
+            "that the process sees (CUDA_VISIBLE_DEVICES, HIP_VISIBLE_DEVICES)"
+        )
