@@ -11,6 +11,7 @@ import torch
 from piecewise_core.graph import effects
 from piecewise_core.graph.contexts import is_autocast_enter, is_autocast_exit
 from piecewise_core.graph.hazards import Hazards
+from piecewise_core.graph.masks import lift_masks
 from piecewise_core.graph.memory import storages
 from piecewise_core.graph.names import op_name, source_of
 from piecewise_core.graph.piecegraph import piece_graph
@@ -84,6 +85,7 @@ def split(traced: Traced, matcher: Callable[[torch.fx.Node], bool]) -> Program:
     normalise(graph)
     _drop_dead_outputs(graph, traced.output.used)
     _drop_dead_nodes(graph)
+    lift_masks(graph, matcher)
     runs = segments(graph, matcher)
     nodes = [n for run in runs for n in run.nodes]
     writes = {n: effects.writes(n) for n in nodes}
