@@ -10,7 +10,9 @@ import functools
 import hashlib
 import importlib
 import inspect
+import linecache
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,6 +20,8 @@ from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any
 
 import torch
+
+from piecewise_core.graph.structure import is_plain
 
 __all__ = ["CodeFact", "changed", "class_digest", "code_digest", "code_facts", "function_digest"]
 
@@ -71,26 +75,64 @@ def changed(facts: Iterable[CodeFact]) -> Iterator[str]:
 @functools.lru_cache(4096)
 def code_digest(code: CodeType) -> str:
     """A digest of what the code does: no file, no line numbers."""
-    return hashlib.sha256(repr(_content(code)).encode()).hexdigest()[:32]
+    return _digest(_content(code))
 
 
 def function_digest(value: Any) -> str:
-    """``code_digest`` of a function or method; "" for torch's, whose version counts, and others."""
-    code = getattr(inspect.unwrap(value), "__code__", None)
-    return "" if code is None or code.co_filename.startswith(_TORCH) else code_digest(code)
+    """``code_digest`` of a function or method with its defaults; "" for torch's, whose version
+    counts, and others.
+    """
+    function = inspect.unwrap(value)
+    code = getattr(function, "__code__", None)
+    if code is None or code.co_filename.startswith(_TORCH):
+        return ""
+    by_name = getattr(function, "__kwdefaults__", None) or {}
+    defaults = [*(getattr(function, "__defaults__", None) or ()), *sorted(by_name.items())]
+    return _digest((code_digest(code), *map(_default, defaults))) if defaults else code_digest(code)
 
 
 def class_digest(kind: type) -> str:
-    """A digest of the methods of a class and its bases, torch's left out; "" without any."""
+    """A digest of the methods of a class and its bases, torch's left out; "" without any.
+
+    A method that somebody added to a class of torch's says nothing: where it was called, the trace
+    ran through its code.
+    """
     found = [
         (name, code_digest(code))
         for base in kind.__mro__
         if base.__module__ != "builtins"
         for name, value in sorted(vars(base).items())
         for code in _behind(value)
-        if not code.co_filename.startswith(_TORCH)
+        if not code.co_filename.startswith(_TORCH) and not _is_added(kind, base, name)
     ]
-    return hashlib.sha256(repr(found).encode()).hexdigest()[:32] if found else ""
+    return _digest(found) if found else ""
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(repr(content).encode()).hexdigest()[:32]
+
+
+def _default(value: Any) -> Any:
+    """What a default tells; of what is not compared by value, its type alone."""
+    if type(value) in (tuple, list):
+        return [_default(item) for item in value]
+    if is_plain(value):
+        return _content(value)
+    return f"{type(value).__module__}:{type(value).__qualname__}"
+
+
+def _is_added(kind: type, base: type, name: str) -> bool:
+    """Whether ``base`` is torch's and did not have ``name`` by itself."""
+    file = getattr(sys.modules.get(base.__module__), "__file__", None) or ""
+    if not file.startswith(_TORCH) or any(name in vars(b) for b in kind.__mro__ if b is not base):
+        return False
+    return name not in _names_in(file)
+
+
+@functools.cache
+def _names_in(file: str) -> frozenset[str]:
+    """Whatever might be a name in a source file."""
+    return frozenset(re.findall(r"\w+", "".join(linecache.getlines(file))))
 
 
 def _content(value: Any) -> Any:

@@ -10,6 +10,8 @@ Read in torch 2.11.0 and 2.13.0, where all of it has the same shape:
 - ``ShapeEnv.guards`` and ``var_to_range``.
 - ``GraphCaptureOutput.output_graph.guards``, ``import_sources`` and ``traced_code``; of a Guard its
   ``name`` (a method in some builds), ``create_fn_name()`` and the keywords of its ``create_fn``.
+- In 2.11 a HASATTR guard is of the attribute itself (an ``AttrSource``), later of what may have it.
+- In 2.11 a convolution on a CPU asks for its sizes before it takes oneDNN; later it need not.
 - In 2.11 the frame's code does not bring its builtins along; they are given to it.
 """
 
@@ -25,6 +27,7 @@ import torch
 import torch._dynamo as dynamo
 from torch._dynamo import config as dynamo_config
 from torch._dynamo import convert_frame, exc
+from torch._dynamo.source import AttrSource, NNModuleSource
 from torch._dynamo.symbolic_convert import InstructionTranslator
 from torch._dynamo.utils import dynamo_timed, get_metrics_context
 from torch._guards import CompileContext, TracingContext, compile_context
@@ -95,6 +98,22 @@ def _one_convolution() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def _no_choice_by_sizes() -> Iterator[None]:
+    """In torch 2.11 a convolution asks for sizes that only choose its kernel, unless oneDNN is off.
+
+    For the trace alone: calls, and a compiler's choice of kernels, have it as it was.
+    """
+    if torch.__version__ >= "2.12" or not torch._C._get_mkldnn_enabled():
+        yield
+        return
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(True)
+
+
 def mark_dynamic(tensor: torch.Tensor, dim: int, low: int, high: int) -> None:
     """Make ``dim`` of an example symbolic, ``low`` to ``high`` inclusive."""
     dynamo.mark_dynamic(tensor, dim, min=low, max=high)
@@ -127,6 +146,7 @@ def capture(entry: Callable[..., Any], args: Sequence[Any]) -> Capture:
     with (
         settings,
         oblivious_sizes(),
+        _no_choice_by_sizes(),
         get_metrics_context(),
         dynamo_timed("fullgraph_capture"),
         compile_context(CompileContext(convert_frame.get_compile_id({}))),
@@ -168,9 +188,15 @@ def capture(entry: Callable[..., Any], args: Sequence[Any]) -> Capture:
 
 def _look(guard: Any) -> Look:
     """A guard as the look that the trace took."""
-    name = guard.name if isinstance(guard.name, str) else guard.name()
+    kind, source = guard.create_fn_name(), guard
     given = getattr(guard.create_fn, "keywords", None) or {}
-    return Look(name, guard.create_fn_name(), given.get("attr", given.get("key")))
+    key = given.get("attr", given.get("key"))
+    if kind == "HASATTR" and key is None:  # torch 2.11
+        of = guard.originating_source
+        of = of.base if isinstance(of, NNModuleSource) else of
+        if isinstance(of, AttrSource):
+            source, key = of.base, of.member
+    return Look(source.name if isinstance(source.name, str) else source.name(), kind, key)
 
 
 def place_of(error: BaseException) -> str:
