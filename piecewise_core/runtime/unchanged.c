@@ -15,9 +15,14 @@ enum { SAME, WRITTEN, MOVED };
 
 #if PY_VERSION_HEX >= 0x030C0000
 
-/* Writes to any dict that is watched, since the module was loaded. */
+/* Writes to any dict that is watched. */
 static uint64_t writes;
-static int watcher = -1;
+
+/* Python has eight watchers in all, some of them its own: one for each module, given back with it. */
+typedef struct {
+    int id;
+    int is_had;
+} Watcher;
 
 static int on_write(PyDict_WatchEvent event, PyObject *dict, PyObject *key, PyObject *value) {
     writes++;
@@ -26,11 +31,21 @@ static int on_write(PyDict_WatchEvent event, PyObject *dict, PyObject *key, PyOb
 
 static Py_ssize_t stamp_size(PyObject *dicts) { return sizeof(writes); }
 
-static int put_stamp(PyObject *dicts, char *stamp) {
-    if (watcher < 0 && (watcher = PyDict_AddWatcher(on_write)) < 0)
-        return -1;
+static void give_watcher_back(void *module) {
+    Watcher *watcher = PyModule_GetState(module);
+    if (watcher != NULL && watcher->is_had && PyDict_ClearWatcher(watcher->id) < 0)
+        PyErr_Clear();
+}
+
+static int put_stamp(PyObject *module, PyObject *dicts, char *stamp) {
+    Watcher *watcher = PyModule_GetState(module);
+    if (!watcher->is_had) {
+        if ((watcher->id = PyDict_AddWatcher(on_write)) < 0)
+            return -1;
+        watcher->is_had = 1;
+    }
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(dicts); i++)
-        if (PyDict_Watch(watcher, PyTuple_GET_ITEM(dicts, i)) < 0)
+        if (PyDict_Watch(watcher->id, PyTuple_GET_ITEM(dicts, i)) < 0)
             return -1;
     memcpy(stamp, &writes, sizeof(writes));
     return 0;
@@ -42,13 +57,17 @@ static int is_written(PyObject *dicts, const char *stamp) {
 
 #else /* before Python 3.12 every dict counts its own writes */
 
+typedef char Watcher;
+
+#define give_watcher_back NULL
+
 static Py_ssize_t stamp_size(PyObject *dicts) { return PyTuple_GET_SIZE(dicts) * sizeof(uint64_t); }
 
 static uint64_t version_of(PyObject *dicts, Py_ssize_t i) {
     return ((PyDictObject *)PyTuple_GET_ITEM(dicts, i))->ma_version_tag;
 }
 
-static int put_stamp(PyObject *dicts, char *stamp) {
+static int put_stamp(PyObject *module, PyObject *dicts, char *stamp) {
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(dicts); i++)
         ((uint64_t *)stamp)[i] = version_of(dicts, i);
     return 0;
@@ -79,7 +98,7 @@ static PyObject *stamp(PyObject *module, PyObject *args) {
         return NULL;
     if (PyByteArray_Resize(into, stamp_size(dicts)) < 0)
         return NULL;
-    if (put_stamp(dicts, PyByteArray_AS_STRING(into)) < 0)
+    if (put_stamp(module, dicts, PyByteArray_AS_STRING(into)) < 0)
         return NULL;
     Py_RETURN_NONE;
 }
@@ -114,7 +133,10 @@ static PyMethodDef methods[] = {{"stamp", stamp, METH_VARARGS, NULL},
                                 {"compare", compare, METH_VARARGS, NULL},
                                 {NULL, NULL, 0, NULL}};
 
-static struct PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT, "piecewise_unchanged", NULL, -1, methods, NULL, NULL, NULL, NULL};
+static PyModuleDef_Slot slots[] = {{0, NULL}};
 
-PyMODINIT_FUNC PyInit_piecewise_unchanged(void) { return PyModule_Create(&definition); }
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT, "piecewise_unchanged", NULL, sizeof(Watcher), methods, slots, NULL, NULL,
+    give_watcher_back};
+
+PyMODINIT_FUNC PyInit_piecewise_unchanged(void) { return PyModuleDef_Init(&definition); }

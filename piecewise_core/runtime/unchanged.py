@@ -105,8 +105,10 @@ def native() -> Any:
     try:
         guards: Any = torch._C._dynamo.guards
         guards._torchinductor_pyobject_tensor_data_ptr  # noqa: B018  # an older or newer torch
-        return _load(_built(os.environ))
-    except Exception as error:  # no compiler, no headers, no place to write
+        module = _load(_built(os.environ))
+        module.stamp((), bytearray())  # since Python 3.12 this takes one of a few watchers
+        return module
+    except Exception as error:  # no compiler, no headers, no place to write, no watcher left
         logger.debug("parameters are compared in Python: %s", error)
         return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import sys
 import weakref
 from collections.abc import Iterator
 
@@ -27,6 +28,7 @@ def fresh(tmp_path, monkeypatch) -> Iterator[None]:
     unchanged.native.cache_clear()
     yield
     unchanged.native.cache_clear()
+    gc.collect()  # Python has a handful of watchers of dicts, and each module keeps one
 
 
 @pytest.fixture(params=[pytest.param("c", marks=needs_compiler), "python"])
@@ -204,6 +206,19 @@ def test_a_directory_that_others_may_write_to_is_not_loaded_from(fresh, tmp_path
     (tmp_path / "native").chmod(mode)
     assert unchanged.native() is None
     assert list((tmp_path / "native").iterdir()) == []
+
+
+@needs_compiler
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="dicts count their own writes")
+def test_without_a_watcher_left_python_looks(fresh):
+    taken, native = [], unchanged.native
+    while (module := native()) is not None:
+        taken.append(module)
+        native.cache_clear()
+        assert len(taken) < 16
+    watched = watch(parameters(3), [held := {"a": 1}])
+    held["a"] = 2
+    assert watched.check() == CHANGED
 
 
 def test_a_compiler_that_fails_is_no_error(fresh, tmp_path, monkeypatch):
