@@ -80,8 +80,10 @@ class InductorCompiler:
 
         self.get_ready()
         # Inductor's own caches know a symbol by its name, not by its range, and code may rest on
-        # the range: without a tag, code for [1, 8] would be handed out for [33, 64].
-        tag = f"{torch.compiler.config.cache_key_tag}piecewise:{key.partition('-')[2]}"
+        # the range: without a tag, code for [1, 8] would be handed out for [33, 64]. So may it on
+        # the number of threads, which torch 2.11 leaves out of their keys.
+        mark = f"{key.partition('-')[2]}:{torch.get_num_threads()}"
+        tag = f"{torch.compiler.config.cache_key_tag}piecewise:{mark}"
         with (
             torch_private.oblivious_sizes(),
             torch.compiler.config.patch(cache_key_tag=tag),  # type: ignore[attr-defined]
