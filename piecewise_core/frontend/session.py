@@ -174,10 +174,18 @@ class Session:
     def _miss(self, t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
         """Serves sizes that no target holds: not traced yet, or out of bounds."""
         if sizes in self.config.bounds:
+            unknown = not self.regions
             self.region_for(sizes)
             self._refuse_lost_writes(t, args, kwargs)
             place = self.dispatch.find(*sizes)
-            return self.dispatch.entries[place](t, self._read(), sizes, args, kwargs)
+            try:
+                return self.dispatch.entries[place](t, self._read(), sizes, args, kwargs)
+            except torch.OutOfMemoryError:  # which says nothing about the form of the call
+                raise
+            except Exception:
+                if unknown:
+                    self._start_over()
+                raise
         if self.config.out_of_range == "eager":
             self.counters.calls["eager"] += 1
             return self.fn(*args, **kwargs)
@@ -196,13 +204,14 @@ class Session:
                 try:
                     self._admit(self._regions.make(self.structure, sizes, self.parameters))
                 except TraceFailed:
-                    self._start_over()
+                    if not self.regions:
+                        self._start_over()
                     raise
             return region
 
     def _start_over(self) -> None:
-        """A model that was refused at its first call may be called in another form next."""
-        if not self.regions and self._regions.sealed != "error":
+        """A model whose first call failed may be called in another form next."""
+        if self._regions.sealed != "error":
             self._forget_regions()
             self.structure, self._bind = None, self._first
 

@@ -581,3 +581,31 @@ def test_the_imaginary_part_of_an_input_is_returned_as_a_view_of_it():
     x.mul_(2)
     torch.testing.assert_close(real, x.real)
     torch.testing.assert_close(imaginary, x.imag)
+
+
+@torch.library.custom_op("pwcalling::table", mutates_args=())
+def table(index: torch.Tensor) -> torch.Tensor:
+    if index.dtype is not torch.int64:
+        raise TypeError(f"index must be int64, not {index.dtype}")
+    return index * 2.0
+
+
+@table.register_fake
+def _(index):
+    return index.new_empty(index.shape, dtype=torch.float32)
+
+
+def test_a_first_call_that_fails_as_it_runs_does_not_fix_the_form_of_calls():
+    fast = pw.compile(
+        lambda x: table(x) + 1,
+        pw.Config(dynamic={"x": {0: pw.Dim("n", 1, 8)}}, compiler="eager"),
+        "cpu",
+    )
+    with torch.inference_mode():
+        for _ in range(2):
+            with pytest.raises(TypeError, match="int64"):
+                fast(torch.ones(3, dtype=torch.int32))
+        for n in (3, 5):
+            assert fast(torch.ones(n, dtype=torch.int64)).tolist() == [3.0] * n
+        with pytest.raises(pw.errors.InputMismatch, match="dtype expected"):
+            fast(torch.ones(3, dtype=torch.int32))

@@ -247,7 +247,8 @@ def test_a_wrong_call_right_after_a_change_leaves_a_model_that_serves(wrong):
     serving = Serving(Model())
     serving.check()
     serving.model.to(torch.float64)
-    with pytest.raises(pw.errors.PiecewiseError):
+    # What torch 2.11 does not refuse when it traces, it refuses when it runs.
+    with pytest.raises((pw.errors.PiecewiseError, RuntimeError)):
         serving.fast(wrong)
     serving.check()
 
