@@ -102,12 +102,14 @@ def capture(
     sizes: Sizes,
     *,
     whole: bool = False,
+    tight: bool = False,
 ) -> CapturedPlan:
     """Capture one size into ``pool``, or leave everything as it was.
 
     ``stream``: the same for all that share ``pool``: allocators reuse memory per stream only, and
     libraries keep a workspace per stream. ``whole``: the forward as one graph, splitting ops
-    inside; else a graph per compilable piece.
+    inside; else a graph per compilable piece. ``tight``: memory is short, so what the rehearsal
+    used goes back before the capture takes as much; an allocator cannot do that during one.
 
     Raises CaptureFailed naming the piece and what to do, OutOfGraphMemory when memory ran out.
     Stream, ``gc``, random state and the user's tensors are as before in every case.
@@ -135,6 +137,8 @@ def capture(
             with device.stream(stream), _context(driver):
                 recorder.rehearse(lambda: plan(source.inputs, source.bound, *sizes))
                 device.synchronize()
+                if tight and hasattr(device, "empty_cache"):
+                    device.empty_cache()
                 recorder.capturing = True
                 with no_collection():
                     outputs = recorder.record(lambda: plan(source.inputs, source.bound, *sizes))

@@ -43,7 +43,7 @@ class CapturedPlans:
         self._ways = {"full": [True], "full_and_piecewise": [True, False]}.get(mode, [False])
         self._pool: Any = None
         self._stream: Any = None
-        self._collected = False
+        self._short = False
         self._plans: OrderedDict[Sizes, CapturedPlan] = OrderedDict()
         self.dropped: dict[Sizes, str] = {}
         self.owed: set[Sizes] = set()
@@ -100,13 +100,6 @@ class CapturedPlans:
                 f"sizes {sizes} would be captured inside of a capture that runs on this stream; "
                 "call warmup() before it"
             )
-        if self._pool is None:
-            # What was just traced and compiled leaves garbage, some of it with device memory. All
-            # that is older is walked only where memory turns out to be short: it takes long.
-            gc.collect(1)
-            self._collected = False
-            self._pool = self._driver.new_pool()
-            self._stream = self._stream or self._platform.device.new_stream()
         plan = self._attempt(sizes, source)
         self.owed.discard(sizes)
         if plan is None:
@@ -129,6 +122,8 @@ class CapturedPlans:
                     continue
                 self.dropped[sizes] = str(error)
                 logger.warning("%s", self.dropped[sizes])
+                if isinstance(error, OutOfGraphMemory):
+                    self._give_back()
         return None
 
     def _capture(self, source: Callable[[], Source], sizes: Sizes, whole: bool) -> CapturedPlan:
@@ -139,19 +134,33 @@ class CapturedPlans:
                 f"sizes {sizes} cannot be captured: there is no memory for their inputs: {error}. "
                 "Capture fewer or smaller sizes (capture_sizes)"
             ) from error
-        return capture(self._platform, self._pool, self._stream, made, sizes, whole=whole)
+        if self._pool is None:
+            # What was just traced and compiled leaves garbage, some of it with device memory. All
+            # that is older is walked only where memory turns out to be short: it takes long.
+            gc.collect(1)
+            self._pool = self._driver.new_pool()
+            self._stream = self._stream or self._platform.device.new_stream()
+        return capture(
+            self._platform, self._pool, self._stream, made, sizes, whole=whole, tight=self._short
+        )
 
     def _once_more(self, attempt: Callable[[], CapturedPlan]) -> CapturedPlan:
         """``attempt()``; when memory runs out for the first time, again without any garbage."""
         try:
             return attempt()
         except OutOfGraphMemory:
-            if self._collected:
+            if self._short:
                 raise
-        self._collected = True
+        self._short = True
         gc.collect()
-        self._empty_cache()
+        self._give_back()
         return attempt()
+
+    def _give_back(self) -> None:
+        """Let the next capture have what a failed one left in the pool, where no graph needs it."""
+        if not self._plans:
+            self._pool = None
+        self._empty_cache()
 
     def _empty_cache(self) -> None:
         empty = getattr(self._platform.device, "empty_cache", None)
@@ -170,7 +179,7 @@ class CapturedPlans:
         self.owed |= {*held, *self.dropped}
         for sizes in held:
             self.forget(sizes)
-        self._pool = None
+        self._pool, self._short = None, False
         self._empty_cache()
         self.dropped.clear()
         self._counters.set("pool_bytes", 0)

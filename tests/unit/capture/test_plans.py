@@ -159,3 +159,45 @@ def test_memory_held_by_garbage_is_had_back():
     another = CapturedPlans(platform, Counters(), None)
     assert another.capture((1024,), lambda: source(1024)) is not None
     assert not another.dropped
+
+
+def watched(monkeypatch, **knobs):
+    """Plans, and the pools that are made and times that the cache is emptied, as they come."""
+    platform = SimulatedPlatform(**knobs)
+    seen = []
+    new_pool, begin = platform.graphs.new_pool, platform.graphs.capture_begin
+
+    def begun(*args):
+        seen.append("capture")
+        return begin(*args)
+
+    monkeypatch.setattr(platform.graphs, "new_pool", lambda: seen.append("pool") or new_pool())
+    monkeypatch.setattr(platform.graphs, "capture_begin", begun)
+    monkeypatch.setattr(platform.device, "empty_cache", lambda: seen.append("empty"), raising=False)
+    return CapturedPlans(platform, Counters(), None), seen
+
+
+def test_what_a_failed_capture_left_in_the_pool_goes_back_before_the_next(monkeypatch):
+    """FAULTS 20. An allocator keeps a pool's free memory for that pool."""
+    held, seen = watched(monkeypatch, memory_bytes=4096)
+    assert held.capture((2048,), lambda: source(2048)) is None
+    assert held.capture((64,), lambda: source(64)) is not None
+    first = ["pool", "capture", "empty"]
+    assert seen == [*first, "pool", "empty", "capture", "empty", "pool", "empty", "capture"]
+
+
+def test_a_pool_that_graphs_use_stays_when_a_later_size_has_no_room(monkeypatch):
+    held, seen = watched(monkeypatch, memory_bytes=4096)
+    plan = held.capture((64,), lambda: source(64))
+    assert held.capture((2048,), lambda: source(2048)) is None
+    assert held.capture((32,), lambda: source(32)) is not None
+    assert seen.count("pool") == 1
+    x = torch.randn(64)
+    torch.testing.assert_close(plan.run([x], (64,))[0], x.sin())
+
+
+def test_with_memory_enough_no_cache_is_emptied(monkeypatch):
+    held, seen = watched(monkeypatch)
+    for size in (64, 32, 8):
+        held.capture((size,), lambda size=size: source(size))
+    assert seen == ["pool", "capture", "capture", "capture"]
