@@ -65,8 +65,8 @@ class Parts(Conformance):
     )
     def test_a_loaded_artifact_is_as_the_compiled_one(self, case: Case) -> None:
         """load() of what a handle gave computes what the compiled code did."""
-        graph, fakes, context = _one_piece()
         x = rows(case, 6)
+        graph, fakes, context = _one_piece(x)
         with context:
             made = case.compiler.compile(graph, fakes, key="conformance", config=_config())
         case.require(
@@ -154,8 +154,10 @@ def _config() -> Any:
     return Config()
 
 
-def _one_piece() -> tuple[Any, list[Any], Any]:
-    """A piece without sizes, its fake inputs, and the context that compilers look them up in."""
+def _one_piece(example: torch.Tensor) -> tuple[Any, list[Any], Any]:
+    """A piece without sizes, its fake inputs like ``example``, and the context that compilers look
+    them up in.
+    """
     from torch._guards import TracingContext, tracing
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -164,7 +166,7 @@ def _one_piece() -> tuple[Any, list[Any], Any]:
     x = graph.placeholder("x")
     graph.output((graph.call_function(torch.mul, (x, 3)),))
     mode = FakeTensorMode(shape_env=ShapeEnv())
-    fake = mode.from_tensor(torch.zeros(6, 8), static_shapes=True)
+    fake = mode.from_tensor(example, static_shapes=True)
     x.meta["example_value"] = fake
     module = torch.fx.GraphModule(nn.Module(), graph)
     return module, [fake], tracing(TracingContext(mode))
