@@ -60,3 +60,50 @@ def bench(request, make_bench):
     from piecewise_rocm.driver import RocmGraphDriver
 
     return make_bench(CudaGraphDriver() if request.param == "cuda" else RocmGraphDriver())
+
+
+class Gpu:
+    """Where whole models are compiled and run: the device's type and the platform's instance."""
+
+    def __init__(self, device: str, platform: Any) -> None:
+        self.device, self.platform = device, platform
+
+    def randn(self, *shape: int) -> torch.Tensor:
+        """Random numbers on the device."""
+        return torch.randn(*shape, device=self.device)
+
+    def config(self, **config: Any) -> Any:
+        """"x" has 1 to 64 rows, four of them captured; run as traced, unless ``compiler`` is given."""
+        import piecewise_core as pw
+
+        settings = {
+            "dynamic": {"x": {0: pw.Dim("rows", 1, 64)}},
+            "splitting_ops": ("torch.softmax",),
+            "capture_sizes": (1, 8, 32, 64),
+            "compiler": "eager",
+            **config,
+        }
+        return pw.Config(**settings)
+
+    def compile(self, model: Any, **config: Any) -> Any:
+        """``pw.compile`` for the device."""
+        import piecewise_core as pw
+
+        return pw.compile(model, self.config(**config), platform=self.platform)
+
+    def record(self, fn: Any, **config: Any) -> Any:
+        """``pw.record`` for the device."""
+        import piecewise_core as pw
+
+        settings = self.config(**config).replace(compiler=None)
+        return pw.record(fn, settings, platform=self.platform)
+
+
+@pytest.fixture
+def gpu():
+    from piecewise_core.platforms import select
+
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        yield Gpu("cuda", select(None, "cuda").platform)
+    torch.cuda.synchronize()
