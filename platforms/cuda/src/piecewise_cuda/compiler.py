@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from piecewise_core.compile.inductor import InductorCompiler
+from piecewise_core.compile.native_code import is_archive
 from piecewise_core.errors import CompilerUnavailable
+from piecewise_core.protocols import CompiledGraph
+from piecewise_cuda.parcel import pack, unpack
+from piecewise_cuda.triton_files import collect, put_back
+
+if TYPE_CHECKING:
+    from piecewise_core.config import Config
 
 __all__ = ["CudaInductor"]
 
@@ -20,10 +30,32 @@ _SETTINGS = {
 
 
 class CudaInductor(InductorCompiler):
-    """Inductor for the current CUDA device."""
+    """Inductor for the current CUDA device.
+
+    A piece on disk brings the files of Triton's cache that its process rested on when the bytes
+    were asked for, so that the next process needs no C compiler to start.
+    """
 
     def __init__(self) -> None:
         super().__init__(prepare=require_triton, settings=_SETTINGS)
+
+    def compile(
+        self,
+        graph: torch.fx.GraphModule,
+        example_inputs: Sequence[Any],
+        *,
+        key: str,
+        config: Config,
+    ) -> CompiledGraph:
+        """Compile ``graph`` for the ranges of the inputs' symbols."""
+        return _with_files(super().compile(graph, example_inputs, key=key, config=config), {})
+
+    def load(self, handle: bytes) -> CompiledGraph:
+        """Load what a handle gave, and put the files that it brought into Triton's cache."""
+        piece, files = unpack(handle)
+        # First: loading a piece may start Triton's driver, which looks for its library.
+        put_back(files)
+        return _with_files(super().load(piece), files)
 
     def hash_factors(self) -> Mapping[str, str]:
         """Inductor's own, and the device that kernels are made for."""
@@ -34,6 +66,21 @@ class CudaInductor(InductorCompiler):
             "device": torch.cuda.get_device_name(),
             "capability": f"{major}.{minor}",
         }
+
+
+def _with_files(made: CompiledGraph, brought: Mapping[str, bytes]) -> CompiledGraph:
+    if made.handle is None:
+        return made
+    return replace(made, handle=partial(_parcel, made.handle, brought))
+
+
+def _parcel(handle: Callable[[], bytes], brought: Mapping[str, bytes]) -> bytes:
+    """The piece with the files as they are now: a bundle is saved after sizes were captured."""
+    piece = handle()
+    if is_archive(piece):  # of a CPU, which needs no Triton
+        return piece
+    files = {**brought, **collect()}
+    return pack(piece, files) if files else piece
 
 
 def require_triton() -> None:

@@ -20,18 +20,49 @@ class CudaGraphDriver(TorchGraphDriver):
 
     def __init__(self, *, debug: bool = False) -> None:
         super().__init__(torch.cuda, unsafe_ops=UNSAFE, debug=debug)
+        self._unstaged: set[int] = set()
 
     def stager(
         self, buffers: Sequence[torch.Tensor]
     ) -> Callable[[Sequence[torch.Tensor]], None] | None:
-        """One launch for all inputs; None without Triton or for buffers elsewhere."""
+        """One launch for all inputs; None without Triton or for buffers elsewhere.
+
+        None too, with one warning, where Triton cannot make or launch the kernel.
+        """
         if not buffers or any(b.device != buffers[0].device for b in buffers):
             return None
-        if buffers[0].device.type != "cuda":
+        if buffers[0].device.type != "cuda" or len(buffers) in self._unstaged:
             return None
         try:
-            from piecewise_cuda.staging import Stager
-        except ImportError as exc:
-            logger.info("inputs are copied one by one: %s", exc)
+            return _copier(buffers)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            self._give_up(len(buffers), error)
             return None
-        return Stager(buffers).copier()
+
+    def _give_up(self, count: int, error: Exception) -> None:
+        """Stage ``count`` buffers no more: every size of a model would try, and fail, again."""
+        level = logging.DEBUG if self._unstaged else logging.WARNING
+        self._unstaged.add(count)
+        logger.log(
+            level,
+            "inputs are copied one by one, which takes the host longer at every replay: Triton "
+            "cannot make the kernel that copies all at once (%s: %s); install a C compiler with "
+            "Python's headers, or load a bundle that was saved after its sizes were captured",
+            type(error).__name__,
+            error,
+        )
+
+
+def _copier(buffers: Sequence[torch.Tensor]) -> Callable[[Sequence[torch.Tensor]], None] | None:
+    try:
+        from piecewise_cuda.staging import Stager
+    except ImportError as exc:
+        logger.info("inputs are copied one by one: %s", exc)
+        return None
+    copy = Stager(buffers).copier()
+    # Onto themselves, which changes nothing: a launch that another Triton refuses is refused
+    # now, and not in a call that somebody waits for.
+    copy(buffers)
+    return copy

@@ -14,6 +14,7 @@ import torch
 
 from piecewise_cuda.kernel import BLOCK, stage_kernel
 from piecewise_cuda.launching import bare_launch, on_device
+from piecewise_cuda.triton_files import keep
 
 __all__ = ["Stager"]
 
@@ -75,6 +76,7 @@ class Stager:
         with torch.cuda.device(table.device):
             compiled = kernel.warmup(table, typical, typical, count, BLOCK, grid=grid)
             bare = bare_launch(compiled, grid, table.device.index)
+        keep(compiled)
         bare = on_device(bare, table.device.index, torch._C._cuda_getDevice)
         address = table.data_ptr()
         return lambda sources, given: bare(address, sources, given, count, BLOCK)

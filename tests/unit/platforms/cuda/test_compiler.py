@@ -1,0 +1,109 @@
+"""What a piece of CUDA's compiler brings with it, by stand-ins for Inductor and Triton."""
+
+from __future__ import annotations
+
+import zipfile
+
+import pytest
+
+from piecewise_core.compile.inductor import InductorCompiler
+from piecewise_core.compile.native_code import NativeCode, to_bytes
+from piecewise_core.protocols import CompiledGraph
+from piecewise_cuda import compiler
+from piecewise_cuda.compiler import CudaInductor
+from piecewise_cuda.parcel import pack, unpack
+
+
+def run(*args):
+    return args
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """``made(handle)`` is what the compiler gives where Inductor gives ``handle``."""
+
+    def piece(handle):
+        monkeypatch.setattr(
+            InductorCompiler,
+            "compile",
+            lambda self, graph, inputs, *, key, config: CompiledGraph(run, handle),
+        )
+        return CudaInductor().compile(None, [], key="k", config=None)
+
+    return piece
+
+
+@pytest.fixture
+def files(monkeypatch):
+    """What this process rests on."""
+    found: dict[str, bytes] = {}
+    monkeypatch.setattr(compiler, "collect", lambda: dict(found))
+    return found
+
+
+@pytest.fixture(autouse=True)
+def loads(monkeypatch):
+    """What happened in the order of events: files put back, pieces loaded."""
+    events = []
+
+    def load(self, handle):
+        if handle == b"damaged":
+            raise RuntimeError("no artifact")
+        events.append(("load", handle))
+        return CompiledGraph(run, lambda: handle)
+
+    monkeypatch.setattr(InductorCompiler, "load", load)
+    monkeypatch.setattr(compiler, "put_back", lambda given: events.append(("put", dict(given))))
+    return events
+
+
+def test_files_are_collected_when_the_bytes_are_asked_for(made, files):
+    piece = made(lambda: b"artifact")
+    files["KEY/a.so"] = b"made by a capture"
+    assert piece.run is run
+    assert unpack(piece.handle()) == (b"artifact", {"KEY/a.so": b"made by a capture"})
+
+
+def test_without_files_a_piece_is_what_inductor_gives(made, files):
+    assert made(lambda: b"artifact").handle() == b"artifact"
+
+
+def test_native_code_of_a_cpu_is_left_alone(made, files):
+    files["KEY/a.so"] = b""
+    native = to_bytes(NativeCode("", {}, ()))
+    assert made(lambda: native).handle() == native
+
+
+def test_a_piece_that_cannot_be_persisted_stays_so(made, files):
+    assert made(None).handle is None
+
+    def refuse():
+        raise ValueError("not portable")
+
+    with pytest.raises(ValueError, match="not portable"):
+        made(refuse).handle()
+
+
+def test_files_are_put_back_before_the_piece_is_loaded(loads):
+    CudaInductor().load(pack(b"artifact", {"KEY/a.so": b"a"}))
+    assert loads == [("put", {"KEY/a.so": b"a"}), ("load", b"artifact")]
+
+
+def test_a_loaded_piece_hands_on_what_it_brought_and_what_came_since(files):
+    loaded = CudaInductor().load(pack(b"artifact", {"KEY/a.so": b"a"}))
+    files["KEY/b.so"] = b"b"
+    assert unpack(loaded.handle()) == (b"artifact", {"KEY/a.so": b"a", "KEY/b.so": b"b"})
+
+
+@pytest.mark.parametrize("plain", [b"artifact", to_bytes(NativeCode("", {}, ()))])
+def test_a_piece_without_a_wrapper_loads(plain, files, loads):
+    loaded = CudaInductor().load(plain)
+    assert loads[-1] == ("load", plain)
+    assert loaded.handle() == plain
+
+
+def test_a_damaged_piece_is_an_error_wherever_the_damage_is():
+    with pytest.raises(RuntimeError, match="no artifact"):
+        CudaInductor().load(pack(b"damaged", {}))
+    with pytest.raises(zipfile.BadZipFile):
+        CudaInductor().load(pack(b"artifact", {})[:-4])
