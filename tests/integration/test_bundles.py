@@ -341,6 +341,42 @@ def test_in_a_fresh_process_without_compiler_it_starts_no_process_and_no_dynamo(
 
 
 @pytest.mark.inductor
+def test_a_bundle_has_what_a_compiler_learned_since_the_store_was_written(tmp_path, monkeypatch):
+    """As that of a GPU, which brings the kernels that capturing needed."""
+    from source_platform import SourceCompiler, SourcePlatform
+
+    class Learns(SourceCompiler):
+        learned = b""
+
+        def load(self, handle):
+            loaded = super().load(handle)
+            return type(loaded)(loaded.run, lambda: handle + self.learned)
+
+    monkeypatch.setenv("PIECEWISE_CACHE_MODE", "readwrite")
+    monkeypatch.setenv("PIECEWISE_CACHE_DIR", str(tmp_path / "store"))
+    model = nn.Sequential(nn.Linear(8, 8), nn.Softmax(-1)).eval()
+    settings = pw.Config(dynamic={0: {0: pw.Dim("rows", 1, 64)}}, splitting_ops=(SOFTMAX,))
+
+    def made():
+        compiler = Learns()
+        fast = pw.compile(model, settings, SourcePlatform(compiler))
+        torch.testing.assert_close(fast(x), model(x))
+        return fast, compiler
+
+    x = torch.randn(3, 8)
+    made()
+    fast, compiler = made()
+    assert compiler.loaded
+    assert not compiler.compiled
+    compiler.learned = b"\n# tuned"
+    fast.save(tmp_path / "model.pwb")
+    again = Learns()
+    loaded = pw.load(tmp_path / "model.pwb", model, platform=SourcePlatform(again))
+    torch.testing.assert_close(loaded(x), model(x))
+    assert again.loaded
+    assert all(code.endswith(b"# tuned") for code in again.loaded)
+
+
 def test_captured_sizes_are_captured_again_from_loaded_code(tmp_path):
     model = Model()
     path, _ = saved(tmp_path, model, compiler="inductor", capture_sizes=(4, 64))

@@ -132,11 +132,12 @@ class Keeper:
     def entry_of(self, made: Artifact, ticket: Ticket) -> Entry:
         """The entry to keep ``made`` by. Raises StoreError when its code cannot be had.
 
-        What was loaded is read anew, or had from the compiler if it is gone meanwhile.
+        What was loaded is had from the compiler again, which may know more by now than it did when
+        the entry was written; or else read anew.
         """
         found = self.find(ticket) if made.stored else None
         if found is not None:
-            return found
+            return self._renewed(found, made, ticket)
         blob = b"" if made.serves is None else _handed_over(made)
         return self.entry(
             ticket,
@@ -145,6 +146,24 @@ class Keeper:
             why=made.note,
             adaptor=made.compiler,
             seconds=made.seconds,
+        )
+
+    def _renewed(self, found: Entry, made: Artifact, ticket: Ticket) -> Entry:
+        """``found`` with what the compiler hands over now, if that is another artifact."""
+        try:
+            blob = _handed_over(made)
+        except StoreError:
+            return found
+        if blob == found.artifact:
+            return found
+        old = found.manifest
+        return self.entry(
+            ticket,
+            blob,
+            serves=old.serves,
+            why=old.why,
+            adaptor=old.adaptor,
+            seconds=old.seconds,
         )
 
     def publish(self, entry: Entry) -> None:
