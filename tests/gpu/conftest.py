@@ -73,7 +73,7 @@ class Gpu:
         return torch.randn(*shape, device=self.device)
 
     def config(self, **config: Any) -> Any:
-        """"x" has 1 to 64 rows, four of them captured; run as traced, unless ``compiler`` is given."""
+        """Rows 1 to 64 of "x", captured at four sizes; uncompiled unless ``compiler`` is given."""
         import piecewise_core as pw
 
         settings = {

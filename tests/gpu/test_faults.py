@@ -78,7 +78,7 @@ def test_out_of_memory_keeps_the_sizes_that_have_room(gpu):
     gc.collect()
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
-    limit = torch.cuda.memory_reserved() + 2 * room
+    limit = torch.cuda.memory_reserved() + int(3.5 * room)  # for 8 rows, and to run them eagerly
     torch.cuda.set_per_process_memory_fraction(limit / total)
     try:
         fast = gpu.compile(model)

@@ -34,7 +34,7 @@ PROGRAM = """
     torch.manual_seed(0)
     model = Model().to(device).eval()
     started = []
-    sys.addaudithook(lambda e, a: started.append(e) if e in ("subprocess.Popen", "os.fork") else 0)
+    sys.addaudithook(lambda e, a: started.append([*a[1]]) if e == "subprocess.Popen" else None)
     with torch.inference_mode():
         if how == "load":
             fast = pw.load(place, model)
@@ -58,7 +58,7 @@ PROGRAM = """
         "compiled": stats.compilations,
         "found": stats.cache_hits,
         "replayed": stats.calls["replayed"],
-        "started": len(started),
+        "started": started,
     }))
 """
 
@@ -78,28 +78,40 @@ def run(tmp_path, how: str, *, device: str = "cuda:0", store: str = "store", **e
     return json.loads(done.stdout.splitlines()[-1])
 
 
-NOTHING = {"traced": 0, "frames": 0, "compiled": 0, "started": 0, "replayed": 2}
-
-
-def without_found(result):
+def started_warm(result) -> None:
+    """Nothing was traced or compiled. Torch and Triton ask for versions and where libraries are."""
     assert result.pop("found") > 0
-    return result
+    compilers = [c for c in result.pop("started") if not only_asks(c)]
+    assert compilers == []
+    assert result == {"traced": 0, "frames": 0, "compiled": 0, "replayed": 2}
+
+
+def only_asks(command: list[str]) -> bool:
+    return os.path.basename(command[0]) in ("ldconfig", "file") or "--version" in command
 
 
 def test_the_store_and_a_bundle_bring_all_that_was_compiled(tmp_path):
     first = run(tmp_path, "save")
     assert first["compiled"] > 0
     assert first["found"] == 0
-    assert without_found(run(tmp_path, "compile")) == NOTHING
-    assert without_found(run(tmp_path, "load", store="elsewhere")) == NOTHING
+    started_warm(run(tmp_path, "load", store="elsewhere"))
+    # An entry of the store is older than the first capture, so it has no kernel that stages.
+    started_warm(run(tmp_path, "compile", TRITON_CACHE_DIR=str(tmp_path / "triton-save-store")))
+
+
+def test_a_bundle_saved_from_the_store_brings_as_much(tmp_path):
+    run(tmp_path, "save")
+    run(tmp_path, "save", TRITON_CACHE_DIR=str(tmp_path / "triton-save-store"))
+    started_warm(run(tmp_path, "load", store="elsewhere"))
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 def test_a_bundle_and_the_store_serve_another_device_that_is_the_only_visible_one(tmp_path):
     run(tmp_path, "save")
     second = {"CUDA_VISIBLE_DEVICES": "1"}
-    assert without_found(run(tmp_path, "compile", **second)) == NOTHING
-    assert without_found(run(tmp_path, "load", store="elsewhere", **second)) == NOTHING
+    started_warm(run(tmp_path, "load", store="elsewhere", **second))
+    second["TRITON_CACHE_DIR"] = str(tmp_path / "triton-save-store")
+    started_warm(run(tmp_path, "compile", **second))
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
