@@ -84,8 +84,12 @@ def _compared(
     title: str, place: Place, model: Any, settings: dict[str, Any], calls: dict[str, Call]
 ) -> dict[str, Any]:
     """Every way at every size: microseconds, and how far results are from eager's."""
-    ours = place.compile(model, graph_mode="piecewise", **settings)
-    ways: dict[str, Callable[..., Any]] = {"eager": model, "piecewise": ours}
+    ours = {
+        "recorded": place.record(model, **settings),
+        "piecewise": place.compile(model, graph_mode="piecewise", **settings),
+        "full": place.compile(model, graph_mode="full", **settings),
+    }
+    ways: dict[str, Callable[..., Any]] = {"eager": model, **ours}
     if place.has_peers:
         ways["torch.compile, dynamic"] = torch.compile(model, dynamic=True)
         ways["reduce-overhead, dynamic"] = overhead(model, dynamic=True)
@@ -96,9 +100,10 @@ def _compared(
     ]
     evidence: list[Evidence] = []
     with torch.no_grad():
-        ours.warmup(**next(iter(calls.values())), progress=False)
         for name in ways:
-            if name not in ("eager", "piecewise"):
+            if name in ours:
+                ours[name].warmup(**next(iter(calls.values())), progress=False)
+            elif name != "eager":
                 print(f"warming up {name}", flush=True)
                 each = [_caller(ways[name], call) for call in calls.values()]
                 graphs = name.startswith("reduce-overhead")
@@ -113,13 +118,13 @@ def _compared(
         print_table(f"{title}; {kind} us per call", ("", *ways), rows)
     for each in evidence:
         print(f"{each.name}: {each.problem or f'{each.graphs} graphs, valid'}")
-    stats = ours.stats()
+    stats = {name: module.stats() for name, module in ours.items()}
     return {
         "wall_us": wall,
         "host_us": host,
         "max_error": errors,
-        "calls": {k: n for k, n in stats.calls.items() if n},
-        "captures": stats.captures,
+        "calls": {n: {k: v for k, v in s.calls.items() if v} for n, s in stats.items()},
+        "captures": {name: s.captures for name, s in stats.items()},
         "peers": [each.to_dict() for each in evidence],
         "targets": [],
     }
