@@ -27,6 +27,7 @@ SCHEMA = 1
 _MANIFEST = "manifest.json"
 _NAME = re.compile(
     r"model\.json|regions/\d{1,6}\.(json|pt)|entries/[0-9a-f]{64}/(manifest\.json|artifact)"
+    r"|native/[A-Za-z0-9_-][A-Za-z0-9_.-]{0,150}"
 )
 _MOST_MANIFEST = 64 << 20
 _MOST = 16 << 30

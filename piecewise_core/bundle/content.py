@@ -17,6 +17,9 @@ from piecewise_core.graph.saved.traces import SavedTrace
 __all__ = ["About", "Content", "read_content", "write_content"]
 
 
+_NATIVE = "native/"
+
+
 @dataclass(frozen=True)
 class About:
     """What a bundle was made with.
@@ -38,13 +41,16 @@ class About:
 
 @dataclass(frozen=True)
 class Content:
-    """``structure``, ``held``: as JSON. ``traces``: one a region. ``entries``: compiled pieces."""
+    """``structure``, ``held``: as JSON. ``traces``: one a region. ``entries``: compiled pieces.
+    ``native``: libraries of ours that a C compiler made, file name -> content.
+    """
 
     about: About
     structure: Mapping[str, Any]
     held: list[dict[str, Any]]
     traces: tuple[SavedTrace, ...]
     entries: tuple[Entry, ...] = field(repr=False)
+    native: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
 
 def write_content(path: Path, content: Content) -> None:
@@ -58,6 +64,7 @@ def write_content(path: Path, content: Content) -> None:
         folder = f"entries/{entry.manifest.key}"
         members[f"{folder}/manifest.json"] = render(entry.manifest)
         members[f"{folder}/artifact"] = entry.artifact
+    members |= {f"{_NATIVE}{name}": data for name, data in content.native.items()}
     write_container(path, asdict(content.about), members)
 
 
@@ -76,7 +83,8 @@ def read_content(path: Path) -> Content:
         raise StoreError(
             f"the bundle {path} is of another form ({type(error).__name__}: {error}); save it again"
         ) from error
-    return Content(held, structure, tensors, tuple(traces), tuple(_entries(members)))
+    native = {n.removeprefix(_NATIVE): d for n, d in members.items() if n.startswith(_NATIVE)}
+    return Content(held, structure, tensors, tuple(traces), tuple(_entries(members)), native)
 
 
 def _numbered(members: Mapping[str, bytes], prefix: str, suffix: str) -> list[tuple[str, bytes]]:

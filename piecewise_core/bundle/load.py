@@ -24,6 +24,7 @@ from piecewise_core.graph.saved.values import NotSavable
 from piecewise_core.graph.structure import Structure
 from piecewise_core.runtime.held import find_held
 from piecewise_core.runtime.reach import roots_of
+from piecewise_core.runtime.unchanged import bring
 
 __all__ = ["bind", "check_surroundings", "config_of"]
 
@@ -58,6 +59,7 @@ def _bind(path: Path, content: Content, fn: Callable[..., Any], setup: Setup) ->
     objects = constants(structure)
     broken = (t.assumptions.broken(fn, objects) for t in traces if t.assumptions is not None)
     _refuse(path, "the model is not the one it was made with", itertools.chain(*broken))
+    bring(content.native)
     store = MemoryStore(content.entries, writable=False, name=f"bundle {path}")
     session = Session(fn, setup, store)
     session.adopt(structure, held, traces)

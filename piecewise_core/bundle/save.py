@@ -17,6 +17,7 @@ from piecewise_core.graph.saved.traces import write_trace
 from piecewise_core.graph.saved.values import NotSavable, place_of
 from piecewise_core.runtime.held import write_held
 from piecewise_core.runtime.reach import roots_of
+from piecewise_core.runtime.unchanged import take_along
 
 __all__ = ["SaveReport", "save"]
 
@@ -61,6 +62,7 @@ def save(session: Session, path: Path) -> SaveReport:
             write_held(session.parameters.tensors, roots_of(session.fn)),
             tuple(write_trace(region.program.traced) for region in session.regions),
             tuple(entries.values()),
+            take_along(),
         )
     except NotSavable as error:
         raise StoreError(f"the model cannot be saved: it depends on {error}") from error

@@ -114,12 +114,15 @@ class InductorCompiler:
         if is_archive(handle):
             code = from_bytes(handle)
             return CompiledGraph(NativePiece(code.call(), around(code.wrappers)), lambda: handle)
+        from torch._inductor import config as inductor_config
         from torch._inductor.standalone_compile import CompiledArtifact
 
         with tempfile.TemporaryDirectory(prefix="piecewise-") as folder:
             path = Path(folder) / "artifact"
             path.write_bytes(handle)
-            loaded = CompiledArtifact.load(path=str(path), format="binary")
+            # With more threads it starts processes to compile in, though nothing is compiled.
+            with inductor_config.patch(compile_threads=1):
+                loaded = CompiledArtifact.load(path=str(path), format="binary")
             return CompiledGraph(loaded, lambda: handle)
 
     def hash_factors(self) -> Mapping[str, str]:

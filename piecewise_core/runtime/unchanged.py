@@ -12,6 +12,7 @@ Private name of torch, read in 2.11.0 and 2.13.0: ``_torchinductor_pyobject_tens
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.machinery
@@ -25,7 +26,7 @@ import struct
 import subprocess
 import sysconfig
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ import torch
 
 from piecewise_core.config_cache import cache_directory
 
-__all__ = ["CHANGED", "MOVED", "SAME", "Unchanged", "native"]
+__all__ = ["CHANGED", "MOVED", "SAME", "Unchanged", "bring", "native", "take_along"]
 
 logger = logging.getLogger(__name__)
 
@@ -113,28 +114,64 @@ def native() -> Any:
         return None
 
 
+def take_along() -> dict[str, bytes]:
+    """The built module, file name -> content, for ``bring`` elsewhere; empty without one."""
+    try:
+        made = Path(native().__file__)
+        return {made.name: made.read_bytes()}
+    except (AttributeError, OSError):
+        return {}
+
+
+def bring(files: Mapping[str, bytes]) -> None:
+    """Put a module that ``take_along`` gave where it would be built, unless it is there.
+
+    That of another Python or version is left alone. Raises nothing: without it one is built.
+    """
+    try:
+        made, digest = _places(os.environ)
+        if made.name in files and not _is_whole(made, digest):
+            with _scratch(made) as fresh:
+                fresh.write_bytes(files[made.name])
+                _publish(fresh, made, digest)
+    except OSError as error:
+        logger.debug("the module that was brought along cannot be put into place: %s", error)
+
+
 def _built(environ: Mapping[str, str]) -> Path:
-    """The shared library, built and published by rename. Raises OSError and CalledProcessError."""
-    source = _SOURCE.read_bytes()
+    """The shared library, built if need be. Raises OSError and CalledProcessError."""
+    made, digest = _places(environ)
+    if not _is_whole(made, digest):
+        with _scratch(made) as fresh:
+            command = [*_compiler(environ), "-O2", "-shared", "-fPIC"]
+            command += [f"-I{sysconfig.get_paths()['include']}", str(_SOURCE), "-o", str(fresh)]
+            subprocess.run(command, check=True, capture_output=True, timeout=_SECONDS)
+            _publish(fresh, made, digest)
+    return made
+
+
+def _places(environ: Mapping[str, str]) -> tuple[Path, Path]:
+    """Where the library for this Python lies, and its checksum; their directory is made."""
     suffix = str(sysconfig.get_config_var("EXT_SUFFIX"))
-    key = hashlib.sha256(source + suffix.encode()).hexdigest()[:16]
+    key = hashlib.sha256(_SOURCE.read_bytes() + suffix.encode()).hexdigest()[:16]
     directory = cache_directory(environ) / "native"
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     _refuse_foreign(directory)
     made = directory / f"unchanged-{key}{suffix}"
-    digest = made.with_name(made.name + ".sha256")
-    if _is_whole(made, digest):
-        return made
-    with tempfile.TemporaryDirectory(dir=directory) as scratch:
-        fresh = Path(scratch) / made.name
-        command = [*_compiler(environ), "-O2", "-shared", "-fPIC"]
-        command += [f"-I{sysconfig.get_paths()['include']}", str(_SOURCE), "-o", str(fresh)]
-        subprocess.run(command, check=True, capture_output=True, timeout=_SECONDS)
-        sums = Path(scratch) / digest.name
-        sums.write_text(hashlib.sha256(fresh.read_bytes()).hexdigest(), encoding="ascii")
-        os.replace(fresh, made)
-        os.replace(sums, digest)
-    return made
+    return made, made.with_name(made.name + ".sha256")
+
+
+@contextlib.contextmanager
+def _scratch(made: Path) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir=made.parent) as folder:
+        yield Path(folder) / made.name
+
+
+def _publish(fresh: Path, made: Path, digest: Path) -> None:
+    sums = fresh.with_name(digest.name)
+    sums.write_text(hashlib.sha256(fresh.read_bytes()).hexdigest(), encoding="ascii")
+    os.replace(fresh, made)
+    os.replace(sums, digest)
 
 
 def _refuse_foreign(directory: Path) -> None:

@@ -327,6 +327,7 @@ def test_in_a_fresh_process_without_compiler_it_starts_no_process_and_no_dynamo(
             "PATH": "",
             "HOME": str(tmp_path),
             "PIECEWISE_CACHE_MODE": "off",
+            "PIECEWISE_CACHE_DIR": str(tmp_path / "none yet"),
             "OMP_NUM_THREADS": str(torch.get_num_threads()),
             "MODULES": json.dumps([ROOT, *(p for p in sys.path if p)]),
         },
@@ -338,6 +339,7 @@ def test_in_a_fresh_process_without_compiler_it_starts_no_process_and_no_dynamo(
     found = json.loads(done.stdout.splitlines()[-1])
     assert 0 < found.pop("hits") <= report.pieces
     assert found == {"frames": 0, "started": [], "compilations": 0, "graphs": 0}
+    assert list((tmp_path / "none yet").rglob("unchanged-*")), "our own library came along"
 
 
 @pytest.mark.inductor

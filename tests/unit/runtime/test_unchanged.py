@@ -181,6 +181,28 @@ def test_it_is_built_once(fresh, tmp_path, monkeypatch):
 
 
 @needs_compiler
+def test_it_may_be_brought_along_in_place_of_a_compiler(fresh, tmp_path, monkeypatch):
+    files = unchanged.take_along()
+    assert len(files) == 1
+    monkeypatch.setenv("PIECEWISE_CACHE_DIR", str(tmp_path / "elsewhere"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    unchanged.native.cache_clear()
+    unchanged.bring({"unchanged-of-another-python.so": b"", **files})
+    assert [p.name for p in (tmp_path / "elsewhere" / "native").glob("*.so")] == list(files)
+    assert unchanged.native() is not None
+    assert unchanged.take_along() == files
+
+
+def test_without_a_module_nothing_is_taken_and_nothing_is_in_the_way(fresh, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert unchanged.take_along() == {}
+    unchanged.bring({})
+    (tmp_path / "native").rmdir()
+    (tmp_path / "native").write_text("a file")
+    unchanged.bring({"unchanged-1.so": b""})
+
+
+@needs_compiler
 @pytest.mark.parametrize("damage", ["cut", "flipped", "no sum", "wrong sum"])
 def test_a_damaged_library_is_built_again_and_never_loaded(fresh, tmp_path, damage):
     native = tmp_path / "native"
