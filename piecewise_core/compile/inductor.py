@@ -24,7 +24,7 @@ from torch._guards import TracingContext
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from piecewise_core.compile.inductor_factors import inductor_factors
-from piecewise_core.compile.native_code import from_bytes, is_archive, to_bytes
+from piecewise_core.compile.native_code import from_bytes, is_archive, to_bytes, torchs_own
 from piecewise_core.compile.native_piece import NativePiece
 from piecewise_core.compile.residuals import keep_sums_fusable
 from piecewise_core.compile.torch_private import around, native_code
@@ -103,7 +103,7 @@ class InductorCompiler:
                     **ways,
                 )
 
-            native = None if _on_gpu(example_inputs) else _native(build)
+            native = None if _on_gpu(example_inputs) else _native(build, self.library)
             if native is not None:
                 return native
             artifact: Any = build()
@@ -113,7 +113,8 @@ class InductorCompiler:
         """Load what a handle gave, in any process of this machine with this torch."""
         if is_archive(handle):
             code = from_bytes(handle)
-            return CompiledGraph(NativePiece(code.call(), around(code.wrappers)), lambda: handle)
+            call = code.call(self.library)
+            return CompiledGraph(NativePiece(call, around(code.wrappers)), lambda: handle)
         from torch._inductor import config as inductor_config
         from torch._inductor.standalone_compile import CompiledArtifact
 
@@ -129,6 +130,10 @@ class InductorCompiler:
         """Torch, the settings, and the threads kernels are made for."""
         return inductor_factors(self._settings)
 
+    def library(self, name: str) -> Any:
+        """The function that compiled code on a CPU calls as ``extern_kernels.NAME``."""
+        return torchs_own(name)
+
     def get_ready(self) -> None:
         """Make the compiler's one-time checks now rather than in the first compilation."""
         if self._prepare is not None:
@@ -140,7 +145,7 @@ def _on_gpu(inputs: Sequence[Any]) -> bool:
     return any(isinstance(i, torch.Tensor) and i.device.type != "cpu" for i in inputs)
 
 
-def _native(build: Callable[..., Any]) -> CompiledGraph | None:
+def _native(build: Callable[..., Any], library: Callable[[str], Any]) -> CompiledGraph | None:
     """The piece as native code; None where torch cannot say what it consists of."""
     try:
         artifact = build(aot=True)
@@ -151,6 +156,8 @@ def _native(build: Callable[..., Any]) -> CompiledGraph | None:
         return None
     try:
         code, call = native_code(artifact)
+        if any(library(name) is not torchs_own(name) for name in code.library):
+            call = code.call(library)
         run = NativePiece(call, around(code.wrappers))
     except NotPortable as error:
         return CompiledGraph(artifact, functools.partial(_not_portable, str(error)))

@@ -27,7 +27,15 @@ import torch
 from piecewise_core.compile.wrapper_source import NotPortable, cut_down
 from piecewise_core.config_cache import cache_directory
 
-__all__ = ["Call", "NativeCode", "from_bytes", "from_module", "is_archive", "to_bytes"]
+__all__ = [
+    "Call",
+    "NativeCode",
+    "from_bytes",
+    "from_module",
+    "is_archive",
+    "to_bytes",
+    "torchs_own",
+]
 
 Call = Callable[[list[Any]], Sequence[Any]]
 """Inductor's generated function: takes its arguments in a list, which it empties."""
@@ -50,15 +58,24 @@ class NativeCode:
     library: tuple[str, ...]
     wrappers: bytes = b""
 
-    def call(self) -> Call:
-        """The generated function over the loaded kernels."""
+    def call(self, library: Callable[[str], Any] | None = None) -> Call:
+        """The generated function over the loaded kernels.
+
+        ``library``: gives the function of a name in ``library``; by default torch's own.
+        """
+        find = library or torchs_own
         names: dict[str, Any] = {
-            "extern_kernels": SimpleNamespace(**{n: getattr(torch, n) for n in self.library}),
+            "extern_kernels": SimpleNamespace(**{n: find(n) for n in self.library}),
             **_loaded(self.kernels),
         }
         exec(compile(self.source, "<piecewise compiled piece>", "exec"), names)
         made: Call = names["call"]
         return made
+
+
+def torchs_own(name: str) -> Any:
+    """The function that Inductor means by ``extern_kernels.NAME``."""
+    return getattr(torch, name)
 
 
 def from_module(source: str, module: Any, wrappers: bytes = b"") -> NativeCode:

@@ -10,6 +10,7 @@ import torch
 from piecewise_core.compile.inductor import InductorCompiler
 from piecewise_core.protocols import CompiledGraph
 from piecewise_cpu.driver import CpuGraphDriver
+from piecewise_cpu.linear import library_function
 
 if TYPE_CHECKING:
     from piecewise_core.config import Config
@@ -41,6 +42,10 @@ class CpuInductor(InductorCompiler):
     def load(self, handle: bytes) -> CompiledGraph:
         """Load what a handle gave."""
         return self._announcing(super().load(handle))
+
+    def library(self, name: str) -> Any:
+        """OneDNN's products where they are the faster ones, else torch's."""
+        return library_function(name)
 
     def _announcing(self, made: CompiledGraph) -> CompiledGraph:
         run, driver = made.run, self._driver

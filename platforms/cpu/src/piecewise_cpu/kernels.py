@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from piecewise_cpu.arena import Arena
+from piecewise_cpu.linear import bound
 
 __all__ = ["NotFlat", "Step", "flat_call"]
 
@@ -96,7 +97,7 @@ class _Extern:
 def _noted(kernel: Callable[..., Any], steps: list[Step]) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         result = kernel(*args, **kwargs)
-        steps.append(partial(kernel, *args, **kwargs))
+        steps.append(bound(kernel, *args, **kwargs))
         return result
 
     return call
