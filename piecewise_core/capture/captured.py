@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn
@@ -17,9 +17,10 @@ from piecewise_core.capture.buffers import Stage
 from piecewise_core.capture.direct import kernel_of, modes_active
 from piecewise_core.capture.opsteps import Step
 from piecewise_core.capture.recorder import Recorder, WholeRecorder
+from piecewise_core.capture.restoring import abandon, restored, same_stream
 from piecewise_core.errors import CaptureFailed, PiecewiseError, PlatformFault
 from piecewise_core.graph.garbage import no_collection
-from piecewise_core.platforms import raised, told
+from piecewise_core.platforms import raised
 from piecewise_core.protocols import GraphDriver, Platform, ReplayCall
 from piecewise_core.ranges import Sizes
 
@@ -128,8 +129,8 @@ def capture(
     live_before = _live_bytes(driver, pool)
     try:
         with (
-            _same_stream(platform),
-            _restored(platform, source.written, recorder),
+            same_stream(platform),
+            restored(platform, source.written, recorder),
             torch.inference_mode(),
         ):
             # What the caller's stream still has to do for the inputs, the side stream must see.
@@ -147,7 +148,7 @@ def capture(
         steps, direct, results = _bound(driver, recorder, outputs, kept)
         del outputs
     except BaseException as error:
-        _abandon(platform, recorder, stream)
+        abandon(platform, recorder, stream)
         recorder.forget()
         # What keeps the error, a log handler say, must not keep the capture's memory.
         traceback.clear_frames(error.__traceback__)
@@ -246,68 +247,3 @@ def _writable(tensor: torch.Tensor) -> torch.Tensor:
 def _context(driver: Any) -> contextlib.AbstractContextManager[Any]:
     own = getattr(driver, "capture_context", None)
     return own() if own is not None else contextlib.nullcontext()
-
-
-@contextlib.contextmanager
-def _same_stream(platform: Platform) -> Iterator[None]:
-    """Tell of a platform that leaves its side stream current: the caller's work would go there."""
-    before = platform.device.current_stream()
-    try:
-        yield
-    finally:
-        after = platform.device.current_stream()
-        if after != before:
-            logger.warning(
-                "%s: DeviceRuntime.stream left %s current in place of %s; work of this thread now "
-                "goes there, so make the old stream current again",
-                getattr(platform, "by", "the platform"),
-                after,
-                before,
-            )
-
-
-@contextlib.contextmanager
-def _restored(
-    platform: Platform, tensors: Sequence[torch.Tensor], recorder: Recorder
-) -> Iterator[None]:
-    """Put back what warm-up and capture write to the user's tensors, and numbers they draw."""
-    generator = recorder.generator
-    before = [t.clone() for t in tensors]
-    state = None if generator is None else generator.get_state()
-    try:
-        yield
-    except BaseException:
-        _abandon(platform, recorder, recorder.stream)
-        with contextlib.suppress(Exception):
-            # The side stream may still be writing what is about to be put back.
-            platform.device.synchronize()
-        raise
-    finally:
-        if state is not None:
-            generator.set_state(state)
-        with torch.inference_mode():
-            for tensor, value in zip(tensors, before, strict=True):
-                tensor.copy_(value)
-            recorder.put_back()
-
-
-def _abandon(platform: Platform, recorder: Recorder, stream: Any) -> None:
-    """Leave capture mode and free what was captured so far; never raises."""
-    driver: Any = platform.graphs
-    leave = getattr(driver, "abort_capture", None) or driver.capture_end
-    with _told(), platform.device.stream(stream):
-        if recorder.graphs and driver.is_capturing():
-            leave(recorder.graphs[-1])
-    for graph in reversed(recorder.graphs):
-        with _told():
-            driver.reset(graph)
-    recorder.graphs.clear()
-
-
-@contextlib.contextmanager
-def _told() -> Iterator[None]:
-    """Log an error of cleaning up: the one that made it necessary is raised."""
-    try:
-        yield
-    except Exception as error:
-        logger.info("while leaving a failed capture: %s", told(error))

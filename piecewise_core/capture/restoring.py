@@ -1,0 +1,83 @@
+"""What a capture must leave as it was, whatever happens: stream, tensors, random state, device."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from piecewise_core.capture.recorder import Recorder
+from piecewise_core.platforms import told
+from piecewise_core.protocols import Platform
+
+__all__ = ["abandon", "restored", "same_stream"]
+
+logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def same_stream(platform: Platform) -> Iterator[None]:
+    """Tell of a platform that leaves its side stream current: the caller's work would go there."""
+    before = platform.device.current_stream()
+    try:
+        yield
+    finally:
+        after = platform.device.current_stream()
+        if after != before:
+            logger.warning(
+                "%s: DeviceRuntime.stream left %s current in place of %s; work of this thread now "
+                "goes there, so make the old stream current again",
+                getattr(platform, "by", "the platform"),
+                after,
+                before,
+            )
+
+
+@contextlib.contextmanager
+def restored(
+    platform: Platform, tensors: Sequence[torch.Tensor], recorder: Recorder
+) -> Iterator[None]:
+    """Put back what warm-up and capture write to the user's tensors, and numbers they draw."""
+    generator = recorder.generator
+    before = [t.clone() for t in tensors]
+    state = None if generator is None else generator.get_state()
+    try:
+        yield
+    except BaseException:
+        abandon(platform, recorder, recorder.stream)
+        with contextlib.suppress(Exception):
+            # The side stream may still be writing what is about to be put back.
+            platform.device.synchronize()
+        raise
+    finally:
+        if state is not None:
+            generator.set_state(state)
+        with torch.inference_mode():
+            for tensor, value in zip(tensors, before, strict=True):
+                tensor.copy_(value)
+            recorder.put_back()
+
+
+def abandon(platform: Platform, recorder: Recorder, stream: Any) -> None:
+    """Leave capture mode and free what was captured so far; never raises."""
+    driver: Any = platform.graphs
+    leave = getattr(driver, "abort_capture", None) or driver.capture_end
+    with _told(), platform.device.stream(stream):
+        if recorder.graphs and driver.is_capturing():
+            leave(recorder.graphs[-1])
+    for graph in reversed(recorder.graphs):
+        with _told():
+            driver.reset(graph)
+    recorder.graphs.clear()
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Log an error of cleaning up: the one that made it necessary is raised."""
+    try:
+        yield
+    except Exception as error:
+        logger.info("while leaving a failed capture: %s", told(error))
