@@ -353,14 +353,16 @@ def test_released_memory_goes_back_to_the_device(gpu):
     close(fast(x), model(x))
 
 
-def test_a_memory_limit_frees_the_sizes_used_longest_ago(gpu):
+def test_a_memory_limit_with_room_for_nothing_serves_without_graphs_and_says_so(gpu):
     model = on(gpu, Deep())
     fast = gpu.compile(model, memory_limit=100)
     warm(gpu, fast)
     for size in SIZES:
         x = gpu.randn(size, WIDTH)
         close(fast(x), model(x))
-    assert any("memory_limit" in why for why in fast.explain().dropped)
+    assert fast.stats().calls["replayed"] == 0
+    assert all("memory_limit" in why for why in fast.explain().dropped)
+    assert len(fast.explain().dropped) == len(SIZES)
 
 
 def _wide():

@@ -136,34 +136,21 @@ class Keeper:
         the entry was written; or else read anew.
         """
         found = self.find(ticket) if made.stored else None
-        if found is not None:
-            return self._renewed(found, made, ticket)
-        blob = b"" if made.serves is None else _handed_over(made)
+        try:
+            blob = b"" if made.serves is None else _handed_over(made)
+        except StoreError:
+            if found is None:
+                raise
+            return found
+        if found is not None and blob == found.artifact:
+            return found
         return self.entry(
             ticket,
             blob,
             serves=made.serves,
             why=made.note,
             adaptor=made.compiler,
-            seconds=made.seconds,
-        )
-
-    def _renewed(self, found: Entry, made: Artifact, ticket: Ticket) -> Entry:
-        """``found`` with what the compiler hands over now, if that is another artifact."""
-        try:
-            blob = _handed_over(made)
-        except StoreError:
-            return found
-        if blob == found.artifact:
-            return found
-        old = found.manifest
-        return self.entry(
-            ticket,
-            blob,
-            serves=old.serves,
-            why=old.why,
-            adaptor=old.adaptor,
-            seconds=old.seconds,
+            seconds=made.seconds if found is None else found.manifest.seconds,
         )
 
     def publish(self, entry: Entry) -> None:

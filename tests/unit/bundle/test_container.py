@@ -22,6 +22,7 @@ MEMBERS = {
     "regions/0.pt": bytes(range(256)),
     f"entries/{KEY}/manifest.json": b"{}",
     f"entries/{KEY}/artifact": random.Random(0).randbytes(600),
+    "native/unchanged-0a.cpython-312-x86_64-linux-gnu.so": random.Random(1).randbytes(90),
 }
 
 
@@ -126,7 +127,11 @@ def forged(path, members, listed=None):
             archive.writestr(name, data)
 
 
-@pytest.mark.parametrize("name", ["../x", "/etc/x", "entries/../../x", "regions/0.sh", "a\\b", ""])
+PATHS = ["../x", "/etc/x", "entries/../../x", "regions/0.sh", "a\\b", ""]
+PATHS += ["native/../x", "native/..", "native/.hidden", "native/a/b.so", "native/", "native/a\\b"]
+
+
+@pytest.mark.parametrize("name", PATHS)
 def test_names_that_are_paths_are_refused(tmp_path, name):
     path = tmp_path / "x.pwb"
     forged(path, {name or "none": b"x"}, {} if name else {"model.json": [1, "0"]})
