@@ -90,7 +90,7 @@ class InductorCompiler:
         ):
             lowered = _lowered(graph, example_inputs)
             if _on_gpu(example_inputs):
-                keep_sums_fusable(lowered.graph)
+                self.rewrite(lowered.graph)
                 lowered.recompile()
             settings = {**self._settings, **self._answers}
 
@@ -133,6 +133,14 @@ class InductorCompiler:
     def library(self, name: str) -> Any:
         """The function that compiled code on a CPU calls as ``extern_kernels.NAME``."""
         return torchs_own(name)
+
+    def rewrite(self, graph: torch.fx.Graph) -> None:
+        """Change a GPU's piece in place before Inductor has it.
+
+        ``graph``: in ATen operators, with ``meta["val"]``; or as it was traced where it could not
+        be lowered. What changes with the machine must be among ``hash_factors``.
+        """
+        keep_sums_fusable(graph)
 
     def get_ready(self) -> None:
         """Make the compiler's one-time checks now rather than in the first compilation."""

@@ -15,17 +15,11 @@ from torch._C import _functorch
 from torch._subclasses.fake_tensor import FakeTensor
 
 from piecewise_core.graph import effects
+from piecewise_core.graph.attention import Attention, attentions
 from piecewise_core.graph.memory import storages
 from piecewise_core.graph.segments import segments
 
 __all__ = ["lift_masks"]
-
-_ATTENTION = (
-    torch.nn.functional.scaled_dot_product_attention,
-    torch.ops.aten.scaled_dot_product_attention,
-    torch.ops.aten.scaled_dot_product_attention.default,
-)
-_NAME, _PLACE = "attn_mask", 3
 
 
 def lift_masks(graph: torch.fx.Graph, is_splitting: Callable[[torch.fx.Node], bool]) -> None:
@@ -33,17 +27,16 @@ def lift_masks(graph: torch.fx.Graph, is_splitting: Callable[[torch.fx.Node], bo
 
     A mask stays as it is where that would need a piece of its own, or where anything writes to it.
     """
-    asking = [n for n in graph.nodes if n.target in _ATTENTION and is_splitting(n)]
-    asking = [n for n in asking if _is_boolean(_mask(n)) and _dtype(n) is not None]
+    asking = [c for c in attentions(graph) if _is_boolean(c.mask) and is_splitting(c.node)]
     if not asking:
         return
     written = frozenset().union(*map(effects.writes, graph.nodes))
     runs = segments(graph, is_splitting)
     home = {n: run for run in runs for n in run.nodes}
     made: dict[tuple[torch.fx.Node, Any], torch.fx.Node] = {}
-    for node in asking:
-        mask, dtype = _mask(node), _dtype(node)
-        if storages(mask) & written:
+    for call in asking:
+        mask, dtype = call.mask, _dtype(call)
+        if dtype is None or storages(mask) & written:
             continue
         behind = mask
         if mask.op in ("placeholder", "get_attr"):
@@ -54,11 +47,7 @@ def lift_masks(graph: torch.fx.Graph, is_splitting: Callable[[torch.fx.Node], bo
             continue
         if (mask, dtype) not in made:
             made[mask, dtype] = _term(graph, behind, mask, dtype)
-        _replace(node, made[mask, dtype])
-
-
-def _mask(node: torch.fx.Node) -> Any:
-    return node.args[_PLACE] if len(node.args) > _PLACE else node.kwargs.get(_NAME)
+        call.give(attn_mask=made[mask, dtype])
 
 
 def _is_boolean(mask: Any) -> bool:
@@ -68,9 +57,9 @@ def _is_boolean(mask: Any) -> bool:
     return value.dtype is torch.bool
 
 
-def _dtype(node: torch.fx.Node) -> torch.dtype | None:
+def _dtype(call: Attention) -> torch.dtype | None:
     """What the scores are computed in, outside of autocast: the query's dtype."""
-    query: Any = node.args[0] if node.args else node.kwargs.get("query")
+    query = call.query
     value = query.meta.get("example_value") if isinstance(query, torch.fx.Node) else None
     return value.dtype if isinstance(value, FakeTensor) else None
 
@@ -93,10 +82,3 @@ def _term(
             term = graph.call_method("to", (term, dtype))
         term.meta = {**near.meta, "example_value": cast}
     return term
-
-
-def _replace(node: torch.fx.Node, term: torch.fx.Node) -> None:
-    if len(node.args) > _PLACE:
-        node.args = (*node.args[:_PLACE], term, *node.args[_PLACE + 1 :])
-    else:
-        node.kwargs = {**node.kwargs, _NAME: term}

@@ -17,7 +17,7 @@ from torch.utils._sympy.value_ranges import ValueRanges
 from piecewise_core.errors import TraceFailed
 from piecewise_core.graph.conditions import python_source
 
-__all__ = ["SizeWriter", "build", "expression", "hint", "new_size"]
+__all__ = ["SizeWriter", "at_least", "build", "expression", "hint", "new_size"]
 
 
 def expression(value: Any) -> Any:
@@ -34,6 +34,21 @@ def hint(value: Any) -> Any:
     if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
         return value.node.hint
     return value
+
+
+def at_least(value: Any) -> Any:
+    """The number that a size is where every dim in it is as small as may be, but not 0.
+
+    As it was traced, if one has no lower end.
+    """
+    found = expression(value)
+    if not isinstance(found, sympy.Basic):
+        return found
+    ranges = value.node.shape_env.var_to_range
+    lows = {symbol: ranges[symbol].lower for symbol in found.free_symbols}
+    if not all(low.is_Integer for low in lows.values()):
+        return hint(value)
+    return int(found.xreplace({symbol: max(low, sympy.S.One) for symbol, low in lows.items()}))
 
 
 def new_size(env: ShapeEnv, place: int, low: int, high: int, hint: int) -> Any:

@@ -11,6 +11,7 @@ import torch
 from piecewise_core.graph import effects
 from piecewise_core.graph.contexts import is_autocast_enter, is_autocast_exit
 from piecewise_core.graph.hazards import Hazards
+from piecewise_core.graph.heads import share_heads
 from piecewise_core.graph.masks import lift_masks
 from piecewise_core.graph.memory import storages
 from piecewise_core.graph.names import op_name, source_of
@@ -84,6 +85,7 @@ def split(traced: Traced, matcher: Callable[[torch.fx.Node], bool]) -> Program:
     graph = traced.graph.graph
     normalise(graph)
     _drop_dead_outputs(graph, traced.output.used)
+    share_heads(graph, matcher)
     _drop_dead_nodes(graph)
     lift_masks(graph, matcher)
     runs = segments(graph, matcher)

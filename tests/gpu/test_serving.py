@@ -9,6 +9,8 @@ import threading
 import pytest
 import torch
 from torch import nn
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 from piecewise_core.errors import AddressChanged, Sealed
 
@@ -124,6 +126,25 @@ def test_compiled_code_is_captured_and_close_to_eager(gpu, mode):
     assert fast.stats().calls["replayed"] == 4
 
 
+@pytest.mark.inductor
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_products_of_one_row_are_kernels_of_inductor_s(gpu, dtype):
+    model = on(gpu, Deep(256)).to(dtype)
+    fast = gpu.compile(model, compiler=None, graph_mode="none", compile_sizes=(1,))
+    x = gpu.randn(1, 256).to(dtype)
+    fast(x)
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as seen:
+        found = fast(x)
+        torch.cuda.synchronize()
+    kernels = [e.name for e in seen.events() if e.device_type == DeviceType.CUDA]
+    assert [k for k in kernels if "softmax" in k.lower()]
+    assert not [k for k in kernels if any(w in k.lower() for w in ("gemm", "gemv", "nvjet"))]
+    exact = copy.deepcopy(model).double()(x.double())
+    torch.testing.assert_close(
+        found.double(), exact, rtol=0, atol=2**-6 if dtype.itemsize == 2 else 1e-5
+    )
+
+
 def test_a_recording_equals_eager_bit_for_bit(gpu):
     model = on(gpu, Deep())
     fast = gpu.record(model)
@@ -166,6 +187,56 @@ def test_attention_under_a_boolean_mask_is_what_eager_makes_of_it(gpu, compiler)
         keep[:, 0] = True
         torch.testing.assert_close(fast(x, keep), model(x, keep), rtol=1e-3, atol=1e-3)
     assert fast.stats().calls["replayed"] == 4
+
+
+@pytest.mark.inductor
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_heads_that_attention_can_share_are_not_repeated(gpu, mode, dtype):
+    heads, groups, width, length = 8, 2, 64, 128
+
+    class Grouped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            size = (heads + 2 * groups) * width
+            self.layers = nn.ModuleList(nn.Linear(heads * width, size) for _ in range(2))
+
+        def forward(self, x, keep):
+            for layer in self.layers:
+                parts = layer(x).view(*x.shape[:2], heads + 2 * groups, width).transpose(1, 2)
+                q, k, v = parts.split([heads, groups, groups], dim=1)
+                k, v = (
+                    t[:, :, None].expand(-1, -1, heads // groups, -1, -1).reshape(q.shape)
+                    for t in (k, v)
+                )
+                y = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=keep)
+                x = x + y.transpose(1, 2).reshape(x.shape)
+            return x
+
+    import piecewise_core as pw
+
+    rows = pw.Dim("rows", 1, 8)
+    model = on(gpu, Grouped()).to(dtype)
+    fast = gpu.compile(
+        model,
+        dynamic={"x": {0: rows}, "keep": {0: rows}},
+        splitting_ops=("torch.nn.functional.scaled_dot_product_attention",),
+        capture_sizes=(1, 4, 8),
+        graph_mode=mode,
+        compiler=None,
+    )
+    exact = copy.deepcopy(model).double()
+    for size in (1, 4, 8, 3, 4):
+        x = gpu.randn(size, length, heads * width).to(dtype)
+        keep = torch.rand(size, 1, length, length, device=gpu.device) > 0.4
+        found = fast(x, keep).double() - exact(x.double(), keep)
+        own = model(x, keep).double() - exact(x.double(), keep)
+        assert found.norm() < 2 * own.norm()
+    assert fast.stats().calls["replayed"] == 4
+    q, k = (torch.empty(4, n, length, width, dtype=dtype, device=gpu.device) for n in (8, 2))
+    mask = torch.empty(4, 1, length, length, dtype=dtype, device=gpu.device)
+    kernel = torch._fused_sdp_choice(q, k, k, mask, 0.0, False, scale=None, enable_gqa=True)
+    assert ("torch.Tensor.expand" in str(fast.explain())) is (kernel <= 0)
 
 
 # Splitting ops ------------------------------------------------------------------------------

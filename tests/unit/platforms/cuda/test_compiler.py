@@ -5,6 +5,8 @@ from __future__ import annotations
 import zipfile
 
 import pytest
+import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from piecewise_core.compile.inductor import InductorCompiler
 from piecewise_core.compile.native_code import NativeCode, to_bytes
@@ -107,3 +109,18 @@ def test_a_damaged_piece_is_an_error_wherever_the_damage_is():
         CudaInductor().load(pack(b"damaged", {}))
     with pytest.raises(zipfile.BadZipFile):
         CudaInductor().load(pack(b"artifact", {})[:-4])
+
+
+def test_products_of_one_row_are_sums_and_residual_sums_stay_fusable():
+    def piece(row, rows, weight):
+        total = rows + rows @ weight
+        return row @ weight.t(), total, total.sin()
+
+    graph = make_fx(piece, tracing_mode="fake")(
+        torch.randn(1, 8), torch.randn(2, 8), torch.randn(8, 8)
+    ).graph
+    CudaInductor().rewrite(graph)
+    aten = torch.ops.aten
+    assert len(graph.find_nodes(op="call_function", target=aten.mm.default)) == 1
+    assert len(graph.find_nodes(op="call_function", target=aten.sum.dim_IntList)) == 1
+    assert len(graph.find_nodes(op="call_function", target=aten.add.Tensor)) == 2
