@@ -13,6 +13,12 @@ __all__ = ["only_views", "tensors", "value_read", "written"]
 
 def tensors(value: Any) -> list[torch.Tensor]:
     """The tensors in nested containers."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if type(value) in (tuple, list):  # most are, and pytree takes long to find out
+        return [t for part in value for t in tensors(part)]
+    if value is None or type(value) in (bool, int, float, str):
+        return []
     return [t for t in pytree.tree_leaves(value) if isinstance(t, torch.Tensor)]
 
 

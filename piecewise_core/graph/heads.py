@@ -45,7 +45,7 @@ def share_heads(graph: torch.fx.Graph, is_splitting: Callable[[torch.fx.Node], b
         if call.shares_heads or not is_splitting(call.node):
             continue
         keys, values = _repetition(call.key), _repetition(call.value)
-        if not keys or not values or not _same_groups(call.query, keys[0], values[0]):
+        if not keys or not values or not _same_groups(call, keys[0], values[0]):
             continue
         if _written(keys, call.node) or _written(values, call.node):
             continue
@@ -102,11 +102,11 @@ def _repeats_heads(shapes: list[list[Any]]) -> bool:
     return between in ([last], [*wide, last])
 
 
-def _same_groups(query: Any, key: torch.fx.Node, value: torch.fx.Node) -> bool:
+def _same_groups(call: Attention, key: torch.fx.Node, value: torch.fx.Node) -> bool:
     """Whether attention would share heads as the model repeated them."""
-    ours, keys, values = (_shape(node) for node in (query, key, value))
-    whole = len(ours) == 4 and isinstance(ours[_HEADS], int)
-    return whole and keys[_HEADS] == values[_HEADS] and ours[_HEADS] % keys[_HEADS] == 0
+    query, repeated = _shape(call.query), _shape(call.key)
+    same = len(query) == 4 and query[_HEADS] == repeated[_HEADS]
+    return same and _shape(key)[_HEADS] == _shape(value)[_HEADS]
 
 
 def _merges(node: torch.fx.Node) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -70,7 +71,7 @@ class Program:
     mutated_bound: frozenset[int] = frozenset()
     reshaped: frozenset[int] = frozenset()
 
-    @property
+    @cached_property
     def compilable(self) -> tuple[Piece, ...]:
         """The pieces that are compiled."""
         return tuple(p for p in self.pieces if not p.splitting)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from types import TracebackType
+from types import MethodType, TracebackType
 from typing import Any
 
 from piecewise_core.errors import PiecewiseError, PlatformFault
@@ -126,6 +126,7 @@ class _Part:
         self._title = title
         self._by = by
         self._protocols = protocols
+        self._methods: dict[str, tuple[Any, Any]] = {}
 
     @property
     def of(self) -> Any:
@@ -136,6 +137,13 @@ class _Part:
         if name.startswith("__"):
             raise AttributeError(name)
         value = getattr(self._of, name)
+        known = self._methods.get(name)
+        # A bound method is another object each time it is asked for, and equal.
+        if known is None or not (known[0] is value or _same_method(known[0], value)):
+            self._methods[name] = known = (value, self._standing_for(value, name))
+        return known[1]
+
+    def _standing_for(self, value: Any, name: str) -> Any:
         if not any(inspect.isfunction(vars(p).get(name)) for p in self._protocols):
             return value
         title, by = f"{self._title}.{name}", self._by
@@ -148,6 +156,10 @@ class _Part:
 
     def __repr__(self) -> str:
         return f"<{self._of!r} of {self._by}>"
+
+
+def _same_method(one: Any, other: Any) -> bool:
+    return type(one) is MethodType is type(other) and one == other
 
 
 def _guarded(

@@ -130,6 +130,25 @@ def test_heads_that_are_repeated_are_shared_instead(way, masked):
     assert not repeated(fast)
 
 
+def test_each_head_may_have_a_mask_of_its_own():
+    class PerHead(Grouped):
+        def attend(self, q, k, v, mask):
+            bias = torch.arange(HEADS, dtype=q.dtype)[:, None, None] * mask
+            return super().attend(q, k, v, bias.expand(q.shape[0], *bias.shape))
+
+    model = PerHead(by_expanding).eval()
+    fast = compiled(model)
+    check(fast, model)
+    assert calls(fast) == [SHARED] * 2
+
+
+def test_queries_do_not_see_later_keys():
+    model = Grouped(by_expanding, is_causal=True, scale=0.3).eval()
+    fast = compiled(model)
+    check(fast, model, masked=False)
+    assert calls(fast) == [SHARED] * 2
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_dtypes(dtype):
     model = Grouped(by_expanding).to(dtype).eval()

@@ -374,6 +374,16 @@ def test_a_stand_in_has_what_its_part_has_and_nothing_else(stand_in):
     assert copy.copy(stand.device).of is platform.device
 
 
+def test_a_method_has_one_stand_in_until_its_part_has_another(stand_in):
+    stand, platform = stand_in
+    first = stand.graphs.new_graph
+    assert stand.graphs.new_graph is first
+    platform.graphs.new_graph = lambda: "another"
+    assert stand.graphs.new_graph() == "another"
+    del platform.graphs.new_graph
+    assert stand.graphs.new_graph() != "another"
+
+
 def test_what_was_raised_is_told_with_its_author_once(stand_in):
     stand, platform = stand_in
     platform.device.synchronize = boom

@@ -10,52 +10,55 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from functools import partial
 from typing import Any
 
 import torch
 
-__all__ = ["bare_launch", "on_device"]
+__all__ = ["bare_launch"]
 
 _KNOWN = ("launch_cooperative_grid", "launch_pdl", "global_scratch_size", "profile_scratch_size")
 
 
-def bare_launch(compiled: Any, grid: tuple[int, int, int], device: int) -> Callable[..., None]:
-    """``launch(*arguments)`` on the current stream of ``device``, which must be current."""
-    forward: Callable[..., None] = compiled[grid]
-    launcher: Any = getattr(compiled, "run", None)
-    own = getattr(launcher, "launch", None)
-    if own is None or not all(hasattr(launcher, name) for name in _KNOWN):
-        return forward
-    if launcher.global_scratch_size or launcher.profile_scratch_size:
-        return forward
-    stream_of = torch._C._cuda_getCurrentRawStream
-    begin = partial(own, *grid)
-    function, packed = compiled.function, compiled.packed_metadata
-    fixed = (launcher.launch_cooperative_grid, launcher.launch_pdl, None, None, packed)
+def bare_launch(
+    compiled: Any,
+    grid: tuple[int, int, int],
+    index: int,
+    current: Callable[[], int] | None = None,
+    switch: Callable[[int], AbstractContextManager[Any]] = torch.cuda.device,
+) -> Callable[..., None]:
+    """``launch(*arguments)`` on the current stream of device ``index``.
 
+    That device is made current where it is not, as torch's own operators and replays do.
+    ``current``: tells the caller's, by default torch does. Make it while ``index`` is current.
+    """
+    device_of = current or torch._C._cuda_getDevice
+    begin, front, back = _parts(compiled, grid)
+    stream_of = torch._C._cuda_getCurrentRawStream
+
+    # One frame: it runs at every replay.
     def launch(*arguments: Any) -> None:
-        begin(stream_of(device), function, *fixed, None, None, None, *arguments)
+        if device_of() != index:
+            with switch(index):
+                launch(*arguments)
+        elif front is None:
+            begin(*arguments)
+        else:
+            begin(*front, stream_of(index), *back, *arguments)
 
     return launch
 
 
-def on_device(
-    launch: Callable[..., None],
-    index: int,
-    current: Callable[[], int],
-    switch: Callable[[int], AbstractContextManager[Any]] = torch.cuda.device,
-) -> Callable[..., None]:
-    """``launch`` with device ``index`` current, whichever the caller's is.
-
-    Torch's own operators and replays see to that themselves. ``current``: tells the caller's.
-    """
-
-    def run(*arguments: Any) -> None:
-        if current() == index:
-            launch(*arguments)
-            return
-        with switch(index):
-            launch(*arguments)
-
-    return run
+def _parts(
+    compiled: Any, grid: tuple[int, int, int]
+) -> tuple[Callable[..., None], tuple[Any, ...] | None, tuple[Any, ...]]:
+    """Triton's C function and what it takes before and behind the stream; or its own way."""
+    forward: Callable[..., None] = compiled[grid]
+    launcher: Any = getattr(compiled, "run", None)
+    own: Callable[..., None] | None = getattr(launcher, "launch", None)
+    if own is None or not all(hasattr(launcher, name) for name in _KNOWN):
+        return forward, None, ()
+    if launcher.global_scratch_size or launcher.profile_scratch_size:
+        return forward, None, ()
+    flags = (launcher.launch_cooperative_grid, launcher.launch_pdl, None, None)
+    back = (compiled.function, *flags, compiled.packed_metadata, None, None, None)
+    return own, grid, back

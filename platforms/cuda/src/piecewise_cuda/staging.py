@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from piecewise_cuda.kernel import BLOCK, stage_kernel
-from piecewise_cuda.launching import bare_launch, on_device
+from piecewise_cuda.launching import bare_launch
 from piecewise_cuda.triton_files import keep
 
 __all__ = ["Stager"]
@@ -46,17 +46,18 @@ class Stager:
         device = buffers[0].device if buffers else torch.device("cpu")
         self._table = torch.tensor(rows, dtype=torch.int64, device=device)
         self._items = tuple(b.element_size() for b in buffers)
-        self._launch = self._launcher()
+        self._launch, self._handle = self._launcher()
 
     def copier(self) -> Callable[[Sequence[torch.Tensor]], None]:
         """The stager as a function of as few frames as there can be, for calls that count them."""
         # Through ``stager``: the kernel knows table and buffers by address, so they must live.
-        stager, spare, launch = self, self._spare, self._launch
+        stager, spare, count = self, self._spare, self._count
+        launch, table = self._launch, self._handle
 
         def copy(tensors: Sequence[torch.Tensor]) -> None:
             sources = [t.data_ptr() for t in tensors]
             given = [t.numel() * item for t, item in zip(tensors, stager._items, strict=True)]
-            launch((*sources, *spare), (*given, *spare))
+            launch(table, (*sources, *spare), (*given, *spare), count, BLOCK)
 
         return copy
 
@@ -64,19 +65,21 @@ class Stager:
         """Copy; returns without waiting. Raises ValueError when a tensor fits no buffer."""
         self.copier()(tensors)
 
-    def _launcher(self) -> Callable[[tuple[int, ...], tuple[int, ...]], None]:
-        """How to launch: Triton's own way where it interprets, else the compiled kernel itself."""
+    def _launcher(self) -> tuple[Callable[..., None], Any]:
+        """How to launch, and what it calls the table.
+
+        Triton's own way, where it interprets, and the tensor; else the compiled kernel itself and
+        an address.
+        """
         grid, table, count = (self._programs, 1, 1), self._table, self._count
         if self._programs == 0:
-            return lambda sources, given: None
+            return lambda *arguments: None, None
         kernel: Any = stage_kernel
         if not hasattr(kernel, "warmup") or table.device.type == "cpu":
-            return lambda sources, given: kernel[grid](table, sources, given, count, BLOCK)
+            return kernel[grid], table
         typical = (_TYPICAL,) * count
         with torch.cuda.device(table.device):
             compiled = kernel.warmup(table, typical, typical, count, BLOCK, grid=grid)
-            bare = bare_launch(compiled, grid, table.device.index)
+            launch = bare_launch(compiled, grid, table.device.index)
         keep(compiled)
-        bare = on_device(bare, table.device.index, torch._C._cuda_getDevice)
-        address = table.data_ptr()
-        return lambda sources, given: bare(address, sources, given, count, BLOCK)
+        return launch, table.data_ptr()
