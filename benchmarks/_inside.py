@@ -14,6 +14,8 @@ from unittest import mock
 import torch
 from _place import Place
 
+from piecewise_core.frontend import ahead
+
 __all__ = ["Stopwatch", "capture_all", "captured_plan", "entry_microseconds", "floor_of", "prepare"]
 
 
@@ -63,14 +65,14 @@ def prepare(module: Any, arguments: Sequence[torch.Tensor]) -> Any:
     """Trace and compile everything, capture nothing; returns the session."""
     session = module._pw_session
     session.start(*arguments)
-    for _ in session.compile_all():
+    for _ in ahead.compile_all(session):
         pass
     return session
 
 
 def capture_all(session: Any) -> list[tuple[int, ...]]:
     """Capture every capture size; those now served by graphs."""
-    found: list[tuple[int, ...]] = session.capture_all()
+    found: list[tuple[int, ...]] = ahead.capture_all(session)
     return found
 
 

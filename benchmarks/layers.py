@@ -30,6 +30,7 @@ def measure(layers: int) -> dict[str, Any]:
     import toy_decoder
 
     import piecewise_core as pw
+    from piecewise_core.frontend.ahead import trace_all
 
     def unrelated(x: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.silu(x @ x.T).sum()
@@ -45,7 +46,7 @@ def measure(layers: int) -> dict[str, Any]:
         begun = time.perf_counter()
         session = compiled._pw_session
         session.start(*example)
-        for _ in session.trace_all():
+        for _ in trace_all(session):
             pass
         traced = time.perf_counter() - begun
         compiling = compiled.warmup(progress=False).seconds

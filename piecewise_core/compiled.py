@@ -14,6 +14,7 @@ import torch
 from piecewise_core.bundle.save import SaveReport, save
 from piecewise_core.counters import Stats
 from piecewise_core.errors import ConfigError, PiecewiseError, UnsupportedModule
+from piecewise_core.frontend.ahead import capture_all, dump_graphs, release
 from piecewise_core.frontend.explain import Explanation, explain
 from piecewise_core.frontend.session import Session
 from piecewise_core.frontend.warmup import WarmupReport, warm_up
@@ -47,12 +48,12 @@ class _Controls:
 
     def release(self) -> Self:
         """Give static-graph memory back; captured sizes run without graphs until ``restore``."""
-        self._pw_session.release()
+        release(self._pw_session)
         return self
 
     def restore(self) -> Self:
         """Capture again what ``release`` freed or a replaced parameter made stale."""
-        self._pw_session.restore()
+        capture_all(self._pw_session)
         return self
 
     def dump_graphs(self, directory: str | Path) -> list[Path]:
@@ -60,7 +61,7 @@ class _Controls:
 
         What is in them is the platform's business. Raises CaptureFailed where there are none.
         """
-        return self._pw_session.dump_graphs(Path(directory))
+        return dump_graphs(self._pw_session, Path(directory))
 
     def save(self, path: str | os.PathLike[str]) -> SaveReport:
         """Write everything but the weights to one file, which ``pw.load`` binds to a model.

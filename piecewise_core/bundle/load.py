@@ -13,6 +13,7 @@ from piecewise_core.bundle.content import Content
 from piecewise_core.compile.store.memory import MemoryStore
 from piecewise_core.config import Config
 from piecewise_core.errors import BundleMismatch, ConfigError, StoreError
+from piecewise_core.frontend.ahead import compile_all
 from piecewise_core.frontend.session import Session
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.graph.call import constants
@@ -63,7 +64,7 @@ def _bind(path: Path, content: Content, fn: Callable[..., Any], setup: Setup) ->
     store = MemoryStore(content.entries, writable=False, name=f"bundle {path}")
     session = Session(fn, setup, store)
     session.adopt(structure, held, traces)
-    for _ in session.compile_all():  # loads; only what the bundle left out is compiled
+    for _ in compile_all(session):  # loads; only what the bundle left out is compiled
         pass
     return session
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from piecewise_core.bundle.content import About, Content, write_content
 from piecewise_core.compile.store.entry import Entry
 from piecewise_core.errors import NotTraced, StoreError
+from piecewise_core.frontend.ahead import compile_all
 from piecewise_core.frontend.session import Session
 from piecewise_core.graph.saved.calls import write_structure
 from piecewise_core.graph.saved.traces import write_trace
@@ -51,7 +52,7 @@ def save(session: Session, path: Path) -> SaveReport:
     """
     if session.structure is None:
         raise NotTraced("nothing to save yet; call the model once, or warmup(), before save()")
-    for _ in session.compile_all():
+    for _ in compile_all(session):
         pass
     left_out: list[str] = []
     entries = {entry.manifest.key: entry for entry in _entries(session, left_out)}

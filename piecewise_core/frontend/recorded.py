@@ -7,47 +7,29 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from piecewise_core.capture.buffers import FixedInputs, OwnedInputs
 from piecewise_core.capture.callers import Callers
-from piecewise_core.capture.captured import CapturedPlan, Source
-from piecewise_core.capture.plans import CapturedPlans, largest_first
-from piecewise_core.capture.watching import WatchingRecorder, being_watched
+from piecewise_core.capture.captured import CapturedPlan
+from piecewise_core.capture.plans import largest_first
+from piecewise_core.capture.watching import being_watched
 from piecewise_core.counters import Counters, Stats, process_counters
-from piecewise_core.errors import (
-    ConfigError,
-    GradNeeded,
-    InputMismatch,
-    NotTraced,
-    OutOfRange,
-    Sealed,
-)
-from piecewise_core.frontend.recording import (
-    Padded,
-    RecordedFacts,
-    arguments,
-    result_code,
-    tensors_in,
-)
+from piecewise_core.errors import ConfigError, NotTraced, OutOfRange
+from piecewise_core.frontend.recording import Padded, RecordedFacts, tensors_in
+from piecewise_core.frontend.recordings import Recordings
+from piecewise_core.frontend.refusals import check_grad, need_grad, refuse_autocast
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.frontend.warmup import WarmupReport
 from piecewise_core.graph.binder import Binder
-from piecewise_core.graph.call import constants
 from piecewise_core.graph.describe import describe_call
-from piecewise_core.graph.names import Matcher
-from piecewise_core.graph.outputs import OutputCode
-from piecewise_core.graph.structure import Structure
 from piecewise_core.graph.torch_private import any_autocast
 from piecewise_core.ranges import Sizes, Target, TargetTable, capture_targets
 from piecewise_core.runtime.agreement import agree, leak
-from piecewise_core.runtime.parameters import Parameters, roots_of
-from piecewise_core.runtime.reach import anchors_of
+from piecewise_core.runtime.parameters import roots_of
 
 __all__ = ["RecordedFunction"]
 
@@ -73,42 +55,30 @@ class RecordedFunction:
         self._config = setup.config
         self._counters = Counters()
         process_counters.watch(self._counters)
-        self._splits = setup.splits(Matcher(self._config.splitting_ops, setup.unsafe_ops))
-        self._plans = CapturedPlans(setup.platform, self._counters, self._config.memory_limit)
+        self._recordings = Recordings(fn, setup, self._counters)
         self._callers = Callers(
             cloning=self._config.clone_outputs, strict=self._config.check == "strict"
         )
-        self._outputs: dict[Sizes, OutputCode] = {}
         self._padded: dict[Sizes, Padded] = {}
-        self._written: dict[Sizes, tuple[int, ...] | None] = {}
         self._leaks = False
         self._lock = threading.RLock()
-        self._sealed: str | None = None
-        self._released = False
-        self._structure: Structure | None = None
-        self._objects: list[Any] = []
-        self._external: dict[int, torch.Tensor] = {}
-        self._parameters = Parameters(roots_of(fn), every=True)
-        self._owned: OwnedInputs | None = None
+        self._started = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run one call."""
         with self._lock:
-            if self._structure is None:
+            if not self._started:
                 self._start(args, kwargs)
             tensors, sizes = self._binder.bind(*args, **kwargs)
             if torch.is_grad_enabled():
-                self._check_grad(tensors)
+                check_grad(tensors, need_grad(roots_of(self._fn)))
             if any_autocast():
-                raise InputMismatch(
-                    "called inside torch.autocast, which graphs recorded outside of it would not "
-                    "follow; enter autocast inside the function, or convert the model"
-                )
+                refuse_autocast()
             if being_watched():
                 return self._eagerly(sizes, args, kwargs)
-            self._current()
+            self._recordings.refresh()
             target = self._targets[self._find(*sizes)]
-            if target is not None and target.capture is not None and not self._released:
+            if target is not None and target.capture is not None and not self._recordings.released:
                 done, result = self._replay(target.capture, tensors, sizes, args, kwargs)
                 if done:
                     return result
@@ -124,39 +94,32 @@ class RecordedFunction:
         ``inputs="static"`` sizes are captured at their first calls. Raises NotTraced.
         """
         begun = time.perf_counter()
+        made = self._recordings
         with self._lock:
-            if self._structure is None:
+            if not self._started:
                 if not args and not kwargs and self._config.dims:
                     raise NotTraced(
                         "warmup() needs to know what a call looks like: pass example arguments of "
                         "any size, or call the function once before warmup()"
                     )
                 self._start(args, kwargs)
-            self._current()
-            self._released = False
+            made.refresh()
+            made.released = False
             captures = (t.capture for t in self._targets if t is not None)
             sizes = largest_first(c for c in captures if c is not None)
-            self._capture_all(self._plans.budget(1, sizes))
-            return self._report([s for s in sizes if s in self._plans], begun)
+            made.capture_all(made.plans.budget(1, sizes))
+            return self._report([s for s in sizes if s in made.plans], begun)
 
     def seal(self, on_miss: str = "error") -> RecordedFunction:
         """From now on a capture is an error, or a warning."""
-        self._sealed = on_miss
+        self._recordings.sealed = on_miss
         return self
 
     def release(self) -> RecordedFunction:
         """Free all graph memory; calls run as they are until ``restore``."""
         with self._lock:
-            self._free()
+            self._recordings.free()
         return self
-
-    def _free(self) -> None:
-        self._plans.release()
-        self._outputs.clear()
-        self._written.clear()
-        self._released = True
-        self._external.clear()
-        self._parameters = Parameters(roots_of(self._fn), every=True)
 
     def restore(self) -> RecordedFunction:
         """Capture again what ``release`` freed, or a replaced tensor made stale.
@@ -164,13 +127,13 @@ class RecordedFunction:
         With ``inputs="static"`` each size is captured at its next call.
         """
         with self._lock:
-            self._released = False
-            self._capture_all(largest_first(self._plans.owed))
+            self._recordings.released = False
+            self._recordings.capture_all(largest_first(self._recordings.plans.owed))
         return self
 
     def dump_graphs(self, directory: str | Path) -> list[Path]:
         """Write every static graph to a file in ``directory``, to look at; returns the files."""
-        return self._plans.dump(Path(directory))
+        return self._recordings.plans.dump(Path(directory))
 
     def stats(self) -> Stats:
         """The counters so far."""
@@ -178,41 +141,14 @@ class RecordedFunction:
 
     def explain(self) -> RecordedFacts:
         """Which sizes have graphs, which have not and why."""
-        sizes = [s for s in self._config.captures if s in self._plans]
+        plans = self._recordings.plans
+        sizes = [s for s in self._config.captures if s in plans]
         info = self._setup.selected.info
-        return RecordedFacts(
-            info.name, tuple(sizes), dict(self._plans.dropped), self.stats().to_dict()
-        )
-
-    # Inside ----------------------------------------------------------------------------
-
-    def _current(self) -> None:
-        """Free graphs that read the memory of a tensor that was replaced; see ``restore``."""
-        if len(self._plans) and self._parameters.read() is None:
-            self._free()
-
-    def _capture_all(self, sizes: Sequence[Sizes]) -> None:
-        """Capture ``sizes``; with ``inputs="static"`` there are no tensors to capture with yet."""
-        if self._structure is None or self._config.inputs == "static":
-            return
-        for each in sizes:
-            self._plan(each, None, more=True)
-        self._plans.measure()
-
-    def _watch(self) -> None:
-        """Look from now on at what holds the tensors that graphs read."""
-        held = [
-            anchor
-            for anchor in anchors_of(self._fn)
-            if isinstance(anchor.value, torch.nn.Module) or id(anchor.value) in self._external
-        ]
-        self._parameters = Parameters(roots_of(self._fn), anchors=held, every=True)
-        for tensor in self._external.values():
-            self._parameters.add(tensor)
-        self._parameters.settle()
+        return RecordedFacts(info.name, tuple(sizes), dict(plans.dropped), self.stats().to_dict())
 
     def _report(self, captured: list[Sizes], begun: float) -> WarmupReport:
         stats = self.stats()
+        dropped = self._recordings.plans.dropped
         return WarmupReport(
             regions=0,
             targets=len(captured),
@@ -221,8 +157,10 @@ class RecordedFunction:
             seconds=time.perf_counter() - begun,
             captured=tuple(captured),
             graph_bytes=stats.pool_bytes + stats.driver_bytes,
-            dropped=tuple(f"{sizes}: {why}" for sizes, why in self._plans.dropped.items()),
+            dropped=tuple(f"{sizes}: {why}" for sizes, why in dropped.items()),
         )
+
+    # Calls -----------------------------------------------------------------------------
 
     def _start(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         structure = describe_call(self._fn, args, kwargs, self._config)
@@ -237,16 +175,8 @@ class RecordedFunction:
         targets = capture_targets(bounds, self._config.captures, padded=padded)
         self._find = TargetTable(bounds, targets).find
         self._targets: list[Target | None] = [*targets, None]
-        self._objects = constants(structure)
-        self._structure = structure
-
-    def _check_grad(self, tensors: Sequence[torch.Tensor]) -> None:
-        held = (p for root in roots_of(self._fn) for p in root.parameters())
-        if any(t.requires_grad for t in (*tensors, *held)):
-            raise GradNeeded(
-                "called with gradients enabled, and an input or a parameter requires them; "
-                "piecewise is for inference: call under torch.inference_mode() or torch.no_grad()"
-            )
+        self._recordings.begin(structure, self._binder)
+        self._started = True
 
     def _eagerly(self, sizes: Sizes, args: Any, kwargs: Any) -> Any:
         if sizes not in self._config.bounds and self._config.out_of_range == "error":
@@ -261,7 +191,8 @@ class RecordedFunction:
         self, captured: Sizes, tensors: Any, sizes: Sizes, args: Any, kwargs: Any
     ) -> tuple[bool, Any]:
         """Serve by the graphs of ``captured``; (False, None) when this call must run eagerly."""
-        if captured in self._plans.dropped:
+        made = self._recordings
+        if captured in made.plans.dropped:
             return False, None
         callers = self._callers
         if callers.owner != threading.get_ident() and not callers.admit():
@@ -271,10 +202,10 @@ class RecordedFunction:
             return False, None
         if sizes != captured and sizes not in self._padded:
             return True, self._see(captured, tensors, sizes, raw, args, kwargs)
-        plan = self._plan(captured, tensors if sizes == captured else None)
+        plan = made.plan(captured, tensors if sizes == captured else None)
         if plan is None:
             return False, None
-        written = self._written[captured]
+        written = made.written[captured]
         if sizes != captured and not self._can_pad(plan, sizes):
             return False, None
         if written and any(tensors[i] is not raw[i] for i in written):
@@ -283,8 +214,8 @@ class RecordedFunction:
         self._counters.calls["replayed"] += 1
         for place in written or ():
             if self._config.inputs == "copy":
-                raw[place].copy_(self._views(captured)[place])
-        code = self._outputs[captured]
+                raw[place].copy_(made.views(captured)[place])
+        code = made.outputs[captured]
         if sizes != captured:
             self._counters.add("padded_rows", math.prod(captured) - math.prod(sizes))
             outs, code = self._padded[sizes].cut(outs), self._padded[sizes].code
@@ -298,81 +229,24 @@ class RecordedFunction:
         self, captured: Sizes, tensors: Any, sizes: Sizes, raw: Any, args: Any, kwargs: Any
     ) -> Any:
         """Run a call of a padded size eagerly, once: what it returns is what padding must give."""
+        objects = self._recordings.objects
         rng = getattr(self._setup.platform.device, "rng", None)
         before = None if rng is None else rng().get_state()
         result = self._eagerly(sizes, args, kwargs)
-        padded = Padded(result, raw, self._objects, sizes)
+        padded = Padded(result, raw, objects, sizes)
         self._padded[sizes] = padded
         drew = rng is None or before is None or not torch.equal(before, rng().get_state())
-        plan = None if drew or self._config.check == "off" else self._plan(captured, None)
+        unproven = drew or self._config.check == "off"
+        plan = None if unproven else self._recordings.plan(captured, None)
         if plan is not None and self._can_pad(plan, sizes):
             outs = padded.cut(plan.run(tensors, sizes))
-            if not agree(outs, tensors_in(result, self._objects)):
+            if not agree(outs, tensors_in(result, objects)):
                 self._leaks = True
                 logger.warning("%s", leak(sizes, captured))
         return result
 
     def _can_pad(self, plan: CapturedPlan, sizes: Sizes) -> bool:
         """Whether padded rows can be cut off afterwards: those written to memory cannot."""
-        return self._written[plan.sizes] is None and self._padded[sizes].fits(
+        return self._recordings.written[plan.sizes] is None and self._padded[sizes].fits(
             plan.outputs, plan.sizes
         )
-
-    def _plan(self, captured: Sizes, tensors: Any, *, more: bool = False) -> CapturedPlan | None:
-        found = self._plans.get(captured)
-        if found is not None or captured in self._plans.dropped:
-            return found
-        if self._sealed is not None and captured not in self._plans.owed:
-            text = f"sizes {captured} would be captured after seal(); call warmup() first"
-            if self._sealed == "error":
-                raise Sealed(text)
-            logger.warning("%s", text)
-        found = self._plans.capture(captured, partial(self._source, captured, tensors), more=more)
-        self._watch()
-        return found
-
-    def _views(self, captured: Sizes) -> tuple[torch.Tensor, ...]:
-        if self._structure is None:
-            raise ConfigError("record() was not called yet")
-        self._owned = self._owned or OwnedInputs(
-            self._structure, self._config.captures, self._setup.platform.graphs
-        )
-        return self._owned.views(captured)
-
-    def _source(self, captured: Sizes, tensors: Any) -> Source:
-        structure = self._structure
-        if structure is None:
-            raise ConfigError("record() was not called yet")
-        if self._config.inputs == "static":
-            inputs: Any = FixedInputs(structure, tensors)
-        else:
-            self._owned = inputs = self._owned or OwnedInputs(
-                structure, self._config.captures, self._setup.platform.graphs
-            )
-            if tensors is not None:
-                inputs.stage(captured)(tensors, captured)
-        views = inputs.views(captured)
-
-        def build(recorder: WatchingRecorder) -> Callable[..., tuple[Any, ...]]:
-            def run(t: Any, b: Any, *sizes: int) -> tuple[Any, ...]:
-                args, kwargs = arguments(structure, t)
-                result = self._fn(*args, **kwargs)
-                if recorder.capturing:
-                    self._note(captured, result, views, recorder)
-                return tuple(tensors_in(result, self._objects))
-
-            return run
-
-        make = partial(WatchingRecorder, is_splitting=self._splits)
-        return Source(build, views, (), (), inputs.stage(captured), make)
-
-    def _note(
-        self, captured: Sizes, result: Any, views: Sequence[Any], recorder: WatchingRecorder
-    ) -> None:
-        """What the recorded run tells: how to rebuild its result, what it reads and writes."""
-        self._outputs[captured] = result_code(result, views, self._objects)
-        written = tuple(i for i, view in enumerate(views) if recorder.writes_to(view))
-        self._written[captured] = written if recorder.writes else None
-        self._binder.mutated |= set(written)
-        recorder.note(tensors_in(result, self._objects))
-        self._external |= {id(tensor): tensor for tensor in recorder.external}

@@ -9,7 +9,7 @@ import torch
 
 from piecewise_core.errors import GradNeeded, InputMismatch
 
-__all__ = ["check_grad", "refuse_autocast"]
+__all__ = ["check_grad", "need_grad", "refuse_autocast"]
 
 
 def check_grad(tensors: Iterable[Any], held: bool) -> None:
@@ -23,9 +23,14 @@ def check_grad(tensors: Iterable[Any], held: bool) -> None:
         )
 
 
+def need_grad(roots: Iterable[torch.nn.Module]) -> bool:
+    """Whether a parameter of ``roots`` requires gradients."""
+    return any(p.requires_grad for root in roots for p in root.parameters())
+
+
 def refuse_autocast() -> None:
     """Raise InputMismatch: what a call inside of autocast gets."""
     raise InputMismatch(
-        "called inside torch.autocast, which a traced program cannot follow; enter autocast "
-        "inside the model's forward, or convert the model with .to(dtype)"
+        "called inside torch.autocast, which what was traced or recorded outside of it cannot "
+        "follow; enter autocast inside the model's forward, or convert the model with .to(dtype)"
     )

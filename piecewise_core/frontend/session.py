@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -15,17 +14,17 @@ from piecewise_core.compile.store.protocol import Store
 from piecewise_core.config import Config
 from piecewise_core.counters import Counters, Stats, process_counters
 from piecewise_core.errors import (
-    CaptureFailed,
     InputMismatch,
     OutOfRange,
     Sealed,
     TraceFailed,
 )
+from piecewise_core.frontend.ahead import capture_all, compile_all, release
 from piecewise_core.frontend.background import Background
 from piecewise_core.frontend.capturing import Capturing
 from piecewise_core.frontend.cells import out_of_range
 from piecewise_core.frontend.dispatch import Dispatch
-from piecewise_core.frontend.refusals import check_grad, refuse_autocast
+from piecewise_core.frontend.refusals import check_grad, need_grad, refuse_autocast
 from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.regions import Regions
 from piecewise_core.frontend.setup import Setup
@@ -35,7 +34,7 @@ from piecewise_core.graph.memory import values
 from piecewise_core.graph.structure import Structure, objects_in
 from piecewise_core.graph.torch_private import any_autocast, compile_lock
 from piecewise_core.graph.trace import Traced
-from piecewise_core.ranges import Box, Sizes
+from piecewise_core.ranges import Sizes
 from piecewise_core.runtime.parameters import Parameters
 from piecewise_core.runtime.reach import reach, roots_of
 
@@ -62,7 +61,7 @@ class Session:
         )
         self._regions = Regions(fn, setup, self.scheduler, keeper, self.counters)
         self.structure: Structure | None = None
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         self._checked = self.config.check != "off"
         self._bind: Callable[..., Any] = self._first
         background = Background(setup, keeper) if self.config.compile_mode == "background" else None
@@ -79,7 +78,7 @@ class Session:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run one call. Raises the errors of the group "Call"."""
-        with self._lock:
+        with self.lock:
             try:
                 tensors, sizes = self._bind(*args, **kwargs)
             except (InputMismatch, TypeError) as error:
@@ -118,7 +117,7 @@ class Session:
             self.capturing.begin(structure)
         self.structure = structure
         self.parameters = self._held()
-        self._install()
+        self._settle()
 
     def _first(self, *args: Any, **kwargs: Any) -> Any:
         """Stands in for the binder until there is one."""
@@ -126,9 +125,9 @@ class Session:
             self._check_grad(values((args, kwargs)), roots_of(self.fn))
         self.start(*args, **kwargs)
         if self.config.compile_mode == "warmup":
-            for _ in self.compile_all():
+            for _ in compile_all(self):
                 pass
-            self.capture_all()
+            capture_all(self)
         return self._bind(*args, **kwargs)
 
     def _bind_anew(self, error: Exception, args: Any, kwargs: Any) -> Any:
@@ -164,8 +163,17 @@ class Session:
             every=self.capturing is not None,
         )
 
-    def _install(self) -> None:
+    def install(self) -> None:
+        """Make the look-up anew: what serves some sizes has changed."""
         self.dispatch.install(self.config.bounds, self.regions)
+
+    def bound(self) -> tuple[torch.Tensor, ...]:
+        """The tensors that the model holds, read anew; graphs and traces that do not fit go."""
+        found = self._read()
+        return self._rebound() if found is None else found
+
+    def _settle(self) -> None:
+        self.install()
         self.parameters.settle()
         self._read = self.parameters.read
 
@@ -199,7 +207,7 @@ class Session:
 
     def region_for(self, sizes: Sizes) -> Region:
         """The region that holds ``sizes``, traced now if it is not yet."""
-        with compile_lock:
+        with self.lock, compile_lock:
             while (region := self._regions.holding(sizes)) is None:
                 try:
                     self._admit(self._regions.make(self.structure, sizes, self.parameters))
@@ -208,6 +216,10 @@ class Session:
                         self._start_over()
                     raise
             return region
+
+    def uncovered(self) -> Sizes | None:
+        """Some sizes in bounds that no region holds yet; None when all are held."""
+        return self._regions.uncovered()
 
     def _start_over(self) -> None:
         """A model whose first call failed may be called in another form next."""
@@ -218,7 +230,7 @@ class Session:
     def _admit(self, region: Region) -> None:
         """Serve from one region more."""
         self.binder.mutated |= region.program.mutated
-        self._install()
+        self._settle()
 
     def adopt(
         self, structure: Structure, bound: Iterable[torch.Tensor], traces: Iterable[Traced]
@@ -227,78 +239,12 @@ class Session:
 
         ``bound``: the tensors that the model holds, in the order in which they were bound there.
         """
-        with self._lock, compile_lock:
+        with self.lock, compile_lock:
             self._begin(structure)
             for tensor in bound:
                 self.parameters.add(tensor)
             for traced in traces:
                 self._admit(self._regions.take(traced))
-
-    def trace_all(self) -> Iterator[Region]:
-        """Trace until regions cover the bounds; yields each new one."""
-        known = len(self.regions)
-        while True:
-            sizes = self._regions.uncovered()
-            if sizes is None:
-                return
-            with self._lock:
-                self.region_for(sizes)
-            yield from self.regions[known:]
-            known = len(self.regions)
-
-    def compile_all(self) -> Iterator[tuple[Region, Box, int]]:
-        """Trace and compile all there is; yields before each piece that is about to compile."""
-        with self._lock:
-            if self.regions and self._read() is None:
-                self._rebound()
-        for _ in self.trace_all():
-            pass
-        for region, box in [(r, box) for r in self.regions for box in r.boxes]:
-            for index, piece in enumerate(region.program.compilable):
-                if self.scheduler.ready(piece, box) is None:
-                    yield region, box, index
-                with self._lock, compile_lock:
-                    region.compile(index, box)
-            with self._lock, compile_lock:
-                region.plan(box)
-
-    # Static graphs ---------------------------------------------------------------------
-
-    def capture_all(self) -> list[Sizes]:
-        """Capture every capture size, the largest first; returns those now served by graphs."""
-        if self.capturing is None:
-            return []
-        with self._lock, compile_lock:
-            bound = self._read()
-            if bound is None:
-                bound = self._rebound()
-            if self.capturing.released:
-                self.capturing.released = False
-                self.dispatch.install(self.config.bounds, self.regions)
-            return self.capturing.capture_all(self.regions, bound)
-
-    def release(self) -> list[Sizes]:
-        """Free all graph memory; sizes are served without graphs until ``restore``."""
-        if self.capturing is None:
-            return []
-        with self._lock:
-            freed = self.capturing.plans.release()
-            self.capturing.released = True
-            self.dispatch.install(self.config.bounds, self.regions)
-            return freed
-
-    def restore(self) -> list[Sizes]:
-        """Capture again what ``release`` freed, or a replaced parameter made stale."""
-        return self.capture_all()
-
-    def dump_graphs(self, directory: Path) -> list[Path]:
-        """Write every static graph to a file in ``directory``. Raises CaptureFailed."""
-        if self.capturing is None:
-            raise CaptureFailed(
-                "nothing is captured here; set capture_sizes on a platform that can"
-            )
-        with self._lock:
-            return self.capturing.plans.dump(directory)
 
     # Checks ----------------------------------------------------------------------------
 
@@ -306,19 +252,16 @@ class Session:
         """A held tensor was replaced or moved: take the new ones, or trace anew."""
         if self.capturing is not None and len(self.capturing.plans):
             # Graphs read the old memory. They go at once; restore() or warmup() brings new ones.
-            self.release()
+            release(self)
         if self.parameters.rebind():
             self._read = self.parameters.read
             return self._read() or ()
         self._forget_regions()
-        self._install()
+        self._settle()
         return ()
 
     def _check_grad(self, tensors: Iterable[Any], roots: Iterable[torch.nn.Module] = ()) -> None:
-        held = self.parameters.need_grad() or any(
-            p.requires_grad for root in roots for p in root.parameters()
-        )
-        check_grad(tensors, held)
+        check_grad(tensors, self.parameters.need_grad() or need_grad(roots))
 
     def _refuse_lost_writes(self, t: Any, args: Any, kwargs: Any) -> None:
         """Bind again, which raises, when tracing found writes to what was bound as a copy."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from piecewise_core.errors import NotTraced
+from piecewise_core.frontend.ahead import capture_all, compile_all
 from piecewise_core.frontend.session import Session
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def warm_up(
     begun, before = time.perf_counter(), session.stats()
     with _bar(progress) as bar:
         task = bar.add_task("tracing", total=None)
-        for region, box, index in session.compile_all():
+        for region, box, index in compile_all(session):
             total = sum(len(r.boxes) * len(r.backends) for r in session.regions)
             bar.update(
                 task,
@@ -86,7 +87,7 @@ def warm_up(
                 description=f"{region.label(index)} for {box}",
             )
         bar.update(task, total=1, completed=1, description="capturing")
-        captured = session.capture_all()
+        captured = capture_all(session)
     after = session.stats()
     return WarmupReport(
         regions=len(session.regions),

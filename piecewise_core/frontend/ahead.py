@@ -1,0 +1,78 @@
+"""Work of a session that is done before a call asks for it, and undone when nobody does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from piecewise_core.errors import CaptureFailed
+from piecewise_core.graph.torch_private import compile_lock
+
+if TYPE_CHECKING:
+    from piecewise_core.frontend.region import Region
+    from piecewise_core.frontend.session import Session
+    from piecewise_core.ranges import Box, Sizes
+
+__all__ = ["capture_all", "compile_all", "dump_graphs", "release", "trace_all"]
+
+
+def trace_all(session: Session) -> Iterator[Region]:
+    """Trace until regions cover the bounds; yields each new one."""
+    known = len(session.regions)
+    while (sizes := session.uncovered()) is not None:
+        session.region_for(sizes)
+        yield from session.regions[known:]
+        known = len(session.regions)
+
+
+def compile_all(session: Session) -> Iterator[tuple[Region, Box, int]]:
+    """Trace and compile all there is; yields before each piece that is about to compile."""
+    with session.lock:
+        session.bound()
+    for _ in trace_all(session):
+        pass
+    for region, box in [(r, box) for r in session.regions for box in r.boxes]:
+        for index, piece in enumerate(region.program.compilable):
+            if session.scheduler.ready(piece, box) is None:
+                yield region, box, index
+            with session.lock, compile_lock:
+                region.compile(index, box)
+        with session.lock, compile_lock:
+            region.plan(box)
+
+
+def capture_all(session: Session) -> list[Sizes]:
+    """Capture every capture size, the largest first; returns those now served by graphs.
+
+    What ``release`` freed, or a replaced parameter made stale, is captured again.
+    """
+    capturing = session.capturing
+    if capturing is None:
+        return []
+    with session.lock, compile_lock:
+        bound = session.bound()
+        if capturing.released:
+            capturing.released = False
+            session.install()
+        return capturing.capture_all(session.regions, bound)
+
+
+def release(session: Session) -> list[Sizes]:
+    """Free all graph memory; sizes are served without graphs until they are captured again."""
+    capturing = session.capturing
+    if capturing is None:
+        return []
+    with session.lock:
+        freed = capturing.plans.release()
+        capturing.released = True
+        session.install()
+        return freed
+
+
+def dump_graphs(session: Session, directory: Path) -> list[Path]:
+    """Write every static graph to a file in ``directory``. Raises CaptureFailed."""
+    if session.capturing is None:
+        raise CaptureFailed("nothing is captured here; set capture_sizes on a platform that can")
+    with session.lock:
+        return session.capturing.plans.dump(directory)
