@@ -1,33 +1,20 @@
-"""One captured plan, and how it is made without ever leaving a mess behind."""
+"""One captured plan: steps over static memory."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NoReturn
 
 import torch
 
-from piecewise_core.capture.blame import blamer, explained
 from piecewise_core.capture.buffers import Stage
-from piecewise_core.capture.direct import kernel_of, modes_active
+from piecewise_core.capture.direct import modes_active
 from piecewise_core.capture.opsteps import Step
-from piecewise_core.capture.recorder import Recorder, WholeRecorder
-from piecewise_core.capture.restoring import abandon, restored, same_stream
-from piecewise_core.errors import CaptureFailed, PiecewiseError, PlatformFault
-from piecewise_core.graph.garbage import no_collection
-from piecewise_core.platforms import raised
-from piecewise_core.protocols import GraphDriver, Platform, ReplayCall
+from piecewise_core.protocols import ReplayCall
 from piecewise_core.ranges import Sizes
 
-__all__ = ["CapturedPlan", "Source", "capture"]
-
-
-logger = logging.getLogger(__name__)
+__all__ = ["CapturedPlan"]
 
 
 @dataclass
@@ -75,175 +62,3 @@ class CapturedPlan:
         if whose is error:
             raise error
         raise whose from error
-
-
-@dataclass(frozen=True)
-class Source:
-    """What is captured: a plan to be built over wrapped pieces and operators.
-
-    ``build(recorder)``: the plan, with the recorder's ``piece(label, run)`` around every piece and
-    its ``op(fn)`` around every splitting op. ``recorder``: the kind to capture with. ``inputs``:
-    static tensors. ``bound``: the model's. ``written``: tensors of the user that the program
-    writes to, put back after capture.
-    """
-
-    build: Callable[[Any], Callable[..., tuple[Any, ...]]]
-    inputs: tuple[torch.Tensor, ...]
-    bound: tuple[torch.Tensor, ...]
-    written: tuple[torch.Tensor, ...]
-    stage: Stage
-    recorder: Callable[[GraphDriver, Any, Any, str], Recorder] = Recorder
-
-
-def capture(
-    platform: Platform,
-    pool: Any,
-    stream: Any,
-    source: Source,
-    sizes: Sizes,
-    *,
-    whole: bool = False,
-    tight: bool = False,
-) -> CapturedPlan:
-    """Capture one size into ``pool``, or leave everything as it was.
-
-    ``stream``: the same for all that share ``pool``: allocators reuse memory per stream only, and
-    libraries keep a workspace per stream. ``whole``: the forward as one graph, splitting ops
-    inside; else a graph per compilable piece. ``tight``: memory is short, so what the rehearsal
-    used goes back before the capture takes as much; an allocator cannot do that during one.
-
-    Raises CaptureFailed naming the piece and what to do, OutOfGraphMemory when memory ran out.
-    Stream, ``gc``, random state and the user's tensors are as before in every case.
-    """
-    driver = platform.graphs
-    if driver is None:
-        raise CaptureFailed("the platform has no static graphs; set graph_mode='none'")
-    if driver.is_capturing():
-        raise CaptureFailed(
-            "a capture is already running on this stream; call warmup() outside of it"
-        )
-    _refuse_other_device(stream, (*source.inputs, *source.bound))
-    device = platform.device
-    recorder = _recorder(platform, pool, stream, source, whole)
-    plan = source.build(recorder)
-    live_before = _live_bytes(driver, pool)
-    try:
-        with (
-            same_stream(platform),
-            restored(platform, source.written, recorder),
-            torch.inference_mode(),
-        ):
-            # What the caller's stream still has to do for the inputs, the side stream must see.
-            device.synchronize()
-            with device.stream(stream), _context(driver):
-                recorder.rehearse(lambda: plan(source.inputs, source.bound, *sizes))
-                device.synchronize()
-                if tight and hasattr(device, "empty_cache"):
-                    device.empty_cache()
-                recorder.capturing = True
-                with no_collection():
-                    outputs = recorder.record(lambda: plan(source.inputs, source.bound, *sizes))
-            device.synchronize()
-        kept = {id(t): t for t in (*source.inputs, *source.bound, *recorder.external)}
-        steps, direct, results = _bound(driver, recorder, outputs, kept)
-        del outputs
-    except BaseException as error:
-        abandon(platform, recorder, stream)
-        recorder.forget()
-        # What keeps the error, a log handler say, must not keep the capture's memory.
-        traceback.clear_frames(error.__traceback__)
-        traceback.clear_frames(raised(error).__traceback__)
-        if type(error) is CaptureFailed:  # of ours, and complete but for the size
-            raise CaptureFailed(f"sizes {sizes} cannot be captured: {error}") from error
-        ours = isinstance(error, PiecewiseError) and not isinstance(error, PlatformFault)
-        if not isinstance(error, Exception) or ours:
-            raise
-        raise explained(platform, recorder.current, sizes, error) from error
-    recorder.forget()
-    if hasattr(driver, "weak_ref"):
-        _tell_survivors(_live_bytes(driver, pool) - live_before, sizes)
-    held, before = tuple(kept.values()), getattr(driver, "before_replay", None)
-    graphs = tuple(recorder.graphs)
-    blame = blamer(platform, sizes, recorder.replays)
-    return CapturedPlan(sizes, source.stage, steps, direct, results, graphs, held, before, blame)
-
-
-def _refuse_other_device(stream: Any, tensors: Sequence[torch.Tensor]) -> None:
-    """Kernels go to their tensors' device: a capture on another one would record none of them."""
-    here = getattr(stream, "device", None)
-    for tensor in tensors:
-        there = tensor.device
-        if here is not None and there.type == here.type and there.index != here.index:
-            raise CaptureFailed(
-                f"a tensor of the model or call is on {there}, and graphs would be captured on "
-                f"{here}, the current device; make {there} current before the first capture, "
-                f"torch.{there.type}.set_device({there.index})"
-            )
-
-
-def _recorder(platform: Any, pool: Any, stream: Any, source: Source, whole: bool) -> Recorder:
-    kind = WholeRecorder if whole else source.recorder
-    recorder = kind(platform.graphs, pool, stream, getattr(platform, "device_type", "cpu"))
-    rng = getattr(platform.device, "rng", None)
-    recorder.generator = rng() if rng is not None else None
-    return recorder
-
-
-def _bound(
-    driver: Any, recorder: Recorder, outputs: Sequence[Any], kept: dict[int, torch.Tensor]
-) -> tuple[tuple[Step, ...], tuple[Step, ...], tuple[Any, ...]]:
-    """Steps, the same past the dispatcher, and outputs, over memory that only ``kept`` keeps."""
-    weak = getattr(driver, "weak_ref", None) or _writable
-
-    made = dict(kept)  # one tensor goes to many operators: a mask, positions
-
-    def release(tensor: torch.Tensor) -> torch.Tensor:
-        if id(tensor) not in made:
-            made[id(tensor)] = weak(tensor)
-        return made[id(tensor)]
-
-    # Operators write to these in whatever mode calls come in.
-    with torch.inference_mode(False):
-        steps, direct = recorder.steps(_replayer(driver), release, kernel_of)
-        results = tuple(release(o) if isinstance(o, torch.Tensor) else o for o in outputs)
-    return steps, direct, results
-
-
-def _live_bytes(driver: Any, pool: Any) -> int:
-    ask = getattr(driver, "live_bytes", None)
-    return 0 if ask is None else int(ask(pool))
-
-
-def _tell_survivors(nbytes: int, sizes: Sizes) -> None:
-    """Warn of memory that somebody keeps although the plan refers to its own only weakly."""
-    if nbytes > 0:
-        logger.warning(
-            "capturing sizes %s left %d bytes of the graphs' pool in use: an operator or the model "
-            "keeps a tensor that it made during capture, a library's workspace perhaps, and "
-            "replays overwrite it. Allocate it before capture (call the operator once), or add "
-            "the operator to splitting_ops",
-            sizes,
-            nbytes,
-        )
-
-
-def _replayer(driver: Any) -> Callable[[Any], Step]:
-    own: Callable[[Any], Step] | None = getattr(driver, "replayer", None)
-    if own is not None:
-        return own
-    return lambda graph: partial(driver.replay, graph)
-
-
-def _writable(tensor: torch.Tensor) -> torch.Tensor:
-    """``tensor``; or where only inference mode may write to it, another over the same memory."""
-    plain = type(tensor) is torch.Tensor and tensor.layout is torch.strided
-    if not plain or not tensor.is_inference() or tensor.is_conj() or tensor.is_neg():
-        return tensor
-    again = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-    storage, offset = tensor.untyped_storage(), tensor.storage_offset()
-    return again.set_(storage, offset, tensor.size(), tensor.stride())
-
-
-def _context(driver: Any) -> contextlib.AbstractContextManager[Any]:
-    own = getattr(driver, "capture_context", None)
-    return own() if own is not None else contextlib.nullcontext()

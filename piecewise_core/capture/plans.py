@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from piecewise_core.capture.captured import CapturedPlan, Source, capture
+from piecewise_core.capture.attempt import Source, capture
+from piecewise_core.capture.captured import CapturedPlan
 from piecewise_core.counters import Counters
 from piecewise_core.errors import CaptureFailed, OutOfGraphMemory
 from piecewise_core.protocols import BudgetContext, Platform

@@ -1,34 +1,26 @@
 """Records any callable: modes watch it run, and end a capture at every splitting op.
 
-No tracer and no compiler: Python runs once per captured size. A function mode sees torch
-functions, a dispatch mode whole operators.
+No tracer and no compiler: Python runs once per captured size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
 from piecewise_core.capture.calls import only_views, tensors, value_read, written
+from piecewise_core.capture.modes import Functions, Operators
 from piecewise_core.capture.opsteps import allocate
 from piecewise_core.capture.recorder import Recorder, another_path
 from piecewise_core.errors import CaptureFailed
 from piecewise_core.protocols import GraphDriver
 
-__all__ = ["WatchingRecorder", "being_watched"]
-
-_READS = (
-    *("item", "tolist", "numpy", "__array__", "__dlpack__"),
-    *("__bool__", "__int__", "__float__", "__complex__", "__index__"),
-)
-"""Tensor methods that give Python a value: it would be fixed at capture."""
+__all__ = ["WatchingRecorder"]
 
 
 class WatchingRecorder(Recorder):
@@ -60,7 +52,7 @@ class WatchingRecorder(Recorder):
         self._segment = 0
         self._open: Any = None
         self._busy = False
-        self._operators = _Operators(self)
+        self._operators = Operators(self)
 
     # The two runs ----------------------------------------------------------------------
 
@@ -208,7 +200,7 @@ class WatchingRecorder(Recorder):
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
-        with _Functions(self), self._operators:
+        with Functions(self), self._operators:
             yield
 
     @contextmanager
@@ -229,53 +221,3 @@ class WatchingRecorder(Recorder):
     def busy(self) -> bool:
         """Whether a splitting op is running, into which nobody looks."""
         return self._busy
-
-
-class _Functions(TorchFunctionMode):
-    def __init__(self, recorder: WatchingRecorder) -> None:
-        super().__init__()
-        self._recorder = recorder
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        if not self._recorder.busy:
-            method = getattr(torch.Tensor, name, None) is func
-            if method and name in _READS:
-                raise CaptureFailed(value_read(f"Tensor.{name}()"))
-            if self._recorder.is_splitting(
-                "call_method" if method else "call_function",
-                name if method else func,
-                args,
-                kwargs,
-            ):
-                return self._recorder.split_at_function(func, args, kwargs)
-        return func(*args, **kwargs)
-
-
-class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    def __init__(self, recorder: WatchingRecorder) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._recorder = recorder
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if self._recorder.busy:
-            return self._recorder.inside(func, args, kwargs)
-        if self._recorder.is_splitting("call_function", func, args, kwargs):
-            return self._recorder.split_at(func, args, kwargs)
-        self._recorder.before(func, args, kwargs)
-        result = func(*args, **kwargs)
-        self._recorder.saw(func, args, kwargs, result)
-        return result
-
-
-def being_watched() -> bool:
-    """Whether this thread's operators are recorded: what does not pass the dispatcher is lost."""
-    if not torch._C._len_torch_dispatch_stack():
-        return False
-    return any(isinstance(mode, _Operators) for mode in _get_current_dispatch_mode_stack())

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
+from piecewise_core.capture.attempt import Source
 from piecewise_core.capture.buffers import FixedInputs, OwnedInputs
 from piecewise_core.capture.callers import Callers
-from piecewise_core.capture.captured import CapturedPlan, Source
+from piecewise_core.capture.captured import CapturedPlan
 from piecewise_core.capture.direct import modes_active
 from piecewise_core.capture.plans import CapturedPlans, largest_first
 from piecewise_core.counters import Counters

@@ -15,8 +15,8 @@ import torch
 
 from piecewise_core.capture.callers import Callers
 from piecewise_core.capture.captured import CapturedPlan
+from piecewise_core.capture.modes import being_watched
 from piecewise_core.capture.plans import largest_first
-from piecewise_core.capture.watching import being_watched
 from piecewise_core.counters import Counters, Stats, process_counters
 from piecewise_core.errors import ConfigError, NotTraced, OutOfRange
 from piecewise_core.frontend.recording import Padded, RecordedFacts, tensors_in

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from piecewise_core.capture.attempt import Source
 from piecewise_core.capture.buffers import FixedInputs, OwnedInputs
-from piecewise_core.capture.captured import CapturedPlan, Source
+from piecewise_core.capture.captured import CapturedPlan
 from piecewise_core.capture.plans import CapturedPlans
 from piecewise_core.capture.watching import WatchingRecorder
 from piecewise_core.counters import Counters

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from piecewise_core.capture.watching import being_watched
+from piecewise_core.capture.modes import being_watched
 from piecewise_core.compile.scheduler import Scheduler
 from piecewise_core.compile.store.protocol import Store
 from piecewise_core.config import Config

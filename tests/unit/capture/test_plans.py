@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from piecewise_core.capture.captured import Source
+from piecewise_core.capture.attempt import Source
 from piecewise_core.capture.plans import CapturedPlans
 from piecewise_core.counters import Counters
 from piecewise_core.errors import CaptureFailed

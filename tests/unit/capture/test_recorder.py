@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from piecewise_core.capture.recorder import Recorder, WholeRecorder
+from piecewise_core.capture.recorder import Recorder
+from piecewise_core.capture.whole import WholeRecorder
 from piecewise_core.errors import CaptureFailed
 from piecewise_core.testing import SimulatedPlatform
 

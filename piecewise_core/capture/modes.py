@@ -1,0 +1,98 @@
+"""Modes that tell a recorder what runs: torch functions, and the operators behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
+
+from piecewise_core.capture.calls import value_read
+from piecewise_core.errors import CaptureFailed
+
+__all__ = ["Functions", "Operators", "Watcher", "being_watched"]
+
+_READS = (
+    *("item", "tolist", "numpy", "__array__", "__dlpack__"),
+    *("__bool__", "__int__", "__float__", "__complex__", "__index__"),
+)
+"""Tensor methods that give Python a value: it would be fixed at capture."""
+
+
+class Watcher(Protocol):
+    """Who is told. ``busy``: whether a splitting op is running, into which nobody looks."""
+
+    @property
+    def busy(self) -> bool: ...
+
+    def is_splitting(self, op: str, target: Any, args: Any, kwargs: Any) -> bool:
+        """Whether a function, method or operator ends a capture."""
+
+    def split_at_function(self, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run a splitting torch function."""
+
+    def split_at(self, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run a splitting operator."""
+
+    def inside(self, fn: Any, args: Any, kwargs: Any) -> Any:
+        """Run an operator within a splitting op."""
+
+    def before(self, fn: Any, args: Any, kwargs: Any) -> None:
+        """An ordinary operator is about to run."""
+
+    def saw(self, fn: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """It ran."""
+
+
+class Functions(TorchFunctionMode):
+    """Sees torch functions and methods of tensors; raises CaptureFailed where Python is given a
+    tensor's value.
+    """
+
+    def __init__(self, watcher: Watcher) -> None:
+        super().__init__()
+        self._watcher = watcher
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if not self._watcher.busy:
+            method = getattr(torch.Tensor, name, None) is func
+            if method and name in _READS:
+                raise CaptureFailed(value_read(f"Tensor.{name}()"))
+            op, target = ("call_method", name) if method else ("call_function", func)
+            if self._watcher.is_splitting(op, target, args, kwargs):
+                return self._watcher.split_at_function(func, args, kwargs)
+        return func(*args, **kwargs)
+
+
+class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees whole operators."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._watcher = watcher
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self._watcher.busy:
+            return self._watcher.inside(func, args, kwargs)
+        if self._watcher.is_splitting("call_function", func, args, kwargs):
+            return self._watcher.split_at(func, args, kwargs)
+        self._watcher.before(func, args, kwargs)
+        result = func(*args, **kwargs)
+        self._watcher.saw(func, args, kwargs, result)
+        return result
+
+
+def being_watched() -> bool:
+    """Whether this thread's operators are recorded: what does not pass the dispatcher is lost."""
+    if not torch._C._len_torch_dispatch_stack():
+        return False
+    return any(isinstance(mode, Operators) for mode in _get_current_dispatch_mode_stack())
