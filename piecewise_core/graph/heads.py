@@ -191,7 +191,12 @@ def _chosen(
 
 
 def _real(node: torch.fx.Node, number: Callable[[Any], int]) -> torch.Tensor:
-    """Memory of the kind that ``node`` will give, with anything in it."""
+    """Memory of the kind that ``node`` will give, with anything in it.
+
+    Of a batch only one row: caches are made to fill a device, and kernels do not ask how many.
+    """
     value = node.meta["example_value"]
     sizes, strides = ([number(n) for n in every] for every in (value.shape, value.stride()))
+    if len(sizes) == 4:
+        sizes[0] = min(sizes[0], 1)
     return torch.empty_strided(sizes, strides, dtype=value.dtype, device=value.device)

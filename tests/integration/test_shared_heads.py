@@ -278,3 +278,20 @@ def test_torchs_general_way_serves_shared_heads_too():
     assert calls(fast) == [SHARED] * 2
     with sdpa_kernel(SDPBackend.MATH):
         check(fast, model)
+
+
+def test_asking_torch_for_a_kernel_takes_no_room_for_a_whole_batch(monkeypatch):
+    asked = []
+    real = torch._fused_sdp_choice
+
+    def noting(query, key, value, mask=None, *rest, **named):
+        asked.append([t.shape[0] for t in (query, key, value)])
+        return real(query, key, value, mask, *rest, **named)
+
+    monkeypatch.setattr(torch, "_fused_sdp_choice", noting)
+    model = Grouped(by_expanding).eval()
+    fast = compiled(model)
+    check(fast, model)
+    assert calls(fast) == [SHARED] * 2
+    assert asked
+    assert max(rows for each in asked for rows in each) == 1
