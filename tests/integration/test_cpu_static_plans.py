@@ -240,6 +240,36 @@ def test_sizes_of_operators_share_their_memory_too(front):
         torch.testing.assert_close(several(*given), fn(*given))
 
 
+@pytest.mark.inductor
+def test_what_stays_inside_a_piece_shares_memory_with_what_stays_inside_the_next():
+    class Wide(nn.Module):
+        """Narrow between the cuts, and wide inside of pieces."""
+
+        def __init__(self, layers: int) -> None:
+            super().__init__()
+            self.wide = nn.ModuleList(nn.Linear(8, 4096) for _ in range(layers))
+            self.narrow = nn.ModuleList(nn.Linear(4096, 8) for _ in range(layers))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for wide, narrow in zip(self.wide, self.narrow, strict=True):
+                x = x + narrow(wide(mix(x)).sin())
+            return x
+
+    def pool(layers: int) -> int:
+        model = Wide(layers)
+        settings = config(compiler=None, dynamic={"x": {0: N}}, splitting_ops=("pwcpu::mix",))
+        fast = pw.compile(model, settings, platform=CpuPlatform())
+        for rows in (8, 2, 8, 2, 5):
+            x = torch.randn(rows, 8)
+            torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-4)
+        assert fast.stats().calls["replayed"] == 4
+        return fast.stats().pool_bytes
+
+    inside = 8 * 4096 * 4
+    assert inside <= pool(1)
+    assert pool(6) - pool(1) < inside
+
+
 def test_release_and_restore():
     model = Model()
     fast = pw.compile(model, config(), platform=CpuPlatform())

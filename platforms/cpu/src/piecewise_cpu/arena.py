@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Container, Sequence
 
 import torch
 
@@ -10,15 +11,19 @@ __all__ = ["Arena"]
 
 
 class Arena:
-    """Blocks that are handed out in order; ``rewind`` starts again with the first.
+    """Blocks that are handed out and taken back; ``rewind`` takes all of them back.
 
-    Sizes never run at the same time, so one size's n-th buffer may lie where another's does. A
-    block that is too small is replaced; graphs that use it keep it alive.
+    Sizes never run at the same time, so one size's buffers may lie where another's do. A request
+    gets the smallest free block that holds it; of the first size's, the largest, only one that it
+    fills by half, so that small buffers do not take what large ones will ask for. Where none will
+    do for a later size, the largest free one is replaced; graphs that use it keep it alive.
     """
 
     def __init__(self) -> None:
         self._blocks: list[torch.UntypedStorage] = []
-        self._next = 0
+        self._free: list[torch.UntypedStorage] = []
+        self._given: list[torch.UntypedStorage] = []
+        self._first = True
 
     @property
     def nbytes(self) -> int:
@@ -27,21 +32,56 @@ class Arena:
 
     def rewind(self) -> None:
         """Begin another size."""
-        self._next = 0
+        self._first = not self._blocks
+        self._free = list(self._blocks)
+        self._given.clear()
+
+    def mark(self) -> int:
+        """Now, for ``take_back``."""
+        return len(self._given)
+
+    def take_back(self, since: int, kept: Container[int] = ()) -> None:
+        """Let what was handed out ``since`` a mark be handed out again.
+
+        ``kept``: identities (``_cdata``) of storages that are still to be read.
+        """
+        given = self._given[since:]
+        self._given[since:] = [block for block in given if block._cdata in kept]
+        self._free += [block for block in given if block._cdata not in kept]
 
     def empty_strided(
         self, size: Sequence[int], stride: Sequence[int], dtype: torch.dtype
     ) -> torch.Tensor:
-        """A tensor in the next block."""
+        """A tensor in a block of its own."""
         extent = 1 + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
         tensor = torch.empty(0, dtype=dtype)
-        storage = self._block(extent * tensor.element_size() if 0 not in size else 0)
+        if 0 in size:
+            return tensor.as_strided(tuple(size), tuple(stride))
+        storage = self._block(extent * tensor.element_size())
         return tensor.set_(storage, 0, tuple(size), tuple(stride))
 
     def _block(self, nbytes: int) -> torch.UntypedStorage:
-        place, self._next = self._next, self._next + 1
-        if place == len(self._blocks):
-            self._blocks.append(torch.UntypedStorage(nbytes))  # type: ignore[no-untyped-call]
-        elif self._blocks[place].nbytes() < nbytes:
-            self._blocks[place] = torch.UntypedStorage(nbytes)  # type: ignore[no-untyped-call]
-        return self._blocks[place]
+        most = 2 * nbytes if self._first else math.inf
+        fitting = [block for block in self._free if nbytes <= block.nbytes() <= most]
+        if fitting:
+            block = min(fitting, key=_size)
+            self._free = _without(block, self._free)
+        else:
+            block = torch.UntypedStorage(nbytes)  # type: ignore[no-untyped-call]
+            self._blocks.append(block)
+            if self._free and not self._first:
+                replaced = max(self._free, key=_size)
+                self._free = _without(replaced, self._free)
+                self._blocks = _without(replaced, self._blocks)
+        self._given.append(block)
+        return block
+
+
+def _size(block: torch.UntypedStorage) -> int:
+    return block.nbytes()
+
+
+def _without(
+    block: torch.UntypedStorage, blocks: Sequence[torch.UntypedStorage]
+) -> list[torch.UntypedStorage]:
+    return [other for other in blocks if other is not block]

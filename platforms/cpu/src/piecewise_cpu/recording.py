@@ -101,8 +101,15 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call,misc,unused-
             return self._whole(run, args, reason)
 
         def unseen(given: Any) -> Any:
-            with _disable_current_modes():
-                return flat(given)
+            begun, kept = self._arena.mark(), frozenset[int]()
+            try:
+                with _disable_current_modes():
+                    result = flat(given)
+                kept = frozenset(map(_memory, _tensors(result)))
+                return result
+            finally:
+                # Steps come one after the other: what stays inside serves the next piece.
+                self._arena.take_back(begun, kept)
 
         # Operators of the wrappers around the generated code, copies to inputs, are noted too.
         self.steps = noted

@@ -86,21 +86,3 @@ def test_a_library_call_that_returns_new_memory_is_refused():
     text = CALL.replace("    return", "    extern_kernels.sort(buf1)\n    return")
     with pytest.raises(NotFlat, match="sort returns new memory"):
         flat_call(generated(text), Arena(), [])([torch.randn(3, 4), torch.randn(4, 4)])
-
-
-def test_blocks_serve_one_size_after_the_other():
-    arena = Arena()
-    large = [arena.empty_strided((8, 4), (4, 1), torch.float32) for _ in range(2)]
-    assert arena.nbytes == 2 * 8 * 4 * 4
-    arena.rewind()
-    small = [arena.empty_strided((4, 2), (1, 4), torch.float32) for _ in range(2)]
-    assert [t.data_ptr() for t in small] == [t.data_ptr() for t in large]
-    assert small[0].stride() == (1, 4)
-    assert arena.nbytes == 2 * 8 * 4 * 4
-    third = arena.empty_strided((0, 3), (3, 1), torch.int64)
-    assert third.shape == (0, 3)
-    arena.rewind()
-    larger = arena.empty_strided((16, 4), (4, 1), torch.float32)
-    large[0].fill_(1)
-    larger.zero_()
-    assert bool((large[0] == 1).all())  # its block lives on, apart
