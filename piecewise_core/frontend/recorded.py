@@ -19,9 +19,9 @@ from piecewise_core.capture.modes import being_watched
 from piecewise_core.capture.plans import largest_first
 from piecewise_core.counters import Counters, Stats, process_counters
 from piecewise_core.errors import ConfigError, NotTraced, OutOfRange
-from piecewise_core.frontend.recording import Padded, RecordedFacts, tensors_in
 from piecewise_core.frontend.recordings import Recordings
 from piecewise_core.frontend.refusals import check_grad, need_grad, refuse_autocast
+from piecewise_core.frontend.results import Padded, RecordedFacts, tensors_in
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.frontend.warmup import WarmupReport
 from piecewise_core.graph.binder import Binder

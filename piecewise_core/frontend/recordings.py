@@ -16,7 +16,7 @@ from piecewise_core.capture.plans import CapturedPlans
 from piecewise_core.capture.watching import WatchingRecorder
 from piecewise_core.counters import Counters
 from piecewise_core.errors import ConfigError, Sealed
-from piecewise_core.frontend.recording import arguments, result_code, tensors_in
+from piecewise_core.frontend.results import arguments, result_code, tensors_in
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.graph.binder import Binder
 from piecewise_core.graph.call import constants

@@ -14,69 +14,48 @@ _TARGETS = (
     torch.ops.aten.scaled_dot_product_attention,
     torch.ops.aten.scaled_dot_product_attention.default,
 )
-_PLACES = {"query": 0, "key": 1, "value": 2, "attn_mask": 3, "dropout_p": 4, "is_causal": 5}
-"""Arguments that may be given by position; ``scale`` and ``enable_gqa`` may not."""
+_BY_POSITION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 
 
 @dataclass(frozen=True)
 class Attention:
-    """One call; its arguments are read off ``node`` whenever they are asked for."""
+    """One call, as it was when it was found.
+
+    ``query``, ``key``, ``value``, ``mask``: nodes; the last may be None. ``dropout``, ``causal``:
+    what ``dropout_p`` and ``is_causal`` are given. ``shares_heads``: whether several query heads
+    may read one key head.
+    """
 
     node: torch.fx.Node
-
-    @property
-    def query(self) -> Any:
-        """A node whose value is [..., heads, length, width]."""
-        return self._argument("query")
-
-    @property
-    def key(self) -> Any:
-        """A node whose value is [..., heads, length of keys, width]."""
-        return self._argument("key")
-
-    @property
-    def value(self) -> Any:
-        """A node whose value is [..., heads, length of keys, width of values]."""
-        return self._argument("value")
-
-    @property
-    def mask(self) -> Any:
-        """A node whose value is bool, or of the query's dtype; or None."""
-        return self._argument("attn_mask")
-
-    @property
-    def dropout(self) -> Any:
-        """The share of weights that are dropped."""
-        return self._argument("dropout_p", 0.0)
-
-    @property
-    def causal(self) -> Any:
-        """Whether no query sees a later key."""
-        return self._argument("is_causal", False)
-
-    @property
-    def shares_heads(self) -> bool:
-        """Whether several query heads may read one key head."""
-        return self.node.kwargs.get("enable_gqa", False) is not False
+    query: Any
+    key: Any
+    value: Any
+    mask: Any
+    dropout: Any
+    causal: Any
+    shares_heads: bool
 
     def give(self, **arguments: Any) -> None:
-        """Replace arguments of the call, by name."""
-        args = list(self.node.args)
-        kwargs = dict(self.node.kwargs)
-        for name, value in arguments.items():
-            place = _PLACES.get(name, len(args))
-            if place < len(args):
-                args[place] = value
-            else:
-                kwargs[name] = value
-        self.node.args, self.node.kwargs = tuple(args), kwargs
-
-    def _argument(self, name: str, default: Any = None) -> Any:
-        place = _PLACES[name]
-        args = self.node.args
-        return args[place] if place < len(args) else self.node.kwargs.get(name, default)
+        """Replace arguments of the call in the graph, by torch's names."""
+        named = dict(zip(_BY_POSITION, self.node.args, strict=False)) | arguments
+        args = [named.pop(name) for name in _BY_POSITION[: len(self.node.args)]]
+        self.node.args, self.node.kwargs = tuple(args), {**self.node.kwargs, **named}
 
 
 def attentions(graph: torch.fx.Graph) -> list[Attention]:
     """The calls of ``scaled_dot_product_attention`` in ``graph``, in order."""
-    return [Attention(node) for node in graph.nodes if node.target in _TARGETS]
+    return [_read(node) for node in graph.nodes if node.target in _TARGETS]
+
+
+def _read(node: torch.fx.Node) -> Attention:
+    given = dict(zip(_BY_POSITION, node.args, strict=False)) | dict(node.kwargs)
+    return Attention(
+        node,
+        query=given.get("query"),
+        key=given.get("key"),
+        value=given.get("value"),
+        mask=given.get("attn_mask"),
+        dropout=given.get("dropout_p", 0.0),
+        causal=given.get("is_causal", False),
+        shares_heads=given.get("enable_gqa", False) is not False,
+    )
