@@ -19,7 +19,7 @@ unexport PYTHONPATH PYTHONHOME PIP_TARGET PIP_PREFIX PIP_USER PIP_REQUIRE_VIRTUA
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help check setup demo test lint bench wheels clean
+.PHONY: help check setup demo test lint bench sweep wheels clean
 
 help: ## list the targets
 	@echo 'usage: make TARGET [PYTHON=python3.12] [VENV=.venv]'
@@ -42,6 +42,9 @@ lint: setup ## format, lint, types, import order, and that the docs name everyth
 
 bench: setup ## every benchmark in turn
 	@set -e; for file in $(BENCHMARKS); do echo "== $$file"; $(PY) $$file; done
+
+sweep: setup ## torch's operators and model families in every way against eager; hours, goes on where it stopped
+	PYTHONPATH=tests/kit $(PY) -m sweeps --out build/sweep
 
 wheels: setup ## wheel and source archive of core and every platform, into dist/
 	rm -rf dist

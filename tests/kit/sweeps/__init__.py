@@ -1,0 +1,1 @@
+"""Sweeps: every operator of torch's database, and unmodified model families, against eager."""

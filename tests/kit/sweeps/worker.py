@@ -1,0 +1,95 @@
+"""A worker of the sweep: reads names of operators, appends a line per pass to the results."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from sweeps.cases import Case, cases_of, label, operators
+from sweeps.families import WAYS, families
+from sweeps.families import served_by_torch as of_torch
+from sweeps.judging import Outcome, judge
+from sweeps.passes import PASSES, served_by_torch
+
+
+def run(op: object, results: Path, limit: int, passes: list[str]) -> Counter[str]:
+    """Every pass of every case of one operator; how many came to what."""
+    counts: Counter[str] = Counter()
+    name = label(op)
+    try:
+        cases = list(cases_of(op, limit))
+    except Exception as error:  # the database's own samples do not run on this machine
+        _keep(results, name, "cases", 0, Outcome("skipped", f"{type(error).__name__}: {error}"))
+        cases = []
+    for place, case in enumerate(cases):
+        first = _run_pass("plain", case, results.parent)
+        if first.kind == "refused" and case.rows:
+            # Where only the sizes are at fault, all passes go on with the sample's own.
+            case = case.fixed()
+            _keep(results, name, "sizes", place, Outcome("sizes refused", first.why))
+        for title in passes:
+            outcome = _run_pass(title, case, results.parent)
+            if outcome.kind == "refused" and title == "plain" and not served_by_torch(case):
+                outcome = Outcome("refused by torch too", outcome.why)
+            counts[outcome.kind] += 1
+            _keep(results, name, title, place, outcome)
+    with results.open("a") as file:
+        print(json.dumps({"op": name, "pass": "done"}), file=file)
+    return counts
+
+
+def _run_pass(title: str, case: Case, home: Path) -> Outcome:
+    torch._dynamo.reset()
+    # Only one pass is about the store, and its operators share one.
+    os.environ["PIECEWISE_CACHE_MODE"] = "readwrite" if title == "stored" else "off"
+    return judge(lambda: PASSES[title](case, home))
+
+
+def _keep(results: Path, op: str, title: str, case: int, outcome: Outcome) -> None:
+    row = {"op": op, "pass": title, "case": case, "kind": outcome.kind, "why": outcome.why}
+    with results.open("a") as file:
+        print(json.dumps(row), file=file)
+
+
+def run_family(name: str, results: Path) -> Counter[str]:
+    """Every way in of one family."""
+    counts: Counter[str] = Counter()
+    family = families()[name.removeprefix("family:")]
+    for title, way in WAYS.items():
+        torch._dynamo.reset()
+        os.environ["PIECEWISE_CACHE_MODE"] = "off"
+        outcome = judge(lambda: way(family))  # noqa: B023
+        if outcome.kind == "refused" and title == "served" and not of_torch(family):
+            outcome = Outcome("refused by torch too", outcome.why)
+        counts[outcome.kind] += 1
+        _keep(results, name, title, 0, outcome)
+    with results.open("a") as file:
+        print(json.dumps({"op": name, "pass": "done"}), file=file)
+    return counts
+
+
+def main() -> None:
+    """Serve names from standard input until it ends."""
+    results, limit, passes = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:] or list(PASSES)
+    known = {label(op): op for op in operators()}
+    logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")
+    with torch.inference_mode():
+        for line in sys.stdin:
+            name = line.strip()
+            if name.startswith("family:"):
+                counts = run_family(name, results)
+            else:
+                counts = run(known[name], results, limit, passes)
+            print(", ".join(f"{v} {k}" for k, v in sorted(counts.items())) or "nothing", flush=True)
+
+
+if __name__ == "__main__":
+    main()
