@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from piecewise_core.interpreter import leave_directory
+
+if __name__ == "__main__":
+    leave_directory()  # before anything else is imported
+
 import click
 
 from piecewise_core.cli.bundle import bundle

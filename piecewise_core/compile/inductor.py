@@ -26,10 +26,13 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from piecewise_core.compile.inductor_factors import inductor_factors
 from piecewise_core.compile.native_code import from_bytes, is_archive, to_bytes, torchs_own
 from piecewise_core.compile.native_piece import NativePiece
+from piecewise_core.compile.private_caches import private_caches
 from piecewise_core.compile.residuals import keep_sums_fusable
 from piecewise_core.compile.torch_private import around, native_code
 from piecewise_core.compile.wrapper_source import NotPortable
+from piecewise_core.errors import CompilerUnavailable
 from piecewise_core.graph import torch_private
+from piecewise_core.ownership import foreign
 from piecewise_core.protocols import CompiledGraph
 
 if TYPE_CHECKING:
@@ -79,6 +82,7 @@ class InductorCompiler:
         from torch._inductor import standalone_compile
 
         self.get_ready()
+        _refuse_foreign_cache()
         # Inductor's own caches know a symbol by its name, not by its range, and code may rest on
         # the range: without a tag, code for [1, 8] would be handed out for [33, 64]. So may it on
         # the number of threads, which torch 2.11 leaves out of their keys.
@@ -122,7 +126,7 @@ class InductorCompiler:
             path = Path(folder) / "artifact"
             path.write_bytes(handle)
             # With more threads it starts processes to compile in, though nothing is compiled.
-            with inductor_config.patch(compile_threads=1):
+            with private_caches(), inductor_config.patch(compile_threads=1):
                 loaded = CompiledArtifact.load(path=str(path), format="binary")
             return CompiledGraph(loaded, lambda: handle)
 
@@ -147,6 +151,18 @@ class InductorCompiler:
         if self._prepare is not None:
             self._answers = self._prepare() or {}
             self._prepare = None
+
+
+def _refuse_foreign_cache() -> None:
+    """Raise CompilerUnavailable where others can put code into what Inductor loads from."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    others = foreign(cache_dir(), group=False)  # torch makes it group-writable for some
+    if others is not None:
+        raise CompilerUnavailable(
+            f"Inductor loads what it builds from its cache, and {others}; set "
+            "TORCHINDUCTOR_CACHE_DIR to a directory of your own"
+        )
 
 
 def _on_gpu(inputs: Sequence[Any]) -> bool:

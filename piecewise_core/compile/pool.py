@@ -9,14 +9,15 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import os
 import queue
 import subprocess
-import sys
 import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
 
+from piecewise_core import interpreter
 from piecewise_core.compile.messages import Answer, Request, read_message, write_message
 
 __all__ = ["WorkerPool"]
@@ -152,8 +153,12 @@ class _Worker:
         if self._process is not None and self._process.poll() is not None:
             self.close()
         if self._process is None:
-            command = [sys.executable, "-m", "piecewise_core.compile.worker"]
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            self._process = subprocess.Popen(
+                interpreter.command("piecewise_core.compile.worker"),
+                env=interpreter.environment(os.environ),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
             if self._ended:  # while it was being started
                 self.end()
         return self._process

@@ -21,9 +21,9 @@ import logging
 import os
 import shlex
 import shutil
-import stat
 import struct
 import subprocess
+import sys
 import sysconfig
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,7 +32,9 @@ from typing import Any
 
 import torch
 
+from piecewise_core.compile.private_caches import private_directory
 from piecewise_core.config_cache import cache_directory
+from piecewise_core.ownership import foreign, make_private
 
 __all__ = ["CHANGED", "MOVED", "SAME", "Unchanged", "bring", "native", "take_along"]
 
@@ -104,14 +106,18 @@ class Unchanged:
 def native() -> Any:
     """The C module, built now if need be; None where it cannot be had."""
     try:
-        guards: Any = torch._C._dynamo.guards
-        guards._torchinductor_pyobject_tensor_data_ptr  # noqa: B018  # an older or newer torch
-        module = _load(_built(os.environ))
-        module.stamp((), bytearray())  # since Python 3.12 this takes one of a few watchers
-        return module
+        return sys.modules.get(_NAME) or _started(_built(os.environ))
     except Exception as error:  # no compiler, no headers, no place to write, no watcher left
         logger.debug("parameters are compared in Python: %s", error)
         return None
+
+
+def _started(path: Path) -> Any:
+    guards: Any = torch._C._dynamo.guards
+    guards._torchinductor_pyobject_tensor_data_ptr  # noqa: B018  # an older or newer torch
+    module = _load(path)
+    module.stamp((), bytearray())  # since Python 3.12 this takes one of a few watchers
+    return module
 
 
 def take_along() -> dict[str, bytes]:
@@ -124,18 +130,21 @@ def take_along() -> dict[str, bytes]:
 
 
 def bring(files: Mapping[str, bytes]) -> None:
-    """Put a module that ``take_along`` gave where it would be built, unless it is there.
+    """Use a module that ``take_along`` gave, in this process, unless there is one.
 
-    That of another Python or version is left alone. Raises nothing: without it one is built.
+    It is no one else's: other programs build their own. That of another Python or version is left
+    alone. Raises nothing: without it one is built.
     """
     try:
-        made, digest = _places(os.environ)
-        if made.name in files and not _is_whole(made, digest):
-            with _scratch(made) as fresh:
-                fresh.write_bytes(files[made.name])
-                _publish(fresh, made, digest)
-    except OSError as error:
-        logger.debug("the module that was brought along cannot be put into place: %s", error)
+        name = _file_name()
+        if name in files and _NAME not in sys.modules and not _is_here():
+            folder = tempfile.mkdtemp(dir=private_directory())  # it may be loaded already
+            fresh = Path(folder, name)
+            fresh.write_bytes(files[name])
+            sys.modules[_NAME] = _started(fresh)
+            native.cache_clear()
+    except Exception as error:
+        logger.debug("the module that was brought along cannot be used: %s", error)
 
 
 def _built(environ: Mapping[str, str]) -> Path:
@@ -152,13 +161,24 @@ def _built(environ: Mapping[str, str]) -> Path:
 
 def _places(environ: Mapping[str, str]) -> tuple[Path, Path]:
     """Where the library for this Python lies, and its checksum; their directory is made."""
+    directory = cache_directory(environ) / "native"
+    make_private(directory)
+    _refuse_foreign(directory)
+    made = directory / _file_name()
+    return made, made.with_name(made.name + ".sha256")
+
+
+def _file_name() -> str:
+    """The library's name, which tells its source and the Python that it is for."""
     suffix = str(sysconfig.get_config_var("EXT_SUFFIX"))
     key = hashlib.sha256(_SOURCE.read_bytes() + suffix.encode()).hexdigest()[:16]
-    directory = cache_directory(environ) / "native"
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _refuse_foreign(directory)
-    made = directory / f"unchanged-{key}{suffix}"
-    return made, made.with_name(made.name + ".sha256")
+    return f"unchanged-{key}{suffix}"
+
+
+def _is_here() -> bool:
+    with contextlib.suppress(OSError):
+        return _is_whole(*_places(os.environ))
+    return False
 
 
 @contextlib.contextmanager
@@ -176,9 +196,9 @@ def _publish(fresh: Path, made: Path, digest: Path) -> None:
 
 def _refuse_foreign(directory: Path) -> None:
     """What is loaded from here runs as this user, so nobody else may write here."""
-    found = directory.stat()
-    if found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise PermissionError(f"{directory} can be written to by others")
+    others = foreign(directory)
+    if others is not None:
+        raise PermissionError(others)
 
 
 def _is_whole(made: Path, digest: Path) -> bool:

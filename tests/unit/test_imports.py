@@ -19,6 +19,7 @@ FACE = "__init__"
 ORDER: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("ranges",),
+    ("interpreter", "ownership"),
     ("config", "counters"),
     ("protocols", "hookspecs"),
     ("platforms",),
@@ -39,7 +40,17 @@ ORDER: tuple[tuple[str, ...], ...] = (
 
 RANK = {unit: rank for rank, group in enumerate(ORDER) for unit in group}
 
-LIGHT = ("errors", "ranges", "config", "counters", "protocols", "hookspecs", "platforms")
+LIGHT = (
+    "errors",
+    "ranges",
+    "interpreter",
+    "ownership",
+    "config",
+    "counters",
+    "protocols",
+    "hookspecs",
+    "platforms",
+)
 """What must import neither torch nor a plugin, so that a plugin module may import it freely."""
 
 

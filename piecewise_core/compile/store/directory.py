@@ -6,14 +6,13 @@ import errno
 import fcntl
 import os
 import stat
-from contextlib import suppress
 from pathlib import Path
 
 from piecewise_core.errors import StoreError
+from piecewise_core.ownership import foreign, is_ours
 
 __all__ = [
     "claim",
-    "make_private",
     "read_file",
     "same_directory",
     "sync",
@@ -25,14 +24,6 @@ _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
-def make_private(directory: Path) -> None:
-    """Make ``directory`` and what leads to it, each with mode 0700, where it is not there yet."""
-    if not directory.parent.is_dir():
-        make_private(directory.parent)
-    with suppress(FileExistsError):
-        directory.mkdir(mode=0o700)
-
-
 def trusted_directory(directory: Path) -> bool:
     """Whether this user may write to ``directory``.
 
@@ -42,17 +33,16 @@ def trusted_directory(directory: Path) -> bool:
     found = os.stat(directory)
     if not stat.S_ISDIR(found.st_mode):
         raise StoreError(f"{directory} is no directory; remove it, or set cache_dir elsewhere")
-    if not _trusted(found):
+    why = foreign(directory)
+    if why is not None and not is_ours(found):
         raise StoreError(
-            f"{directory} belongs to user {found.st_uid}, and this process runs as user "
-            f"{os.geteuid()}; code from it would be executed. Set cache_dir to a directory of your "
-            f"own, or chown {directory}"
+            f"{why}; code from it would be executed. Set cache_dir to a directory of your own, or "
+            f"chown {directory}"
         )
-    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    if why is not None:
         raise StoreError(
-            f"{directory} has mode {stat.S_IMODE(found.st_mode):04o}, so that other users can put "
-            f"code there that would be executed; chmod -R go-w {directory} if you trust what is "
-            "in it, or remove it"
+            f"{why} that would be executed; chmod -R go-w {directory} if you trust what is in it, "
+            "or remove it"
         )
     effective = os.access in os.supports_effective_ids
     return os.access(directory, os.W_OK | os.X_OK, effective_ids=effective)
@@ -69,7 +59,7 @@ def read_file(name: str, folder: int, limit: int) -> bytes:
         found = os.fstat(handle)
         if not stat.S_ISREG(found.st_mode):
             raise StoreError(f"{name} is no plain file")
-        if not _trusted(found):
+        if not is_ours(found):
             raise StoreError(f"{name} belongs to user {found.st_uid}")
         if found.st_size > limit:
             raise StoreError(f"{name} has {found.st_size} bytes; {limit} is the most it may have")
@@ -119,7 +109,3 @@ def same_directory(path: Path, folder: int) -> bool:
         return os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(folder))
     except OSError:
         return False
-
-
-def _trusted(found: os.stat_result) -> bool:
-    return found.st_uid in (os.geteuid(), 0)

@@ -16,7 +16,6 @@ from filelock import FileLock, Timeout
 
 from piecewise_core.compile.store.directory import (
     claim,
-    make_private,
     read_file,
     same_directory,
     sync,
@@ -26,6 +25,7 @@ from piecewise_core.compile.store.directory import (
 from piecewise_core.compile.store.entry import SCHEMA, Entry, Manifest
 from piecewise_core.compile.store.manifest import LARGEST, check_artifact, parse, render
 from piecewise_core.errors import StoreError
+from piecewise_core.ownership import make_private
 
 __all__ = ["ARTIFACT", "MANIFEST", "TIMEOUT", "FileStore"]
 

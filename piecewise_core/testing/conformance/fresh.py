@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from piecewise_core import interpreter
 from piecewise_core.testing.conformance.subject import Subject
 from piecewise_core.testing.conformance.verdicts import Violation
 
@@ -42,7 +43,7 @@ def ask_fresh(
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "found.json")
         done = subprocess.run(
-            [sys.executable, "-m", _CHILD, task, origin, subject.name, str(file)],
+            interpreter.command(_CHILD, task, origin, subject.name, str(file)),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

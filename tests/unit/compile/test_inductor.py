@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -71,6 +72,31 @@ def test_its_code_can_be_handed_over_and_loaded(pieces_of):
         x = torch.randn(size, 8)
         for run in (compiled.run, loaded.run):
             torch.testing.assert_close(run(size, x)[0], (x * 2).cos())
+
+
+def test_what_an_artifact_of_torch_brings_gets_into_no_cache_of_other_programs(
+    pieces_of, tmp_path, monkeypatch
+):
+    from piecewise_core.compile import inductor
+    from piecewise_core.compile.examples import make_job
+    from piecewise_core.ranges import Box, Range
+
+    made = pieces_of(lambda x: (x * 3).sin(), torch.randn(3, 8), dynamic={"x": {0: ROWS}})
+    job = make_job(made.compilable[0], made.symbols, Box((Range(0, 64),)))
+    monkeypatch.setattr(inductor, "_native", lambda build, library: None)  # as on a GPU
+    with job.context():
+        compiled = InductorCompiler().compile(
+            job.graph, job.inputs, key="other-[0, 64]", config=made.config
+        )
+    handle = compiled.handle()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "shared"))
+    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+    loaded = InductorCompiler().load(handle)
+    x = torch.randn(5, 8)
+    torch.testing.assert_close(loaded.run(5, x)[0], (x * 3).sin())
+    assert not (tmp_path / "shared").exists()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "shared")
+    assert "TRITON_CACHE_DIR" not in os.environ
 
 
 def test_its_hash_factors_change_with_settings_and_threads():

@@ -20,14 +20,19 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
+def forget() -> None:
+    sys.modules.pop("piecewise_unchanged", None)
+    unchanged.native.cache_clear()
+
+
 @pytest.fixture
 def fresh(tmp_path, monkeypatch) -> Iterator[None]:
     """Nothing built yet, nothing remembered."""
     monkeypatch.setenv("PIECEWISE_CACHE_DIR", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
-    unchanged.native.cache_clear()
+    forget()
     yield
-    unchanged.native.cache_clear()
+    forget()
     gc.collect()  # Python has a handful of watchers of dicts, and each module keeps one
 
 
@@ -188,9 +193,17 @@ def test_it_may_be_brought_along_in_place_of_a_compiler(fresh, tmp_path, monkeyp
     monkeypatch.setenv("PATH", str(tmp_path))
     unchanged.native.cache_clear()
     unchanged.bring({"unchanged-of-another-python.so": b"", **files})
-    assert [p.name for p in (tmp_path / "elsewhere" / "native").glob("*.so")] == list(files)
-    assert unchanged.native() is not None
+    assert unchanged.native() is sys.modules["piecewise_unchanged"]
     assert unchanged.take_along() == files
+
+
+@needs_compiler
+def test_what_was_brought_along_is_no_other_program_s(fresh, tmp_path, monkeypatch):
+    files = unchanged.take_along()
+    monkeypatch.setenv("PIECEWISE_CACHE_DIR", str(tmp_path / "elsewhere"))
+    unchanged.native.cache_clear()
+    unchanged.bring(files)
+    assert not [*(tmp_path / "elsewhere").rglob("*.so")]
 
 
 def test_without_a_module_nothing_is_taken_and_nothing_is_in_the_way(fresh, tmp_path, monkeypatch):

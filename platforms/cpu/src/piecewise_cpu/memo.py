@@ -13,6 +13,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from piecewise_core.ownership import make_private
+
 __all__ = ["Memo"]
 
 log = logging.getLogger(__name__)
@@ -53,7 +55,7 @@ class Memo:
         """Let one process check while others wait, ``timeout`` seconds at most, for its record."""
         lock = None
         try:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private(self._path.parent)
             lock = FileLock(str(self._path) + ".lock")
             lock.acquire(timeout=timeout)
         except (OSError, NotImplementedError, Timeout) as exc:

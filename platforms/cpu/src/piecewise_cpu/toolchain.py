@@ -16,6 +16,7 @@ from pathlib import Path
 
 from piecewise_core.config_cache import cache_directory
 from piecewise_core.errors import CompilerUnavailable
+from piecewise_core.ownership import foreign
 from piecewise_cpu.compiler import Compiler, build_directory, find_compiler, wanted_compilers
 from piecewise_cpu.memo import Memo
 
@@ -140,10 +141,11 @@ class CppToolchain:
 
 
 def _check_directory(directory: str) -> None:
-    """Refuse what needs no compiler to see: not a directory, not writable, mounted noexec."""
+    """Refuse what needs no compiler to see: not a directory, not ours alone, noexec."""
     try:
-        os.makedirs(directory, exist_ok=True)
+        os.makedirs(directory, mode=0o700, exist_ok=True)
         flags = os.statvfs(directory).f_flag
+        others = foreign(directory, group=False)  # torch makes it group-writable for some
     except OSError as exc:
         what = f"Inductor's directory {directory} cannot be made ({exc})"
         raise _unavailable(what, _ELSEWHERE) from exc
@@ -151,6 +153,8 @@ def _check_directory(directory: str) -> None:
         raise _unavailable(f"Inductor's directory {directory} cannot be written to", _ELSEWHERE)
     if flags & getattr(os, "ST_NOEXEC", 0):
         raise _unavailable(f"Inductor's directory {directory} is mounted noexec", _ELSEWHERE)
+    if others is not None:
+        raise _unavailable(f"what Inductor builds is loaded from there, and {others}", _ELSEWHERE)
 
 
 def factors(toolchain: Toolchain) -> dict[str, str]:

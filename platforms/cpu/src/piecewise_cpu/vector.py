@@ -17,6 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from piecewise_core.interpreter import careful_children
+from piecewise_core.ownership import foreign, make_private
 from piecewise_cpu.memo import Memo
 
 __all__ = ["probe_vector_isas"]
@@ -57,10 +59,13 @@ def _choice() -> dict[str, str]:
 
 def _can_hold_programs(directory: Path) -> bool:
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(directory)
         flags = os.statvfs(directory).f_flag
+        others = foreign(directory)
     except OSError as exc:
-        log.debug("probes go where Inductor keeps them: %s", exc)
+        others = str(exc)
+    if others is not None:
+        log.debug("probes go where Inductor keeps them: %s", others)
         return False
     return os.access(directory, os.W_OK) and not flags & os.ST_NOEXEC
 
@@ -77,6 +82,7 @@ def _ask_inductor(builds: str, known: bool) -> bool:
     flags = set(cpu_vec_isa.x86_isa_checker())
     sets = [i for i in cpu_vec_isa.supported_vec_isa_list if set(str(i).split()) <= flags]
     with (
+        careful_children(),
         temporary_cache_dir(builds),
         config.patch({"cpp.vec_isa_ok": True}),
         ThreadPoolExecutor(1) as pool,

@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,9 +15,11 @@ from piecewise_core.compile.gemv import single_rows_to_sums
 from piecewise_core.compile.inductor import InductorCompiler
 from piecewise_core.compile.native_code import is_archive
 from piecewise_core.errors import CompilerUnavailable
+from piecewise_core.ownership import foreign
 from piecewise_core.protocols import CompiledGraph
 from piecewise_cuda.parcel import pack, unpack
 from piecewise_cuda.triton_files import collect, put_back
+from piecewise_cuda.triton_private import cache_directories
 
 if TYPE_CHECKING:
     from piecewise_core.config import Config
@@ -52,7 +55,7 @@ class CudaInductor(InductorCompiler):
         return _with_files(super().compile(graph, example_inputs, key=key, config=config), {})
 
     def load(self, handle: bytes) -> CompiledGraph:
-        """Load what a handle gave, and put the files that it brought into Triton's cache."""
+        """Load what a handle gave, and put the files that it brought where Triton looks."""
         piece, files = unpack(handle)
         # First: loading a piece may start Triton's driver, which looks for its library.
         put_back(files)
@@ -90,9 +93,16 @@ def _parcel(handle: Callable[[], bytes], brought: Mapping[str, bytes]) -> bytes:
 
 
 def require_triton() -> None:
-    """Raise CompilerUnavailable unless Triton is installed."""
+    """Raise CompilerUnavailable unless Triton is installed and its cache this user's alone."""
     if importlib.util.find_spec("triton") is None:
         raise CompilerUnavailable(
             "Inductor needs Triton for CUDA and it is not installed; pip install triton in the "
             'version that this torch asks for, or set compiler="eager"'
         )
+    for directory in filter(Path.exists, cache_directories()):
+        others = foreign(directory, group=False)  # Triton makes it group-writable for some
+        if others is not None:
+            raise CompilerUnavailable(
+                f"Triton loads what it builds from its cache, and {others}; set TRITON_CACHE_DIR "
+                "to a directory of your own"
+            )

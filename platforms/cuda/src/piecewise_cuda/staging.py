@@ -14,7 +14,7 @@ import torch
 
 from piecewise_cuda.kernel import BLOCK, stage_kernel
 from piecewise_cuda.launching import bare_launch
-from piecewise_cuda.triton_files import keep
+from piecewise_cuda.triton_files import brought, keep
 
 __all__ = ["Stager"]
 
@@ -78,7 +78,7 @@ class Stager:
         if not hasattr(kernel, "warmup") or table.device.type == "cpu":
             return kernel[grid], table
         typical = (_TYPICAL,) * count
-        with torch.cuda.device(table.device):
+        with torch.cuda.device(table.device), brought():
             compiled = kernel.warmup(table, typical, typical, count, BLOCK, grid=grid)
             launch = bare_launch(compiled, grid, table.device.index)
         keep(compiled)

@@ -2,7 +2,8 @@
 
 An artifact of Inductor brings its own kernels. It does not bring the library that Triton's driver
 consists of, nor the kernel that stages inputs and its launcher: where Triton's cache is empty,
-these take a C compiler and ptxas at every start.
+these take a C compiler and ptxas at every start. They go into a cache of this process's own: other
+programs trust what lies in the user's.
 """
 
 from __future__ import annotations
@@ -12,18 +13,22 @@ import os
 import re
 import uuid
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from piecewise_core.compile.private_caches import private_caches
 from piecewise_cuda import triton_private
 
-__all__ = ["collect", "keep", "put_back"]
+__all__ = ["brought", "collect", "keep", "put_back"]
 
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*/[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 
 _kernels: dict[int, Any] = {}
+_filled: set[Path] = set()
+"""Directories that files were put into."""
 _refusing: set[Path] = set()
 """Directories that were told of: every piece of a model brings the same files."""
 
@@ -49,7 +54,7 @@ def collect() -> dict[str, bytes]:
 
 
 def put_back(files: Mapping[str, bytes]) -> None:
-    """Write what is missing of ``files``, as ``collect`` gave them, into Triton's cache.
+    """Write what is missing of ``files``, as ``collect`` gave them, where ``brought`` looks.
 
     Raises nothing: what cannot be written is compiled where it is needed.
     """
@@ -59,8 +64,19 @@ def put_back(files: Mapping[str, bytes]) -> None:
         logger.warning("not put into Triton's cache, for its name: %s", ", ".join(refused))
     if not safe:
         return
-    for directory in triton_private.cache_directories():
-        _put_into(directory, safe)
+    with private_caches():
+        for directory in triton_private.cache_directories():
+            _put_into(directory, safe)
+            _filled.add(directory)
+
+
+def brought() -> AbstractContextManager[None]:
+    """Inside, Triton looks in that cache, if anything was put there.
+
+    So it does where this process has no home, in which Triton would make its own.
+    """
+    at_home = "TRITON_CACHE_DIR" in os.environ or os.path.expanduser("~") != "~"
+    return private_caches() if _filled or not at_home else nullcontext()
 
 
 def _library(library: triton_private.Library | None) -> dict[str, bytes]:

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from piecewise_core.compile.store.directory import make_private
 from piecewise_core.compile.store.files import ARTIFACT, MANIFEST, FileStore
 from piecewise_core.errors import StoreError
+from piecewise_core.ownership import make_private
 
 
 def quarantined(store: FileStore) -> list[str]:

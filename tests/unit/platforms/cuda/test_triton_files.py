@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import os
 import shutil
 import sys
 from hashlib import sha256
@@ -12,8 +13,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from piecewise_core.compile import private_caches
 from piecewise_cuda import triton_files, triton_private
-from piecewise_cuda.triton_files import collect, keep, put_back
+from piecewise_cuda.triton_files import brought, collect, keep, put_back
 
 GROUP = "__grp__stage_kernel.json"
 KERNEL = {
@@ -46,10 +48,12 @@ def use_driver(monkeypatch, driver):
 
 
 @pytest.fixture(autouse=True)
-def new_process(monkeypatch):
+def new_process(monkeypatch, tmp_path):
     """No kernel was kept and nothing said; no driver is active, whatever ran before."""
     monkeypatch.setattr(triton_files, "_kernels", {})
     monkeypatch.setattr(triton_files, "_refusing", set())
+    monkeypatch.setattr(triton_files, "_filled", set())
+    monkeypatch.setattr(private_caches, "private_directory", lambda: tmp_path / "private")
     use_driver(monkeypatch, None)
 
 
@@ -242,17 +246,31 @@ def test_a_write_that_fails_leaves_nothing_behind(cache, monkeypatch):
 # With Triton itself -----------------------------------------------------------------
 
 
-def test_files_go_where_triton_looks_now_and_where_inductor_makes_it_look(tmp_path, monkeypatch):
-    pytest.importorskip("triton", reason="Triton is not installed")
+def test_files_go_where_no_other_program_looks_and_triton_does_inside(tmp_path, monkeypatch):
+    knobs = pytest.importorskip("triton", reason="Triton is not installed").knobs
     monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
     monkeypatch.setenv("TRITON_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
     put_back({"KEY/a.so": b""})
-    places = {"home/.triton/cache/KEY/a.so", "inductor/triton/0/KEY/a.so"}
-    assert files_in(tmp_path).keys() == places
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "told"))
-    put_back({"KEY/b.so": b""})
-    assert files_in(tmp_path).keys() == places | {"told/KEY/b.so"}
+    assert files_in(tmp_path).keys() == {"private/triton/KEY/a.so"}
+    with brought():
+        assert knobs.cache.dir == str(tmp_path / "private" / "triton")
+    assert knobs.cache.dir != str(tmp_path / "private" / "triton")
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "inductor")
+
+
+def test_triton_looks_in_the_user_s_cache_where_nothing_was_put_back(monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", "/told")
+    with brought():
+        assert os.environ["TRITON_CACHE_DIR"] == "/told"
+
+
+def test_triton_makes_no_directory_of_its_own_where_there_is_no_home(tmp_path, monkeypatch):
+    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    with brought():
+        assert os.environ["TRITON_CACHE_DIR"] == str(tmp_path / "private" / "triton")
+    assert "TRITON_CACHE_DIR" not in os.environ
 
 
 def test_without_triton_nothing_is_put_back_and_nothing_raised(monkeypatch):
@@ -290,7 +308,8 @@ def test_triton_finds_a_kernel_that_was_put_back(tmp_path, monkeypatch):
     shutil.rmtree(tmp_path / "made")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "new"))
     put_back(files)
-    again = compiled(tmp_path / "new")
+    with brought():
+        again = compiled(os.environ["TRITON_CACHE_DIR"])
     assert found == [False, True]
     assert again.asm["cubin"] == made.asm["cubin"]
     assert again.metadata == made.metadata
@@ -329,4 +348,5 @@ def test_triton_builds_no_library_that_was_put_back(here, there, tmp_path, monke
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "new"))
     put_back(files)
     monkeypatch.setattr(knobs.build, "impl", refuse)
-    assert made(tmp_path / "new", there)() == 7
+    with brought():
+        assert made(os.environ["TRITON_CACHE_DIR"], there)() == 7
