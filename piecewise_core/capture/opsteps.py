@@ -27,12 +27,14 @@ def op_step(
     kwargs: dict[str, Any],
     buffers: Sequence[torch.Tensor | None],
     *,
+    alone: bool = True,
     form: Sequence[Any] | None = None,
 ) -> Step:
     """A call of ``fn`` on static tensors; functional results are copied to their buffers.
 
-    ``form``: what ``form_of`` gave when it was captured, to raise OpContractBroken where a result
-    differs. None: a fake kernel has told what comes.
+    ``alone``: whether it returns a tensor, rather than something that holds tensors. ``form``: what
+    ``form_of`` gave when it was captured, to raise OpContractBroken where a result differs. None: a
+    fake kernel has told what comes.
     """
     if form is not None and any(f is not None for f in form):
         fn = _exactly(fn, form)
@@ -40,7 +42,7 @@ def op_step(
         if not args and not kwargs:
             return fn
         return _bound(fn, args, kwargs)
-    if len(buffers) == 1:
+    if alone:
         (only,) = buffers
         copy = only.copy_  # type: ignore[union-attr]
         if not kwargs:

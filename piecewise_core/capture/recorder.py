@@ -22,13 +22,15 @@ __all__ = ["Recorder", "another_path"]
 class _Op:
     """A splitting op as it was called, and the static buffers that take its results.
 
-    ``around``: puts back around a function what was in force. ``form``: as of ``form_of``.
+    ``around``: puts back around a function what was in force. ``alone``: whether it returns a
+    tensor, rather than something that holds tensors. ``form``: as of ``form_of``.
     """
 
     fn: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     around: Callable[[Callable[..., Any]], Callable[..., Any]] | None
+    alone: bool
     form: list[Any]
     buffers: list[torch.Tensor | None] = field(default_factory=list)
 
@@ -115,7 +117,8 @@ class Recorder:
                 kept = [b if b is not None else v for b, v in zip(buffers, plain, strict=True)]
             form = self._form_of_op[self._seen]
             self._seen += 1
-            self._sequence.append(_Op(fn, args, kwargs, self._ambient.inside(), form, buffers))
+            around, alone = self._ambient.inside(), spec.is_leaf()
+            self._sequence.append(_Op(fn, args, kwargs, around, alone, form, buffers))
             return pytree.tree_unflatten(kept, spec)
 
         return recorded
@@ -218,7 +221,9 @@ class Recorder:
             kwargs = {name: _mapped(value, weak) for name, value in item.kwargs.items()}
             buffers = [None if b is None else weak(b) for b in item.buffers]
             form = item.form if self.strict else None
-            step = partial(op_step, args=args, kwargs=kwargs, buffers=buffers, form=form)
+            step = partial(
+                op_step, args=args, kwargs=kwargs, buffers=buffers, alone=item.alone, form=form
+            )
             if item.around is not None:
                 # What is in force may make the dispatcher do more than to call the kernel.
                 found.append(step(item.around(item.fn)))

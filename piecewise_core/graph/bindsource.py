@@ -22,17 +22,27 @@ from typing import Any
 
 import torch
 
+from piecewise_core.errors import ConfigError
 from piecewise_core.graph.fits import same_value
 from piecewise_core.graph.structure import Constant, Container, Node, Structure, TensorLeaf
 
 __all__ = ["bind_source"]
+
+_OURS = "_pw_"
 
 
 def bind_source(structure: Structure, alignment: int, check: bool) -> tuple[str, dict[str, Any]]:
     """The source of ``bind`` and ``raw``, and the names that it uses, ``_pw_slow`` left out.
 
     ``alignment``: bytes at which tensor data must start. ``check``: whether to test anything.
+    Raises ConfigError for a parameter whose name is kept for names of ours.
     """
+    for parameter in structure.signature.parameters:
+        if parameter.startswith(_OURS):
+            raise ConfigError(
+                f'the parameter name "{parameter}" cannot be served: names that begin with '
+                f"{_OURS} are kept for generated code; give the parameter another name"
+            )
     writer = _Writer(structure, alignment)
     return writer.source(check), writer.names
 

@@ -13,7 +13,7 @@ from piecewise_core.errors import TraceFailed
 from piecewise_core.graph.contexts import is_autocast_enter, is_autocast_exit
 from piecewise_core.graph.memory import values
 from piecewise_core.graph.names import source_of
-from piecewise_core.graph.segments import Segment, is_item, is_size
+from piecewise_core.graph.segments import Segment, is_item, is_size, producer
 from piecewise_core.graph.sizes import build, expression
 
 __all__ = ["PieceGraph", "piece_graph"]
@@ -82,8 +82,11 @@ class _Builder:
         found: dict[torch.fx.Node, None] = {}
         for node in self._run.nodes:
             for used in node.all_input_nodes:
-                producer = used.args[0] if is_item(used) else used
-                if producer in self._inside or is_size(used) or _is_module(self._module, used):
+                if (
+                    producer(used) in self._inside
+                    or is_size(used)
+                    or _is_module(self._module, used)
+                ):
                     continue
                 found[used] = None
         return tuple(found)
@@ -166,10 +169,10 @@ class _Builder:
         return self._map[node]
 
     def _item(self, node: torch.fx.Node) -> torch.fx.Node:
-        producer, place = node.args
+        whole, place = node.args
         made = self._graph.call_function(
             node.target,  # type: ignore[arg-type]
-            (self._map[producer], place),  # type: ignore[index]
+            (self._value(whole), place),  # type: ignore[arg-type]
         )
         made.meta.update(node.meta)
         return made

@@ -22,7 +22,7 @@ from piecewise_core.graph.contexts import (
 from piecewise_core.graph.effects import is_view
 from piecewise_core.graph.memory import values
 
-__all__ = ["Segment", "is_item", "is_size", "normalise", "segments"]
+__all__ = ["Segment", "is_item", "is_size", "normalise", "producer", "segments"]
 
 _SCALARS = (int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool)
 
@@ -63,17 +63,29 @@ def is_item(node: torch.fx.Node) -> bool:
 
 
 def normalise(graph: torch.fx.Graph) -> None:
-    """Give every item of a multi-output operator its own node, right behind the operator."""
-    for producer in list(graph.nodes):
-        value = producer.meta.get("example_value")
-        if producer.op in ("output", "placeholder") or not isinstance(value, (tuple, list)):
+    """Give every item of a multi-output operator its own node, right behind the operator.
+
+    So has an item of a list among the outputs.
+    """
+    waiting = list(reversed(graph.nodes))
+    while waiting:
+        node = waiting.pop()
+        value = node.meta.get("example_value")
+        if node.op in ("output", "placeholder") or not isinstance(value, (tuple, list)):
             continue
-        if isinstance(value, torch.Size) or is_size(producer):
-            continue
-        _own_items(graph, producer, value)
+        if isinstance(value, torch.Size) or is_size(node) or not node.users:
+            continue  # without users: nobody asks, or it was an item and another took its place
+        waiting += reversed(_own_items(graph, node, value))
 
 
-def _own_items(graph: torch.fx.Graph, producer: torch.fx.Node, value: Any) -> None:
+def producer(node: torch.fx.Node) -> torch.fx.Node:
+    """The operator that a node's value is of: its own, or that which it is an item of."""
+    while is_item(node):
+        node = node.args[0]  # type: ignore[assignment]
+    return node
+
+
+def _own_items(graph: torch.fx.Graph, producer: torch.fx.Node, value: Any) -> list[torch.fx.Node]:
     users = list(producer.users)
     items: list[torch.fx.Node] = []
     with graph.inserting_after(producer):
@@ -94,6 +106,7 @@ def _own_items(graph: torch.fx.Graph, producer: torch.fx.Node, value: Any) -> No
     for item in items:
         if not item.users:
             graph.erase_node(item)
+    return [item for item in items if item.users]
 
 
 def segments(graph: torch.fx.Graph, is_splitting: Callable[[torch.fx.Node], bool]) -> list[Segment]:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import math
 import operator
-import re
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
+from piecewise_core.graph.contexts import functorch_units
 from piecewise_core.graph.effects import is_view
 from piecewise_core.graph.memory import storages, values
 from piecewise_core.graph.names import op_name, source_of
 from piecewise_core.graph.segments import is_item
-from piecewise_core.graph.sizes import SizeWriter
 from piecewise_core.graph.split import Piece, Program
 from piecewise_core.runtime.opcheck import OpCheck
+from piecewise_core.runtime.planlines import Line, freeing
+from piecewise_core.runtime.planunits import Unit
+from piecewise_core.runtime.planvalues import PlanValues
 
 __all__ = ["PlanSource"]
 
@@ -30,24 +31,11 @@ class PlanSource:
 
     def __init__(self, program: Program) -> None:
         self._program = program
-        self.names: dict[str, Any] = {"math": math, "torch": torch}
+        self._values = PlanValues(program)
+        self.names = self._values.names
         self.ops: dict[torch.fx.Node, str] = {}
-        self._size = SizeWriter(program.traced.symbols)
-        self._text: dict[torch.fx.Node, str] = {}
+        self._units: dict[torch.fx.Node, Unit] = {}
         self._dims = [f"s{i}" for i in range(len(program.traced.box.ranges))]
-        self._bind_inputs()
-
-    def _bind_inputs(self) -> None:
-        traced = self._program.traced
-        placeholders = [n for n in traced.graph.graph.nodes if n.op == "placeholder"]
-        for node, source in zip(placeholders, traced.inputs, strict=True):
-            if source.tensor is not None:
-                self._text[node] = f"t[{source.tensor}]"
-            elif source.bound is not None:
-                self._text[node] = f"b[{source.bound}]"
-        for node in traced.graph.graph.nodes:
-            if node.op == "get_attr":
-                self._text[node] = self._name(_attribute(traced.graph, str(node.target)))
 
     def text(self, *, check: bool, guarded: bool) -> str:
         """The source.
@@ -56,7 +44,7 @@ class PlanSource:
         ``guarded``: whether calls that ``_overlap(t, b)`` finds run ``_written`` instead.
         """
         parameters = ", ".join(["t", "b", *self._dims])
-        lines: list[str] = []
+        lines: list[Line] = []
         place = 0
         for piece in self._program.pieces:
             if piece.splitting:
@@ -64,43 +52,74 @@ class PlanSource:
             else:
                 lines.append(self._call(piece, place))
                 place += 1
-        results = "".join(f"{self._value(v)}, " for v in self._program.values)
+        self._values.begin()
+        results = "".join(f"{self._values.source(v)}, " for v in self._program.values)
+        lines.append(self._line(f"return ({results})"))
         guard = [f" if _overlap(t, b): return _written({parameters})"] if guarded else []
-        body = [f" {line}" for line in _freeing([*lines, f"return ({results})"])]
+        body = [f" {line}" for line in freeing(lines)]
         return "\n".join([f"def run({parameters}):", *guard, *body])
 
-    def _call(self, piece: Piece, place: int) -> str:
-        """The line that calls a compilable piece."""
-        arguments = ", ".join([*self._dims, *(self._value(n) for n in piece.inputs)])
-        call = f"_piece{place}({arguments})"
-        if not piece.outputs:
-            return call
-        return f"{''.join(f'{self._local(n)}, ' for n in piece.outputs)}= {call}"
+    def _line(self, text: str, depth: int = 0) -> Line:
+        """The statement that was just written."""
+        return Line(text, frozenset(self._values.used), depth)
 
-    def _splitting(self, piece: Piece, check: bool) -> list[str]:
+    def _call(self, piece: Piece, place: int) -> Line:
+        """The line that calls a compilable piece."""
+        self._values.begin()
+        arguments = ", ".join([*self._dims, *(self._values.source(n) for n in piece.inputs)])
+        call = f"_piece{place}({arguments})"
+        results = "".join(f"{self._values.local(n)}, " for n in piece.outputs)
+        return self._line(f"{results}= {call}" if results else call)
+
+    def _splitting(self, piece: Piece, check: bool) -> list[Line]:
         """The lines that run a splitting piece as written."""
+        enter = [self._values.name(_Autocast(n.args)) for n in piece.entered]
+        depth = 1 if enter else 0
         lines = []
-        enter = [self._name(e) for e in (_Autocast(n.args) for n in piece.entered)]
-        for node in piece.nodes:
-            lines.append(f"{self._local(node)} = {self._as_written(node)}")
-            if check and not storages(node) & self._program.reshaped:
-                lines.append(self._check(node, piece))
-            for user in node.users:
-                if is_item(user):
-                    lines.append(f"{self._local(user)} = {self._local(node)}[{user.args[1]}]")
-        if not enter:
-            return lines
-        return [f"with {', '.join(f'{e}()' for e in enter)}:", *(f" {line}" for line in lines)]
+        if enter:
+            lines.append(Line(f"with {', '.join(f'{e}()' for e in enter)}:"))
+        for first, *rest in functorch_units(piece.nodes):
+            if rest:
+                lines.append(self._unit([first, *rest], depth))
+                continue
+            self._values.begin()
+            call = self._as_written(first)
+            lines.append(self._line(f"{self._values.local(first)} = {call}", depth))
+            if check and not storages(first) & self._program.reshaped:
+                self._values.begin()
+                lines.append(self._line(self._check(first, piece), depth))
+            lines += self._items(first, depth)
+        return lines
+
+    def _unit(self, nodes: Sequence[torch.fx.Node], depth: int) -> Line:
+        """The line that runs all of a vmap."""
+        if nodes[0] not in self._units:
+            unit = Unit(self._program, nodes)
+            self._units[nodes[0]], self.ops[nodes[0]] = unit, self._values.name(unit)
+        unit = self._units[nodes[0]]
+        self._values.begin()
+        arguments = ", ".join([*self._dims, *map(self._values.source, unit.inputs)])
+        call = f"{self.ops[nodes[0]]}({arguments})"
+        results = "".join(f"{self._values.local(n)}, " for n in unit.outputs)
+        return self._line(f"{results}= {call}" if results else call, depth)
+
+    def _items(self, node: torch.fx.Node, depth: int) -> Iterator[Line]:
+        """The lines that take a result apart, whatever is nested in what."""
+        for user in node.users:
+            if is_item(user):
+                self._values.begin()
+                whole = self._values.source(node)
+                yield self._line(f"{self._values.local(user)} = {whole}[{user.args[1]}]", depth)
+                yield from self._items(user, depth)
 
     def _as_written(self, node: torch.fx.Node) -> str:
-        arguments = [self._value(a) for a in node.args]
-        keywords = [f"{k}={self._value(v)}" for k, v in node.kwargs.items()]
         if is_view(node) and node.op == "call_method":
-            receiver, *rest = arguments
-            return f"{receiver}.{node.target}({', '.join([*rest, *keywords])})"
+            receiver = self._values.source(node.args[0])
+            return f"{receiver}.{node.target}({self._values.arguments(node.args[1:], node.kwargs)})"
         if is_view(node) and node.target is operator.getitem:
-            return f"{arguments[0]}[{arguments[1]}]"
-        return f"{self._op(node)}({', '.join([*arguments, *keywords])})"
+            whole, place = map(self._values.source, node.args)
+            return f"{whole}[{place}]"
+        return f"{self._op(node)}({self._values.arguments(node.args, node.kwargs)})"
 
     def _op(self, node: torch.fx.Node) -> str:
         """The name of what ``node`` calls."""
@@ -110,73 +129,20 @@ class PlanSource:
         elif node.op == "call_module":
             target = self._program.traced.graph.get_submodule(str(node.target))
         if is_view(node):
-            return self._name(target)
+            return self._values.name(target)
         if node not in self.ops:
-            self.ops[node] = self._name(target)
+            self.ops[node] = self._values.name(target)
         return self.ops[node]
 
     def _check(self, node: torch.fx.Node, piece: Piece) -> str:
         promised = []
         for value in values(node.meta.get("example_value")):
             if isinstance(value, torch.Tensor):
-                shape = self._size(tuple(value.shape))
-                stride = self._size(value.stride())
-                promised.append(f"({self._name(value.dtype)}, {shape}, {stride})")
-        checker = self._name(OpCheck(op_name(node), source_of(node), piece.index))
-        return f"{checker}({self._local(node)}, ({''.join(f'{p}, ' for p in promised)}))"
-
-    def _local(self, node: torch.fx.Node) -> str:
-        self._text[node] = f"v_{node.name}"
-        return self._text[node]
-
-    def _value(self, value: Any) -> str:
-        """The source of one argument, with whatever nodes are nested in it."""
-        if isinstance(value, torch.fx.Node):
-            if value in self._text:
-                return self._text[value]
-            return self._size(value.meta["example_value"])
-        if isinstance(value, tuple) and hasattr(value, "_fields"):
-            return f"{self._name(type(value))}({', '.join(map(self._value, value))})"
-        if isinstance(value, (tuple, list)):
-            items = "".join(f"{self._value(v)}, " for v in value)
-            return f"({items})" if isinstance(value, tuple) else f"[{items}]"
-        if isinstance(value, dict):
-            return f"{{{', '.join(f'{k!r}: {self._value(v)}' for k, v in value.items())}}}"
-        if isinstance(value, slice):
-            parts = ", ".join(map(self._value, (value.start, value.stop, value.step)))
-            return f"slice({parts})"
-        if value is None or type(value) in (bool, int, str):
-            return repr(value)
-        return self._name(value)
-
-    def _name(self, value: Any) -> str:
-        name = f"_k{len(self.names)}"
-        self.names[name] = value
-        return name
-
-
-def _freeing(lines: Iterable[str]) -> list[str]:
-    """``lines``, with every local variable deleted behind its last use, as a model's own would be.
-
-    A plan would otherwise hold every value between pieces until it returns.
-    """
-    freed: list[str] = []
-    done: set[str] = set()
-    for line in reversed(list(lines)):
-        last = [v for v in dict.fromkeys(re.findall(r"\bv_\w+", line)) if v not in done]
-        done.update(last)
-        if last and not line.startswith("return"):
-            indent = line[: len(line) - len(line.lstrip())]
-            freed.append(f"{indent}del {', '.join(last)}")
-        freed.append(line)
-    return freed[::-1]
-
-
-def _attribute(module: torch.nn.Module, target: str) -> Any:
-    found: Any = module
-    for part in target.split("."):
-        found = getattr(found, part)
-    return found
+                shape = self._values.size(tuple(value.shape))
+                stride = self._values.size(value.stride())
+                promised.append(f"({self._values.name(value.dtype)}, {shape}, {stride})")
+        checker = self._values.name(OpCheck(op_name(node), source_of(node), piece.index))
+        return f"{checker}({self._values.source(node)}, ({''.join(f'{p}, ' for p in promised)}))"
 
 
 class _Autocast:

@@ -111,9 +111,7 @@ def _anchor_test(names: dict[str, Any], anchor: Anchor) -> str:
     holder = _name(names, anchor.holder)
     if isinstance(anchor.holder, CellType):
         return f"{holder}.cell_contents is not {_name(names, anchor.value)}"
-    plain = isinstance(anchor.key, (str, int))
-    key = repr(anchor.key) if plain else _name(names, anchor.key)
-    return f"{holder}[{key}] is not {_name(names, anchor.value)}"
+    return f"{holder}[{_key(names, anchor.key)}] is not {_name(names, anchor.value)}"
 
 
 def _name(names: dict[str, Any], value: Any) -> str:
@@ -124,4 +122,9 @@ def _name(names: dict[str, Any], value: Any) -> str:
 
 
 def _item(names: dict[str, Any], place: Place) -> str:
-    return f"{_name(names, place.dictionary())}[{place.key!r}]"
+    return f"{_name(names, place.dictionary())}[{_key(names, place.key)}]"
+
+
+def _key(names: dict[str, Any], key: Any) -> str:
+    """A key's source; an enum's member counts as an int or str and does not print as one."""
+    return repr(key) if type(key) in (str, int) else _name(names, key)

@@ -19,6 +19,7 @@ from torch._C import _functorch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from piecewise_core.errors import TraceFailed
+from piecewise_core.graph.memory import values
 from piecewise_core.graph.names import source_of
 from piecewise_core.graph.saved.values import NotSavable, Values
 from piecewise_core.graph.sizes import SizeWriter
@@ -124,7 +125,7 @@ class GraphWriter:
         try:
             return self.value(value)
         except NotSavable:
-            if isinstance(value, torch.Tensor):
+            if any(isinstance(v, torch.Tensor) for v in values(value)):
                 raise
             return None
 

@@ -68,6 +68,8 @@ class Values:
             tag = "Size" if kind is torch.Size else kind.__name__
             items = sorted(value, key=repr) if kind is frozenset else value
             return {tag: [self.encode(v) for v in items]}
+        if isinstance(value, tuple) and hasattr(kind, "n_sequence_fields"):  # torch.return_types
+            return {"sequence": [_reference(kind), [self.encode(v) for v in value]]}
         if isinstance(value, tuple) and hasattr(value, "_fields"):
             return {"named": [_reference(kind), [self.encode(v) for v in value]]}
         if isinstance(value, dict):
@@ -119,6 +121,7 @@ _READERS: dict[str, Callable[[Values, Any], Any]] = {
     "Size": lambda v, c: torch.Size(v._all(c)),
     "frozenset": lambda v, c: frozenset(v._all(c)),
     "named": lambda v, c: imported(c[0])(*v._all(c[1])),
+    "sequence": lambda v, c: imported(c[0])(tuple(v._all(c[1]))),
     "dict": lambda v, c: {v.decode(k): v.decode(i) for k, i in c},
     "mapping": lambda v, c: imported(c[0])((v.decode(k), v.decode(i)) for k, i in c[1]),
     "slice": lambda v, c: slice(*v._all(c)),

@@ -1,0 +1,49 @@
+"""What torch.vmap or torch.func.grad encloses, as one operation of a plan.
+
+In between, values are wrapped: no graph and no buffer can hold them, and an error would leave
+torch inside the level that was opened.
+
+Private names of torch, read in 2.11.0 and 2.13.0: ``torch._C._functorch``'s
+``get_dynamic_layer_stack_depth`` and ``pop_dynamic_layer_stack_and_undo_to_depth``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch._C import _functorch
+
+from piecewise_core.graph.memory import storages
+from piecewise_core.graph.piecegraph import piece_graph
+from piecewise_core.graph.segments import Segment
+from piecewise_core.graph.split import Program
+
+__all__ = ["Unit"]
+
+
+class Unit:
+    """Runs ``nodes``, given the sizes of all dims and the values of ``inputs``.
+
+    Returns the values of ``outputs``. When it raises, what it opened is closed again.
+    """
+
+    def __init__(self, program: Program, nodes: Sequence[torch.fx.Node]) -> None:
+        inside = set(nodes)
+        self.outputs = [n for n in nodes if storages(n) and any(u not in inside for u in n.users)]
+        traced = program.traced
+        run = Segment(True, (), list(nodes))
+        dims = len(traced.box.ranges)
+        made = piece_graph(traced.graph, traced.symbols, dims, run, self.outputs)
+        self.inputs = made.inputs
+        self.__name__ = f"{nodes[0].name.lstrip('_')} and what it encloses"
+        self._run = made.graph.forward
+
+    def __call__(self, *args: Any) -> Any:
+        depth = _functorch.get_dynamic_layer_stack_depth()
+        try:
+            return self._run(*args)
+        except BaseException:
+            _functorch.pop_dynamic_layer_stack_and_undo_to_depth(depth)
+            raise
