@@ -16,7 +16,7 @@ import textwrap
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from hypothesis import strategies as st
@@ -147,6 +147,7 @@ class Builder:
 
     draw: Callable[[Any], Any]
     count: int
+    custom: ClassVar[tuple[str, ...]] = ()
     values: list[Value] = field(default_factory=list)
     numbers: list[str] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
@@ -467,8 +468,8 @@ SHAPES: tuple[tuple[str | int, ...], ...] = (("n", 4), ("n",), ("n", "m"), ("m",
 
 
 @st.composite
-def programs(draw: Callable[[Any], Any]) -> Random:
-    """A random program."""
+def programs(draw: Callable[[Any], Any], kind: type[Builder] = Builder) -> Random:
+    """A random program of the statements that ``kind`` draws."""
     shapes = [("n", 4), *draw(st.lists(st.sampled_from(SHAPES), max_size=2))]
     inputs = dict(zip("xyz", shapes, strict=False))
     names = sorted({d for shape in shapes for d in shape if isinstance(d, str)})
@@ -479,7 +480,7 @@ def programs(draw: Callable[[Any], Any]) -> Random:
     assignments = [
         {n: max(low[n], pair[i]) for i, n in enumerate(reversed(names))} for pair in order
     ]
-    builder = Builder(draw, len(assignments))
+    builder = kind(draw, len(assignments))
     for name, shape in inputs.items():
         size = tuple(
             tuple(a[d] for a in assignments) if isinstance(d, str) else builder.const(d)
@@ -490,7 +491,8 @@ def programs(draw: Callable[[Any], Any]) -> Random:
     for _ in range(draw(st.integers(1, 8)) + draw(st.integers(0, 8))):
         builder.statement()
     builder.lines.append(f"return {builder.result()}")
-    splitting = [op for op in CUSTOM if f"{OPS}.{op[16:]}(" in "\n".join(builder.lines)]
+    custom = (*CUSTOM, *builder.custom)
+    splitting = [op for op in custom if f"{OPS}.{op[16:]}(" in "\n".join(builder.lines)]
     splitting = [op for op in splitting if draw(st.integers(0, 5))]
     found = {
         "torch.abs": "torch.abs(", "torch.Tensor.clamp": ".clamp(",
@@ -565,17 +567,21 @@ def tensors_of(value: Any) -> Iterator[torch.Tensor]:
             yield from tensors_of(item)
 
 
-def shown(value: Any) -> Any:
-    """A result as something that compares: types, numbers, and every bit of every tensor."""
+def shown(value: Any, layout: bool = True) -> Any:
+    """A result as something that compares: types, numbers, and every bit of every tensor.
+
+    ``layout``: whether strides count.
+    """
     if isinstance(value, torch.Tensor):
         bits = value.detach().clone(memory_format=torch.contiguous_format).view(torch.int32)
         strides = [s for s, n in zip(value.stride(), value.shape, strict=True) if n > 1]
         strides = strides if value.numel() else []
+        strides = strides if layout else []
         return value.dtype, tuple(value.shape), strides, bits.tolist()
     if isinstance(value, dict):
-        return dict, [(k, shown(v)) for k, v in value.items()]
+        return dict, [(k, shown(v, layout)) for k, v in value.items()]
     if isinstance(value, (list, tuple)):
-        return type(value).__name__, [shown(v) for v in value]
+        return type(value).__name__, [shown(v, layout) for v in value]
     return type(value), value
 
 
@@ -591,8 +597,11 @@ def sharing(tensors: list[torch.Tensor]) -> list[tuple[int, int, bool]]:
     return found
 
 
-def run(model: torch.nn.Module, args: list[torch.Tensor], call: Any) -> tuple[Any, Any, Any]:
+def run(
+    model: torch.nn.Module, args: list[torch.Tensor], call: Any, layout: bool = True
+) -> tuple[Any, Any, Any]:
     """The result, what the inputs and the buffer hold then, and what shares memory."""
+    torch.manual_seed(len(args))
     result = call(*args)
     held = [*args, model.state]
-    return shown(result), [shown(t) for t in held], sharing([*held, *tensors_of(result)])
+    return shown(result, layout), [shown(t) for t in held], sharing([*held, *tensors_of(result)])
