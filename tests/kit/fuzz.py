@@ -1,7 +1,7 @@
 """``python fuzz.py N``: N random programs through every front, each against the program as written.
 
 Prints one JSON line last. Programs are drawn in batches, each of its own seed: ``--only SEED``
-runs one batch again. ``--wide`` is the default; ``--narrow`` draws only the statements of the split property.
+runs one batch again. ``--narrow`` draws only the statements of the split property.
 """
 
 from __future__ import annotations
@@ -145,10 +145,8 @@ def main() -> int:
                 counts[row["kind"]] += 1
                 if row["kind"] in ("wrong", "bare") or asked.only is not None:
                     print("\n".join(f"{k}: {v}" for k, v in row.items()), flush=True)
-            print(
-                f"{place + 1}/{len(tasks)} batches, {time.monotonic() - begun:.0f} s: {dict(counts)}",
-                flush=True,
-            )
+            seconds = time.monotonic() - begun
+            print(f"{place + 1}/{len(tasks)} batches, {seconds:.0f} s: {dict(counts)}", flush=True)
     line = {
         "programs": sum(counts.values()) // 2,
         **{k: counts[k] for k in ("equal", "refused", "wrong", "bare")},
