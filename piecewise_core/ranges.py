@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -144,20 +144,29 @@ def plan_targets(
     return tuple(targets)
 
 
-def capture_targets(bounds: Box, sizes: Iterable[Sizes], *, padded: bool) -> tuple[Target, ...]:
-    """One target per capture size in ``bounds``; ``padded``: it also serves all smaller sizes.
+def capture_targets(
+    bounds: Box, sizes: Iterable[Sizes], *, padded: Collection[int] = ()
+) -> tuple[Target, ...]:
+    """One target per capture size in ``bounds``.
 
-    The smallest capture size that holds a call's sizes wins, since it comes first.
+    ``padded``: places of dims; each capture size also serves what is smaller in these and equal
+    in all others. The smallest capture size that holds a call's sizes wins, since it comes first.
     """
     inside = sorted({s for s in sizes if s in bounds}, key=lambda s: (math.prod(s), s))
     exact = [Target("replayed", Box.single(s), s) for s in inside]
     if not padded:
         return tuple(exact)
-    below = [
-        Target("replayed", Box(tuple(map(Range, (r.start for r in bounds.ranges), s))), s)
-        for s in inside
-    ]
+    below = [Target("replayed", _below(bounds, s, padded), s) for s in inside]
     return (*exact, *below)
+
+
+def _below(bounds: Box, sizes: Sizes, padded: Collection[int]) -> Box:
+    return Box(
+        tuple(
+            Range(span.start if place in padded else size, size)
+            for place, (span, size) in enumerate(zip(bounds.ranges, sizes, strict=True))
+        )
+    )
 
 
 class TargetTable:

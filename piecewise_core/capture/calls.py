@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
 
-__all__ = ["only_views", "tensors", "value_read", "written"]
+__all__ = ["only_views", "tensors", "user_line", "value_read", "written"]
 
 
 def tensors(value: Any) -> list[torch.Tensor]:
@@ -44,13 +47,27 @@ def only_views(fn: Any) -> bool:
     return bool(aliases) and all(a is not None and not a.is_write for a in aliases)
 
 
+def user_line() -> Callable[[], str]:
+    """A function that says where the program is now: ``file:line`` outside of torch and of us."""
+    frame = sys._getframe(1)
+    while frame is not None and _is_library(frame.f_code.co_filename):
+        frame = frame.f_back  # type: ignore[assignment]
+    if frame is None:
+        return str
+    return partial("{}:{}".format, frame.f_code.co_filename, frame.f_lineno)
+
+
+def _is_library(file: str) -> bool:
+    return "/torch/" in file or "/piecewise_core/" in file
+
+
 def value_read(what: str) -> str:
     """The message for ``what`` being read by Python: where, and what to do."""
     place = next(
         (
             f"{frame.filename}:{frame.lineno} `{frame.line}`"
             for frame in reversed(traceback.extract_stack())
-            if "/torch/" not in frame.filename and "/piecewise_core/" not in frame.filename
+            if not _is_library(frame.filename)
         ),
         "an unknown place",
     )

@@ -56,6 +56,15 @@ class CapturedPlan:
             self.reraise(step, error)
         return self.outputs
 
+    def replay(self) -> None:
+        """Do the steps once more on what is staged."""
+        step: Any = None
+        try:
+            for step in self.steps if modes_active() else self.direct:
+                step()
+        except Exception as error:
+            self.reraise(step, error)
+
     def reraise(self, step: Any, error: Exception) -> NoReturn:
         """Raise ``error`` of ``step``, or of preparing, as that of whoever made the step."""
         whose = self.blame(step, error)

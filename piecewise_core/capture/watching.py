@@ -18,6 +18,7 @@ from piecewise_core.capture.modes import Functions, Operators
 from piecewise_core.capture.opsteps import allocate
 from piecewise_core.capture.recorder import Recorder, another_path
 from piecewise_core.errors import CaptureFailed
+from piecewise_core.graph.padding.runs import Run
 from piecewise_core.protocols import GraphDriver
 
 __all__ = ["WatchingRecorder"]
@@ -27,7 +28,8 @@ class WatchingRecorder(Recorder):
     """Captures what runs between splitting ops.
 
     ``is_splitting(node)``: as a Matcher; given stand-ins for graph nodes. ``external``: every
-    tensor that the last run read, or was told of by ``note``, and did not make.
+    tensor that the last run read, or was told of by ``note``, and did not make. ``run``: is told
+    of every operator of the first run.
     """
 
     strict = True  # no fake kernel has promised what operators return
@@ -40,10 +42,12 @@ class WatchingRecorder(Recorder):
         device_type: str = "cpu",
         *,
         is_splitting: Callable[[Any], bool],
+        run: Run | None = None,
     ) -> None:
         super().__init__(driver, pool, stream, device_type)
         self.current = "the recorded function"
         self._is_splitting = is_splitting
+        self._run = run
         # Weak: a run must free its memory as it goes. A number is not given out again meanwhile.
         self._made: dict[int, StorageWeakRef] = {}
         self._outside: dict[int, torch.Tensor] = {}
@@ -52,6 +56,7 @@ class WatchingRecorder(Recorder):
         self._segment = 0
         self._open: Any = None
         self._busy = False
+        self._seen_inside = False
         self._operators = Operators(self)
 
     # The two runs ----------------------------------------------------------------------
@@ -136,11 +141,13 @@ class WatchingRecorder(Recorder):
             self._works.append(False)
         self._note_writes(fn, args, kwargs)
         self.note(tensors((args, kwargs)))
-        self._busy = True
+        self._busy, self._seen_inside = True, False
         try:
             result = self.op(fn)(*args, **kwargs)
         finally:
             self._busy = False
+        if not self._seen_inside:
+            self._tell(fn, args, kwargs, result)
         self._note_made(result, (args, kwargs))
         if self.capturing:
             self._begin()
@@ -158,8 +165,14 @@ class WatchingRecorder(Recorder):
         """An operator runs within a splitting op; only its writes count."""
         self._note_writes(fn, args, kwargs)
         result = fn(*args, **kwargs)
+        self._seen_inside = True
+        self._tell(fn, args, kwargs, result)
         self._note_made(result, (args, kwargs))
         return result
+
+    def _tell(self, fn: Any, args: Any, kwargs: Any, result: Any) -> None:
+        if self._run is not None and not self.capturing:
+            self._run.note(fn, args, kwargs, result)
 
     def saw(self, fn: Any, args: Any, kwargs: Any, result: Any) -> None:
         """An ordinary operator ran."""
@@ -168,6 +181,7 @@ class WatchingRecorder(Recorder):
                 self._works[-1] = True
             elif self._open is None:
                 raise CaptureFailed(another_path(self.current))
+        self._tell(fn, args, kwargs, result)
         self._note_made(result, (args, kwargs))
 
     def _note_made(self, result: Any, given: Any) -> None:

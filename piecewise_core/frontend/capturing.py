@@ -21,12 +21,13 @@ from piecewise_core.counters import Counters
 from piecewise_core.errors import ConfigError
 from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.setup import Setup
+from piecewise_core.graph.padding.program import unpadded_dims
 from piecewise_core.graph.randomness import draws
 from piecewise_core.graph.structure import Structure
 from piecewise_core.ranges import Sizes, Target, capture_targets
-from piecewise_core.runtime.agreement import agree, leak
 from piecewise_core.runtime.cutback import can_cut, cut_back
 from piecewise_core.runtime.overlap import Overlap
+from piecewise_core.runtime.paddingcheck import PaddingCheck, leak
 
 __all__ = ["Capturing", "Entry"]
 
@@ -52,8 +53,9 @@ class Capturing:
         self._callers = Callers(
             cloning=self._config.clone_outputs, strict=self._config.check == "strict"
         )
-        # Regions whose rows see each other, or their number: found out by padded calls.
+        # Regions whose padded calls gave other results, whatever the rules say.
         self.unpadded: set[int] = set()
+        self._dims: dict[int, frozenset[int]] = {}
         self._owned: OwnedInputs | None = None
         self._structure: Structure | None = None
         self.released = False
@@ -63,6 +65,7 @@ class Capturing:
         if len(self.plans):
             self.plans.release()
         self.unpadded.clear()
+        self._dims.clear()
         self._owned = None
         self._structure = structure
 
@@ -70,13 +73,25 @@ class Capturing:
         """The captured sizes of ``region``; none while graphs are released."""
         if self.released or region.box is None:
             return ()
+        return capture_targets(region.box, self._config.captures, padded=self._padded_dims(region))
+
+    def _padded_dims(self, region: Region) -> frozenset[int]:
+        """Places of the dims in which calls are padded; one message says why others are not."""
+        if self._config.padding != "capture_sizes" or self._config.inputs != "copy":
+            return frozenset()
         # A padded row that is written to the user's memory cannot be cut away afterwards, nor
         # can one that is not at the end of a dim.
-        writes = bool(region.program.mutated) or bool(region.written_bound)
-        padded = self._config.padding == "capture_sizes" and self._config.inputs == "copy"
-        padded = padded and not writes and can_cut(region.program)
-        padded = padded and region.index not in self.unpadded
-        return capture_targets(region.box, self._config.captures, padded=padded)
+        program = region.program
+        if program.mutated or region.written_bound or not can_cut(program):
+            return frozenset()
+        if region.index in self.unpadded:
+            return frozenset()
+        if region.index not in self._dims:
+            self._dims[region.index] = region.paddable.dims
+            if region.box is not None and any(s in region.box for s in self._config.captures):
+                for text in unpadded_dims(region.paddable, self._config.dims):
+                    logger.warning("%s", text)
+        return self._dims[region.index]
 
     def capture_all(self, regions: Sequence[Region], bound: Sequence[torch.Tensor]) -> list[Sizes]:
         """Capture every size, the largest first; returns those that are served by graphs.
@@ -139,7 +154,7 @@ class Capturing:
         plans = self.plans if self._config.memory_limit is not None else None
         overlap = Overlap(region.program) or None
         unpadded, place = self.unpadded, region.index
-        unproven = self._config.check != "off" and not _draws(region)
+        check = self._padding_check(region, plan, finish)
 
         def entry(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
             if plans is not None and plans.get(captured) is not plan:
@@ -150,6 +165,11 @@ class Capturing:
                 return otherwise(t, b, sizes, args, kwargs)
             if callers.owner != get_ident() and not callers.admit():
                 return otherwise(t, b, sizes, args, kwargs)
+            nonlocal check
+            if check is not None and sizes != captured:
+                if not self._proves(check, region, captured, t, b, sizes):
+                    return otherwise(t, b, sizes, args, kwargs)
+                check = None if check.done else check
             # As CapturedPlan.run does, without a frame for it.
             step: Any = None
             try:
@@ -159,11 +179,6 @@ class Capturing:
             except Exception as error:
                 plan.reraise(step, error)
             outs: Any = plan.outputs
-            nonlocal unproven
-            if unproven and sizes != captured:
-                unproven = False
-                if not self._proves(region, captured, finish(outs, sizes), t, b, sizes):
-                    return otherwise(t, b, sizes, args, kwargs)
             calls["replayed"] += 1
             if back is not None:
                 back(t)
@@ -178,17 +193,32 @@ class Capturing:
 
         return entry
 
+    def _padding_check(
+        self, region: Region, plan: CapturedPlan, finish: Callable[..., list[Any]]
+    ) -> PaddingCheck | None:
+        """Compares the first padded calls; None where nobody asked or random numbers differ."""
+        if self._config.check == "off" or not self._padded_dims(region) or _draws(region):
+            return None
+        return PaddingCheck(
+            self._inputs().views(plan.sizes),
+            plan.prepare,
+            plan.replay,
+            lambda sizes: finish(plan.outputs, sizes),
+            wild=not region.paddable.rounds,
+        )
+
     def _proves(
-        self, region: Region, captured: Sizes, outs: Any, t: Any, b: Any, sizes: Sizes
+        self, check: PaddingCheck, region: Region, captured: Sizes, t: Any, b: Any, sizes: Sizes
     ) -> bool:
         """Whether a padded call's own rows are as they are without padding; told if not."""
         box = region.fallback(sizes).box
         # What is not compiled yet is not compiled for this: as written it runs at once.
         plain = region.plan(box) if region.is_ready(box) else region.written_plan()
-        if agree(outs, plain(t, b, *sizes)):
+        found = check(t, sizes, plain(t, b, *sizes))
+        if found is None:
             return True
         self.unpadded.add(region.index)
-        logger.warning("%s", leak(sizes, captured))
+        logger.warning("%s", leak(sizes, captured, found))
         return False
 
     def _write_back(self, region: Region, sizes: Sizes) -> Callable[[Any], None] | None:

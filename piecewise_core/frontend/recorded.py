@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from piecewise_core.capture.callers import Callers
+from piecewise_core.capture.calls import user_line
 from piecewise_core.capture.captured import CapturedPlan
 from piecewise_core.capture.modes import being_watched
 from piecewise_core.capture.plans import largest_first
@@ -26,9 +27,11 @@ from piecewise_core.frontend.setup import Setup
 from piecewise_core.frontend.warmup import WarmupReport
 from piecewise_core.graph.binder import Binder
 from piecewise_core.graph.describe import describe_call
+from piecewise_core.graph.padding.judge import cannot_pad
+from piecewise_core.graph.padding.runs import Run, between
 from piecewise_core.graph.torch_private import any_autocast
 from piecewise_core.ranges import Sizes, Target, TargetTable, capture_targets
-from piecewise_core.runtime.agreement import agree, leak
+from piecewise_core.runtime.paddingcheck import PaddingCheck, leak
 from piecewise_core.runtime.parameters import roots_of
 
 __all__ = ["RecordedFunction"]
@@ -60,7 +63,7 @@ class RecordedFunction:
             cloning=self._config.clone_outputs, strict=self._config.check == "strict"
         )
         self._padded: dict[Sizes, Padded] = {}
-        self._leaks = False
+        self._told = False
         self._lock = threading.RLock()
         self._started = False
 
@@ -172,7 +175,8 @@ class RecordedFunction:
         )
         padded = self._config.padding == "capture_sizes" and self._config.inputs == "copy"
         bounds = self._config.bounds
-        targets = capture_targets(bounds, self._config.captures, padded=padded)
+        dims = range(len(bounds.ranges)) if padded else ()
+        targets = capture_targets(bounds, self._config.captures, padded=dims)
         self._find = TargetTable(bounds, targets).find
         self._targets: list[Target | None] = [*targets, None]
         self._recordings.begin(structure, self._binder)
@@ -198,15 +202,15 @@ class RecordedFunction:
         if callers.owner != threading.get_ident() and not callers.admit():
             return False, None
         raw = self._binder.raw(*args, **kwargs)
-        if sizes != captured and self._leaks:
-            return False, None
         if sizes != captured and sizes not in self._padded:
             return True, self._see(captured, tensors, sizes, raw, args, kwargs)
+        if sizes != captured and self._padded[sizes].mixes:
+            return False, None
         plan = made.plan(captured, tensors if sizes == captured else None)
         if plan is None:
             return False, None
         written = made.written[captured]
-        if sizes != captured and not self._can_pad(plan, sizes):
+        if sizes != captured and not self._can_cut(plan, sizes):
             return False, None
         if written and any(tensors[i] is not raw[i] for i in written):
             self._binder.bind(*args, **kwargs)  # refuses, now that it knows what is written
@@ -232,20 +236,47 @@ class RecordedFunction:
         objects = self._recordings.objects
         rng = getattr(self._setup.platform.device, "rng", None)
         before = None if rng is None else rng().get_state()
-        result = self._eagerly(sizes, args, kwargs)
-        padded = Padded(result, raw, objects, sizes)
-        self._padded[sizes] = padded
+        run = Run(raw, user_line)
+        with run.noted():
+            result = self._eagerly(sizes, args, kwargs)
+        found = tensors_in(result, objects)
+        run.returned(found)
+        padded = self._padded[sizes] = Padded(result, raw, objects, sizes)
         drew = rng is None or before is None or not torch.equal(before, rng().get_state())
-        unproven = drew or self._config.check == "off"
-        plan = None if unproven else self._recordings.plan(captured, None)
-        if plan is not None and self._can_pad(plan, sizes):
-            outs = padded.cut(plan.run(tensors, sizes))
-            if not agree(outs, tensors_in(result, objects)):
-                self._leaks = True
-                logger.warning("%s", leak(sizes, captured))
-        return result
+        plan = self._recordings.plan(captured, None)
+        if plan is not None and self._can_cut(plan, sizes):
+            why = between(self._recordings.runs[captured], run)
+            if why is not None:
+                self._refuse(sizes, cannot_pad(f"sizes {sizes}", why))
+            elif not drew and self._config.check != "off":
+                self._confirm(plan, padded, run, tensors, sizes, found)
+        if torch.is_inference_mode_enabled():
+            return result
+        return padded.code.rebuild([t.clone() for t in found], raw, ())
 
-    def _can_pad(self, plan: CapturedPlan, sizes: Sizes) -> bool:
+    def _refuse(self, sizes: Sizes, text: str) -> None:
+        """Calls of ``sizes`` run as they are; told once."""
+        self._padded[sizes].mixes = True
+        if not self._told:
+            logger.warning("%s", text)
+        self._told = True
+
+    def _confirm(
+        self, plan: CapturedPlan, padded: Padded, run: Run, tensors: Any, sizes: Sizes, found: Any
+    ) -> None:
+        """Compare a padded call with what it gave by itself."""
+        check = PaddingCheck(
+            self._recordings.views(plan.sizes),
+            plan.prepare,
+            plan.replay,
+            lambda own: padded.cut(plan.outputs),
+            wild=not run.rounds,
+        )
+        off = check(tensors, sizes, found)
+        if off is not None:
+            self._refuse(sizes, leak(sizes, plan.sizes, off))
+
+    def _can_cut(self, plan: CapturedPlan, sizes: Sizes) -> bool:
         """Whether padded rows can be cut off afterwards: those written to memory cannot."""
         return self._recordings.written[plan.sizes] is None and self._padded[sizes].fits(
             plan.outputs, plan.sizes

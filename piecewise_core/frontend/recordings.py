@@ -11,6 +11,7 @@ import torch
 
 from piecewise_core.capture.attempt import Source
 from piecewise_core.capture.buffers import FixedInputs, OwnedInputs
+from piecewise_core.capture.calls import user_line
 from piecewise_core.capture.captured import CapturedPlan
 from piecewise_core.capture.plans import CapturedPlans
 from piecewise_core.capture.watching import WatchingRecorder
@@ -22,6 +23,7 @@ from piecewise_core.graph.binder import Binder
 from piecewise_core.graph.call import constants
 from piecewise_core.graph.names import Matcher
 from piecewise_core.graph.outputs import OutputCode
+from piecewise_core.graph.padding.runs import Run
 from piecewise_core.graph.structure import Structure
 from piecewise_core.ranges import Sizes
 from piecewise_core.runtime.parameters import Parameters, roots_of
@@ -37,7 +39,8 @@ class Recordings:
 
     ``outputs``: per captured size, how a result is made of the graphs' tensors. ``written``: per
     captured size, the places of the inputs that it writes to; None where it writes to nothing of
-    the caller's. ``objects``: the calls' constants. ``sealed``: "error" or "warn" for captures
+    the caller's. ``objects``: the calls' constants. ``runs``: per captured size, the operators that
+    ran, where calls may be padded. ``sealed``: "error" or "warn" for captures
     from now on. ``released``: whether sizes stay without graphs until they are asked for again.
     """
 
@@ -50,6 +53,7 @@ class Recordings:
         self.outputs: dict[Sizes, OutputCode] = {}
         self.written: dict[Sizes, tuple[int, ...] | None] = {}
         self.objects: list[Any] = []
+        self.runs: dict[Sizes, Run] = {}
         self.sealed: str | None = None
         self.released = False
         self._structure: Structure | None = None
@@ -101,6 +105,7 @@ class Recordings:
         self.plans.release()
         self.outputs.clear()
         self.written.clear()
+        self.runs.clear()
         self.released = True
         self._external.clear()
         self._parameters = Parameters(roots_of(self._fn), every=True)
@@ -141,18 +146,23 @@ class Recordings:
             if tensors is not None:
                 inputs.stage(captured)(tensors, captured)
         views = inputs.views(captured)
+        noted: Run | None = None
+        if self._config.padding == "capture_sizes":
+            noted = self.runs[captured] = Run(views, user_line)
 
         def build(recorder: WatchingRecorder) -> Callable[..., tuple[Any, ...]]:
             def run(t: Any, b: Any, *sizes: int) -> tuple[Any, ...]:
                 args, kwargs = arguments(structure, t)
                 result = self._fn(*args, **kwargs)
+                if noted is not None and not recorder.capturing:
+                    noted.returned(tensors_in(result, self.objects))
                 if recorder.capturing:
                     self._note(captured, result, views, recorder)
                 return tuple(tensors_in(result, self.objects))
 
             return run
 
-        make = partial(WatchingRecorder, is_splitting=self._splits)
+        make = partial(WatchingRecorder, is_splitting=self._splits, run=noted)
         return Source(build, views, (), (), inputs.stage(captured), make)
 
     def _note(

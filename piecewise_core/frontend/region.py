@@ -16,6 +16,7 @@ from piecewise_core.compile.scheduler import Outside, Scheduler
 from piecewise_core.config import Config
 from piecewise_core.graph.effects import writes
 from piecewise_core.graph.memory import storages
+from piecewise_core.graph.padding.program import Paddable, paddable
 from piecewise_core.graph.split import Program
 from piecewise_core.ranges import Box, Range, Sizes, Target, TargetTable, plan_targets
 from piecewise_core.runtime.plan import Plan, PlanCode
@@ -158,6 +159,11 @@ class Region:
         box = self.fallback(sizes).box
         runs = [piece(self.label(index), run) for index, run in self.runnables(box)]
         return self.code.plan(runs, wrap_op=op)
+
+    @functools.cached_property
+    def paddable(self) -> Paddable:
+        """The dims in which rows of padding cannot reach a call's own."""
+        return paddable(self.program.traced)
 
     @functools.cached_property
     def written_bound(self) -> tuple[int, ...]:

@@ -1,55 +1,109 @@
-"""Whether a padded call gave what the call gives by itself, but for rounding."""
+"""Whether two runs of one call gave the same results, but for rounding."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from piecewise_core.ranges import Sizes
+__all__ = ["Difference", "agree", "difference"]
 
-__all__ = ["agree", "leak"]
+_TOLERANCE = {torch.float64: 1e-8, torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 6e-2}
+"""How far floats may lie apart, by the largest of the tensor."""
 
-_TOLERANCE = {torch.float64: 1e-6, torch.float32: 5e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
-_OTHERS = 0.5
-"""How many whole numbers may differ: which of two near ties is the largest, rounding decides."""
+_REDUCED = 5e-3
+"""The same for float32 where a device multiplies matrices in fewer bits."""
+
+_SPREAD = 2.0
+"""How much smaller the root of the mean of all squared differences has to be."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The first result in which two runs differ.
+
+    ``place``: among the results. ``worst``: the largest distance of two elements. ``largest``: the
+    largest element that was wanted.
+    """
+
+    place: int
+    what: str
+    worst: float = math.nan
+    largest: float = math.nan
+
+    def __str__(self) -> str:
+        if math.isnan(self.worst):
+            return f"result {self.place}: {self.what}"
+        return (
+            f"result {self.place}: {self.what} apart by up to {self.worst:.3g}, where the largest "
+            f"element is {self.largest:.3g}"
+        )
 
 
 def agree(got: Iterable[Any], wanted: Iterable[Any]) -> bool:
-    """Whether all results are alike, position by position; it waits for the device.
+    """Whether all results are alike; see ``difference``."""
+    return difference(got, wanted) is None
 
-    Kernels chosen for another size round otherwise, so floats may differ by their precision,
-    measured by the largest of a tensor. Results that are no tensors must be equal.
+
+def difference(got: Iterable[Any], wanted: Iterable[Any]) -> Difference | None:
+    """The first result that is not as wanted, position by position; it waits for the device.
+
+    Kernels chosen for another size, or made by a compiler, round otherwise, so floats may differ
+    by their precision: single ones by a share of the largest of the tensor, all of them together
+    by less. Whole numbers, truth values and what is no tensor must be equal.
     """
-    return all(_alike(a, b) for a, b in zip(got, wanted, strict=True))
+    for place, (a, b) in enumerate(zip(got, wanted, strict=True)):
+        found = _apart(place, a, b)
+        if found is not None:
+            return found
+    return None
 
 
-def _alike(got: Any, wanted: Any) -> bool:
-    if not isinstance(wanted, torch.Tensor):
-        return bool(got == wanted)
-    if got.shape != wanted.shape:
-        return False
-    if not wanted.numel():
-        return True
+def _apart(place: int, got: Any, wanted: Any) -> Difference | None:
+    if not isinstance(wanted, torch.Tensor) or not isinstance(got, torch.Tensor):
+        same = type(got) is type(wanted) and (got == wanted or (got != got and wanted != wanted))
+        return None if same else Difference(place, "plain values differ")
+    kind = f"{str(wanted.dtype).removeprefix('torch.')} of shape {tuple(wanted.shape)}"
+    if (got.shape, got.dtype) != (wanted.shape, wanted.dtype):
+        other = f"{str(got.dtype).removeprefix('torch.')} of shape {tuple(got.shape)}"
+        return Difference(place, f"{other} in place of {kind}")
+    if not wanted.numel() or got is wanted:
+        return None
     if not wanted.dtype.is_floating_point and not wanted.dtype.is_complex:
-        return bool((got != wanted).float().mean() <= _OTHERS)
-    tolerance = _TOLERANCE.get(wanted.dtype.to_real(), 1e-1)
+        apart = int((got != wanted).sum())
+        return Difference(place, f"{apart} elements differ in {kind}") if apart else None
+    return _floats_apart(place, kind, got, wanted)
+
+
+def _floats_apart(
+    place: int, kind: str, got: torch.Tensor, wanted: torch.Tensor
+) -> Difference | None:
+    tolerance = _tolerance(wanted)
     if wanted.dtype not in _TOLERANCE and not wanted.dtype.is_complex:
         got, wanted = got.float(), wanted.float()  # eight bits can be stored and not computed with
     finite = torch.isfinite(wanted)
     if not torch.equal(finite, torch.isfinite(got)):
-        return False
+        return Difference(place, f"other elements are not finite in {kind}")
+    odd = ~finite & ~((got == wanted) | (torch.isnan(got) & torch.isnan(wanted)))
+    if bool(odd.any()):
+        return Difference(place, f"elements that are not finite differ in {kind}")
     zero = torch.zeros((), dtype=wanted.dtype, device=wanted.device)
     a, b = torch.where(finite, got, zero), torch.where(finite, wanted, zero)
-    return bool((a - b).abs().max() <= tolerance * b.abs().max())
+    wide = torch.complex128 if wanted.dtype.is_complex else torch.float64
+    off, size = (a.to(wide) - b.to(wide)).abs(), b.to(wide).abs()
+    worst, largest = float(off.max()), float(size.max())
+    spread, level = float(off.square().mean().sqrt()), float(size.square().mean().sqrt())
+    if worst <= tolerance * largest and spread <= tolerance / _SPREAD * level:
+        return None
+    return Difference(place, kind, worst, largest)
 
 
-def leak(sizes: Sizes, captured: Sizes) -> str:
-    """The message for results that padding has changed."""
-    return (
-        f"a call of sizes {sizes}, padded to {captured}, gave other results than without padding: "
-        "rows see each other (a mean, a softmax over a padded dim), or a size is among the values. "
-        "It is served without padding from now on; mask what rows must not see, or list the sizes "
-        "in capture_sizes"
-    )
+def _tolerance(wanted: torch.Tensor) -> float:
+    dtype = wanted.dtype.to_real() if wanted.dtype.is_complex else wanted.dtype
+    reduced = wanted.device.type != "cpu" and torch.get_float32_matmul_precision() != "highest"
+    if dtype == torch.float32 and reduced:
+        return _REDUCED
+    return _TOLERANCE.get(dtype, 1e-1)

@@ -18,7 +18,7 @@ N = pw.Dim("n", 1, 16)
 SIZES = (2, 8)
 
 
-@torch.library.custom_op("pwcpu::mix", mutates_args=())
+@torch.library.custom_op("pwcpu::mix", mutates_args=(), tags=(torch.Tag.pointwise,))
 def mix(x: torch.Tensor) -> torch.Tensor:
     return x.cumsum(0)
 

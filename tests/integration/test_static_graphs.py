@@ -864,7 +864,7 @@ def test_rows_that_see_each_other_are_found_out_and_served_without_padding(fn, c
     assert fast.stats().padded_rows == 0
 
 
-def test_the_look_at_a_padded_call_may_be_switched_off_and_spares_random_numbers(caplog):
+def test_rules_hold_where_checks_are_off_and_for_random_numbers():
     mean = compiled(
         lambda x: x.mean(0, keepdim=True), splitting_ops=(), padding="capture_sizes", check="off"
     )
@@ -872,8 +872,7 @@ def test_the_look_at_a_padded_call_may_be_switched_off_and_spares_random_numbers
     for fast in (mean, noisy):
         fast.warmup(torch.randn(2, 8), progress=False)
         fast(torch.randn(5, 8))
-        assert fast.stats().calls["replayed"] == 1
-    assert "without padding" not in caplog.text
+        assert fast.stats().calls["replayed"] == 0
 
 
 def test_static_inputs_are_read_where_they_are():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from piecewise_core.runtime.agreement import agree
+from piecewise_core.runtime.agreement import agree, difference
 
 NAN, INF = float("nan"), float("inf")
 
@@ -20,13 +20,23 @@ def test_rounding_is_no_difference_and_one_row_more_in_a_mean_is(dtype):
     assert not agree([x * (7 / 8)], [x])
 
 
-def test_whole_numbers_may_be_others_where_they_are_few():
+def test_whole_numbers_and_truth_values_are_equal_in_every_element():
     x = torch.arange(1000)
     assert agree([x], [x])
-    assert agree([torch.where(x < 300, 0, x)], [x])
-    assert not agree([x - 1], [x])
+    assert not agree([torch.where(x == 3, 0, x)], [x])
     assert not agree([torch.tensor(3)], [torch.tensor(4)])
-    assert not agree([x > 500], [x < 400])
+    assert not agree([x > 500], [x >= 500])
+
+
+def test_an_error_in_all_elements_counts_more_than_one_of_the_same_size_in_a_single_one():
+    x = torch.randn(1000)
+    one = x.clone()
+    one[0] += 4e-4
+    assert agree([one], [x])
+    assert not agree([x + 4e-4], [x])
+    assert "result 0: float32 of shape (1000,) apart by up to 0.0004" in str(
+        difference([x + 4e-4], [x])
+    )
 
 
 def test_what_is_not_finite_must_lie_in_the_same_places():

@@ -1,0 +1,206 @@
+"""Numbers as they are at several sizes at once, and the dims of tensors made of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+__all__ = [
+    "Axes",
+    "Axis",
+    "Extent",
+    "Value",
+    "Varies",
+    "axes_of",
+    "extent",
+    "joined",
+    "regroup",
+    "total",
+    "varies",
+]
+
+
+class Varies(tuple[Any, ...]):
+    """A number that depends on the padded dims: what it is at each of the sizes looked at."""
+
+    __slots__ = ()
+
+
+Extent = int | Varies
+"""A number of elements: the same at all sizes, or not."""
+
+Axis = tuple[Extent, ...]
+"""One dim of a tensor as a product, outermost factor first; ones are left out.
+
+Of a factor that varies, the first elements are a call's own and padding lies behind them. Factors
+of one dim are kept apart (batch and length flattened together): its own elements are those whose
+place in every factor is.
+"""
+
+Axes = tuple[Axis, ...]
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor as the rules see it.
+
+    ``axes``: None where nobody knows which elements are a call's own. ``narrow``: whether it is
+    the beginning of a tensor that does not vary: what is written to its padding stays there.
+    """
+
+    axes: Axes | None
+    dtype: Any = None
+    narrow: bool = False
+
+    @property
+    def dims(self) -> int:
+        """How many dims it has."""
+        return len(self.axes or ())
+
+    def with_axes(self, axes: Axes) -> Value:
+        """The same with other dims."""
+        return replace(self, axes=axes)
+
+
+def extent(numbers: Sequence[Any]) -> Any:
+    """The number that is ``numbers`` at the sizes looked at."""
+    first = numbers[0]
+    alike = all(type(n) is type(first) and (n == first or n != n) for n in numbers)
+    return first if alike else Varies(numbers)
+
+
+def varies(value: Any) -> bool:
+    """Whether a number, an axis, or anything made of them depends on the padded dims."""
+    if isinstance(value, Varies):
+        return True
+    if isinstance(value, Value):
+        return value.axes is None or varies(value.axes)
+    return isinstance(value, (tuple, list)) and any(map(varies, value))
+
+
+def axes_of(shape: Iterable[Extent]) -> Axes:
+    """Dims of one factor each."""
+    return tuple(_plain((size,)) for size in shape)
+
+
+def total(axis: Axis) -> Extent:
+    """The number of elements of an axis."""
+    found: Extent = 1
+    for factor in axis:
+        found = _times(found, factor)
+    return found
+
+
+def regroup(axes: Axes, shape: Sequence[Extent]) -> Axes | None:
+    """The dims of the same elements in row-major order viewed as ``shape``.
+
+    None where a factor that varies would be torn apart.
+    """
+    left = [factor for axis in axes for factor in axis]
+    if 0 in left:
+        return axes_of(shape)  # of no elements, none is torn apart
+    made = []
+    for size in shape:
+        taken = _taken(left, size)
+        if taken is None:
+            return None
+        made.append(taken)
+    return None if left else tuple(made)
+
+
+def joined(axes: Axes) -> Axis:
+    """Several dims as one, as ``flatten`` makes it."""
+    return _plain(tuple(factor for axis in axes for factor in axis))
+
+
+def _taken(left: list[Extent], size: Extent) -> Axis | None:
+    """The first factors of ``left``, taken from it, that make up ``size``."""
+    taken: list[Extent] = []
+    while size != 1:
+        if not left:
+            return None
+        first = left[0]
+        rest = _divided(size, first)
+        if rest is not None:
+            taken.append(left.pop(0))
+            size = rest
+            continue
+        if isinstance(first, Varies) or isinstance(size, Varies):
+            # A fixed factor may be shared out between this dim and the next.
+            common = _common(first, size)
+            if common == 1 or isinstance(first, Varies):
+                return None
+            taken.append(common)
+            left[0] = first // common
+            size = _exact(size, common)
+            continue
+        common = math.gcd(first, size)
+        if common != size and common != first:
+            return _across(left, size, taken)
+        taken.append(size)
+        left[0] = first // size
+        size = 1
+    return _plain(tuple(taken))
+
+
+def _across(left: list[Extent], size: int, taken: list[Extent]) -> Axis | None:
+    """Fixed factors that do not divide one another are shared out if they stand side by side."""
+    run = 1
+    while left and isinstance(left[0], int):
+        run *= left[0]
+        left.pop(0)
+    if run % size:
+        return None
+    if run != size:
+        left.insert(0, run // size)
+    return _plain((*taken, size))
+
+
+def _common(first: Extent, size: Extent) -> int:
+    numbers = [*(first if isinstance(first, Varies) else (first,))]
+    numbers += size if isinstance(size, Varies) else (size,)
+    return math.gcd(*numbers)
+
+
+def _exact(size: Extent, by: int) -> Extent:
+    return extent([s // by for s in size]) if isinstance(size, Varies) else size // by
+
+
+def _plain(axis: Axis) -> Axis:
+    """Without ones, and with fixed factors side by side made one."""
+    made: list[Extent] = []
+    for factor in axis:
+        if factor == 1:
+            continue
+        if made and not isinstance(factor, Varies) and not isinstance(made[-1], Varies):
+            made[-1] *= factor
+        else:
+            made.append(factor)
+    return tuple(made)
+
+
+def _times(a: Extent, b: Extent) -> Extent:
+    if not isinstance(a, Varies) and not isinstance(b, Varies):
+        return a * b
+    found: Extent = extent([x * y for x, y in _pairs(a, b)])
+    return found
+
+
+def _divided(a: Extent, b: Extent) -> Extent | None:
+    """``a / b`` where that leaves no remainder anywhere."""
+    if not isinstance(a, Varies) and not isinstance(b, Varies):
+        return a // b if b and a % b == 0 else (1 if a == b else None)
+    pairs = _pairs(a, b)
+    if any(y == 0 or x % y for x, y in pairs):
+        return 1 if a == b else None
+    found: Extent = extent([x // y for x, y in pairs])
+    return found
+
+
+def _pairs(a: Extent, b: Extent) -> list[tuple[int, int]]:
+    count = len(a) if isinstance(a, Varies) else len(b)  # type: ignore[arg-type]
+    first = a if isinstance(a, Varies) else (a,) * count
+    second = b if isinstance(b, Varies) else (b,) * count
+    return list(zip(first, second, strict=True))

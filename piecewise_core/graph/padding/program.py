@@ -1,0 +1,217 @@
+"""Which dims of a traced program may be padded: its graph is run on tensors without data."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+import torch
+from torch._dispatch.python import enable_python_dispatcher
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+from piecewise_core.config import Dim
+from piecewise_core.graph import torch_private
+from piecewise_core.graph.conditions import evaluator
+from piecewise_core.graph.names import op_name, source_of
+from piecewise_core.graph.padding.calls import at_sizes
+from piecewise_core.graph.padding.extents import extent
+from piecewise_core.graph.padding.judge import Mixing, cannot_pad, mixing
+from piecewise_core.graph.padding.table import has_rule
+from piecewise_core.graph.padding.tape import Noting, Ref, Tape, makes_whole_numbers
+from piecewise_core.graph.sizes import expression, new_size
+from piecewise_core.graph.trace import Traced, hints
+from piecewise_core.ranges import Box, Sizes
+
+__all__ = ["Paddable", "paddable", "unpadded_dims"]
+
+logger = logging.getLogger(__name__)
+
+_SAMPLES = 6
+"""Sizes per dim, besides both ends of its range, that every number is compared at."""
+
+
+@dataclass(frozen=True)
+class Paddable:
+    """``dims``: places of the dims that may be padded. ``refused``: why others may not.
+
+    ``rounds``: whether the program turns floats into whole numbers, which may then be indices.
+    """
+
+    dims: frozenset[int]
+    refused: dict[int, Mixing]
+    rounds: bool = False
+
+
+def paddable(traced: Traced) -> Paddable:
+    """The dims of ``traced`` along which rows of padding cannot reach a call's own rows."""
+    box = traced.box
+    open_dims = [i for i, span in enumerate(box.ranges) if not span.is_single_size()]
+    if not open_dims:
+        return Paddable(frozenset(), {})
+    try:
+        run = _Run(traced)
+    except Exception as error:  # a program that cannot be looked at is one that nobody knows
+        logger.debug("the program cannot be run without data", exc_info=True)
+        lines = str(error).strip().splitlines() or [""]
+        unknown = Mixing("the program", "", f"cannot be looked at: {lines[0][:200]}")
+        return Paddable(frozenset(), dict.fromkeys(open_dims, unknown))
+    refused = {}
+    for dim in open_dims:
+        found = run.mixing((dim,))
+        if found is not None:
+            refused[dim] = found
+    good = [i for i in open_dims if i not in refused]
+    if len(good) > 1 and (found := run.mixing(good)) is not None:
+        refused |= dict.fromkeys(good[1:], found)
+        good = good[:1]
+    return Paddable(frozenset(good), refused, run.rounds)
+
+
+def unpadded_dims(found: Paddable, dims: Sequence[Dim]) -> Iterator[str]:
+    """One sentence per dim that is not padded, saying why."""
+    for place, why in found.refused.items():
+        yield cannot_pad(f'dim "{dims[place].name}"', why)
+
+
+class _Run:
+    """One run of a program with symbols for sizes."""
+
+    def __init__(self, traced: Traced) -> None:
+        self._box = traced.box
+        self._env = ShapeEnv()
+        self._tape = Tape(has_rule)
+        self._node: torch.fx.Node | None = None
+        self._functions: dict[sympy.Basic, Callable[..., Any]] = {}
+        mode = FakeTensorMode(shape_env=self._env, allow_non_fake_inputs=True)
+        with torch_private.oblivious_sizes(), torch.inference_mode():
+            self._sizes = [
+                new_size(self._env, i, span.start, span.end, hint)
+                for i, (span, hint) in enumerate(
+                    zip(self._box.ranges, hints(self._box), strict=True)
+                )
+            ]
+            with mode:
+                values = list(_inputs(traced, self._sizes))
+            self._inputs = [
+                self._tape.ref(value)
+                for value, source in zip(values, traced.inputs, strict=True)
+                if source.tensor is not None
+            ]
+            with enable_python_dispatcher(), mode, Noting(self._tape, self._place):
+                _Placed(traced.graph, self._at).run(*values)
+        self._symbols = [
+            expression(size) if isinstance(size, torch.SymInt) else None for size in self._sizes
+        ]
+        if any(s is not None and not isinstance(s, sympy.Symbol) for s in self._symbols):
+            raise ValueError("a size is fixed by the program")
+        self.rounds = any(map(makes_whole_numbers, self._tape.calls))
+
+    def mixing(self, dims: Sequence[int]) -> Mixing | None:
+        """What keeps ``dims``, padded together, from being padded."""
+        samples = _samples(self._box, dims)
+
+        def number(value: Any) -> Any:
+            if not isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+                return value
+            at = self._function(expression(value))
+            return extent([at(*sizes) for sizes in samples])
+
+        for guard in self._env.guards:
+            holds = self._function(self._env.replace(guard.expr))
+            if not all(holds(*sizes) for sizes in samples):
+                return Mixing("the program", "", f"is another one where {guard.expr} does not hold")
+        calls = at_sizes(self._tape.calls, number)
+        inputs = [Ref(r.number, tuple(map(number, r.shape)), r.dtype) for r in self._inputs]
+        empty = any(self._box.ranges[dim].start == 0 for dim in dims)
+        return mixing(calls, inputs, empty=empty)
+
+    def _function(self, expr: Any) -> Callable[..., Any]:
+        if not isinstance(expr, sympy.Basic):
+            return lambda *sizes: expr
+        if expr not in self._functions:
+            dims = [s if s is not None else sympy.Dummy() for s in self._symbols]
+            names = [sympy.Symbol(f"s{i}", integer=True) for i in range(len(dims))]
+            renamed = expr.xreplace(dict(zip(dims, names, strict=True)))
+            if renamed.free_symbols - set(names):
+                raise ValueError("a size depends on data")
+            self._functions[expr] = evaluator(renamed, names)
+        return self._functions[expr]
+
+    def _at(self, node: torch.fx.Node) -> None:
+        self._node = node
+
+    def _place(self) -> Callable[[], str]:
+        node = self._node
+        return lambda: _told(node)
+
+
+class _Placed(torch.fx.Interpreter):
+    """Runs a graph and says which node runs."""
+
+    def __init__(self, graph: torch.fx.GraphModule, at: Callable[[torch.fx.Node], None]) -> None:
+        super().__init__(graph)
+        self._at = at
+
+    def run_node(self, n: torch.fx.Node) -> Any:
+        self._at(n)
+        return super().run_node(n)
+
+
+def _told(node: torch.fx.Node | None) -> str:
+    if node is None:
+        return ""
+    name, source = op_name(node), source_of(node)
+    return f"{source} ({name})" if source else name
+
+
+def _inputs(traced: Traced, sizes: Sequence[Any]) -> Any:
+    """Tensors like the traced ones, over ``sizes``."""
+    from torch.utils._sympy.interp import sympy_interp
+    from torch.utils._sympy.reference import PythonReferenceAnalysis
+
+    by_symbol = {symbol: sizes[place] for symbol, place in traced.symbols.items()}
+
+    def number(value: Any) -> Any:
+        found = expression(value)
+        if not isinstance(found, sympy.Basic):
+            return found
+        if not found.free_symbols:
+            return int(found)
+        used = {s: by_symbol[s] for s in found.free_symbols}
+        return sympy_interp(PythonReferenceAnalysis, used, found)
+
+    placeholders = [n for n in traced.graph.graph.nodes if n.op == "placeholder"]
+    for node, source in zip(placeholders, traced.inputs, strict=True):
+        example = node.meta.get("example_value")
+        if isinstance(example, torch.Tensor):
+            yield torch.empty_strided(
+                [number(s) for s in example.shape],
+                [number(s) for s in example.stride()],
+                dtype=example.dtype,
+                device=example.device,
+            )
+        elif source.size is not None:
+            yield number(example) if example is not None else int(source.size)
+        else:
+            yield example
+
+
+def _samples(box: Box, dims: Sequence[int]) -> list[Sizes]:
+    """Sizes at which ``dims`` differ, from the least to the largest; the other dims stay."""
+    draw = random.Random(0)
+    spans = [(max(r.start, 1), r.end) for r in box.ranges]
+    fixed = [draw.randint(low, min(high, low + 96)) for low, high in spans]
+    columns = []
+    for place, (low, high) in enumerate(spans):
+        if place not in dims:
+            columns.append([fixed[place]] * (_SAMPLES + 2))
+            continue
+        top = min(high, max(low + 8192, 1 << 20))
+        drawn = [draw.randint(low, top) for _ in range(_SAMPLES)]
+        columns.append([low, *drawn, top])
+    return [tuple(sizes) for sizes in zip(*columns, strict=True)]

@@ -1,0 +1,59 @@
+"""Every rule, by the name of its operator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import torch
+
+from piecewise_core.graph.padding import (
+    elementwise,
+    factories,
+    lookups,
+    products,
+    reductions,
+    views,
+    windows,
+)
+from piecewise_core.graph.padding.rule import Rule
+
+__all__ = ["has_rule", "rule_of"]
+
+_RULES: Mapping[str, Rule] = MappingProxyType(
+    {
+        **elementwise.RULES,
+        **views.RULES,
+        **reductions.RULES,
+        **products.RULES,
+        **lookups.RULES,
+        **windows.RULES,
+        **factories.RULES,
+    }
+)
+
+
+def rule_of(op: torch._ops.OpOverload) -> Rule | None:
+    """The rule of an operator; None where there is none.
+
+    An operator of anybody's that is tagged ``torch.Tag.pointwise`` says of itself that it treats
+    each element alone.
+    """
+    if _is_pointwise(op):
+        return elementwise.POINTWISE
+    if op.namespace != "aten":
+        return None
+    return _RULES.get(op._schema.name.partition("::")[2])
+
+
+def has_rule(op: torch._ops.OpOverload) -> bool:
+    """Whether ``rule_of`` knows an operator."""
+    return rule_of(op) is not None
+
+
+def _is_pointwise(op: torch._ops.OpOverload) -> bool:
+    # torch tags ``equal`` so, which compares whole tensors to one truth value.
+    tensors = bool(op._schema.returns) and all(
+        isinstance(r.type, torch.TensorType) for r in op._schema.returns
+    )
+    return torch.Tag.pointwise in op.tags and tensors

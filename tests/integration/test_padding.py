@@ -1,0 +1,143 @@
+"""Padded calls give what the calls give, through both front ends."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import piecewise_core as pw
+from piecewise_core.testing import SimulatedPlatform
+
+B, S = pw.Dim("b", 1, 8), pw.Dim("s", 1, 8)
+
+
+def door(front, fn, **config):
+    settings = {
+        "dynamic": {"x": {0: B}},
+        "capture_sizes": (4, 8),
+        "padding": "capture_sizes",
+        "compiler": "eager",
+    }
+    return front(fn, pw.Config(**{**settings, **config}), platform=SimulatedPlatform())
+
+
+def same(fast, fn, sizes, make=lambda size: torch.randn(size, 6)):
+    for size in sizes:
+        x = make(size)
+        torch.testing.assert_close(fast(x.clone()), fn(x))
+
+
+FRONTS = pytest.mark.parametrize("front", [pw.compile, pw.record])
+
+MIXED = {
+    "one scale": lambda x: (x / x.abs().amax()).round(),
+    "a bool": lambda x: x > x.mean(0),
+    "an int": lambda x: x.argsort(0),
+    "a size": lambda x: x * (x.shape[0] // 4 + 1),
+    "the last row": lambda x: x + x[-1:],
+    "a normalised batch": lambda x: F.batch_norm(x, None, None, training=True),
+    "a product of rows": lambda x: x @ (x.T @ x),
+    "every row to every other": lambda x: torch.cdist(x, x).amin(1),
+}
+
+
+@FRONTS
+@pytest.mark.parametrize("name", MIXED)
+def test_rows_that_see_each_other_are_served_without_padding(front, name, caplog):
+    fn = MIXED[name]
+    fast = door(front, fn)
+    same(fast, fn, (5, 5, 3, 8, 7), lambda size: torch.zeros(size, 6) + torch.arange(6.0))
+    same(fast, fn, (5, 3, 2))
+    assert fast.stats().padded_rows == 0
+    assert caplog.text.count("cannot be padded: aten::") == 1
+    assert "test_padding.py:" in caplog.text
+
+
+ALONE = {
+    "element by element": lambda x: x.sin() * 2 > 0,
+    "attention of each example": lambda x: F.scaled_dot_product_attention(
+        *[x.unflatten(-1, (2, 3))] * 3
+    ),
+    "whole numbers": lambda x: x.argmax(-1),
+    "a running sum": lambda x: x.cumsum(0),
+    "places": lambda x: x + torch.arange(x.shape[0]).unsqueeze(1),
+}
+
+
+@FRONTS
+@pytest.mark.parametrize("name", ALONE)
+def test_rows_that_are_alone_are_padded(front, name):
+    fn = ALONE[name]
+    fast = door(front, fn)
+    same(fast, fn, (5, 5, 3, 8, 7, 5, 3))
+    assert fast.stats().padded_rows > 0
+    assert fast.stats().calls["replayed"] >= 3
+
+
+@FRONTS
+def test_of_two_dims_the_one_whose_rows_are_alone_is_padded(front):
+    def fn(x):
+        return F.scaled_dot_product_attention(x, x, x) + x.mean(1, keepdim=True)
+
+    fast = door(front, fn, dynamic={"x": {0: B, 1: S}}, capture_sizes=((4, 4), (8, 8)))
+    for sizes in ((3, 4), (3, 4), (3, 3), (4, 3), (4, 4), (7, 8), (2, 4), (3, 4)):
+        x = torch.randn(*sizes, 4)
+        torch.testing.assert_close(fast(x), fn(x))
+    stats = fast.stats()
+    assert stats.padded_rows > 0
+    assert stats.padded_rows % 4 == 0  # whole examples
+    assert stats.calls["replayed"] >= 3
+
+
+@FRONTS
+def test_an_operator_nobody_knows_is_not_padded_and_one_that_says_it_is_alone_is(front, caplog):
+    @torch.library.custom_op("pwpadding::unknown", mutates_args=())
+    def unknown(x: torch.Tensor) -> torch.Tensor:
+        return x - x.mean(0)
+
+    @torch.library.custom_op("pwpadding::known", mutates_args=(), tags=(torch.Tag.pointwise,))
+    def known(x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+    for op in (unknown, known):
+        op.register_fake(torch.empty_like)
+        fast = door(front, lambda x, op=op: op(x.sin()) + 1, splitting_ops=(op._qualname,))
+        same(fast, lambda x, op=op: op(x.sin()) + 1, (3, 3, 7, 3))
+        assert (fast.stats().padded_rows > 0) is (op is known)
+    assert "pwpadding::unknown" in caplog.text
+
+
+@FRONTS
+def test_an_operator_that_lies_is_found_by_large_values_in_rows_of_padding(front, caplog):
+    @torch.library.custom_op("pwpadding::lies", mutates_args=(), tags=(torch.Tag.pointwise,))
+    def lies(x: torch.Tensor) -> torch.Tensor:
+        return x + x.sum(0)  # of zeros nobody notices
+
+    lies.register_fake(torch.empty_like)
+    fast = door(front, lambda x: lies(x) * 2)
+    same(fast, lambda x: lies(x) * 2, (3, 3, 7, 3))
+    assert fast.stats().padded_rows == 0
+    assert "gave other results than without padding" in caplog.text
+
+
+def test_a_program_that_changes_with_its_size_is_not_padded_when_recorded(caplog):
+    def fn(x):
+        return x.sin() if x.shape[0] > 3 else x.cos()
+
+    fast = door(pw.record, fn, capture_sizes=(8,))
+    same(fast, fn, (5, 3, 5, 3, 5))
+    assert fast.stats().calls["replayed"] == 2
+    assert "runs other operators at other sizes" in caplog.text
+
+
+@FRONTS
+@pytest.mark.parametrize("inference", [True, False])
+def test_the_first_padded_call_gives_tensors_of_the_callers_mode(front, inference):
+    fast = door(front, lambda x: {"y": x * 2, "x": x})
+    with torch.inference_mode(inference), torch.no_grad():
+        for _ in range(2):
+            x = torch.randn(3, 6)
+            out = fast(x)
+            assert out["x"] is x
+            assert out["y"].is_inference() is False or inference
