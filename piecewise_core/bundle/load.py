@@ -17,11 +17,11 @@ from piecewise_core.frontend.ahead import compile_all
 from piecewise_core.frontend.session import Session
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.graph.call import constants
-from piecewise_core.graph.describe import signature_of
 from piecewise_core.graph.garbage import no_collection
 from piecewise_core.graph.saved.calls import read_structure
 from piecewise_core.graph.saved.traces import read_trace
 from piecewise_core.graph.saved.values import NotSavable
+from piecewise_core.graph.signatures import signature_of
 from piecewise_core.graph.structure import Structure
 from piecewise_core.runtime.held import find_held
 from piecewise_core.runtime.reach import roots_of

@@ -11,7 +11,16 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 
-__all__ = ["only_views", "tensors", "user_line", "value_read", "written"]
+from piecewise_core.errors import CaptureFailed
+
+__all__ = ["ValueRead", "only_views", "tensors", "user_line", "written"]
+
+
+class ValueRead(CaptureFailed):
+    """Python read ``what``, a tensor's value; says where, and what to do."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(_value_read(what))
 
 
 def tensors(value: Any) -> list[torch.Tensor]:
@@ -61,7 +70,7 @@ def _is_library(file: str) -> bool:
     return "/torch/" in file or "/piecewise_core/" in file
 
 
-def value_read(what: str) -> str:
+def _value_read(what: str) -> str:
     """The message for ``what`` being read by Python: where, and what to do."""
     place = next(
         (

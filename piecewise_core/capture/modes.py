@@ -9,8 +9,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
-from piecewise_core.capture.calls import value_read
-from piecewise_core.errors import CaptureFailed
+from piecewise_core.capture.calls import ValueRead
 
 __all__ = ["Functions", "Operators", "Watcher", "being_watched"]
 
@@ -63,7 +62,7 @@ class Functions(TorchFunctionMode):
         if not self._watcher.busy:
             method = getattr(torch.Tensor, name, None) is func
             if method and name in _READS:
-                raise CaptureFailed(value_read(f"Tensor.{name}()"))
+                raise ValueRead(f"Tensor.{name}()")
             op, target = ("call_method", name) if method else ("call_function", func)
             if self._watcher.is_splitting(op, target, args, kwargs):
                 return self._watcher.split_at_function(func, args, kwargs)

@@ -137,6 +137,12 @@ class Recorder:
             self._returns_given = True
         return result
 
+    def _unsee(self) -> None:
+        """Know of nothing that operators returned."""
+        for noted in (self._results, self._form_of_op, self._forms, self._groups):
+            noted.clear()
+        self._returns_given = False
+
     def rehearse(self, run: Callable[[], Any]) -> None:
         """The first run: warms up, and notes what operators return."""
         run()

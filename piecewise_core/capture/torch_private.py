@@ -7,12 +7,19 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
-__all__ = ["bare_replay", "leave_pool", "mode_keyword", "storage_over", "workspace_freer"]
+__all__ = [
+    "as_when_traced",
+    "bare_replay",
+    "leave_pool",
+    "mode_keyword",
+    "storage_over",
+    "workspace_freer",
+]
 
 
 def storage_over(address: int, device: torch.device, nbytes: int) -> torch.UntypedStorage | None:
@@ -66,3 +73,20 @@ def mode_keyword(graph_class: Any, error_mode: str) -> dict[str, str]:
     except (AttributeError, TypeError, ValueError):
         return {}
     return {"capture_error_mode": error_mode} if "capture_error_mode" in taken else {}
+
+
+@contextlib.contextmanager
+def as_when_traced() -> Iterator[None]:
+    """Answer ``torch.compiler.is_compiling()`` with True, as torch.export does while it traces.
+
+    Code that asks keeps clear of what depends on data. Does nothing where torch has no such flag.
+    """
+    before = getattr(torch.compiler, "_is_compiling_flag", None)
+    if before is None:
+        yield
+        return
+    torch.compiler._is_compiling_flag = True
+    try:
+        yield
+    finally:
+        torch.compiler._is_compiling_flag = before

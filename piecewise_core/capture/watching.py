@@ -6,17 +6,18 @@ No tracer and no compiler: Python runs once per captured size.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from piecewise_core.capture.calls import only_views, tensors, value_read, written
+from piecewise_core.capture.calls import ValueRead, only_views, tensors, written
 from piecewise_core.capture.modes import Functions, Operators
 from piecewise_core.capture.opsteps import allocate
 from piecewise_core.capture.recorder import Recorder, another_path
+from piecewise_core.capture.torch_private import as_when_traced
 from piecewise_core.errors import CaptureFailed
 from piecewise_core.graph.padding.runs import Run
 from piecewise_core.protocols import GraphDriver
@@ -48,23 +49,45 @@ class WatchingRecorder(Recorder):
         self.current = "the recorded function"
         self._is_splitting = is_splitting
         self._run = run
-        # Weak: a run must free its memory as it goes. A number is not given out again meanwhile.
-        self._made: dict[int, StorageWeakRef] = {}
-        self._outside: dict[int, torch.Tensor] = {}
-        self._before: list[tuple[torch.UntypedStorage, torch.UntypedStorage | None]] = []
-        self._works = [False]
+        self._around: Callable[[], AbstractContextManager[None]] = nullcontext
         self._segment = 0
         self._open: Any = None
         self._busy = False
         self._seen_inside = False
         self._operators = Operators(self)
+        self._start()
+
+    def _start(self) -> None:
+        """Know of nothing that ran."""
+        # Weak: a run must free its memory as it goes. A number is not given out again meanwhile.
+        self._made: dict[int, StorageWeakRef] = {}
+        self._outside: dict[int, torch.Tensor] = {}
+        self._before: list[tuple[torch.UntypedStorage, torch.UntypedStorage | None]] = []
+        self._works = [False]
 
     # The two runs ----------------------------------------------------------------------
 
     def rehearse(self, run: Callable[[], Any]) -> None:
-        """Notes the layout of every operator's results and which stretches have any work."""
-        with self._watched():
-            run()
+        """Notes the layout of every operator's results and which stretches have any work.
+
+        A run that reads a tensor's value is made once more as under a tracer, for which much code
+        has a way without: a recording fixes what it reads as a trace does.
+        """
+        try:
+            with self._watched():
+                run()
+        except ValueRead as error:
+            self.put_back()
+            self._unsee()
+            self._start()
+            if self._run is not None:
+                self._run.forget()
+            self._around = as_when_traced
+            try:
+                with self._watched():
+                    run()
+            except CaptureFailed:
+                raise error from None
 
     def record(self, run: Callable[[], Any]) -> Any:
         """Captures each stretch that has work.
@@ -195,7 +218,7 @@ class WatchingRecorder(Recorder):
     def before(self, fn: Any, args: Any, kwargs: Any) -> None:
         """An ordinary operator is about to run."""
         if fn is torch.ops.aten._local_scalar_dense.default:
-            raise CaptureFailed(value_read("a tensor's value"))
+            raise ValueRead("a tensor's value")
         self._note_writes(fn, args, kwargs)
         self.note(tensors((args, kwargs)))
 
@@ -214,7 +237,7 @@ class WatchingRecorder(Recorder):
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
-        with Functions(self), self._operators:
+        with Functions(self), self._operators, self._around():
             yield
 
     @contextmanager

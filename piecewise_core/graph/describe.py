@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 
 from piecewise_core.config import Config, Dim
 from piecewise_core.errors import ConfigError, InputMismatch
+from piecewise_core.graph.signatures import Names, names_of
 from piecewise_core.graph.structure import (
     Constant,
     Container,
@@ -20,7 +22,7 @@ from piecewise_core.graph.structure import (
     is_plain,
 )
 
-__all__ = ["bind_arguments", "describe_call", "signature_of"]
+__all__ = ["bind_arguments", "describe_call"]
 
 
 def bind_arguments(
@@ -36,27 +38,25 @@ def bind_arguments(
 def describe_call(
     fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], config: Config
 ) -> Structure:
-    """Describe the call ``fn(*args, **kwargs)``.
+    """Describe the call ``fn(*args, **kwargs)`` in the form in which the caller wrote it.
 
     Raises InputMismatch when the arguments do not fit the signature, ConfigError when
     ``config.dynamic`` names an argument or dim that the call does not have.
     """
-    signature = signature_of(fn)
-    bound = bind_arguments(signature, args, kwargs)
+    names = names_of(fn)
+    bound = bind_arguments(names.taken, args, kwargs)
     bound.apply_defaults()
-    walk = _Walk(_dynamic(config, signature))
-    arguments = {name: walk.node(value, name) for name, value in bound.arguments.items()}
-    structure = Structure(signature, arguments, tuple(walk.tensors), config.dims)
-    _check_all_used(structure, walk.unused)
-    return structure
-
-
-def signature_of(fn: Callable[..., Any]) -> inspect.Signature:
-    """The signature to bind calls by; ``(*args, **kwargs)`` when Python knows none."""
+    walk = _Walk(_dynamic(config, names))
+    arguments = {
+        name: walk.argument(name, bound.arguments[name], names) for name in bound.arguments
+    }
+    structure = Structure(names.taken, arguments, tuple(walk.tensors), config.dims)
     try:
-        return inspect.signature(fn)
-    except (TypeError, ValueError):
-        return inspect.signature(lambda *args, **kwargs: None)
+        _check_all_used(structure, {u for u in walk.unused if not names.may_be_left_out(u)})
+    except ConfigError:
+        bind_arguments(names.shown, args, kwargs)  # a slip in the call rather than in the config
+        raise
+    return structure
 
 
 class _Walk:
@@ -69,6 +69,34 @@ class _Walk:
         self.tensors: list[TensorLeaf] = []
         self.unused = set(dynamic)
         self._dynamic = dynamic
+        self._paths: set[str] = set()
+
+    def argument(self, name: str, value: Any, names: Names) -> Node:
+        """The tree of what a parameter of the signature takes: one argument, or all the rest."""
+        parameter = names.taken.parameters[name]
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            first = list(names.taken.parameters).index(name)
+            paths = [names.positional(first + i) or f"{name}.{i}" for i in range(len(value))]
+            return self._rest(name, tuple, dict(enumerate(value)), paths)
+        if parameter.kind is parameter.VAR_KEYWORD:
+            return self._rest(name, dict, value, [names.keyword(key) for key in value])
+        return self.node(value, self._own(names.parameter(name), name))
+
+    def _rest(self, name: str, kind: type, held: Mapping[Any, Any], paths: list[str]) -> Container:
+        children = [
+            self.node(value, self._own(path, f"{name}.{key}"))
+            for (key, value), path in zip(held.items(), paths, strict=True)
+        ]
+        return Container(name, kind, tuple(held), tuple(children))
+
+    def _own(self, path: str, otherwise: str) -> str:
+        """``path``, unless another argument has it: a decorator may take what it names alike."""
+        numbered = (f"{otherwise}({n})" for n in itertools.count(2))
+        found = next(
+            p for p in itertools.chain((path, otherwise), numbered) if p not in self._paths
+        )
+        self._paths.add(found)
+        return found
 
     def node(self, value: Any, path: str) -> Node:
         """The tree of ``value``. Raises InputMismatch and ConfigError."""
@@ -148,38 +176,37 @@ def _check_all_used(structure: Structure, unused: set[str]) -> None:
             )
 
 
-def _dynamic(config: Config, signature: inspect.Signature) -> dict[str, dict[int, Dim]]:
+def _dynamic(config: Config, names: Names) -> dict[str, dict[int, Dim]]:
     """``Config.dynamic`` by path."""
     found: dict[str, dict[int, Dim]] = {}
     for key, dims in config.dynamic.items():
-        path = _by_name(key, signature) if isinstance(key, str) else _by_place(key, signature)
+        path = _by_name(key, names) if isinstance(key, str) else _by_place(key, names)
         if path in found:
             raise ConfigError(f'Config.dynamic names "{path}" twice, by name and by place; merge')
         found[path] = dict(dims)
     return found
 
 
-def _by_name(key: str, signature: inspect.Signature) -> str:
+def _by_name(key: str, names: Names) -> str:
     """The path of a name: one that is no parameter may be a keyword of ``**kwargs``."""
-    parameters = signature.parameters
-    if key.partition(".")[0] in parameters:
+    head, dot, rest = key.partition(".")
+    if head in names.shown.parameters or head in names.taken.parameters:
         return key
-    extra = [p.name for p in parameters.values() if p.kind is p.VAR_KEYWORD]
-    return f"{extra[0]}.{key}" if extra else key
+    return f"{names.keyword(head)}{dot}{rest}"
 
 
-def _by_place(key: int, signature: inspect.Signature) -> str:
+def _by_place(key: int, names: Names) -> str:
     """The path of the argument in place ``key``."""
-    positions = list(signature.parameters)
-    for place, name in enumerate(positions):
-        if signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL:
-            return f"{name}.{key - place}" if key >= place else positions[key]
-    if key >= len(positions):
+    found = names.positional(key)
+    if found is None:
+        parameters = list(names.shown.parameters)
+        if key < len(parameters):
+            return parameters[key]
         raise ConfigError(
-            f"Config.dynamic names argument {key}, and the signature has {len(positions)}: "
-            f"{signature}"
+            f"Config.dynamic names argument {key}, and the signature has {len(parameters)}: "
+            f"{names.shown}"
         )
-    return positions[key]
+    return found
 
 
 def _order(value: torch.Tensor) -> tuple[int, ...]:

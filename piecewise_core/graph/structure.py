@@ -89,9 +89,8 @@ class Container:
 
     @property
     def is_ordered(self) -> bool:
-        """Whether the order of keys counts: a model may go through the tensors one by one."""
-        held = [child for child in self.children if not isinstance(child, Constant)]
-        return self.is_mapping and len(held) > 1
+        """Whether the order of keys counts: a model may go through the entries one by one."""
+        return self.is_mapping and len(self.keys) > 1
 
 
 Leaf = TensorLeaf | Constant
@@ -100,9 +99,10 @@ Node = TensorLeaf | Constant | Container
 
 @dataclass(frozen=True)
 class Structure:
-    """One call: the parameters of its signature in order, each with its tree.
+    """One form of calls: the parameters of the signature in order, each with its tree.
 
-    ``order``: the names of the dynamic dims, in the order of sizes everywhere else.
+    ``signature``: what binds a call, so that arguments arrive as the caller wrote them. ``dims``:
+    the dynamic dims, in the order of sizes everywhere else.
     """
 
     signature: inspect.Signature

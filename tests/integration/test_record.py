@@ -895,3 +895,43 @@ def test_what_was_captured_before_a_seal_may_be_captured_again(inputs):
     if inputs == "static":
         with pytest.raises(Sealed):
             fast(torch.randn(8, 8))
+
+
+# Code that reads values unless it is traced -------------------------------------------------
+
+
+@torch.library.custom_op("record_forms::halved", mutates_args=())
+def halved(x: torch.Tensor) -> torch.Tensor:
+    return x / 2
+
+
+@pytest.mark.parametrize("split", [(), ("record_forms::halved",)])
+def test_a_value_that_code_reads_only_where_it_is_not_traced_is_not_read(split):
+    def fn(x, mask, log):
+        out = halved(x) + 1
+        log.add_(1)
+        if torch.compiler.is_compiling() or not mask.all():
+            out = out.masked_fill(mask[:, None] == 0, -1.0)
+        return halved(out)
+
+    dynamic = {"x": {0: N}, "mask": {0: N}}
+    fast = recorded(fn, dynamic=dynamic, capture_sizes=(4,), splitting_ops=split)
+    log, theirs = torch.zeros(2), torch.zeros(2)
+    for mask in (torch.ones(4), torch.tensor([1.0, 0, 1, 0]), torch.ones(4)):
+        x = torch.randn(4, 8)
+        close(fast(x, mask, log), fn(x, mask, theirs))
+        close(log, theirs)
+    assert fast.stats().calls["replayed"] == 3
+    assert not torch.compiler.is_compiling()
+
+
+def test_a_value_that_is_read_either_way_is_told_of_with_its_place():
+    def fn(x):
+        return x * (2 if x.sum() > 0 else 3)
+
+    fast = recorded(fn, capture_sizes=(4,))
+    close(fast(torch.ones(4, 8)), torch.full((4, 8), 2.0))
+    assert fast.stats().calls["eager"] == 1
+    (why,) = fast.explain().dropped.values()
+    assert "is read by Python at" in why
+    assert "test_record.py" in why

@@ -36,6 +36,10 @@ class Run:
         """The run is over and gave ``tensors``."""
         self.results = [self.tape.ref(tensor) for tensor in tensors]
 
+    def forget(self) -> None:
+        """The run was given up and starts anew."""
+        self.tape.calls.clear()
+
     def note(self, op: Any, args: Any, kwargs: Any, result: Any) -> None:
         """One operator ran and gave ``result``."""
         self.tape.note(op, args, kwargs, result, self._place())
