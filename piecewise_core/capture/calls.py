@@ -37,7 +37,7 @@ def tensors(value: Any) -> list[torch.Tensor]:
 def written(fn: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:
     """Tensors that an operator's schema says it writes to."""
     schema = getattr(fn, "_schema", None)
-    if schema is None:
+    if schema is None or fn is torch.ops.aten.detach_.default:  # it only cuts a tape
         return []
     found: list[torch.Tensor] = []
     for place, argument in enumerate(schema.arguments):

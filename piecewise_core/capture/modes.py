@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
 from piecewise_core.capture.calls import ValueRead
+from piecewise_core.capture.hostdata import Call, on_host
 
 __all__ = ["Functions", "Operators", "Watcher", "being_watched"]
 
@@ -29,6 +30,9 @@ class Watcher(Protocol):
     def is_splitting(self, op: str, target: Any, args: Any, kwargs: Any) -> bool:
         """Whether a function, method or operator ends a capture."""
 
+    def may_be_read(self, tensor: Any) -> bool:
+        """Whether Python may have a tensor's value."""
+
     def split_at_function(self, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run a splitting torch function."""
 
@@ -38,8 +42,8 @@ class Watcher(Protocol):
     def inside(self, fn: Any, args: Any, kwargs: Any) -> Any:
         """Run an operator within a splitting op."""
 
-    def before(self, fn: Any, args: Any, kwargs: Any) -> None:
-        """An ordinary operator is about to run."""
+    def before(self, fn: Any, args: Any, kwargs: Any) -> Call:
+        """An ordinary operator is about to run; returns what runs in its place."""
 
     def saw(self, fn: Any, args: Any, kwargs: Any, result: Any) -> None:
         """It ran."""
@@ -61,11 +65,14 @@ class Functions(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if not self._watcher.busy:
             method = getattr(torch.Tensor, name, None) is func
-            if method and name in _READS:
+            if method and name in _READS and not self._watcher.may_be_read(args[0]):
                 raise ValueRead(f"Tensor.{name}()")
             op, target = ("call_method", name) if method else ("call_function", func)
             if self._watcher.is_splitting(op, target, args, kwargs):
                 return self._watcher.split_at_function(func, args, kwargs)
+            in_steps = on_host(func, args, kwargs)
+            if in_steps is not None:
+                return in_steps()
         return func(*args, **kwargs)
 
 
@@ -84,7 +91,7 @@ class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self._watcher.inside(func, args, kwargs)
         if self._watcher.is_splitting("call_function", func, args, kwargs):
             return self._watcher.split_at(func, args, kwargs)
-        self._watcher.before(func, args, kwargs)
+        func, args, kwargs = self._watcher.before(func, args, kwargs)
         result = func(*args, **kwargs)
         self._watcher.saw(func, args, kwargs, result)
         return result

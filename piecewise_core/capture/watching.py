@@ -14,6 +14,7 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from piecewise_core.capture.calls import ValueRead, only_views, tensors, written
+from piecewise_core.capture.hostdata import Call, HostData, is_lift, is_read
 from piecewise_core.capture.modes import Functions, Operators
 from piecewise_core.capture.opsteps import allocate
 from piecewise_core.capture.recorder import Recorder, another_path
@@ -64,6 +65,7 @@ class WatchingRecorder(Recorder):
         self._outside: dict[int, torch.Tensor] = {}
         self._before: list[tuple[torch.UntypedStorage, torch.UntypedStorage | None]] = []
         self._works = [False]
+        self._data = HostData()
 
     # The two runs ----------------------------------------------------------------------
 
@@ -74,8 +76,7 @@ class WatchingRecorder(Recorder):
         has a way without: a recording fixes what it reads as a trace does.
         """
         try:
-            with self._watched():
-                run()
+            self._watch(run)
         except ValueRead as error:
             self.put_back()
             self._unsee()
@@ -84,10 +85,16 @@ class WatchingRecorder(Recorder):
                 self._run.forget()
             self._around = as_when_traced
             try:
-                with self._watched():
-                    run()
+                self._watch(run)
             except CaptureFailed:
                 raise error from None
+
+    def _watch(self, run: Callable[[], Any]) -> None:
+        with self._watched():
+            self._data.apart(tensors(run()))
+        for value in self._data.fresh:
+            for segment in self._data.segments[value]:
+                self._works[segment] = True  # replays make it anew
 
     def record(self, run: Callable[[], Any]) -> Any:
         """Captures each stretch that has work.
@@ -96,12 +103,13 @@ class WatchingRecorder(Recorder):
         """
         self._made.clear()
         self._outside.clear()
+        self._data.begin()
         self._segment = 0
         self._begin()
         with self._watched():
             result = run()
         self._end()
-        if self._seen != len(self._results):
+        if self._seen != len(self._results) or self._is_given(tensors(result)):
             raise CaptureFailed(another_path(self.current))
         return result
 
@@ -139,6 +147,7 @@ class WatchingRecorder(Recorder):
         self._made.clear()
         self._outside.clear()
         self._before.clear()
+        self._data = HostData()
 
     def _begin(self) -> None:
         if self._segment < len(self._works) and self._works[self._segment]:
@@ -206,6 +215,9 @@ class WatchingRecorder(Recorder):
                 raise CaptureFailed(another_path(self.current))
         self._tell(fn, args, kwargs, result)
         self._note_made(result, (args, kwargs))
+        self._data.saw(fn, args, kwargs, result)
+        if not self.capturing:
+            self._data.brought(fn, args, kwargs, result)
 
     def _note_made(self, result: Any, given: Any) -> None:
         """New memory among the results; a view of what was given is no new memory."""
@@ -215,12 +227,26 @@ class WatchingRecorder(Recorder):
             if storage._cdata not in old and storage._cdata not in self._made:
                 self._made[storage._cdata] = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
 
-    def before(self, fn: Any, args: Any, kwargs: Any) -> None:
-        """An ordinary operator is about to run."""
-        if fn is torch.ops.aten._local_scalar_dense.default:
+    def before(self, fn: Any, args: Any, kwargs: Any) -> Call:
+        """An ordinary operator is about to run; returns what runs in its place."""
+        if is_read(fn) and not self._data.holds(args[0]):
             raise ValueRead("a tensor's value")
+        if self.capturing:
+            fn, args, kwargs = self._data.instead(fn, args, kwargs)
+        elif is_lift(fn):
+            self._data.lifted(args[0], len(self._works) - 1)
+            self._note_made(args[0], ())
         self._note_writes(fn, args, kwargs)
         self.note(tensors((args, kwargs)))
+        return fn, args, kwargs
+
+    def may_be_read(self, tensor: Any) -> bool:
+        """Whether Python may have a tensor's value: it is Python's own."""
+        return isinstance(tensor, torch.Tensor) and self._data.holds(tensor)
+
+    def _is_given(self, found: Iterable[torch.Tensor]) -> bool:
+        """Whether one of ``found`` is data that the first run neither wrote to nor returned."""
+        return any(t.untyped_storage()._cdata in self._data.given for t in found)
 
     def _note_writes(self, fn: Any, args: Any, kwargs: Any) -> None:
         """Keep a copy of memory that is about to be written and that the run did not make.
@@ -228,7 +254,11 @@ class WatchingRecorder(Recorder):
         What the second run finds to be written beyond the first's was made by the first: there is
         nothing to go back to.
         """
-        for tensor in written(fn, args, kwargs):
+        found = written(fn, args, kwargs)
+        if self.capturing and self._is_given(found):
+            raise CaptureFailed(another_path(self.current))
+        self._data.apart(found)
+        for tensor in found:
             storage = tensor.untyped_storage()
             known = {s._cdata for s, _ in self._before}
             if storage._cdata not in self._made and storage._cdata not in known:

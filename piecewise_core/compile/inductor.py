@@ -23,6 +23,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._guards import TracingContext
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from piecewise_core.compile.constants import take_out
 from piecewise_core.compile.inductor_factors import inductor_factors
 from piecewise_core.compile.native_code import from_bytes, is_archive, to_bytes, torchs_own
 from piecewise_core.compile.native_piece import NativePiece
@@ -93,6 +94,8 @@ class InductorCompiler:
             torch.compiler.config.patch(cache_key_tag=tag),  # type: ignore[attr-defined]
         ):
             lowered = _lowered(graph, example_inputs)
+            held = [] if lowered is graph else take_out(lowered)
+            example_inputs = [*example_inputs, *map(_like, held)]
             if _on_gpu(example_inputs):
                 self.rewrite(lowered.graph)
                 lowered.recompile()
@@ -108,10 +111,10 @@ class InductorCompiler:
                 )
 
             native = None if _on_gpu(example_inputs) else _native(build, self.library)
-            if native is not None:
-                return native
-            artifact: Any = build()
-        return CompiledGraph(artifact, lambda: _dump(artifact))
+            if native is None:
+                artifact: Any = build()
+                native = CompiledGraph(artifact, lambda: _dump(artifact))
+        return _given(native, held) if held else native
 
     def load(self, handle: bytes) -> CompiledGraph:
         """Load what a handle gave, in any process of this machine with this torch."""
@@ -191,6 +194,24 @@ def _native(build: Callable[..., Any], library: Callable[[str], Any]) -> Compile
         logger.warning("compiled pieces are not kept: %s", why)
         return CompiledGraph(artifact, functools.partial(_not_portable, why))
     return CompiledGraph(run, functools.partial(to_bytes, code))
+
+
+def _given(made: CompiledGraph, held: Sequence[torch.Tensor]) -> CompiledGraph:
+    """What was compiled, with ``held`` passed on as its last inputs."""
+    run = made.run
+    why = "an operator in it makes a tensor of Python data"
+    return CompiledGraph(lambda *args: run(*args, *held), functools.partial(_not_portable, why))
+
+
+def _like(value: torch.Tensor) -> torch.Tensor:
+    """A fake tensor like ``value`` in the mode of the compilation."""
+    mode = TracingContext.get().fake_mode
+    if mode is None:
+        return value
+    with mode, torch.inference_mode(False), torch.no_grad():
+        return torch.empty_strided(
+            value.shape, value.stride(), dtype=value.dtype, device=value.device
+        )
 
 
 def _not_portable(why: str) -> bytes:

@@ -266,7 +266,9 @@ class Capturing:
         def build(recorder: Any) -> Any:
             return region.recording_plan(sizes, recorder.piece, recorder.op)
 
-        return Source(build, inputs.views(sizes), tuple(bound), written, stage)
+        # Graphs read the program's literals too; plans number only what comes before them.
+        held = (*bound, *region.code.literals)
+        return Source(build, inputs.views(sizes), held, written, stage)
 
     def sizes_of(self, tensors: Sequence[torch.Tensor]) -> Sizes:
         """The sizes of one call's tensors."""

@@ -13,6 +13,7 @@ from piecewise_core.graph import effects
 from piecewise_core.graph.contexts import is_autocast_enter, is_autocast_exit
 from piecewise_core.graph.hazards import Hazards
 from piecewise_core.graph.heads import share_heads
+from piecewise_core.graph.literals import lift_literals
 from piecewise_core.graph.masks import lift_masks
 from piecewise_core.graph.memory import storages
 from piecewise_core.graph.names import op_name, source_of
@@ -86,6 +87,7 @@ def split(traced: Traced, matcher: Callable[[torch.fx.Node], bool]) -> Program:
     graph = traced.graph.graph
     normalise(graph)
     _drop_dead_outputs(graph, traced.output.used)
+    lift_literals(traced.graph, matcher)
     share_heads(graph, matcher)
     _drop_dead_nodes(graph)
     lift_masks(graph, matcher)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from types import CodeType
 from typing import Any
 
+from piecewise_core.graph.literals import literals_of
 from piecewise_core.graph.split import Program
 from piecewise_core.runtime.overlap import Overlap
 from piecewise_core.runtime.plansource import PlanSource
@@ -31,12 +32,14 @@ class PlanCode:
 
     ``plan(runnables)`` makes the plan of one target. With ``check`` it also compares what each
     splitting op returned with what its fake kernel promised. Calls whose inputs share memory that
-    the program writes to run as written: compiled pieces were not made for that.
+    the program writes to run as written: compiled pieces were not made for that. ``literals``: the
+    tensors that the program itself holds.
     """
 
     def __init__(self, program: Program) -> None:
         writer = PlanSource(program)
         self._program = program
+        self.literals = literals_of(program.traced.graph)
         self._overlap = Overlap(program)
         self.source = writer.text(check=False, guarded=bool(self._overlap))
         self.checked_source = writer.text(check=True, guarded=bool(self._overlap))

@@ -11,11 +11,13 @@ from torch import nn
 
 import piecewise_core as pw
 from piecewise_core.errors import InputMismatch, UnsupportedOutput
+from piecewise_core.testing import SimulatedPlatform
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 transformers = pytest.importorskip("transformers")
 
 ATTENTION = ("torch.nn.functional.scaled_dot_product_attention",)
+INDUCTOR = pytest.mark.inductor
 BATCH = pw.Dim("batch", 1, 16)
 LENGTH = pw.Dim("length", 1, 64)
 SHAPES = ((2, 7), (1, 7), (3, 1), (1, 1), (16, 64), (4, 5))
@@ -294,3 +296,58 @@ def test_sentence_transformers_encodes_with_its_transformer_compiled_in_place(mi
 def named(parent: nn.Module, child: nn.Module, new: nn.Module) -> tuple[str, nn.Module]:
     """The name under which ``parent`` holds ``child``, and what to put there."""
     return next(name for name, part in parent.named_children() if part is child), new
+
+
+def deberta():
+    config = transformers.DebertaV2Config(
+        vocab_size=60,
+        hidden_size=32,
+        num_attention_heads=2,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        relative_attention=True,
+        pos_att_type=["c2p", "p2c"],
+        position_buckets=8,
+        max_relative_positions=16,
+    )
+    return transformers.DebertaV2Model(config).eval(), {}
+
+
+def gpt_neo():
+    config = transformers.GPTNeoConfig(
+        vocab_size=60,
+        bos_token_id=1,
+        eos_token_id=2,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=2,
+        attention_types=[[["global", "local"], 1]],
+        intermediate_size=48,
+        max_position_embeddings=64,
+        window_size=4,
+    )
+    return transformers.GPTNeoModel(config).eval(), {"use_cache": False}
+
+
+@pytest.mark.parametrize("make", [deberta, gpt_neo])
+@pytest.mark.parametrize("way", ["captured", "recorded", pytest.param("compiled", marks=INDUCTOR)])
+def test_models_that_make_tensors_of_numbers_in_forward(make, way):
+    model, more = make()
+    dim = {1: pw.Dim("length", 2, 16)}
+    config = pw.Config(
+        dynamic={"input_ids": dim, "attention_mask": dim}, capture_sizes=(7,), capture_max=False
+    )
+    if way == "compiled":
+        fast = pw.compile(model, config.replace(compiler="inductor"), platform="cpu")
+    elif way == "captured":
+        fast = pw.compile(model, config.replace(compiler="eager"), platform=SimulatedPlatform())
+    else:
+        fast = pw.record(model, config, platform=SimulatedPlatform())
+    for length in (7, 5, 7, 3):
+        call = {
+            "input_ids": torch.randint(2, 50, (1, length)),
+            "attention_mask": torch.ones(1, length, dtype=torch.long),
+            **more,
+        }
+        torch.testing.assert_close(fast(**call)[0], model(**call)[0], rtol=1e-4, atol=1e-4)
+    assert fast.stats().calls["replayed"] == 2, fast.explain()

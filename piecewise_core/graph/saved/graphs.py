@@ -97,7 +97,8 @@ class GraphWriter:
             return {"name": target, "graph": self.graph(held)}
         if isinstance(held, torch.Tensor) and not isinstance(held, FakeTensor):
             self.tensors.append(held.detach())
-            return {"name": target, "tensor": len(self.tensors) - 1}
+            where = str(held.device)
+            return {"name": target, "tensor": len(self.tensors) - 1, "device": where}
         raise NotSavable(f"attribute {target}, a {type(held).__qualname__}")
 
     def _special(self, value: Any) -> Any:
@@ -214,13 +215,14 @@ class GraphReader:
     def _attribute(self, root: dict[str, Any], saved: Mapping[str, Any]) -> str:
         name = str(saved["name"])
         if name not in root:
-            held = self.graph(saved["graph"]) if "graph" in saved else self._tensor(saved["tensor"])
-            root[name] = held
+            root[name] = self.graph(saved["graph"]) if "graph" in saved else self._tensor(saved)
         return name
 
-    def _tensor(self, place: int) -> torch.Tensor:
-        found = self._tensors[place]
-        return found if self._device is None else found.to(self._device)
+    def _tensor(self, saved: Mapping[str, Any]) -> torch.Tensor:
+        """A constant where it was: a number on the CPU stays there, whatever the model is on."""
+        device = self._placed(torch.device(saved["device"]))
+        held: torch.Tensor = self._tensors[saved["tensor"]]
+        return held.to(device)
 
     def _special(self, tag: str, content: Any) -> Any:
         if tag == "size":
