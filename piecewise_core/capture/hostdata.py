@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from piecewise_core.capture.calls import tensors
 from piecewise_core.graph.hostdata import bytes_of, is_list_of_lists, positions
@@ -37,7 +38,8 @@ class HostData:
         self.fresh: set[Any] = set()
         self.segments: dict[Any, set[int]] = {}
         self.given: set[int] = set()
-        self._kept: dict[int, torch.Tensor] = {}  # a memory's number is its own meanwhile
+        # Weak: a run frees its memory as it goes. A number is not given out again meanwhile.
+        self._kept: dict[int, StorageWeakRef] = {}
         self._value_at: dict[int, Any] = {}
         self._constant: set[int] = set()
         self._moved: dict[Any, torch.Tensor] = {}
@@ -116,7 +118,7 @@ class HostData:
         return tensor.device != target and _memory(tensor) in self._constant
 
     def _note(self, tensor: torch.Tensor) -> None:
-        self._kept[_memory(tensor)] = tensor
+        self._kept[_memory(tensor)] = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
         self._constant.add(_memory(tensor))
 
 

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 from piecewise_core.capture.calls import ValueRead
 from piecewise_core.capture.hostdata import Call, on_host
 
-__all__ = ["Functions", "Operators", "Watcher", "being_watched"]
+__all__ = ["DataInSteps", "Functions", "Operators", "Watcher", "being_watched"]
 
 _READS = (
     *("item", "tolist", "numpy", "__array__", "__dlpack__"),
@@ -74,6 +74,16 @@ class Functions(TorchFunctionMode):
             if in_steps is not None:
                 return in_steps()
         return func(*args, **kwargs)
+
+
+class DataInSteps(TorchFunctionMode):
+    """Brings Python data to a device as a recording does, and changes nothing else."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        in_steps = on_host(func, args, kwargs or {})
+        return func(*args, **(kwargs or {})) if in_steps is None else in_steps()
 
 
 class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]

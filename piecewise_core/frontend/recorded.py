@@ -16,7 +16,7 @@ import torch
 from piecewise_core.capture.callers import Callers
 from piecewise_core.capture.calls import user_line
 from piecewise_core.capture.captured import CapturedPlan
-from piecewise_core.capture.modes import being_watched
+from piecewise_core.capture.modes import DataInSteps, being_watched
 from piecewise_core.capture.plans import largest_first
 from piecewise_core.counters import Counters, Stats, process_counters
 from piecewise_core.errors import ConfigError, NotTraced, OutOfRange
@@ -237,7 +237,7 @@ class RecordedFunction:
         rng = getattr(self._setup.platform.device, "rng", None)
         before = None if rng is None else rng().get_state()
         run = Run(raw, user_line)
-        with run.noted():
+        with run.noted(), DataInSteps():
             result = self._eagerly(sizes, args, kwargs)
         found = tensors_in(result, objects)
         run.returned(found)

@@ -242,3 +242,13 @@ def test_the_compile_store_keeps_a_trace_with_literals(tmp_path, monkeypatch):
         fast = pw.compile(torchs_own, config, platform="cpu")
         check(fast, torchs_own)
         assert fast.stats().graphs == traced
+
+
+@pytest.mark.parametrize("make", [captured, recorded])
+def test_padded_calls_have_literals_too(make):
+    def model(x):
+        return x[:, [1, 0]] * torch.tensor([1.0, 2.0]) + torch.tensor(1.5), torch.tensor([3.0, 4.0])
+
+    fast = make(model, padding="capture_sizes")
+    check(fast, model, (3, 2, 2, 1, 1, 3))
+    assert fast.stats().padded_rows
