@@ -15,8 +15,10 @@ from piecewise_core.bundle.save import SaveReport, save
 from piecewise_core.counters import Stats
 from piecewise_core.errors import ConfigError, PiecewiseError, UnsupportedModule
 from piecewise_core.frontend.ahead import capture_all, dump_graphs, release
+from piecewise_core.frontend.bisectreport import BisectReport
 from piecewise_core.frontend.explain import Explanation, explain
 from piecewise_core.frontend.session import Session
+from piecewise_core.frontend.suspects import bisect_call
 from piecewise_core.frontend.warmup import WarmupReport, warm_up
 from piecewise_core.runtime.hooks import call_is_forward
 
@@ -78,6 +80,15 @@ class _Controls:
     def explain(self) -> Explanation:
         """Regions, pieces, ranges, what was compiled and what is shared, and why."""
         return explain(self._pw_session)
+
+    def bisect(self, *args: Any, **kwargs: Any) -> BisectReport:
+        """Find the piece of one call that first differs from the model as written.
+
+        ``args``, ``kwargs``: the call. The report says in which stage: split, compiled, captured or
+        padded. Two forwards of work, and memory that the call writes to stays as it was. What is
+        not traced, compiled or captured yet is so first. Raises what a call raises.
+        """
+        return bisect_call(self._pw_session, args, kwargs)
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise PiecewiseError(

@@ -25,7 +25,7 @@ _CHOICES = {
     "out_of_range": ("error", "general", "eager"),
     "compile_mode": ("lazy", "warmup", "background"),
     "inputs": ("copy", "static"),
-    "check": ("off", "cheap", "strict"),
+    "check": ("off", "cheap", "strict", "verify"),
 }
 _GRAPH_MODES = ("none", "piecewise", "full", "full_and_piecewise")
 
@@ -56,7 +56,8 @@ class Config:
     ``compiler``: a name; None is the platform's own. ``compile_mode``: when compilation happens.
     ``inputs``: "static" promises that inputs never move. ``clone_outputs``: whether outputs
     survive the next call.
-    ``check``: how closely calls are checked. ``cache_dir``: a directory; None is the user's
+    ``check``: how closely calls are checked. ``verify_rate``: with ``check="verify"`` the share of
+    calls that also run as written, to compare. ``cache_dir``: a directory; None is the user's
     cache. ``memory_limit``: bytes for static graphs; None is no limit.
     """
 
@@ -73,7 +74,8 @@ class Config:
     compile_mode: Literal["lazy", "warmup", "background"] = "lazy"
     inputs: Literal["copy", "static"] = "copy"
     clone_outputs: bool = False
-    check: Literal["off", "cheap", "strict"] = "cheap"
+    check: Literal["off", "cheap", "strict", "verify"] = "cheap"
+    verify_rate: float = 0.01
     cache_dir: str | os.PathLike[str] | None = None
     memory_limit: int | None = None
 
@@ -98,6 +100,7 @@ class Config:
         config_fields.flag("capture_max", self.capture_max)
         config_fields.flag("clone_outputs", self.clone_outputs)
         config_fields.name("compiler", self.compiler)
+        self._set("verify_rate", config_fields.share("verify_rate", self.verify_rate))
         self._set("cache_dir", config_fields.path("cache_dir", self.cache_dir))
         self._set("memory_limit", config_fields.limit("memory_limit", self.memory_limit))
 

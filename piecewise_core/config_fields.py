@@ -14,7 +14,18 @@ from piecewise_core.config_dims import Dim, FrozenMap, integer
 from piecewise_core.errors import ConfigError
 from piecewise_core.ranges import Sizes
 
-__all__ = ["choice", "endpoints", "flag", "limit", "name", "names", "nearest", "path", "sizes"]
+__all__ = [
+    "choice",
+    "endpoints",
+    "flag",
+    "limit",
+    "name",
+    "names",
+    "nearest",
+    "path",
+    "share",
+    "sizes",
+]
 
 T = TypeVar("T")
 
@@ -51,6 +62,21 @@ def limit(field: str, value: object) -> int | None:
     if number := integer(f"Config.{field}", value):
         return number
     raise ConfigError(f"Config.{field}: 0 bytes leave no room; give more, or None for no limit")
+
+
+def share(field: str, value: object) -> float:
+    """Return a share of calls: above 0, at most 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ConfigError(
+            f"Config.{field}: {value!r} is {type(value).__name__}, not a number; give a share of "
+            "calls such as 0.01"
+        )
+    if not 0 < value <= 1:
+        raise ConfigError(
+            f"Config.{field}: {value!r} is not a share of calls; give a number above 0 and up to "
+            '1, or check="cheap" to verify none'
+        )
+    return float(value)
 
 
 def path(field: str, value: object) -> str | None:

@@ -27,6 +27,7 @@ class Stats:
     store. ``captures``: static graphs. ``calls``: by kind of target; they sum to the calls made.
     ``padded_rows``: rows added to reach a capture size. ``restrided``: inputs copied to the
     traced layout. ``pool_bytes``: in the graph pool. ``driver_bytes``: graph memory outside it.
+    ``verified``: calls that also ran as written. ``wrong``: targets found to give other results.
     """
 
     graphs: int = 0
@@ -43,6 +44,8 @@ class Stats:
     restrided: int = 0
     pool_bytes: int = 0
     driver_bytes: int = 0
+    verified: int = 0
+    wrong: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """The counters as a plain dict."""

@@ -21,6 +21,8 @@ from piecewise_core.frontend.dispatch import Dispatch, Entry
 from piecewise_core.frontend.dynamo_graph import device_type, reader, take_in
 from piecewise_core.frontend.region import NO_BOUND, Region
 from piecewise_core.frontend.setup import prepare
+from piecewise_core.frontend.suspects import GraphSubject
+from piecewise_core.frontend.verifying import Verifier
 from piecewise_core.graph.names import Matcher
 from piecewise_core.graph.split import split
 from piecewise_core.ranges import Range, Sizes
@@ -75,7 +77,11 @@ def backend(
         for target in region.targets:
             region.plan(target.box)
     background = Background(setup, keeper) if mode_asked == "background" else None
-    dispatch = Dispatch(setup.config, counters, background, _as_written(region, counters))
+    verifier = None
+    if setup.config.check == "verify":
+        verifier = Verifier(setup.config, counters, GraphSubject(setup))
+    miss = _as_written(region, counters)
+    dispatch = Dispatch(setup.config, counters, background, miss, verifier=verifier)
     dispatch.install(setup.config.bounds, [region])
     return _Runner(dispatch, reader(traced))
 
@@ -98,7 +104,7 @@ class _Runner:
                 "is for inference: call under torch.inference_mode() or torch.no_grad()"
             )
         with self._lock:
-            entry = self._dispatch.entries[self._dispatch.find(*sizes)]
+            entry = self._dispatch.serving[self._dispatch.find(*sizes)]
             return entry(tensors, (), sizes, (), {})
 
 

@@ -97,13 +97,26 @@ def capture(
         if not isinstance(error, Exception) or ours:
             raise
         raise explained(platform, recorder.current, sizes, error) from error
+    made = tuple(recorder.made)
     recorder.forget()
     if hasattr(driver, "weak_ref"):
         _tell_survivors(_live_bytes(driver, pool) - live_before, sizes)
     held, before = tuple(kept.values()), getattr(driver, "before_replay", None)
     graphs = tuple(recorder.graphs)
     blame = blamer(platform, sizes, recorder.replays)
-    return CapturedPlan(sizes, source.stage, steps, direct, results, graphs, held, before, blame)
+    return CapturedPlan(
+        sizes,
+        source.stage,
+        steps,
+        direct,
+        results,
+        graphs,
+        held,
+        before,
+        blame,
+        made,
+        recorder.replays,
+    )
 
 
 def _recorded(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -24,7 +24,9 @@ class CapturedPlan:
     ``sizes``: what was captured. ``graphs``: the driver's, to reset. ``held``: tensors that the
     graphs read and nobody else may keep alive. ``direct``: the steps with operators' kernels
     called past the dispatcher, for when no mode wants to see them. ``before``: the driver's
-    ``before_replay``. ``blame``: says whose an error of a step is (None: of staging).
+    ``before_replay``. ``blame``: says whose an error of a step is (None: of staging). ``made``:
+    what each replay leaves, in order, until the next step. ``replays``: ids of the steps that are
+    one.
     """
 
     sizes: Sizes
@@ -36,6 +38,8 @@ class CapturedPlan:
     held: tuple[Any, ...]
     before: Callable[[Any, ReplayCall], None] | None = None
     blame: Callable[[Any, Exception], Exception] = lambda step, error: error
+    made: tuple[tuple[torch.Tensor, ...], ...] = ()
+    replays: frozenset[int] = frozenset()
 
     def prepare(self, tensors: Sequence[torch.Tensor], sizes: Sizes) -> None:
         """Tell a driver that wants to know of the call; then put its inputs where graphs read."""
@@ -55,6 +59,14 @@ class CapturedPlan:
         except Exception as error:
             self.reraise(step, error)
         return self.outputs
+
+    def walk(self) -> Iterator[tuple[torch.Tensor, ...]]:
+        """Do the steps on what is staged, stopping behind each replay for what it left."""
+        made = iter(self.made)
+        for step in self.steps:
+            step()
+            if id(step) in self.replays:
+                yield next(made, ())
 
     def replay(self) -> None:
         """Do the steps once more on what is staged."""

@@ -211,6 +211,7 @@ class CapturedPlans:
 
     def _reset(self, plan: CapturedPlan) -> None:
         graphs, plan.steps, plan.direct, plan.outputs, plan.graphs = plan.graphs, (), (), (), ()
+        plan.made = ()
         for graph in graphs:
             self._driver.reset(graph)
 

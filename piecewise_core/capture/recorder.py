@@ -41,6 +41,9 @@ class Recorder:
     ``piece(label, run)`` and ``op(fn)`` wrap what the plan calls. After a run with
     ``capturing`` set, ``graphs`` holds the captured graphs and ``steps(weak)`` the plan.
 
+    ``made``: what each captured piece gave, in order, by address only; later pieces may take the
+    memory. Empty where the driver has no ``weak_ref``.
+
     ``generator``: the device's, registered with every graph so that replays advance it.
 
     Splitting ops run in the second run only where they must: where a capture runs what it captures
@@ -72,6 +75,7 @@ class Recorder:
         self._returns_given = False
         self._groups: list[int] = []
         self.graphs: list[Any] = []
+        self.made: list[tuple[torch.Tensor, ...]] = []
         self.replays: frozenset[int] = frozenset()
         self.generator: Any = None
         self.capturing = False
@@ -167,7 +171,14 @@ class Recorder:
             # Capturing ran nothing: the next splitting op must not read garbage.
             self._driver.replay(graph)
         self._sequence.append(graph)
+        self.made.append(self._weakly(result))
         return result
+
+    def _weakly(self, result: Any) -> tuple[torch.Tensor, ...]:
+        weak = getattr(self._driver, "weak_ref", None)
+        if weak is None:
+            return ()
+        return tuple(weak(t) for t in pytree.tree_leaves(result) if isinstance(t, torch.Tensor))
 
     def _begin_graph(self) -> Any:
         graph = self._driver.new_graph()
@@ -200,6 +211,7 @@ class Recorder:
         self._next.clear()
         self._results.clear()
         self._forms.clear()
+        self.made.clear()
 
     # The plan --------------------------------------------------------------------------
 

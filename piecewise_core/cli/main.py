@@ -9,6 +9,7 @@ if __name__ == "__main__":
 
 import click
 
+from piecewise_core.cli.bisection import bisect
 from piecewise_core.cli.bundle import bundle
 from piecewise_core.cli.cache import cache
 from piecewise_core.cli.conformance import conformance
@@ -24,6 +25,7 @@ def main() -> None:
     """Run PyTorch models whose input sizes vary at static-graph speed."""
 
 
+main.add_command(bisect)
 main.add_command(bundle)
 main.add_command(cache)
 main.add_command(conformance)

@@ -22,7 +22,6 @@ from piecewise_core.errors import ConfigError
 from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.graph.padding.program import unpadded_dims
-from piecewise_core.graph.randomness import draws
 from piecewise_core.graph.structure import Structure
 from piecewise_core.ranges import Sizes, Target, capture_targets
 from piecewise_core.runtime.cutback import can_cut, cut_back
@@ -135,10 +134,20 @@ class Capturing:
         overlap = Overlap(region.program)
         if overlap and overlap(tensors, bound):
             return None
-        plan = self.plans.get(sizes) or self.plans.capture(
-            sizes, partial(self._source, region, sizes, tensors, bound)
-        )
+        plan = self.plan(region, sizes, tensors, bound)
         return otherwise if plan is None else self._replay(region, plan, raw, otherwise)
+
+    def plan(
+        self, region: Region, captured: Sizes, tensors: Any, bound: Any
+    ) -> CapturedPlan | None:
+        """The plan of a capture size, captured now if it must be; None where it cannot be."""
+        return self.plans.get(captured) or self.plans.capture(
+            captured, partial(self._source, region, captured, tensors, bound)
+        )
+
+    def buffers(self, captured: Sizes, tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """What the graphs of a capture size read: our buffers, or the caller's own tensors."""
+        return tensors if self._config.inputs == "static" else self._inputs().views(captured)
 
     def _replay(
         self, region: Region, plan: CapturedPlan, raw: Callable[..., Any], otherwise: Entry
@@ -197,7 +206,7 @@ class Capturing:
         self, region: Region, plan: CapturedPlan, finish: Callable[..., list[Any]]
     ) -> PaddingCheck | None:
         """Compares the first padded calls; None where nobody asked or random numbers differ."""
-        if self._config.check == "off" or not self._padded_dims(region) or _draws(region):
+        if self._config.check == "off" or not self._padded_dims(region) or region.draws:
             return None
         return PaddingCheck(
             self._inputs().views(plan.sizes),
@@ -276,7 +285,3 @@ class Capturing:
             return ()
         found = [self._structure.where(dim)[0] for dim in self._structure.dims]
         return tuple(tensors[leaf.index].shape[axis] for leaf, axis in found)
-
-
-def _draws(region: Region) -> bool:
-    return any(map(draws, region.program.traced.graph.graph.nodes))

@@ -12,6 +12,7 @@ from piecewise_core.errors import Sealed
 from piecewise_core.frontend.background import Background
 from piecewise_core.frontend.capturing import Capturing
 from piecewise_core.frontend.region import Region
+from piecewise_core.frontend.verifying import Verifier
 from piecewise_core.ranges import Box, Sizes, Target, TargetTable
 from piecewise_core.runtime.plan import Plan
 
@@ -29,6 +30,7 @@ class Dispatch:
     ``find(*sizes)`` gives the entry's place. An entry starts as *pending*: it sees to it that its
     target gets compiled, and then puts the steady entry in its own place. ``miss``: the last
     entry. ``raw``: picks the leaves' own tensors out of a call, for inputs returned as they are.
+    ``serving``: what calls go to, by the same places: the entries, or what compares some calls.
     """
 
     def __init__(
@@ -38,8 +40,11 @@ class Dispatch:
         background: Background | None,
         miss: Entry,
         capturing: Capturing | None = None,
+        verifier: Verifier | None = None,
     ) -> None:
         self.entries: list[Entry] = [miss]
+        self.serving: list[Entry] = self.entries
+        self._verifier = verifier
         self.find: Callable[..., int] = lambda *sizes: TargetTable.miss
         self.sealed: str | None = None
         self._capturing = capturing
@@ -61,6 +66,9 @@ class Dispatch:
         self.entries = [self._pending_replay(region, target) for region, target in captured]
         self.entries += [self._pending(region, target) for region, target in plain]
         self.entries.append(self._miss)
+        self.serving = self.entries
+        if self._verifier is not None:
+            self.serving = self._verifier.watch(self.entries, (*captured, *plain))
 
     def general(self, region: Region, t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
         """Serve one call by the region's general graph, as written while it is not compiled."""

@@ -71,6 +71,7 @@ class Explanation:
     """Everything ``explain()`` knows. ``str()`` for people, ``to_json()`` for programs.
 
     ``captured``: sizes served by static graphs. ``dropped``: capture sizes that are not, and why.
+    ``as_written``: targets that gave other results than the model, and how.
     """
 
     platform: str
@@ -81,6 +82,7 @@ class Explanation:
     stats: dict[str, Any]
     captured: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
+    as_written: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """The explanation as a JSON object."""
@@ -105,6 +107,7 @@ def explain(session: Session) -> Explanation:
         stats=session.stats().to_dict(),
         captured=_captured(session),
         dropped=_dropped(session),
+        as_written=_as_written(session),
     )
 
 
@@ -120,6 +123,13 @@ def _dropped(session: Session) -> tuple[str, ...]:
         return ()
     dropped = session.capturing.plans.dropped
     return tuple(f"{_sizes(session, Box.single(s))}: {why}" for s, why in dropped.items())
+
+
+def _as_written(session: Session) -> tuple[str, ...]:
+    if session.verifier is None:
+        return ()
+    wrong = session.verifier.wrong.items()
+    return tuple(f"region {index} {target}: {why}" for (index, target), why in wrong)
 
 
 def _region(session: Session, region: Region, first: dict[str, str]) -> RegionFacts:

@@ -16,7 +16,9 @@ from piecewise_core.compile.scheduler import Outside, Scheduler
 from piecewise_core.config import Config
 from piecewise_core.graph.effects import writes
 from piecewise_core.graph.memory import storages
+from piecewise_core.graph.names import op_name, source_of
 from piecewise_core.graph.padding.program import Paddable, paddable
+from piecewise_core.graph.randomness import draws
 from piecewise_core.graph.split import Program
 from piecewise_core.ranges import Box, Range, Sizes, Target, TargetTable, plan_targets
 from piecewise_core.runtime.plan import Plan, PlanCode
@@ -159,6 +161,14 @@ class Region:
         box = self.fallback(sizes).box
         runs = [piece(self.label(index), run) for index, run in self.runnables(box)]
         return self.code.plan(runs, wrap_op=op)
+
+    @functools.cached_property
+    def draws(self) -> str | None:
+        """The first operation that draws random numbers, and where it is; None without one."""
+        for node in self.program.traced.graph.graph.nodes:
+            if draws(node):
+                return f"{op_name(node)} at {source_of(node)}"
+        return None
 
     @functools.cached_property
     def paddable(self) -> Paddable:

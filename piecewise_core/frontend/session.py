@@ -28,6 +28,8 @@ from piecewise_core.frontend.refusals import check_grad, need_grad, refuse_autoc
 from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.regions import Regions
 from piecewise_core.frontend.setup import Setup
+from piecewise_core.frontend.suspects import SessionSubject
+from piecewise_core.frontend.verifying import Verifier
 from piecewise_core.graph.binder import Binder
 from piecewise_core.graph.describe import bind_arguments, describe_call
 from piecewise_core.graph.memory import values
@@ -66,7 +68,12 @@ class Session:
         self._bind: Callable[..., Any] = self._first
         background = Background(setup, keeper) if self.config.compile_mode == "background" else None
         self.capturing = Capturing(setup, self.counters) if setup.graph_mode != "none" else None
-        self.dispatch = Dispatch(self.config, self.counters, background, self._miss, self.capturing)
+        self.verifier: Verifier | None = None
+        if self.config.check == "verify":
+            self.verifier = Verifier(self.config, self.counters, SessionSubject(self))
+        self.dispatch = Dispatch(
+            self.config, self.counters, background, self._miss, self.capturing, self.verifier
+        )
         self._forget_regions()
 
     @property
@@ -95,7 +102,17 @@ class Session:
                 self.counters.calls["eager"] += 1
                 return self.fn(*args, **kwargs)
             dispatch = self.dispatch
-            return dispatch.entries[dispatch.find(*sizes)](tensors, bound, sizes, args, kwargs)
+            return dispatch.serving[dispatch.find(*sizes)](tensors, bound, sizes, args, kwargs)
+
+    def taken(self, args: Any, kwargs: Any) -> tuple[Any, Any, Sizes]:
+        """One call's tensors, what the model holds, and the sizes, as entries take them."""
+        try:
+            tensors, sizes = self._bind(*args, **kwargs)
+        except (InputMismatch, TypeError) as error:
+            tensors, sizes = self._bind_anew(error, args, kwargs)
+        if torch.is_grad_enabled():
+            self._check_grad(tensors)
+        return tensors, self.bound(), sizes
 
     # Structure -------------------------------------------------------------------------
 
@@ -148,6 +165,8 @@ class Session:
                 "mode or modules changed, after seal(); the model would have to be traced again"
             )
         self._regions.known = []
+        if self.verifier is not None:
+            self.verifier.forget()
         self.parameters = self._held()
         self._read: Callable[[], tuple[torch.Tensor, ...] | None] = tuple
 
@@ -187,7 +206,7 @@ class Session:
             self._refuse_lost_writes(t, args, kwargs)
             place = self.dispatch.find(*sizes)
             try:
-                return self.dispatch.entries[place](t, self._read(), sizes, args, kwargs)
+                return self.dispatch.serving[place](t, self._read(), sizes, args, kwargs)
             except torch.OutOfMemoryError:  # which says nothing about the form of the call
                 raise
             except Exception:

@@ -12,19 +12,24 @@ per region; a plan is that source over one target's compiled pieces.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from types import CodeType
 from typing import Any
+
+import torch
 
 from piecewise_core.graph.literals import literals_of
 from piecewise_core.graph.split import Program
 from piecewise_core.runtime.overlap import Overlap
 from piecewise_core.runtime.plansource import PlanSource
 
-__all__ = ["Plan", "PlanCode"]
+__all__ = ["Plan", "PlanCode", "Steps"]
 
 Plan = Callable[..., tuple[Any, ...]]
 """``run(tensors, bound, *sizes) -> graph outputs``."""
+
+Steps = Generator[tuple[int, tuple[torch.Tensor, ...]], None, tuple[Any, ...]]
+"""Behind each piece its index and the tensors that it made; at the end the graph's outputs."""
 
 
 class PlanCode:
@@ -66,6 +71,15 @@ class PlanCode:
         """The plan with every piece as written: valid for every size, compiles nothing."""
         graphs = [p.graph for p in self._program.compilable]
         return self._run(self._written_source, [g.forward for g in graphs if g is not None])
+
+    def steps(self, runnables: Sequence[Callable[..., Any]]) -> Callable[..., Steps]:
+        """The plan over ``runnables`` that stops behind each piece; for looking at calls only."""
+        writer = PlanSource(self._program)
+        source = writer.text(check=False, guarded=False, stepwise=True)
+        names = {**writer.names, **{f"_piece{i}": run for i, run in enumerate(runnables)}}
+        exec(compile(source, "<piecewise steps>", "exec"), names)
+        run: Callable[..., Steps] = names["run"]
+        return run
 
     def _run(
         self,

@@ -37,11 +37,13 @@ class PlanSource:
         self._units: dict[torch.fx.Node, Unit] = {}
         self._dims = [f"s{i}" for i in range(len(program.traced.box.ranges))]
 
-    def text(self, *, check: bool, guarded: bool) -> str:
+    def text(self, *, check: bool, guarded: bool, stepwise: bool = False) -> str:
         """The source.
 
         ``check``: whether splitting ops' results are compared with their fake kernels' promises.
         ``guarded``: whether calls that ``_overlap(t, b)`` finds run ``_written`` instead.
+        ``stepwise``: whether ``run`` is a generator that gives ``(index, tensors made)`` behind
+        each piece.
         """
         parameters = ", ".join(["t", "b", *self._dims])
         lines: list[Line] = []
@@ -52,6 +54,8 @@ class PlanSource:
             else:
                 lines.append(self._call(piece, place))
                 place += 1
+            if stepwise:
+                lines.append(self._made(piece))
         self._values.begin()
         results = "".join(f"{self._values.source(v)}, " for v in self._program.values)
         lines.append(self._line(f"return ({results})"))
@@ -70,6 +74,13 @@ class PlanSource:
         call = f"_piece{place}({arguments})"
         results = "".join(f"{self._values.local(n)}, " for n in piece.outputs)
         return self._line(f"{results}= {call}" if results else call)
+
+    def _made(self, piece: Piece) -> Line:
+        """The line that gives away what a piece made."""
+        self._values.begin()
+        nodes = piece.nodes if piece.splitting else piece.outputs
+        made = [self._values.source(n) for n in nodes if self._values.is_tensor(n)]
+        return self._line(f"yield {piece.index}, ({''.join(f'{m}, ' for m in made)})")
 
     def _splitting(self, piece: Piece, check: bool) -> list[Line]:
         """The lines that run a splitting piece as written."""

@@ -61,6 +61,10 @@ class PlanValues:
         self.used.add(self._text[node])
         return self._text[node]
 
+    def is_tensor(self, node: torch.fx.Node) -> bool:
+        """Whether a local variable holds a node's value, and it is a tensor."""
+        return node in self._locals and isinstance(node.meta.get("example_value"), torch.Tensor)
+
     def source(self, value: Any) -> str:
         """The source of one argument, with whatever nodes are nested in it."""
         if isinstance(value, torch.fx.Node):

@@ -95,7 +95,8 @@ def configs(draw: st.DrawFn) -> Config:
         "compile_mode": draw(st.sampled_from(["lazy", "warmup", "background"])),
         "inputs": draw(st.sampled_from(["copy", "static"])),
         "clone_outputs": draw(st.booleans()),
-        "check": draw(st.sampled_from(["off", "cheap", "strict"])),
+        "check": draw(st.sampled_from(["off", "cheap", "strict", "verify"])),
+        "verify_rate": draw(st.floats(0, 1, exclude_min=True)),
         "cache_dir": draw(st.one_of(st.none(), NAMES)),
         "memory_limit": draw(st.one_of(st.none(), st.integers(1, 2**40))),
     }
@@ -161,6 +162,7 @@ def test_the_fields_and_defaults_are_those_of_the_documents() -> None:
         "inputs": "copy",
         "clone_outputs": False,
         "check": "cheap",
+        "verify_rate": 0.01,
         "cache_dir": None,
         "memory_limit": None,
     }
@@ -541,6 +543,20 @@ def test_a_flag_is_true_or_false(field: str, value: object) -> None:
     assert refused(**{field: value}).startswith(f"Config.{field}: {value!r} is ")
 
 
+@pytest.mark.parametrize("value", [0, -0.5, 1.5, True, "often", None, float("nan")])
+def test_a_share_of_calls_is_above_0_and_at_most_1(value: object) -> None:
+    assert refused(verify_rate=value).startswith(f"Config.verify_rate: {value!r} is ")
+
+
+def test_a_share_of_calls_may_be_written_as_an_int_and_come_from_the_environment() -> None:
+    assert Config(verify_rate=1).verify_rate == 1.0
+    environ = {"PIECEWISE_CHECK": "verify", "PIECEWISE_VERIFY_RATE": "0.25"}
+    config = Config().with_env(environ)
+    assert (config.check, config.verify_rate) == ("verify", 0.25)
+    with pytest.raises(ConfigError, match="PIECEWISE_VERIFY_RATE='2'"):
+        Config().with_env({"PIECEWISE_VERIFY_RATE": "2"})
+
+
 @pytest.mark.parametrize("value", [0, -1, True, 1.5, "8GB"])
 def test_a_memory_limit_is_a_positive_number_of_bytes(value: object) -> None:
     assert refused(memory_limit=value).startswith("Config.memory_limit: ")
@@ -587,6 +603,7 @@ def test_only_what_changes_an_artifact_by_itself_is_a_cache_factor() -> None:
         "inputs": "static",
         "clone_outputs": True,
         "check": "off",
+        "verify_rate": 0.5,
         "cache_dir": "elsewhere",
         "memory_limit": 1,
     }

@@ -1,0 +1,228 @@
+"""One call run in every way at once, piece by piece: as written, compiled, captured, padded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from piecewise_core.capture.captured import CapturedPlan
+from piecewise_core.frontend.region import Region
+from piecewise_core.graph.effects import writes
+from piecewise_core.ranges import Sizes
+from piecewise_core.runtime.agreement import difference
+from piecewise_core.runtime.fingerprints import Fingerprints
+from piecewise_core.runtime.plan import Steps
+from piecewise_core.runtime.preserved import Preserved
+
+__all__ = ["Finding", "Lockstep", "copied"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Where the ways first part: in which stage, at which piece (None: behind the last), how."""
+
+    stage: str
+    piece: int | None
+    how: str
+
+
+class Lockstep:
+    """Runs one call's ways side by side.
+
+    ``plan``: the static graphs that serve the call, if any do. ``inputs``: what they read, staged.
+    ``generators``: of devices. After ``find``, ``written`` has the outputs as written and
+    ``given`` what that run was given and wrote to, ``prints`` its fingerprints, whose places are
+    pieces.
+    """
+
+    def __init__(
+        self,
+        region: Region,
+        tensors: Sequence[torch.Tensor],
+        bound: Sequence[torch.Tensor],
+        sizes: Sizes,
+        plan: CapturedPlan | None,
+        inputs: Sequence[torch.Tensor],
+        generators: Sequence[Any],
+    ) -> None:
+        self._region = region
+        self._call = (tensors, bound, sizes)
+        self._plan = plan
+        self._inputs = inputs
+        self._generators = generators
+        self._piece = 0
+        self._pending: list[tuple[int, tuple[Any, ...]]] = []
+        self.written: tuple[Any, ...] = ()
+        self.given = _copies(region, tensors, bound)
+        self._mode = Fingerprints(lambda: self._piece)
+        self.prints = self._mode.prints
+
+    def find(self) -> Finding | None:
+        """Run to the end; the first difference."""
+        found: Finding | None = None
+        for each in self._findings():
+            found = found or each
+        return found
+
+    def _findings(self) -> Iterator[Finding]:
+        sizes = self._call[2]
+        written = self._chain(self._watched(), self.given, sizes)
+        own, larger, replays = self._served()
+        for piece in self._region.program.pieces:
+            self._piece = piece.index
+            state = self._state()
+            with self._mode:
+                _, as_written = next(written)
+            after = self._state()
+            state.put_back()
+            yield from self._compiled(piece.index, as_written)
+            made = []
+            for chain in (own, larger):
+                if chain is not None:
+                    state.put_back()
+                    made.append(next(chain)[1])
+            if replays is not None and not piece.splitting:
+                state.put_back()
+                found = _apart(next(replays, ()), made[1])
+                if found is not None:
+                    yield Finding("captured", piece.index, found)
+            if len(made) == 2:
+                found = self._padded(made[0], made[1])
+                if found is not None:
+                    yield Finding("padded", piece.index, found)
+            after.put_back()
+        with self._mode:
+            self.written = _end(written)
+        yield from self._ends(larger, replays)
+
+    def _ends(self, larger: Steps | None, replays: Any) -> Iterator[Finding]:
+        if larger is None or replays is None or self._plan is None:
+            return
+        for _ in replays:
+            pass
+        outputs = _end(larger)
+        pairs = [
+            (a, b)
+            for a, b in zip(self._plan.outputs, outputs, strict=True)
+            if isinstance(b, torch.Tensor)
+        ]
+        found = _apart([a for a, _ in pairs], [b for _, b in pairs])
+        if found is not None:
+            yield Finding("captured", None, found)
+
+    # The ways ----------------------------------------------------------------------------
+
+    def _chain(self, runs: Sequence[Callable[..., Any]], given: Any, sizes: Sizes) -> Steps:
+        tensors, bound = given
+        return self._region.code.steps(runs)(tensors, bound, *sizes)
+
+    def _watched(self) -> list[Callable[..., Any]]:
+        """Pieces as written that keep what they are given, for the compiled ones."""
+
+        def watch(place: int, run: Callable[..., Any], changes: bool) -> Callable[..., Any]:
+            def written(*args: Any) -> Any:
+                self._mode.paused = True  # copies are no part of the program
+                self._pending = [(place, copied(args) if changes else args)]
+                self._mode.paused = False
+                return run(*args)
+
+            return written
+
+        pieces = self._region.program.compilable
+        return [
+            watch(place, piece.graph.forward, any(map(writes, piece.nodes)))
+            for place, piece in enumerate(pieces)
+            if piece.graph is not None
+        ]
+
+    def _served(self) -> tuple[Steps | None, Steps | None, Any]:
+        """The compiled chains at the call's own sizes and at the captured ones, and the replays."""
+        if self._plan is None:
+            return None, None, None
+        tensors, bound, sizes = self._call
+        captured = self._plan.sizes
+        own = self._chain(self._runs(sizes), _copies(self._region, tensors, bound), sizes)
+        given = [t.clone() for t in self._inputs]
+        larger = self._chain(
+            self._runs(captured), (given, _copies(self._region, tensors, bound)[1]), captured
+        )
+        return own, larger, self._plan.walk()
+
+    def _runs(self, sizes: Sizes) -> list[Callable[..., Any]]:
+        box = self._region.fallback(sizes).box
+        return [run for _, run in self._region.runnables(box)]
+
+    # Comparing ---------------------------------------------------------------------------
+
+    def _compiled(self, index: int, as_written: Sequence[torch.Tensor]) -> Iterator[Finding]:
+        for place, args in self._pending:
+            run = self._runs(self._call[2])[place]
+            found = _apart([t for t in run(*args) if isinstance(t, torch.Tensor)], as_written)
+            if found is not None:
+                yield Finding("compiled", index, found)
+        self._pending = []
+
+    def _padded(self, own: Sequence[torch.Tensor], larger: Sequence[torch.Tensor]) -> str | None:
+        """Compare what can be cut: dims of the call, at whose ends padding lies."""
+        sizes, captured = self._call[2], self._plan.sizes if self._plan else ()
+        dims = set(zip(captured, sizes, strict=True))
+        cut, wanted = [], []
+        for a, b in zip(larger, own, strict=True):
+            pairs = list(zip(a.shape, b.shape, strict=True)) if a.dim() == b.dim() else [(1, 0)]
+            if all(x == y or (x, y) in dims for x, y in pairs):
+                for axis, (_, size) in enumerate(pairs):
+                    a = a.narrow(axis, 0, size)
+                cut.append(a)
+                wanted.append(b)
+        return _apart(cut, wanted)
+
+    def _state(self) -> Preserved:
+        return Preserved((), self._generators, draws=True)
+
+
+def _apart(got: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> str | None:
+    if len(got) != len(wanted):
+        return None  # a platform that tells nothing of what its graphs hold
+    found = difference(got, wanted)
+    return None if found is None else found.how
+
+
+def _end(chain: Steps) -> tuple[Any, ...]:
+    try:
+        next(chain)
+    except StopIteration as stop:
+        outputs: tuple[Any, ...] = stop.value
+        return outputs
+    raise RuntimeError("a plan has more pieces than its program")
+
+
+def _copies(
+    region: Region, tensors: Sequence[torch.Tensor], bound: Sequence[torch.Tensor]
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """A call's tensors, those that the program writes to as copies."""
+    program = region.program
+    return (
+        [t.clone() if i in program.mutated else t for i, t in enumerate(tensors)],
+        [t.clone() if i in program.mutated_bound else t for i, t in enumerate(bound)],
+    )
+
+
+def copied(values: Sequence[Any]) -> tuple[Any, ...]:
+    """``values`` with the tensors' memory copied; what shares memory still does."""
+    memory: dict[int, torch.UntypedStorage] = {}
+
+    def of(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        storage = value.untyped_storage()
+        if storage._cdata not in memory:
+            memory[storage._cdata] = storage.clone()  # type: ignore[no-untyped-call]
+        made = torch.empty(0, dtype=value.dtype, device=value.device)
+        return made.set_(
+            memory[storage._cdata], value.storage_offset(), value.size(), value.stride()
+        )
+
+    return tuple(map(of, values))

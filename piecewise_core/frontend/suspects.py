@@ -1,0 +1,115 @@
+"""Calls of a session and of a Dynamo graph as what bisection and verification look at."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from piecewise_core.errors import OutOfRange
+from piecewise_core.frontend.bisecting import Suspect, bisect
+from piecewise_core.frontend.bisectreport import BisectReport
+from piecewise_core.frontend.cells import out_of_range
+from piecewise_core.frontend.region import Region
+from piecewise_core.frontend.setup import Setup
+from piecewise_core.ranges import Sizes, Target
+
+if TYPE_CHECKING:
+    from piecewise_core.frontend.session import Session
+
+__all__ = ["GraphSubject", "SessionSubject", "bisect_call"]
+
+
+def _generators(setup: Setup) -> list[Any]:
+    rng = getattr(setup.platform.device, "rng", None)
+    return [] if rng is None else [rng()]
+
+
+class SessionSubject:
+    """A model that pw.compile took: as written is the model itself."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def as_written(self, region: Region, t: Any, b: Any, sizes: Sizes, args: Any, kw: Any) -> Any:
+        """Run one call of the model as its user wrote it."""
+        return self._session.fn(*args, **kw)
+
+    def suspect(
+        self, region: Region, target: Target, t: Any, b: Any, sizes: Sizes, args: Any, kw: Any
+    ) -> Suspect:
+        """One call, for bisection; with the static graphs that serve it by now."""
+        session = self._session
+        given = session.binder.raw(*args, **kw)
+        plan, buffers = None, []
+        if target.capture is not None and session.capturing is not None:
+            plan = session.capturing.plans.get(target.capture)
+            if plan is not None:
+                buffers = list(session.capturing.buffers(target.capture, t))
+        output = region.program.traced.output
+        return Suspect(
+            region,
+            t,
+            b,
+            sizes,
+            given,
+            lambda: session.fn(*args, **kw),
+            output.rebuild,
+            plan,
+            buffers,
+            _generators(session.setup),
+            str(target),
+        )
+
+
+class GraphSubject:
+    """A graph of torch.compile's: as written is the graph as Dynamo gave it."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+
+    def as_written(self, region: Region, t: Any, b: Any, sizes: Sizes, args: Any, kw: Any) -> Any:
+        """Run one call of the graph as it is."""
+        return region.program.traced.output.rebuild(region.written_plan()(t, b, *sizes), t, b)
+
+    def suspect(
+        self, region: Region, target: Target, t: Any, b: Any, sizes: Sizes, args: Any, kw: Any
+    ) -> Suspect:
+        """One call, for bisection."""
+        output = region.program.traced.output
+        return Suspect(
+            region,
+            t,
+            b,
+            sizes,
+            t,
+            lambda: self.as_written(region, t, b, sizes, args, kw),
+            output.rebuild,
+            None,
+            (),
+            _generators(self._setup),
+            str(target),
+        )
+
+
+def bisect_call(session: Session, args: tuple[Any, ...], kwargs: dict[str, Any]) -> BisectReport:
+    """Look at one call of a session: traced, compiled and captured first if it is not yet.
+
+    Raises OutOfRange, and what a call raises.
+    """
+    with session.lock:
+        tensors, bound, sizes = session.taken(args, kwargs)
+        if sizes not in session.config.bounds:
+            raise OutOfRange(out_of_range(session.config, sizes))
+        region = session.region_for(sizes)
+        bound = session.bound()
+        capturing = session.capturing
+        target = region.fallback(sizes)
+        if capturing is not None:
+            captured = [x for x in capturing.targets(region) if sizes in x.box]
+            plan = None
+            if captured and captured[0].capture is not None:
+                plan = capturing.plan(region, captured[0].capture, tensors, bound)
+            target = captured[0] if plan is not None else target
+        suspect = SessionSubject(session).suspect(
+            region, target, tensors, bound, sizes, args, kwargs
+        )
+        return bisect(suspect)

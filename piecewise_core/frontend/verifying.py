@@ -1,0 +1,170 @@
+"""``check="verify"``: a share of calls also runs as written, and the results are compared."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+
+from piecewise_core.config import Config
+from piecewise_core.counters import Counters
+from piecewise_core.frontend.bisecting import Suspect, bisect
+from piecewise_core.frontend.region import Region
+from piecewise_core.ranges import Sizes, Target
+from piecewise_core.runtime.compared import apart, kept
+from piecewise_core.runtime.preserved import Preserved
+
+__all__ = ["Compared", "Subject", "Verifier", "compared"]
+
+logger = logging.getLogger(__name__)
+
+Entry = Callable[..., Any]
+Key = tuple[int, Target]
+
+
+class Subject(Protocol):
+    """What the verified model is asked."""
+
+    def as_written(self, region: Region, t: Any, b: Any, sizes: Sizes, args: Any, kw: Any) -> Any:
+        """Run one call of the model as its user wrote it."""
+        ...
+
+    def suspect(
+        self, region: Region, target: Target, t: Any, b: Any, sizes: Sizes, args: Any, kw: Any
+    ) -> Suspect:
+        """One call, for bisection."""
+        ...
+
+
+class Verifier:
+    """Stands before the entries of every target: every so many calls of a target are compared.
+
+    ``wrong``: targets found to give other results, and how; they are served as written.
+    """
+
+    def __init__(self, config: Config, counters: Counters, subject: Subject) -> None:
+        self._rate = config.verify_rate
+        self._counters = counters
+        self._subject = subject
+        self.wrong: dict[Key, str] = {}
+        self._unsure: set[Key] = set()
+
+    def forget(self) -> None:
+        """The model is traced anew: what was wrong may be no more."""
+        self.wrong.clear()
+        self._unsure.clear()
+
+    def watch(self, entries: list[Entry], targets: Sequence[tuple[Region, Target]]) -> list[Entry]:
+        """What calls go to in place of ``entries``; the last entry has no target."""
+        serving: list[Entry] = []
+        for place, (region, target) in enumerate(targets):
+            serving.append(self._sampled(serving, entries, place, region, target))
+            if (region.index, target) in self.wrong:
+                serving[place] = self._written(region)
+        serving.append(entries[-1])
+        return serving
+
+    def _sampled(
+        self, serving: list[Entry], entries: list[Entry], place: int, region: Region, target: Target
+    ) -> Entry:
+        rate, credit = self._rate, 0.0
+
+        def entry(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
+            nonlocal credit
+            credit += rate
+            if credit < _DUE:
+                return entries[place](t, b, sizes, args, kwargs)
+            credit -= 1.0
+            key = (region.index, target)
+            if key in self._unsure:
+                return entries[place](t, b, sizes, args, kwargs)
+            result = self._verified(key, entries[place], region, (t, b, sizes, args, kwargs))
+            if key in self.wrong:
+                serving[place] = self._written(region)
+            return result
+
+        return entry
+
+    def _written(self, region: Region) -> Entry:
+        """Serves a target that was wrong."""
+        calls, subject = self._counters.calls, self._subject
+
+        def entry(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
+            calls["eager"] += 1
+            return subject.as_written(region, t, b, sizes, args, kwargs)
+
+        return entry
+
+    def _verified(self, key: Key, served: Entry, region: Region, call: Any) -> Any:
+        target = key[1]
+        suspect = self._subject.suspect(region, target, *call)
+        done = compared(suspect.as_written, lambda: served(*call), suspect)
+        if done.how is not None and region.draws is not None:
+            self._unsure.add(key)
+            logger.warning(
+                "calls of %s cannot be verified: %s draws random numbers, and compiled code "
+                "draws others",
+                target,
+                region.draws,
+            )
+            return done.result
+        self._counters.add("verified")
+        if done.how is None:
+            return done.result
+        self._counters.add("wrong")
+        done.before.put_back()
+        # With the graphs that there are by now: the call may have been the first of its size.
+        report = bisect(self._subject.suspect(region, target, *call))
+        self.wrong[key] = f"{done.how}; {report.blamed}"
+        logger.error(
+            "a call of sizes %s, served by %s, gave other results than the model as written: %s. "
+            "This call has the model's own results, and calls of this target run as written from "
+            "now on",
+            call[2],
+            target,
+            self.wrong[key],
+        )
+        done.after.put_back()
+        return done.wanted
+
+
+_DUE = 1.0 - 1e-9
+"""Credit at which a call is compared: shares such as 0.1 do not add up to 1 exactly."""
+
+
+class Compared:
+    """One call run as written and as it is served, and how the two are apart.
+
+    ``result``: the served one; its writes are what stays. ``wanted``: the model's own. ``before``,
+    ``after``: what the call writes to, as it was and as the model left it.
+    """
+
+    def __init__(
+        self, result: Any, wanted: Any, how: str | None, before: Preserved, after: Preserved
+    ) -> None:
+        self.result, self.wanted, self.how = result, wanted, how
+        self.before, self.after = before, after
+
+
+def compared(
+    as_written: Callable[[], Any], served: Callable[[], Any], suspect: Suspect
+) -> Compared:
+    """Run one call both ways, with the effects of one. Raises what the model itself raises."""
+    memory = suspect.memory
+    before = Preserved(memory, suspect.generators, draws=True)
+    try:
+        wanted = as_written()
+        # A result may lie in memory that is about to be put back.
+        theirs = kept(wanted, copy=bool(memory))
+        after = before.take()
+    finally:
+        before.put_back()
+    result = served()
+    with torch.no_grad():
+        how = apart(kept(result), theirs)
+        if how is None:
+            how = apart(kept(list(after.now)), kept(after.values))
+            how = None if how is None else f"memory that is written to: {how}"
+    return Compared(result, wanted, how, before, after)

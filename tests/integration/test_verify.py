@@ -1,0 +1,334 @@
+"""A share of calls also runs as written; bisection names the piece that is wrong."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+import piecewise_core as pw
+from piecewise_core.protocols import CompiledGraph
+from piecewise_core.testing import SimulatedPlatform
+
+N = pw.Dim("n", 1, 16)
+FIELDS = {"dynamic": {"x": {0: N}}, "splitting_ops": ("torch.softmax",), "cache_dir": None}
+
+
+class Block(nn.Module):
+    """Three compilable pieces around two cuts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+        self.requires_grad_(False)
+        self.scale = 2.0
+
+    def forward(self, x):
+        for place, layer in enumerate(self.layers):
+            x = layer(x).sin() + place
+            x = torch.softmax(x, -1) if place < 2 else x * self.scale
+        return {"y": x, "rows": x.shape[0]}
+
+
+class Slightly:
+    """Compiles by running as written, and is a little off where a graph adds ``number``."""
+
+    name = "slightly"
+
+    def __init__(self, number=None, error=1e-2):
+        self.number, self.error = number, error
+
+    def compile(self, graph, example_inputs, *, key, config):
+        adds = [n.args[1] for n in graph.graph.nodes if n.op == "call_function" and len(n.args) > 1]
+        off = self.error if self.number in [a for a in adds if isinstance(a, int)] else 0.0
+
+        def run(*args):
+            outs = graph.forward(*args)
+            return tuple(o * (1 + off) if off and o.is_floating_point() else o for o in outs)
+
+        return CompiledGraph(run)
+
+    def hash_factors(self):
+        return {}
+
+
+class Platform(SimulatedPlatform):
+    def __init__(self, compiler=None, **config):
+        super().__init__(**config)
+        self.compiler = compiler or self.compiler
+
+
+def verified(model, platform=None, rate=1.0, **config):
+    settings = {**FIELDS, "check": "verify", "verify_rate": rate, **config}
+    if platform is None or not isinstance(platform.compiler, Slightly):
+        settings.setdefault("compiler", "eager")
+    return pw.compile(model, pw.Config(**settings), platform=platform or SimulatedPlatform())
+
+
+def right(fast, model, sizes=(5, 8, 3)):
+    for size in sizes:
+        x = torch.randn(size, 8)
+        torch.testing.assert_close(fast(x), model(x))
+
+
+# Nothing wrong ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{}, {"capture_sizes": (4, 8)}, {"capture_sizes": (8,), "padding": "capture_sizes"}],
+    ids=["compiled", "captured", "padded"],
+)
+def test_calls_that_are_right_are_counted_and_go_on(config):
+    model = Block()
+    fast = verified(model, **config)
+    right(fast, model, (8, 5, 8, 3, 5))
+    stats = fast.stats()
+    assert (stats.verified, stats.wrong) == (5, 0)
+    assert stats.calls["eager"] == 0
+
+
+@pytest.mark.parametrize(("rate", "count"), [(1.0, 20), (0.5, 10), (0.1, 2), (0.01, 0)])
+def test_the_share_of_calls_is_kept(rate, count):
+    fast = verified(Block(), rate=rate)
+    for _ in range(20):
+        fast(torch.randn(3, 8))
+    assert fast.stats().verified == count
+
+
+class Cached(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("total", torch.zeros(8))
+        self.register_buffer("count", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x, into):
+        self.total += x.sum(0)
+        self.count += 1
+        into.add_(x)
+        return x + self.total, self.total, into
+
+
+@pytest.mark.parametrize("captured", [(), (4,)])
+def test_writes_of_a_verified_call_happen_once(captured):
+    model, plain = Cached(), Cached()
+    fast = verified(
+        model, dynamic={"x": {0: N}, "into": {0: N}}, capture_sizes=captured, splitting_ops=()
+    )
+    mine, theirs = torch.zeros(4, 8), torch.zeros(4, 8)
+    for count in range(1, 5):
+        x = torch.randn(4, 8)
+        torch.testing.assert_close(fast(x, mine), plain(x, theirs))
+        assert model.count.item() == count
+    torch.testing.assert_close(mine, theirs)
+    torch.testing.assert_close(model.total, plain.total)
+    assert (fast.stats().verified, fast.stats().wrong) == (4, 0)
+
+
+def test_random_numbers_of_a_verified_call_are_drawn_once():
+    def noisy(x):
+        return x + torch.rand_like(x)
+
+    fast = verified(noisy, splitting_ops=())
+    x = torch.zeros(4, 8)
+    torch.manual_seed(3)
+    got = [fast(x).clone() for _ in range(3)]
+    torch.manual_seed(3)
+    for each in got:
+        torch.testing.assert_close(each, noisy(x))
+    assert fast.stats().verified == 3
+
+
+# Something wrong --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("captured", [(), (4, 8)])
+def test_a_compiler_that_is_slightly_wrong_is_found_and_its_targets_run_as_written(
+    captured, caplog
+):
+    model = Block()
+    fast = verified(model, Platform(Slightly(1)), capture_sizes=captured, capture_max=False)
+    right(fast, model, (4, 4, 8, 4))
+    stats = fast.stats()
+    assert stats.wrong == (2 if captured else 1)
+    assert stats.calls["eager"] == (2 if captured else 3)
+    errors = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
+    assert len(errors) == stats.wrong
+    assert (
+        "gave other results than the model as written: output['y']: float32 of shape (4, 8)"
+        in (errors[0])
+    )
+    assert "region 0 piece 2 differs first, stage compiled" in errors[0]
+    assert "test_verify.py:" in errors[0]
+    assert "served as written: region 0 " in str(fast.explain())
+
+
+def test_a_graph_that_lost_an_operator_is_found(caplog):
+    model = Block()
+    fast = verified(model, Platform(drop_op="aten.sin.default"), capture_sizes=(4,))
+    right(fast, model, (4, 4, 3))
+    assert fast.stats().wrong == 1
+    assert "piece 0 differs first, stage captured" in caplog.text
+
+
+def test_an_attribute_that_changed_behind_the_trace_is_found():
+    hidden = [2.0]
+
+    def fn(x):
+        return torch.softmax(x.sin(), -1) * hidden[0]
+
+    fast = verified(fn)
+    right(fast, fn)
+    assert fast.stats().wrong == 0
+    hidden[0] = 3.0
+    right(fast, fn)
+    stats = fast.stats()
+    assert stats.wrong == 1 or stats.graphs == 2  # found, or traced anew where that is watched
+
+
+def test_a_wrong_write_is_found_and_put_right():
+    class Off(Slightly):
+        def compile(self, graph, example_inputs, *, key, config):
+            def run(*args):
+                outs = graph.forward(*args)
+                for a in args:
+                    if isinstance(a, torch.Tensor) and a.shape == (8,):
+                        a.add_(1)
+                return outs
+
+            return CompiledGraph(run)
+
+    class Keeps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("total", torch.zeros(8))
+
+        def forward(self, x):
+            self.total += x.sum(0)
+            return x * 2
+
+    model, plain = Keeps(), Keeps()
+    fast = verified(model, Platform(Off()), splitting_ops=())
+    for _ in range(3):
+        x = torch.randn(4, 8)
+        torch.testing.assert_close(fast(x), plain(x))
+        torch.testing.assert_close(model.total, plain.total)
+    assert fast.stats().wrong == 1
+
+
+def test_what_a_verified_call_raises_is_the_models_own():
+    def fn(x):
+        return torch.softmax(x, -1)
+
+    fast = verified(fn)
+    x = torch.randn(3, 8)
+    fast(x)
+    with pytest.raises(pw.errors.InputMismatch):
+        fast(x.double())
+
+
+def test_random_numbers_that_a_compiler_draws_otherwise_cannot_be_verified(caplog):
+    class Other(Slightly):
+        def compile(self, graph, example_inputs, *, key, config):
+            def run(*args):
+                torch.rand(3)
+                return graph.forward(*args)
+
+            return CompiledGraph(run)
+
+    fast = verified(lambda x: x + torch.rand_like(x), Platform(Other()), splitting_ops=())
+    for _ in range(3):
+        fast(torch.zeros(4, 8))
+    assert (fast.stats().verified, fast.stats().wrong) == (0, 0)
+    assert caplog.text.count("cannot be verified: torch.rand_like at ") == 1
+
+
+def test_torch_compile_s_door_verifies_too(caplog):
+    model = Block()
+    with torch.no_grad():
+        fast = torch.compile(
+            model,
+            backend="piecewise",
+            dynamic=True,
+            options={
+                "platform": Platform(Slightly(1)),
+                "check": "verify",
+                "verify_rate": 1.0,
+                "splitting_ops": ("torch.softmax",),
+            },
+        )
+        for _ in range(3):
+            x = torch.randn(5, 8)
+            torch.testing.assert_close(fast(x), model(x))
+    assert "piece 2 differs first, stage compiled" in caplog.text
+
+
+# Bisection --------------------------------------------------------------------------------------
+
+
+def plain(model, platform=None, **config):
+    return verified(model, platform, **{"check": "cheap", **config})
+
+
+def test_bisection_says_where_nothing_differs():
+    model = Block()
+    report = plain(model, capture_sizes=(8,), padding="capture_sizes").bisect(torch.randn(5, 8))
+    assert not report.differs
+    assert report.runs == 2
+    assert "replayed" in report.target
+    assert "nothing differs" in str(report)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_bisection_names_the_compiled_piece(number):
+    report = plain(Block(), Platform(Slightly(number))).bisect(torch.randn(5, 8))
+    assert (report.stage, report.piece) == ("compiled", f"region 0 piece {2 * number}")
+    assert "softmax" not in " ".join(report.ops)
+    assert any("x = layer(x).sin() + place" in line for line in report.source)
+    assert json.loads(report.to_json())["piece"] == report.piece
+
+
+@pytest.mark.parametrize("mode", ["piecewise", "full"])
+def test_bisection_names_the_stage_captured(mode):
+    platform = Platform(drop_op="aten.sin.default")
+    fast = plain(Block(), platform, capture_sizes=(4,), graph_mode=mode)
+    report = fast.bisect(torch.randn(4, 8))
+    assert report.stage == "captured"
+    assert report.piece == "region 0 piece 0" or mode == "full"
+
+
+def test_bisection_names_the_stage_padded(monkeypatch):
+    @torch.library.custom_op("pwverify::lies", mutates_args=(), tags=(torch.Tag.pointwise,))
+    def lies(x: torch.Tensor) -> torch.Tensor:
+        return x + x.sum(0)
+
+    lies.register_fake(torch.empty_like)
+
+    def fn(x):
+        return lies(torch.softmax(x.cos(), -1) + 1) * 2
+
+    fast = plain(fn, capture_sizes=(8,), padding="capture_sizes", check="off")
+    report = fast.bisect(torch.randn(5, 8))
+    assert (report.stage, report.piece) == ("padded", "region 0 piece 2")
+    assert "lies" in " ".join(report.ops)
+
+
+def test_bisection_leaves_memory_as_it_was():
+    model = Cached()
+    fast = plain(model, dynamic={"x": {0: N}, "into": {0: N}}, splitting_ops=())
+    x, into = torch.randn(4, 8), torch.zeros(4, 8)
+    assert not fast.bisect(x, into).differs
+    assert (model.count.item(), into.abs().sum().item()) == (0, 0)
+
+
+def test_bisection_takes_no_more_runs_than_it_may():
+    import math
+
+    model = Block()
+    report = plain(model, Platform(Slightly(2))).bisect(torch.randn(3, 8))
+    assert report.runs <= math.log2(report.pieces) + 2
+    one = plain(lambda x: x * 2, splitting_ops=()).bisect(torch.randn(3, 8))
+    assert one.runs <= math.log2(one.pieces) + 2
