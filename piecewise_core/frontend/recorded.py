@@ -20,6 +20,7 @@ from piecewise_core.capture.modes import DataInSteps, being_watched
 from piecewise_core.capture.plans import largest_first
 from piecewise_core.counters import Counters, Stats, process_counters
 from piecewise_core.errors import ConfigError, NotTraced, OutOfRange
+from piecewise_core.frontend.recordedverify import RecordedVerifier
 from piecewise_core.frontend.recordings import Recordings
 from piecewise_core.frontend.refusals import check_grad, need_grad, refuse_autocast
 from piecewise_core.frontend.results import Padded, RecordedFacts, tensors_in
@@ -64,6 +65,10 @@ class RecordedFunction:
         )
         self._padded: dict[Sizes, Padded] = {}
         self._told = False
+        rng = getattr(setup.platform.device, "rng", None)
+        self._verifier = RecordedVerifier(
+            self._config, self._counters, () if rng is None else (rng(),)
+        )
         self._lock = threading.RLock()
         self._started = False
 
@@ -82,9 +87,7 @@ class RecordedFunction:
             self._recordings.refresh()
             target = self._targets[self._find(*sizes)]
             if target is not None and target.capture is not None and not self._recordings.released:
-                done, result = self._replay(target.capture, tensors, sizes, args, kwargs)
-                if done:
-                    return result
+                return self._captured(target.capture, tensors, sizes, args, kwargs)
             return self._eagerly(sizes, args, kwargs)
 
     # Controls --------------------------------------------------------------------------
@@ -147,7 +150,10 @@ class RecordedFunction:
         plans = self._recordings.plans
         sizes = [s for s in self._config.captures if s in plans]
         info = self._setup.selected.info
-        return RecordedFacts(info.name, tuple(sizes), dict(plans.dropped), self.stats().to_dict())
+        wrong = {captured: why for (captured, _), why in self._verifier.wrong.items()}
+        return RecordedFacts(
+            info.name, tuple(sizes), dict(plans.dropped), self.stats().to_dict(), wrong
+        )
 
     def _report(self, captured: list[Sizes], begun: float) -> WarmupReport:
         stats = self.stats()
@@ -190,6 +196,24 @@ class RecordedFunction:
             )
         self._counters.calls["eager"] += 1
         return self._fn(*args, **kwargs)
+
+    def _captured(self, captured: Sizes, tensors: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
+        """Serve a call that a captured size holds; compared with the function if it is due."""
+        key = captured, sizes != captured
+        if key in self._verifier.wrong:
+            return self._eagerly(sizes, args, kwargs)
+
+        def served() -> Any:
+            done, result = self._replay(captured, tensors, sizes, args, kwargs)
+            return result if done else self._eagerly(sizes, args, kwargs)
+
+        known = sizes == captured or sizes in self._padded
+        if not known or captured not in self._recordings.plans or not self._verifier.is_due(key):
+            return served()
+        raw = self._binder.raw(*args, **kwargs)
+        written = self._recordings.written[captured] or ()
+        memory = [raw[i] for i in written] + self._recordings.memory[captured]
+        return self._verifier.check(key, lambda: self._fn(*args, **kwargs), served, memory)
 
     def _replay(
         self, captured: Sizes, tensors: Any, sizes: Sizes, args: Any, kwargs: Any

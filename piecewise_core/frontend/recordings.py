@@ -40,8 +40,8 @@ class Recordings:
     ``outputs``: per captured size, how a result is made of the graphs' tensors. ``written``: per
     captured size, the places of the inputs that it writes to; None where it writes to nothing of
     the caller's. ``objects``: the calls' constants. ``runs``: per captured size, the operators that
-    ran, where calls may be padded. ``sealed``: "error" or "warn" for captures
-    from now on. ``released``: whether sizes stay without graphs until they are asked for again.
+    ran, where calls may be padded. ``memory``: what it writes to besides inputs. ``sealed``:
+    "error" or "warn" for captures from now on. ``released``: whether sizes stay without graphs until they are asked for again.
     """
 
     def __init__(self, fn: Callable[..., Any], setup: Setup, counters: Counters) -> None:
@@ -54,6 +54,7 @@ class Recordings:
         self.written: dict[Sizes, tuple[int, ...] | None] = {}
         self.objects: list[Any] = []
         self.runs: dict[Sizes, Run] = {}
+        self.memory: dict[Sizes, list[torch.Tensor]] = {}
         self.sealed: str | None = None
         self.released = False
         self._structure: Structure | None = None
@@ -106,6 +107,7 @@ class Recordings:
         self.outputs.clear()
         self.written.clear()
         self.runs.clear()
+        self.memory.clear()
         self.released = True
         self._external.clear()
         self._parameters = Parameters(roots_of(self._fn), every=True)
@@ -173,5 +175,11 @@ class Recordings:
         written = tuple(i for i, view in enumerate(views) if recorder.writes_to(view))
         self.written[captured] = written if recorder.writes else None
         self._binder.mutated |= set(written)
+        own = {view.untyped_storage()._cdata for view in views}
+        self.memory[captured] = [
+            tensor
+            for tensor in recorder.external
+            if recorder.writes_to(tensor) and tensor.untyped_storage()._cdata not in own
+        ]
         recorder.note(tensors_in(result, self.objects))
         self._external |= {id(tensor): tensor for tensor in recorder.external}

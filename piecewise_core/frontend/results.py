@@ -21,22 +21,27 @@ __all__ = ["Padded", "RecordedFacts", "arguments", "result_code", "tensors_in"]
 class RecordedFacts:
     """What ``explain()`` knows of a recorded function.
 
-    ``captured``: sizes with graphs. ``dropped``: capture sizes without, and why.
+    ``captured``: sizes with graphs. ``dropped``: capture sizes without, and why. ``as_written``:
+    those whose graphs gave other results than the function, and how.
     """
 
     platform: str
     captured: tuple[Sizes, ...]
     dropped: dict[Sizes, str]
     stats: dict[str, Any]
+    as_written: dict[Sizes, str] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> str:
         """The facts as a JSON object; sizes are written as in ``str``."""
-        dropped = {str(sizes): why for sizes, why in self.dropped.items()}
-        return json.dumps({**dataclasses.asdict(self), "dropped": dropped}, indent=2)
+        facts = dataclasses.asdict(self)
+        for name in ("dropped", "as_written"):
+            facts[name] = {str(sizes): why for sizes, why in getattr(self, name).items()}
+        return json.dumps(facts, indent=2)
 
     def __str__(self) -> str:
         lines = [f"platform {self.platform}, recorded", f"captured: {_listed(self.captured)}"]
         lines += [f"not captured: {sizes}: {why}" for sizes, why in self.dropped.items()]
+        lines += [f"served as written: {sizes}: {why}" for sizes, why in self.as_written.items()]
         calls = ", ".join(f"{k} {v}" for k, v in self.stats["calls"].items() if v)
         return "\n".join([*lines, f"calls: {calls or 'none'}"])
 

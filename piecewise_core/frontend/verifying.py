@@ -16,7 +16,7 @@ from piecewise_core.ranges import Sizes, Target
 from piecewise_core.runtime.compared import apart, kept
 from piecewise_core.runtime.preserved import Preserved
 
-__all__ = ["Compared", "Subject", "Verifier", "compared"]
+__all__ = ["Compared", "Subject", "Verifier", "compared", "due"]
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,9 @@ class Verifier:
     def _verified(self, key: Key, served: Entry, region: Region, call: Any) -> Any:
         target = key[1]
         suspect = self._subject.suspect(region, target, *call)
-        done = compared(suspect.as_written, lambda: served(*call), suspect)
+        done = compared(
+            suspect.as_written, lambda: served(*call), suspect.memory, suspect.generators
+        )
         if done.how is not None and region.draws is not None:
             self._unsure.add(key)
             logger.warning(
@@ -134,6 +136,12 @@ _DUE = 1.0 - 1e-9
 """Credit at which a call is compared: shares such as 0.1 do not add up to 1 exactly."""
 
 
+def due(credit: float, rate: float) -> tuple[float, bool]:
+    """The credit of a target behind one call more, and whether that call is to be compared."""
+    credit += rate
+    return (credit - 1.0, True) if credit >= _DUE else (credit, False)
+
+
 class Compared:
     """One call run as written and as it is served, and how the two are apart.
 
@@ -147,13 +155,23 @@ class Compared:
         self.result, self.wanted, self.how = result, wanted, how
         self.before, self.after = before, after
 
+    @property
+    def drew(self) -> bool:
+        """Whether the model drew random numbers."""
+        return self.before.states_differ(self.after)
+
 
 def compared(
-    as_written: Callable[[], Any], served: Callable[[], Any], suspect: Suspect
+    as_written: Callable[[], Any],
+    served: Callable[[], Any],
+    memory: Sequence[torch.Tensor],
+    generators: Sequence[Any],
 ) -> Compared:
-    """Run one call both ways, with the effects of one. Raises what the model itself raises."""
-    memory = suspect.memory
-    before = Preserved(memory, suspect.generators, draws=True)
+    """Run one call both ways, with the effects of one. Raises what the model itself raises.
+
+    ``memory``: the tensors that it writes to. ``generators``: of devices.
+    """
+    before = Preserved(memory, generators, draws=True)
     try:
         wanted = as_written()
         # A result may lie in memory that is about to be put back.

@@ -41,6 +41,11 @@ class Preserved:
         for generator, state in zip(self._generators, self._states, strict=True):
             generator.set_state(state)
 
+    def states_differ(self, other: Preserved) -> bool:
+        """Whether random numbers were drawn between the two."""
+        pairs = zip(self._states, other._states, strict=True)
+        return not all(torch.equal(a, b) for a, b in pairs)
+
     @property
     def values(self) -> list[torch.Tensor]:
         """What the tensors held."""

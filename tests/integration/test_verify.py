@@ -266,6 +266,65 @@ def test_torch_compile_s_door_verifies_too(caplog):
     assert "piece 2 differs first, stage compiled" in caplog.text
 
 
+# Recorded functions -----------------------------------------------------------------------------
+
+
+def recorded(fn, platform=None, **config):
+    settings = {
+        "dynamic": {"x": {0: N}},
+        "capture_sizes": (4, 8),
+        "check": "verify",
+        "verify_rate": 1.0,
+        **config,
+    }
+    return pw.record(fn, pw.Config(**settings), platform=platform or SimulatedPlatform())
+
+
+def test_replayed_calls_of_a_recorded_function_are_compared():
+    model = Block()
+    fast = recorded(model, splitting_ops=("torch.softmax",), padding="capture_sizes")
+    fast.warmup(torch.randn(3, 8), progress=False)
+    right(fast, model, (4, 4, 3, 3, 3))
+    # The first call of a padded size runs as written anyway.
+    assert (fast.stats().verified, fast.stats().wrong) == (4, 0)
+
+
+def test_a_recorded_graph_that_lost_an_operator_is_found(caplog):
+    fast = recorded(lambda x: (x.sin() + 1) * 2, Platform(drop_op="aten.sin.default"))
+    fast.warmup(torch.randn(3, 8), progress=False)
+    right(fast, lambda x: (x.sin() + 1) * 2, (4, 4, 8, 8))
+    stats = fast.stats()
+    assert (stats.wrong, stats.calls["eager"]) == (2, 2)
+    assert caplog.text.count("gave other results than the function as written: output: ") == 2
+    assert "served as written: (4,)" in str(fast.explain())
+    assert "(8,)" in json.loads(fast.explain().to_json())["as_written"]
+
+
+def test_a_number_that_was_fixed_when_recorded_is_found():
+    factor = [2.0]
+
+    def fn(x):
+        return x.sin() * factor[0]
+
+    fast = recorded(fn)
+    right(fast, fn, (4, 4))
+    factor[0] = 3.0
+    right(fast, fn, (4, 4))
+    assert fast.stats().wrong <= 1
+
+
+def test_writes_of_a_verified_recorded_call_happen_once():
+    model, plain = Cached(), Cached()
+    fast = recorded(model, dynamic={"x": {0: N}, "into": {0: N}})
+    mine, theirs = torch.zeros(4, 8), torch.zeros(4, 8)
+    for count in range(1, 5):
+        x = torch.randn(4, 8)
+        torch.testing.assert_close(fast(x, mine), plain(x, theirs))
+        assert model.count.item() == count
+    torch.testing.assert_close(mine, theirs)
+    assert (fast.stats().verified, fast.stats().wrong) == (3, 0)
+
+
 # Bisection --------------------------------------------------------------------------------------
 
 

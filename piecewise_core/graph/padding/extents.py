@@ -13,12 +13,14 @@ __all__ = [
     "Extent",
     "Value",
     "Varies",
+    "added",
     "axes_of",
     "extent",
     "joined",
     "regroup",
     "total",
     "varies",
+    "within",
 ]
 
 
@@ -48,11 +50,14 @@ class Value:
 
     ``axes``: None where nobody knows which elements are a call's own. ``narrow``: whether it is
     the beginning of a tensor that does not vary: what is written to its padding stays there.
+    ``below``: its own elements are whole numbers from 0 up to this one, exclusive; None where that
+    is not known.
     """
 
     axes: Axes | None
     dtype: Any = None
     narrow: bool = False
+    below: Extent | None = None
 
     @property
     def dims(self) -> int:
@@ -91,6 +96,21 @@ def total(axis: Axis) -> Extent:
     for factor in axis:
         found = _times(found, factor)
     return found
+
+
+def added(a: Extent, number: int) -> Extent:
+    """``a`` and a fixed number."""
+    if not isinstance(a, Varies):
+        return a + number
+    found: Extent = extent([x + number for x in a])
+    return found
+
+
+def within(a: Extent, b: Extent) -> bool:
+    """Whether ``a`` is never more than ``b``."""
+    if isinstance(a, Varies) or isinstance(b, Varies):
+        return all(x <= y for x, y in _pairs(a, b))
+    return a <= b
 
 
 def regroup(axes: Axes, shape: Sequence[Extent]) -> Axes | None:

@@ -11,6 +11,7 @@ import torch
 
 from piecewise_core.graph.padding.calls import Call, Seen
 from piecewise_core.graph.padding.extents import Axes, Value, Varies, axes_of, total, varies
+from piecewise_core.graph.padding.rowplaces import below
 from piecewise_core.graph.padding.rule import Mixes, known
 from piecewise_core.graph.padding.table import rule_of
 from piecewise_core.graph.padding.tape import Ref
@@ -86,11 +87,12 @@ class _Judge:
         else:
             axes = [axes_of(shape) for shape in shapes]  # nothing that it sees is padded
         _check_writes(call, axes)
-        narrow = _narrows(call, axes)
+        narrow, limit = _narrows(call, axes), below(call)
         for ref, found in zip(seen.results, axes, strict=True):
             if found is not None and tuple(map(total, found)) != ref.shape:
                 raise Mixes("gave another shape than its rule says")
-            self._values[ref.number] = Value(found, ref.dtype, narrow)
+            places = None if ref.dtype.is_floating_point else limit
+            self._values[ref.number] = Value(found, ref.dtype, narrow, places)
 
     def _value(self, value: Any) -> Any:
         if isinstance(value, Ref):

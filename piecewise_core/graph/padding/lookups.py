@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from piecewise_core.graph.padding.calls import Call
-from piecewise_core.graph.padding.extents import Axes, Value, axes_of
+from piecewise_core.graph.padding.extents import Axes, Axis, Value, axes_of
+from piecewise_core.graph.padding.rowplaces import inside
 from piecewise_core.graph.padding.rule import Mixes, Rule, broadcast, fixed, known, place
 
 __all__ = ["RULES"]
@@ -13,9 +14,16 @@ __all__ = ["RULES"]
 _PICKED = "picks rows of it by index"
 
 
+def _picked(axis: Axis, index: Value) -> None:
+    """Refuse to pick rows of a dim that varies, unless by their places."""
+    if not inside(index, axis):
+        fixed((axis,), _PICKED)
+
+
 def _embedded(call: Call) -> list[Axes]:
     weight = known(call["weight"])
-    fixed(weight[:1], _PICKED)
+    for axis in weight[:1]:
+        _picked(axis, call["indices"])
     return [(*known(call["indices"]), *weight[1:])]
 
 
@@ -24,7 +32,8 @@ def _indexed(call: Call) -> list[Axes]:
     picked = {i: v for i, v in enumerate(call["indices"]) if isinstance(v, Value)}
     if any(v.dtype in (torch.bool, torch.uint8) for v in picked.values()):
         raise Mixes("picks rows by a mask")
-    fixed((axes[i] for i in picked), _PICKED)
+    for i, value in picked.items():
+        _picked(axes[i], value)
     made = broadcast(known(v) for v in picked.values())
     order = sorted(picked)
     rest = [a for i, a in enumerate(axes) if i not in picked]
@@ -46,7 +55,7 @@ def _index_written(call: Call) -> list[Axes]:
 def _index_selected(call: Call) -> list[Axes]:
     value = call["self"]
     axes, at = known(value), place(call["dim"], value.dims)
-    fixed(axes[at : at + 1], _PICKED)
+    _picked(axes[at], call["index"])
     return [(*axes[:at], *known(call["index"]), *axes[at + 1 :])]
 
 

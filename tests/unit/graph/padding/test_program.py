@@ -69,6 +69,7 @@ ALONE = {
     "the first place of another dim": lambda x: x[:, 0] + x[:, -1],
     "the first row": lambda x: x[0] * 2,
     "an index of other dims": lambda x: x[:, torch.tensor([0, 2])],
+    "rows by their places": lambda x: x[torch.arange(x.shape[0])[:, None], torch.arange(6)],
     "an embedding": lambda x: F.embedding(x[..., 0].long(), torch.ones(10, 4)),
     "a convolution": lambda x: F.max_pool1d(F.conv1d(x, torch.ones(4, 6, 3)), 2),
     "writes to other dims": lambda x: write(x, (slice(None), 0), 1.0),
@@ -118,6 +119,11 @@ MIXED = {
         lambda x: F.conv1d(x.permute(1, 2, 0), torch.ones(3, 8, 3), padding=1),
         "aten::conv1d", "neighbours"),
     "picked by value": (lambda x: x[x[:, 0, 0].long()], "aten::index", "by index"),
+    "rows by places behind": (
+        lambda x: x[torch.arange(x.shape[0]) - 1], "aten::index", "by index"),
+    "rows by places further on": (
+        lambda x: torch.cat([x.new_zeros(2, 6, 8), x])[torch.arange(x.shape[0]) + 3],
+        "aten::index", "by index"),
     "counted": (
         lambda x: x + torch.zeros(8).scatter_add(0, x[:, 0, 0].long(), x[:, 0, 0]),
         "aten::scatter_add", "by index"),

@@ -1,0 +1,77 @@
+"""``check="verify"`` for recorded functions: a share of replayed calls also runs as written."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from piecewise_core.config import Config
+from piecewise_core.counters import Counters
+from piecewise_core.frontend.verifying import compared, due
+from piecewise_core.ranges import Sizes
+
+__all__ = ["RecordedVerifier"]
+
+logger = logging.getLogger(__name__)
+
+Key = tuple[Sizes, bool]
+"""A captured size, and whether a call was padded to it."""
+
+
+class RecordedVerifier:
+    """Compares every so many replayed calls of a captured size with the function itself.
+
+    ``wrong``: captured sizes that gave other results, exact or padded; they run as written.
+    ``generators``: of devices.
+    """
+
+    def __init__(self, config: Config, counters: Counters, generators: Sequence[Any]) -> None:
+        self._rate = config.verify_rate if config.check == "verify" else 0.0
+        self._counters = counters
+        self._generators = generators
+        self._credit: dict[Key, float] = {}
+        self.wrong: dict[Key, str] = {}
+
+    def is_due(self, key: Key) -> bool:
+        """Whether this call is one to compare."""
+        if not self._rate:
+            return False
+        credit, now = due(self._credit.get(key, 0.0), self._rate)
+        self._credit[key] = credit
+        return now
+
+    def check(
+        self,
+        key: Key,
+        as_written: Callable[[], Any],
+        served: Callable[[], Any],
+        memory: Sequence[torch.Tensor],
+    ) -> Any:
+        """The result of a call that is served and compared. ``memory``: what it writes to."""
+        done = compared(as_written, served, memory, self._generators)
+        if done.how is None:
+            self._counters.add("verified")
+            return done.result
+        if done.drew:
+            logger.warning(
+                "calls of sizes %s cannot be verified: they draw random numbers, and graphs draw "
+                "others",
+                key[0],
+            )
+            self._credit[key] = float("-inf")
+            return done.result
+        self._counters.add("verified")
+        self._counters.add("wrong")
+        stage = "padded" if key[1] else "captured"
+        self.wrong[key] = f"{done.how}, stage {stage}"
+        logger.error(
+            "a call replayed at sizes %s gave other results than the function as written: %s. "
+            "This call has the function's own results, and such calls run as written from now on",
+            key[0],
+            self.wrong[key],
+        )
+        done.after.put_back()
+        return done.wanted
