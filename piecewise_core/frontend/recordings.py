@@ -41,7 +41,8 @@ class Recordings:
     captured size, the places of the inputs that it writes to; None where it writes to nothing of
     the caller's. ``objects``: the calls' constants. ``runs``: per captured size, the operators that
     ran, where calls may be padded. ``memory``: what it writes to besides inputs. ``sealed``:
-    "error" or "warn" for captures from now on. ``released``: whether sizes stay without graphs until they are asked for again.
+    "error" or "warn" for captures from now on. ``released``: whether sizes stay without graphs
+    until they are asked for again.
     """
 
     def __init__(self, fn: Callable[..., Any], setup: Setup, counters: Counters) -> None:

@@ -101,7 +101,11 @@ class Verifier:
         target = key[1]
         suspect = self._subject.suspect(region, target, *call)
         done = compared(
-            suspect.as_written, lambda: served(*call), suspect.memory, suspect.generators
+            suspect.as_written,
+            lambda: served(*call),
+            suspect.memory,
+            suspect.generators,
+            draws=region.draws is not None,
         )
         if done.how is not None and region.draws is not None:
             self._unsure.add(key)
@@ -166,12 +170,15 @@ def compared(
     served: Callable[[], Any],
     memory: Sequence[torch.Tensor],
     generators: Sequence[Any],
+    *,
+    draws: bool = True,
 ) -> Compared:
     """Run one call both ways, with the effects of one. Raises what the model itself raises.
 
-    ``memory``: the tensors that it writes to. ``generators``: of devices.
+    ``memory``: the tensors that it writes to. ``generators``: of devices. ``draws``: whether it may
+    draw random numbers.
     """
-    before = Preserved(memory, generators, draws=True)
+    before = Preserved(memory, generators, draws=draws)
     try:
         wanted = as_written()
         # A result may lie in memory that is about to be put back.
