@@ -15,9 +15,9 @@ from piecewise_core.frontend.cells import cell_of, uncovered
 from piecewise_core.frontend.region import Region, unbounded
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.frontend.tracestore import TraceStore
-from piecewise_core.graph.empty import trace_region
 from piecewise_core.graph.garbage import no_collection
 from piecewise_core.graph.names import Matcher
+from piecewise_core.graph.smallsizes import trace_region
 from piecewise_core.graph.split import split
 from piecewise_core.graph.structure import Structure
 from piecewise_core.graph.trace import Traced

@@ -21,6 +21,7 @@ import builtins
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any
 
 import torch
@@ -65,6 +66,7 @@ class Capture:
     ``graph``: flat; parameters and sizes are placeholders. ``run``: the frame's own code, on
     the arguments given and with a function in place of the graph. ``side_effects``: what it would
     change besides tensors. ``assume(fn, objects)``: what the trace took for granted of them.
+    ``code``: all that ran through the tracer.
     """
 
     graph: torch.fx.GraphModule
@@ -72,6 +74,7 @@ class Capture:
     run: Callable[[Callable[..., Any], Sequence[Any]], Any]
     side_effects: tuple[SideEffect, ...]
     assume: Callable[[Callable[..., Any], Sequence[Any]], Assumptions]
+    code: tuple[CodeType, ...]
 
 
 @contextlib.contextmanager
@@ -183,7 +186,8 @@ def capture(entry: Callable[..., Any], args: Sequence[Any]) -> Capture:
         imports, code = captured.import_sources, captured.traced_code
         return assume(looks, imports, code, found["graph"], fn, objects)
 
-    return Capture(found["graph"], found["shape_env"], run, found["side_effects"], assumed)
+    graph, env, effects = found["graph"], found["shape_env"], found["side_effects"]
+    return Capture(graph, env, run, effects, assumed, tuple(captured.traced_code))
 
 
 def _look(guard: Any) -> Look:

@@ -22,6 +22,12 @@ from piecewise_core.ranges import Box, Sizes
 
 __all__ = ["Traced", "hints", "trace"]
 
+_LAYOUT = frozenset({
+    "dim_order", "guard_or_false", "guard_or_true", "guard_size_oblivious", "is_contiguous",
+    "statically_known_false", "statically_known_true", "storage_offset", "stride",
+})  # fmt: skip
+"""What Python can ask of a tensor or a size that Dynamo answers without a guard."""
+
 
 @dataclass(frozen=True)
 class Traced:
@@ -30,6 +36,7 @@ class Traced:
     ``graph``: flat; its output is a flat tuple. ``inputs``: one per placeholder. ``symbols``:
     symbol -> place of its dim. ``box``: the sizes over which the graph holds. ``output``:
     rebuilds the call's result. ``assumptions``: what must hold of the model, where it was noted.
+    ``asks_layout``: whether code that was traced may have asked for a tensor's strides.
     """
 
     graph: torch.fx.GraphModule
@@ -38,6 +45,7 @@ class Traced:
     box: Box
     output: OutputCode
     assumptions: Assumptions | None = None
+    asks_layout: bool = False
 
 
 def hints(cell: Box) -> Sizes:
@@ -98,7 +106,8 @@ def trace(
             effect.undo()
     clean(captured.graph)
     assumptions = captured.assume(fn, objects) if assume else None
-    return Traced(captured.graph, inputs, symbols, box, output, assumptions)
+    asks = any(_LAYOUT & {*code.co_names} for code in captured.code)
+    return Traced(captured.graph, inputs, symbols, box, output, assumptions, asks)
 
 
 def _explain(error: Exception, dims: Sequence[Dim], hint: Sizes) -> str:
