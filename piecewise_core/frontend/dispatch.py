@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from piecewise_core.config import Config
@@ -69,6 +70,13 @@ class Dispatch:
         self.serving = self.entries
         if self._verifier is not None:
             self.serving = self._verifier.watch(self.entries, (*captured, *plain))
+
+    def beyond(self, region: Region, t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
+        """Serve one call above the bounds by the region's general graph."""
+        serve: Entry = partial(self.general, region)
+        if self._verifier is not None:
+            serve = self._verifier.beyond(region, serve)
+        return serve(t, b, sizes, args, kwargs)
 
     def general(self, region: Region, t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
         """Serve one call by the region's general graph, as written while it is not compiled."""

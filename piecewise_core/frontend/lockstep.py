@@ -71,6 +71,10 @@ class Lockstep:
         sizes = self._call[2]
         written = self._chain(self._watched(), self.given, sizes)
         own, larger, replays = self._served()
+        # A forward captured as one graph leaves nothing between its pieces to look at.
+        by_piece = self._plan is not None and len(self._plan.made) == len(
+            self._region.program.compilable
+        )
         for piece in self._region.program.pieces:
             self._piece = piece.index
             state = self._state()
@@ -84,7 +88,7 @@ class Lockstep:
                 if chain is not None:
                     state.put_back()
                     made.append(next(chain)[1])
-            if replays is not None and not piece.splitting:
+            if by_piece and not piece.splitting:
                 state.put_back()
                 found = _apart(next(replays, ()), made[1])
                 if found is not None:
@@ -152,8 +156,10 @@ class Lockstep:
         return own, larger, self._plan.walk()
 
     def _runs(self, sizes: Sizes) -> list[Callable[..., Any]]:
-        box = self._region.fallback(sizes).box
-        return [run for _, run in self._region.runnables(box)]
+        region = self._region
+        inside = region.box is not None and sizes in region.box
+        box = region.fallback(sizes).box if inside else region.general_box
+        return [run for _, run in region.runnables(box)]
 
     # Comparing ---------------------------------------------------------------------------
 

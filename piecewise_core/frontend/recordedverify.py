@@ -10,7 +10,7 @@ import torch
 
 from piecewise_core.config import Config
 from piecewise_core.counters import Counters
-from piecewise_core.frontend.verifying import compared, due
+from piecewise_core.frontend.verifying import NoRoom, compared, due
 from piecewise_core.ranges import Sizes
 
 __all__ = ["RecordedVerifier"]
@@ -51,7 +51,11 @@ class RecordedVerifier:
         memory: Sequence[torch.Tensor],
     ) -> Any:
         """The result of a call that is served and compared. ``memory``: what it writes to."""
-        done = compared(as_written, served, memory, self._generators)
+        try:
+            done = compared(as_written, served, memory, self._generators)
+        except NoRoom as error:
+            logger.info("calls of sizes %s are not verified now: %s", key[0], error)
+            return served()
         if done.how is None:
             self._counters.add("verified")
             return done.result

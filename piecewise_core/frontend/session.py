@@ -219,7 +219,7 @@ class Session:
         if self.config.out_of_range == "general" and sizes in self._regions.outer_bounds:
             region = self.region_for(sizes)
             self._refuse_lost_writes(t, args, kwargs)
-            return self.dispatch.general(region, t, self._read(), sizes, args, kwargs)
+            return self.dispatch.beyond(region, t, self._read(), sizes, args, kwargs)
         raise OutOfRange(out_of_range(self.config, sizes))
 
     # Regions ---------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from piecewise_core.ranges import Sizes, Target
 from piecewise_core.runtime.compared import apart, kept
 from piecewise_core.runtime.preserved import Preserved
 
-__all__ = ["Compared", "Subject", "Verifier", "compared", "due"]
+__all__ = ["Compared", "NoRoom", "Subject", "Verifier", "compared", "due"]
 
 logger = logging.getLogger(__name__)
 
@@ -50,11 +50,21 @@ class Verifier:
         self._subject = subject
         self.wrong: dict[Key, str] = {}
         self._unsure: set[Key] = set()
+        self._beyond: dict[int, list[Entry]] = {}
+
+    def beyond(self, region: Region, general: Entry) -> Entry:
+        """What calls above the bounds go to in place of ``general``, the region's general graph."""
+        if region.index not in self._beyond:
+            serving = self._beyond[region.index] = []
+            target = Target("general", region.general_box)
+            serving.append(self._sampled(serving, [general], 0, region, target))
+        return self._beyond[region.index][0]
 
     def forget(self) -> None:
         """The model is traced anew: what was wrong may be no more."""
         self.wrong.clear()
         self._unsure.clear()
+        self._beyond.clear()
 
     def watch(self, entries: list[Entry], targets: Sequence[tuple[Region, Target]]) -> list[Entry]:
         """What calls go to in place of ``entries``; the last entry has no target."""
@@ -100,13 +110,17 @@ class Verifier:
     def _verified(self, key: Key, served: Entry, region: Region, call: Any) -> Any:
         target = key[1]
         suspect = self._subject.suspect(region, target, *call)
-        done = compared(
-            suspect.as_written,
-            lambda: served(*call),
-            suspect.memory,
-            suspect.generators,
-            draws=region.draws is not None,
-        )
+        try:
+            done = compared(
+                suspect.as_written,
+                lambda: served(*call),
+                suspect.memory,
+                suspect.generators,
+                draws=region.draws is not None,
+            )
+        except NoRoom as error:
+            logger.info("calls of %s are not verified now: %s", target, error)
+            return served(*call)
         if done.how is not None and region.draws is not None:
             self._unsure.add(key)
             logger.warning(
@@ -138,6 +152,10 @@ class Verifier:
 
 _DUE = 1.0 - 1e-9
 """Credit at which a call is compared: shares such as 0.1 do not add up to 1 exactly."""
+
+
+class NoRoom(Exception):
+    """There is no memory to run the model as written beside what serves it."""
 
 
 def due(credit: float, rate: float) -> tuple[float, bool]:
@@ -184,6 +202,8 @@ def compared(
         # A result may lie in memory that is about to be put back.
         theirs = kept(wanted, copy=bool(memory))
         after = before.take()
+    except torch.OutOfMemoryError as error:
+        raise NoRoom(str(error)) from error
     finally:
         before.put_back()
     result = served()
