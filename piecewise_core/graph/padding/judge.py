@@ -116,7 +116,11 @@ def _asked(call: Call) -> list[Axes | None]:
     for name, value in call.arguments.items():
         if name not in rule.sizes and _number_varies(value):
             raise Mixes("computes with a size of the call")
-    found = list(rule.apply(call))
+    try:
+        found = list(rule.apply(call))
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        # An overload whose arguments are of other kinds than those that the rule was written for.
+        raise Mixes(f"is called in a form that its rule does not know ({error})") from error
     if len(found) != len(call.results):
         raise Mixes("gave another number of results than its rule says")
     return found

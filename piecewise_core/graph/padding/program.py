@@ -113,6 +113,12 @@ class _Run:
 
     def mixing(self, dims: Sequence[int]) -> Mixing | None:
         """What keeps ``dims``, padded together, from being padded."""
+        try:
+            return self._mixing(dims)
+        except (ValueError, ArithmeticError) as error:
+            return Mixing("the program", "", f"has a size that nobody can tell: {error}")
+
+    def _mixing(self, dims: Sequence[int]) -> Mixing | None:
         samples = _samples(self._box, dims)
 
         def number(value: Any) -> Any:
