@@ -62,7 +62,7 @@ class OwnedInputs:
     def stage(self, sizes: Sizes) -> Stage:
         """The copy into ``views(sizes)``; rows beyond a call's own sizes become zeros."""
         views = self.views(sizes)
-        at_once = self._stager(views)
+        at_once = _apart(views, self._stager)
         if at_once is not None and all(map(self._only_outermost, self._structure.tensors)):
             filling = at_once
             return lambda tensors, own: filling(tensors)
@@ -129,11 +129,31 @@ class FixedInputs:
         )
 
 
+def _apart(
+    views: Sequence[torch.Tensor], stager: Callable[[Sequence[torch.Tensor]], Copier | None]
+) -> Copier | None:
+    """The driver's copy into its device's ``views``, and a plain one into those of the CPU."""
+    here = [i for i, view in enumerate(views) if view.device.type == "cpu"]
+    there = [i for i in range(len(views)) if i not in here]
+    if not here or not there:
+        return stager(views)
+    over = stager([views[i] for i in there])
+    if over is None:
+        return None
+    plain, at_once = _by_dtype([views[i] for i in here]), over
+
+    def copy(tensors: Sequence[torch.Tensor]) -> None:
+        plain([tensors[i] for i in here])
+        at_once([tensors[i] for i in there])
+
+    return copy
+
+
 def _by_dtype(views: Sequence[torch.Tensor]) -> Copier:
     """The copy into all of ``views``, whole: one call, and on a device one launch, per dtype."""
-    places: dict[torch.dtype, list[int]] = {}
+    places: dict[tuple[torch.dtype, torch.device], list[int]] = {}
     for place, view in enumerate(views):
-        places.setdefault(view.dtype, []).append(place)
+        places.setdefault((view.dtype, view.device), []).append(place)
     groups = [(found, [views[i] for i in found]) for found in places.values()]
 
     def copy(tensors: Sequence[torch.Tensor]) -> None:

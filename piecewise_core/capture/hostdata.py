@@ -59,6 +59,10 @@ class HostData:
         """Whether Python may read ``tensor``: it is data that Python itself has given."""
         return _memory(tensor) in self._value_at or _memory(tensor) in self.given
 
+    def is_constant(self, tensor: torch.Tensor) -> bool:
+        """Whether the CPU made ``tensor`` of nothing but Python data."""
+        return _memory(tensor) in self._constant
+
     def lifted(self, tensor: torch.Tensor, segment: int) -> None:
         """The first run made ``tensor`` of Python data in ``segment``."""
         value = _value(tensor)

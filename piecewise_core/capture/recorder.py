@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -62,6 +62,7 @@ class Recorder:
         self, driver: GraphDriver, pool: Any, stream: Any, device_type: str = "cpu"
     ) -> None:
         self._driver = driver
+        self.device_type = device_type
         self._ambient = Ambient(device_type)
         self._pool = pool
         self.stream = stream
@@ -146,6 +147,17 @@ class Recorder:
         for noted in (self._results, self._form_of_op, self._forms, self._groups):
             noted.clear()
         self._returns_given = False
+
+    def _add_step(
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        buffers: Sequence[torch.Tensor | None],
+    ) -> None:
+        """Have ``fn`` called before the graph that is open, at every replay."""
+        around, alone = self._ambient.inside(), len(buffers) == 1
+        self._sequence.append(_Op(fn, args, kwargs, around, alone, [], list(buffers)))
 
     def rehearse(self, run: Callable[[], Any]) -> None:
         """The first run: warms up, and notes what operators return."""

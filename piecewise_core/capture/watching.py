@@ -15,6 +15,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from piecewise_core.capture.calls import ValueRead, only_views, tensors, written
 from piecewise_core.capture.hostdata import Call, HostData, is_lift, is_read
+from piecewise_core.capture.hostinputs import HostInputs
 from piecewise_core.capture.modes import Functions, Operators
 from piecewise_core.capture.opsteps import allocate
 from piecewise_core.capture.recorder import Recorder, another_path
@@ -66,6 +67,7 @@ class WatchingRecorder(Recorder):
         self._before: list[tuple[torch.UntypedStorage, torch.UntypedStorage | None]] = []
         self._works = [False]
         self._data = HostData()
+        self._host = HostInputs(self.device_type, self._data.is_constant, self._add_step)
 
     # The two runs ----------------------------------------------------------------------
 
@@ -148,6 +150,7 @@ class WatchingRecorder(Recorder):
         self._outside.clear()
         self._before.clear()
         self._data = HostData()
+        self._host = HostInputs(self.device_type, self._data.is_constant, self._add_step)
 
     def _begin(self) -> None:
         if self._segment < len(self._works) and self._works[self._segment]:
@@ -208,7 +211,7 @@ class WatchingRecorder(Recorder):
 
     def saw(self, fn: Any, args: Any, kwargs: Any, result: Any) -> None:
         """An ordinary operator ran."""
-        if not only_views(fn):
+        if not only_views(fn) and not self._host.runs_there(fn, args, kwargs):
             if not self.capturing:
                 self._works[-1] = True
             elif self._open is None:
@@ -231,14 +234,18 @@ class WatchingRecorder(Recorder):
         """An ordinary operator is about to run; returns what runs in its place."""
         if is_read(fn) and not self._data.holds(args[0]):
             raise ValueRead("a tensor's value")
-        if self.capturing:
-            fn, args, kwargs = self._data.instead(fn, args, kwargs)
-        elif is_lift(fn):
+        if not self.capturing and is_lift(fn):
             self._data.lifted(args[0], len(self._works) - 1)
             self._note_made(args[0], ())
         self._note_writes(fn, args, kwargs)
         self.note(tensors((args, kwargs)))
-        return fn, args, kwargs
+        if not self.capturing:
+            self._host.met(fn, args, kwargs)
+            return fn, args, kwargs
+        call = self._data.instead(fn, args, kwargs)
+        call = call if call[0] is not fn else self._host.instead(*call)
+        self.note(tensors(call[1:]))
+        return call
 
     def may_be_read(self, tensor: Any) -> bool:
         """Whether Python may have a tensor's value: it is Python's own."""

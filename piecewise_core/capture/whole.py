@@ -1,4 +1,4 @@
-"""A forward captured as one graph, splitting ops inside."""
+"""A forward captured as one graph, splitting ops inside; what the CPU does runs before it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+from piecewise_core.capture.calls import tensors
+from piecewise_core.capture.opsteps import allocate
 from piecewise_core.capture.recorder import Recorder
 from piecewise_core.errors import CaptureFailed
 from piecewise_core.graph.randomness import draws
@@ -14,7 +16,11 @@ __all__ = ["WholeRecorder"]
 
 
 class WholeRecorder(Recorder):
-    """Captures a forward as one graph, splitting ops inside."""
+    """Captures a forward as one graph, splitting ops inside.
+
+    Operations on tensors of the CPU, and copies from there, are steps of their own: no graph has
+    them. They come before the graph, so they may not wait for it.
+    """
 
     def piece(self, label: str, run: Callable[..., Any]) -> Callable[..., Any]:
         """Noted for error messages, otherwise as it is."""
@@ -22,6 +28,24 @@ class WholeRecorder(Recorder):
 
     def op(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """Noted for error messages; refused where replays would repeat its random numbers."""
+        inside, before = self._inside(fn), super().op(fn)
+
+        def recorded(*args: Any, **kwargs: Any) -> Any:
+            given = tensors((args, kwargs))
+            on_cpu = bool(given) and all(t.device.type == "cpu" for t in given)
+            if not on_cpu or self.device_type == "cpu":
+                return inside(*args, **kwargs)
+            result = before(*args, **kwargs)
+            if self._returns_given:
+                raise CaptureFailed(
+                    f"{self.current} changes a tensor of the CPU, which one graph of the whole "
+                    'forward cannot hold; use graph_mode="piecewise"'
+                )
+            return result
+
+        return recorded
+
+    def _inside(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         noted = self._noted(getattr(fn, "__name__", str(fn)), fn)
         if hasattr(self._driver, "register_generator"):
             return noted
@@ -38,6 +62,9 @@ class WholeRecorder(Recorder):
 
     def record(self, run: Callable[[], Any]) -> Any:
         """The second run, between one begin and one end."""
+        # Outside of the pool: what a graph has there it may use for something else before.
+        self._next = [allocate(layout) for op in self._results for layout in op]
+        self._runs_ops = False
         return self._capture(lambda: run(), ())
 
     def _following(self, piece: int) -> list[tuple[Any, ...] | None]:

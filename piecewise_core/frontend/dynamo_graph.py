@@ -117,9 +117,11 @@ def reader(traced: Traced) -> Callable[[Sequence[Any]], tuple[tuple[Any, ...], S
 
 
 def device_type(graph: torch.fx.GraphModule) -> str | None:
-    """The device type of the first tensor that the graph computes with; None without tensors."""
-    for node in graph.graph.nodes:
-        value = node.meta.get("example_value")
-        if isinstance(value, torch.Tensor) and value.device.type != "meta":
-            return str(value.device.type)
-    return None
+    """The device type that the graph computes on: the CPU's only where there is no other.
+
+    None without tensors.
+    """
+    values = (node.meta.get("example_value") for node in graph.graph.nodes)
+    found = [str(v.device.type) for v in values if isinstance(v, torch.Tensor)]
+    known = [kind for kind in found if kind != "meta"]
+    return next((kind for kind in known if kind != "cpu"), next(iter(known), None))

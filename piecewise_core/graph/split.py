@@ -13,6 +13,7 @@ from piecewise_core.graph import effects
 from piecewise_core.graph.contexts import is_autocast_enter, is_autocast_exit
 from piecewise_core.graph.hazards import Hazards
 from piecewise_core.graph.heads import share_heads
+from piecewise_core.graph.hostinputs import bring_to_device
 from piecewise_core.graph.literals import lift_literals
 from piecewise_core.graph.masks import lift_masks
 from piecewise_core.graph.memory import storages
@@ -90,6 +91,7 @@ def split(traced: Traced, matcher: Callable[[torch.fx.Node], bool]) -> Program:
     lift_literals(traced.graph, matcher)
     share_heads(graph, matcher)
     _drop_dead_nodes(graph)
+    matcher = bring_to_device(graph, matcher)
     lift_masks(graph, matcher)
     runs = segments(graph, matcher)
     nodes = [n for run in runs for n in run.nodes]

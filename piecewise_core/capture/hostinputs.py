@@ -1,0 +1,160 @@
+"""Tensors of the CPU in a recorded run of a device: what graphs do not hold is done before them.
+
+A graph keeps the number that a kernel was given at the capture, and no operator of the CPU is in
+it. So an operator that runs on the CPU alone is a step of its own, and one of the device is given
+a copy that is there, its *twin*, which a step fills before each replay. Twins are allocated in the
+first run, outside of the pool: memory of the pool may be something else earlier in the same graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from piecewise_core.capture.calls import only_views, tensors, written
+from piecewise_core.graph.hostinputs import to_device
+
+__all__ = ["HostInputs"]
+
+_ARITHMETIC = frozenset({
+    torch.ops.aten.add.Tensor, torch.ops.aten.sub.Tensor, torch.ops.aten.mul.Tensor,
+    torch.ops.aten.div.Tensor,
+})  # fmt: skip
+_SHORT = (torch.float16, torch.bfloat16)
+
+Call = tuple[Any, Any, Mapping[str, Any]]
+AddStep = Callable[[Any, Any, Mapping[str, Any], Sequence[torch.Tensor | None]], None]
+
+
+class HostInputs:
+    """One recording's. ``is_constant(tensor)``: whether every run makes it of Python data.
+
+    ``step(fn, args, kwargs, buffers)``: takes what is to be done before the graph that is open.
+    """
+
+    def __init__(
+        self, device_type: str, is_constant: Callable[[torch.Tensor], bool], step: AddStep
+    ) -> None:
+        self._device_type = device_type
+        self._is_constant = is_constant
+        self._step = step
+        self._twins: dict[Any, list[torch.Tensor]] = {}
+        self._filled: dict[Any, torch.Tensor] = {}
+
+    def runs_there(self, fn: Any, args: Any, kwargs: Any) -> bool:
+        """Whether an operator runs on the CPU alone, on what may be another value next time."""
+        if self._device_type == "cpu" or self._target(args, kwargs) is not None:
+            return False
+        return any(self._varies(t) for t in tensors((args, kwargs)))
+
+    def met(self, fn: Any, args: Any, kwargs: Any) -> None:
+        """The first run does this: allocate the twins that the second will need."""
+        with torch.inference_mode(False):
+            for tensor, device in self._taken(fn, args, kwargs):
+                twin = torch.empty_strided(
+                    tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device
+                )
+                self._twins.setdefault(_layout(tensor, device), []).append(twin)
+
+    def instead(self, fn: Any, args: Any, kwargs: Any) -> Call:
+        """What the second run does in place of an operator."""
+        if self.runs_there(fn, args, kwargs):
+            return self._on_cpu(fn), args, kwargs
+        taken = self._taken(fn, args, kwargs)
+        if not taken:
+            return fn, args, kwargs
+        twins = {id(t): self._twin(t, device) for t, device in taken}
+        args, kwargs = _mapped((args, dict(kwargs)), lambda t: twins.get(id(t), t))
+        if fn in _ARITHMETIC and all(map(_is_number, (t for t, _ in taken))):
+            return _widened(fn), args, kwargs
+        return fn, args, kwargs
+
+    def _taken(self, fn: Any, args: Any, kwargs: Any) -> list[tuple[torch.Tensor, torch.device]]:
+        """Tensors of the CPU that an operator of the device reads, and the device they go to."""
+        device = None if self._device_type == "cpu" else self._target(args, kwargs)
+        if device is None:
+            return []
+        kept = {id(t) for t in written(fn, args, kwargs)}
+        given = {id(t): t for t in tensors((args, kwargs)) if self._varies(t)}
+        return [(t, device) for key, t in given.items() if key not in kept]
+
+    def _target(self, args: Any, kwargs: Mapping[str, Any]) -> torch.device | None:
+        """The device that an operator runs on; None for the CPU."""
+        found = (t.device for t in tensors((args, kwargs)))
+        named = kwargs.get("device")
+        devices = [*found, *([torch.device(named)] if named is not None else [])]
+        return next((d for d in devices if d.type == self._device_type), None)
+
+    def _varies(self, tensor: torch.Tensor) -> bool:
+        return tensor.device.type == "cpu" and not self._is_constant(tensor)
+
+    def _twin(self, tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+        key = (tensor.untyped_storage()._cdata, tensor.storage_offset(), _layout(tensor, device))
+        if key not in self._filled:
+            free = self._twins.get(_layout(tensor, device))
+            if not free:
+                return tensor  # another path than the first run's: the device will refuse it
+            self._filled[key] = free.pop()
+            self._step(to_device, (tensor, device), {}, [self._filled[key]])
+        return self._filled[key]
+
+    def _on_cpu(self, fn: Any) -> Callable[..., Any]:
+        """``fn`` as it is, and as a step."""
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            result = fn(*args, **kwargs)
+            if only_views(fn):
+                return result
+            given = {t.untyped_storage()._cdata for t in tensors((args, kwargs))}
+            made = tensors(result)
+            buffers = [None if t.untyped_storage()._cdata in given else _plain(t) for t in made]
+            self._step(fn, args, kwargs, buffers)
+            changed = {t.untyped_storage()._cdata for t in written(fn, args, kwargs)}
+            self._filled = {k: t for k, t in self._filled.items() if k[0] not in changed}
+            return result
+
+        return run
+
+
+def _widened(fn: Any) -> Callable[..., Any]:
+    """Arithmetic with a number as kernels do it: in float32, rounded afterwards."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        first, second = args[:2]
+        short = next((t.dtype for t in (first, second) if _is_short(t)), None)
+        if short is None:
+            return fn(*args, **kwargs)
+        wide = [t.float() if _is_short(t) else t for t in (first, second)]
+        return fn(*wide, *args[2:], **kwargs).to(short)
+
+    return run
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    """The same memory, which steps may write to in whatever mode calls come in."""
+    with torch.inference_mode(False):
+        again = torch.empty(0, dtype=tensor.dtype)
+        storage, offset = tensor.untyped_storage(), tensor.storage_offset()
+        return again.set_(storage, offset, tensor.size(), tensor.stride())
+
+
+def _is_short(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.dtype in _SHORT and value.dim() > 0
+
+
+def _is_number(tensor: torch.Tensor) -> bool:
+    return tensor.dim() == 0 and tensor.dtype not in _SHORT
+
+
+def _layout(tensor: torch.Tensor, device: torch.device) -> Any:
+    return tuple(tensor.shape), tensor.stride(), tensor.dtype, device
+
+
+def _mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {k: _mapped(v, change) for k, v in value.items()}
+    return type(value)(_mapped(v, change) for v in value) if type(value) in (tuple, list) else value

@@ -1,0 +1,189 @@
+"""Tensors of the CPU in a program of a device: a timestep beside images on a GPU.
+
+Kernels take a number that is on the CPU as an argument, and a static graph keeps the arguments of
+its capture. What a program computes on the CPU is not in a graph at all. So all of that runs as
+written at every call, between the pieces, and pieces are given its values on the device. What
+needs nothing of the device runs before the first piece.
+
+A number on the CPU takes part in arithmetic as it is, while one on the device is first rounded to
+the dtype of what it is combined with. In 16 bits that shows, so such arithmetic is done in
+float32 and rounded afterwards, which is what kernels do with a number.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Container
+
+import torch
+
+from piecewise_core.graph import effects
+from piecewise_core.graph.contexts import is_autocast_enter, is_autocast_exit
+from piecewise_core.graph.memory import storages, values
+from piecewise_core.graph.segments import is_item, is_size
+
+__all__ = ["bring_to_device", "to_device"]
+
+_ARITHMETIC = frozenset({
+    operator.add, operator.sub, operator.mul, operator.truediv,
+    torch.add, torch.sub, torch.mul, torch.div, torch.true_divide,
+})  # fmt: skip
+_METHODS = frozenset({"add", "sub", "mul", "div", "true_divide"})
+_SHORT = (torch.float16, torch.bfloat16)
+
+Test = Callable[[torch.fx.Node], bool]
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A copy of a CPU's tensor on ``device``, without waiting for what the device still does."""
+    if type(tensor) is torch.Tensor and tensor.dim() == 0:
+        return torch.full((), tensor.item(), dtype=tensor.dtype, device=device)
+    return tensor.to(device, non_blocking=True)
+
+
+def bring_to_device(graph: torch.fx.Graph, is_splitting: Test) -> Test:
+    """Give operations of a device the values of CPU tensors there; changes ``graph`` in place.
+
+    Returns ``is_splitting``, true also of what runs on the CPU and of what brings values over.
+    A program of one device stays as it is.
+    """
+    devices = {d for node in graph.nodes for d in _devices(node) if d.type not in ("cpu", "meta")}
+    if len(devices) != 1:
+        return is_splitting
+    host = _Host(graph, devices.pop())
+    host.find()
+    host.bring()
+    if not host.nodes:
+        return is_splitting
+    host.hoist()
+    return lambda node: node in host.nodes or is_splitting(node)
+
+
+class _Host:
+    """What of one graph runs on the CPU. ``nodes``: those, and those that bring values over."""
+
+    def __init__(self, graph: torch.fx.Graph, device: torch.device) -> None:
+        self._graph = graph
+        self._device = device
+        self._written = frozenset().union(*map(effects.writes, graph.nodes))
+        self._on_cpu: set[torch.fx.Node] = set()
+        self._brought: dict[torch.fx.Node, torch.fx.Node] = {}
+        self.nodes: set[torch.fx.Node] = set()
+
+    def find(self) -> None:
+        """Note what is on the CPU at every call, what the CPU does, and what moves from there."""
+        for node in self._graph.nodes:
+            if node.op == "placeholder" and _is_on_cpu(node):
+                self._on_cpu.add(node)
+            elif node.op.startswith("call_") and not is_size(node) and self._is_host(node):
+                self.nodes.add(node)
+                if _is_on_cpu(node):
+                    self._on_cpu.add(node)
+
+    def _is_host(self, node: torch.fx.Node) -> bool:
+        given = [n for n in node.all_input_nodes if _devices(n)]
+        if _is_on_cpu(node):
+            return not self._is_number(node)
+        # A write to what is on the CPU, or a copy from there.
+        return bool(given) and all(map(_is_on_cpu, given))
+
+    def _is_number(self, node: torch.fx.Node) -> bool:
+        """Whether a node is a literal number, which kernels may take as an argument."""
+        plain = node.target is torch.full and node.meta["example_value"].dim() == 0
+        return plain and not node.all_input_nodes and not storages(node) & self._written
+
+    def bring(self) -> None:
+        """Operations of the device take copies that are there."""
+        depth = 0
+        for node in list(self._graph.nodes):
+            depth += is_autocast_enter(node) - is_autocast_exit(node)
+            taken = [n for n in node.all_input_nodes if n in self._on_cpu]
+            if not node.op.startswith("call_") or node in self.nodes or not taken:
+                continue
+            if depth == 0 and self._is_short(node, taken):
+                self._in_float32(node)
+            for source in taken:
+                node.replace_input_with(source, self._copy(source, node))
+
+    def _copy(self, source: torch.fx.Node, before: torch.fx.Node) -> torch.fx.Node:
+        """The node of ``source``'s copy; the same for all, unless it is written to."""
+        if source in self._brought:
+            return self._brought[source]
+        with self._graph.inserting_before(before):
+            made = self._graph.call_function(to_device, (source, self._device))
+        example = source.meta["example_value"]
+        with example.fake_mode, torch.inference_mode():
+            made.meta = {**before.meta, "example_value": example.to(self._device)}
+        self.nodes.add(made)
+        if not storages(source) & self._written:
+            self._brought[source] = made
+        return made
+
+    def _is_short(self, node: torch.fx.Node, taken: list[torch.fx.Node]) -> bool:
+        known = node.target in (_METHODS if node.op == "call_method" else _ARITHMETIC)
+        if not known or len(node.args) != 2 or node.kwargs or len(taken) != 1:
+            return False
+        example = node.meta.get("example_value")
+        number = taken[0].meta["example_value"]
+        others = [a for a in node.args if a is not taken[0]]
+        return (
+            isinstance(example, torch.Tensor)
+            and example.dtype in _SHORT
+            and number.dim() == 0
+            and number.dtype not in _SHORT
+            and all(isinstance(o, torch.fx.Node) and _devices(o) for o in others)
+        )
+
+    def _in_float32(self, node: torch.fx.Node) -> None:
+        """Do the arithmetic of ``node`` in float32, and round its result."""
+        example = node.meta["example_value"]
+        with example.fake_mode, torch.inference_mode():
+            wide = example.float()
+            rounded = wide.to(example.dtype)
+        for source in [n for n in node.args if isinstance(n, torch.fx.Node)]:
+            if source in self._on_cpu:
+                continue
+            with self._graph.inserting_before(node):
+                widened = self._graph.call_method("float", (source,))
+            with example.fake_mode, torch.inference_mode():
+                value = source.meta["example_value"].float()
+            widened.meta = {**node.meta, "example_value": value}
+            node.replace_input_with(source, widened)
+        with self._graph.inserting_after(node):
+            short = self._graph.call_method("to", (node, example.dtype))
+        short.meta = {**node.meta, "example_value": rounded}
+        node.replace_all_uses_with(short, lambda user: user is not short)
+        node.meta = {**node.meta, "example_value": wide}
+
+    def hoist(self) -> None:
+        """What needs nothing of the device goes first, unless its memory is written to."""
+        nodes = [n for n in self._graph.nodes if n.op not in ("placeholder", "get_attr", "output")]
+        ready = {n for n in self._graph.nodes if n.op in ("placeholder", "get_attr")}
+        staying: list[torch.fx.Node] = []
+        for node in nodes:
+            if self._may_go(node, ready):
+                ready.add(node)
+                if staying:
+                    staying[0].prepend(node)
+            else:
+                staying.append(node)
+
+    def _may_go(self, node: torch.fx.Node, ready: Container[torch.fx.Node]) -> bool:
+        if not node.op.startswith("call_") or not all(n in ready for n in node.all_input_nodes):
+            return False
+        if is_size(node):
+            return True
+        touched = storages(node).union(*map(storages, node.all_input_nodes))
+        plain = node.target is to_device or effects.is_pure(node) or effects.is_view(node)
+        mine = node in self.nodes or (is_item(node) and node.args[0] in self.nodes)
+        return mine and (plain or is_item(node)) and not touched & self._written
+
+
+def _devices(node: torch.fx.Node) -> set[torch.device]:
+    found = values(node.meta.get("example_value"))
+    return {v.device for v in found if isinstance(v, torch.Tensor)}
+
+
+def _is_on_cpu(node: torch.fx.Node) -> bool:
+    found = _devices(node)
+    return bool(found) and all(d.type == "cpu" for d in found)
