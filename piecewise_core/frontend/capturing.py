@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,18 +18,17 @@ from piecewise_core.capture.direct import modes_active
 from piecewise_core.capture.plans import CapturedPlans, largest_first
 from piecewise_core.counters import Counters
 from piecewise_core.errors import ConfigError
+from piecewise_core.frontend.paddeddims import PaddedDims
 from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.setup import Setup
-from piecewise_core.graph.padding.program import unpadded_dims
 from piecewise_core.graph.structure import Structure
 from piecewise_core.ranges import Sizes, Target, capture_targets
-from piecewise_core.runtime.cutback import can_cut, cut_back
+from piecewise_core.runtime.cutback import cut_back
 from piecewise_core.runtime.overlap import Overlap
 from piecewise_core.runtime.paddingcheck import PaddingCheck, leak
 
 __all__ = ["Capturing", "Entry"]
 
-logger = logging.getLogger(__name__)
 
 Entry = Callable[..., Any]
 
@@ -52,9 +50,7 @@ class Capturing:
         self._callers = Callers(
             cloning=self._config.clone_outputs, strict=self._config.check == "strict"
         )
-        # Regions whose padded calls gave other results, whatever the rules say.
-        self.unpadded: set[int] = set()
-        self._dims: dict[int, frozenset[int]] = {}
+        self.padded = PaddedDims(self._config)
         self._owned: OwnedInputs | None = None
         self._structure: Structure | None = None
         self.released = False
@@ -63,8 +59,6 @@ class Capturing:
         """Note what calls look like; what was captured of calls that looked otherwise goes."""
         if len(self.plans):
             self.plans.release()
-        self.unpadded.clear()
-        self._dims.clear()
         self._owned = None
         self._structure = structure
 
@@ -72,25 +66,7 @@ class Capturing:
         """The captured sizes of ``region``; none while graphs are released."""
         if self.released or region.box is None:
             return ()
-        return capture_targets(region.box, self._config.captures, padded=self._padded_dims(region))
-
-    def _padded_dims(self, region: Region) -> frozenset[int]:
-        """Places of the dims in which calls are padded; one message says why others are not."""
-        if self._config.padding != "capture_sizes" or self._config.inputs != "copy":
-            return frozenset()
-        # A padded row that is written to the user's memory cannot be cut away afterwards, nor
-        # can one that is not at the end of a dim.
-        program = region.program
-        if program.mutated or region.written_bound or not can_cut(program):
-            return frozenset()
-        if region.index in self.unpadded:
-            return frozenset()
-        if region.index not in self._dims:
-            self._dims[region.index] = region.paddable.dims
-            if region.box is not None and any(s in region.box for s in self._config.captures):
-                for text in unpadded_dims(region.paddable, self._config.dims):
-                    logger.warning("%s", text)
-        return self._dims[region.index]
+        return capture_targets(region.box, self._config.captures, padded=self.padded.of(region))
 
     def capture_all(self, regions: Sequence[Region], bound: Sequence[torch.Tensor]) -> list[Sizes]:
         """Capture every size, the largest first; returns those that are served by graphs.
@@ -162,7 +138,7 @@ class Capturing:
         callers = self._callers
         plans = self.plans if self._config.memory_limit is not None else None
         overlap = Overlap(region.program) or None
-        unpadded, place = self.unpadded, region.index
+        padded = self.padded.of
         check = self._padding_check(region, plan, finish)
 
         def entry(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
@@ -170,7 +146,7 @@ class Capturing:
                 return otherwise(t, b, sizes, args, kwargs)
             if overlap is not None and overlap(t, b):
                 return otherwise(t, b, sizes, args, kwargs)
-            if sizes != captured and place in unpadded:
+            if sizes != captured and not padded(region):
                 return otherwise(t, b, sizes, args, kwargs)
             if callers.owner != get_ident() and not callers.admit():
                 return otherwise(t, b, sizes, args, kwargs)
@@ -206,7 +182,7 @@ class Capturing:
         self, region: Region, plan: CapturedPlan, finish: Callable[..., list[Any]]
     ) -> PaddingCheck | None:
         """Compares the first padded calls; None where nobody asked or random numbers differ."""
-        if self._config.check == "off" or not self._padded_dims(region) or region.draws:
+        if self._config.check == "off" or not self.padded.of(region) or region.draws:
             return None
         return PaddingCheck(
             self._inputs().views(plan.sizes),
@@ -226,8 +202,7 @@ class Capturing:
         found = check(t, sizes, plain(t, b, *sizes))
         if found is None:
             return True
-        self.unpadded.add(region.index)
-        logger.warning("%s", leak(sizes, captured, found))
+        self.padded.refuse(region, leak(sizes, captured, found))
         return False
 
     def _write_back(self, region: Region, sizes: Sizes) -> Callable[[Any], None] | None:

@@ -71,7 +71,8 @@ class Explanation:
     """Everything ``explain()`` knows. ``str()`` for people, ``to_json()`` for programs.
 
     ``captured``: sizes served by static graphs. ``dropped``: capture sizes that are not, and why.
-    ``as_written``: targets that gave other results than the model, and how.
+    ``as_written``: targets that gave other results than the model, and how. ``unpadded``: why calls
+    are not padded in some dims, where padding was asked for.
     """
 
     platform: str
@@ -83,6 +84,7 @@ class Explanation:
     captured: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     as_written: tuple[str, ...] = ()
+    unpadded: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """The explanation as a JSON object."""
@@ -108,6 +110,7 @@ def explain(session: Session) -> Explanation:
         captured=_captured(session),
         dropped=_dropped(session),
         as_written=_as_written(session),
+        unpadded=_unpadded(session),
     )
 
 
@@ -123,6 +126,14 @@ def _dropped(session: Session) -> tuple[str, ...]:
         return ()
     dropped = session.capturing.plans.dropped
     return tuple(f"{_sizes(session, Box.single(s))}: {why}" for s, why in dropped.items())
+
+
+def _unpadded(session: Session) -> tuple[str, ...]:
+    if session.capturing is None:
+        return ()
+    reasons = session.capturing.padded.reasons
+    found = [(r.index, why) for r in session.regions for why in reasons.get(r, ())]
+    return tuple(f"region {index}: {why}" for index, why in found)
 
 
 def _as_written(session: Session) -> tuple[str, ...]:

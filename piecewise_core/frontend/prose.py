@@ -33,6 +33,8 @@ def lines(explanation: Explanation) -> Iterator[str]:
         yield f"captured: {'; '.join(e.captured)}"
     for note in e.dropped:
         yield f"not captured: {note}"
+    for note in e.unpadded:
+        yield f"not padded: {note}"
     for note in e.as_written:
         yield f"served as written: {note}"
     counted = {k: v for k, v in e.stats.items() if k != "calls"}

@@ -75,6 +75,39 @@ def test_rows_that_are_alone_are_padded(front, name):
     assert fast.stats().calls["replayed"] >= 3
 
 
+def test_explain_says_why_a_dim_is_not_padded():
+    fast = door(pw.compile, MIXED["one scale"])
+    fast(torch.randn(5, 6))
+    (why,) = fast.explain().unpadded
+    assert why.startswith('region 0: dim "b" cannot be padded: aten::amax at ')
+    assert f"not padded: {why}" in str(fast.explain())
+    joined = door(pw.compile, lambda x: torch.cat([x, x]))
+    joined(torch.randn(5, 6))
+    assert "a dim of a result is computed" in joined.explain().unpadded[0]
+
+
+def test_a_model_that_is_traced_anew_is_judged_anew():
+    class Switching(torch.nn.Module):
+        def forward(self, x):
+            return x - x.mean(0) if self.training else x * 2
+
+    model = Switching().eval()
+    fast = door(pw.compile, model)
+    same(fast, model, (5, 3))
+    assert fast.stats().padded_rows > 0
+    before = fast.stats().padded_rows
+    model.train()
+    same(fast, model, (5, 5, 3))
+    fast.restore()  # graphs of the other mode went
+    same(fast, model, (5, 3))
+    assert fast.stats().padded_rows == before
+    model.eval()
+    same(fast, model, (5, 3))
+    fast.restore()
+    same(fast, model, (5, 3))
+    assert fast.stats().padded_rows > before
+
+
 @FRONTS
 def test_of_two_dims_the_one_whose_rows_are_alone_is_padded(front):
     def fn(x):
