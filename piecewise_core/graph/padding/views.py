@@ -52,20 +52,6 @@ def _permuted(call: Call) -> list[Axes]:
     return [tuple(axes[i] for i in places(call["dims"], call["self"]))]
 
 
-def _moved(call: Call) -> list[Axes]:
-    value = call["self"]
-    axes = known(value)
-    if isinstance(call["source"], int):
-        source, target = [call["source"]], [call["destination"]]
-    else:
-        source, target = list(call["source"]), list(call["destination"])
-    source = [place(i, len(axes)) for i in source]
-    target = [place(i, len(axes)) for i in target]
-    rest = iter(i for i in range(len(axes)) if i not in source)
-    order = [source[target.index(i)] if i in target else next(rest) for i in range(len(axes))]
-    return [tuple(axes[i] for i in order)]
-
-
 def _unsqueezed(call: Call) -> list[Axes]:
     axes = known(call["self"])
     at = place(call["dim"], len(axes) + 1)
@@ -232,8 +218,6 @@ RULES = {
     ),
     "numpy_T": Rule(lambda call: [known(call["self"])[::-1]]),
     "permute": Rule(_permuted),
-    "movedim": Rule(_moved),
-    "moveaxis": Rule(_moved),
     **dict.fromkeys(("unsqueeze", "unsqueeze_"), Rule(_unsqueezed)),
     **dict.fromkeys(("squeeze", "squeeze_"), Rule(_squeezed)),
     **dict.fromkeys(("expand", "broadcast_to"), Rule(_expanded, _SHAPED)),
