@@ -177,7 +177,7 @@ def _compilable(
         piece.source,
         tuple(session.config.dims[d].name for d in piece.dims),
         equals if equals != name else "",
-        piece.hazard or "",
+        piece.hazard or ("a size is 0 there" if region.as_written else ""),
         tuple(_code(session, box, artifact) for box, artifact in ready if artifact is not None),
     )
 

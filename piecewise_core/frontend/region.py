@@ -38,7 +38,8 @@ class Region:
 
     ``box``: the sizes served by targets; None where all of them are out of bounds.
     ``general_box``: those the general graph serves; larger only with ``out_of_range="general"``.
-    ``index``: place among the model's regions.
+    ``index``: place among the model's regions. ``as_written``: whether nothing is compiled, for a
+    size is 0.
     """
 
     def __init__(
@@ -61,6 +62,8 @@ class Region:
         )
         self.table = TargetTable(self.box or bounds, self.targets)
         self.code = PlanCode(program)
+        # Eager refuses what has no value without elements, a maximum; compiled code makes one up.
+        self.as_written = any(span.end == 0 for span in self.general_box.ranges)
         self.served = False
         self._scheduler = scheduler
         self._plans: dict[Box, Plan] = {}
@@ -88,6 +91,8 @@ class Region:
     def compile_piece(self, index: int, box: Box) -> Callable[..., Any]:
         """The compiled graph of compilable piece ``index`` for ``box``."""
         piece = self.program.compilable[index]
+        if self.as_written:
+            return _forward(piece.graph)
         symbols = self.program.traced.symbols
         return self._scheduler.artifact(piece, symbols, box, self.label(index)).run
 
@@ -110,8 +115,10 @@ class Region:
 
     def is_ready(self, box: Box) -> bool:
         """Whether every piece has its code for ``box``."""
-        return box in self._plans or all(
-            self._scheduler.ready(piece, box) for piece in self.program.compilable
+        return (
+            self.as_written
+            or box in self._plans
+            or all(self._scheduler.ready(piece, box) for piece in self.program.compilable)
         )
 
     @property
@@ -189,6 +196,8 @@ class Region:
 
     def request(self, box: Box, by: Outside) -> None:
         """Have every piece compiled elsewhere for ``box``."""
+        if self.as_written:
+            return
         for index, piece in enumerate(self.program.compilable):
             symbols = self.program.traced.symbols
             self._scheduler.request(piece, symbols, box, self.label(index), by)

@@ -7,12 +7,14 @@ With numbers for sizes operators decide as they do in eager, so the two can be c
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import sympy
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+import torch.utils._pytree as pytree
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from piecewise_core.graph import effects
@@ -29,6 +31,9 @@ from piecewise_core.graph.trace import Traced
 from piecewise_core.ranges import Sizes
 
 __all__ = ["NotRun", "disagreement"]
+
+_FEW = 1 << 16
+"""Elements that an operator may be given to be run with all of them."""
 
 
 class NotRun(Exception):
@@ -99,6 +104,8 @@ class _Run(torch.fx.Interpreter):
 
     def run_node(self, n: torch.fx.Node) -> Any:
         made = super().run_node(n)
+        if n.op.startswith("call_"):
+            self._refuse_nothing(n)
         if is_autocast_enter(n):
             self._entered.append(made)
         elif is_autocast_exit(n):
@@ -108,6 +115,31 @@ class _Run(torch.fx.Interpreter):
             if n.op != "placeholder":
                 self._compare(n, made)
         return made
+
+    def _refuse_nothing(self, node: torch.fx.Node) -> None:
+        """Run an operator of torch that is given no elements with what it is given.
+
+        Kernels refuse what tensors without data do not: a maximum of nothing.
+        """
+        if node.op == "call_module" or not _is_torchs(node):
+            return
+        args, kwargs = self.fetch_args_kwargs_from_env(node)
+        given = [v for v in values((args, kwargs)) if isinstance(v, torch.Tensor)]
+        if all(t.numel() for t in given) or sum(t.numel() for t in given) > _FEW:
+            return
+        with (
+            unset_fake_temporarily(),
+            torch.random.fork_rng(devices=[]),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")
+            real = pytree.tree_map_only(
+                torch.Tensor, lambda t: torch.zeros(t.shape, dtype=t.dtype), (args, kwargs)
+            )
+            try:
+                getattr(self, node.op)(node.target, *real)
+            except (IndexError, RuntimeError, ValueError) as error:
+                raise _Differs(_told(node, f"{type(error).__name__}: {error}", "a value")) from None
 
     def leave(self) -> None:
         """Leave what a run that broke off had entered."""
@@ -174,6 +206,13 @@ def _layout_of(value: Any) -> Any:
 def _kind(tensor: torch.Tensor, shape: list[Any], stride: list[Any]) -> Any:
     told = [s for n, s in zip(shape, stride, strict=True) if n != 1] if 0 not in shape else []
     return tensor.dtype, str(tensor.device), tensor.layout, tuple(shape), tuple(told)
+
+
+def _is_torchs(node: torch.fx.Node) -> bool:
+    """Whether a node calls a function or method of torch, which has no effects of its own."""
+    if node.op == "call_method" or isinstance(node.target, type(torch.max)):
+        return True
+    return str(getattr(node.target, "__module__", "")) == "torch.nn.functional"
 
 
 def _memory(value: Any) -> frozenset[int]:

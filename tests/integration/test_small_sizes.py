@@ -205,6 +205,20 @@ def test_programs_that_cannot_be_run_by_themselves_are_traced_at_small_sizes():
 
 
 @pytest.mark.inductor
+def test_what_has_no_value_without_rows_is_refused_by_compiled_code_too():
+    model = lambda x: x.max(0).values * 2  # noqa: E731
+    fast = compiled(model, compiler="inductor")
+    report = fast.warmup(torch.randn(5, 8))
+    assert report.regions == 2
+    for rows in (5, 1):
+        check(fast, model, rows, 8)
+    with pytest.raises(IndexError, match="non-zero size"):
+        fast(torch.randn(0, 8))
+    assert "a size is 0 there" in str(fast.explain())
+    assert fast.stats().compilations == 1
+
+
+@pytest.mark.inductor
 def test_inductor_has_the_shapes_of_eager():
     def model(x):
         parts = [
