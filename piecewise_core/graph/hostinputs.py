@@ -88,9 +88,10 @@ class _Host:
         return bool(given) and all(map(_is_on_cpu, given))
 
     def _is_number(self, node: torch.fx.Node) -> bool:
-        """Whether a node is a literal number, which kernels may take as an argument."""
+        """Whether a node is a literal number that kernels alone take, as an argument."""
         plain = node.target is torch.full and node.meta["example_value"].dim() == 0
-        return plain and not node.all_input_nodes and not storages(node) & self._written
+        taken = all(user.op != "output" and not _is_on_cpu(user) for user in node.users)
+        return plain and taken and not node.all_input_nodes and not storages(node) & self._written
 
     def bring(self) -> None:
         """Operations of the device take copies that are there."""

@@ -94,6 +94,11 @@ def test_a_literal_number_may_stay_an_argument_of_kernels():
     assert runs(graph) == [("piece", ["full", "mul"])]
 
 
+def test_a_literal_number_that_is_returned_is_made_at_every_call():
+    graph = program(lambda x, n: (x * n, n), IMAGE, made=(torch.full, ((), 2.5)))
+    assert runs(graph) == [("cpu", ["full", "to_device"]), ("piece", ["mul"])]
+
+
 @pytest.mark.parametrize("op", [operator.mul, operator.add, torch.sub, torch.div])
 def test_short_floats_meet_a_number_in_float32(op):
     graph = program(lambda x, t: op(x, t), SHORT, STEP)
