@@ -16,6 +16,7 @@ from _measure import Row, in_turn, median_difference, report
 
 import piecewise_core as pw
 from piecewise_core.ranges import Box, Range, Target, TargetTable, cut
+from piecewise_core.runtime.watch import Watch
 
 ROWS = 8
 TARGET_CALL = 15.0
@@ -101,6 +102,20 @@ def look_up(ranges: int, dims: int, highest: int) -> Callable[[], Any]:
     return many
 
 
+class Read:
+    """Looked into while tracing: a dict and a class of its own each."""
+
+    def __init__(self, number: float) -> None:
+        self.number = number
+
+
+def watched(dicts: int = 600, lists: int = 20, classes: int = 60) -> Callable[[], Any]:
+    """One check of as much Python state as an adapted BERT of 12 layers reads."""
+    kinds = [type(f"Read{n}", (Read,), {}) for n in range(classes)]
+    objects = [kinds[n % classes](float(n)) for n in range(dicts)]
+    return Watch([*map(vars, objects), *kinds, *([n] for n in range(lists))]).check
+
+
 def measure(rounds: int, count: int) -> tuple[list[Row], dict[str, Any]]:
     """Rows and raw seconds."""
     runs: dict[str, Callable[[], Any]] = {}
@@ -120,6 +135,9 @@ def measure(rounds: int, count: int) -> tuple[list[Row], dict[str, Any]]:
         "look_up_1000_ranges_to_a_million": look_up(1000, 1, 1 << 20),
         "look_up_1000_ranges_two_dims": look_up(1000, 2, 8192),
     }
+    state = watched()
+    asked = in_turn({"python_state": state}, rounds=rounds, calls=count)["python_state"]
+    rows.append(("python_state_600_dicts", sorted(asked)[len(asked) // 2] * 1e6, "us", 2.0))
     searched = in_turn(tables, rounds=rounds, calls=max(5, count // 50))
     for name, seconds in searched.items():
         target = TARGET_LOOK_UP if name in ("look_up_1_range", "look_up_1000_ranges") else None

@@ -58,6 +58,14 @@ class _Controls:
         capture_all(self._pw_session)
         return self
 
+    def retrace(self) -> Self:
+        """Drop what was traced and captured; the next call traces anew.
+
+        For changes that no call notices: those of what only native code reads. Raises Sealed.
+        """
+        self._pw_session.retrace("retrace() was called")
+        return self
+
     def dump_graphs(self, directory: str | Path) -> list[Path]:
         """Write every static graph to a file in ``directory``, to look at; returns the files.
 

@@ -27,6 +27,7 @@ class Stats:
     store. ``captures``: static graphs. ``calls``: by kind of target; they sum to the calls made.
     ``padded_rows``: rows added to reach a capture size. ``restrided``: inputs copied to the
     traced layout. ``pool_bytes``: in the graph pool. ``driver_bytes``: graph memory outside it.
+    ``retraces``: times that traces, or recordings, were made anew since Python state had changed.
     ``verified``: calls that also ran as written. ``wrong``: targets found to give other results.
     """
 
@@ -44,6 +45,7 @@ class Stats:
     restrided: int = 0
     pool_bytes: int = 0
     driver_bytes: int = 0
+    retraces: int = 0
     verified: int = 0
     wrong: int = 0
 

@@ -72,7 +72,8 @@ class Explanation:
 
     ``captured``: sizes served by static graphs. ``dropped``: capture sizes that are not, and why.
     ``as_written``: targets that gave other results than the model, and how. ``unpadded``: why calls
-    are not padded in some dims, where padding was asked for.
+    are not padded in some dims, where padding was asked for. ``retraced``: why the model was last
+    traced anew, or "".
     """
 
     platform: str
@@ -85,6 +86,7 @@ class Explanation:
     dropped: tuple[str, ...] = ()
     as_written: tuple[str, ...] = ()
     unpadded: tuple[str, ...] = ()
+    retraced: str = ""
 
     def to_json(self) -> str:
         """The explanation as a JSON object."""
@@ -111,6 +113,7 @@ def explain(session: Session) -> Explanation:
         dropped=_dropped(session),
         as_written=_as_written(session),
         unpadded=_unpadded(session),
+        retraced=session.retraced,
     )
 
 

@@ -118,6 +118,8 @@ class RecordedFunction:
 
     def seal(self, on_miss: str = "error") -> RecordedFunction:
         """From now on a capture is an error, or a warning."""
+        if on_miss not in ("error", "warn"):
+            raise ConfigError(f'seal(on_miss={on_miss!r}): use "error" or "warn"')
         self._recordings.sealed = on_miss
         return self
 
@@ -125,6 +127,12 @@ class RecordedFunction:
         """Free all graph memory; calls run as they are until ``restore``."""
         with self._lock:
             self._recordings.free()
+        return self
+
+    def retrace(self) -> RecordedFunction:
+        """Drop what was captured; sizes are captured anew at their next calls. Raises Sealed."""
+        with self._lock:
+            self._recordings.retrace("retrace() was called")
         return self
 
     def restore(self) -> RecordedFunction:
@@ -195,7 +203,10 @@ class RecordedFunction:
                 'out_of_range="eager"'
             )
         self._counters.calls["eager"] += 1
-        return self._fn(*args, **kwargs)
+        try:
+            return self._fn(*args, **kwargs)
+        finally:
+            self._recordings.ran()
 
     def _captured(self, captured: Sizes, tensors: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
         """Serve a call that a captured size holds; compared with the function if it is due."""
@@ -205,7 +216,10 @@ class RecordedFunction:
 
         def served() -> Any:
             done, result = self._replay(captured, tensors, sizes, args, kwargs)
-            return result if done else self._eagerly(sizes, args, kwargs)
+            if not done:
+                return self._eagerly(sizes, args, kwargs)
+            self._recordings.ran()  # splitting ops did
+            return result
 
         known = sizes == captured or sizes in self._padded
         if not known or captured not in self._recordings.plans or not self._verifier.is_due(key):

@@ -28,6 +28,7 @@ from piecewise_core.graph.structure import Structure
 from piecewise_core.ranges import Sizes
 from piecewise_core.runtime.parameters import Parameters, roots_of
 from piecewise_core.runtime.reach import anchors_of
+from piecewise_core.runtime.treestate import TreeState
 
 __all__ = ["Recordings"]
 
@@ -58,6 +59,9 @@ class Recordings:
         self.memory: dict[Sizes, list[torch.Tensor]] = {}
         self.sealed: str | None = None
         self.released = False
+        self.retraced = ""
+        self._state: TreeState | None = None
+        self._counters = counters
         self._structure: Structure | None = None
         self._owned: OwnedInputs | None = None
         self._external: dict[int, torch.Tensor] = {}
@@ -83,6 +87,10 @@ class Recordings:
             logger.warning("%s", text)
         found = self.plans.capture(captured, partial(self._source, captured, tensors), more=more)
         self._watch()
+        if self._state is None and self._config.check != "off":
+            self._state = TreeState(self._fn)
+            self._state.settle()
+        self.ran()
         return found
 
     def capture_all(self, sizes: Sequence[Sizes]) -> None:
@@ -101,6 +109,26 @@ class Recordings:
         """Free graphs that read the memory of a tensor that was replaced."""
         if len(self.plans) and self._parameters.read() is None:
             self.free()
+        if self._state is not None and self._state.check():
+            why = self._state.look_again()
+            if why is not None:
+                self.retrace(why)
+
+    def ran(self) -> None:
+        """The function ran as it is: what it changed of Python's state is as it should be."""
+        if self._state is not None and self._state.check():
+            self._state.settle()
+
+    def retrace(self, why: str) -> None:
+        """Drop the graphs; sizes are captured anew at their next calls. Raises Sealed."""
+        if self.sealed == "error":
+            raise Sealed(f"{why} after seal(); what was captured would have to be captured again")
+        self.retraced = why
+        self._counters.add("retraces")
+        logger.info("recorded again: %s", why)
+        self.free()
+        self.plans.dropped.clear()
+        self.released, self._state = False, None
 
     def free(self) -> None:
         """Give all graph memory back; sizes have no graphs until they are captured anew."""

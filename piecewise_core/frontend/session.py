@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -31,6 +32,7 @@ from piecewise_core.frontend.setup import Setup
 from piecewise_core.frontend.suspects import SessionSubject
 from piecewise_core.frontend.verifying import Verifier
 from piecewise_core.graph.binder import Binder
+from piecewise_core.graph.call import constants
 from piecewise_core.graph.describe import bind_arguments, describe_call
 from piecewise_core.graph.memory import values
 from piecewise_core.graph.structure import Structure, objects_in
@@ -39,8 +41,11 @@ from piecewise_core.graph.trace import Traced
 from piecewise_core.ranges import Sizes
 from piecewise_core.runtime.parameters import Parameters
 from piecewise_core.runtime.reach import reach, roots_of
+from piecewise_core.runtime.tracestate import TraceState
 
 __all__ = ["Session"]
+
+logger = logging.getLogger(__name__)
 
 
 class Session:
@@ -74,6 +79,7 @@ class Session:
         self.dispatch = Dispatch(
             self.config, self.counters, background, self._miss, self.capturing, self.verifier
         )
+        self.retraced = ""
         self._forget_regions()
 
     @property
@@ -93,6 +99,8 @@ class Session:
             bound = self._read()
             if bound is None:
                 bound = self._rebound()
+            if self._state() and self._state_changed():
+                bound = ()
             if torch.is_grad_enabled():
                 self._check_grad(tensors)
             if any_autocast():
@@ -157,14 +165,17 @@ class Session:
                 return self._first(*args, **kwargs)
         raise error
 
-    def _forget_regions(self) -> None:
+    def _forget_regions(self, why: str = "") -> None:
         """Drop every trace; the counters stay. Raises Sealed."""
         if self._regions.sealed == "error":
-            raise Sealed(
+            what = why or (
                 "a parameter changed its dtype, device, shape or strides, or the model's training "
-                "mode or modules changed, after seal(); the model would have to be traced again"
+                "mode or modules changed,"
             )
+            raise Sealed(f"{what} after seal(); the model would have to be traced again")
         self._regions.known = []
+        self._watched = TraceState()
+        self._state: Callable[[], int] = _unchanged
         if self.verifier is not None:
             self.verifier.forget()
         self.parameters = self._held()
@@ -195,6 +206,8 @@ class Session:
         self.install()
         self.parameters.settle()
         self._read = self.parameters.read
+        if self._checked:
+            self._state = self._watched.check
 
     # Other sizes -----------------------------------------------------------------------
 
@@ -249,6 +262,9 @@ class Session:
     def _admit(self, region: Region) -> None:
         """Serve from one region more."""
         self.binder.mutated |= region.program.mutated
+        if self._checked and self.structure is not None:
+            assumptions = region.program.traced.assumptions
+            self._watched.add(assumptions, self.fn, constants(self.structure))
         self._settle()
 
     def adopt(
@@ -279,6 +295,26 @@ class Session:
         self._settle()
         return ()
 
+    def _state_changed(self) -> bool:
+        """Something that traces read was written to: whether they are gone for it."""
+        why = self._watched.look_again()
+        self._state = self._watched.check
+        if why is not None:
+            self.retrace(why)
+        return why is not None
+
+    def retrace(self, why: str) -> None:
+        """Drop traces and graphs; the next call makes new ones. Raises Sealed."""
+        with self.lock:
+            self._forget_regions(why)
+            self.counters.add("retraces")
+            self.retraced = why
+            logger.info("traced again: %s", why)
+            if self.capturing is not None:
+                self.capturing.plans.release()
+            if self.structure is not None:
+                self._settle()
+
     def _check_grad(self, tensors: Iterable[Any], roots: Iterable[torch.nn.Module] = ()) -> None:
         check_grad(tensors, self.parameters.need_grad() or need_grad(roots))
 
@@ -299,3 +335,8 @@ class Session:
     def stats(self) -> Stats:
         """The counters so far."""
         return self.counters.stats()
+
+
+def _unchanged() -> int:
+    """Stands in for a check while there is nothing to check."""
+    return 0

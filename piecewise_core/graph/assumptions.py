@@ -30,7 +30,7 @@ from piecewise_core.graph.opfacts import changed_ops, op_facts
 from piecewise_core.graph.saved.values import NotSavable, Values, place_of
 from piecewise_core.graph.structure import is_plain
 
-__all__ = ["Assumptions", "Look", "assume"]
+__all__ = ["Assumptions", "Fact", "Look", "Scope", "assume"]
 
 _SKIPPED = frozenset({"TENSOR_MATCH", "DUPLICATE_INPUT", "SHAPE_ENV", "GRAD_MODE", "GLOBAL_STATE"})
 """Kinds checked elsewhere: the layout of bound tensors, which of them are one, sizes, modes."""
@@ -53,6 +53,30 @@ class Look:
     key: Any = None
 
 
+Scope = dict[str, Any]
+"""What expressions of facts are evaluated in: the traced frame's locals ``L`` and globals ``G``."""
+
+
+@dataclass(frozen=True, eq=False)
+class Fact:
+    """One answer: to ``question`` of what the expression ``source`` gives."""
+
+    source: str
+    question: Any
+    answer: Any
+
+    def broken(self, scope: Scope) -> str | None:
+        """What does not hold now, in one sentence; None when it holds."""
+        try:
+            now = _answer(eval(self.source, scope), self.question)
+        except Exception as error:
+            return f"{_readable(self.source)} is not there ({type(error).__name__}: {error})"
+        if _same(now, self.answer):
+            return None
+        asked = _asked(_readable(self.source), self.question)
+        return f"{asked} is {_shown(now)}, and was {_shown(self.answer)}"
+
+
 @dataclass(frozen=True)
 class Assumptions:
     """``facts``: (expression, question) -> answer, as JSON. ``imports``: modules by their name in
@@ -72,16 +96,16 @@ class Assumptions:
         for name, value in _settings().items():
             if self.settings.get(name) != value:
                 yield f"{name} is {value}, and was {self.settings.get(name)}"
-        scope = _scope(fn, objects, self.imports)
-        for source, question, answer in self.facts:
-            try:
-                now = _answer(eval(source, scope), question)
-            except Exception as error:
-                yield f"{_readable(source)} is not there ({type(error).__name__}: {error})"
-                continue
-            if not _same(now, answer):
-                asked = _asked(_readable(source), question)
-                yield f"{asked} is {_shown(now)}, and was {_shown(answer)}"
+        scope = self.scope(fn, objects)
+        yield from (why for fact in self.looks() if (why := fact.broken(scope)) is not None)
+
+    def looks(self) -> list[Fact]:
+        """The facts."""
+        return [Fact(*fact) for fact in self.facts]
+
+    def scope(self, fn: Callable[..., Any], objects: Sequence[Any]) -> Scope:
+        """What the facts' expressions are evaluated in, for ``fn`` with its calls' constants."""
+        return _scope(fn, objects, self.imports)
 
 
 def assume(
@@ -110,9 +134,7 @@ def assume(
     return Assumptions(listed, dict(imports), code_facts(code), _settings(), op_facts(graph))
 
 
-def _scope(
-    fn: Callable[..., Any], objects: Sequence[Any], imports: Mapping[str, str]
-) -> dict[str, Any]:
+def _scope(fn: Callable[..., Any], objects: Sequence[Any], imports: Mapping[str, str]) -> Scope:
     return {"L": {"fn": fn, "objects": objects}, "G": _Globals(imports)}
 
 

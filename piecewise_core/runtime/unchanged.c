@@ -13,10 +13,58 @@ typedef void *(*AddressOf)(PyObject *);
 
 enum { SAME, WRITTEN, MOVED };
 
+/* What a container keeps its entries in: a dict itself, or the dict of a class. */
+static PyObject *dict_of(PyObject *container) {
+    return PyType_Check(container) ? ((PyTypeObject *)container)->tp_dict : container;
+}
+
 #if PY_VERSION_HEX >= 0x030C0000
 
-/* Writes to any dict that is watched. */
-static uint64_t writes;
+/* Dicts no longer count their writes where others can see it: a watcher counts them, for each dict
+   by itself, so that one model's dicts raise no alarm for another's. */
+typedef struct {
+    PyObject *dict; /* not owned: gone with the dict, of which the watcher is told */
+    uint64_t writes;
+} Counted;
+
+static Counted *table;
+static size_t capacity, used; /* a power of two, or 0; slots that are or were in use */
+
+/* Writes to any watched dict: as long as it stands still, nobody has to look at each. */
+static uint64_t all_writes;
+
+static char gone; /* its address stands where a dict was */
+
+static Counted *slot_of(PyObject *dict) {
+    if (capacity == 0)
+        return NULL;
+    size_t i = ((uintptr_t)dict >> 4) * 0x9E3779B97F4A7C15u & (capacity - 1);
+    while (table[i].dict != NULL && table[i].dict != dict)
+        i = (i + 1) & (capacity - 1);
+    return &table[i];
+}
+
+static int make_room(void) {
+    if (used * 2 < capacity)
+        return 0;
+    Counted *old = table;
+    size_t before = capacity, room = capacity ? capacity * 2 : 256;
+    Counted *fresh = PyMem_Calloc(room, sizeof(Counted));
+    if (fresh == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    table = fresh;
+    capacity = room;
+    used = 0;
+    for (size_t i = 0; i < before; i++)
+        if (old[i].dict != NULL && old[i].dict != (PyObject *)&gone) {
+            *slot_of(old[i].dict) = old[i];
+            used++;
+        }
+    PyMem_Free(old);
+    return 0;
+}
 
 /* Python has eight watchers in all, some of them its own: one for each module, given back with it. */
 typedef struct {
@@ -25,16 +73,43 @@ typedef struct {
 } Watcher;
 
 static int on_write(PyDict_WatchEvent event, PyObject *dict, PyObject *key, PyObject *value) {
-    writes++;
+    all_writes++;
+    Counted *slot = slot_of(dict);
+    if (slot == NULL || slot->dict != dict)
+        return 0;
+    slot->writes++;
+    if (event == PyDict_EVENT_DEALLOCATED)
+        slot->dict = (PyObject *)&gone;
     return 0;
 }
 
-static Py_ssize_t stamp_size(PyObject *dicts) { return sizeof(writes); }
+/* The count of all, then one for each. */
+static Py_ssize_t stamp_size(PyObject *dicts) {
+    return (PyTuple_GET_SIZE(dicts) + 1) * sizeof(uint64_t);
+}
+
+static uint64_t version_of(PyObject *dicts, Py_ssize_t i) {
+    PyObject *dict = dict_of(PyTuple_GET_ITEM(dicts, i));
+    Counted *slot = slot_of(dict);
+    return slot != NULL && slot->dict == dict ? slot->writes : UINT64_MAX;
+}
 
 static void give_watcher_back(void *module) {
     Watcher *watcher = PyModule_GetState(module);
     if (watcher != NULL && watcher->is_had && PyDict_ClearWatcher(watcher->id) < 0)
         PyErr_Clear();
+}
+
+static int watch(Watcher *watcher, PyObject *dict) {
+    if (PyDict_Watch(watcher->id, dict) < 0 || make_room() < 0)
+        return -1;
+    Counted *slot = slot_of(dict);
+    if (slot->dict == NULL) {
+        slot->dict = dict;
+        slot->writes = 0;
+        used++;
+    }
+    return 0;
 }
 
 static int put_stamp(PyObject *module, PyObject *dicts, char *stamp) {
@@ -44,15 +119,27 @@ static int put_stamp(PyObject *module, PyObject *dicts, char *stamp) {
             return -1;
         watcher->is_had = 1;
     }
-    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(dicts); i++)
-        if (PyDict_Watch(watcher->id, PyTuple_GET_ITEM(dicts, i)) < 0)
+    uint64_t *counts = (uint64_t *)stamp;
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(dicts); i++) {
+        if (watch(watcher, dict_of(PyTuple_GET_ITEM(dicts, i))) < 0)
             return -1;
-    memcpy(stamp, &writes, sizeof(writes));
+        counts[i + 1] = version_of(dicts, i);
+    }
+    counts[0] = all_writes;
     return 0;
 }
 
-static int is_written(PyObject *dicts, const char *stamp) {
-    return memcmp(stamp, &writes, sizeof(writes)) != 0;
+static uint64_t stamped(const char *stamp, Py_ssize_t i) { return ((const uint64_t *)stamp)[i + 1]; }
+
+static int is_written(PyObject *dicts, char *stamp) {
+    uint64_t *counts = (uint64_t *)stamp;
+    if (counts[0] == all_writes)
+        return 0;
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(dicts); i++)
+        if (counts[i + 1] != version_of(dicts, i))
+            return 1;
+    counts[0] = all_writes;
+    return 0;
 }
 
 #else /* before Python 3.12 every dict counts its own writes */
@@ -64,7 +151,7 @@ typedef char Watcher;
 static Py_ssize_t stamp_size(PyObject *dicts) { return PyTuple_GET_SIZE(dicts) * sizeof(uint64_t); }
 
 static uint64_t version_of(PyObject *dicts, Py_ssize_t i) {
-    return ((PyDictObject *)PyTuple_GET_ITEM(dicts, i))->ma_version_tag;
+    return ((PyDictObject *)dict_of(PyTuple_GET_ITEM(dicts, i)))->ma_version_tag;
 }
 
 static int put_stamp(PyObject *module, PyObject *dicts, char *stamp) {
@@ -73,9 +160,11 @@ static int put_stamp(PyObject *module, PyObject *dicts, char *stamp) {
     return 0;
 }
 
-static int is_written(PyObject *dicts, const char *stamp) {
+static uint64_t stamped(const char *stamp, Py_ssize_t i) { return ((const uint64_t *)stamp)[i]; }
+
+static int is_written(PyObject *dicts, char *stamp) {
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(dicts); i++)
-        if (((const uint64_t *)stamp)[i] != version_of(dicts, i))
+        if (stamped(stamp, i) != version_of(dicts, i))
             return 1;
     return 0;
 }
@@ -84,14 +173,16 @@ static int is_written(PyObject *dicts, const char *stamp) {
 
 static int check_dicts(PyObject *dicts) {
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(dicts); i++)
-        if (!PyDict_Check(PyTuple_GET_ITEM(dicts, i))) {
-            PyErr_SetString(PyExc_TypeError, "not all are dicts");
+        if (dict_of(PyTuple_GET_ITEM(dicts, i)) == NULL ||
+            !PyDict_Check(dict_of(PyTuple_GET_ITEM(dicts, i)))) {
+            PyErr_SetString(PyExc_TypeError, "not all are dicts or classes with one");
             return -1;
         }
     return 0;
 }
 
-/* stamp(dicts: tuple, into: bytearray): put down that the dicts are as they should be. */
+/* stamp(dicts: tuple, into: bytearray): put down that the dicts, and those of classes, are as they
+   should be. */
 static PyObject *stamp(PyObject *module, PyObject *args) {
     PyObject *dicts, *into;
     if (!PyArg_ParseTuple(args, "O!Y", &PyTuple_Type, &dicts, &into) || check_dicts(dicts) < 0)
@@ -108,19 +199,19 @@ static PyObject *stamp(PyObject *module, PyObject *args) {
    address_of: a function of torch's, as an int. addresses: one pointer for each tensor.
    0: all is as it was; 1: a dict was written to; 2: none was, and a tensor lies elsewhere. */
 static PyObject *compare(PyObject *module, PyObject *args) {
-    PyObject *dicts, *stamped, *function, *tensors, *addresses;
-    if (!PyArg_ParseTuple(args, "O!YOO!S", &PyTuple_Type, &dicts, &stamped, &function,
+    PyObject *dicts, *stamp, *function, *tensors, *addresses;
+    if (!PyArg_ParseTuple(args, "O!YOO!S", &PyTuple_Type, &dicts, &stamp, &function,
                           &PyTuple_Type, &tensors, &addresses))
         return NULL;
     Py_ssize_t count = PyTuple_GET_SIZE(tensors);
     if (PyBytes_GET_SIZE(addresses) != count * (Py_ssize_t)sizeof(void *))
         return PyErr_Format(PyExc_ValueError, "not one address for each tensor");
-    if (PyByteArray_GET_SIZE(stamped) != stamp_size(dicts))
+    if (PyByteArray_GET_SIZE(stamp) != stamp_size(dicts))
         return PyErr_Format(PyExc_ValueError, "no stamp of these dicts");
     AddressOf address_of = (AddressOf)PyLong_AsVoidPtr(function);
     if (address_of == NULL)
         return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "no function");
-    if (is_written(dicts, PyByteArray_AS_STRING(stamped)))
+    if (is_written(dicts, PyByteArray_AS_STRING(stamp)))
         return PyLong_FromLong(WRITTEN);
     void **before = (void **)PyBytes_AS_STRING(addresses);
     for (Py_ssize_t i = 0; i < count; i++)
@@ -129,8 +220,95 @@ static PyObject *compare(PyObject *module, PyObject *args) {
     return PyLong_FromLong(SAME);
 }
 
+/* written(dicts: tuple, stamp: bytearray) -> list[int]: the places of those written to since. */
+static PyObject *written(PyObject *module, PyObject *args) {
+    PyObject *dicts, *stamp;
+    if (!PyArg_ParseTuple(args, "O!Y", &PyTuple_Type, &dicts, &stamp))
+        return NULL;
+    if (PyByteArray_GET_SIZE(stamp) != stamp_size(dicts))
+        return PyErr_Format(PyExc_ValueError, "no stamp of these dicts");
+    PyObject *found = PyList_New(0);
+    for (Py_ssize_t i = 0; found != NULL && i < PyTuple_GET_SIZE(dicts); i++) {
+        if (stamped(PyByteArray_AS_STRING(stamp), i) == version_of(dicts, i))
+            continue;
+        PyObject *place = PyLong_FromSsize_t(i);
+        if (place == NULL || PyList_Append(found, place) < 0)
+            Py_CLEAR(found);
+        Py_XDECREF(place);
+    }
+    return found;
+}
+
+/* Whether a list, cell, function, or entry (dict, key) holds the objects that it held: ``held`` is a
+   tuple of a list's items, a cell's content, a tuple of a function's code, defaults, keyword
+   defaults and closure, or an entry's value. What is not there stands as the container itself. */
+static int holds(PyObject *container, PyObject *held) {
+    if (PyList_Check(container)) {
+        Py_ssize_t count = PyList_GET_SIZE(container);
+        if (!PyTuple_Check(held) || PyTuple_GET_SIZE(held) != count)
+            return 0;
+        for (Py_ssize_t i = 0; i < count; i++)
+            if (PyList_GET_ITEM(container, i) != PyTuple_GET_ITEM(held, i))
+                return 0;
+        return 1;
+    }
+    if (PyCell_Check(container)) {
+        PyObject *content = PyCell_GET(container);
+        return (content == NULL ? container : content) == held;
+    }
+    if (PyFunction_Check(container)) {
+        PyObject *parts[] = {PyFunction_GET_CODE(container), PyFunction_GET_DEFAULTS(container),
+                             PyFunction_GET_KW_DEFAULTS(container), PyFunction_GET_CLOSURE(container)};
+        for (int i = 0; i < 4; i++)
+            if ((parts[i] == NULL ? Py_None : parts[i]) != PyTuple_GET_ITEM(held, i))
+                return 0;
+        return 1;
+    }
+    PyObject *value = PyDict_GetItemWithError(PyTuple_GET_ITEM(container, 0),
+                                              PyTuple_GET_ITEM(container, 1));
+    if (value == NULL && PyErr_Occurred())
+        return -1;
+    return (value == NULL ? container : value) == held;
+}
+
+static int is_container(PyObject *one, PyObject *held) {
+    if (PyFunction_Check(one))
+        return PyTuple_Check(held) && PyTuple_GET_SIZE(held) == 4;
+    if (PyTuple_Check(one))
+        return PyTuple_GET_SIZE(one) == 2 && PyDict_Check(PyTuple_GET_ITEM(one, 0));
+    return PyList_Check(one) || PyCell_Check(one);
+}
+
+/* state(dicts: tuple, stamp: bytearray, containers: tuple, held: tuple) -> int
+
+   0: all is as it was; 1: a dict was written to, or a container holds something else. */
+static PyObject *state(PyObject *module, PyObject *args) {
+    PyObject *dicts, *stamp, *containers, *held;
+    if (!PyArg_ParseTuple(args, "O!YO!O!", &PyTuple_Type, &dicts, &stamp, &PyTuple_Type,
+                          &containers, &PyTuple_Type, &held))
+        return NULL;
+    Py_ssize_t count = PyTuple_GET_SIZE(containers);
+    if (PyByteArray_GET_SIZE(stamp) != stamp_size(dicts) || PyTuple_GET_SIZE(held) != count)
+        return PyErr_Format(PyExc_ValueError, "no stamp of these containers");
+    if (is_written(dicts, PyByteArray_AS_STRING(stamp)))
+        return PyLong_FromLong(WRITTEN);
+    for (Py_ssize_t i = 0; i < count; i++) {
+        PyObject *one = PyTuple_GET_ITEM(containers, i), *was = PyTuple_GET_ITEM(held, i);
+        if (!is_container(one, was))
+            return PyErr_Format(PyExc_TypeError, "container %zd is none", i);
+        int same = holds(one, was);
+        if (same < 0)
+            return NULL;
+        if (!same)
+            return PyLong_FromLong(WRITTEN);
+    }
+    return PyLong_FromLong(SAME);
+}
+
 static PyMethodDef methods[] = {{"stamp", stamp, METH_VARARGS, NULL},
                                 {"compare", compare, METH_VARARGS, NULL},
+                                {"written", written, METH_VARARGS, NULL},
+                                {"state", state, METH_VARARGS, NULL},
                                 {NULL, NULL, 0, NULL}};
 
 static PyModuleDef_Slot slots[] = {{0, NULL}};

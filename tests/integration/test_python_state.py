@@ -1,0 +1,281 @@
+"""Python state that a model reads and somebody changes is seen at the next call (FAULTS 54)."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import piecewise_core as pw
+from piecewise_core.errors import Sealed
+from piecewise_core.testing import SimulatedPlatform
+
+ROWS = {"x": {0: pw.Dim("rows", min=1, max=16)}}
+FACTOR = 3.0
+
+
+def helper(x):
+    return x * FACTOR
+
+
+@dataclasses.dataclass
+class Settings:
+    scale: float = 2.0
+    act: str = "relu"
+    sub: Any = None
+
+
+class Slots:
+    __slots__ = ("v",)
+
+    def __init__(self) -> None:
+        self.v = 1.5
+
+
+class Inner(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.k = 1.0
+        self.lin = torch.nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.lin(x) * self.k
+
+
+def model_class() -> type[torch.nn.Module]:
+    """A class of the test's own, which it may change."""
+
+    class Model(torch.nn.Module):
+        shared = 4.0
+        inner_kind = type("Inner", (Inner,), {})
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.number, self.flag, self.fn = 2.0, False, torch.relu
+            self.config = Settings(sub=types.SimpleNamespace(t=1))
+            self.table = {"k": 1.0, "n": {"m": 2.0}}
+            self.items = [1.0, 2.0]
+            self.pair = (1.0, [2.0])
+            self.names = {1, 2}
+            self.slots = Slots()
+            self.inner = self.inner_kind()
+            self.parts = torch.nn.ModuleList([Inner()])
+
+        @property
+        def derived(self):
+            return self.number * 2
+
+        def forward(self, x):
+            y = x * self.number + (1 if self.flag else 0) + self.config.scale * self.config.sub.t
+            y = y + self.table["k"] + self.table["n"]["m"] + sum(self.items) + self.pair[1][0]
+            y = y + self.shared + self.derived + helper(x) + self.slots.v + len(self.table)
+            y = y + 100 if 3 in self.names else y
+            y = y * 3 if self.config.act == "gelu" else y
+            for part in self.parts:
+                x = part(x)
+            return self.fn(y) + self.inner(x)
+
+    return Model
+
+
+def doubled(module, args, output):
+    return output * 2
+
+
+CHANGES: dict[str, Callable[[Any], Any]] = {
+    "a number": lambda m: setattr(m, "number", 5.0),
+    "a flag": lambda m: setattr(m, "flag", True),
+    "a field of a config": lambda m: setattr(m.config, "act", "gelu"),
+    "an attribute two objects deep": lambda m: setattr(m.config.sub, "t", 9),
+    "a replaced object": lambda m: setattr(m, "config", Settings(1.0, "relu", m.config.sub)),
+    "an entry of a dict": lambda m: m.table.__setitem__("k", 8.0),
+    "an entry of a dict in a dict": lambda m: m.table["n"].__setitem__("m", 8.0),
+    "a new entry": lambda m: m.table.__setitem__("new", 8.0),
+    "a longer list": lambda m: m.items.append(4.0),
+    "an item of a list": lambda m: m.items.__setitem__(0, 4.0),
+    "a list in a tuple": lambda m: m.pair[1].__setitem__(0, 6.0),
+    "a set": lambda m: m.names.add(3),
+    "a slot": lambda m: setattr(m.slots, "v", 9.0),
+    "a submodule's number": lambda m: setattr(m.inner, "k", 3.0),
+    "a longer module list": lambda m: m.parts.append(Inner()),
+    "a function": lambda m: setattr(m, "fn", torch.tanh),
+    "a class attribute": lambda m: setattr(type(m), "shared", 11.0),
+    "a property": lambda m: setattr(type(m), "derived", property(lambda s: 70.0)),
+    "a method of an inner class": lambda m: setattr(
+        type(m.inner), "forward", lambda s, x: s.lin(x) + 50
+    ),
+    "an inner hook": lambda m: m.inner.register_forward_hook(doubled),
+    "an instance's forward": lambda m: vars(m.inner).__setitem__("forward", lambda x: x * 77),
+}
+
+
+def plain(model):
+    return pw.compile(model, pw.Config(dynamic=ROWS, compiler="eager"), platform="cpu")
+
+
+def captured(model):
+    config = pw.Config(dynamic=ROWS, compiler="eager", capture_sizes=(4,), capture_max=False)
+    return pw.compile(model, config, platform=SimulatedPlatform())
+
+
+def recorded(model):
+    config = pw.Config(dynamic=ROWS, capture_sizes=(4,), capture_max=False)
+    return pw.record(model, config, platform=SimulatedPlatform())
+
+
+DOORS = pytest.mark.parametrize("door", [plain, captured, recorded])
+
+
+@pytest.fixture(autouse=True)
+def _inference():
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        yield
+
+
+def agree(fast, model) -> None:
+    x = torch.randn(4, 2)
+    torch.testing.assert_close(fast(x), model(x))
+
+
+@DOORS
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_somebody_changes_after_the_first_call_is_seen_at_the_next(door, change):
+    model = model_class()().eval()
+    fast = door(model)
+    for _ in range(2):
+        agree(fast, model)
+    CHANGES[change](model)
+    for _ in range(3):
+        agree(fast, model)
+
+
+@DOORS
+def test_a_global_and_a_closure_are_seen(door, monkeypatch):
+    bias = 1.0
+
+    def fn(x):
+        return helper(x) + bias
+
+    fast = door(fn)
+    agree(fast, fn)
+    monkeypatch.setattr(f"{__name__}.FACTOR", 13.0)
+    agree(fast, fn)
+    bias = 5.0
+    agree(fast, fn)
+    monkeypatch.setattr(f"{__name__}.helper", lambda x: x * 4)
+    agree(fast, fn)
+
+
+@DOORS
+def test_a_change_counts_as_one_retrace_and_what_nobody_reads_as_none(door):
+    model = model_class()().eval()
+    fast = door(model)
+    agree(fast, model)
+    model.number = 2.0  # what it was
+    agree(fast, model)
+    assert fast.stats().retraces == 0
+    model.number = 7.0
+    for _ in range(3):
+        agree(fast, model)
+    assert fast.stats().retraces == 1
+
+
+@pytest.mark.parametrize("door", [plain, captured])
+def test_an_attribute_that_no_trace_read_may_change_at_every_call(door):
+    model = model_class()().eval()
+    fast, graphs = door(model), 0
+    for count in range(30):
+        model.calls = count
+        agree(fast, model)
+        graphs = graphs or fast.stats().graphs
+    assert fast.stats().retraces == 0
+    assert fast.stats().graphs == graphs
+    model.number = 9.0
+    agree(fast, model)
+    assert fast.stats().retraces == 1
+
+
+@DOORS
+def test_after_seal_a_change_is_an_error_that_names_it(door):
+    model = model_class()().eval()
+    fast = door(model)
+    fast.warmup(torch.randn(4, 2), progress=False)
+    agree(fast, model)
+    fast.seal()
+    model.number = 9.0
+    with pytest.raises(Sealed, match="number"):
+        fast(torch.randn(4, 2))
+
+
+@DOORS
+def test_retrace_traces_anew_by_hand(door):
+    model = model_class()().eval()
+    fast = door(model)
+    agree(fast, model)
+    fast.retrace()
+    agree(fast, model)
+    assert fast.stats().retraces == 1
+
+
+class Adapter(torch.nn.Module):
+    """A low-rank adapter as libraries write them: merged into the weight, switched, disabled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base = torch.nn.Linear(4, 4)
+        names = ("first", "second")
+        self.a = torch.nn.ModuleDict({n: torch.nn.Linear(4, 2, bias=False) for n in names})
+        self.b = torch.nn.ModuleDict({n: torch.nn.Linear(2, 4, bias=False) for n in names})
+        self.scaling = {"first": 2.0, "second": 0.5}
+        self.active = ["first"]
+        self.merged: list[str] = []
+        self.disabled = False
+
+    def merge(self) -> None:
+        for name in self.active:
+            self.base.weight += self.scaling[name] * self.b[name].weight @ self.a[name].weight
+            self.merged.append(name)
+
+    def unmerge(self) -> None:
+        for name in self.merged:
+            self.base.weight -= self.scaling[name] * self.b[name].weight @ self.a[name].weight
+        self.merged.clear()
+
+    def forward(self, x):
+        y = self.base(x)
+        if self.disabled or self.merged:
+            return y
+        for name in self.active:
+            y = y + self.b[name](self.a[name](x)) * self.scaling[name]
+        return y
+
+
+@DOORS
+def test_an_adapter_is_merged_switched_disabled_and_scaled_unmodified(door):
+    with torch.inference_mode(False):
+        model = Adapter().eval().requires_grad_(False)
+    fast = door(model)
+
+    def both():
+        x = torch.randn(4, 4)
+        torch.testing.assert_close(fast(x), model(x))
+
+    both()
+    for change in (
+        model.merge,
+        model.unmerge,
+        lambda: setattr(model, "disabled", True),
+        lambda: setattr(model, "disabled", False),
+        lambda: setattr(model, "active", ["second"]),
+        lambda: model.active.append("first"),
+        lambda: model.scaling.update(first=7.0),
+    ):
+        with torch.no_grad():
+            change()
+        both()
+        both()
