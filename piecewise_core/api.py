@@ -152,9 +152,10 @@ def record(
     """
     if not callable(fn):
         raise ConfigError(f"cannot record a {type(fn).__name__}; pass a function or module")
-    call = fn.forward if isinstance(fn, torch.nn.Module) else fn
+    module = fn if isinstance(fn, torch.nn.Module) else None
+    call = fn if module is None else module.forward
     settings = (config or Config()).with_env()
-    return RecordedFunction(call, prepare(settings, platform, _device_type(fn)))
+    return RecordedFunction(call, prepare(settings, platform, _device_type(fn)), module)
 
 
 def _device_type(fn: Callable[..., Any]) -> str | None:

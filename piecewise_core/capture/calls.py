@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 import torch.utils._pytree as pytree
 
 from piecewise_core.errors import CaptureFailed
+from piecewise_core.graph.untold import untold
 
 __all__ = ["ValueRead", "only_views", "tensors", "user_line", "written"]
 
@@ -35,25 +36,35 @@ def tensors(value: Any) -> list[torch.Tensor]:
 
 
 def written(fn: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:
-    """Tensors that an operator's schema says it writes to."""
+    """Tensors that an operator writes to: those of its schema, and those that it does not tell."""
     schema = getattr(fn, "_schema", None)
     if schema is None or fn is torch.ops.aten.detach_.default:  # it only cuts a tape
         return []
     found: list[torch.Tensor] = []
+    named = untold(schema, lambda place, name: _given(schema, place, name, args, kwargs))
     for place, argument in enumerate(schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            given = args[place] if place < len(args) else kwargs.get(argument.name)
-            found += tensors(given)
+        told = argument.alias_info is not None and argument.alias_info.is_write
+        if told or argument.name in named:
+            found += tensors(_given(schema, place, argument.name, args, kwargs))
     return found
 
 
-def only_views(fn: Any) -> bool:
-    """Whether an operator makes nothing but views."""
-    schema = getattr(fn, "_schema", None)
-    if schema is None:
-        return False
-    aliases = [r.alias_info for r in schema.returns]
-    return bool(aliases) and all(a is not None and not a.is_write for a in aliases)
+def _given(schema: Any, place: int, name: str, args: Any, kwargs: Any) -> Any:
+    """What a call gives for an argument."""
+    if place < len(args):
+        return args[place]
+    return kwargs.get(name, schema.arguments[place].default_value)
+
+
+def only_views(result: Any, args: Any, kwargs: Any, changed: Sequence[torch.Tensor]) -> bool:
+    """Whether an operator made nothing but views of what it was given, and wrote to nothing.
+
+    Schemas do not tell: a conversion may return a view of its argument, or a copy. ``changed``:
+    what it writes to.
+    """
+    found = tensors(result)
+    given = {t.untyped_storage()._cdata for t in tensors((args, kwargs))}
+    return bool(found) and not changed and all(t.untyped_storage()._cdata in given for t in found)
 
 
 def user_line() -> Callable[[], str]:

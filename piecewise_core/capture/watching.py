@@ -211,7 +211,8 @@ class WatchingRecorder(Recorder):
 
     def saw(self, fn: Any, args: Any, kwargs: Any, result: Any) -> None:
         """An ordinary operator ran."""
-        if not only_views(fn) and not self._host.runs_there(fn, args, kwargs):
+        views = only_views(result, args, kwargs, written(fn, args, kwargs))
+        if not views and not self._host.runs_there(fn, args, kwargs):
             if not self.capturing:
                 self._works[-1] = True
             elif self._open is None:

@@ -116,7 +116,7 @@ def _report(suspect: Suspect, found: Finding | None) -> BisectReport:
 
 
 def _note(suspect: Suspect) -> str:
-    overlap = Overlap(suspect.region.program)
+    overlap = Overlap.of(suspect.region.program)
     if overlap and overlap(suspect.tensors, suspect.bound):
         return "inputs share memory that the program writes to: such calls run as written"
     drawing = suspect.region.draws

@@ -107,7 +107,7 @@ class Capturing:
         evicted, and those whose inputs share memory that the program writes to. None: this call
         is one of the latter, and capture waits for another.
         """
-        overlap = Overlap(region.program)
+        overlap = Overlap.of(region.program)
         if overlap and overlap(tensors, bound):
             return None
         plan = self.plan(region, sizes, tensors, bound)
@@ -137,7 +137,7 @@ class Capturing:
         back = self._write_back(region, captured)
         callers = self._callers
         plans = self.plans if self._config.memory_limit is not None else None
-        overlap = Overlap(region.program) or None
+        overlap = Overlap.of(region.program) or None
         padded = self.padded.of
         check = self._padding_check(region, plan, finish)
 

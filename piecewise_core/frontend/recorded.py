@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import operator
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from piecewise_core.capture.modes import DataInSteps, being_watched
 from piecewise_core.capture.plans import largest_first
 from piecewise_core.counters import Counters, Stats, process_counters
 from piecewise_core.errors import ConfigError, NotTraced, OutOfRange
+from piecewise_core.frontend.aroundforward import around_forward
 from piecewise_core.frontend.recordedverify import RecordedVerifier
 from piecewise_core.frontend.recordings import Recordings
 from piecewise_core.frontend.refusals import check_grad, need_grad, refuse_autocast
@@ -44,10 +46,13 @@ class RecordedFunction:
     """Runs ``fn`` by replay at captured sizes, and as it is at all others.
 
     Python in ``fn`` runs once per captured size: scalars and branches are fixed there. Inference
-    only; everything is recorded under ``inference_mode``.
+    only; everything is recorded under ``inference_mode``. ``module``: whose forward ``fn`` is; its
+    hooks run around it at every call.
     """
 
-    def __init__(self, fn: Callable[..., Any], setup: Setup) -> None:
+    def __init__(
+        self, fn: Callable[..., Any], setup: Setup, module: torch.nn.Module | None = None
+    ) -> None:
         functools.update_wrapper(self, fn)
         if setup.platform.graphs is None:
             raise ConfigError(
@@ -71,9 +76,14 @@ class RecordedFunction:
         )
         self._lock = threading.RLock()
         self._started = False
+        self._around = around_forward(module, self._serve) if module is not None else None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run one call."""
+        around = self._around() if self._around is not None else None
+        return (around or self._serve)(*args, **kwargs)
+
+    def _serve(self, *args: Any, **kwargs: Any) -> Any:
         with self._lock:
             if not self._started:
                 self._start(args, kwargs)
@@ -244,14 +254,18 @@ class RecordedFunction:
             return True, self._see(captured, tensors, sizes, raw, args, kwargs)
         if sizes != captured and self._padded[sizes].mixes:
             return False, None
+        known = captured in made.plans
         plan = made.plan(captured, tensors if sizes == captured else None)
         if plan is None:
             return False, None
         written = made.written[captured]
         if sizes != captured and not self._can_cut(plan, sizes):
             return False, None
-        if written and any(tensors[i] is not raw[i] for i in written):
+        if written and not known and any(map(operator.is_not, tensors, raw)):
             self._binder.bind(*args, **kwargs)  # refuses, now that it knows what is written
+        overlap = made.overlaps[captured]
+        if overlap is not None and overlap(tensors, made.external[captured]):
+            return False, None
         outs: Any = plan.run(tensors, sizes)
         self._counters.calls["replayed"] += 1
         for place in written or ():

@@ -26,6 +26,7 @@ from piecewise_core.graph.outputs import OutputCode
 from piecewise_core.graph.padding.runs import Run
 from piecewise_core.graph.structure import Structure
 from piecewise_core.ranges import Sizes
+from piecewise_core.runtime.overlap import Overlap
 from piecewise_core.runtime.parameters import Parameters, roots_of
 from piecewise_core.runtime.reach import anchors_of
 from piecewise_core.runtime.treestate import TreeState
@@ -41,9 +42,10 @@ class Recordings:
     ``outputs``: per captured size, how a result is made of the graphs' tensors. ``written``: per
     captured size, the places of the inputs that it writes to; None where it writes to nothing of
     the caller's. ``objects``: the calls' constants. ``runs``: per captured size, the operators that
-    ran, where calls may be padded. ``memory``: what it writes to besides inputs. ``sealed``:
-    "error" or "warn" for captures from now on. ``released``: whether sizes stay without graphs
-    until they are asked for again.
+    ran, where calls may be padded. ``memory``: what it writes to besides inputs. ``external``: what
+    it reads and writes besides inputs. ``overlaps``: tells calls whose inputs share what is written
+    to; None where nothing is. ``sealed``: "error" or "warn" for captures from now on. ``released``:
+    whether sizes stay without graphs until they are asked for again.
     """
 
     def __init__(self, fn: Callable[..., Any], setup: Setup, counters: Counters) -> None:
@@ -57,6 +59,8 @@ class Recordings:
         self.objects: list[Any] = []
         self.runs: dict[Sizes, Run] = {}
         self.memory: dict[Sizes, list[torch.Tensor]] = {}
+        self.external: dict[Sizes, tuple[torch.Tensor, ...]] = {}
+        self.overlaps: dict[Sizes, Overlap | None] = {}
         self.sealed: str | None = None
         self.released = False
         self.retraced = ""
@@ -137,6 +141,8 @@ class Recordings:
         self.written.clear()
         self.runs.clear()
         self.memory.clear()
+        self.external.clear()
+        self.overlaps.clear()
         self.released = True
         self._external.clear()
         self._parameters = Parameters(roots_of(self._fn), every=True)
@@ -205,10 +211,10 @@ class Recordings:
         self.written[captured] = written if recorder.writes else None
         self._binder.mutated |= set(written)
         own = {view.untyped_storage()._cdata for view in views}
-        self.memory[captured] = [
-            tensor
-            for tensor in recorder.external
-            if recorder.writes_to(tensor) and tensor.untyped_storage()._cdata not in own
-        ]
         recorder.note(tensors_in(result, self.objects))
+        held = tuple(t for t in recorder.external if t.untyped_storage()._cdata not in own)
+        changed = tuple(i for i, tensor in enumerate(held) if recorder.writes_to(tensor))
+        self.memory[captured] = [held[i] for i in changed]
+        self.external[captured] = held
+        self.overlaps[captured] = Overlap(written, changed) or None
         self._external |= {id(tensor): tensor for tensor in recorder.external}

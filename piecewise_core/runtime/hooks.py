@@ -9,7 +9,7 @@ import torch
 from torch.nn.modules import module as of_all_modules
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["HookWatch", "call_is_forward"]
+__all__ = ["HookWatch", "call_is_forward", "has_hooks"]
 
 # Of every module in the process; torch's names, the same in 2.11.0 and 2.13.0.
 _before: dict[int, Any] = of_all_modules._global_forward_pre_hooks
@@ -33,6 +33,11 @@ def call_is_forward(state: dict[str, Any]) -> bool:
         or "_compiled_call_impl" in state
         or torch._C._get_tracing_state()
     )
+
+
+def has_hooks(state: dict[str, Any]) -> bool:
+    """Whether a module has forward hooks, its own or everyone's. ``state``: its ``__dict__``."""
+    return bool(state["_forward_hooks"] or state["_forward_pre_hooks"] or _after or _before)
 
 
 class HookWatch:

@@ -17,16 +17,22 @@ Span = tuple[int, int]
 class Overlap:
     """``overlap(tensors, bound)``: whether an input lies in memory that the program writes to.
 
-    An input's own memory does not count when the program writes to just that input. Inputs are
+    ``mutated``, ``mutated_bound``: places of inputs and of bound tensors that are written to. An
+    input's own memory does not count when the program writes to just that input. Inputs are
     dense, so their spans are exact; of a bound tensor the whole storage counts.
     """
 
-    def __init__(self, program: Program) -> None:
-        self._mutated = tuple(sorted(program.mutated))
-        self._mutated_bound = tuple(sorted(program.mutated_bound))
+    def __init__(self, mutated: Iterable[int], mutated_bound: Iterable[int]) -> None:
+        self._mutated = tuple(sorted(mutated))
+        self._mutated_bound = tuple(sorted(mutated_bound))
         self._last: object = None
         self._written: tuple[Span, ...] = ()
         self._held: tuple[Span, ...] = ()
+
+    @classmethod
+    def of(cls, program: Program) -> Overlap:
+        """That of a split graph."""
+        return cls(program.mutated, program.mutated_bound)
 
     def __bool__(self) -> bool:
         """Whether the program writes to anything that it is given."""

@@ -45,7 +45,7 @@ class PlanCode:
         writer = PlanSource(program)
         self._program = program
         self.literals = literals_of(program.traced.graph)
-        self._overlap = Overlap(program)
+        self._overlap = Overlap.of(program)
         self.source = writer.text(check=False, guarded=bool(self._overlap))
         self.checked_source = writer.text(check=True, guarded=bool(self._overlap))
         self._written_source = writer.text(check=False, guarded=False)

@@ -1,0 +1,213 @@
+"""Recorded functions do all that the function does: hooks, conversions, writes, shared memory."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+import piecewise_core as pw
+from piecewise_core.testing import SimulatedPlatform
+
+ROWS = {0: pw.Dim("rows", min=1, max=16)}
+DEVICES = pytest.mark.parametrize("device", ["cpu", "simulated"])
+functional = torch.nn.functional
+
+
+def recorded(fn, device="simulated", names=("x",), **changes):
+    settings = {"capture_sizes": (4,), "capture_max": False, **changes}
+    config = pw.Config(dynamic=dict.fromkeys(names, ROWS), **settings)
+    return pw.record(fn, config, platform=SimulatedPlatform() if device == "simulated" else device)
+
+
+def check(fast, fn, calls, *, replays=True):
+    """Every call gives what ``fn`` gives, and leaves its arguments as ``fn`` does."""
+    for args in calls:
+        own = copy.deepcopy(args)
+        wanted = fn(*own)
+        torch.testing.assert_close(fast(*args), wanted)
+        torch.testing.assert_close(args, own)
+    assert bool(fast.stats().calls["replayed"]) is replays
+
+
+# Hooks --------------------------------------------------------------------------------
+
+
+class Doubling(torch.nn.Linear):
+    def __call__(self, *args, **kwargs):
+        return super().__call__(*args, **kwargs) * 2
+
+
+@DEVICES
+@pytest.mark.parametrize("kind", [torch.nn.Linear, Doubling])
+def test_hooks_of_a_recorded_module_run_at_every_call(kind, device):
+    model = kind(2, 2).eval()
+    fast, seen = recorded(model, device, names=("input",)), []
+    calls = [(torch.randn(4, 2),) for _ in range(5)]
+    with torch.inference_mode():
+        check(fast, model, calls[:2])
+        handle = model.register_forward_pre_hook(lambda module, args: (args[0] + len(seen),))
+        after = model.register_forward_hook(lambda module, args, out: seen.append(0) or out * 3)
+        for x in calls[2:]:
+            before = list(seen)
+            wanted = model(*x)
+            seen[:] = before
+            torch.testing.assert_close(fast(*x), wanted)
+        assert len(seen) == 3
+        handle.remove()
+        after.remove()
+        check(fast, model, calls)
+
+
+@pytest.mark.parametrize("call", [lambda f, x: f(x), lambda f, x: f(input=x)])
+def test_hooks_see_arguments_in_the_form_of_the_call(call):
+    model, seen = torch.nn.Linear(2, 2).eval(), []
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append((len(args), list(kwargs))), with_kwargs=True
+    )
+    fast, x = recorded(model, names=("input",)), torch.randn(4, 2)
+    with torch.inference_mode():
+        torch.testing.assert_close(call(fast, x), call(model, x))
+    assert seen[0] == seen[1]
+
+
+# Conversions --------------------------------------------------------------------------
+
+CONVERSIONS = {
+    "half": lambda x: x.half(),
+    "double": lambda x: x.double(),
+    "to": lambda x: x.to(torch.bfloat16),
+    "same type": lambda x: x.to(torch.float32),
+    "a copy": lambda x: x.to(torch.float32, copy=True),
+    "type_as": lambda x: x.type_as(torch.ones(1, dtype=torch.float64)),
+    "contiguous": lambda x: x.contiguous(),
+    "of a view": lambda x: x.t().contiguous(),
+    "reshape": lambda x: x.reshape(-1),
+    "reshape of a view": lambda x: x.t().reshape(-1),
+    "flatten": lambda x: x.t().flatten(),
+    "ravel": lambda x: x.t().ravel(),
+    "memory format": lambda x: x.view(4, 2, 1, 1).contiguous(memory_format=torch.channels_last),
+    "real": lambda x: torch.real(torch.complex(x, x)),
+    "resolve": lambda x: torch.complex(x, x).conj().resolve_conj(),
+    "clone": lambda x: x.clone(),
+    "a view": lambda x: x.t(),
+    "a view and work": lambda x: (x.t(), x.half() + 1),
+}
+
+
+@DEVICES
+@pytest.mark.parametrize("name", CONVERSIONS)
+def test_conversions_are_made_anew_at_every_replay(name, device):
+    fn = CONVERSIONS[name]
+    fast = recorded(fn, device)
+    check(fast, fn, [(torch.randn(4, 2),) for _ in range(4)])
+    fast = recorded(fn, device)
+    check(fast, fn, [(torch.randn(2, 4).t(),) for _ in range(4)])
+
+
+@DEVICES
+def test_conversions_beside_splitting_ops_are_made_anew(device):
+    def fn(x):
+        return torch.softmax(x.t().contiguous(), 0).half()
+
+    fast = recorded(fn, device, splitting_ops=("aten::softmax",))
+    check(fast, fn, [(torch.randn(4, 2),) for _ in range(4)])
+
+
+# Arguments that share memory ----------------------------------------------------------
+
+
+def writes_first(x, y):
+    x.add_(1)
+    return y * 2
+
+
+def writes_second(x, y):
+    y.mul_(2)
+    return x + y
+
+
+def shared(how):
+    base = torch.arange(80.0).view(10, 8)
+    return {
+        "the same": lambda: (base[:4], base[:4]),
+        "overlapping": lambda: (base[:4], base[2:6]),
+        "apart": lambda: (base[:4], base[5:9]),
+    }[how]()
+
+
+@DEVICES
+@pytest.mark.parametrize("inputs", ["copy", "static"])
+@pytest.mark.parametrize("how", ["the same", "overlapping", "apart"])
+@pytest.mark.parametrize("fn", [writes_first, writes_second])
+def test_arguments_that_share_memory_are_served_right(fn, how, inputs, device):
+    for before in (0, 2):  # captured with such arguments, and before them
+        fast = recorded(fn, device, names=("x", "y"), inputs=inputs)
+        apart = (torch.ones(4, 8), torch.ones(4, 8))
+        for _ in range(before):
+            fast(*apart)
+        for _ in range(3):
+            ours, theirs = shared(how), shared(how)
+            try:
+                got = fast(*ours)
+            except pw.errors.AddressChanged:
+                continue
+            torch.testing.assert_close(got, fn(*theirs))
+            torch.testing.assert_close(ours, theirs)
+
+
+@DEVICES
+def test_an_argument_in_memory_of_the_model_that_is_written_to_is_served_right(device):
+    state = torch.zeros(8, 2)
+
+    def fn(x):
+        state.add_(1)
+        return x * 2
+
+    fast = recorded(fn, device)
+    for turn in range(1, 4):
+        torch.testing.assert_close(fast(torch.ones(4, 2)), torch.full((4, 2), 2.0))
+        torch.testing.assert_close(fast(state[:4]), torch.full((4, 2), 4.0 * turn))
+
+
+# Writes that a schema does not tell ---------------------------------------------------
+
+
+def batch_norm(x, mean, var):
+    return functional.batch_norm(x, mean, var, training=True, momentum=0.5)
+
+
+def native(x, mean, var):
+    return torch.native_batch_norm(x, None, None, mean, var, True, 0.5, 1e-5)[0]
+
+
+def instance_norm(x, mean, var):
+    return functional.instance_norm(x[:, :, None].expand(-1, -1, 3) * 1, mean, var, momentum=0.5)
+
+
+def evaluating(x, mean, var):
+    return functional.batch_norm(x, mean, var, training=False)
+
+
+@DEVICES
+@pytest.mark.parametrize("fn", [batch_norm, native, instance_norm, evaluating])
+def test_running_statistics_are_updated_once_a_call(fn, device):
+    fast = recorded(fn, device)
+    state = torch.zeros(3), torch.ones(3)
+    check(fast, fn, [(torch.randn(4, 3) + 5, *state) for _ in range(4)])
+
+
+@DEVICES
+@pytest.mark.parametrize("splits", [(), ("aten::batch_norm",)])
+def test_running_statistics_of_a_module_are_updated_once_a_call(splits, device):
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3)).train()
+    model.requires_grad_(False)
+    plain = copy.deepcopy(model)
+    fast = recorded(model, device, names=("input",), splitting_ops=splits)
+    fast.warmup(torch.ones(4, 3))
+    torch.testing.assert_close(model.state_dict(), plain.state_dict())
+    for _ in range(4):
+        x = torch.randn(4, 3)
+        torch.testing.assert_close(fast(x), plain(x))
+        torch.testing.assert_close(model.state_dict(), plain.state_dict())
