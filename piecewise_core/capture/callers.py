@@ -1,29 +1,40 @@
 """Whose the outputs of replays are: the next replay overwrites them, whichever thread asks for it.
 
 One thread knows what it still reads when it calls again. Of two threads neither does.
+
+A capture writes to the same memory as a replay does, and freeing graphs gives it away: who wants
+either asks here first. So does a call from inside of a replay, by an operator or a callback of the
+model's own: it would put its inputs over those that the replay in progress still reads.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 
-__all__ = ["Callers"]
+from piecewise_core.errors import CaptureFailed
+
+__all__ = ["IN_USE", "Callers"]
 
 logger = logging.getLogger(__name__)
+
+IN_USE = -1
+"""``owner`` while the graphs' memory is being written: no thread has this number."""
 
 
 class Callers:
     """Lets one thread have outputs as they are, and more than one only copies of their own.
 
     ``cloning``: whether outputs are copied before they are handed out. ``owner``: the thread that
-    may replay without asking, 0 for none. Call everything under the model's lock. ``strict``: tell
-    once of an output that is kept too long.
+    may replay without asking, 0 for none, IN_USE while a replay or a capture is under way; whoever
+    replays sets that and puts back what was there. Call everything under the model's lock.
+    ``strict``: tell once of an output that is kept too long.
     """
 
     def __init__(self, *, cloning: bool, strict: bool = False) -> None:
@@ -39,17 +50,20 @@ class Callers:
         """Whether this thread may replay; else its call has to be served without graphs.
 
         A second thread may not while the first may be reading what it got last. When the first
-        calls again it is done with that, and from then on both get copies.
+        calls again it is done with that, and from then on both get copies. Nobody may from inside
+        of a replay.
         """
+        if self.owner == IN_USE:
+            return False
         if self.cloning:
             return True
-        holder, me = self._holder, threading.current_thread()
-        if holder is None or holder is me or not holder.is_alive():
-            self._holder, self.owner = me, threading.get_ident()
+        if self.may_overwrite():
+            self._holder, self.owner = threading.current_thread(), threading.get_ident()
             if self._refused:
                 self.cloning, self.strict = True, False
             return True
-        if not self._refused:
+        holder = self._holder
+        if not self._refused and holder is not None:
             self._refused, self.owner = True, 0
             logger.warning(
                 "called from two threads, %s and %s: outputs are the graphs' memory, which the "
@@ -57,10 +71,35 @@ class Callers:
                 "again, then all threads get copies; set clone_outputs=True to have that from the "
                 "start",
                 holder.name,
-                me.name,
+                threading.current_thread().name,
                 holder.name,
             )
         return False
+
+    def may_overwrite(self) -> bool:
+        """Whether no other thread may be reading outputs: this one may capture, or free graphs."""
+        if self.owner == IN_USE:
+            return False
+        holder = self._holder
+        mine = holder is None or holder is threading.current_thread() or not holder.is_alive()
+        return self.cloning or mine
+
+    @contextlib.contextmanager
+    def using(self) -> Iterator[None]:
+        """The graphs' memory is written to inside: calls made from there are served without it."""
+        owner, self.owner = self.owner, IN_USE
+        try:
+            yield
+        finally:
+            self.owner = owner
+
+    def refuse_inside(self, what: str) -> None:
+        """Raise CaptureFailed where a replay or a capture is under way: ``what`` would break it."""
+        if self.owner == IN_USE:
+            raise CaptureFailed(
+                f"{what} inside of a call that the same model's static graphs are serving, from an "
+                "operator, a hook or a callback of its own; do that between calls"
+            )
 
     def handed(self, outputs: Iterable[Any]) -> Sequence[Any]:
         """For ``strict``: what to hand out for ``outputs``, and a look at what was before.

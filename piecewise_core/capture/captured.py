@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import torch
 
 from piecewise_core.capture.buffers import Stage
+from piecewise_core.capture.callers import IN_USE, Callers
 from piecewise_core.capture.direct import modes_active
 from piecewise_core.capture.opsteps import Step
 from piecewise_core.protocols import ReplayCall
@@ -26,7 +27,8 @@ class CapturedPlan:
     called past the dispatcher, for when no mode wants to see them. ``before``: the driver's
     ``before_replay``. ``blame``: says whose an error of a step is (None: of staging). ``made``:
     what each replay leaves, in order, until the next step. ``replays``: ids of the steps that are
-    one.
+    one. ``callers``: told that the memory is in use while steps are done, since an operator among
+    them may call the model.
     """
 
     sizes: Sizes
@@ -40,6 +42,7 @@ class CapturedPlan:
     blame: Callable[[Any, Exception], Exception] = lambda step, error: error
     made: tuple[tuple[torch.Tensor, ...], ...] = ()
     replays: frozenset[int] = frozenset()
+    callers: Callers = field(default_factory=lambda: Callers(cloning=False))
 
     def prepare(self, tensors: Sequence[torch.Tensor], sizes: Sizes) -> None:
         """Tell a driver that wants to know of the call; then put its inputs where graphs read."""
@@ -52,30 +55,35 @@ class CapturedPlan:
     def run(self, tensors: Sequence[torch.Tensor], sizes: Sizes) -> tuple[Any, ...]:
         """Serve one call; the outputs are overwritten by the next replay of any size."""
         step: Any = None
+        owner, self.callers.owner = self.callers.owner, IN_USE
         try:
             self.prepare(tensors, sizes)
             for step in self.steps if modes_active() else self.direct:
                 step()
         except Exception as error:
             self.reraise(step, error)
+        finally:
+            self.callers.owner = owner
         return self.outputs
 
     def walk(self) -> Iterator[tuple[torch.Tensor, ...]]:
         """Do the steps on what is staged, stopping behind each replay for what it left."""
         made = iter(self.made)
-        for step in self.steps:
-            step()
-            if id(step) in self.replays:
-                yield next(made, ())
+        with self.callers.using():
+            for step in self.steps:
+                step()
+                if id(step) in self.replays:
+                    yield next(made, ())
 
     def replay(self) -> None:
         """Do the steps once more on what is staged."""
         step: Any = None
-        try:
-            for step in self.steps if modes_active() else self.direct:
-                step()
-        except Exception as error:
-            self.reraise(step, error)
+        with self.callers.using():
+            try:
+                for step in self.steps if modes_active() else self.direct:
+                    step()
+            except Exception as error:
+                self.reraise(step, error)
 
     def reraise(self, step: Any, error: Exception) -> NoReturn:
         """Raise ``error`` of ``step``, or of preparing, as that of whoever made the step."""

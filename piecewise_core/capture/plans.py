@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from piecewise_core.capture.attempt import Source, capture
+from piecewise_core.capture.callers import Callers
 from piecewise_core.capture.captured import CapturedPlan
 from piecewise_core.counters import Counters
 from piecewise_core.errors import CaptureFailed, OutOfGraphMemory
@@ -30,12 +31,19 @@ class CapturedPlans:
 
     ``limit``: bytes of graph memory, or None. ``dropped``: sizes that have no plan, and why;
     they are served by compiled ranges. ``owed``: sizes that ``release`` freed, or let be tried
-    anew: capturing them again is no news.
+    anew: capturing them again is no news. ``callers``: who may be reading outputs; no thread
+    captures over, or frees, what another may be reading.
     """
 
     def __init__(
-        self, platform: Platform, counters: Counters, limit: int | None, mode: str = "piecewise"
+        self,
+        platform: Platform,
+        counters: Counters,
+        limit: int | None,
+        mode: str = "piecewise",
+        callers: Callers | None = None,
     ) -> None:
+        self.callers = callers or Callers(cloning=False)
         self._platform = platform
         self._driver: Any = platform.graphs
         self._counters = counters
@@ -48,12 +56,20 @@ class CapturedPlans:
         self._plans: OrderedDict[Sizes, CapturedPlan] = OrderedDict()
         self.dropped: dict[Sizes, str] = {}
         self.owed: set[Sizes] = set()
+        # Served no more, but another thread may be reading their outputs; with their pools.
+        self._retired: list[tuple[CapturedPlan, Any]] = []
+        self._late = self._told = False
 
     def __contains__(self, sizes: object) -> bool:
         return sizes in self._plans
 
     def __len__(self) -> int:
         return len(self._plans)
+
+    @property
+    def retired(self) -> bool:
+        """Whether memory waits for another thread to be done with its outputs."""
+        return bool(self._retired)
 
     def get(self, sizes: Sizes) -> CapturedPlan | None:
         """The plan of ``sizes``, noted as used; None when it has to be captured, or cannot."""
@@ -91,20 +107,34 @@ class CapturedPlans:
         """Capture ``sizes`` unless it is; None when it failed, with the reason in ``dropped``.
 
         A failure drops this size and nothing else. ``more``: others follow; ``measure`` at the
-        end counts the bytes of all. Raises CaptureFailed inside a capture, which is the caller's
-        mistake and drops nothing.
+        end counts the bytes of all. None, with no reason, while another thread may be reading
+        outputs. Raises CaptureFailed inside a capture or a replay, which is the caller's mistake
+        and drops nothing.
         """
         if sizes in self._plans or sizes in self.dropped:
             return self._plans.get(sizes)
+        self.callers.refuse_inside(f"sizes {sizes} would be captured")
+        if not self.settle():
+            if not self._told:
+                logger.warning(
+                    "sizes %s are not captured now: another thread may still be reading what it "
+                    "was given last, and a capture would overwrite that. It is done at a later "
+                    "call; set clone_outputs=True to be free of that",
+                    sizes,
+                )
+            self._told = True
+            return None
         if self._driver.is_capturing():
             raise CaptureFailed(
                 f"sizes {sizes} would be captured inside of a capture that runs on this stream; "
                 "call warmup() before it"
             )
-        plan = self._attempt(sizes, source)
+        with self.callers.using():
+            plan = self._attempt(sizes, source)
         self.owed.discard(sizes)
         if plan is None:
             return None
+        plan.callers = self.callers
         self._plans[sizes] = plan
         self._counters.add("captures", len(plan.graphs))
         if self._limit is not None:
@@ -169,13 +199,33 @@ class CapturedPlans:
             empty()
 
     def forget(self, sizes: Sizes) -> None:
-        """Free one size's graphs."""
+        """Free one size's graphs, at once or when no other thread may be reading their outputs."""
         plan = self._plans.pop(sizes, None)
         if plan is not None:
-            self._reset(plan)
+            self._retired.append((plan, self._pool))
+            self._late = not self.settle()
+
+    def settle(self) -> bool:
+        """Free what nothing serves any more, unless another thread may be reading outputs.
+
+        Whether none may.
+        """
+        if not self.callers.may_overwrite():
+            return False
+        while self._retired:
+            self._reset(self._retired.pop()[0])
+        if self._late:
+            self._late = False
+            self._empty_cache()
+        return True
 
     def release(self) -> list[Sizes]:
-        """Free all graphs and the pool; returns the sizes that had plans."""
+        """Free all graphs and the pool; returns the sizes that had plans.
+
+        Memory whose outputs another thread may be reading is freed when that thread calls again.
+        Raises CaptureFailed inside a replay.
+        """
+        self.callers.refuse_inside("static graphs would be freed")
         held = list(self._plans)
         self.owed |= {*held, *self.dropped}
         for sizes in held:

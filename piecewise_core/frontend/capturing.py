@@ -12,7 +12,7 @@ import torch
 
 from piecewise_core.capture.attempt import Source
 from piecewise_core.capture.buffers import FixedInputs, OwnedInputs
-from piecewise_core.capture.callers import Callers
+from piecewise_core.capture.callers import IN_USE, Callers
 from piecewise_core.capture.captured import CapturedPlan
 from piecewise_core.capture.direct import modes_active
 from piecewise_core.capture.plans import CapturedPlans, largest_first
@@ -44,11 +44,11 @@ class Capturing:
         self._setup = setup
         self._config = setup.config
         self._counters = counters
-        self.plans = CapturedPlans(
-            setup.platform, counters, setup.config.memory_limit, setup.graph_mode
-        )
         self._callers = Callers(
             cloning=self._config.clone_outputs, strict=self._config.check == "strict"
+        )
+        self.plans = CapturedPlans(
+            setup.platform, counters, setup.config.memory_limit, setup.graph_mode, self._callers
         )
         self.padded = PaddedDims(self._config)
         self._owned: OwnedInputs | None = None
@@ -63,16 +63,21 @@ class Capturing:
         self._structure = structure
 
     def targets(self, region: Region) -> tuple[Target, ...]:
-        """The captured sizes of ``region``; none while graphs are released."""
-        if self.released or region.box is None:
+        """The captured sizes of ``region``; none while graphs are released.
+
+        Where their memory waits for a thread to be done with it, there are: its call tells.
+        """
+        if (self.released and not self.plans.retired) or region.box is None:
             return ()
         return capture_targets(region.box, self._config.captures, padded=self.padded.of(region))
 
     def capture_all(self, regions: Sequence[Region], bound: Sequence[torch.Tensor]) -> list[Sizes]:
         """Capture every size, the largest first; returns those that are served by graphs.
 
-        With ``inputs="static"`` there are none yet: each is captured at its first call.
+        With ``inputs="static"`` there are none yet: each is captured at its first call, as all are
+        while another thread may be reading outputs. Raises CaptureFailed inside a replay.
         """
+        self._callers.refuse_inside("sizes would be captured")
         if self._config.inputs == "static":
             return []
         wanted = [
@@ -105,8 +110,11 @@ class Capturing:
 
         ``otherwise``: serves calls that cannot be replayed: those of a size that failed or was
         evicted, and those whose inputs share memory that the program writes to. None: this call
-        is one of the latter, and capture waits for another.
+        is one of the latter, or another thread may be reading outputs, or this is a call from
+        inside of a replay; capture waits for another.
         """
+        if sizes not in self.plans and not self._callers.admit():
+            return None
         overlap = Overlap.of(region.program)
         if overlap and overlap(tensors, bound):
             return None
@@ -157,12 +165,15 @@ class Capturing:
                 check = None if check.done else check
             # As CapturedPlan.run does, without a frame for it.
             step: Any = None
+            owner, callers.owner = callers.owner, IN_USE
             try:
                 prepare(t, sizes)
                 for step in plan.steps if modes_active() else plan.direct:
                     step()
             except Exception as error:
                 plan.reraise(step, error)
+            finally:
+                callers.owner = owner
             outs: Any = plan.outputs
             calls["replayed"] += 1
             if back is not None:

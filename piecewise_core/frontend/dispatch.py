@@ -141,6 +141,8 @@ class Dispatch:
         capturing = self._capturing
         if capturing is None:
             return self._without_graphs(region)
+        if capturing.released:
+            return self._without_graphs(region) if capturing.plans.settle() else None
         known = sizes in capturing.plans or sizes in capturing.plans.owed
         if self.sealed is not None and not known:
             text = (

@@ -64,10 +64,10 @@ class RecordedFunction:
         self._config = setup.config
         self._counters = Counters()
         process_counters.watch(self._counters)
-        self._recordings = Recordings(fn, setup, self._counters)
         self._callers = Callers(
             cloning=self._config.clone_outputs, strict=self._config.check == "strict"
         )
+        self._recordings = Recordings(fn, setup, self._counters, self._callers)
         self._padded: dict[Sizes, Padded] = {}
         self._told = False
         rng = getattr(setup.platform.device, "rng", None)

@@ -11,6 +11,7 @@ import torch
 
 from piecewise_core.capture.attempt import Source
 from piecewise_core.capture.buffers import FixedInputs, OwnedInputs
+from piecewise_core.capture.callers import Callers
 from piecewise_core.capture.calls import user_line
 from piecewise_core.capture.captured import CapturedPlan
 from piecewise_core.capture.plans import CapturedPlans
@@ -48,12 +49,15 @@ class Recordings:
     whether sizes stay without graphs until they are asked for again.
     """
 
-    def __init__(self, fn: Callable[..., Any], setup: Setup, counters: Counters) -> None:
+    def __init__(
+        self, fn: Callable[..., Any], setup: Setup, counters: Counters, callers: Callers
+    ) -> None:
         self._fn = fn
         self._setup = setup
         self._config = setup.config
         self._splits = setup.splits(Matcher(setup.config.splitting_ops, setup.unsafe_ops))
-        self.plans = CapturedPlans(setup.platform, counters, setup.config.memory_limit)
+        limit = setup.config.memory_limit
+        self.plans = CapturedPlans(setup.platform, counters, limit, callers=callers)
         self.outputs: dict[Sizes, OutputCode] = {}
         self.written: dict[Sizes, tuple[int, ...] | None] = {}
         self.objects: list[Any] = []
@@ -113,6 +117,8 @@ class Recordings:
         """Free graphs that read the memory of a tensor that was replaced."""
         if len(self.plans) and self._parameters.read() is None:
             self.free()
+        elif self.released:
+            self.plans.settle()
         if self._state is not None and self._state.check():
             why = self._state.look_again()
             if why is not None:

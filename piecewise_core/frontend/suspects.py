@@ -41,7 +41,9 @@ class SessionSubject:
         given = session.binder.raw(*args, **kw)
         plan, buffers = None, []
         if target.capture is not None and session.capturing is not None:
-            plan = session.capturing.plans.get(target.capture)
+            # A replay would write over what another thread may be reading.
+            free = session.capturing.plans.callers.may_overwrite()
+            plan = session.capturing.plans.get(target.capture) if free else None
             if plan is not None:
                 buffers = list(session.capturing.buffers(target.capture, t))
         output = region.program.traced.output
