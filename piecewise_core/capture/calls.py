@@ -14,7 +14,14 @@ import torch.utils._pytree as pytree
 from piecewise_core.errors import CaptureFailed
 from piecewise_core.graph.untold import untold
 
-__all__ = ["ValueRead", "only_views", "tensors", "user_line", "written"]
+__all__ = ["ValueRead", "only_views", "reshapes", "tensors", "user_line", "written"]
+
+
+_ONLY_SIZES = frozenset({
+    "aten::detach_", "aten::t_", "aten::squeeze_", "aten::unsqueeze_", "aten::transpose_",
+    "aten::as_strided_", "aten::swapdims_", "aten::swapaxes_",
+})  # fmt: skip
+"""Operators whose schema tells of a write, and which change no memory."""
 
 
 class ValueRead(CaptureFailed):
@@ -38,7 +45,7 @@ def tensors(value: Any) -> list[torch.Tensor]:
 def written(fn: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:
     """Tensors that an operator writes to: those of its schema, and those that it does not tell."""
     schema = getattr(fn, "_schema", None)
-    if schema is None or fn is torch.ops.aten.detach_.default:  # it only cuts a tape
+    if schema is None or schema.name in _ONLY_SIZES:
         return []
     found: list[torch.Tensor] = []
     named = untold(schema, lambda place, name: _given(schema, place, name, args, kwargs))
@@ -54,6 +61,12 @@ def _given(schema: Any, place: int, name: str, args: Any, kwargs: Any) -> Any:
     if place < len(args):
         return args[place]
     return kwargs.get(name, schema.arguments[place].default_value)
+
+
+def reshapes(fn: Any) -> bool:
+    """Whether an operator changes the sizes or strides of the tensor object that it is given."""
+    tagged = torch.Tag.inplace_view in getattr(fn, "tags", ())
+    return tagged and fn is not torch.ops.aten.detach_.default
 
 
 def only_views(result: Any, args: Any, kwargs: Any, changed: Sequence[torch.Tensor]) -> bool:

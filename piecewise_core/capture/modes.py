@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 
 from piecewise_core.capture.calls import ValueRead
 from piecewise_core.capture.hostdata import Call, on_host
+from piecewise_core.errors import CaptureFailed
 
 __all__ = ["DataInSteps", "Functions", "Operators", "Watcher", "being_watched"]
 
@@ -70,10 +71,20 @@ class Functions(TorchFunctionMode):
             op, target = ("call_method", name) if method else ("call_function", func)
             if self._watcher.is_splitting(op, target, args, kwargs):
                 return self._watcher.split_at_function(func, args, kwargs)
+            if isinstance(func, torch._ops.HigherOrderOperator):
+                raise CaptureFailed(_decides(func))
             in_steps = on_host(func, args, kwargs)
             if in_steps is not None:
                 return in_steps()
         return func(*args, **kwargs)
+
+
+def _decides(operator: Any) -> str:
+    name = f"higher_order::{operator.name()}"
+    return (
+        f"{name} runs functions of its own, on conditions that may change from call to call; add "
+        f'"{name}" to splitting_ops, or use pw.compile'
+    )
 
 
 class DataInSteps(TorchFunctionMode):

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
+from torch.utils._python_dispatch import _disable_current_modes
 
 from piecewise_core.capture.ambient import Ambient
 from piecewise_core.capture.opsteps import Step, allocate, form_of, layout_of, op_step
@@ -50,6 +51,8 @@ class Recorder:
     (the driver's ``runs_captures``), or where an operator returns memory that it was given. Else
     the first run has told what they return.
 
+    ``reshaping``: a run changes sizes of tensor objects that operators were given before.
+
     ``strict``: steps check that operators return what they did when captured.
 
     The buffers that take an operator's results are allocated inside the capture of the piece
@@ -79,6 +82,7 @@ class Recorder:
         self.made: list[tuple[torch.Tensor, ...]] = []
         self.replays: frozenset[int] = frozenset()
         self.generator: Any = None
+        self.reshaping = False
         self.capturing = False
         self.current = "its beginning"
 
@@ -123,7 +127,8 @@ class Recorder:
             form = self._form_of_op[self._seen]
             self._seen += 1
             around, alone = self._ambient.inside(), spec.is_leaf()
-            self._sequence.append(_Op(fn, args, kwargs, around, alone, form, buffers))
+            args, kwargs, fixed = self._fixed((args, kwargs, buffers))
+            self._sequence.append(_Op(fn, args, kwargs, around, alone, form, fixed))
             return pytree.tree_unflatten(kept, spec)
 
         return recorded
@@ -157,7 +162,15 @@ class Recorder:
     ) -> None:
         """Have ``fn`` called before the graph that is open, at every replay."""
         around, alone = self._ambient.inside(), len(buffers) == 1
+        args, kwargs = self._fixed((args, kwargs))
         self._sequence.append(_Op(fn, args, kwargs, around, alone, [], list(buffers)))
+
+    def _fixed(self, held: Any) -> Any:
+        """``held``, its tensors of these sizes and strides whatever becomes of the objects."""
+        if not self.reshaping:
+            return held
+        with torch.inference_mode(False), torch.no_grad(), _disable_current_modes():
+            return pytree.tree_map_only(torch.Tensor, torch.ops.aten.alias.default, held)
 
     def rehearse(self, run: Callable[[], Any]) -> None:
         """The first run: warms up, and notes what operators return."""

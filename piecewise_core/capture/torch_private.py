@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch._dynamo import convert_frame
 
 __all__ = [
     "as_when_traced",
@@ -18,6 +19,7 @@ __all__ = [
     "leave_pool",
     "mode_keyword",
     "storage_over",
+    "without_dynamo",
     "workspace_freer",
 ]
 
@@ -90,3 +92,17 @@ def as_when_traced() -> Iterator[None]:
         yield
     finally:
         torch.compiler._is_compiling_flag = before
+
+
+@contextlib.contextmanager
+def without_dynamo() -> Iterator[None]:
+    """Run what torch.compile wraps as it is written: torch.cond compiles, for one.
+
+    Under a mode Dynamo would compile nothing and skip these functions for good. What says so is the
+    whole process's, so one thread at a time does; the others' calls run as written meanwhile.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(convert_frame.compile_lock)
+        with contextlib.suppress(RuntimeError):  # inside of a function that Dynamo runs
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield

@@ -9,17 +9,19 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from piecewise_core.capture.calls import ValueRead, only_views, tensors, written
+from piecewise_core.capture.calls import ValueRead, only_views, reshapes, tensors, written
+from piecewise_core.capture.draws import Draws
 from piecewise_core.capture.hostdata import Call, HostData, is_lift, is_read
 from piecewise_core.capture.hostinputs import HostInputs
 from piecewise_core.capture.modes import Functions, Operators
 from piecewise_core.capture.opsteps import allocate
 from piecewise_core.capture.recorder import Recorder, another_path
-from piecewise_core.capture.torch_private import as_when_traced
+from piecewise_core.capture.torch_private import as_when_traced, without_dynamo
 from piecewise_core.errors import CaptureFailed
 from piecewise_core.graph.padding.runs import Run
 from piecewise_core.protocols import GraphDriver
@@ -66,6 +68,8 @@ class WatchingRecorder(Recorder):
         self._outside: dict[int, torch.Tensor] = {}
         self._before: list[tuple[torch.UntypedStorage, torch.UntypedStorage | None]] = []
         self._works = [False]
+        self._results_made: WeakValueDictionary[int, torch.Tensor] = WeakValueDictionary()
+        self._draws = Draws()
         self._data = HostData()
         self._host = HostInputs(self.device_type, self._data.is_constant, self._add_step)
 
@@ -92,8 +96,10 @@ class WatchingRecorder(Recorder):
                 raise error from None
 
     def _watch(self, run: Callable[[], Any]) -> None:
+        self._draws.begin((torch.default_generator, self.generator))
         with self._watched():
             self._data.apart(tensors(run()))
+            self._draws.check()
         for value in self._data.fresh:
             for segment in self._data.segments[value]:
                 self._works[segment] = True  # replays make it anew
@@ -137,7 +143,8 @@ class WatchingRecorder(Recorder):
         return len(self._before)
 
     def put_back(self) -> None:
-        """Restore what the runs wrote to memory that they did not make."""
+        """Restore what the runs wrote to memory that they did not make, and random state."""
+        self._draws.put_back()
         for storage, copy in self._before:
             if copy is not None:
                 storage.copy_(copy)
@@ -170,10 +177,12 @@ class WatchingRecorder(Recorder):
 
     def split_at(self, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run a splitting op between two captures."""
+        self._refuse_reshaping(fn, args, anyway=True)
         if self.capturing:
             self._end()
         else:
             self._works.append(False)
+            self._draws.before(fn, args, kwargs)
         self._note_writes(fn, args, kwargs)
         self.note(tensors((args, kwargs)))
         self._busy, self._seen_inside = True, False
@@ -186,11 +195,13 @@ class WatchingRecorder(Recorder):
         self._note_made(result, (args, kwargs))
         if self.capturing:
             self._begin()
+        else:
+            self._draws.drawn()
         return result
 
     def split_at_function(self, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """As ``split_at``, from the function mode, where the dispatch mode is still in place."""
-        if not self.capturing:
+        if not self.capturing and not isinstance(fn, torch._ops.HigherOrderOperator):
             # A torch function says nothing of its writes: its operators do, in this run.
             return self.split_at(fn, args, kwargs)
         with self._below_operators():
@@ -221,12 +232,14 @@ class WatchingRecorder(Recorder):
         self._note_made(result, (args, kwargs))
         self._data.saw(fn, args, kwargs, result)
         if not self.capturing:
+            self._draws.after(fn)
             self._data.brought(fn, args, kwargs, result)
 
     def _note_made(self, result: Any, given: Any) -> None:
         """New memory among the results; a view of what was given is no new memory."""
         old = {t.untyped_storage()._cdata for t in tensors(given)}
         for tensor in tensors(result):
+            self._results_made[id(tensor)] = tensor
             storage = tensor.untyped_storage()
             if storage._cdata not in old and storage._cdata not in self._made:
                 self._made[storage._cdata] = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
@@ -235,14 +248,17 @@ class WatchingRecorder(Recorder):
         """An ordinary operator is about to run; returns what runs in its place."""
         if is_read(fn) and not self._data.holds(args[0]):
             raise ValueRead("a tensor's value")
+        self._refuse_reshaping(fn, args)
         if not self.capturing and is_lift(fn):
             self._data.lifted(args[0], len(self._works) - 1)
             self._note_made(args[0], ())
         self._note_writes(fn, args, kwargs)
         self.note(tensors((args, kwargs)))
         if not self.capturing:
+            self._draws.before(fn, args, kwargs)
             self._host.met(fn, args, kwargs)
             return fn, args, kwargs
+        self._draws.again(fn, args, kwargs)
         call = self._data.instead(fn, args, kwargs)
         call = call if call[0] is not fn else self._host.instead(*call)
         self.note(tensors(call[1:]))
@@ -251,6 +267,21 @@ class WatchingRecorder(Recorder):
     def may_be_read(self, tensor: Any) -> bool:
         """Whether Python may have a tensor's value: it is Python's own."""
         return isinstance(tensor, torch.Tensor) and self._data.holds(tensor)
+
+    def _refuse_reshaping(self, fn: Any, args: Any, *, anyway: bool = False) -> None:
+        """Raise CaptureFailed where sizes or strides change of a tensor that the run did not make.
+
+        A replay changes no tensor object, only memory. ``anyway``: whoever made it.
+        """
+        if not reshapes(fn):
+            return
+        self.reshaping = True
+        if anyway or self._results_made.get(id(args[0])) is not args[0]:
+            raise CaptureFailed(
+                f"{fn} changes sizes or strides in place of a tensor that was given to the "
+                "recorded function, or in a splitting op; a replay cannot. Use the function "
+                "without the underscore, which returns a view"
+            )
 
     def _is_given(self, found: Iterable[torch.Tensor]) -> bool:
         """Whether one of ``found`` is data that the first run neither wrote to nor returned."""
@@ -275,7 +306,7 @@ class WatchingRecorder(Recorder):
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
-        with Functions(self), self._operators, self._around():
+        with without_dynamo(), Functions(self), self._operators, self._around():
             yield
 
     @contextmanager
@@ -289,7 +320,7 @@ class WatchingRecorder(Recorder):
 
     def is_splitting(self, op: str, target: Any, args: Any, kwargs: Any) -> bool:
         """Whether a function, method or operator ends a capture."""
-        call = SimpleNamespace(op=op, target=target, args=args, kwargs=kwargs)
+        call = SimpleNamespace(op=op, target=target, args=args, kwargs=kwargs, all_input_nodes=())
         return not self._busy and self._is_splitting(call)
 
     @property

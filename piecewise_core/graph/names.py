@@ -157,6 +157,8 @@ def _operator_test(text: str) -> Callable[[torch.fx.Node], bool]:
     namespace, _, rest = text.partition("::")
     name, _, overload = rest.partition(".")
     packet = getattr(getattr(torch.ops, namespace), name, None)
+    if isinstance(packet, torch._ops.HigherOrderOperator) and not overload:
+        return lambda node: node.target is packet
     if packet is None or (overload and overload not in packet.overloads()):
         raise _unknown(text)
     overloads = [getattr(packet, o) for o in ([overload] if overload else packet.overloads())]

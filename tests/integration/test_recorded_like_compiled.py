@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from torch._higher_order_ops import while_loop
 
 import piecewise_core as pw
 from piecewise_core.testing import SimulatedPlatform
@@ -211,3 +212,182 @@ def test_running_statistics_of_a_module_are_updated_once_a_call(splits, device):
         x = torch.randn(4, 3)
         torch.testing.assert_close(fast(x), plain(x))
         torch.testing.assert_close(model.state_dict(), plain.state_dict())
+
+
+# Random state -------------------------------------------------------------------------
+
+GENERATOR = torch.Generator()
+
+
+def seeded(x):
+    torch.manual_seed(3)
+    return x + torch.rand(8)
+
+
+def seeded_between(x):
+    y = x + torch.rand(8)
+    torch.manual_seed(3)
+    return y
+
+
+def forked(x):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        return x + torch.rand(8)
+
+
+def set_back(x):
+    state = torch.get_rng_state()
+    y = torch.nn.functional.dropout(x, 0.5)
+    torch.set_rng_state(state)
+    return y
+
+
+def of_its_own(x):
+    return x + torch.rand(8, generator=torch.Generator().manual_seed(1))
+
+
+def set_of_others(x):
+    GENERATOR.manual_seed(2)
+    return x + torch.rand(8, generator=GENERATOR)
+
+
+def of_others(x):
+    return x + torch.rand(8, generator=GENERATOR)
+
+
+def drawn(x):
+    return x + torch.rand_like(x) + torch.randn(8)
+
+
+@DEVICES
+@pytest.mark.parametrize("splits", [(), ("aten::add",)])
+@pytest.mark.parametrize(
+    "fn",
+    [seeded, seeded_between, forked, set_back, of_its_own, set_of_others, of_others, drawn],
+)
+def test_random_numbers_are_those_of_the_function(fn, splits, device):
+    calls = [torch.randn(4, 8) for _ in range(4)]
+
+    def results(run):
+        torch.manual_seed(3)  # the very state that some of the functions set
+        GENERATOR.manual_seed(2)
+        return [run(x).clone() for x in calls], torch.rand(1), torch.rand(1, generator=GENERATOR)
+
+    fast = recorded(fn, device, splitting_ops=splits)
+    torch.testing.assert_close(results(fast), results(fn))
+    torch.testing.assert_close(results(fast), results(fn))
+    follows = fn is drawn or (fn is of_others and device == "cpu")
+    assert bool(fast.stats().calls["replayed"]) is follows
+
+
+# Control flow -------------------------------------------------------------------------
+
+
+def branches(x):
+    return torch.cond(x.sum() > 0, lambda x: x.sin(), lambda x: x.cos(), (x,))
+
+
+def loops(x):
+    step = lambda i, y: (i + 1, y * 2)  # noqa: E731
+    return while_loop(lambda i, y: i < 3, step, (torch.tensor(0), x))[1]
+
+
+@DEVICES
+@pytest.mark.parametrize("splits", [(), ("higher_order::cond", "higher_order::while_loop")])
+@pytest.mark.parametrize("fn", [branches, loops])
+def test_control_flow_is_served_right_and_left_as_it_was(fn, splits, device):
+    fast = recorded(fn, device, splitting_ops=splits)
+    with torch.inference_mode():
+        for sign in (1, -1, 1):
+            x = torch.full((4, 2), float(sign))
+            torch.testing.assert_close(fast(x), fn(x))
+    assert bool(fast.stats().calls["replayed"]) is bool(splits)
+
+
+def test_what_torch_compile_wraps_is_compiled_after_a_recording():
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    inner = torch.compile(lambda x: x.sin() + 1, backend=backend)
+    fast, x = recorded(lambda x: inner(x) * 2), torch.randn(4, 2)
+    with torch.inference_mode():
+        torch.testing.assert_close(fast(x), (x.sin() + 1) * 2)
+        assert not compiled
+        torch.testing.assert_close(inner(x), x.sin() + 1)
+    assert len(compiled) == 1
+
+
+# Sizes of tensor objects --------------------------------------------------------------
+
+
+def squeezes(x):
+    y = (x * 1)[:, None]
+    before = y + 1
+    y.squeeze_(1)
+    return before[:, 0] + y
+
+
+def turns(x):
+    y = x.clone()
+    y.t_().unsqueeze_(0).transpose_(0, 1)
+    return y * 2
+
+
+def shrinks(x):
+    y = x * 2
+    y.resize_(2, 4)
+    return y + 1
+
+
+def grows(x):
+    y = x * 2
+    y.resize_(100).fill_(1)
+    return y + 1
+
+
+def of_a_view(x):
+    y = x[:2]
+    y.t_()
+    return y * 2
+
+
+def of_an_input(x):
+    x.unsqueeze_(0)
+    return x + 1
+
+
+def spectrum(x):
+    window = torch.ones(8)
+    found = torch.stft(x.reshape(-1), 8, window=window, return_complex=True)
+    return torch.view_as_real(found)
+
+
+@DEVICES
+@pytest.mark.parametrize("splits", [(), ("aten::mul", "aten::add")])
+@pytest.mark.parametrize("fn", [squeezes, turns, shrinks, grows, of_a_view, of_an_input, spectrum])
+def test_sizes_changed_in_place_are_those_of_the_call(fn, splits, device):
+    fast = recorded(fn, device, splitting_ops=splits)
+    with torch.inference_mode():
+        for _ in range(4):
+            x = torch.randn(4, 8)
+            own = x.clone()
+            torch.testing.assert_close(fast(x), fn(own))
+            assert x.shape == own.shape
+
+
+# Results that are lists ---------------------------------------------------------------
+
+
+@DEVICES
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("op", [torch.chunk, torch.tensor_split])
+def test_lists_that_splitting_ops_return_are_static_too(op, parts, device):
+    def fn(x):
+        return [part + 1 for part in op(x * 2, parts, 1)]
+
+    name = f"aten::{op.__name__}"
+    check(recorded(fn, device, splitting_ops=(name,)), fn, [(torch.randn(4, 8),)] * 3)

@@ -89,6 +89,9 @@ class Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
             views = [self._shadows.of(t) for t in given]
             ran_args, ran_kwargs = _replaced((args, kwargs), views)
             ran = func(*ran_args, **ran_kwargs)
+            if torch.Tag.inplace_view in func.tags:
+                self._reshape(func, args, kwargs)
+                return args[0]
             blocks: dict[int, Block] = {}
             result = self._results(ran, given, views, blocks)
             if func._schema.name == "aten::lift_fresh":
@@ -97,6 +100,17 @@ class Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if name != self._drop and _has_work(func, ran, blocks):
                 self._record(func, args, kwargs, blocks)
             return result
+
+    def _reshape(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Change the sizes or strides of a tensor object, which is nothing to a device."""
+        storage = args[0].untyped_storage()
+        before = storage._cdata, storage.nbytes(), storage.data_ptr()
+        func(*args, **kwargs)
+        storage = args[0].untyped_storage()
+        if (storage._cdata, storage.nbytes(), storage.data_ptr()) != before:
+            self._device.forbid_in_capture(
+                f"{func} to other memory", "Make a new tensor, or add the op to splitting_ops."
+            )
 
     def _check(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Refuse what a device refuses in a capture."""

@@ -54,10 +54,15 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call,misc,unused-
         kwargs = kwargs or {}
         if _depends_on_values(func, args, kwargs):
             raise DependsOnValues(f"what {func} returns, or its size, depends on values")
+        if torch.Tag.inplace_view in func.tags:
+            return _reshaped(func, args, kwargs)
         memory = {_memory(t) for t in _tensors((args, kwargs))}
+        with _disable_current_modes():
+            # Sizes and strides as they are now, whatever becomes of the tensor objects.
+            fixed_args, fixed_kwargs = pytree.tree_map_only(torch.Tensor, _fixed, (args, kwargs))
         result = self._placed(func(*args, **kwargs), memory)
         if not func._schema.name.startswith(_ALLOCATES):
-            self._note(partial(func, *args, **kwargs), memory, result, func._schema)
+            self._note(partial(func, *fixed_args, **fixed_kwargs), memory, result, func._schema)
         return result
 
     def _placed(self, result: Any, memory: set[int]) -> Any:
@@ -140,10 +145,11 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call,misc,unused-
 def _repeat(call: Step, result: Any, memory: set[int]) -> Step:
     """``call``, its new results copied to where they were at the capture."""
     leaves = pytree.tree_leaves(result)
-    targets = [
-        leaf if isinstance(leaf, torch.Tensor) and _memory(leaf) not in memory else None
-        for leaf in leaves
-    ]
+    with _disable_current_modes():
+        targets = [
+            _fixed(leaf) if isinstance(leaf, torch.Tensor) and _memory(leaf) not in memory else None
+            for leaf in leaves
+        ]
 
     def step() -> None:
         for target, leaf in zip(targets, pytree.tree_leaves(call()), strict=True):
@@ -151,6 +157,22 @@ def _repeat(call: Step, result: Any, memory: set[int]) -> Step:
                 target.copy_(leaf)
 
     return step
+
+
+def _fixed(tensor: torch.Tensor) -> torch.Tensor:
+    """Another tensor object over the same memory."""
+    return torch.ops.aten.alias.default(tensor)  # type: ignore[no-any-return]
+
+
+def _reshaped(func: Any, args: Any, kwargs: Any) -> Any:
+    """Change the sizes or strides of a tensor object: nothing that a replay repeats."""
+    storage = args[0].untyped_storage()
+    before = storage._cdata, storage.nbytes(), storage.data_ptr()
+    result = func(*args, **kwargs)
+    storage = args[0].untyped_storage()
+    if (storage._cdata, storage.nbytes(), storage.data_ptr()) != before:
+        raise DependsOnValues(f"{func} gives a tensor other memory")
+    return result
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:
