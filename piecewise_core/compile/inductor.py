@@ -84,11 +84,10 @@ class InductorCompiler:
 
         self.get_ready()
         _refuse_foreign_cache()
-        # Inductor's own caches know a symbol by its name, not by its range, and code may rest on
-        # the range: without a tag, code for [1, 8] would be handed out for [33, 64]. So may it on
-        # the number of threads, which torch 2.11 leaves out of their keys.
-        mark = f"{key.partition('-')[2]}:{torch.get_num_threads()}"
-        tag = f"{torch.compiler.config.cache_key_tag}piecewise:{mark}"
+        # Inductor's own caches know a symbol by its name, not by its range, an operator by its
+        # name, not by its schema, and some switches not at all: without a tag, code for [1, 8]
+        # would be handed out for [33, 64].
+        tag = f"{torch.compiler.config.cache_key_tag}piecewise:{key}"
         with (
             torch_private.oblivious_sizes(),
             torch.compiler.config.patch(cache_key_tag=tag),  # type: ignore[attr-defined]
@@ -121,7 +120,7 @@ class InductorCompiler:
         if is_archive(handle):
             code = from_bytes(handle)
             call = code.call(self.library)
-            return CompiledGraph(NativePiece(call, around(code.wrappers)), lambda: handle)
+            return CompiledGraph(NativePiece(call, around(code)), lambda: handle)
         from torch._inductor import config as inductor_config
         from torch._inductor.standalone_compile import CompiledArtifact
 
@@ -185,7 +184,7 @@ def _native(build: Callable[..., Any], library: Callable[[str], Any]) -> Compile
         code, call = native_code(artifact)
         if any(library(name) is not torchs_own(name) for name in code.library):
             call = code.call(library)
-        run = NativePiece(call, around(code.wrappers))
+        run = NativePiece(call, around(code))
     except NotPortable as error:
         return CompiledGraph(artifact, functools.partial(_not_portable, str(error)))
     except (AttributeError, ImportError, KeyError, TypeError) as error:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import time
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 import sympy
 import torch
@@ -83,6 +85,16 @@ class Maker:
             self._keeper.say_once(label, str(error))
             return None, str(error)
 
+    def whole_key(self, piece: Piece, form: Form, box: Box, label: str) -> str:
+        """What tells the piece's code from any other in caches below the store: compilers' own.
+
+        Where that cannot be told, no two are alike.
+        """
+        with suppress(StoreError):
+            if self._keeper is not None:
+                return self._keeper.named(self.adaptor, piece, form, box, label).key
+        return secrets.token_hex(32)
+
     def obtain(
         self, piece: Piece, form: Form, symbols: dict[sympy.Symbol, int], box: Box, label: str
     ) -> Artifact:
@@ -93,7 +105,8 @@ class Maker:
         key = form.key
         ticket, unkept = self.ticket(piece, form, box, label)
         if ticket is None or self._keeper is None:
-            made = self._compile(piece, symbols, box, key, label)
+            whole = self.whole_key(piece, form, box, label)
+            made = self._compile(piece, symbols, box, key, whole, label)
             made.unkept = unkept
             return made
         tried = self._keeper.find(ticket)
@@ -105,7 +118,7 @@ class Maker:
             if there is not None and (tried is None or there.manifest != tried.manifest):
                 found = self._loaded(piece, there, key, ticket)
             if found is None:
-                found = self._compile(piece, symbols, box, key, label, ticket)
+                found = self._compile(piece, symbols, box, key, ticket.key, label, ticket)
         return found
 
     def _loaded(
@@ -124,6 +137,7 @@ class Maker:
         symbols: dict[sympy.Symbol, int],
         box: Box,
         key: str,
+        whole: str,
         label: str,
         ticket: Ticket | None = None,
     ) -> Artifact:
@@ -136,11 +150,11 @@ class Maker:
         try:
             with no_collection():
                 verdict = compile_and_judge(
-                    adaptor, make, f"{key}-{box}", self._config, self._passes
+                    adaptor, make, f"{key}-{box}-{whole}", self._config, self._passes
                 )
         except CompilerUnavailable as error:
             self._degrade(error)
-            made = self._compile(piece, symbols, box, key, label)
+            made = self._compile(piece, symbols, box, key, whole, label)
             made.ticket = ticket  # the store was asked, and is not given what runs as written
             return made
         except Exception as error:
@@ -169,6 +183,8 @@ class Maker:
         if self._keeper is None:
             return
         try:
+            if not self._keeper.still_holds(ticket, self.adaptor):
+                raise StoreError("a switch of torch or of the compiler changed meanwhile")
             self._keeper.publish(self._keeper.entry_of(made, ticket))
         except StoreError as error:
             made.unkept = str(error)

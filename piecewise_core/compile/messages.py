@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 __all__ = ["Answer", "Request", "read_message", "write_message"]
@@ -12,13 +12,20 @@ __all__ = ["Answer", "Request", "read_message", "write_message"]
 
 @dataclass(frozen=True)
 class Request:
-    """One job. ``platform``: by name. ``config``: as JSON. ``key``: as the adaptor sees it."""
+    """One job. ``platform``: by name. ``config``: as JSON. ``key``: as the adaptor sees it.
+
+    ``state``: torch's switches as they were where the job was made, which the worker sets.
+    ``surroundings``: the factors of the compile store's key that may differ between processes; the
+    worker compiles nothing where its own are others.
+    """
 
     serial: int
     platform: str
     config: str
     key: str
     job: bytes
+    state: dict[str, Any]
+    surroundings: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -26,8 +33,7 @@ class Answer:
     """What became of a request: ``handle`` for the adaptor's ``load``, or ``error``.
 
     ``serves``: range ends per dim over which the code holds, None when nowhere. ``why``: the
-    reason when that is not the whole box. ``surroundings``: the factors of the compile store's key
-    that may differ between processes, as they were in the worker.
+    reason when that is not the whole box.
     """
 
     serial: int
@@ -36,7 +42,6 @@ class Answer:
     seconds: float
     serves: list[tuple[int, int]] | None = None
     why: str = ""
-    surroundings: dict[str, str] = field(default_factory=dict)
 
 
 def write_message(stream: BinaryIO, message: Any) -> None:

@@ -40,7 +40,7 @@ __all__ = [
 Call = Callable[[list[Any]], Sequence[Any]]
 """Inductor's generated function: takes its arguments in a list, which it empties."""
 
-_FORMAT = 1
+_FORMAT = 2
 _ADDRESS = "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"
 """Variable in which a kernel's library looks for torch's function that gives a tensor's address."""
 
@@ -51,12 +51,14 @@ class NativeCode:
 
     ``source``: defines ``call``. ``kernels``: name -> shared library. ``library``: names of torch's
     functions that it calls as ``extern_kernels``. ``wrappers``: torch's pickle, or nothing.
+    ``autocast``: whether it was compiled inside of it, so that its conversions are in the code.
     """
 
     source: str
     kernels: Mapping[str, bytes]
     library: tuple[str, ...]
     wrappers: bytes = b""
+    autocast: bool = False
 
     def call(self, library: Callable[[str], Any] | None = None) -> Call:
         """The generated function over the loaded kernels.
@@ -105,7 +107,12 @@ def _library_file(name: str, kernel: Any) -> bytes:
 def to_bytes(code: NativeCode) -> bytes:
     """The archive."""
     buffer = io.BytesIO()
-    head = {"format": _FORMAT, "kernels": sorted(code.kernels), "library": code.library}
+    head = {
+        "format": _FORMAT,
+        "kernels": sorted(code.kernels),
+        "library": code.library,
+        "autocast": code.autocast,
+    }
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         archive.writestr("piece.json", json.dumps(head))
         archive.writestr("call.py", code.source)
@@ -130,7 +137,8 @@ def from_bytes(data: bytes) -> NativeCode:
             name: archive.read(f"kernels/{place}.so") for place, name in enumerate(head["kernels"])
         }
         source = archive.read("call.py").decode()
-        return NativeCode(source, kernels, tuple(head["library"]), archive.read("wrappers.pkl"))
+        wrappers = archive.read("wrappers.pkl")
+        return NativeCode(source, kernels, tuple(head["library"]), wrappers, head["autocast"])
 
 
 # Loading ----------------------------------------------------------------------------

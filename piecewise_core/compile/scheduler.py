@@ -40,13 +40,15 @@ class Outside(Protocol):
         symbols: dict[sympy.Symbol, int],
         box: Box,
         key: str,
+        whole: str,
         label: str,
         ticket: Ticket | None,
         done: Callable[[Piece, Artifact | None], None],
     ) -> None:
         """Return at once; call ``done`` later, with None when it failed.
 
-        ``ticket``: what to look for in the compile store first, and keep the code under.
+        ``key``: the piece's canonical one. ``whole``: what else its code depends on. ``ticket``:
+        what to look for in the compile store first, and keep the code under.
         """
         ...
 
@@ -149,8 +151,10 @@ class Scheduler:
         elif (key, own) not in self._requested:
             self._requested.add((key, own))
             self._check_sealed(label, own)
-            ticket, _ = self._maker.ticket(piece, self._form(piece), own, label)
-            by.submit(piece, dict(symbols), own, key, label, ticket, self._take_in)
+            form = self._form(piece)
+            ticket, _ = self._maker.ticket(piece, form, own, label)
+            whole = self._maker.whole_key(piece, form, own, label) if ticket is None else ticket.key
+            by.submit(piece, dict(symbols), own, key, whole, label, ticket, self._take_in)
 
     def _take_in(self, piece: Piece, made: Artifact | None) -> None:
         if made is None or (made.key, made.box) in self._artifacts:

@@ -11,12 +11,14 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from piecewise_core.compile.native_code import Call, NativeCode, from_module
 from piecewise_core.compile.wrapper_source import NotPortable
+from piecewise_core.graph.torch_private import any_autocast
 
 __all__ = ["around", "native_code", "switch_defaults"]
 
@@ -34,6 +36,7 @@ def native_code(artifact: Any) -> tuple[NativeCode, Call]:
         raise NotPortable("it copies misaligned inputs")
     module = _module(graph.cache_key)
     code = from_module(graph.source_code, module, b"" if _is_bare(entry) else _wrappers(entry))
+    code = replace(code, autocast=any_autocast())
     call: Call = module.call
     return code, call
 
@@ -75,10 +78,28 @@ def _wrappers(entry: Any) -> bytes:
     return pickle.dumps(slim)
 
 
-def around(wrappers: bytes) -> Callable[[Call], Call] | None:
-    """What puts torch's wrappers around a generated function; None where there are none."""
-    if not wrappers:
-        return None
+def around(code: NativeCode) -> Callable[[Call], Call] | None:
+    """What puts torch's wrappers around a generated function; None where there are none.
+
+    Code that was compiled inside of autocast has its conversions, and runs without.
+    """
+    inner = _torchs_wrappers(code.wrappers) if code.wrappers else None
+    if not code.autocast:
+        return inner
+    return lambda call: _without_autocast(call if inner is None else inner(call))
+
+
+def _without_autocast(call: Call) -> Call:
+    disabled: Any = torch._C._DisableAutocast
+
+    def run(args: list[Any]) -> Any:
+        with disabled():
+            return call(args)
+
+    return run
+
+
+def _torchs_wrappers(wrappers: bytes) -> Callable[[Call], Call]:
     from torch._functorch._aot_autograd.aot_autograd_result import InductorOutput
     from torch._guards import TracingContext, tracing
     from torch._inductor.cudagraph_utils import BoxedDeviceIndex

@@ -42,6 +42,7 @@ def _compile(request: Request, adaptors: dict[str, Any]) -> Answer:
     from piecewise_core.compile.verdict import compile_and_judge
     from piecewise_core.config import Config
     from piecewise_core.errors import CompileFailed
+    from piecewise_core.graph.torch_state import set_torch_state
     from piecewise_core.platforms import attributed, select
 
     config = Config.from_json(request.config)
@@ -50,6 +51,8 @@ def _compile(request: Request, adaptors: dict[str, Any]) -> Answer:
         adaptors[request.platform] = resolve(config.compiler, platform)
         configure(adaptors[request.platform], config)
     adaptor = adaptors[request.platform]
+    set_torch_state(request.state)
+    _refuse_differing(surroundings(adaptor), request.surroundings)
     verdict = compile_and_judge(adaptor, lambda: unpack(request.job), request.key, config)
     serves = verdict.serves
     handle = verdict.compiled.handle
@@ -62,8 +65,17 @@ def _compile(request: Request, adaptors: dict[str, Any]) -> Answer:
         0.0,
         None if serves is None else [(r.start, r.end) for r in serves.ranges],
         verdict.why,
-        surroundings(adaptor),
     )
+
+
+def _refuse_differing(here: dict[str, str], there: dict[str, str]) -> None:
+    """Raise CompileFailed where this process would make other code than the one that asks."""
+    from piecewise_core.errors import CompileFailed
+
+    differing = sorted(n for n in {*here, *there} if here.get(n) != there.get(n))
+    if differing:
+        more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
+        raise CompileFailed(f"the worker process differs in {', '.join(differing[:5])}{more}")
 
 
 if __name__ == "__main__":

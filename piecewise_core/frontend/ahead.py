@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from piecewise_core.errors import CaptureFailed
-from piecewise_core.graph.torch_private import compile_lock
+from piecewise_core.frontend.refusals import refuse_autocast
+from piecewise_core.graph.torch_private import any_autocast, compile_lock
 
 if TYPE_CHECKING:
     from piecewise_core.frontend.region import Region
@@ -28,6 +29,8 @@ def trace_all(session: Session) -> Iterator[Region]:
 
 def compile_all(session: Session) -> Iterator[tuple[Region, Box, int]]:
     """Trace and compile all there is; yields before each piece that is about to compile."""
+    if any_autocast():
+        refuse_autocast()
     with session.lock:
         session.bound()
     for _ in trace_all(session):

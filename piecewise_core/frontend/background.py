@@ -14,10 +14,13 @@ from piecewise_core.compile.messages import Answer, Request
 from piecewise_core.compile.pool import WorkerPool
 from piecewise_core.compile.portable import pack
 from piecewise_core.compile.store.entry import Entry, Ticket
+from piecewise_core.compile.store.environment import surroundings
 from piecewise_core.compile.store.keeper import Keeper
+from piecewise_core.errors import StoreError
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.graph.split import Piece
 from piecewise_core.graph.torch_private import compile_lock
+from piecewise_core.graph.torch_state import torch_state
 from piecewise_core.protocols import CompilerAdaptor
 from piecewise_core.ranges import Box, Range
 
@@ -42,8 +45,15 @@ class Background:
         self._failed = False
 
     def can_serve(self, adaptor: CompilerAdaptor) -> bool:
-        """Whether the adaptor can load what another process compiled."""
-        return hasattr(adaptor, "load")
+        """Whether another process can be like this one, and the adaptor load what it compiled."""
+        if not hasattr(adaptor, "load"):
+            return False
+        try:
+            surroundings(adaptor)
+        except StoreError as error:
+            logger.info("compiled in this process: %s", error)
+            return False
+        return True
 
     def submit(
         self,
@@ -51,15 +61,23 @@ class Background:
         symbols: dict[sympy.Symbol, int],
         box: Box,
         key: str,
+        whole: str,
         label: str,
         ticket: Ticket | None,
         done: Done,
     ) -> None:
         """Queue one piece for ``box`` (over its own dims); what the store has is not compiled."""
+        # Now: switches may differ on the pool's thread, and later.
+        state, around = torch_state(), surroundings(self._setup.compiler)
+
+        def request(job: bytes) -> Callable[[int], Request]:
+            name, config = self._setup.selected.info.name, self._setup.config.to_json()
+            full = f"{key}-{box}-{whole}"
+            return lambda serial: Request(serial, name, config, full, job, state, around)
 
         def work(ask: Ask) -> None:
             try:
-                made = self._made(ask, piece, symbols, box, key, label, ticket)
+                made = self._made(ask, request, piece, symbols, box, key, label, ticket)
             except Exception as error:
                 self._warn(label, box, f"{type(error).__name__}: {error}")
                 made = None
@@ -74,6 +92,7 @@ class Background:
     def _made(
         self,
         ask: Ask,
+        request: Callable[[bytes], Callable[[int], Request]],
         piece: Piece,
         symbols: dict[sympy.Symbol, int],
         box: Box,
@@ -92,12 +111,12 @@ class Background:
                 return made
         job = self._packed(piece, symbols, box)
         if ticket is None:
-            return self._taken(self._ask(ask, job, f"{key}-{box}"), box, key, label, None)
+            return self._taken(ask(request(job)), box, key, label, None)
         with self._keeper.lock(ticket):
             there = self._keeper.find(ticket)
             fresh = there is not None and (entry is None or there.manifest != entry.manifest)
             if not fresh:
-                answer = self._ask(ask, job, f"{key}-{box}")
+                answer = ask(request(job))
                 self._publish(ticket, answer)
         if there is not None and fresh:
             return self._stored(there, key, ticket)
@@ -111,18 +130,9 @@ class Background:
                     apply(job.graph)
             return pack(job)
 
-    def _ask(self, ask: Ask, job: bytes, key: str) -> Answer:
-        name, config = self._setup.selected.info.name, self._setup.config.to_json()
-        return ask(lambda serial: Request(serial, name, config, key, job))
-
     def _publish(self, ticket: Ticket, answer: Answer) -> None:
-        """Keep what the worker made, if it made it under the settings of this process."""
+        """Keep what the worker made."""
         if answer.handle is None:
-            return
-        differing = [n for n, v in answer.surroundings.items() if ticket.factors.get(n) != v]
-        if differing or not answer.surroundings:
-            why = f"the worker process differs in {', '.join(differing) or 'all'}"
-            self._keeper.say_once(ticket.label, why)
             return
         self._keeper.publish(
             self._keeper.entry(

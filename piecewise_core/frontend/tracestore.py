@@ -12,10 +12,14 @@ import hashlib
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
+import torch._dynamo.config
+import torch._functorch.config
+import torch.distributed
+from torch.fx.experimental import _config as fx_config
 
 from piecewise_core.compile.store.entry import Entry, Ticket, make_entry, make_ticket, now
 from piecewise_core.compile.store.machine import machine_factors
@@ -29,6 +33,7 @@ from piecewise_core.graph.saved.calls import write_structure
 from piecewise_core.graph.saved.traces import SavedTrace, read_trace, write_trace
 from piecewise_core.graph.saved.values import NotSavable, place_of
 from piecewise_core.graph.structure import Structure
+from piecewise_core.graph.torch_state import in_force, torch_state
 from piecewise_core.graph.trace import Traced
 from piecewise_core.ranges import Box
 from piecewise_core.runtime.held import find_held, write_held
@@ -57,6 +62,10 @@ class TraceStore:
     def ticket(self, structure: Structure, cell: Box) -> Ticket | None:
         """What the trace of ``cell`` is kept under; None where it cannot be."""
         if self._store is None:
+            return None
+        unknown = in_force()
+        if unknown is not None:
+            logger.info("no trace is kept of what is called inside %s", unknown)
             return None
         try:
             fixed = _fixed(self._fn, self._config, structure)
@@ -166,8 +175,20 @@ def _fixed(fn: Callable[..., Any], config: Config, structure: Structure) -> dict
         "trace.tensors": _digest(layouts),
         "trace.dims": str(structure.dims),
         "trace.endpoints": str(config.endpoints_by_dim),
+        "trace.around": _digest(_around()),
         **machine_factors(),
     }
+
+
+def _around() -> Iterator[str]:
+    """What holds for the whole process: traces made where it differs lie side by side."""
+    for name, value in torch_state().items():
+        yield f"{name}={value}"
+    for config in (torch._dynamo.config, torch._functorch.config, fx_config):
+        yield config.get_hash().hex()
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        yield f"rank {distributed.get_rank()} of {distributed.get_world_size()}"
 
 
 def _refuse_unknown(traced: Traced) -> None:

@@ -29,6 +29,7 @@ from piecewise_core.graph.codefacts import (
 from piecewise_core.graph.opfacts import changed_ops, op_facts
 from piecewise_core.graph.saved.values import NotSavable, Values, place_of
 from piecewise_core.graph.structure import is_plain
+from piecewise_core.graph.torch_state import torch_state
 
 __all__ = ["Assumptions", "Fact", "Look", "Scope", "assume"]
 
@@ -93,9 +94,10 @@ class Assumptions:
         """What does not hold for ``fn`` with the constants ``objects``, one sentence each."""
         yield from changed(self.code)
         yield from changed_ops(self.ops)
-        for name, value in _settings().items():
-            if self.settings.get(name) != value:
-                yield f"{name} is {value}, and was {self.settings.get(name)}"
+        now = _settings()
+        for name in sorted({*now, *self.settings}):
+            if self.settings.get(name) != now.get(name):
+                yield f"{name} is {now.get(name)}, and was {self.settings.get(name)}"
         scope = self.scope(fn, objects)
         yield from (why for fact in self.looks() if (why := fact.broken(scope)) is not None)
 
@@ -226,13 +228,7 @@ _VALUES = Values()
 
 
 def _settings() -> dict[str, str]:
-    return {
-        "torch.get_default_dtype()": str(torch.get_default_dtype()),
-        "torch.are_deterministic_algorithms_enabled()": str(
-            torch.are_deterministic_algorithms_enabled()
-        ),
-        "torch.get_float32_matmul_precision()": torch.get_float32_matmul_precision(),
-    }
+    return {f"torch's {name}": str(value) for name, value in torch_state().items()}
 
 
 # Messages -----------------------------------------------------------------------------

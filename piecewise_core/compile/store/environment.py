@@ -13,12 +13,14 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
-import torch.utils.deterministic
+from torch._functorch import config as functorch_config
 
+from piecewise_core.compile.store.lowerings import own_lowerings
 from piecewise_core.compile.store.machine import machine_factors
 from piecewise_core.compile.store.sources import class_identity, core_digest, function_identity
 from piecewise_core.config import Config
 from piecewise_core.errors import StoreError
+from piecewise_core.graph.torch_state import in_force, torch_state
 from piecewise_core.protocols import CompilerAdaptor, Platform
 
 __all__ = ["Environment", "compiler_factors", "surroundings", "torch_settings"]
@@ -82,23 +84,15 @@ def compiler_factors(adaptor: CompilerAdaptor) -> dict[str, str]:
 
 
 def torch_settings() -> dict[str, str]:
-    """Torch's own switches that change what compilers generate."""
-    found: dict[str, Any] = {
-        "default_dtype": torch.get_default_dtype(),
-        "deterministic": (
-            torch.are_deterministic_algorithms_enabled(),
-            torch.is_deterministic_algorithms_warn_only_enabled(),
-            torch.utils.deterministic.fill_uninitialized_memory,  # type: ignore[attr-defined]
-        ),
-        "float32_matmul_precision": torch.get_float32_matmul_precision(),
-        "cuda.reduced_precision": (
-            torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction,
-            torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction,
-        ),
-        "cudnn": (torch.backends.cudnn.enabled, torch.backends.cudnn.allow_tf32),
-        "mkldnn": torch.backends.mkldnn.enabled,
-    }
-    return {f"torch.{name}": str(value) for name, value in found.items()}
+    """Torch's own switches and tables that change what compilers generate.
+
+    Raises StoreError for what is in force and has no value to compare.
+    """
+    unknown = in_force()
+    if unknown is not None:
+        raise StoreError(f"it is compiled inside {unknown}, which has no value to compare")
+    found = {f"torch.{name}": str(value) for name, value in torch_state().items()}
+    return {**found, "torch.functorch": functorch_config.get_hash().hex(), **own_lowerings()}
 
 
 def _passes(passes: Passes) -> str:

@@ -57,6 +57,12 @@ class Keeper:
         """
         if not hasattr(adaptor, "load"):
             raise StoreError(f"compiler {adaptor.name!r} cannot load what it compiled")
+        return self.named(adaptor, piece, form, box, label)
+
+    def named(
+        self, adaptor: CompilerAdaptor, piece: Piece, form: Form, box: Box, label: str
+    ) -> Ticket:
+        """As ``ticket``, also of what nobody can load: names it all the same."""
         own = self._pieces.get(form.key)
         if own is None:
             own = self._pieces[form.key] = piece_factors(piece, form)
@@ -128,6 +134,10 @@ class Keeper:
             made=now(),
             run=self.run,
         )
+
+    def still_holds(self, ticket: Ticket, adaptor: CompilerAdaptor) -> bool:
+        """Whether nothing around has changed since ``ticket`` was made."""
+        return all(ticket.factors.get(n) == v for n, v in surroundings(adaptor).items())
 
     def entry_of(self, made: Artifact, ticket: Ticket) -> Entry:
         """The entry to keep ``made`` by. Raises StoreError when its code cannot be had.

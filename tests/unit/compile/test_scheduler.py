@@ -91,7 +91,7 @@ def test_equal_pieces_are_compiled_once_per_range_under_one_key_each():
     fast.warmup(torch.randn(3, 8), progress=False)
     keys = [seen.key for seen in compiler.seen]
     assert len(keys) == len(set(keys)) == 2 * 3
-    assert {key.partition("-")[2] for key in keys} == {"[4, 4]", "[1, 8]", "[9, 64]"}
+    assert {key.split("-")[1] for key in keys} == {"[4, 4]", "[1, 8]", "[9, 64]"}
 
 
 def test_the_same_model_has_the_same_keys_and_another_one_others():

@@ -1,0 +1,85 @@
+"""Who changed the tables by which torch's compilers take operators apart.
+
+``torch.library`` and ``register_decomposition`` put a program's own functions into tables of the
+whole process. What a table holds beside torch's own goes into every key by its code; what cannot
+be told apart from other versions of it lets nothing be kept. Read in torch 2.11 and 2.13.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+import torch._decomp
+
+from piecewise_core.compile.store.sources import function_identity
+from piecewise_core.errors import StoreError
+
+__all__ = ["own_lowerings"]
+
+_TABLES: Mapping[str, tuple[str, ...]] = {
+    "torch._inductor.decomposition": ("decompositions", "fast_random_decomps"),
+    "torch._inductor.lowering": ("lowerings", "user_lowerings"),
+}
+"""Of modules that are looked at only where somebody imported them."""
+
+
+def own_lowerings() -> dict[str, str]:
+    """Table -> digest of the functions in it that are not torch's; tables without any left out.
+
+    Raises StoreError.
+    """
+    found = {}
+    for name, table in _tables():
+        if _foreign(tuple(table.values())):
+            own = [(key, value) for key, value in table.items() if not _is_torchs(value)]
+            found[f"torch.{name}"] = _digest(name, own)
+    return found
+
+
+@functools.lru_cache(16)
+def _foreign(functions: tuple[Any, ...]) -> bool:
+    """Whether some are not torch's; looked at once for what a table holds."""
+    return not all(map(_is_torchs, functions))
+
+
+def _tables() -> Iterator[tuple[str, Mapping[Any, Any]]]:
+    yield "decompositions", torch._decomp.decomposition_table
+    for module, names in _TABLES.items():
+        for name in names:
+            table = getattr(sys.modules.get(module), name, None)
+            if isinstance(table, Mapping):
+                yield f"inductor.{name}", table
+
+
+def _is_torchs(function: Any) -> bool:
+    module = getattr(_inmost(function), "__module__", None) or ""
+    return module == "torch" or module.startswith("torch.")
+
+
+def _inmost(function: Any) -> Any:
+    """What torch's own wrappers, and a program's, are around."""
+    while True:
+        inner = getattr(function, "__wrapped__", None)
+        if inner is None and isinstance(function, functools.partial):
+            inner = function.func
+        if inner is None:
+            return function
+        function = inner
+
+
+def _digest(name: str, own: Iterable[tuple[Any, Any]]) -> str:
+    lines = []
+    for key, function in own:
+        identity = function_identity(_inmost(function))
+        if identity is None:
+            raise StoreError(
+                f"torch's table of {name} holds a function for {key} that cannot be told from "
+                "other versions of it"
+            )
+        lines.append(f"{key} {identity}")
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:16]

@@ -1,0 +1,205 @@
+"""Torch's own switches: what holds around a trace or a compilation and changes what comes of it.
+
+They are part of every key, by name, and a worker process has them set as its parent has. What is
+in force and has no value to compare (a mode written in Python, a transform of torch.func) is told
+by ``in_force``: nothing made then is kept. Names that a torch lacks are left out.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.backends.mha
+import torch.backends.opt_einsum
+import torch.utils.deterministic
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
+
+__all__ = ["in_force", "set_torch_state", "torch_state"]
+
+_DEVICES = ("cpu", "cuda", "xpu", "mps", "hpu", "mtia", "ipu", "xla", "maia", "privateuseone")
+
+
+@dataclass(frozen=True)
+class _Switch:
+    """``read`` gives a plain value; ``write`` sets it, None where nobody need."""
+
+    read: Callable[[], Any]
+    write: Callable[[Any], object] | None = None
+
+
+def torch_state() -> dict[str, Any]:
+    """Every switch's value now: plain, equal in every process where it means the same."""
+    found = {name: switch.read() for name, switch in _SWITCHES.items()}
+    if torch._C._is_any_autocast_enabled():
+        found["autocast"] = _autocast()
+    return found
+
+
+def set_torch_state(values: Mapping[str, Any]) -> None:
+    """Set this process's switches to what ``torch_state`` gave in another."""
+    for name, switch in _SWITCHES.items():
+        if switch.write is not None and switch.read() != values.get(name):
+            switch.write(values[name])
+    on = {device: dtype for device, dtype, _ in values.get("autocast", ())}
+    for device in _DEVICES:
+        if torch.is_autocast_enabled(device) != (device in on):
+            torch.set_autocast_enabled(device, device in on)
+        if device in on:
+            torch.set_autocast_dtype(device, on[device])
+
+
+def in_force() -> str | None:
+    """What is in force around this thread that has no value to compare; None: nothing."""
+    for mode in _get_current_function_mode_stack():  # type: ignore[no-untyped-call]
+        if type(mode) is not DeviceContext:
+            return f"the torch function mode {type(mode).__qualname__}"
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return "a transform of torch.func"
+    if torch._C._len_torch_dispatch_stack():
+        return "a torch dispatch mode"
+    return None
+
+
+def _autocast() -> tuple[tuple[str, torch.dtype, bool], ...]:
+    cached = torch.is_autocast_cache_enabled()
+    on = [d for d in _DEVICES if torch.is_autocast_enabled(d)]
+    return tuple((d, torch.get_autocast_dtype(d), cached) for d in on)
+
+
+def _flushes_denormals() -> bool:
+    """Torch can set this and not tell it: ask the processor."""
+    return sys.float_info.min / 2 == 0.0
+
+
+def _device() -> str:
+    """The device of new tensors, without its index where there is none."""
+    return str(torch.get_default_device()) if torch._C._len_torch_function_stack() else "cpu"
+
+
+def _set_device(name: str) -> None:
+    torch.set_default_device(None if name == "cpu" else name)
+
+
+def _attributes() -> Iterator[tuple[str, _Switch]]:
+    """Switches that are attributes of a module of ``torch.backends``."""
+    for place, names in _ATTRIBUTES.items():
+        owner: Any = torch.backends
+        for part in filter(None, place.split(".")):
+            owner = getattr(owner, part, None)
+        for name in names:
+            if hasattr(owner, name):
+                yield f"{place}.{name}".lstrip("."), _attribute(owner, name)
+
+
+def _attribute(owner: Any, name: str) -> _Switch:
+    def write(value: Any) -> None:
+        setattr(owner, name, value)
+
+    return _Switch(lambda: getattr(owner, name), write)
+
+
+_ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
+    "": ("fp32_precision",),
+    "cuda.matmul": (
+        "fp32_precision",
+        "allow_fp16_reduced_precision_reduction",
+        "allow_bf16_reduced_precision_reduction",
+        "allow_fp16_accumulation",
+    ),
+    "cudnn": ("enabled", "benchmark", "benchmark_limit", "deterministic", "fp32_precision"),
+    "cudnn.conv": ("fp32_precision",),
+    "cudnn.rnn": ("fp32_precision",),
+    "mkldnn": ("enabled", "deterministic", "fp32_precision"),
+    "mkldnn.matmul": ("fp32_precision",),
+    "mkldnn.conv": ("fp32_precision",),
+    "mkldnn.rnn": ("fp32_precision",),
+    "opt_einsum": ("enabled", "strategy"),
+}
+
+_CALLED: Mapping[str, tuple[str, str]] = {
+    "default_dtype": ("get_default_dtype", "set_default_dtype"),
+    "threads": ("get_num_threads", "set_num_threads"),
+    "float32_matmul_precision": ("get_float32_matmul_precision", "set_float32_matmul_precision"),
+    "attention.flash": ("_C._get_flash_sdp_enabled", "_C._set_sdp_use_flash"),
+    "attention.efficient": ("_C._get_mem_efficient_sdp_enabled", "_C._set_sdp_use_mem_efficient"),
+    "attention.math": ("_C._get_math_sdp_enabled", "_C._set_sdp_use_math"),
+    "attention.cudnn": ("_C._get_cudnn_sdp_enabled", "_C._set_sdp_use_cudnn"),
+    "attention.overrideable": (
+        "_C._get_overrideable_sdp_enabled",
+        "_C._set_sdp_use_overrideable",
+    ),
+    "attention.reduced": (
+        "_C._get_math_sdp_allow_fp16_bf16_reduction",
+        "_C._set_math_sdp_allow_fp16_bf16_reduction",
+    ),
+    "attention.order": ("_C._get_sdp_priority_order", ""),
+    "attention.fastpath": (
+        "backends.mha.get_fastpath_enabled",
+        "backends.mha.set_fastpath_enabled",
+    ),
+    "blas": ("_C._get_blas_preferred_backend", "_C._set_blas_preferred_backend"),
+    "linalg": ("_C._get_linalg_preferred_backend", "_C._set_linalg_preferred_backend"),
+    "rocm.attention": ("_C._get_rocm_fa_preferred_backend", "_C._set_rocm_fa_preferred_backend"),
+}
+"""Functions of torch that read and set a switch."""
+
+
+def _called() -> Iterator[tuple[str, _Switch]]:
+    for name, (getter, setter) in _CALLED.items():
+        read = _function(getter)
+        if read is None:
+            continue
+        if isinstance(read(), (bool, int, str, list, torch.dtype)):
+            yield name, _Switch(read, _function(setter))
+        else:  # an enum of torch's, which does not pickle
+            yield name, _Switch(functools.partial(_told, read))
+
+
+def _function(name: str) -> Callable[..., Any] | None:
+    found: Any = torch if name else None
+    for part in filter(None, name.split(".")):
+        found = getattr(found, part, None)
+    return found if callable(found) else None
+
+
+def _told(read: Callable[[], Any]) -> str:
+    return str(read())
+
+
+def _deterministic() -> tuple[bool, bool, bool]:
+    fill: Any = torch.utils.deterministic
+    return (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        fill.fill_uninitialized_memory,
+    )
+
+
+def _set_deterministic(value: tuple[bool, bool, bool]) -> None:
+    torch.use_deterministic_algorithms(value[0], warn_only=value[1])
+    fill: Any = torch.utils.deterministic
+    fill.fill_uninitialized_memory = value[2]
+
+
+def _default_autocast(device: str) -> _Switch:
+    def write(dtype: torch.dtype) -> None:
+        torch.set_autocast_dtype(device, dtype)
+
+    return _Switch(lambda: torch.get_autocast_dtype(device), write)
+
+
+_SWITCHES: Mapping[str, _Switch] = {
+    **dict(_called()),
+    **dict(_attributes()),
+    "default_device": _Switch(_device, _set_device),
+    "deterministic": _Switch(_deterministic, _set_deterministic),
+    "denormals_flushed": _Switch(_flushes_denormals, torch.set_flush_denormal),
+    "autocast.cpu": _default_autocast("cpu"),
+    "autocast.cuda": _default_autocast("cuda"),
+}

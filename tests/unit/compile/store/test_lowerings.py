@@ -1,0 +1,32 @@
+"""Tables by which torch takes operators apart are in the key where a program changed them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._decomp import decomposition_table
+
+from piecewise_core.compile.store.lowerings import own_lowerings
+from piecewise_core.errors import StoreError
+
+ATEN = torch.ops.aten
+
+
+def test_torch_s_own_tables_say_nothing():
+    assert own_lowerings() == {}
+
+
+def test_a_program_s_own_decomposition_is_told_by_its_code(monkeypatch):
+    monkeypatch.setitem(decomposition_table, ATEN.sin.default, lambda x: x.cos())
+    first = own_lowerings()
+    monkeypatch.setitem(decomposition_table, ATEN.sin.default, lambda x: x.cos() + 1)
+    second = own_lowerings()
+    assert first.keys() == second.keys() == {"torch.decompositions"}
+    assert first != second
+
+
+def test_one_that_cannot_be_told_from_others_lets_nothing_be_kept(monkeypatch):
+    held = torch.ones(2)
+    monkeypatch.setitem(decomposition_table, ATEN.sin.default, lambda x: x + held)
+    with pytest.raises(StoreError, match=r"aten\.sin\.default"):
+        own_lowerings()
