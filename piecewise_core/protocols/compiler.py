@@ -51,7 +51,7 @@ class CompilerAdaptor(Protocol):
         ``example_inputs``: one per placeholder, in order: SymInt or int for the sizes, then fake
         tensors with the shapes, strides, dtypes and device of the real ones. The value ranges of
         their symbols are the sizes to compile for, ends inclusive; the code must hold for each.
-        ``key``: names piece, sizes and all else that the artifact depends on. ``config``: the model's.
+        ``key``: names piece, sizes and all else that the code depends on. ``config``: the model's.
 
         The call runs under ``torch.inference_mode()`` and a tracing context that holds the fake
         mode of the inputs. Raise anything on failure: core adds piece, line, sizes and who made
