@@ -22,6 +22,7 @@ from piecewise_core.capture.restoring import abandon, restored, same_stream
 from piecewise_core.capture.whole import WholeRecorder
 from piecewise_core.errors import CaptureFailed, PiecewiseError, PlatformFault
 from piecewise_core.graph.garbage import no_collection
+from piecewise_core.graph.spans import Spans, storage_span
 from piecewise_core.platforms import raised
 from piecewise_core.protocols import GraphDriver, Platform
 from piecewise_core.ranges import Sizes
@@ -38,7 +39,8 @@ class Source:
     ``build(recorder)``: the plan, with the recorder's ``piece(label, run)`` around every piece and
     its ``op(fn)`` around every splitting op. ``recorder``: the kind to capture with. ``inputs``:
     static tensors. ``bound``: the model's. ``written``: tensors of the user that the program
-    writes to, put back after capture.
+    writes to, put back after capture. ``owned``: whether ``inputs`` are buffers that nobody else
+    knows: results that lie in them are copied out.
     """
 
     build: Callable[[Any], Callable[..., tuple[Any, ...]]]
@@ -47,6 +49,7 @@ class Source:
     written: tuple[torch.Tensor, ...]
     stage: Stage
     recorder: Callable[[GraphDriver, Any, Any, str], Recorder] = Recorder
+    owned: bool = False
 
 
 def capture(
@@ -84,6 +87,9 @@ def capture(
         outputs = _recorded(platform, recorder, plan, source, sizes, stream, tight=tight)
         kept = {id(t): t for t in (*source.inputs, *source.bound, *recorder.external)}
         steps, direct, results = _bound(driver, recorder, outputs, kept)
+        if source.owned:
+            copies, results = _copied_out(results, source.inputs)
+            steps, direct = steps + copies, direct + copies
         del outputs
     except BaseException as error:
         abandon(platform, recorder, stream)
@@ -193,6 +199,26 @@ def _bound(
         steps, direct = recorder.steps(_replayer(driver), release, kernel_of)
         results = tuple(release(o) if isinstance(o, torch.Tensor) else o for o in outputs)
     return steps, direct, results
+
+
+def _copied_out(
+    results: Sequence[Any], buffers: Sequence[torch.Tensor]
+) -> tuple[tuple[Step, ...], tuple[Any, ...]]:
+    """Last steps, and results that do not lie in ``buffers``.
+
+    A caller who passes back a view of an input buffer would have it overwritten while it is read.
+    """
+    memory = Spans(map(storage_span, buffers))
+    steps: list[Step] = []
+    found: list[Any] = []
+    with torch.inference_mode(False):
+        for result in results:
+            if isinstance(result, torch.Tensor) and memory.holds(result):
+                found.append(torch.empty_like(result))
+                steps.append(partial(found[-1].copy_, result))
+            else:
+                found.append(result)
+    return tuple(steps), tuple(found)
 
 
 def _live_bytes(driver: Any, pool: Any) -> int:

@@ -6,7 +6,7 @@ import gc
 import logging
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from piecewise_core.capture.callers import Callers
 from piecewise_core.capture.captured import CapturedPlan
 from piecewise_core.counters import Counters
 from piecewise_core.errors import CaptureFailed, OutOfGraphMemory
+from piecewise_core.graph.spans import Spans, storage_span
 from piecewise_core.protocols import BudgetContext, Platform
 from piecewise_core.ranges import Sizes
 
@@ -32,7 +33,8 @@ class CapturedPlans:
     ``limit``: bytes of graph memory, or None. ``dropped``: sizes that have no plan, and why;
     they are served by compiled ranges. ``owed``: sizes that ``release`` freed, or let be tried
     anew: capturing them again is no news. ``callers``: who may be reading outputs; no thread
-    captures over, or frees, what another may be reading.
+    captures over, or frees, what another may be reading. ``handed``: the memory of all results,
+    which callers may put back in as inputs.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class CapturedPlans:
         # Served no more, but another thread may be reading their outputs; with their pools.
         self._retired: list[tuple[CapturedPlan, Any]] = []
         self._late = self._told = False
+        self.handed = Spans()
 
     def __contains__(self, sizes: object) -> bool:
         return sizes in self._plans
@@ -136,6 +139,7 @@ class CapturedPlans:
             return None
         plan.callers = self.callers
         self._plans[sizes] = plan
+        self._note_handed()
         self._counters.add("captures", len(plan.graphs))
         if self._limit is not None:
             self._evict(sizes)
@@ -200,10 +204,29 @@ class CapturedPlans:
 
     def forget(self, sizes: Sizes) -> None:
         """Free one size's graphs, at once or when no other thread may be reading their outputs."""
+        self._retire(sizes)
+        self._late = not self.settle()
+
+    def _retire(self, sizes: Sizes) -> None:
+        """Serve a size by its graphs no more; what they read is let go, their results are not."""
         plan = self._plans.pop(sizes, None)
         if plan is not None:
+            plan.steps, plan.direct, plan.held, plan.made = (), (), (), ()
             self._retired.append((plan, self._pool))
-            self._late = not self.settle()
+
+    def apart(self, tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """A call's inputs, copied where they are results of earlier replays.
+
+        For what is about to capture, free or replay before the call's inputs are staged.
+        """
+        if not any(map(self.handed.holds, tensors)):
+            return tensors
+        return [t.clone() if self.handed.holds(t) else t for t in tensors]
+
+    def _note_handed(self) -> None:
+        plans = (*self._plans.values(), *(plan for plan, _ in self._retired))
+        results = (o for plan in plans for o in plan.outputs if isinstance(o, torch.Tensor))
+        self.handed = Spans(map(storage_span, results))
 
     def settle(self) -> bool:
         """Free what nothing serves any more, unless another thread may be reading outputs.
@@ -214,22 +237,25 @@ class CapturedPlans:
             return False
         while self._retired:
             self._reset(self._retired.pop()[0])
+        self._note_handed()
         if self._late:
             self._late = False
             self._empty_cache()
         return True
 
-    def release(self) -> list[Sizes]:
+    def release(self, *, later: bool = False) -> list[Sizes]:
         """Free all graphs and the pool; returns the sizes that had plans.
 
         Memory whose outputs another thread may be reading is freed when that thread calls again.
-        Raises CaptureFailed inside a replay.
+        ``later``: so is this thread's, for what frees in the middle of a call: its inputs may be
+        results. Raises CaptureFailed inside a replay.
         """
         self.callers.refuse_inside("static graphs would be freed")
         held = list(self._plans)
         self.owed |= {*held, *self.dropped}
         for sizes in held:
-            self.forget(sizes)
+            self._retire(sizes)
+        self._late = later or not self.settle()
         self._pool, self._short = None, False
         self._empty_cache()
         self.dropped.clear()

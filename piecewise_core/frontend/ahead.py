@@ -61,13 +61,16 @@ def capture_all(session: Session) -> list[Sizes]:
         return capturing.capture_all(session.regions, bound)
 
 
-def release(session: Session) -> list[Sizes]:
-    """Free all graph memory; sizes are served without graphs until they are captured again."""
+def release(session: Session, *, later: bool = False) -> list[Sizes]:
+    """Free all graph memory; sizes are served without graphs until they are captured again.
+
+    ``later``: in the middle of a call, whose inputs may lie in it.
+    """
     capturing = session.capturing
     if capturing is None:
         return []
     with session.lock:
-        freed = capturing.plans.release()
+        freed = capturing.plans.release(later=later)
         capturing.released = True
         session.install()
         return freed

@@ -21,6 +21,7 @@ from piecewise_core.errors import ConfigError
 from piecewise_core.frontend.paddeddims import PaddedDims
 from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.setup import Setup
+from piecewise_core.graph.spans import Spans
 from piecewise_core.graph.structure import Structure
 from piecewise_core.ranges import Sizes, Target, capture_targets
 from piecewise_core.runtime.cutback import cut_back
@@ -58,7 +59,7 @@ class Capturing:
     def begin(self, structure: Structure) -> None:
         """Note what calls look like; what was captured of calls that looked otherwise goes."""
         if len(self.plans):
-            self.plans.release()
+            self.plans.release(later=True)
         self._owned = None
         self._structure = structure
 
@@ -115,9 +116,14 @@ class Capturing:
         """
         if sizes not in self.plans and not self._callers.admit():
             return None
-        overlap = Overlap.of(region.program)
+        overlap = Overlap.of(region.program, self._handed)
         if overlap and overlap(tensors, bound):
             return None
+        static = self._config.inputs == "static" and sizes not in self.plans
+        if static and any(map(self.plans.handed.holds, tensors)):
+            return None  # graphs would read what they overwrite
+        # Results of earlier replays are what a capture may overwrite before it reads them.
+        tensors = tensors if self._config.inputs == "static" else self.plans.apart(tensors)
         plan = self.plan(region, sizes, tensors, bound)
         return otherwise if plan is None else self._replay(region, plan, raw, otherwise)
 
@@ -128,6 +134,9 @@ class Capturing:
         return self.plans.get(captured) or self.plans.capture(
             captured, partial(self._source, region, captured, tensors, bound)
         )
+
+    def _handed(self) -> Spans:
+        return self.plans.handed
 
     def buffers(self, captured: Sizes, tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         """What the graphs of a capture size read: our buffers, or the caller's own tensors."""
@@ -145,7 +154,7 @@ class Capturing:
         back = self._write_back(region, captured)
         callers = self._callers
         plans = self.plans if self._config.memory_limit is not None else None
-        overlap = Overlap.of(region.program) or None
+        overlap = Overlap.of(region.program, self._handed) or None
         padded = self.padded.of
         check = self._padding_check(region, plan, finish)
 
@@ -160,6 +169,7 @@ class Capturing:
                 return otherwise(t, b, sizes, args, kwargs)
             nonlocal check
             if check is not None and sizes != captured:
+                t = self.plans.apart(t)
                 if not self._proves(check, region, captured, t, b, sizes):
                     return otherwise(t, b, sizes, args, kwargs)
                 check = None if check.done else check
@@ -263,7 +273,8 @@ class Capturing:
 
         # Graphs read the program's literals too; plans number only what comes before them.
         held = (*bound, *region.code.literals)
-        return Source(build, inputs.views(sizes), held, written, stage)
+        owned = self._config.inputs == "copy"
+        return Source(build, inputs.views(sizes), held, written, stage, owned=owned)
 
     def sizes_of(self, tensors: Sequence[torch.Tensor]) -> Sizes:
         """The sizes of one call's tensors."""

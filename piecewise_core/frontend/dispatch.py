@@ -128,11 +128,18 @@ class Dispatch:
             under = region.fallback(sizes_captured)
             if self._background is not None and self._waits(region, under):
                 return self.general(region, t, b, sizes, args, kwargs)
+            capturing = self._capturing
+            if capturing is None or capturing.released:
+                result = self._without_graphs(region)(t, b, sizes, args, kwargs)
+                if capturing is not None:
+                    capturing.plans.settle()  # only now: what it frees may be this call's input
+                return result
+            kept = t if self._config.inputs == "static" else capturing.plans.apart(t)
             entry = self._replayed(region, sizes_captured, t, b)
             if entry is None:
                 return self._without_graphs(region)(t, b, sizes, args, kwargs)
             self.entries[self.find(*sizes)] = entry
-            return entry(t, b, sizes, args, kwargs)
+            return entry(kept, b, sizes, args, kwargs)
 
         return pending
 
@@ -141,8 +148,6 @@ class Dispatch:
         capturing = self._capturing
         if capturing is None:
             return self._without_graphs(region)
-        if capturing.released:
-            return self._without_graphs(region) if capturing.plans.settle() else None
         known = sizes in capturing.plans or sizes in capturing.plans.owed
         if self.sealed is not None and not known:
             text = (

@@ -251,10 +251,13 @@ class RecordedFunction:
             return False, None
         raw = self._binder.raw(*args, **kwargs)
         if sizes != captured and sizes not in self._padded:
+            tensors = made.plans.apart(tensors)
             return True, self._see(captured, tensors, sizes, raw, args, kwargs)
         if sizes != captured and self._padded[sizes].mixes:
             return False, None
         known = captured in made.plans
+        if not known and any(map(made.plans.handed.holds, tensors)):
+            return False, None  # a capture would overwrite them, which are results
         plan = made.plan(captured, tensors if sizes == captured else None)
         if plan is None:
             return False, None

@@ -25,6 +25,7 @@ from piecewise_core.graph.call import constants
 from piecewise_core.graph.names import Matcher
 from piecewise_core.graph.outputs import OutputCode
 from piecewise_core.graph.padding.runs import Run
+from piecewise_core.graph.spans import Spans
 from piecewise_core.graph.structure import Structure
 from piecewise_core.ranges import Sizes
 from piecewise_core.runtime.overlap import Overlap
@@ -116,9 +117,7 @@ class Recordings:
     def refresh(self) -> None:
         """Free graphs that read the memory of a tensor that was replaced."""
         if len(self.plans) and self._parameters.read() is None:
-            self.free()
-        elif self.released:
-            self.plans.settle()
+            self.free(later=True)
         if self._state is not None and self._state.check():
             why = self._state.look_again()
             if why is not None:
@@ -128,6 +127,8 @@ class Recordings:
         """The function ran as it is: what it changed of Python's state is as it should be."""
         if self._state is not None and self._state.check():
             self._state.settle()
+        if self.released:
+            self.plans.settle()  # only now: what it frees may have been this call's input
 
     def retrace(self, why: str) -> None:
         """Drop the graphs; sizes are captured anew at their next calls. Raises Sealed."""
@@ -136,13 +137,16 @@ class Recordings:
         self.retraced = why
         self._counters.add("retraces")
         logger.info("recorded again: %s", why)
-        self.free()
+        self.free(later=True)
         self.plans.dropped.clear()
         self.released, self._state = False, None
 
-    def free(self) -> None:
-        """Give all graph memory back; sizes have no graphs until they are captured anew."""
-        self.plans.release()
+    def free(self, *, later: bool = False) -> None:
+        """Give all graph memory back; sizes have no graphs until they are captured anew.
+
+        ``later``: in the middle of a call, whose inputs may lie in it.
+        """
+        self.plans.release(later=later)
         self.outputs.clear()
         self.written.clear()
         self.runs.clear()
@@ -166,6 +170,9 @@ class Recordings:
         for tensor in self._external.values():
             self._parameters.add(tensor)
         self._parameters.settle()
+
+    def _handed(self) -> Spans:
+        return self.plans.handed
 
     def _inputs(self) -> OwnedInputs:
         if self._owned is None:
@@ -206,7 +213,8 @@ class Recordings:
             return run
 
         make = partial(WatchingRecorder, is_splitting=self._splits, run=noted)
-        return Source(build, views, (), (), inputs.stage(captured), make)
+        owned = self._config.inputs == "copy"
+        return Source(build, views, (), (), inputs.stage(captured), make, owned)
 
     def _note(
         self, captured: Sizes, result: Any, views: Sequence[Any], recorder: WatchingRecorder
@@ -222,5 +230,5 @@ class Recordings:
         changed = tuple(i for i, tensor in enumerate(held) if recorder.writes_to(tensor))
         self.memory[captured] = [held[i] for i in changed]
         self.external[captured] = held
-        self.overlaps[captured] = Overlap(written, changed) or None
+        self.overlaps[captured] = Overlap(written, changed, self._handed) or None
         self._external |= {id(tensor): tensor for tensor in recorder.external}

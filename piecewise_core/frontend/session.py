@@ -286,8 +286,8 @@ class Session:
     def _rebound(self) -> tuple[torch.Tensor, ...]:
         """A held tensor was replaced or moved: take the new ones, or trace anew."""
         if self.capturing is not None and len(self.capturing.plans):
-            # Graphs read the old memory. They go at once; restore() or warmup() brings new ones.
-            release(self)
+            # Graphs read the old memory. They serve no more; restore() or warmup() brings new ones.
+            release(self, later=True)
         if self.parameters.rebind():
             self._read = self.parameters.read
             return self._read() or ()
@@ -311,7 +311,7 @@ class Session:
             self.retraced = why
             logger.info("traced again: %s", why)
             if self.capturing is not None:
-                self.capturing.plans.release()
+                self.capturing.plans.release(later=True)
             if self.structure is not None:
                 self._settle()
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
+from piecewise_core.graph.spans import Span, Spans, span_of, storage_span
 from piecewise_core.graph.split import Program
 
 __all__ = ["Overlap"]
-
-Span = tuple[int, int]
-"""First address, and the one behind the last."""
 
 
 class Overlap:
@@ -19,10 +17,18 @@ class Overlap:
 
     ``mutated``, ``mutated_bound``: places of inputs and of bound tensors that are written to. An
     input's own memory does not count when the program writes to just that input. Inputs are
-    dense, so their spans are exact; of a bound tensor the whole storage counts.
+    dense, so their spans are exact; of a bound tensor the whole storage counts. ``handed()``: the
+    memory of results, which callers have and replays write to: a written input that lies there
+    would be overwritten by what its call makes.
     """
 
-    def __init__(self, mutated: Iterable[int], mutated_bound: Iterable[int]) -> None:
+    def __init__(
+        self,
+        mutated: Iterable[int],
+        mutated_bound: Iterable[int],
+        handed: Callable[[], Spans] = Spans,
+    ) -> None:
+        self._handed = handed
         self._mutated = tuple(sorted(mutated))
         self._mutated_bound = tuple(sorted(mutated_bound))
         self._last: object = None
@@ -30,9 +36,9 @@ class Overlap:
         self._held: tuple[Span, ...] = ()
 
     @classmethod
-    def of(cls, program: Program) -> Overlap:
+    def of(cls, program: Program, handed: Callable[[], Spans] = Spans) -> Overlap:
         """That of a split graph."""
-        return cls(program.mutated, program.mutated_bound)
+        return cls(program.mutated, program.mutated_bound, handed)
 
     def __bool__(self) -> bool:
         """Whether the program writes to anything that it is given."""
@@ -42,26 +48,19 @@ class Overlap:
         """Compare every span written to with every other."""
         if bound is not self._last:
             self._read(bound)
-        spans = []
-        for tensor in tensors:
-            start = tensor.data_ptr()
-            spans.append((start, start + tensor.nbytes))
+        spans = [span_of(tensor) for tensor in tensors]
+        handed = self._handed()
         for place in self._mutated:
             others = (*spans[:place], *spans[place + 1 :], *self._held)
-            if _meets(spans[place], others):
+            if _meets(spans[place], others) or handed.meets(spans[place]):
                 return True
         return any(_meets(span, spans) for span in self._written)
 
     def _read(self, bound: Sequence[torch.Tensor]) -> None:
         """Look at bound tensors once, for as long as they are the same."""
-        self._held = tuple(map(_storage, bound)) if self._mutated else ()
-        self._written = tuple(_storage(bound[i]) for i in self._mutated_bound)
+        self._held = tuple(map(storage_span, bound)) if self._mutated else ()
+        self._written = tuple(storage_span(bound[i]) for i in self._mutated_bound)
         self._last = bound
-
-
-def _storage(tensor: torch.Tensor) -> Span:
-    storage = tensor.untyped_storage()
-    return storage.data_ptr(), storage.data_ptr() + storage.nbytes()
 
 
 def _meets(span: Span, others: Iterable[Span]) -> bool:

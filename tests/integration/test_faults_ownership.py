@@ -199,3 +199,114 @@ def test_a_weight_replaced_under_another_thread_s_outputs_leaves_them_alone(devi
     torch.testing.assert_close(elsewhere(lambda: fast(x)), linear(x))
     torch.testing.assert_close(held, kept)
     torch.testing.assert_close(fast(x), linear(x))
+
+
+# 51: outputs put back in -------------------------------------------------------------------
+
+
+def stepped(x):
+    x.add_(1)
+    return x.softmax(-1) * 3
+
+
+@pytest.mark.parametrize("cut", ["whole", "rows", "other"])
+@pytest.mark.parametrize("config", [{}, {"clone_outputs": True}, {"padding": "capture_sizes"}])
+def test_a_result_put_back_as_the_input_that_is_written_is_right(made, cut, config):
+    fast, x = made(stepped, splitting_ops=(), **config), torch.randn(8, 6)
+    for size in (4, 8):
+        fast(x[:size].clone()), fast(x[:size].clone())
+    first, want = fast(x.clone()), stepped(x.clone())
+    parts = {
+        "whole": lambda t: t,
+        "rows": lambda t: t[:4],
+        "other": lambda t: t[2:7],
+    }
+    second = fast(parts[cut](first))
+    torch.testing.assert_close(second, stepped(parts[cut](want)))
+    torch.testing.assert_close(first, want)
+
+
+def two(x, y):
+    y.mul_(2)
+    return x.sin() + y, x[1:] * 1
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_results_of_other_sizes_are_read_before_a_first_capture_overwrites_them(made, written):
+    rows = pw.Dim("rows", min=1, max=16)
+    fast = made(two, splitting_ops=(), dynamic={"x": {0: rows}, "y": {0: rows}})
+    x, y, other = torch.randn(8, 3), torch.randn(8, 3), torch.randn(4, 3)
+
+    def again(fn, result):
+        part = result[0][2:6]
+        return fn(other, part) if written else fn(part, other.clone())
+
+    for _ in range(4):
+        out, want = fast(x, y.clone()), two(x, y.clone())
+        torch.testing.assert_close(out, want)
+        torch.testing.assert_close(again(fast, out), again(two, want))
+
+
+def turned(x, y):
+    return x.t(), x * 2 + y, y[::2]
+
+
+@pytest.mark.parametrize("config", [{}, {"padding": "capture_sizes"}])
+def test_a_view_of_an_input_put_back_in_is_read_before_the_input_is_staged(made, config):
+    rows = pw.Dim("rows", min=1, max=6)
+    fast = made(
+        turned,
+        splitting_ops=(),
+        dynamic={"x": {0: rows}, "y": {0: rows}},
+        capture_sizes=(6,),
+        **config,
+    )
+    x, y = torch.randn(6, 6), torch.randn(6, 6)
+    for _ in range(2):
+        fast(x, y)
+    out, want = fast(x, y), turned(x, y)
+    for _ in range(3):
+        torch.testing.assert_close(out, want)
+        out, want = fast(out[1], out[0]), turned(want[1], want[0])
+
+
+def test_graphs_never_read_results_as_static_inputs(made):
+    fast, x = made(sloped, splitting_ops=(), inputs="static"), torch.randn(8, 6)
+    for _ in range(3):
+        x.copy_(torch.randn(8, 6))
+        out = fast(x)  # captured, and size 4 is not
+        torch.testing.assert_close(fast(out[:4]), sloped(sloped(x)[:4]))
+    assert fast.stats().captures == 1
+    x.copy_(torch.randn(8, 6))
+    torch.testing.assert_close(fast(x), sloped(x))
+
+
+def test_a_weight_replaced_between_calls_does_not_free_what_the_next_call_reads(made):
+    linear = torch.nn.Linear(6, 6).eval()
+    fast = made(linear.forward, splitting_ops=(), dynamic={"input": {0: pw.Dim("rows", 1, 16)}})
+    x = torch.randn(4, 6)
+    for _ in range(2):
+        out = fast(x)
+    want = linear(x)
+    linear.weight = torch.nn.Parameter(torch.randn(6, 6), requires_grad=False)
+    torch.testing.assert_close(fast(out), linear(want))
+    fast.restore()
+    torch.testing.assert_close(fast(x), linear(x))
+
+
+def test_what_another_thread_s_release_left_may_be_the_next_input(made):
+    fast, held, kept = with_graphs(made)
+    elsewhere(fast.release)
+    torch.testing.assert_close(fast(held), sloped(kept))
+    fast.restore()
+    torch.testing.assert_close(fast(kept), sloped(kept))
+
+
+def test_a_padded_call_that_is_compared_reads_its_input_before_that_is_overwritten(made):
+    fast = made(sloped, splitting_ops=(), padding="capture_sizes")
+    x = torch.randn(8, 6)
+    for _ in range(2):
+        out, want = fast(x), sloped(x)
+    for rows in (7, 6, 5, 3, 2):
+        torch.testing.assert_close(fast(out[:rows]), sloped(want[:rows]))
+        out = fast(x)
