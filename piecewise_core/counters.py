@@ -43,6 +43,7 @@ class Stats:
     calls: Mapping[str, int] = field(default_factory=_no_calls)
     padded_rows: int = 0
     restrided: int = 0
+    relaid: int = 0
     pool_bytes: int = 0
     driver_bytes: int = 0
     retraces: int = 0

@@ -23,6 +23,7 @@ from piecewise_core.frontend.region import NO_BOUND, Region
 from piecewise_core.frontend.setup import prepare
 from piecewise_core.frontend.suspects import GraphSubject
 from piecewise_core.frontend.verifying import Verifier
+from piecewise_core.graph.layouts import Layouts
 from piecewise_core.graph.names import Matcher
 from piecewise_core.graph.split import split
 from piecewise_core.ranges import Range, Sizes
@@ -58,8 +59,8 @@ def backend(
     scheduler = Scheduler(setup.compiler, setup.config, counters, setup.passes, keeper=keeper)
     matcher = Matcher(setup.config.splitting_ops, setup.unsafe_ops)
     if matcher:
-        matcher.check_all_matched(graph.graph)
-    program = split(traced, matcher)
+        matcher.look(graph.graph)
+    program = split(traced, matcher, Layouts())
     region = Region(
         0,
         program,

@@ -91,6 +91,11 @@ class Recorder:
         """Tensors that graphs read and that only a run itself reveals."""
         return ()
 
+    @property
+    def operators_only(self) -> bool:
+        """Whether captures miss kernels that do not pass torch's dispatcher."""
+        return bool(getattr(self._driver, "operators_only", False))
+
     # Wrapping what the plan calls ------------------------------------------------------
 
     def piece(self, label: str, run: Callable[..., Any]) -> Callable[..., Any]:
@@ -105,13 +110,20 @@ class Recorder:
 
         return recorded
 
-    def op(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        """A splitting op: run both times, its results kept where graphs can read them."""
+    def op(
+        self, fn: Callable[..., Any], fit: Callable[[Any], Any] | None = None
+    ) -> Callable[..., Any]:
+        """A splitting op: run both times, its results kept where graphs can read them.
+
+        ``fit``: brings a result to the layout that graphs are made for. Replays copy into memory
+        of that layout.
+        """
 
         def recorded(*args: Any, **kwargs: Any) -> Any:
             self.current = getattr(fn, "__name__", str(fn))
             if not self.capturing:
-                return self._noted_op(fn(*args, **kwargs), (args, kwargs))
+                found = fn(*args, **kwargs)
+                return self._noted_op(found if fit is None else fit(found), (args, kwargs))
             buffers = self._buffers_of(self._seen)
             if self._runs_ops:
                 leaves, spec = pytree.tree_flatten(fn(*args, **kwargs))

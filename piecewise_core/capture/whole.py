@@ -26,9 +26,14 @@ class WholeRecorder(Recorder):
         """Noted for error messages, otherwise as it is."""
         return self._noted(label, run)
 
-    def op(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        """Noted for error messages; refused where replays would repeat its random numbers."""
-        inside, before = self._inside(fn), super().op(fn)
+    def op(
+        self, fn: Callable[..., Any], fit: Callable[[Any], Any] | None = None
+    ) -> Callable[..., Any]:
+        """Noted for error messages; refused where replays would repeat its random numbers.
+
+        ``fit``: what it brings to another layout is copied in the graph.
+        """
+        inside, before = self._inside(fn, fit), super().op(fn, fit)
 
         def recorded(*args: Any, **kwargs: Any) -> Any:
             given = tensors((args, kwargs))
@@ -45,8 +50,14 @@ class WholeRecorder(Recorder):
 
         return recorded
 
-    def _inside(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        noted = self._noted(getattr(fn, "__name__", str(fn)), fn)
+    def _inside(
+        self, fn: Callable[..., Any], fit: Callable[[Any], Any] | None
+    ) -> Callable[..., Any]:
+        def fitted(*args: Any, **kwargs: Any) -> Any:
+            found = fn(*args, **kwargs)
+            return found if fit is None else fit(found)
+
+        noted = self._noted(getattr(fn, "__name__", str(fn)), fitted)
         if hasattr(self._driver, "register_generator"):
             return noted
 

@@ -86,6 +86,15 @@ class Scheduler:
         """Everything compiled or loaded so far, in order."""
         return tuple(self._artifacts.values())
 
+    @property
+    def compiler(self) -> str:
+        """The name of the compiler that makes the artifacts."""
+        return self._maker.adaptor.name
+
+    def count_relaid(self) -> None:
+        """A result was copied to the layout that was promised."""
+        self._counters.add("relaid")
+
     def register(self, piece: Piece) -> str:
         """Take a compilable piece in; returns its canonical key."""
         return self._form(piece).key

@@ -269,7 +269,8 @@ class Capturing:
             written += tuple(tensors[i] for i in sorted(region.program.mutated))
 
         def build(recorder: Any) -> Any:
-            return region.recording_plan(sizes, recorder.piece, recorder.op)
+            only = recorder.operators_only
+            return region.recording_plan(sizes, recorder.piece, recorder.op, only)
 
         # Graphs read the program's literals too; plans number only what comes before them.
         held = (*bound, *region.code.literals)

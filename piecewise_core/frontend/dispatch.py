@@ -54,6 +54,7 @@ class Dispatch:
         self._counters = counters
         self._background = background
         self._miss = miss
+        self._checks = config.check != "off"
 
     def install(self, bounds: Box, regions: Sequence[Region]) -> None:
         """Make the look-up over the targets of ``regions``."""
@@ -83,13 +84,26 @@ class Dispatch:
         box = region.general_box
         if self._background is not None and not region.is_ready(box):
             plan = region.written_plan()
-        elif self._checks(region) and not region.served:
-            plan = region.checking_plan(box)
+        elif self._checks and not region.served:
+            result = self._first(region, box, "general")(t, b, sizes, args, kwargs)
+            region.served = True
+            return result
         else:
             plan = region.plan(box)
         result = self._steady(region, plan, "general")(t, b, sizes, args, kwargs)
         region.served = True
         return result
+
+    def _first(self, region: Region, box: Box, kind: str) -> Entry:
+        """Serves a target's first call, and looks at what operators and compiled code return."""
+        serve = self._steady(region, region.checking_plan(box), kind)
+
+        def first(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
+            result = serve(t, b, sizes, args, kwargs)
+            region.checked(box)
+            return result
+
+        return first
 
     def _steady(self, region: Region, plan: Plan, kind: str) -> Entry:
         """Count, run, rebuild."""
@@ -113,10 +127,13 @@ class Dispatch:
         def pending(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
             if self._waits(region, target):
                 return self.general(region, t, b, sizes, args, kwargs)
-            plan = region.plan(target.box)
-            first = region.checking_plan(target.box) if self._checks(region) else plan
-            result = self._steady(region, first, target.kind)(t, b, sizes, args, kwargs)
-            self.entries[self.find(*sizes)] = self._steady(region, plan, target.kind)
+            if self._checks:
+                result = self._first(region, target.box, target.kind)(t, b, sizes, args, kwargs)
+                steady = self._steady(region, region.plan(target.box), target.kind)
+            else:
+                steady = self._steady(region, region.plan(target.box), target.kind)
+                result = steady(t, b, sizes, args, kwargs)
+            self.entries[self.find(*sizes)] = steady
             return result
 
         return pending
@@ -170,10 +187,6 @@ class Dispatch:
             )
 
         return entry
-
-    def _checks(self, region: Region) -> bool:
-        """Whether a target's first call checks what splitting ops return."""
-        return self._config.check != "off" and any(p.splitting for p in region.program.pieces)
 
     def _waits(self, region: Region, target: Target) -> bool:
         """Whether this call goes to the general graph while the target is not compiled."""

@@ -73,7 +73,7 @@ class Explanation:
     ``captured``: sizes served by static graphs. ``dropped``: capture sizes that are not, and why.
     ``as_written``: targets that gave other results than the model, and how. ``unpadded``: why calls
     are not padded in some dims, where padding was asked for. ``retraced``: why the model was last
-    traced anew, or "".
+    traced anew, or "". ``unmet``: names in ``splitting_ops`` that no graph traced so far has.
     """
 
     platform: str
@@ -87,6 +87,7 @@ class Explanation:
     as_written: tuple[str, ...] = ()
     unpadded: tuple[str, ...] = ()
     retraced: str = ""
+    unmet: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """The explanation as a JSON object."""
@@ -114,6 +115,7 @@ def explain(session: Session) -> Explanation:
         as_written=_as_written(session),
         unpadded=_unpadded(session),
         retraced=session.retraced,
+        unmet=session.unmet,
     )
 
 

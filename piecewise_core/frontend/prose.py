@@ -35,6 +35,8 @@ def lines(explanation: Explanation) -> Iterator[str]:
         yield f"not captured: {note}"
     for note in e.unpadded:
         yield f"not padded: {note}"
+    if e.unmet:
+        yield f"splitting ops not in the graphs: {', '.join(e.unmet)}"
     if e.retraced:
         yield f"last traced anew, for {e.retraced}"
     for note in e.as_written:

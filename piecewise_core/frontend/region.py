@@ -6,7 +6,7 @@ import functools
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -21,7 +21,8 @@ from piecewise_core.graph.padding.program import Paddable, paddable
 from piecewise_core.graph.randomness import draws
 from piecewise_core.graph.split import Program
 from piecewise_core.ranges import Box, Range, Sizes, Target, TargetTable, plan_targets
-from piecewise_core.runtime.plan import Plan, PlanCode
+from piecewise_core.runtime.laid import Laid
+from piecewise_core.runtime.plan import Plan, PlanCode, WrapOp
 
 __all__ = ["Region", "unbounded"]
 
@@ -61,7 +62,8 @@ class Region:
             () if self.box is None else plan_targets(self.box, endpoints, sizes)
         )
         self.table = TargetTable(self.box or bounds, self.targets)
-        self.code = PlanCode(program)
+        self.code = PlanCode(program, scheduler.count_relaid)
+        self._drifting: dict[tuple[int, Box], Laid] = {}
         # Eager refuses what has no value without elements, a maximum; compiled code makes one up.
         self.as_written = any(span.end == 0 for span in self.general_box.ranges)
         self.served = False
@@ -72,6 +74,8 @@ class Region:
         for piece in program.compilable:
             scheduler.register(piece)
         pieces = program.compilable
+        self._compiler, self._count = scheduler.compiler, len(pieces)
+        self._checking: dict[int, Laid] = {}
         self.backends: list[Any] = [
             backend_class(
                 piece.graph,
@@ -140,13 +144,32 @@ class Region:
         """The plan that serves ``box``, compiled now if it is not yet."""
         plan = self._plans.get(box)
         if plan is None:
-            plan = self.code.plan([run for _, run in self.runnables(box)])
+            plan = self.code.plan([self._laid(i, box, run) for i, run in self.runnables(box)])
             self._plans[box] = plan
         return plan
 
+    def _laid(self, index: int, box: Box, run: Runnable) -> Runnable:
+        """``run``; where it was seen to return other layouts than promised, brought to those."""
+        laid = self._drifting.get((index, box))
+        return run if laid is None else _fitted(run, laid, len(self.general_box.ranges))
+
     def checking_plan(self, box: Box) -> Plan:
-        """The same plan, also checking what splitting ops return; for a target's first call."""
-        return self.code.plan([run for _, run in self.runnables(box)], check=True)
+        """The same plan, also checking what splitting ops and compiled code return.
+
+        For a target's first call; ``checked`` ends it.
+        """
+        dims = len(self.general_box.ranges)
+        self._checking = {i: self.code.lay_piece(i, self._compiler) for i in range(self._count)}
+        runs = [_fitted(run, self._checking[i], dims) for i, run in self.runnables(box)]
+        return self.code.plan(runs, check=True)
+
+    def checked(self, box: Box) -> None:
+        """The first call of ``box`` is over: pieces whose results it copied are from now on."""
+        found = {(i, box): laid for i, laid in self._checking.items() if laid.drifts}
+        if found:
+            self._drifting |= found
+            self._plans.pop(box, None)
+        self._checking = {}
 
     def written_plan(self) -> Plan:
         """The program with every piece as written: valid for every size, compiles nothing."""
@@ -162,12 +185,26 @@ class Region:
         self,
         sizes: Sizes,
         piece: Callable[[str, Runnable], Runnable],
-        op: Callable[[Runnable], Runnable],
+        op: WrapOp,
+        operators_only: bool = False,
     ) -> Plan:
-        """The plan that serves ``sizes``, with ``piece`` and ``op`` around what it calls."""
-        box = self.fallback(sizes).box
-        runs = [piece(self.label(index), run) for index, run in self.runnables(box)]
-        return self.code.plan(runs, wrap_op=op)
+        """The plan that serves ``sizes``, with ``piece`` and ``op`` around what it calls.
+
+        ``operators_only``: whether kernels that do not pass torch's dispatcher would be lost; then
+        pieces whose code is such run as written.
+        """
+        box, dims = self.fallback(sizes).box, len(self.general_box.ranges)
+        if operators_only and self._compiler == "inductor":
+            found: Iterable[tuple[int, Runnable]] = enumerate(
+                _forward(p.graph) for p in self.program.compilable
+            )
+        else:
+            found = self.runnables(box)
+        runs = [
+            piece(self.label(i), _fitted(run, self.code.lay_piece(i, self._compiler), dims))
+            for i, run in found
+        ]
+        return self.code.recorded(runs, sizes, op)
 
     @functools.cached_property
     def draws(self) -> str | None:
@@ -212,6 +249,15 @@ class Region:
 
     def _general_of(self, index: int) -> Callable[[], Callable[..., Any]]:
         return lambda: self.compile_piece(index, self.general_box)
+
+
+def _fitted(run: Runnable, laid: Laid, dims: int) -> Runnable:
+    """``run`` with its results in the layouts promised; its first ``dims`` arguments are sizes."""
+
+    def fitted(*args: Any) -> Any:
+        return laid(run(*args), *args[:dims])
+
+    return fitted
 
 
 def _forward(graph: torch.fx.GraphModule | None) -> Callable[..., Any]:

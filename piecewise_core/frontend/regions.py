@@ -16,6 +16,7 @@ from piecewise_core.frontend.region import Region, unbounded
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.frontend.tracestore import TraceStore
 from piecewise_core.graph.garbage import no_collection
+from piecewise_core.graph.layouts import Layouts
 from piecewise_core.graph.names import Matcher
 from piecewise_core.graph.smallsizes import trace_region
 from piecewise_core.graph.split import split
@@ -52,6 +53,7 @@ class Regions:
         self._counters = counters
         self._matcher = Matcher(self._config.splitting_ops, setup.unsafe_ops)
         self._splits = setup.splits(self._matcher)
+        self._layouts = Layouts()
         self._traces = TraceStore(keeper.store, fn, self._config, keeper.run)
 
     def holding(self, sizes: Sizes) -> Region | None:
@@ -67,6 +69,11 @@ class Regions:
         """The sizes that regions may hold: larger than the bounds if calls above them may be."""
         bounds = self._config.bounds
         return unbounded(bounds) if self._config.out_of_range == "general" else bounds
+
+    @property
+    def unmet(self) -> tuple[str, ...]:
+        """The splitting ops that no graph so far has."""
+        return self._matcher.unmet
 
     def make(self, structure: Structure | None, sizes: Sizes, parameters: Parameters) -> Region:
         """One more region, around ``sizes``: traced, unless the compile store has its trace.
@@ -96,9 +103,9 @@ class Regions:
 
     def take(self, traced: Traced) -> Region:
         """The region of a trace. Takes the trace over."""
-        if self._matcher and not self.known:
-            self._matcher.check_all_matched(traced.graph.graph)
-        program = split(traced, self._splits)
+        if self._matcher:
+            self._matcher.look(traced.graph.graph)
+        program = split(traced, self._splits, self._layouts)
         region = Region(
             len(self.known),
             program,

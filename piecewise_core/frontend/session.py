@@ -31,7 +31,7 @@ from piecewise_core.frontend.regions import Regions
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.frontend.suspects import SessionSubject
 from piecewise_core.frontend.verifying import Verifier
-from piecewise_core.graph.binder import Binder
+from piecewise_core.graph.binder import AnotherLayout, Binder
 from piecewise_core.graph.call import constants
 from piecewise_core.graph.describe import bind_arguments, describe_call
 from piecewise_core.graph.memory import values
@@ -80,12 +80,18 @@ class Session:
             self.config, self.counters, background, self._miss, self.capturing, self.verifier
         )
         self.retraced = ""
+        self._said_layout = False
         self._forget_regions()
 
     @property
     def regions(self) -> list[Region]:
         """The regions so far."""
         return self._regions.known
+
+    @property
+    def unmet(self) -> tuple[str, ...]:
+        """The splitting ops that no graph so far has."""
+        return self._regions.unmet
 
     # The hot path ----------------------------------------------------------------------
 
@@ -94,6 +100,8 @@ class Session:
         with self.lock:
             try:
                 tensors, sizes = self._bind(*args, **kwargs)
+            except AnotherLayout as error:
+                return self._as_written(error, args, kwargs)
             except (InputMismatch, TypeError) as error:
                 tensors, sizes = self._bind_anew(error, args, kwargs)
             bound = self._read()
@@ -262,6 +270,7 @@ class Session:
     def _admit(self, region: Region) -> None:
         """Serve from one region more."""
         self.binder.mutated |= region.program.mutated
+        self.binder.asks_layout |= region.program.traced.asks_layout
         if self._checked and self.structure is not None:
             assumptions = region.program.traced.assumptions
             self._watched.add(assumptions, self.fn, constants(self.structure))
@@ -294,6 +303,16 @@ class Session:
         self._forget_regions()
         self._settle()
         return ()
+
+    def _as_written(self, why: Exception, args: Any, kwargs: Any) -> Any:
+        """Serve a call by the model itself; said once."""
+        if torch.is_grad_enabled():
+            self._check_grad(values((args, kwargs)))
+        if not self._said_layout:
+            self._said_layout = True
+            logger.warning("%s; such calls run as written", why)
+        self.counters.calls["eager"] += 1
+        return self.fn(*args, **kwargs)
 
     def _state_changed(self) -> bool:
         """Something that traces read was written to: whether they are gone for it."""

@@ -17,7 +17,12 @@ from piecewise_core.graph.fits import check_constant, check_container, check_ten
 from piecewise_core.graph.structure import Constant, Container, Node, Structure, TensorLeaf
 from piecewise_core.ranges import Sizes
 
-__all__ = ["Binder", "Bound"]
+__all__ = ["AnotherLayout", "Binder", "Bound"]
+
+
+class AnotherLayout(InputMismatch):
+    """A call in another layout than the traced one, of a model that may take another path there."""
+
 
 Bound = tuple[tuple[torch.Tensor, ...], Sizes]
 """The flat tensors of a call, and its sizes in the order of the dims."""
@@ -32,6 +37,8 @@ class Binder:
 
     ``alignment``: bytes at which tensor data must start; ``static``: refuse instead of copying;
     ``mutated``: flat indices of tensors that the program writes to, which cannot be copies.
+    ``asks_layout``: whether the traced code may have asked for layouts: then a copy in the traced
+    one could take the wrong path, and AnotherLayout is raised.
     """
 
     def __init__(
@@ -46,6 +53,7 @@ class Binder:
         self.structure = structure
         self._on_restride = on_restride
         self.mutated: set[int] = set()
+        self.asks_layout = False
         self._alignment = alignment
         self._static = static
         self.source, names = bind_source(structure, alignment, check)
@@ -102,6 +110,11 @@ class Binder:
         if not why:
             return tensor
         self._refuse_copy(leaf, tensor, others, why)
+        if self.asks_layout and why.startswith("strides"):
+            raise AnotherLayout(
+                f'argument "{leaf.path}" has {why}; the model may ask for layouts, so it is not '
+                "copied to that"
+            )
         self._on_restride()
         size = [tensor.shape[d] for d in leaf.order]
         ordered = torch.empty(size, dtype=tensor.dtype, device=tensor.device)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch._C import _functorch
 
-__all__ = ["shared", "storages", "tensor_inputs", "values"]
+__all__ = ["memory_of", "shared", "storages", "tensor_inputs", "values"]
 
 
 def values(item: Any) -> Iterator[Any]:
@@ -29,7 +29,7 @@ def values(item: Any) -> Iterator[Any]:
 def storages(node: torch.fx.Node) -> frozenset[int]:
     """Identities of the memory that a node's tensors live in."""
     found = values(node.meta.get("example_value"))
-    return frozenset(_memory(t) for t in found if isinstance(t, torch.Tensor))
+    return frozenset(memory_of(t) for t in found if isinstance(t, torch.Tensor))
 
 
 def tensor_inputs(node: torch.fx.Node) -> list[torch.fx.Node]:
@@ -48,7 +48,7 @@ def shared(nodes: Iterable[torch.fx.Node]) -> frozenset[int]:
     return frozenset(twice)
 
 
-def _memory(tensor: torch.Tensor) -> int:
+def memory_of(tensor: torch.Tensor) -> int:
     """The storage's identity; that of the tensor inside, where vmap or grad wrapped one."""
     while _functorch.is_functorch_wrapped_tensor(tensor):
         tensor = _functorch.get_unwrapped(tensor)

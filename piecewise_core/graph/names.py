@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import logging
 import operator
 import re
 from collections import Counter
@@ -16,6 +17,8 @@ import torch
 from piecewise_core.errors import NothingToSplit, UnknownSplittingOp
 
 __all__ = ["Matcher", "op_name", "source_of"]
+
+logger = logging.getLogger(__name__)
 
 _ATTENTION = ("attention", "attn", "sdpa", "mamba", "moe", "all_reduce", "all_gather")
 
@@ -67,6 +70,8 @@ class Matcher:
         self.auto = names == "auto"
         texts = list(unsafe) if self.auto else list(names)
         self._names = [_resolve(text) for text in texts]
+        self._met: set[str] = set()
+        self._looked = False
 
     def __bool__(self) -> bool:
         return self.auto or bool(self._names)
@@ -81,24 +86,41 @@ class Matcher:
             return True
         return any(self(inner) for body in _bodies(node) for inner in body.nodes)
 
-    def check_all_matched(self, graph: torch.fx.Graph) -> None:
-        """Raise NothingToSplit for a name that no node of ``graph`` matches."""
-        if self.auto:
+    @property
+    def unmet(self) -> tuple[str, ...]:
+        """The names given that no graph looked at has."""
+        given = () if self.auto or not self._looked else self._names
+        return tuple(name.text for name in given if name.text not in self._met)
+
+    def look(self, graph: torch.fx.Graph) -> None:
+        """Note which names ``graph`` has; tells once of those that the first one lacks.
+
+        A list may serve many models. Raises NothingToSplit when the first graph has none of them.
+        """
+        if self.auto or not self._names:
             return
         calls = list(_calls(graph))
-        missing = [n.text for n in self._names if not any(n.matches(c) for c in calls)]
-        if not missing:
-            return
-        counts = Counter(op_name(c) for c in calls if not _is_ours(c))
-        near = [m for text in missing for m in difflib.get_close_matches(text, counts, 3, 0.5)]
-        likely = [n for n in counts if _is_candidate(n)]
-        listed = ", ".join(f"{n} (x{counts[n]})" for n in dict.fromkeys([*likely, *near]))
-        common = ", ".join(f"{n} (x{c})" for n, c in counts.most_common(12))
-        raise NothingToSplit(
-            f"splitting op {', '.join(map(repr, missing))} is not in the traced graph; "
-            f"candidates in it: {listed or common}. Name one of these in splitting_ops, or use "
-            "splitting_ops=() to compile the whole graph as one piece"
-        )
+        met = {n.text for n in self._names if any(n.matches(c) for c in calls)}
+        if not self._looked and not met:
+            raise _nothing([n.text for n in self._names], calls)
+        first, self._looked = not self._looked, True
+        self._met |= met
+        if first and self.unmet:
+            listed = ", ".join(map(repr, self.unmet))
+            logger.info("splitting ops not in the traced graph: %s", listed)
+
+
+def _nothing(names: Sequence[str], calls: Sequence[torch.fx.Node]) -> NothingToSplit:
+    counts = Counter(op_name(c) for c in calls if not _is_ours(c))
+    near = [m for text in names for m in difflib.get_close_matches(text, counts, 3, 0.5)]
+    likely = [n for n in counts if _is_candidate(n)]
+    listed = ", ".join(f"{n} (x{counts[n]})" for n in dict.fromkeys([*likely, *near]))
+    common = ", ".join(f"{n} (x{c})" for n, c in counts.most_common(12))
+    return NothingToSplit(
+        f"splitting op {', '.join(map(repr, names))} is not in the traced graph; "
+        f"candidates in it: {listed or common}. Name one of these in splitting_ops, or use "
+        "splitting_ops=() to compile the whole graph as one piece"
+    )
 
 
 def _bodies(node: torch.fx.Node) -> Iterator[torch.fx.Graph]:

@@ -79,11 +79,16 @@ class Program:
         return tuple(p for p in self.pieces if not p.splitting)
 
 
-def split(traced: Traced, matcher: Callable[[torch.fx.Node], bool]) -> Program:
+def split(
+    traced: Traced,
+    matcher: Callable[[torch.fx.Node], bool],
+    learn: Callable[[Traced, Sequence[Segment]], bool] = lambda traced, runs: False,
+) -> Program:
     """Cut ``traced`` at the nodes that ``matcher`` accepts.
 
-    Takes the graph over (it is normalised in place). Raises TraceFailed when a size depends on
-    tensor data.
+    ``learn``: writes the real strides of what splitting runs return into the trace; whether it
+    changed any. Takes the graph over (it is normalised in place). Raises TraceFailed when a size
+    depends on tensor data.
     """
     graph = traced.graph.graph
     normalise(graph)
@@ -94,6 +99,9 @@ def split(traced: Traced, matcher: Callable[[torch.fx.Node], bool]) -> Program:
     matcher = bring_to_device(graph, matcher)
     lift_masks(graph, matcher)
     runs = segments(graph, matcher)
+    if learn(traced, runs):
+        # In another layout a view may be a copy, and a copy a view.
+        runs = segments(graph, matcher)
     nodes = [n for run in runs for n in run.nodes]
     writes = {n: effects.writes(n) for n in nodes}
     reshaped = frozenset().union(*(writes[n] for n in nodes if effects.reshapes(n)))

@@ -12,7 +12,7 @@ per region; a plan is that source over one target's compiled pieces.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from types import CodeType
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 
 from piecewise_core.graph.literals import literals_of
 from piecewise_core.graph.split import Program
+from piecewise_core.runtime.laid import Laid
 from piecewise_core.runtime.overlap import Overlap
 from piecewise_core.runtime.plansource import PlanSource
 
@@ -28,6 +29,9 @@ __all__ = ["Plan", "PlanCode", "Steps"]
 Plan = Callable[..., tuple[Any, ...]]
 """``run(tensors, bound, *sizes) -> graph outputs``."""
 
+Fit = Callable[[Any], Any]
+WrapOp = Callable[[Callable[..., Any], Fit | None], Callable[..., Any]]
+
 Steps = Generator[tuple[int, tuple[torch.Tensor, ...]], None, tuple[Any, ...]]
 """Behind each piece its index and the tensors that it made; at the end the graph's outputs."""
 
@@ -35,20 +39,23 @@ Steps = Generator[tuple[int, tuple[torch.Tensor, ...]], None, tuple[Any, ...]]
 class PlanCode:
     """The source of one program's plans.
 
-    ``plan(runnables)`` makes the plan of one target. With ``check`` it also compares what each
-    splitting op returned with what its fake kernel promised. Calls whose inputs share memory that
+    ``plan(runnables)`` makes the plan of one target. It brings what splitting ops return to the
+    layout that was traced; with ``check`` it also compares dtypes and shapes. ``count``: called for
+    each result that is copied for it. Calls whose inputs share memory that
     the program writes to run as written: compiled pieces were not made for that. ``literals``: the
     tensors that the program itself holds.
     """
 
-    def __init__(self, program: Program) -> None:
-        writer = PlanSource(program)
+    def __init__(self, program: Program, count: Callable[[], None] = lambda: None) -> None:
+        writer = PlanSource(program, count)
         self._program = program
         self.literals = literals_of(program.traced.graph)
         self._overlap = Overlap.of(program)
         self.source = writer.text(check=False, guarded=bool(self._overlap))
         self.checked_source = writer.text(check=True, guarded=bool(self._overlap))
         self._written_source = writer.text(check=False, guarded=False)
+        self._recorded_source = writer.text(check=False, guarded=bool(self._overlap), laid=False)
+        self._writer = writer
         self._names = writer.names
         self._ops = tuple(writer.ops.values())
         self._code: dict[str, CodeType] = {}
@@ -58,14 +65,26 @@ class PlanCode:
         runnables: Sequence[Callable[..., Any]],
         *,
         check: bool = False,
-        wrap_op: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None,
     ) -> Plan:
-        """The plan over ``runnables``, one per compilable piece in order.
+        """The plan over ``runnables``, one per compilable piece in order."""
+        return self._run(self.checked_source if check else self.source, runnables)
 
-        ``wrap_op``: put around every operation of a splitting piece, but for those that only give
-        memory another shape.
+    def recorded(
+        self, runnables: Sequence[Callable[..., Any]], sizes: Sequence[int], wrap_op: WrapOp
+    ) -> Plan:
+        """The plan over ``runnables`` for one choice of sizes, with all that it calls wrapped.
+
+        ``wrap_op(fn, fit)``: put around every operation of a splitting piece, but for those that
+        only give memory another shape. ``fit`` brings a result to the layout promised, or is None.
         """
-        return self._run(self.checked_source if check else self.source, runnables, wrap_op)
+        laid = self._writer.laid
+        fits = {name: laid[name].at(sizes) if name in laid else None for name in self._ops}
+        wrapped = {name: wrap_op(self._names[name], fits[name]) for name in self._ops}
+        return self._run(self._recorded_source, runnables, wrapped)
+
+    def lay_piece(self, index: int, compiler: str) -> Laid:
+        """What brings the results of compilable piece ``index`` to the layout promised."""
+        return self._writer.lay_piece(self._program.compilable[index], compiler)
 
     def written(self) -> Plan:
         """The plan with every piece as written: valid for every size, compiles nothing."""
@@ -85,15 +104,14 @@ class PlanCode:
         self,
         source: str,
         runnables: Sequence[Callable[..., Any]],
-        wrap_op: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None,
+        wrapped: Mapping[str, Callable[..., Any]] | None = None,
     ) -> Plan:
         if source not in self._code:
             self._code[source] = compile(source, "<piecewise plan>", "exec")
         names = {**self._names, **{f"_piece{i}": run for i, run in enumerate(runnables)}}
         if self._overlap and source != self._written_source:
             names |= {"_overlap": self._overlap, "_written": self.written()}
-        if wrap_op is not None:
-            names |= {name: wrap_op(names[name]) for name in self._ops}
+        names |= wrapped or {}
         exec(self._code[source], names)
         run: Plan = names["run"]
         return run

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
 from piecewise_core.graph.contexts import functorch_units
 from piecewise_core.graph.effects import is_view
-from piecewise_core.graph.memory import storages, values
+from piecewise_core.graph.memory import memory_of, storages, tensor_inputs, values
 from piecewise_core.graph.names import op_name, source_of
 from piecewise_core.graph.segments import is_item
 from piecewise_core.graph.split import Piece, Program
-from piecewise_core.runtime.opcheck import OpCheck
+from piecewise_core.runtime.laid import Laid, Promise
 from piecewise_core.runtime.planlines import Line, freeing
 from piecewise_core.runtime.planunits import Unit
 from piecewise_core.runtime.planvalues import PlanValues
@@ -26,21 +26,26 @@ class PlanSource:
     """Writes the source of ``run(t, b, s0, ...)``.
 
     ``names``: what the source uses, ``_piece0``, ``_overlap`` and ``_written`` left out. ``ops``:
-    the name that each operation of a splitting piece is called by, views left out.
+    the name that each operation of a splitting piece is called by, views left out. ``laid``: by
+    that name, what brings its results to the layout promised. ``count``: called for each that is
+    copied for it.
     """
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, count: Callable[[], None] = lambda: None) -> None:
         self._program = program
+        self._count = count
         self._values = PlanValues(program)
         self.names = self._values.names
+        self.laid: dict[str, Laid] = {}
         self.ops: dict[torch.fx.Node, str] = {}
         self._units: dict[torch.fx.Node, Unit] = {}
         self._dims = [f"s{i}" for i in range(len(program.traced.box.ranges))]
 
-    def text(self, *, check: bool, guarded: bool, stepwise: bool = False) -> str:
+    def text(self, *, check: bool, guarded: bool, stepwise: bool = False, laid: bool = True) -> str:
         """The source.
 
-        ``check``: whether splitting ops' results are compared with their fake kernels' promises.
+        ``check``: whether splitting ops' results are compared with their fake kernels' promises in
+        dtype and shape too. ``laid``: whether they are brought to the layout promised.
         ``guarded``: whether calls that ``_overlap(t, b)`` finds run ``_written`` instead.
         ``stepwise``: whether ``run`` is a generator that gives ``(index, tensors made)`` behind
         each piece.
@@ -50,7 +55,7 @@ class PlanSource:
         place = 0
         for piece in self._program.pieces:
             if piece.splitting:
-                lines += self._splitting(piece, check)
+                lines += self._splitting(piece, check, laid)
             else:
                 lines.append(self._call(piece, place))
                 place += 1
@@ -82,8 +87,9 @@ class PlanSource:
         made = [self._values.source(n) for n in nodes if self._values.is_tensor(n)]
         return self._line(f"yield {piece.index}, ({''.join(f'{m}, ' for m in made)})")
 
-    def _splitting(self, piece: Piece, check: bool) -> list[Line]:
+    def _splitting(self, piece: Piece, check: bool, laid: bool) -> list[Line]:
         """The lines that run a splitting piece as written."""
+        self._piece = piece
         enter = [self._values.name(_Autocast(n.args)) for n in piece.entered]
         depth = 1 if enter else 0
         lines = []
@@ -96,9 +102,8 @@ class PlanSource:
             self._values.begin()
             call = self._as_written(first)
             lines.append(self._line(f"{self._values.local(first)} = {call}", depth))
-            if check and not storages(first) & self._program.reshaped:
-                self._values.begin()
-                lines.append(self._line(self._check(first, piece), depth))
+            if laid and first in self.ops:
+                lines += self._lay(first, check, depth)
             lines += self._items(first, depth)
         return lines
 
@@ -143,17 +148,69 @@ class PlanSource:
             return self._values.name(target)
         if node not in self.ops:
             self.ops[node] = self._values.name(target)
+            laid = self.lay_op(node, self._piece)
+            if laid is not None:
+                self.laid[self.ops[node]] = laid
         return self.ops[node]
 
-    def _check(self, node: torch.fx.Node, piece: Piece) -> str:
-        promised = []
-        for value in values(node.meta.get("example_value")):
-            if isinstance(value, torch.Tensor):
-                shape = self._values.size(tuple(value.shape))
-                stride = self._values.size(value.stride())
-                promised.append(f"({self._values.name(value.dtype)}, {shape}, {stride})")
-        checker = self._values.name(OpCheck(op_name(node), source_of(node), piece.index))
-        return f"{checker}({self._values.source(node)}, ({''.join(f'{p}, ' for p in promised)}))"
+    def _lay(self, node: torch.fx.Node, check: bool, depth: int) -> Iterator[Line]:
+        """The line that brings an operation's results to the layout promised."""
+        if self.ops[node] not in self.laid:
+            return
+        self._values.begin()
+        name, value = self._values.name(self.laid[self.ops[node]]), self._values.source(node)
+        fitted = f"{value} = {name}({', '.join([value, *self._dims])})"
+        alone = node.meta.get("example_value")
+        if not check and isinstance(alone, torch.Tensor):
+            # What costs little at every call; dims of size 1 may send it the long way round.
+            fitted = f"if {value}.stride() != {self._values.size(alone.stride())}: {fitted}"
+        yield self._line(fitted, depth)
+
+    def _promise(self, tensors: Sequence[torch.Tensor]) -> Promise:
+        """What ``tensors`` are at sizes."""
+        size, name = self._values.size, self._values.name
+        each = [f"({name(t.dtype)}, {size(tuple(t.shape))}, {size(t.stride())}), " for t in tensors]
+        source = f"lambda {', '.join(self._dims)}: ({''.join(each)})"
+        made: Promise = eval(compile(source, "<piecewise promise>", "eval"), self.names)
+        return made
+
+    def lay_op(self, node: torch.fx.Node, piece: Piece) -> Laid | None:
+        """What checks a splitting op's results; None where the program reshapes them in place."""
+        if storages(node) & self._program.reshaped:
+            return None
+        tensors = [v for v in values(node.meta.get("example_value")) if _is_plain(v)]
+        given = frozenset().union(*map(storages, tensor_inputs(node)))
+        where = f"piece {piece.index}{', ' + source_of(node) if source_of(node) else ''}"
+        return Laid(
+            f"splitting op {op_name(node)} ({where})",
+            "correct its register_fake, or return .contiguous()",
+            self._promise(tensors),
+            _own(tensors, given),
+            self._count,
+        )
+
+    def lay_piece(self, piece: Piece, compiler: str) -> Laid:
+        """What checks the results of a compilable piece's code, made by ``compiler``."""
+        tensors = [n.meta["example_value"] for n in piece.outputs]
+        given = frozenset().union(*map(storages, piece.inputs))
+        where = f"piece {piece.index}{', ' + piece.source if piece.source else ''}"
+        return Laid(
+            f"the code of compiler {compiler!r} for {where}",
+            "the compiler must keep what the traced graph gives",
+            self._promise(tensors),
+            _own(tensors, given),
+            self._count,
+        )
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, torch.Tensor)
+
+
+def _own(tensors: Sequence[torch.Tensor], given: frozenset[int]) -> list[bool]:
+    """Per tensor, whether no input and no other tensor lives in its memory."""
+    memory = [memory_of(t) for t in tensors]
+    return [m not in given and memory.count(m) == 1 for m in memory]
 
 
 class _Autocast:

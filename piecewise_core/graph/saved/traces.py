@@ -45,6 +45,7 @@ def write_trace(traced: Traced) -> SavedTrace:
     writer = GraphWriter(traced.symbols)
     text = {
         "box": [[r.start, r.end] for r in traced.box.ranges],
+        "asks_layout": traced.asks_layout,
         "dims": sorted(set(traced.symbols.values())),
         "graph": writer.graph(traced.graph),
         "inputs": [_input(source, writer) for source in traced.inputs],
@@ -75,7 +76,8 @@ def read_trace(saved: SavedTrace, device: torch.device | None) -> Traced:
         inputs = tuple(_read_input(i, reader) for i in text["inputs"])
     symbols = {size.node.expr: i for i, size in enumerate(sizes) if isinstance(size, torch.SymInt)}
     output = _read_output(text["output"])
-    return Traced(graph, inputs, symbols, box, output, _read_assumptions(text["assumptions"]))
+    assumptions = _read_assumptions(text["assumptions"])
+    return Traced(graph, inputs, symbols, box, output, assumptions, bool(text["asks_layout"]))
 
 
 # Inputs -------------------------------------------------------------------------------

@@ -51,6 +51,9 @@ class SimulatedDriver:
 
     runs_captures = True
 
+    operators_only = True
+    """Inductor's kernels never pass the dispatcher: captures have their pieces as written."""
+
     def __init__(
         self,
         device: Device,

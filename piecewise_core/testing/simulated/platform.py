@@ -26,7 +26,8 @@ class SimulatedPlatform:
     captures silently leave out, as a device that lies would.
 
     Custom operators count as one kernel: their Python runs at every replay. What never passes
-    torch's dispatcher is not seen: ``tolist``, ``numpy`` and Inductor's kernels.
+    torch's dispatcher is not seen: ``tolist`` and ``numpy``. Pieces that Inductor compiled are
+    captured as written.
     """
 
     name = "simulated"

@@ -1,0 +1,114 @@
+"""Brings what an operator or a piece returned to the layout that it promised.
+
+What follows a cut was traced, and may be compiled, for the strides promised. A fake kernel may be
+wrong about them, and so may a vendor's compiler.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import torch
+import torch.utils._pytree as pytree
+
+from piecewise_core.errors import OpContractBroken
+
+__all__ = ["Laid", "Promise"]
+
+logger = logging.getLogger(__name__)
+
+Promise = Callable[..., Sequence[tuple[torch.dtype, Sequence[int], Sequence[int]]]]
+"""``promise(*sizes)``: dtype, shape and strides of each tensor, in order."""
+
+
+class Laid:
+    """Checks and relays the results of one operation.
+
+    ``what``: names it, and who to blame, in messages; ``advice``: what to do about it. ``own``: per
+    tensor, whether it lives in memory of its own: a copy of what shares memory would lose writes.
+    ``count``: called for each result that is copied. ``drifts``: whether any was.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        advice: str,
+        promise: Promise,
+        own: Sequence[bool],
+        count: Callable[[], None],
+    ) -> None:
+        self._what = what
+        self._advice = advice
+        self._promise = promise
+        self._own = own
+        self._count = count
+        self.drifts = False
+
+    def __call__(self, result: Any, *sizes: int) -> Any:
+        """``result`` with every tensor in the layout promised; the same object where all are.
+
+        Raises OpContractBroken where dtype or shape differ, or a copy would lose values.
+        """
+        leaves, spec = pytree.tree_flatten(result)
+        places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+        promised = self._promise(*sizes)
+        if len(places) != len(promised):
+            self._refuse(f"{len(promised)} tensors", str(len(places)))
+        moved = False
+        for place, own, (dtype, shape, stride) in zip(places, self._own, promised, strict=True):
+            leaf = leaves[place]
+            if leaf.dtype is not dtype or tuple(leaf.shape) != tuple(shape):
+                self._refuse(f"{dtype} {tuple(shape)}", f"{leaf.dtype} {tuple(leaf.shape)}")
+            if _lies(leaf, stride):
+                continue
+            if not own:
+                self._refuse(
+                    f"strides {tuple(stride)}", f"{leaf.stride()} in memory that is shared"
+                )
+            self._tell(leaf, stride)
+            leaves[place], moved = _relaid(leaf, stride), True
+        return pytree.tree_unflatten(leaves, spec) if moved else result
+
+    def at(self, sizes: Sequence[int]) -> Callable[[Any], Any]:
+        """The same for one choice of sizes."""
+        return lambda result: self(result, *sizes)
+
+    def _tell(self, leaf: torch.Tensor, stride: Sequence[int]) -> None:
+        self._count()
+        if not self.drifts:
+            self.drifts = True
+            logger.warning(
+                "%s returns a tensor of strides %s where %s are promised; it is copied to that "
+                "layout at every call: %s",
+                self._what,
+                leaf.stride(),
+                tuple(stride),
+                self._advice,
+            )
+
+    def _refuse(self, promised: str, got: str) -> NoReturn:
+        raise OpContractBroken(
+            f"{self._what} returned {got} where {promised} are promised; {self._advice}"
+        )
+
+
+def _lies(tensor: torch.Tensor, stride: Sequence[int]) -> bool:
+    """Whether the strides that matter are ``stride``: those of dims of more than one element."""
+    if not tensor.numel():
+        return True
+    pairs = zip(tensor.shape, tensor.stride(), stride, strict=True)
+    return all(size <= 1 or now == wanted for size, now, wanted in pairs)
+
+
+def _relaid(tensor: torch.Tensor, stride: Sequence[int]) -> torch.Tensor:
+    """A copy of ``tensor`` with strides ``stride``."""
+    once = [
+        d for d, (n, step) in enumerate(zip(tensor.shape, stride, strict=True)) if n and not step
+    ]
+    source = tensor
+    for dim in once:  # all of its rows are one in memory
+        source = source.narrow(dim, 0, 1)
+    made = torch.empty_strided(source.shape, stride, dtype=tensor.dtype, device=tensor.device)
+    return made.copy_(source).expand(tensor.shape)
