@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
@@ -74,10 +75,13 @@ class Scheduler:
         self._maker = Maker(adaptor, config, passes, keeper)
         self._counters = counters
         self._is_capturing = is_capturing
-        self._forms: dict[int, Form] = {}
-        self._pieces: dict[int, Piece] = {}
+        # A model that is traced anew, over and over, must not keep the graphs of every trace: of
+        # equal pieces the first is kept, and what is known of the others goes with them.
+        self._forms: weakref.WeakKeyDictionary[torch.fx.GraphModule, Form] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._pieces: dict[str, Piece] = {}
         self._artifacts: dict[tuple[str, Box], Artifact] = {}
-        self._distinct: set[str] = set()
         self._requested: set[tuple[str, Box]] = set()
         self.sealed: str | None = None
 
@@ -100,12 +104,13 @@ class Scheduler:
         return self._form(piece).key
 
     def _form(self, piece: Piece) -> Form:
-        form = self._forms.get(id(piece))
+        if piece.graph is None:
+            raise ValueError("a splitting piece is not compiled")
+        form = self._forms.get(piece.graph)
         if form is None:
-            self._pieces[id(piece)] = piece
-            form = self._forms[id(piece)] = canonical_form(piece)
-            if form.key not in self._distinct:
-                self._distinct.add(form.key)
+            form = self._forms[piece.graph] = canonical_form(piece)
+            if form.key not in self._pieces:
+                self._pieces[form.key] = piece
                 self._counters.add("unique_pieces")
         return form
 
@@ -158,8 +163,8 @@ class Scheduler:
         if (key, own) in self._artifacts or piece.hazard or not by.can_serve(self._maker.adaptor):
             self.artifact(piece, symbols, box, label)
         elif (key, own) not in self._requested:
-            self._requested.add((key, own))
             self._check_sealed(label, own)
+            self._requested.add((key, own))
             form = self._form(piece)
             ticket, _ = self._maker.ticket(piece, form, own, label)
             whole = self._maker.whole_key(piece, form, own, label) if ticket is None else ticket.key
@@ -174,7 +179,7 @@ class Scheduler:
 
     def entry(self, artifact: Artifact) -> Entry:
         """What to keep ``artifact`` by, in the store or elsewhere. Raises StoreError."""
-        piece = next(p for p in self._pieces.values() if self.register(p) == artifact.key)
+        piece = self._pieces[artifact.key]
         return self._maker.entry(artifact, piece, self._form(piece))
 
     def _check_sealed(self, label: str, box: Box) -> None:

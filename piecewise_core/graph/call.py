@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import linecache
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -56,6 +57,7 @@ def entry(structure: Structure) -> Callable[..., Any]:
     namespace: dict[str, Any] = {"torch": torch, **names}
     exec(compile(source, filename, "exec"), namespace)
     made: Callable[..., Any] = namespace["entry"]
+    weakref.finalize(made, linecache.cache.pop, filename, None).atexit = False
     return made
 
 

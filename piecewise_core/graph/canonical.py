@@ -8,6 +8,7 @@ artifact.
 from __future__ import annotations
 
 import enum
+import functools
 import hashlib
 import operator
 from collections.abc import Sequence
@@ -38,7 +39,7 @@ class Form:
     devices: tuple[str, ...] = ()
     local: tuple[str, ...] = ()
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         """A short digest; equal pieces of one process, on the same devices, have the same."""
         whole = "\n".join([*self.devices, self.text])

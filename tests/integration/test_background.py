@@ -244,6 +244,24 @@ def test_after_seal_a_target_that_was_asked_for_is_still_served_and_another_is_r
     assert switches(fast, model, torch.randn(5, 8))
 
 
+@pytest.mark.parametrize("on_miss", ["error", "warn"])
+def test_sealed_every_call_of_a_target_that_was_not_asked_for_is_answered_alike(notes, on_miss):
+    (notes / "hang").touch()
+    model = mlp()
+    fast = compiled(model)
+    served_by(fast, model, torch.randn(5, 8))
+    fast.seal(on_miss)
+    for _ in range(3):
+        if on_miss == "error":
+            with pytest.raises(pw.errors.Sealed):
+                fast(torch.randn(9, 8))
+        else:
+            assert served_by(fast, model, torch.randn(9, 8)) == {"general": 1}
+    (notes / "hang").unlink()
+    if on_miss == "warn":
+        assert switches(fast, model, torch.randn(9, 8))
+
+
 # What goes wrong ----------------------------------------------------------------------
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
+import linecache
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -384,3 +386,22 @@ def test_a_value_read_from_a_global_is_followed_or_refused_never_frozen_silently
     torch.testing.assert_close(fast(x), x * 2)
     settings["scale"].fill_(3.0)
     torch.testing.assert_close(fast(x), x * 3)
+
+
+def test_switching_between_train_and_eval_keeps_no_graph_and_no_source_per_switch():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.1)).eval()
+    config = pw.Config(dynamic={"input": {0: pw.Dim("rows", 1, 16)}}, compiler="eager")
+    fast = pw.compile(model, config, platform="cpu")
+
+    def kept_after(switches):
+        for turn in range(switches):
+            model.train(turn % 2 == 0)
+            fast(torch.ones(2, 4))
+        gc.collect()
+        graphs = [o for o in gc.get_objects() if issubclass(type(o), torch.fx.Graph)]
+        sources = [name for name in linecache.cache if name.startswith("<piecewise")]
+        return len(graphs), len(sources)
+
+    few, many = kept_after(4), kept_after(12)
+    assert many == few
+    assert fast.stats().unique_pieces == 2
