@@ -7,9 +7,14 @@ from typing import Any, Protocol
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _disable_current_modes,
+    _get_current_dispatch_mode_stack,
+)
 
 from piecewise_core.capture.calls import ValueRead
+from piecewise_core.capture.collectives import waited_for, without_handles
 from piecewise_core.capture.hostdata import Call, on_host
 from piecewise_core.errors import CaptureFailed
 
@@ -107,15 +112,24 @@ class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
+        args, kwargs = without_handles((args, kwargs or {}))
+        if _wraps_handle(func):
+            with _disable_current_modes():
+                return func(*args, **kwargs)
         if self._watcher.busy:
             return self._watcher.inside(func, args, kwargs)
         if self._watcher.is_splitting("call_function", func, args, kwargs):
             return self._watcher.split_at(func, args, kwargs)
         func, args, kwargs = self._watcher.before(func, args, kwargs)
-        result = func(*args, **kwargs)
+        result = waited_for(func, func(*args, **kwargs))
         self._watcher.saw(func, args, kwargs, result)
         return result
+
+
+def _wraps_handle(func: Any) -> bool:
+    """Whether an operator only makes a tensor of the kind that waits when it is first used."""
+    name: str = getattr(getattr(func, "_schema", None), "name", "")
+    return name == "_c10d_functional::_wrap_tensor_autograd"
 
 
 def being_watched() -> bool:

@@ -12,6 +12,7 @@ import torch.utils._pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
 from piecewise_core.capture.ambient import Ambient
+from piecewise_core.capture.collectives import of_copies, waited
 from piecewise_core.capture.opsteps import Step, allocate, form_of, layout_of, op_step
 from piecewise_core.errors import CaptureFailed
 from piecewise_core.protocols import GraphDriver
@@ -118,15 +119,16 @@ class Recorder:
         ``fit``: brings a result to the layout that graphs are made for. Replays copy into memory
         of that layout.
         """
+        now, fn = of_copies(fn), waited(fn)
 
         def recorded(*args: Any, **kwargs: Any) -> Any:
             self.current = getattr(fn, "__name__", str(fn))
             if not self.capturing:
-                found = fn(*args, **kwargs)
+                found = now(*args, **kwargs)
                 return self._noted_op(found if fit is None else fit(found), (args, kwargs))
             buffers = self._buffers_of(self._seen)
             if self._runs_ops:
-                leaves, spec = pytree.tree_flatten(fn(*args, **kwargs))
+                leaves, spec = pytree.tree_flatten(now(*args, **kwargs))
                 if form_of(leaves) != self._form_of_op[self._seen]:
                     raise CaptureFailed(another_path(self.current))
                 kept = [

@@ -7,9 +7,11 @@ from types import SimpleNamespace
 from typing import Any
 
 from piecewise_core.capture.calls import tensors
+from piecewise_core.capture.collectives import waited
 from piecewise_core.capture.opsteps import allocate
 from piecewise_core.capture.recorder import Recorder
 from piecewise_core.errors import CaptureFailed
+from piecewise_core.graph.collectives import is_collective
 from piecewise_core.graph.randomness import draws
 
 __all__ = ["WholeRecorder"]
@@ -33,7 +35,12 @@ class WholeRecorder(Recorder):
 
         ``fit``: what it brings to another layout is copied in the graph.
         """
-        inside, before = self._inside(fn, fit), super().op(fn, fit)
+        if self.device_type == "cpu" and is_collective(fn):
+            raise CaptureFailed(
+                f"{fn} is made by the host, and no graph of the whole forward repeats it; use "
+                'graph_mode="piecewise"'
+            )
+        inside, before = self._inside(waited(fn), fit), super().op(fn, fit)
 
         def recorded(*args: Any, **kwargs: Any) -> Any:
             given = tensors((args, kwargs))

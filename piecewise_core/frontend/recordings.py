@@ -14,6 +14,7 @@ from piecewise_core.capture.buffers import FixedInputs, OwnedInputs
 from piecewise_core.capture.callers import Callers
 from piecewise_core.capture.calls import user_line
 from piecewise_core.capture.captured import CapturedPlan
+from piecewise_core.capture.collectives import without_handles
 from piecewise_core.capture.plans import CapturedPlans
 from piecewise_core.capture.watching import WatchingRecorder
 from piecewise_core.counters import Counters
@@ -203,7 +204,7 @@ class Recordings:
         def build(recorder: WatchingRecorder) -> Callable[..., tuple[Any, ...]]:
             def run(t: Any, b: Any, *sizes: int) -> tuple[Any, ...]:
                 args, kwargs = arguments(structure, t)
-                result = self._fn(*args, **kwargs)
+                result = without_handles(self._fn(*args, **kwargs))
                 if noted is not None and not recorder.capturing:
                     noted.returned(tensors_in(result, self.objects))
                 if recorder.capturing:

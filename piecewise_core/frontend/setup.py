@@ -18,6 +18,7 @@ from piecewise_core.compile.store.opening import open_store
 from piecewise_core.compile.store.protocol import Store
 from piecewise_core.config import Config
 from piecewise_core.errors import ConfigError
+from piecewise_core.graph.collectives import or_collectives
 from piecewise_core.graph.randomness import or_draws
 from piecewise_core.platforms import (
     AttributedPlatform,
@@ -50,8 +51,13 @@ class Setup:
     graph_mode: str
 
     def splits(self, matches: Callable[[Any], bool]) -> Callable[[Any], bool]:
-        """What ends a piece: what ``matches`` says, and random ops that graphs would repeat."""
+        """What ends a piece: what ``matches`` says, and what graphs cannot hold.
+
+        That is random ops that they would repeat, and on a CPU collectives, which the host makes.
+        """
         graphs = self.platform.graphs if self.graph_mode != "none" else None
+        if graphs is not None and getattr(self.platform, "device_type", "cpu") == "cpu":
+            matches = or_collectives(matches)
         repeats = graphs is not None and not hasattr(graphs, "register_generator")
         return or_draws(matches) if repeats else matches
 

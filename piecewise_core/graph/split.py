@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from piecewise_core.graph import effects
+from piecewise_core.graph.collectives import keep_waits
 from piecewise_core.graph.contexts import is_autocast_enter, is_autocast_exit
 from piecewise_core.graph.hazards import Hazards
 from piecewise_core.graph.heads import share_heads
@@ -98,6 +99,7 @@ def split(
     _drop_dead_nodes(graph)
     matcher = bring_to_device(graph, matcher)
     lift_masks(graph, matcher)
+    matcher = keep_waits(graph, matcher)
     runs = segments(graph, matcher)
     if learn(traced, runs):
         # In another layout a view may be a copy, and a copy a view.

@@ -54,6 +54,8 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call,misc,unused-
         kwargs = kwargs or {}
         if _depends_on_values(func, args, kwargs):
             raise DependsOnValues(f"what {func} returns, or its size, depends on values")
+        if func.namespace == "_c10d_functional":  # waits for what is there, or wraps it
+            return func(*args, **kwargs)
         if torch.Tag.inplace_view in func.tags:
             return _reshaped(func, args, kwargs)
         memory = {_memory(t) for t in _tensors((args, kwargs))}

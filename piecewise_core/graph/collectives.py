@@ -1,0 +1,90 @@
+"""Collectives: operators that many processes run together, and what waits for their results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from piecewise_core.graph.segments import producer
+
+__all__ = ["is_collective", "is_functional", "is_wait", "keep_waits", "or_collectives"]
+
+_FUNCTIONAL = ("_c10d_functional", "_c10d_functional_autograd")
+_NONE = ("wait_tensor", "_wrap_tensor_autograd")
+"""Operators beside them that move no data between processes."""
+
+
+def is_functional(target: Any) -> bool:
+    """Whether an operator is a collective that returns what another operator waits for."""
+    namespace, name = _name(target)
+    return namespace in _FUNCTIONAL and name not in _NONE
+
+
+def is_collective(target: Any) -> bool:
+    """Whether an operator is a collective of either kind: functional, or into what it is given."""
+    return is_functional(target) or _name(target)[0] == "c10d"
+
+
+def is_wait(target: Any) -> bool:
+    """Whether an operator waits for a functional collective."""
+    namespace, name = _name(target)
+    return namespace in _FUNCTIONAL and name == "wait_tensor"
+
+
+def or_collectives(matches: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """``matches``, and every collective: the host makes it, which no graph of a CPU repeats."""
+    return lambda node: matches(node) or is_collective(node.target)
+
+
+def keep_waits(
+    graph: torch.fx.Graph, matches: Callable[[torch.fx.Node], bool]
+) -> Callable[[torch.fx.Node], bool]:
+    """``matches``, and every wait for a collective that it cuts at.
+
+    A wait that a cut parts from its collective is put right behind it: a result is neither copied
+    nor captured before it is there.
+    """
+    waits = [n for n in graph.nodes if n.op == "call_function" and is_wait(n.target)]
+    if not waits:
+        return matches
+    order = {node: place for place, node in enumerate(graph.nodes)}
+    cuts = [place for node, place in order.items() if matches(node)]
+    for wait in reversed(waits):
+        made = _collective_of(wait)
+        if made is not None and any(order[made] <= cut < order[wait] for cut in cuts):
+            _behind(made, wait)
+    return lambda node: matches(node) or _waits_for(node, matches)
+
+
+def _waits_for(node: torch.fx.Node, matches: Callable[[torch.fx.Node], bool]) -> bool:
+    if node.op != "call_function" or not is_wait(node.target):
+        return False
+    made = _collective_of(node)
+    return made is not None and matches(made)
+
+
+def _collective_of(wait: torch.fx.Node) -> torch.fx.Node | None:
+    given = wait.args[0] if wait.args else None
+    made = producer(given) if isinstance(given, torch.fx.Node) else None
+    return made if made is not None and is_functional(made.target) else None
+
+
+def _behind(made: torch.fx.Node, wait: torch.fx.Node) -> None:
+    """Put a wait, and the item that it waits for, right behind their collective."""
+    item: Any = wait.args[0]
+    made.append(wait)
+    while item is not made:
+        made.append(item)
+        item = item.args[0]
+
+
+def _name(target: Any) -> tuple[str, str]:
+    name = ""
+    if isinstance(target, torch._ops.OpOverload):
+        name = target._schema.name
+    elif isinstance(target, torch._ops.OpOverloadPacket):
+        name = target._qualified_op_name
+    namespace, _, rest = name.partition("::")
+    return namespace, rest

@@ -1,0 +1,200 @@
+"""Programs of two processes that reduce together, and the ways in which they are served."""
+
+from __future__ import annotations
+
+import json
+import logging
+import traceback
+import warnings
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.distributed._functional_collectives as functional
+
+import piecewise_core as pw
+from piecewise_core.testing import SimulatedPlatform
+
+ROWS = {"x": {0: pw.Dim("rows", max=8)}}
+
+
+def summed(x):
+    return functional.all_reduce(x * 2, "sum", dist.group.WORLD) + x
+
+
+def summed_twice(x):
+    y = functional.all_reduce(x * 2, "sum", dist.group.WORLD) + x
+    return functional.all_reduce(torch.softmax(y, -1), "max", dist.group.WORLD)
+
+
+def gathered(x):
+    return functional.all_gather_tensor(x + 1, 0, dist.group.WORLD) * 2
+
+
+def scattered(x):
+    return functional.reduce_scatter_tensor(x + 1, "sum", 1, dist.group.WORLD) * 2
+
+
+def coalesced(x):
+    a, b = functional.all_reduce_coalesced([x * 2, x + 1], "sum", dist.group.WORLD)
+    return a - b.sin()
+
+
+def waited_late(x):
+    y = torch.ops._c10d_functional.all_reduce(x * 2, "sum", dist.group.WORLD.group_name)
+    z = torch.softmax(x, -1) + 1
+    return torch.ops._c10d_functional.wait_tensor(y) + z
+
+
+def viewed(x):
+    return functional.all_reduce(x * 2, "sum", dist.group.WORLD).view(-1).sin()
+
+
+def in_place(x):
+    y = x * 2
+    dist.all_reduce(y)
+    return y + x
+
+
+def into_the_argument(x):
+    dist.all_reduce(x)
+    return x + 1
+
+
+def broadcast(x):
+    y = x * 2
+    dist.broadcast(y, 1)
+    return y + x
+
+
+def gathered_into_a_list(x):
+    y = x + 1
+    parts = [torch.empty_like(y) for _ in range(2)]
+    dist.all_gather(parts, y)
+    return parts[0] - parts[1] * 2
+
+
+def handled(x):
+    y = x * 2
+    work = dist.all_reduce(y, async_op=True)
+    z = torch.softmax(x, -1)
+    work.wait()
+    return y + z
+
+
+def two_handles(x):
+    y, z = x * 2, x + 1
+    works = [dist.all_reduce(t, async_op=True) for t in (y, z)]
+    for work in works:
+        work.wait()
+    return y - z * 3
+
+
+def by_turns(x):
+    y = x * 2
+    dist.barrier()
+    if dist.get_rank() == 0:
+        dist.send(y, 1)
+    else:
+        dist.recv(y, 0)
+    return y + x
+
+
+FUNCTIONAL = [summed, summed_twice, gathered, scattered, coalesced, waited_late, viewed]
+IN_PLACE = [
+    *(in_place, into_the_argument, broadcast, gathered_into_a_list, handled, two_handles, by_turns),
+]
+SPLITS = {
+    "none": (),
+    "softmax": ("torch.softmax",),
+    "collectives": (
+        *("_c10d_functional::all_reduce", "_c10d_functional::all_gather_into_tensor"),
+        *("_c10d_functional::reduce_scatter_tensor", "_c10d_functional::all_reduce_coalesced"),
+    ),
+}
+
+
+def platform(device):
+    return SimulatedPlatform() if device == "simulated" else device
+
+
+def config(**changes):
+    settings = {"dynamic": ROWS, "capture_sizes": (4,), "capture_max": False, **changes}
+    return pw.Config(**settings)
+
+
+def ways():
+    """Name -> function, and how it is served."""
+    for device in ("simulated", "cpu"):
+        for fn in FUNCTIONAL:
+            for name, splits in SPLITS.items():
+                named = [s for s in splits if used(fn, s)]
+                if splits and not named:
+                    continue
+                yield (
+                    f"compiled {fn.__name__} cut at {name} on {device}",
+                    fn,
+                    lambda fn=fn, named=named, device=device: pw.compile(
+                        fn,
+                        config(compiler="eager", splitting_ops=tuple(named)),
+                        platform(device),
+                    ),
+                )
+        yield (
+            f"compiled summed whole on {device}",
+            summed,
+            lambda device=device: pw.compile(
+                summed, config(compiler="eager", graph_mode="full_and_piecewise"), platform(device)
+            ),
+        )
+        for fn in (*FUNCTIONAL, *IN_PLACE):
+            yield (
+                f"recorded {fn.__name__} on {device}",
+                fn,
+                lambda fn=fn, device=device: pw.record(fn, config(), platform(device)),
+            )
+
+
+def used(fn, op):
+    """Whether a program has an operator, by the names in its code."""
+    names = {n.removesuffix("_tensor") for n in fn.__code__.co_names}
+    found = op.rpartition("::")[2].rpartition(".")[2].removesuffix("_tensor")
+    return found.removesuffix("_into") in names
+
+
+def outcome(fn, make, rank):
+    """What is wrong with one way of serving ``fn``; whether graphs replayed it."""
+    fast = make()
+    for turn in range(1, 5):
+        x = torch.arange(8.0).view(4, 2) / 8 + turn + 10 * rank
+        own = x.clone()
+        want = fn(own)
+        got = fast(x)
+        if not torch.allclose(got, want) or not torch.equal(x, own):
+            return f"turn {turn}: {got.tolist()} for {want.tolist()}", 0
+    return "", fast.stats().calls["replayed"]
+
+
+def work(rank, meeting, results):
+    """One process: every way, in the same order as the other."""
+    torch.set_num_threads(1)
+    logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{meeting}",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=20),
+    )
+    found = {}
+    with torch.inference_mode():
+        for name, fn, make in ways():
+            try:
+                found[name] = outcome(fn, make, rank)
+            except Exception:
+                found[name] = traceback.format_exc()[-2000:], 0
+    dist.barrier()
+    dist.destroy_process_group()
+    Path(f"{results}{rank}").write_text(json.dumps(found))

@@ -1,0 +1,50 @@
+"""Two processes that reduce together: what they get is right at every call, and replayed."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.skipif(
+    not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
+    reason="needs gloo",
+)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """Name of a way -> what is wrong and how many calls were replayed, per process."""
+    from tests.integration import collective_programs
+
+    folder = tmp_path_factory.mktemp("collectives")
+    context = multiprocessing.get_context("spawn")
+    arguments = (str(folder / "meeting"), str(folder / "results"))
+    both = [
+        context.Process(target=collective_programs.work, args=(rank, *arguments))
+        for rank in range(2)
+    ]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(60)
+        if process.is_alive():
+            process.kill()
+    return [json.loads((folder / f"results{rank}").read_text()) for rank in range(2)]
+
+
+def names():
+    if not torch.distributed.is_available():
+        return []
+    from tests.integration import collective_programs
+
+    return [name for name, _, _ in collective_programs.ways()]
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_collective_is_right_at_every_call_and_replayed(found, name):
+    for wrong, replayed in (each[name] for each in found):
+        assert not wrong, wrong
+        assert replayed == (0 if "by_turns" in name else 4)
