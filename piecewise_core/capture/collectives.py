@@ -69,7 +69,7 @@ def waited_for(fn: Any, result: Any) -> Any:
     return result
 
 
-def of_copies(fn: Any) -> Callable[..., Any]:
+def of_copies(fn: Callable[..., Any]) -> Callable[..., Any]:
     """``fn``; of a collective, what a recording's own run calls: waited for, on copies on a CPU.
 
     A CPU's collectives let go of what they were given when their own thread comes to it: memory of
