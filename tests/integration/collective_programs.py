@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import traceback
 import warnings
 from datetime import timedelta
@@ -124,9 +125,9 @@ def config(**changes):
     return pw.Config(**settings)
 
 
-def ways():
+def ways(devices=("simulated", "cpu")):
     """Name -> function, and how it is served."""
-    for device in ("simulated", "cpu"):
+    for device in devices:
         for fn in FUNCTIONAL:
             for name, splits in SPLITS.items():
                 named = [s for s in splits if used(fn, s)]
@@ -163,11 +164,12 @@ def used(fn, op):
     return found.removesuffix("_into") in names
 
 
-def outcome(fn, make, rank):
+def outcome(fn, make, rank, device="cpu"):
     """What is wrong with one way of serving ``fn``; whether graphs replayed it."""
     fast = make()
     for turn in range(1, 5):
         x = torch.arange(8.0).view(4, 2) / 8 + turn + 10 * rank
+        x = x.to(device)
         own = x.clone()
         want = fn(own)
         got = fast(x)
@@ -176,8 +178,12 @@ def outcome(fn, make, rank):
     return "", fast.stats().calls["replayed"]
 
 
-def work(rank, meeting, results):
+def work(rank, meeting, results, backend="gloo", devices=("simulated", "cpu")):
     """One process: every way, in the same order as the other."""
+    here = "cpu"
+    if backend == "nccl":
+        torch.cuda.set_device(rank)
+        here = f"cuda:{rank}"
     torch.set_num_threads(1)
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
@@ -190,11 +196,25 @@ def work(rank, meeting, results):
     )
     found = {}
     with torch.inference_mode():
-        for name, fn, make in ways():
+        for name, fn, make in ways(devices):
             try:
-                found[name] = outcome(fn, make, rank)
+                found[name] = outcome(fn, make, rank, here)
             except Exception:
                 found[name] = traceback.format_exc()[-2000:], 0
     dist.barrier()
     dist.destroy_process_group()
     Path(f"{results}{rank}").write_text(json.dumps(found))
+
+
+def both(folder, *how):
+    """What two processes found, each."""
+    context = multiprocessing.get_context("spawn")
+    paths = (f"{folder}/meeting", f"{folder}/results")
+    processes = [context.Process(target=work, args=(rank, *paths, *how)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        if process.is_alive():
+            process.kill()
+    return [json.loads(Path(f"{paths[1]}{rank}").read_text()) for rank in range(2)]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import multiprocessing
-
 import pytest
 import torch
 
@@ -17,22 +14,9 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """Name of a way -> what is wrong and how many calls were replayed, per process."""
-    from tests.integration import collective_programs
+    from tests.integration.collective_programs import both
 
-    folder = tmp_path_factory.mktemp("collectives")
-    context = multiprocessing.get_context("spawn")
-    arguments = (str(folder / "meeting"), str(folder / "results"))
-    both = [
-        context.Process(target=collective_programs.work, args=(rank, *arguments))
-        for rank in range(2)
-    ]
-    for process in both:
-        process.start()
-    for process in both:
-        process.join(60)
-        if process.is_alive():
-            process.kill()
-    return [json.loads((folder / f"results{rank}").read_text()) for rank in range(2)]
+    return both(str(tmp_path_factory.mktemp("collectives")))
 
 
 def names():
