@@ -28,6 +28,9 @@ _TABLES: Mapping[str, tuple[str, ...]] = {
 """Of modules that are looked at only where somebody imported them."""
 
 
+_PYTHONS = frozenset({"_operator", "builtins", "math"})
+
+
 def own_lowerings() -> dict[str, str]:
     """Table -> digest of the functions in it that are not torch's; tables without any left out.
 
@@ -57,8 +60,9 @@ def _tables() -> Iterator[tuple[str, Mapping[Any, Any]]]:
 
 
 def _is_torchs(function: Any) -> bool:
+    """Whether torch or Python made it: torch lowers ``operator.add`` by that function itself."""
     module = getattr(_inmost(function), "__module__", None) or ""
-    return module == "torch" or module.startswith("torch.")
+    return module in _PYTHONS or module == "torch" or module.startswith("torch.")
 
 
 def _inmost(function: Any) -> Any:

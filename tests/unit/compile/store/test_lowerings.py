@@ -30,3 +30,9 @@ def test_one_that_cannot_be_told_from_others_lets_nothing_be_kept(monkeypatch):
     monkeypatch.setitem(decomposition_table, ATEN.sin.default, lambda x: x + held)
     with pytest.raises(StoreError, match=r"aten\.sin\.default"):
         own_lowerings()
+
+
+def test_what_torch_lowers_by_pythons_own_functions_is_no_ones_change():
+    import torch._inductor.lowering  # noqa: F401  # brings its tables in
+
+    assert own_lowerings() == {}
