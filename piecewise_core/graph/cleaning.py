@@ -16,6 +16,7 @@ _GRAD_MODE = (
     torch.autograd.grad_mode._enter_inference_mode,
     torch.autograd.grad_mode._exit_inference_mode,
 )
+_DROPOUTS = (torch.nn.functional.dropout, torch.dropout)
 _ASSERTS = (torch.ops.aten._assert_scalar.default, torch._check)
 _COMPARISONS = (operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge)
 
@@ -24,8 +25,13 @@ def clean(module: torch.fx.GraphModule) -> None:
     """Remove grad-mode switches (everything runs under inference mode) and settled size checks.
 
     A size check that tracing settled is a guard already; the regions account for it. Inside
-    ``torch.func.grad`` the switches stay: it needs them.
+    ``torch.func.grad`` the switches stay: it needs them. A dropout that drops nothing is its input
+    itself, which its fake does not say: a write to the one would not be seen as one to the other.
     """
+    for node in list(module.graph.nodes):
+        if _drops_nothing(node):
+            node.replace_all_uses_with(node.args[0])
+            module.graph.erase_node(node)
     alone = [unit[0] for unit in functorch_units(module.graph.nodes) if len(unit) == 1]
     for node in reversed(alone):
         if node.op != "call_function" or node.users:
@@ -33,6 +39,16 @@ def clean(module: torch.fx.GraphModule) -> None:
         if node.target in _GRAD_MODE or _is_size_check(node):
             module.graph.erase_node(node)
     module.recompile()
+
+
+def _drops_nothing(node: torch.fx.Node) -> bool:
+    """Whether a node is ``dropout(x, p, training)`` with p 0, or not in training."""
+    if node.op != "call_function" or node.target not in _DROPOUTS or not node.args:
+        return False
+    p = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
+    name = "train" if node.target is torch.dropout else "training"
+    training = node.args[2] if len(node.args) > 2 else node.kwargs.get(name, True)
+    return training is False or (isinstance(p, (int, float)) and p == 0)
 
 
 def _is_size_check(node: torch.fx.Node) -> bool:

@@ -11,6 +11,7 @@ from torch import nn
 
 import piecewise_core as pw
 from piecewise_core.errors import NothingToSplit, UnknownSplittingOp
+from piecewise_core.testing import SimulatedPlatform
 
 LIBRARY = "faults_split"
 SIZES = (0, 1, 2, 3, 7, 16)
@@ -378,3 +379,27 @@ def test_a_program_without_any_tensor_work_serves():
         assert got[0] is x
         assert got[1:] == (size * 2, "constant")
     assert fast.stats().compilations == 0
+
+
+@pytest.mark.parametrize(("p", "training"), [(0.5, False), (0.0, True)])
+def test_a_write_to_what_a_dropout_gives_that_drops_nothing_is_one_to_its_input(p, training):
+    """Eager's dropout returns its input itself then."""
+
+    def model(x):
+        y = torch.nn.functional.dropout(x, p, training)
+        attend_into(x + 1, y)
+        return {"x": x}
+
+    config = pw.Config(
+        dynamic={"x": {0: ROWS}},
+        splitting_ops=(f"{LIBRARY}::attend_into",),
+        capture_sizes=(1, 4),
+        capture_max=False,
+        compiler="eager",
+    )
+    fast = pw.compile(model, config, platform=SimulatedPlatform())
+    for rows in (4, 1, 4, 3):
+        ours = torch.randn(rows, 8)
+        theirs = ours.clone()
+        torch.testing.assert_close(fast(ours)["x"], model(theirs)["x"])
+        torch.testing.assert_close(ours, theirs)
