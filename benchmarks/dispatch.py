@@ -16,6 +16,7 @@ from _measure import Row, in_turn, median_difference, report
 
 import piecewise_core as pw
 from piecewise_core.ranges import Box, Range, Target, TargetTable, cut
+from piecewise_core.runtime.slowwatch import Asker
 from piecewise_core.runtime.watch import Watch
 
 ROWS = 8
@@ -116,6 +117,12 @@ def watched(dicts: int = 600, lists: int = 20, classes: int = 60) -> Callable[[]
     return Watch([*map(vars, objects), *kinds, *([n] for n in range(lists))]).check
 
 
+def watched_without_c(facts: int = 500) -> Callable[[], Any]:
+    """One check of as many facts where there is no C module."""
+    entries = [(vars(Read(float(n))), "number") for n in range(facts)]
+    return Asker([], entries).check([held[key] for held, key in entries])
+
+
 def measure(rounds: int, count: int) -> tuple[list[Row], dict[str, Any]]:
     """Rows and raw seconds."""
     runs: dict[str, Callable[[], Any]] = {}
@@ -135,9 +142,13 @@ def measure(rounds: int, count: int) -> tuple[list[Row], dict[str, Any]]:
         "look_up_1000_ranges_to_a_million": look_up(1000, 1, 1 << 20),
         "look_up_1000_ranges_two_dims": look_up(1000, 2, 8192),
     }
-    state = watched()
-    asked = in_turn({"python_state": state}, rounds=rounds, calls=count)["python_state"]
-    rows.append(("python_state_600_dicts", sorted(asked)[len(asked) // 2] * 1e6, "us", 2.0))
+    states = {
+        "python_state_600_dicts": (watched(), 2.0),
+        "python_state_500_facts_without_c": (watched_without_c(), 10.0),
+    }
+    asked = in_turn({n: check for n, (check, _) in states.items()}, rounds=rounds, calls=count)
+    for name, seconds in asked.items():
+        rows.append((name, sorted(seconds)[len(seconds) // 2] * 1e6, "us", states[name][1]))
     searched = in_turn(tables, rounds=rounds, calls=max(5, count // 50))
     for name, seconds in searched.items():
         target = TARGET_LOOK_UP if name in ("look_up_1_range", "look_up_1000_ranges") else None

@@ -169,9 +169,10 @@ class RecordedFunction:
         sizes = [s for s in self._config.captures if s in plans]
         info = self._setup.selected.info
         wrong = {captured: why for (captured, _), why in self._verifier.wrong.items()}
-        return RecordedFacts(
-            info.name, tuple(sizes), dict(plans.dropped), self.stats().to_dict(), wrong
-        )
+        retraced = self._recordings.retraced
+        counts = self.stats().to_dict()
+        dropped = dict(plans.dropped)
+        return RecordedFacts(info.name, tuple(sizes), dropped, counts, wrong, retraced)
 
     def _report(self, captured: list[Sizes], begun: float) -> WarmupReport:
         stats = self.stats()

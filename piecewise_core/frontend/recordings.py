@@ -70,7 +70,8 @@ class Recordings:
         self.sealed: str | None = None
         self.released = False
         self.retraced = ""
-        self._state: TreeState | None = None
+        self._state = TreeState(fn)
+        self._watches = False
         self._counters = counters
         self._structure: Structure | None = None
         self._owned: OwnedInputs | None = None
@@ -95,11 +96,11 @@ class Recordings:
             if self.sealed == "error":
                 raise Sealed(text)
             logger.warning("%s", text)
+        if not self._watches and self._config.check != "off":
+            self._state.settle()
+            self._watches = True
         found = self.plans.capture(captured, partial(self._source, captured, tensors), more=more)
         self._watch()
-        if self._state is None and self._config.check != "off":
-            self._state = TreeState(self._fn)
-            self._state.settle()
         self.ran()
         return found
 
@@ -119,15 +120,15 @@ class Recordings:
         """Free graphs that read the memory of a tensor that was replaced."""
         if len(self.plans) and self._parameters.read() is None:
             self.free(later=True)
-        if self._state is not None and self._state.check():
+        if self._watches and self._state.check():
             why = self._state.look_again()
             if why is not None:
                 self.retrace(why)
 
     def ran(self) -> None:
         """The function ran as it is: what it changed of Python's state is as it should be."""
-        if self._state is not None and self._state.check():
-            self._state.settle()
+        if self._watches:
+            self._state.ran()
         if self.released:
             self.plans.settle()  # only now: what it frees may have been this call's input
 
@@ -140,7 +141,7 @@ class Recordings:
         logger.info("recorded again: %s", why)
         self.free(later=True)
         self.plans.dropped.clear()
-        self.released, self._state = False, None
+        self.released, self._watches = False, False
 
     def free(self, *, later: bool = False) -> None:
         """Give all graph memory back; sizes have no graphs until they are captured anew.

@@ -33,7 +33,8 @@ logger = logging.getLogger(__name__)
 class Regions:
     """Grows by one region at a time; ``known`` has them in the order in which they were made.
 
-    ``sealed``: "error" or "warn" where no more may be.
+    ``sealed``: "error" or "warn" where no more may be. ``kept``: whether traces may come from the
+    compile store, and go there.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Regions:
     ) -> None:
         self.known: list[Region] = []
         self.sealed: str | None = None
+        self.kept = True
         self._fn = fn
         self._setup = setup
         self._config = setup.config
@@ -87,7 +89,7 @@ class Regions:
         cell = cell_of([r.general_box for r in self.known], self.outer_bounds, sizes)
         self._check_sealed(cell)
         refuse_in_capture(self._setup.is_capturing, f"sizes {cell} would be traced")
-        ticket = self._traces.ticket(structure, cell)
+        ticket = self._traces.ticket(structure, cell) if self.kept else None
         with no_collection():
             found = self._traces.find(ticket, structure, parameters)
             if found is not None:

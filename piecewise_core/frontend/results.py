@@ -22,7 +22,8 @@ class RecordedFacts:
     """What ``explain()`` knows of a recorded function.
 
     ``captured``: sizes with graphs. ``dropped``: capture sizes without, and why. ``as_written``:
-    those whose graphs gave other results than the function, and how.
+    those whose graphs gave other results than the function, and how. ``retraced``: why sizes were
+    last recorded anew, or "".
     """
 
     platform: str
@@ -30,6 +31,7 @@ class RecordedFacts:
     dropped: dict[Sizes, str]
     stats: dict[str, Any]
     as_written: dict[Sizes, str] = dataclasses.field(default_factory=dict)
+    retraced: str = ""
 
     def to_json(self) -> str:
         """The facts as a JSON object; sizes are written as in ``str``."""
@@ -41,6 +43,7 @@ class RecordedFacts:
     def __str__(self) -> str:
         lines = [f"platform {self.platform}, recorded", f"captured: {_listed(self.captured)}"]
         lines += [f"not captured: {sizes}: {why}" for sizes, why in self.dropped.items()]
+        lines += [f"last recorded anew, for {self.retraced}"] if self.retraced else []
         lines += [f"served as written: {sizes}: {why}" for sizes, why in self.as_written.items()]
         calls = ", ".join(f"{k} {v}" for k, v in self.stats["calls"].items() if v)
         return "\n".join([*lines, f"calls: {calls or 'none'}"])

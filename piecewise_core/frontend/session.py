@@ -319,12 +319,16 @@ class Session:
         why = self._watched.look_again()
         self._state = self._watched.check
         if why is not None:
-            self.retrace(why)
+            self.retrace(why, kept=not self._watched.beyond_facts)
         return why is not None
 
-    def retrace(self, why: str) -> None:
-        """Drop traces and graphs; the next call makes new ones. Raises Sealed."""
+    def retrace(self, why: str, *, kept: bool = False) -> None:
+        """Drop traces and graphs; the next call makes new ones. Raises Sealed.
+
+        ``kept``: whether those may come from the compile store.
+        """
         with self.lock:
+            self._regions.kept &= kept
             self._forget_regions(why)
             self.counters.add("retraces")
             self.retraced = why

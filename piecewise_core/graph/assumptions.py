@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import builtins
 import importlib
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from types import CodeType, ModuleType
+from dataclasses import dataclass, field
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -31,14 +32,14 @@ from piecewise_core.graph.saved.values import NotSavable, Values, place_of
 from piecewise_core.graph.structure import is_plain
 from piecewise_core.graph.torch_state import torch_state
 
-__all__ = ["Assumptions", "Fact", "Look", "Scope", "assume"]
+__all__ = ["Assumptions", "Fact", "Look", "Scope", "aliases", "assume", "is_number"]
 
-_SKIPPED = frozenset({"TENSOR_MATCH", "DUPLICATE_INPUT", "SHAPE_ENV", "GRAD_MODE", "GLOBAL_STATE"})
-"""Kinds checked elsewhere: the layout of bound tensors, which of them are one, sizes, modes."""
+_SKIPPED = frozenset({"TENSOR_MATCH", "SHAPE_ENV", "GRAD_MODE", "GLOBAL_STATE"})
+"""Kinds checked elsewhere: the layout of bound tensors, sizes, modes."""
 
 _LENGTHS = frozenset({"SEQUENCE_LENGTH", "EMPTY_NN_MODULE_HOOKS_DICT"})
 _WHOLE = frozenset({"CONSTANT_MATCH", "EQUALS_MATCH"})
-_BY_PLACE = "list(dict.keys("
+_BY_PLACE = "list(dict.keys(G["
 """An entry of a dict by the place of its key: in a dict that is not the model's, which one that is
 depends on what else is loaded."""
 
@@ -66,6 +67,11 @@ class Fact:
     question: Any
     answer: Any
 
+    @property
+    def text(self) -> str:
+        """The expression as a person would write it."""
+        return _readable(self.source)
+
     def broken(self, scope: Scope) -> str | None:
         """What does not hold now, in one sentence; None when it holds."""
         try:
@@ -82,6 +88,8 @@ class Fact:
 class Assumptions:
     """``facts``: (expression, question) -> answer, as JSON. ``imports``: modules by their name in
     expressions. ``settings``: torch's global switches. ``ops``: operators that are not torch's.
+    ``unnamed``: globals of functions that are in no module, by their name in expressions; they are
+    of this process, and where there are any, the trace cannot be kept.
     """
 
     facts: tuple[tuple[str, Any, Any], ...]
@@ -89,6 +97,7 @@ class Assumptions:
     code: tuple[CodeFact, ...]
     settings: Mapping[str, str]
     ops: Mapping[str, str]
+    unnamed: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def broken(self, fn: Callable[..., Any], objects: Sequence[Any]) -> Iterator[str]:
         """What does not hold for ``fn`` with the constants ``objects``, one sentence each."""
@@ -107,7 +116,7 @@ class Assumptions:
 
     def scope(self, fn: Callable[..., Any], objects: Sequence[Any]) -> Scope:
         """What the facts' expressions are evaluated in, for ``fn`` with its calls' constants."""
-        return _scope(fn, objects, self.imports)
+        return _scope(fn, objects, self.imports, self.unnamed)
 
 
 def assume(
@@ -117,34 +126,50 @@ def assume(
     graph: torch.fx.GraphModule,
     fn: Callable[..., Any],
     objects: Sequence[Any],
+    unnamed: Mapping[str, Any],
 ) -> Assumptions:
     """Answer every look now. ``graph``: what was traced."""
-    scope = _scope(fn, objects, imports)
+    scope = _scope(fn, objects, imports, unnamed)
     facts: dict[tuple[str, Any], Any] = {}
-    for look in (Look("L['fn']", "ID_MATCH"), *looks):
+    objects_met: list[str] = []
+    asked = itertools.chain.from_iterable(map(_asked_of, looks))
+    for look in (Look("L['fn']", "ID_MATCH"), *asked):
         question = _question(look)
-        foreign = _BY_PLACE in look.source and not look.source.startswith("L[")
+        foreign = _BY_PLACE in look.source
         if look.kind in _SKIPPED or foreign or (look.source, question) in facts:
             continue
         try:
-            answer = _answer(eval(look.source, scope), question)
+            value = eval(look.source, scope)
+            answer = _answer(value, question)
         except Exception:  # of the traced call itself: its arguments, which the structure describes
             continue
+        if question is None and _is_object(value):
+            objects_met.append(look.source)
         if answer is not None:
             facts[look.source, question] = answer
+    if len(objects_met) > 1:
+        together = f"({', '.join(objects_met)})"
+        question = ("aliases", "")
+        facts[together, question] = _answer(eval(together, scope), question)
     listed = tuple((source, question, answer) for (source, question), answer in facts.items())
-    return Assumptions(listed, dict(imports), code_facts(code), _settings(), op_facts(graph))
+    ops, code_read = op_facts(graph), code_facts(code)
+    return Assumptions(listed, dict(imports), code_read, _settings(), ops, dict(unnamed))
 
 
-def _scope(fn: Callable[..., Any], objects: Sequence[Any], imports: Mapping[str, str]) -> Scope:
-    return {"L": {"fn": fn, "objects": objects}, "G": _Globals(imports)}
+def _scope(
+    fn: Callable[..., Any],
+    objects: Sequence[Any],
+    imports: Mapping[str, str],
+    unnamed: Mapping[str, Any],
+) -> Scope:
+    return {"L": {"fn": fn, "objects": objects}, "G": _Globals(imports, unnamed)}
 
 
 class _Globals(dict[str, Any]):
     """The traced entry's globals: modules that Dynamo named, torch, and builtins."""
 
-    def __init__(self, imports: Mapping[str, str]) -> None:
-        super().__init__(torch=torch)
+    def __init__(self, imports: Mapping[str, str], unnamed: Mapping[str, Any]) -> None:
+        super().__init__(unnamed, torch=torch)
         self._imports = imports
 
     def __missing__(self, name: str) -> Any:
@@ -156,8 +181,52 @@ class _Globals(dict[str, Any]):
 # Questions ----------------------------------------------------------------------------
 
 
+def _asked_of(look: Look) -> Iterator[Look]:
+    """``look`` as expressions that can be evaluated."""
+    inherited = _INHERITED.fullmatch(look.source)
+    if look.source.startswith(_FROM_NUMPY):
+        yield Look(look.source[len(_FROM_NUMPY) : -1], "NUMPY")
+    elif look.kind == "DUPLICATE_INPUT":
+        # Of two places that hold one object, the trace looked into the first only.
+        if look.key:
+            yield Look(f"({look.source}) is ({look.key})", "CONSTANT_MATCH")
+    else:
+        yield look
+    if look.kind == "TYPE_MATCH" and look.source.endswith(_OF_EVERY_MODULE):
+        yield Look(look.source, "SEQUENCE_LENGTH")
+    if inherited:  # no class before that one had it
+        classes, place, key = inherited.groups()
+        for before in range(int(place)):
+            yield Look(f"{key} in {classes}[{before}].__dict__", "CONSTANT_MATCH")
+
+
+_OF_EVERY_MODULE = ("._global_forward_hooks", "._global_forward_pre_hooks")
+_FROM_NUMPY = "___from_numpy("
+_INHERITED = re.compile(r"dict\((type\(.*\)\.__mro__)\[(\d+)\]\.__dict__\)\[('[^']*')\]")
+
+
+def _is_object(value: Any) -> bool:
+    """Whether code may ask which one ``value`` is."""
+    others = (torch.Tensor, type, ModuleType, FunctionType)
+    plain = is_plain(value) or isinstance(value, others)
+    return not plain and (type(value) is object or hasattr(value, "__dict__"))
+
+
+def aliases(values: Sequence[Any]) -> list[int]:
+    """For each value, the place of the first that is the same object."""
+    first: dict[int, int] = {}
+    return [first.setdefault(id(value), place) for place, value in enumerate(values)]
+
+
+def is_number(value: Any) -> bool:
+    """Whether ``value`` is a scalar of numpy, which nobody can write to."""
+    return any(c.__module__ == "numpy" and c.__name__ == "generic" for c in type(value).__mro__)
+
+
 def _question(look: Look) -> tuple[str, Any] | None:
     """What is asked of a value beyond what it is."""
+    if look.kind == "NUMPY":
+        return ("numpy", "")
     if look.kind in ("HASATTR", "NOT_PRESENT_IN_GENERIC_DICT"):
         return (look.kind, look.key)
     if look.kind in ("DICT_CONTAINS", "DICT_NOT_CONTAINS"):
@@ -177,6 +246,11 @@ def _answer(value: Any, question: tuple[str, Any] | None) -> Any:
         return hasattr(value, key)
     if kind == "NOT_PRESENT_IN_GENERIC_DICT":
         return key not in getattr(value, "__dict__", {})
+    if kind == "aliases":
+        return aliases(value)
+    if kind == "numpy":
+        held = value.tobytes().hex() if is_number(value) else ""
+        return [type(value).__name__, str(value.dtype), list(value.shape), held]
     if kind == "contents":
         return _contents(value)
     if kind == "keys":
@@ -247,6 +321,8 @@ def _asked(text: str, question: tuple[str, Any] | None) -> str:
     kind, key = question
     forms = {
         "contents": text,
+        "numpy": text,
+        "aliases": "which of the objects that the model holds are one",
         "keys": f"list({text})",
         "HASATTR": f"hasattr({text}, {key!r})",
         "NOT_PRESENT_IN_GENERIC_DICT": f"{key!r} not in vars({text})",

@@ -184,7 +184,8 @@ def capture(entry: Callable[..., Any], args: Sequence[Any]) -> Capture:
     def assumed(fn: Callable[..., Any], objects: Sequence[Any]) -> Assumptions:
         looks = map(_look, captured.output_graph.guards)
         imports, code = captured.import_sources, captured.traced_code
-        return assume(looks, imports, code, found["graph"], fn, objects)
+        named = {n: v for n, v in frame.globals.items() if n.startswith("___unnamed_scope")}
+        return assume(looks, imports, code, found["graph"], fn, objects, named)
 
     graph, env, effects = found["graph"], found["shape_env"], found["side_effects"]
     return Capture(graph, env, run, effects, assumed, tuple(captured.traced_code))
@@ -195,12 +196,18 @@ def _look(guard: Any) -> Look:
     kind, source = guard.create_fn_name(), guard
     given = getattr(guard.create_fn, "keywords", None) or {}
     key = given.get("attr", given.get("key"))
+    if kind == "DUPLICATE_INPUT" and given.get("source_b") is not None:
+        key = _name(given["source_b"])
     if kind == "HASATTR" and key is None:  # torch 2.11
         of = guard.originating_source
         of = of.base if isinstance(of, NNModuleSource) else of
         if isinstance(of, AttrSource):
             source, key = of.base, of.member
-    return Look(source.name if isinstance(source.name, str) else source.name(), kind, key)
+    return Look(_name(source), kind, key)
+
+
+def _name(source: Any) -> str:
+    return str(source.name if isinstance(source.name, str) else source.name())
 
 
 def place_of(error: BaseException) -> str:

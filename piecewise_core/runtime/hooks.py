@@ -9,13 +9,15 @@ import torch
 from torch.nn.modules import module as of_all_modules
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["HookWatch", "call_is_forward", "has_hooks"]
+__all__ = ["HookWatch", "call_is_forward", "has_hooks", "of_every_module"]
 
 # Of every module in the process; torch's names, the same in 2.11.0 and 2.13.0.
 _before: dict[int, Any] = of_all_modules._global_forward_pre_hooks
 _after: dict[int, Any] = of_all_modules._global_forward_hooks
 _before_backward: dict[int, Any] = of_all_modules._global_backward_pre_hooks
 _after_backward: dict[int, Any] = of_all_modules._global_backward_hooks
+of_every_module = (_before, _after, _before_backward, _after_backward)
+"""The dicts of hooks that run for every module of the process."""
 
 
 def call_is_forward(state: dict[str, Any]) -> bool:

@@ -239,9 +239,10 @@ static PyObject *written(PyObject *module, PyObject *args) {
     return found;
 }
 
-/* Whether a list, cell, function, or entry (dict, key) holds the objects that it held: ``held`` is a
-   tuple of a list's items, a cell's content, a tuple of a function's code, defaults, keyword
-   defaults and closure, or an entry's value. What is not there stands as the container itself. */
+/* Whether a list, cell, function, class, entry (dict, key) or object (object,) is as it was: ``held``
+   is a tuple of a list's items, a cell's content, a tuple of a function's code, defaults, keyword
+   defaults and closure, the order of a class's bases, an entry's value, or an object's class. What
+   is not there stands as the container itself. */
 static int holds(PyObject *container, PyObject *held) {
     if (PyList_Check(container)) {
         Py_ssize_t count = PyList_GET_SIZE(container);
@@ -264,6 +265,10 @@ static int holds(PyObject *container, PyObject *held) {
                 return 0;
         return 1;
     }
+    if (PyType_Check(container))
+        return ((PyTypeObject *)container)->tp_mro == held;
+    if (PyTuple_GET_SIZE(container) == 1)
+        return (PyObject *)Py_TYPE(PyTuple_GET_ITEM(container, 0)) == held;
     PyObject *value = PyDict_GetItemWithError(PyTuple_GET_ITEM(container, 0),
                                               PyTuple_GET_ITEM(container, 1));
     if (value == NULL && PyErr_Occurred())
@@ -275,8 +280,9 @@ static int is_container(PyObject *one, PyObject *held) {
     if (PyFunction_Check(one))
         return PyTuple_Check(held) && PyTuple_GET_SIZE(held) == 4;
     if (PyTuple_Check(one))
-        return PyTuple_GET_SIZE(one) == 2 && PyDict_Check(PyTuple_GET_ITEM(one, 0));
-    return PyList_Check(one) || PyCell_Check(one);
+        return PyTuple_GET_SIZE(one) == 1 ||
+               (PyTuple_GET_SIZE(one) == 2 && PyDict_Check(PyTuple_GET_ITEM(one, 0)));
+    return PyList_Check(one) || PyCell_Check(one) || PyType_Check(one);
 }
 
 /* state(dicts: tuple, stamp: bytearray, containers: tuple, held: tuple) -> int

@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
+from piecewise_core.runtime.slowwatch import Asker
 from piecewise_core.runtime.unchanged import native
 
-__all__ = ["Poll", "Watch", "asked", "identity"]
+__all__ = ["Outline", "Poll", "Watch", "asked", "class_of", "identity"]
 
 
 class Poll:
@@ -31,11 +32,24 @@ class Poll:
         self.ask = ask
 
 
+class Outline:
+    """Of a class, its bases and how many entries it has: what is quickly asked without C."""
+
+    def __init__(self, kind: type) -> None:
+        self.of = kind
+
+
+def class_of(value: Any) -> Any:
+    """The container of the class that ``value`` is of."""
+    return (value,)
+
+
 class Watch:
     """Watches ``containers``, each once.
 
     A container is a dict, a class made by Python code, a list, a closure's cell, a function (its
-    code, defaults and closure), a pair (dict, key) for that entry alone, or a Poll.
+    code, defaults and closure), a pair (dict, key) for that entry alone, what ``class_of`` gives,
+    or a Poll; without C also an Outline, or a pair of a class and a name.
 
     ``check()`` is 0 while nothing was written since ``settle()``. A write of the same object may
     raise a false alarm: ``changed()`` gives the containers concerned.
@@ -48,7 +62,7 @@ class Watch:
         once = list({identity(c): c for c in containers}.values())
         self._dicts = tuple(c for c in once if isinstance(c, (dict, type)))
         self._polls = tuple(c for c in once if isinstance(c, Poll))
-        self._others = tuple(c for c in once if not isinstance(c, (dict, type, Poll)))
+        self._others = tuple(c for c in once if not isinstance(c, (dict, Poll)))
         module = native()
         if module is not None and hasattr(module, "state"):
             self._natively(module)
@@ -58,13 +72,14 @@ class Watch:
 
     def changed(self) -> list[Any]:
         """The containers that were written to since ``settle()``."""
-        return [*self._written(), *self._others_changed()]
+        found = {identity(c): c for c in (*self._written(), *self._others_changed())}
+        return list(found.values())
 
     def _others_changed(self) -> list[Any]:
         pairs = zip(self._others, self._held, strict=True)
         others = [c for c, held in pairs if not _same(_held(c), held)]
         answers = zip(self._polls, self._answers, strict=True)
-        return [*others, *(p for p, was in answers if asked(p) != was)]
+        return [*others, *(p for p, was in answers if _differ(asked(p), was))]
 
     def _hold(self) -> None:
         self._held = tuple(map(_held, self._others))
@@ -74,7 +89,7 @@ class Watch:
         if not self._polls:
             return check
         polls, answers = self._polls, self._answers
-        return lambda: check() or tuple(map(asked, polls)) != answers
+        return lambda: check() or _differ(tuple(map(asked, polls)), answers)
 
     def _natively(self, module: Any) -> None:
         stamp = bytearray()
@@ -92,44 +107,45 @@ class Watch:
 
     def _slowly(self) -> None:
         copies: list[dict[Any, Any]] = []
+        asker = Asker([_dict_of(d) for d in self._dicts], self._others)
 
         def settle() -> None:
             copies[:] = [dict(_dict_of(d)) for d in self._dicts]
             self._hold()
+            self.check = self._with_polls(asker.check(self._held))
 
         def written() -> list[Any]:
             pairs = zip(self._dicts, copies, strict=True)
             return [d for d, copy in pairs if not _same_dict(_dict_of(d), copy)]
 
-        def check() -> int:
-            # By identity: an equal list in the place of another would be written to unseen.
-            pairs = zip(self._dicts, copies, strict=True)
-            return (
-                0
-                if all(_same_dict(_dict_of(d), c) for d, c in pairs)
-                and not (self._others_changed())
-                else 1
-            )
-
-        self.settle, self._written, self.check = settle, written, check
+        self.settle, self._written = settle, written
 
 
 def identity(container: Any) -> Any:
     """What tells a container from others."""
     if isinstance(container, Poll):
         return id(container.of), container.name
+    if isinstance(container, Outline):
+        return id(container.of), Outline
     if isinstance(container, tuple):
-        return id(container[0]), container[1]
+        return (id(container[0]), *container[1:], "class" * (len(container) == 1))
     return id(container)
 
 
 def asked(poll: Poll) -> Any:
-    """The answer, or what kind of error there was; of a tensor, which one it is."""
+    """The answer with its type, or what kind of error there was; of a tensor, which one it is."""
     try:
         found = poll.ask()
-        return id(found) if isinstance(found, torch.Tensor) else found
+        return type(found), id(found) if isinstance(found, torch.Tensor) else found
     except Exception as error:  # not there now
         return type(error)
+
+
+def _differ(now: Any, was: Any) -> bool:
+    try:
+        return bool(now != was)
+    except Exception:  # arrays were compared, so they are others
+        return True
 
 
 def _dict_of(container: Any) -> Any:
@@ -148,12 +164,21 @@ def _held(container: Any) -> Any:
     if isinstance(container, FunctionType):
         parts = container.__code__, container.__defaults__
         return *parts, container.__kwdefaults__, container.__closure__
-    return container[0].get(container[1], container)
+    if isinstance(container, type):
+        return container.__mro__
+    if isinstance(container, Outline):
+        return container.of.__mro__, len(vars(container.of))
+    if len(container) == 1:
+        return type(container[0])
+    if isinstance(container[0], type):
+        return vars(container[0]).get(container[1], container)
+    return dict.get(container[0], container[1], container)
 
 
 def _same(a: Any, b: Any) -> bool:
     if type(a) is tuple and type(b) is tuple:
-        return len(a) == len(b) and all(map(operator.is_, a, b))
+        pairs = zip(a, b, strict=False)
+        return len(a) == len(b) and all(x is y or (type(x) is int and x == y) for x, y in pairs)
     return a is b
 
 

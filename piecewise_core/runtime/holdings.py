@@ -1,0 +1,136 @@
+"""What containers must hold for a trace to be right: entries of dicts, items of lists and so on."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from piecewise_core.runtime.classes import Classes, alike, is_heap
+from piecewise_core.runtime.unchanged import native
+from piecewise_core.runtime.watch import Outline, Poll, class_of, identity
+
+__all__ = ["ABSENT", "SOME", "Holdings", "behind"]
+
+ABSENT: Any = object()
+SOME: Any = object()
+"""What an entry must be: not there, or whatever is there."""
+
+_TELL = sys.version_info < (3, 13)
+"""From 3.13 on, writes to an instance do not always reach the watcher of its dict."""
+
+
+class Holdings:
+    """Grows by what a trace looked into; ``holds`` compares it with what is there now.
+
+    ``ran``: the functions that traces ran through, by module and qualified name.
+    """
+
+    def __init__(self, ran: set[tuple[str, str]]) -> None:
+        self.classes = Classes(frozenset(ran))
+        self._dicts: dict[int, tuple[dict[Any, Any], dict[Any, Any]]] = {}
+        self._keys: dict[int, tuple[dict[Any, Any], tuple[Any, ...]]] = {}
+        self._lists: dict[int, tuple[list[Any], tuple[Any, ...]]] = {}
+        self._others: dict[Any, Any] = {}
+
+    def entry(self, held: dict[Any, Any], key: Any, value: Any) -> None:
+        """``held[key]`` is ``value``. `Parameters` looks after tensors."""
+        if isinstance(value, torch.Tensor):
+            return
+        _, wants = self._dicts.setdefault(id(held), (held, {}))
+        if wants.get(key, SOME) is SOME:
+            wants[key] = value
+
+    def all_keys(self, held: dict[Any, Any]) -> None:
+        """``held`` has these keys, in this order."""
+        self._keys[id(held)] = (held, tuple(held))
+        if isinstance(held, OrderedDict) and len(held) > 1:  # its order is no write to the dict
+            self.keep(Poll(held, "order", partial(list, held)))
+
+    def items(self, held: list[Any]) -> None:
+        """``held`` has these items."""
+        self._lists[id(held)] = (held, tuple(held))
+
+    def everything(self, value: Any) -> None:
+        """If it is a container, it holds what it does now."""
+        value = behind(value)
+        if isinstance(value, dict):
+            self.all_keys(value)
+            for key, held in value.items():
+                self.entry(value, key, held)
+        elif isinstance(value, list):
+            self.items(value)
+        elif isinstance(value, (set, frozenset, deque)):
+            copy = list if isinstance(value, deque) else set
+            self.keep(Poll(value, "items", partial(copy, value)))
+
+    def kind(self, value: Any) -> None:
+        """``value`` is of its class, and the class is as it is."""
+        kind = type(value)
+        if is_heap(kind) and not isinstance(value, (type, tuple, torch.Tensor)):
+            self.keep(class_of(value))
+            self.classes.add(kind)
+
+    def keep(self, container: Any) -> None:
+        """A container of any other kind is as it is."""
+        self._others.setdefault(identity(container), container)
+
+    def containers(self) -> Iterator[Any]:
+        """Everything that has to be watched."""
+        whole = native() is not None
+        for held, wants in self._dicts.values():
+            if whole and (_TELL or id(held) in self._keys):
+                yield held
+            else:
+                yield from ((held, key) for key in wants)
+        yield from (held for held, _ in self._keys.values())
+        yield from (held for held, _ in self._lists.values())
+        for kind in self.classes:
+            yield from (kind,) if whole else self.classes.apart(kind)
+        yield from self._others.values()
+
+    def holds(self, container: Any) -> bool:
+        """Whether a container that was written to holds what it must.
+
+        False may be wrong: an equal object in the place of another has to be looked into.
+        """
+        if isinstance(container, (type, Outline)):
+            kind = container.of if isinstance(container, Outline) else container
+            return self.classes.differs(kind) is None
+        if isinstance(container, dict):
+            return self._dict_holds(container)
+        if isinstance(container, list):
+            _, was = self._lists[id(container)]
+            return len(was) == len(container) and all(map(alike, was, container))
+        if isinstance(container, tuple) and len(container) == 2:
+            if isinstance(container[0], type):
+                return self.classes.differs(container[0]) is None
+            held, wants = self._dicts[id(container[0])]
+            return _is_there(held, container[1], wants[container[1]])
+        return False
+
+    def _dict_holds(self, container: dict[Any, Any]) -> bool:
+        held, wants = self._dicts.get(id(container), (container, {}))
+        if not all(_is_there(held, key, want) for key, want in wants.items()):
+            return False
+        return id(container) not in self._keys or self._keys[id(container)][1] == tuple(container)
+
+
+def behind(value: Any) -> Any:
+    """The dict that a read-only view of one shows."""
+    if isinstance(value, MappingProxyType):
+        return next((d for d in gc.get_referents(value) if isinstance(d, dict)), value)
+    return value
+
+
+def _is_there(held: dict[Any, Any], key: Any, want: Any) -> bool:
+    now = dict.get(held, key, ABSENT)
+    if want is SOME:
+        return now is not ABSENT
+    return alike(want, now)

@@ -1,0 +1,232 @@
+"""Every container that a callable may read from, by what its code and its objects name."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import sys
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
+from functools import partial
+from types import (
+    CellType,
+    CodeType,
+    FunctionType,
+    MappingProxyType,
+    MemberDescriptorType,
+    MethodType,
+    ModuleType,
+)
+from typing import Any
+
+import torch
+import torch.utils._device
+
+from piecewise_core.runtime.classes import is_heap
+from piecewise_core.runtime.hooks import of_every_module
+from piecewise_core.runtime.reach import reach
+from piecewise_core.runtime.watch import Poll, class_of
+
+__all__ = ["reached"]
+
+_MOST = 50_000
+"""Objects looked into; what lies beyond is not watched."""
+
+_LEAVES = (str, bytes, int, float, complex, type(None), ModuleType, torch.Tensor, CodeType)
+_OWN = frozenset({"torch", "piecewise_core"})
+_LIBRARY = sys.stdlib_module_names - {
+    *("builtins", "collections", "types", "functools", "dataclasses", "enum"),
+    *("os", "_thread", "contextvars", "_contextvars", "__main__"),
+}
+_UNSEEN = frozenset(
+    name
+    for name in vars(torch.nn.Module())
+    if ("hooks" in name and name not in ("_forward_hooks", "_forward_pre_hooks")) or "set" in name
+)
+"""Of modules: hooks that no forward runs, and what torch notes beside those that it does."""
+
+
+def reached(fn: Callable[..., Any]) -> Iterator[Any]:
+    """What to watch of all that ``fn`` reaches."""
+    found = reach(fn)
+    yield from of_every_module
+    yield (vars(torch.utils._device), "CURRENT_DEVICE")
+    yield torch.Tensor
+    kinds = {type(m) for root in found.roots for m in root.modules()}
+    packages = {_package(thing) for thing in (fn, *kinds, *map(type, found.objects))}
+    yield from _Walk(packages - _LIBRARY).containers([fn, *found.roots, *found.objects])
+
+
+_Found = tuple[list[Any], list[Any]]
+"""What to look into next, and what to watch."""
+
+
+class _Walk:
+    """Goes from object to object; of classes, through what code that it met may name.
+
+    ``packages``: of whose functions it follows what they name.
+    """
+
+    def __init__(self, packages: set[str]) -> None:
+        self._packages = packages
+        self._seen: dict[int, Any] = {}
+        self._names = {"forward", "__call__", "__init__"}
+        self._classes: list[type] = []
+
+    def containers(self, starts: Iterable[Any]) -> Iterator[Any]:
+        """Every container on the way from ``starts``."""
+        waiting: deque[Any] = deque(starts)
+        # Code that was met last may name more in classes that were met before.
+        while len(self._seen) < _MOST:
+            if not waiting:
+                waiting.extend(self._named())
+            if not waiting:
+                return
+            value = waiting.popleft()
+            if id(value) in self._seen or isinstance(value, _LEAVES) or _is_librarys(value):
+                continue
+            self._seen[id(value)] = value
+            inner, containers = self._looked_into(value)
+            yield from containers
+            waiting.extend(inner)
+
+    def _named(self) -> Iterator[Any]:
+        """What classes hold under names that code mentions, and was not met yet."""
+        for kind in self._classes:
+            for name in self._names & vars(kind).keys():
+                value = vars(kind)[name]
+                if not (
+                    id(value) in self._seen or isinstance(value, _LEAVES) or _is_librarys(value)
+                ):
+                    yield value
+
+    def _looked_into(self, value: Any) -> _Found:
+        if isinstance(value, MethodType):
+            return [value.__self__, value.__func__], []
+        if isinstance(value, FunctionType):
+            return self._of_function(value)
+        if isinstance(value, functools.partial):
+            return [value.func, *value.args, value.keywords], []
+        if isinstance(value, MappingProxyType):
+            return [d for d in gc.get_referents(value) if isinstance(d, dict)], []
+        if isinstance(value, type):
+            return self._of_class(value)
+        if isinstance(value, ContextVar):
+            return [], [Poll(value, "get", value.get)]
+        if isinstance(value, (staticmethod, classmethod)):
+            return [value.__func__], []
+        if isinstance(value, property):
+            return [value.fget], []
+        items, watched = _of_container(value)
+        inner, more = _of_instance(value)
+        return [*items, *inner], [*watched, *more]
+
+    def _of_class(self, kind: type) -> _Found:
+        """The class and its bases; of those that are not torch's, what code may name."""
+        watched: list[Any] = [c for c in kind.__mro__ if is_heap(c)]
+        inner: list[Any] = []
+        for each in list(watched):
+            if _package(each) not in _OWN:
+                self._classes.append(each)
+                inner += [vars(each)[name] for name in self._names & vars(each).keys()]
+            elif isinstance(vars(each).get("forward"), FunctionType):
+                watched += _globals(vars(each)["forward"], set())[1]
+        return inner, watched
+
+    def _of_function(self, fn: FunctionType) -> _Found:
+        """Its closure, defaults and attributes, and the globals that its code names."""
+        if _package(fn) in sys.modules and _package(fn) not in self._packages:
+            return [], [fn]
+        cells = list(fn.__closure__ or ())
+        held = [fn.__dict__] if fn.__dict__ else []
+        inner, entries = _globals(fn, self._names)
+        inner += [*map(_content, cells), *(fn.__defaults__ or ()), fn.__kwdefaults__]
+        return [*inner, *fn.__dict__.values()], [fn, *held, *cells, *entries]
+
+
+def _is_librarys(value: Any) -> bool:
+    """Whether ``value`` belongs to torch, to us, or to Python's library, and is no container.
+
+    What an operator of torch's calls runs at every replay, or is native.
+    """
+    kind = value if isinstance(value, (type, FunctionType)) else type(value)
+    if _package(kind) in _OWN:
+        return not isinstance(value, (type, torch.nn.Module))
+    return _package(kind) in _LIBRARY
+
+
+def _package(thing: Any) -> str:
+    return str(getattr(thing, "__module__", "")).partition(".")[0]
+
+
+def _of_container(value: Any) -> _Found:
+    """The items of a list, a dict, a set and the like."""
+    if isinstance(value, dict):
+        order = [Poll(value, "order", partial(list, value))] if _is_moved_in(value) else []
+        return list(value.values()), [value, *order]
+    if isinstance(value, list):
+        return list(value), [value]
+    if isinstance(value, tuple):
+        return list(value), []
+    if isinstance(value, (set, frozenset)):
+        return list(value), [Poll(value, "items", partial(set, value))]
+    if isinstance(value, deque):
+        return list(value), [Poll(value, "items", partial(list, value))]
+    return [], []
+
+
+def _is_moved_in(value: dict[Any, Any]) -> bool:
+    """Whether its order may change without a write."""
+    return isinstance(value, OrderedDict) and len(value) > 1
+
+
+def _of_instance(value: Any) -> _Found:
+    """Attributes, in a dict or in slots, and the class."""
+    kind = type(value)
+    own = getattr(value, "__dict__", None)
+    held = [own] if isinstance(own, dict) else []
+    skipped = _UNSEEN if isinstance(value, torch.nn.Module) else ()
+    inner = [v for d in held for n, v in d.items() if n not in skipped]
+    if not is_heap(kind):
+        return inner, [*held]
+    slots = [n for c in kind.__mro__ if is_heap(c) for n, v in vars(c).items() if _is_slot(v)]
+    polls = [Poll(value, n, partial(getattr, value, n)) for n in slots]
+    values = [getattr(value, n, None) for n in slots]
+    return [*inner, *values, kind], [*held, *polls, class_of(value)]
+
+
+def _is_slot(value: Any) -> bool:
+    return isinstance(value, MemberDescriptorType)
+
+
+def _globals(fn: FunctionType, met: set[str]) -> _Found:
+    """The globals that the code names, and of modules among them what it may name there.
+
+    ``met``: takes in all names that the code mentions.
+    """
+    names = {n for code in _codes(fn.__code__) for n in code.co_names}
+    met |= names
+    named = [n for n in names if n in fn.__globals__]
+    inner = [fn.__globals__[n] for n in named]
+    entries: list[Any] = [(fn.__globals__, n) for n in named]
+    for module in [m for m in inner if isinstance(m, ModuleType)]:
+        held = vars(module)
+        entries += [(held, n) for n in names if n in held]
+        if module.__name__.partition(".")[0] not in _OWN:
+            inner += [held[n] for n in names if n in held]
+    return inner, entries
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes(constant)
+
+
+def _content(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not assigned yet
+        return None
