@@ -17,7 +17,7 @@ __all__ = [
     "InPlace",
     "in_place",
     "of_copies",
-    "refuse_sends",
+    "refuse_unrecorded",
     "waited",
     "waited_for",
     "without_handles",
@@ -31,16 +31,25 @@ def in_place(fn: Any) -> bool:
     return is_collective(fn) and not is_functional(fn)
 
 
-def refuse_sends(fn: Any) -> None:
-    """Raise CaptureFailed for what goes from one process to another.
+def refuse_unrecorded(fn: Any, args: Any, kwargs: Any) -> None:
+    """Raise CaptureFailed for collectives that a recording cannot hold.
 
-    A handle of gloo's may be waited for only once, and a replay that waits at once for what it
-    sends may wait for a process that does the same.
+    What goes from one process to another: a handle of gloo's may be waited for only once, and a
+    replay that waits at once for what it sends may wait for a process that does the same. And what
+    a device is given in place: with NCCL and torch 2.11, to look at the handle that the operator
+    returns to a mode ends the process.
     """
-    if in_place(fn) and fn._schema.name.partition("::")[2] in _SENDS:
+    if not in_place(fn):
+        return
+    if fn._schema.name.partition("::")[2] in _SENDS:
         raise CaptureFailed(
             f"{fn} goes from one process to another, which is not recorded; put what sends and "
             "receives into a splitting op"
+        )
+    if any(t.device.type != "cpu" for t in tensors((args, kwargs))):
+        raise CaptureFailed(
+            f"{fn} works in place on a device, which is not recorded; use the functional form "
+            "(torch.distributed._functional_collectives), or pw.compile"
         )
 
 

@@ -15,7 +15,7 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from piecewise_core.capture.calls import ValueRead, only_views, reshapes, tensors, written
-from piecewise_core.capture.collectives import InPlace, in_place, refuse_sends
+from piecewise_core.capture.collectives import InPlace, in_place, refuse_unrecorded
 from piecewise_core.capture.draws import Draws
 from piecewise_core.capture.hostdata import Call, HostData, is_lift, is_read
 from piecewise_core.capture.hostinputs import HostInputs
@@ -179,7 +179,7 @@ class WatchingRecorder(Recorder):
     def split_at(self, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run a splitting op between two captures."""
         self._refuse_reshaping(fn, args, anyway=True)
-        refuse_sends(fn)
+        refuse_unrecorded(fn, args, kwargs)
         if self.capturing:
             self._end()
         else:
@@ -256,7 +256,7 @@ class WatchingRecorder(Recorder):
         if is_read(fn) and not self._data.holds(args[0]):
             raise ValueRead("a tensor's value")
         self._refuse_reshaping(fn, args)
-        refuse_sends(fn)
+        refuse_unrecorded(fn, args, kwargs)
         if not self.capturing and is_lift(fn):
             self._data.lifted(args[0], len(self._works) - 1)
             self._note_made(args[0], ())

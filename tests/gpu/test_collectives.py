@@ -19,4 +19,12 @@ def test_collectives_of_two_gpus_are_right_at_every_call(tmp_path):
 
     for found in both(str(tmp_path), "nccl", ("cuda",)):
         assert not {name: wrong for name, (wrong, _) in found.items() if wrong}
-        assert all(calls == 4 for name, (_, calls) in found.items() if "by_turns" not in name)
+        # In-place forms are refused in recordings on a device, and run as written.
+        functional = {n: calls for n, (_, calls) in found.items() if not _in_place(n)}
+        assert all(calls == 4 for calls in functional.values()), functional
+
+
+def _in_place(name: str) -> bool:
+    from tests.integration.collective_programs import IN_PLACE
+
+    return any(f"recorded {fn.__name__} " in name for fn in IN_PLACE)

@@ -180,19 +180,22 @@ def outcome(fn, make, rank, device="cpu"):
 
 def work(rank, meeting, results, backend="gloo", devices=("simulated", "cpu")):
     """One process: every way, in the same order as the other."""
-    here = "cpu"
+    here, ready = "cpu", {}
     if backend == "nccl":
         torch.cuda.set_device(rank)
         here = f"cuda:{rank}"
+        # Makes the communicator now: its first collective may be in a capture.
+        ready = {"device_id": torch.device(here)}
     torch.set_num_threads(1)
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     dist.init_process_group(
-        "gloo",
+        backend,
         init_method=f"file://{meeting}",
         rank=rank,
         world_size=2,
         timeout=timedelta(seconds=20),
+        **ready,
     )
     found = {}
     with torch.inference_mode():
