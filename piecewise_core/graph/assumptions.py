@@ -26,16 +26,16 @@ from piecewise_core.graph.codefacts import (
     code_digest,
     code_facts,
     function_digest,
+    lists_attributes,
+    unaskable,
 )
 from piecewise_core.graph.opfacts import changed_ops, op_facts
 from piecewise_core.graph.saved.values import NotSavable, Values, place_of
 from piecewise_core.graph.structure import is_plain
+from piecewise_core.graph.tensorfacts import tensor_facts
 from piecewise_core.graph.torch_state import torch_state
 
 __all__ = ["Assumptions", "Fact", "Look", "Scope", "aliases", "assume", "is_number"]
-
-_SKIPPED = frozenset({"TENSOR_MATCH", "SHAPE_ENV", "GRAD_MODE", "GLOBAL_STATE"})
-"""Kinds checked elsewhere: the layout of bound tensors, sizes, modes."""
 
 _LENGTHS = frozenset({"SEQUENCE_LENGTH", "EMPTY_NN_MODULE_HOOKS_DICT"})
 _WHOLE = frozenset({"CONSTANT_MATCH", "EQUALS_MATCH"})
@@ -74,8 +74,12 @@ class Fact:
 
     def broken(self, scope: Scope) -> str | None:
         """What does not hold now, in one sentence; None when it holds."""
+        return self.told(_Values(scope))
+
+    def told(self, values: _Values) -> str | None:
+        """``broken`` over ``values``."""
         try:
-            now = _answer(eval(self.source, scope), self.question)
+            now = _answer(values[self.source], self.question)
         except Exception as error:
             return f"{_readable(self.source)} is not there ({type(error).__name__}: {error})"
         if _same(now, self.answer):
@@ -84,12 +88,25 @@ class Fact:
         return f"{asked} is {_shown(now)}, and was {_shown(self.answer)}"
 
 
+class _Values(dict[str, Any]):
+    """What expressions give, each evaluated once."""
+
+    def __init__(self, scope: Scope) -> None:
+        super().__init__()
+        self._scope = scope
+
+    def __missing__(self, source: str) -> Any:
+        found = self[source] = eval(source, self._scope)
+        return found
+
+
 @dataclass(frozen=True)
 class Assumptions:
     """``facts``: (expression, question) -> answer, as JSON. ``imports``: modules by their name in
     expressions. ``settings``: torch's global switches. ``ops``: operators that are not torch's.
     ``unnamed``: globals of functions that are in no module, by their name in expressions; they are
-    of this process, and where there are any, the trace cannot be kept.
+    of this process. ``unasked``: what the trace rests on and no other process can ask. Where there
+    is any of these, the trace cannot be kept.
     """
 
     facts: tuple[tuple[str, Any, Any], ...]
@@ -98,6 +115,7 @@ class Assumptions:
     settings: Mapping[str, str]
     ops: Mapping[str, str]
     unnamed: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    unasked: tuple[str, ...] = ()
 
     def broken(self, fn: Callable[..., Any], objects: Sequence[Any]) -> Iterator[str]:
         """What does not hold for ``fn`` with the constants ``objects``, one sentence each."""
@@ -108,11 +126,19 @@ class Assumptions:
             if self.settings.get(name) != now.get(name):
                 yield f"{name} is {now.get(name)}, and was {self.settings.get(name)}"
         scope = self.scope(fn, objects)
-        yield from (why for fact in self.looks() if (why := fact.broken(scope)) is not None)
+        values = _Values(scope)
+        for fact in (Fact(*fact) for fact in self.facts):
+            why = fact.told(values)
+            if why is not None:
+                yield why
 
     def looks(self) -> list[Fact]:
-        """The facts."""
-        return [Fact(*fact) for fact in self.facts]
+        """The facts to watch while the model is used.
+
+        Not those of tensors, which others look at, nor which attributes objects have: one more
+        may be a note of the user's.
+        """
+        return [Fact(*fact) for fact in self.facts if fact[1] not in (_TENSOR, _ATTRIBUTES)]
 
     def scope(self, fn: Callable[..., Any], objects: Sequence[Any]) -> Scope:
         """What the facts' expressions are evaluated in, for ``fn`` with its calls' constants."""
@@ -129,31 +155,52 @@ def assume(
     unnamed: Mapping[str, Any],
 ) -> Assumptions:
     """Answer every look now. ``graph``: what was traced."""
-    scope = _scope(fn, objects, imports, unnamed)
+    values = _Values(_scope(fn, objects, imports, unnamed))
     facts: dict[tuple[str, Any], Any] = {}
-    objects_met: list[str] = []
+    unasked: list[str] = []
     asked = itertools.chain.from_iterable(map(_asked_of, looks))
     for look in (Look("L['fn']", "ID_MATCH"), *asked):
-        question = _question(look)
-        foreign = _BY_PLACE in look.source
-        if look.kind in _SKIPPED or foreign or (look.source, question) in facts:
+        if _BY_PLACE in look.source or not look.source or _is_argument(look.source):
             continue
         try:
-            value = eval(look.source, scope)
-            answer = _answer(value, question)
-        except Exception:  # of the traced call itself: its arguments, which the structure describes
-            continue
-        if question is None and _is_object(value):
-            objects_met.append(look.source)
-        if answer is not None:
-            facts[look.source, question] = answer
-    if len(objects_met) > 1:
-        together = f"({', '.join(objects_met)})"
-        question = ("aliases", "")
-        facts[together, question] = _answer(eval(together, scope), question)
-    listed = tuple((source, question, answer) for (source, question), answer in facts.items())
-    ops, code_read = op_facts(graph), code_facts(code)
-    return Assumptions(listed, dict(imports), code_read, _settings(), ops, dict(unnamed))
+            value = values[look.source]
+            for question in _questions(look, value):
+                if (look.source, question) not in facts:
+                    facts[look.source, question] = _answer(value, question)
+        except Exception:
+            unasked.append(f"{_readable(look.source)}, which another process cannot look up")
+    code = tuple(code)
+    facts.update(_of_all(values, tuple(facts), code))
+    found = code_facts(code, values.values())
+    unasked += [*found.unasked, *unaskable(values.values())]
+    return Assumptions(
+        tuple((source, question, answer) for (source, question), answer in facts.items()),
+        dict(imports),
+        found.facts,
+        _settings(),
+        op_facts(graph),
+        dict(unnamed),
+        tuple(dict.fromkeys(unasked)),
+    )
+
+
+def _is_argument(source: str) -> bool:
+    """Whether an expression is over the traced call's arguments, which the structure describes."""
+    return re.search(r"L\['(?!fn'|objects')", source) is not None
+
+
+def _of_all(
+    values: _Values, asked: Iterable[tuple[str, Any]], code: Iterable[CodeType]
+) -> Iterator[tuple[tuple[str, Any], Any]]:
+    """What is asked of all objects that were met: which are one, and what they have."""
+    sources = dict.fromkeys(source for source, question in asked if question is None)
+    met = [source for source in sources if _is_object(values[source])]
+    if len(met) > 1:
+        yield (f"({', '.join(met)})", ("aliases", "")), aliases([values[s] for s in met])
+    if lists_attributes(code):
+        for source in met:
+            if hasattr(values[source], "__dict__"):
+                yield (source, _ATTRIBUTES), _answer(values[source], _ATTRIBUTES)
 
 
 def _scope(
@@ -223,10 +270,22 @@ def is_number(value: Any) -> bool:
     return any(c.__module__ == "numpy" and c.__name__ == "generic" for c in type(value).__mro__)
 
 
-def _question(look: Look) -> tuple[str, Any] | None:
+_TENSOR = ("tensor", "")
+_ATTRIBUTES = ("attributes", "")
+
+
+def _questions(look: Look, value: Any) -> list[tuple[str, Any] | None]:
+    """What a look asks: a length is that of a list, or of a tuple."""
+    question = _question(look, value)
+    return [None, question] if look.kind == "SEQUENCE_LENGTH" else [question]
+
+
+def _question(look: Look, value: Any) -> tuple[str, Any] | None:
     """What is asked of a value beyond what it is."""
     if look.kind == "NUMPY":
         return ("numpy", "")
+    if isinstance(value, torch.Tensor) and look.kind in ("TENSOR_MATCH", "TYPE_MATCH", "ID_MATCH"):
+        return _TENSOR
     if look.kind in ("HASATTR", "NOT_PRESENT_IN_GENERIC_DICT"):
         return (look.kind, look.key)
     if look.kind in ("DICT_CONTAINS", "DICT_NOT_CONTAINS"):
@@ -253,6 +312,10 @@ def _answer(value: Any, question: tuple[str, Any] | None) -> Any:
         return [type(value).__name__, str(value.dtype), list(value.shape), held]
     if kind == "contents":
         return _contents(value)
+    if kind == "tensor":
+        return tensor_facts(value)
+    if kind == "attributes":
+        return [str(name) for name in vars(value)]
     if kind == "keys":
         return [_contents(k) for k in value]
     return len(value) if kind == "length" else key in value
@@ -273,9 +336,9 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _identity(value: Any) -> Any:
-    """What tells ``value`` from others that a trace would treat otherwise; None: nothing does."""
+    """What tells ``value`` from others that a trace would treat otherwise."""
     if isinstance(value, torch.Tensor):
-        return None
+        return tensor_facts(value)
     if isinstance(value, ModuleType):
         return {"module": value.__name__}
     if isinstance(value, CodeType):
@@ -328,6 +391,8 @@ def _asked(text: str, question: tuple[str, Any] | None) -> str:
         "NOT_PRESENT_IN_GENERIC_DICT": f"{key!r} not in vars({text})",
         "DICT_CONTAINS": f"{key!r} in {text}",
         "length": f"len({text})",
+        "tensor": text,
+        "attributes": f"list(vars({text}))",
     }
     return forms[kind]
 

@@ -16,16 +16,30 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from types import CellType, CodeType, FunctionType, ModuleType
+from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
 
 from piecewise_core.graph.structure import is_plain
 
-__all__ = ["CodeFact", "changed", "class_digest", "code_digest", "code_facts", "function_digest"]
+__all__ = [
+    "CodeFact",
+    "Found",
+    "changed",
+    "class_digest",
+    "code_digest",
+    "code_facts",
+    "function_digest",
+    "lists_attributes",
+    "unaskable",
+]
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
+_OURS = "<piecewise"
+"""How the file names of code that core makes begin."""
+_LISTS_ALL = frozenset({"__dict__", "dir", "vars"})
+"""Names by which a program looks at all that an object has, which nobody notes."""
 
 
 @dataclass(frozen=True, order=True)
@@ -38,20 +52,104 @@ class CodeFact:
     file: str
 
 
-def code_facts(codes: Iterable[CodeType]) -> tuple[CodeFact, ...]:
-    """The functions of ``codes``, but for torch's, whose version counts, and generated ones."""
+@dataclass(frozen=True)
+class Found:
+    """``facts``: functions that can be found by name, and compared. ``unasked``: code that cannot
+    be asked for again, one sentence each.
+    """
+
+    facts: tuple[CodeFact, ...]
+    unasked: tuple[str, ...]
+
+
+def code_facts(codes: Iterable[CodeType], values: Iterable[Any] = ()) -> Found:
+    """The functions of ``codes``, but for torch's, whose version counts.
+
+    ``values``: what is compared by its own digest; code that it holds need not be found by name.
+    """
     modules = {
         getattr(m, "__file__", None): name
         for name, m in list(sys.modules.items())
         if getattr(m, "__file__", None)
     }
-    found = set()
+    digested: set[CodeType] | None = None
+    facts, unasked = set(), []
     for code in set(codes):
-        module = modules.get(code.co_filename)
-        if module is None or module.partition(".")[0] == "torch":
+        if code.co_filename.startswith((_TORCH, _OURS)):
             continue
-        found.add(CodeFact(module, _name(code), code_digest(code), _file_digest(code.co_filename)))
-    return tuple(sorted(found))
+        module = modules.get(code.co_filename)
+        if module is not None and _is_named(sys.modules[module], code):
+            digest, file = code_digest(code), _file_digest(code.co_filename)
+            facts.add(CodeFact(module, _name(code), digest, file))
+            continue
+        if digested is None:
+            digested = {c for value in values for c in _held(value)}
+        if code not in digested:
+            unasked.append(f"the code of {_where(code)}, which cannot be imported")
+    return Found(tuple(sorted(facts)), tuple(unasked))
+
+
+def lists_attributes(codes: Iterable[CodeType]) -> bool:
+    """Whether some of ``codes`` look at all that an object has, which nobody notes."""
+    return any(
+        _LISTS_ALL.intersection(code.co_names)
+        for code in codes
+        if not code.co_filename.startswith((_TORCH, _OURS))
+    )
+
+
+def unaskable(values: Iterable[Any]) -> Iterator[str]:
+    """Why what some of ``values`` do cannot be told from what others of their kind do."""
+    scopes = {
+        id(vars(module)) for module in list(sys.modules.values()) if hasattr(module, "__dict__")
+    }
+    for function in (f for value in values for f in _functions(value)):
+        if getattr(function, "_dynamo_marked_constant", False):
+            yield f"the result of {function.__qualname__}, which was declared constant"
+        elif id(function.__globals__) not in scopes and function.__code__.co_names:
+            yield f"the globals of {function.__qualname__}, which are those of no module"
+
+
+def _functions(value: Any) -> Iterator[FunctionType]:
+    """The functions that ``value`` is, or has as methods that do not come from torch."""
+    if isinstance(value, (FunctionType, MethodType)):
+        found = inspect.unwrap(value)
+        found = getattr(found, "__func__", found)
+        if isinstance(found, FunctionType) and not found.__code__.co_filename.startswith(_TORCH):
+            yield found
+        return
+    kind = value if isinstance(value, type) else type(value)
+    for base in kind.__mro__:
+        if base.__module__.partition(".")[0] not in ("builtins", "torch"):
+            for held in vars(base).values():
+                if getattr(held, "_dynamo_marked_constant", False):
+                    yield held
+
+
+def _held(value: Any) -> Iterator[CodeType]:
+    """The code that the digest of ``value`` is over."""
+    yield from _with_nested(inspect.unwrap(value) if callable(value) else value)
+    kind = value if isinstance(value, type) else type(value)
+    for base in kind.__mro__:
+        if base.__module__ != "builtins":
+            for held in vars(base).values():
+                yield from _with_nested(held)
+
+
+def _with_nested(value: Any) -> Iterator[CodeType]:
+    for code in (*_behind(value), *_behind(getattr(value, "__func__", None))):
+        yield code
+        yield from _nested(code)
+
+
+def _is_named(module: ModuleType, code: CodeType) -> bool:
+    """Whether ``code`` is what goes by its name in ``module``."""
+    codes = _codes(module, _name(code))
+    return (codes is None and not hasattr(CodeType, "co_qualname")) or code in (codes or ())
+
+
+def _where(code: CodeType) -> str:
+    return f"{_name(code)} ({code.co_filename}:{code.co_firstlineno})"
 
 
 def changed(facts: Iterable[CodeFact]) -> Iterator[str]:

@@ -19,9 +19,10 @@ from __future__ import annotations
 
 import builtins
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import CodeType
+from types import CodeType, ModuleType
 from typing import Any
 
 import torch
@@ -183,12 +184,22 @@ def capture(entry: Callable[..., Any], args: Sequence[Any]) -> Capture:
 
     def assumed(fn: Callable[..., Any], objects: Sequence[Any]) -> Assumptions:
         looks = map(_look, captured.output_graph.guards)
-        imports, code = captured.import_sources, captured.traced_code
+        imports = {**captured.import_sources, **_modules(frame.globals)}
+        code = captured.traced_code
         named = {n: v for n, v in frame.globals.items() if n.startswith("___unnamed_scope")}
         return assume(looks, imports, code, found["graph"], fn, objects, named)
 
     graph, env, effects = found["graph"], found["shape_env"], found["side_effects"]
     return Capture(graph, env, run, effects, assumed, tuple(captured.traced_code))
+
+
+def _modules(scope: Mapping[str, Any]) -> dict[str, str]:
+    """The modules that Dynamo put into the frame's globals under numbers of this process."""
+    return {
+        name: value.__name__
+        for name, value in scope.items()
+        if isinstance(value, ModuleType) and re.fullmatch(r"_\d+_c\d+", name)
+    }
 
 
 def _look(guard: Any) -> Look:

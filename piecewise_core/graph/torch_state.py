@@ -101,8 +101,18 @@ def _attribute(owner: Any, name: str) -> _Switch:
     def write(value: Any) -> None:
         setattr(owner, name, value)
 
-    return _Switch(lambda: getattr(owner, name), write)
+    return _Switch(lambda: _told_precision(getattr(owner, name)), write)
 
+
+def _told_precision(value: Any) -> Any:
+    """A precision that nobody set is the general one, which is exact unless somebody set that."""
+    if value != "none":
+        return value
+    general = getattr(torch.backends, _PRECISION, "none")
+    return "ieee" if general == "none" else general
+
+
+_PRECISION = "fp32_precision"
 
 _ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
     "": ("fp32_precision",),

@@ -9,6 +9,7 @@ import torch
 
 from piecewise_core.errors import BundleMismatch
 from piecewise_core.graph.saved.values import NotSavable
+from piecewise_core.graph.tensorfacts import tensor_facts
 from piecewise_core.runtime.places import Place, places_of
 
 __all__ = ["find_held", "write_held"]
@@ -31,7 +32,7 @@ def write_held(
             )
         memory = first.setdefault(tensor.untyped_storage()._cdata, place)
         places = [[number[id(p.root)], list(p.path), p.holder, p.key] for p in known]
-        found.append({"places": places, "kind": _kind(tensor), "memory": memory})
+        found.append({"places": places, "kind": tensor_facts(tensor), "memory": memory})
     return found
 
 
@@ -45,9 +46,10 @@ def find_held(
         places = [Place(roots[r], tuple(path), h, key) for r, path, h, key in entry["places"]]
         tensor = _at(places[0])
         name = _name(places[0])
-        if _kind(tensor) != entry["kind"]:
+        facts = tensor_facts(tensor)
+        if facts != entry["kind"]:
             raise BundleMismatch(
-                f"the model's {name} is {_text(_kind(tensor))}, and the bundle was made with "
+                f"the model's {name} is {_text(facts)}, and the bundle was made with "
                 f"{_text(entry['kind'])}"
             )
         for other in places[1:]:
@@ -79,17 +81,9 @@ def _name(place: Place) -> str:
     return ".".join([*place.path, place.key])
 
 
-def _kind(tensor: torch.Tensor) -> dict[str, Any]:
-    return {
-        "dtype": str(tensor.dtype).partition(".")[2],
-        "device": tensor.device.type,
-        "shape": list(tensor.shape),
-        "stride": list(tensor.stride()),
-    }
-
-
 def _text(kind: Mapping[str, Any]) -> str:
+    more = [str(kind[n]) for n in ("class", "layout", "offset") if n in kind]
     return (
         f"{kind['dtype']} on {kind['device']}, shape {tuple(kind['shape'])}, "
-        f"strides {tuple(kind['stride'])}"
+        f"strides {tuple(kind.get('stride', ()))}, {', '.join((*more, *kind['is']))}"
     )

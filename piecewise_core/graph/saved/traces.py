@@ -42,6 +42,8 @@ def write_trace(traced: Traced) -> SavedTrace:
     """Everything a trace says. Raises NotSavable."""
     if traced.assumptions is None:
         raise NotSavable("a trace that did not note what it took for granted")
+    if traced.assumptions.unasked:
+        raise NotSavable(traced.assumptions.unasked[0])
     if traced.assumptions.unnamed:
         raise NotSavable("a trace that read globals of a function that is in no module")
     writer = GraphWriter(traced.symbols)

@@ -147,13 +147,13 @@ def second(x):
 def test_functions_are_found_again_behind_decorators_and_inside_functions():
     codes = [second.__wrapped__.__code__, second.__code__, first.__code__]
     codes += [c for c in first.__code__.co_consts if isinstance(c, types.CodeType)]
-    facts = code_facts(codes)
+    facts = code_facts(codes).facts
     assert {f.name for f in facts} >= {"first", "second", "decorated.<locals>.wrapper"}
     assert list(changed(facts)) == []
 
 
 def test_code_that_changed_or_went_is_told():
-    (fact,) = code_facts([first.__code__])
+    (fact,) = code_facts([first.__code__]).facts
     other = CodeFact(fact.module, fact.name, "0" * 32, fact.file)
     assert list(changed([other])) == [f"the code of {__name__}.first changed"]
     gone = CodeFact(fact.module, "nothing", fact.digest, "0" * 32)
@@ -163,4 +163,4 @@ def test_code_that_changed_or_went_is_told():
 
 
 def test_torch_itself_counts_by_its_version():
-    assert code_facts([torch.nn.Linear.forward.__code__]) == ()
+    assert code_facts([torch.nn.Linear.forward.__code__]).facts == ()
