@@ -60,7 +60,7 @@ def backend(
     matcher = Matcher(setup.config.splitting_ops, setup.unsafe_ops)
     if matcher:
         matcher.look(graph.graph)
-    program = split(traced, matcher, Layouts())
+    program = split(traced, matcher, Layouts(dims, cuts=False))
     region = Region(
         0,
         program,

@@ -160,8 +160,12 @@ class Region:
         """
         dims = len(self.general_box.ranges)
         self._checking = {i: self.code.lay_piece(i, self._compiler) for i in range(self._count)}
-        runs = [_fitted(run, self._checking[i], dims) for i, run in self.runnables(box)]
+        runs = [self._checked(run, self._checking[i], dims) for i, run in self.runnables(box)]
         return self.code.plan(runs, check=True)
+
+    def _checked(self, run: Runnable, laid: Laid, dims: int) -> Runnable:
+        """``run`` with its results looked at, unless it is the model's own operators."""
+        return run if self._compiler == "eager" else _fitted(run, laid, dims)
 
     def checked(self, box: Box) -> None:
         """The first call of ``box`` is over: pieces whose results it copied are from now on."""
@@ -201,7 +205,7 @@ class Region:
         else:
             found = self.runnables(box)
         runs = [
-            piece(self.label(i), _fitted(run, self.code.lay_piece(i, self._compiler), dims))
+            piece(self.label(i), self._checked(run, self.code.lay_piece(i, self._compiler), dims))
             for i, run in found
         ]
         return self.code.recorded(runs, sizes, op)

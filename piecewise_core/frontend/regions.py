@@ -55,7 +55,7 @@ class Regions:
         self._counters = counters
         self._matcher = Matcher(self._config.splitting_ops, setup.unsafe_ops)
         self._splits = setup.splits(self._matcher)
-        self._layouts = Layouts()
+        self._layouts = Layouts(self._config.dims)
         self._traces = TraceStore(keeper.store, fn, self._config, keeper.run)
 
     def holding(self, sizes: Sizes) -> Region | None:

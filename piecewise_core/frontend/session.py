@@ -25,6 +25,7 @@ from piecewise_core.frontend.background import Background
 from piecewise_core.frontend.capturing import Capturing
 from piecewise_core.frontend.cells import out_of_range
 from piecewise_core.frontend.dispatch import Dispatch
+from piecewise_core.frontend.layoutjudge import LayoutJudge
 from piecewise_core.frontend.refusals import check_grad, need_grad, refuse_autocast
 from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.regions import Regions
@@ -34,8 +35,9 @@ from piecewise_core.frontend.verifying import Verifier
 from piecewise_core.graph.binder import AnotherLayout, Binder
 from piecewise_core.graph.call import constants
 from piecewise_core.graph.describe import bind_arguments, describe_call
+from piecewise_core.graph.lying import Lying
 from piecewise_core.graph.memory import values
-from piecewise_core.graph.structure import Structure, objects_in
+from piecewise_core.graph.structure import Structure, TensorLeaf, objects_in
 from piecewise_core.graph.torch_private import any_autocast, compile_lock
 from piecewise_core.graph.trace import Traced
 from piecewise_core.ranges import Sizes
@@ -144,6 +146,7 @@ class Session:
             check=self._checked,
             on_restride=lambda: self.counters.add("restrided"),
         )
+        self.binder.matters = self._layout_matters
         self._bind = self.binder.bind
         self.dispatch.raw = self.binder.raw
         if self.capturing is not None:
@@ -182,6 +185,7 @@ class Session:
             )
             raise Sealed(f"{what} after seal(); the model would have to be traced again")
         self._regions.known = []
+        self._judge = LayoutJudge(self.fn, self.config)
         self._watched = TraceState()
         self._state: Callable[[], int] = _unchanged
         if self.verifier is not None:
@@ -221,6 +225,12 @@ class Session:
 
     def _miss(self, t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
         """Serves sizes that no target holds: not traced yet, or out of bounds."""
+        try:
+            return self._missed(t, b, sizes, args, kwargs)
+        except AnotherLayout as error:
+            return self._as_written(error, args, kwargs)
+
+    def _missed(self, t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
         if sizes in self.config.bounds:
             unknown = not self.regions
             self.region_for(sizes)
@@ -270,7 +280,8 @@ class Session:
     def _admit(self, region: Region) -> None:
         """Serve from one region more."""
         self.binder.mutated |= region.program.mutated
-        self.binder.asks_layout |= region.program.traced.asks_layout
+        if region.program.traced.asks_layout:
+            self._bind = self.binder.exactly()
         if self._checked and self.structure is not None:
             assumptions = region.program.traced.assumptions
             self._watched.add(assumptions, self.fn, constants(self.structure))
@@ -314,6 +325,13 @@ class Session:
         self.counters.calls["eager"] += 1
         return self.fn(*args, **kwargs)
 
+    def _layout_matters(self, leaf: TensorLeaf, lying: Lying) -> bool:
+        """Whether the model does something else where an input lies so."""
+        boxes = [r.general_box for r in self.regions if r.program.traced.asks_layout]
+        may_trace = self._regions.sealed is None and not self.setup.is_capturing()
+        structure, bind = self.binder.structure, self.parameters.add
+        return self._judge.matters(structure, boxes, leaf, lying, bind, may_trace=may_trace)
+
     def _state_changed(self) -> bool:
         """Something that traces read was written to: whether they are gone for it."""
         why = self._watched.look_again()
@@ -344,7 +362,7 @@ class Session:
     def _refuse_lost_writes(self, t: Any, args: Any, kwargs: Any) -> None:
         """Bind again, which raises, when tracing found writes to what was bound as a copy."""
         given = self.binder.raw(*args, **kwargs)
-        if any(t[i] is not given[i] for i in self.binder.mutated):
+        if self.binder.is_exact or any(t[i] is not given[i] for i in self.binder.mutated):
             self._bind(*args, **kwargs)
 
     # Books -----------------------------------------------------------------------------

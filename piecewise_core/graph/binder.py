@@ -14,6 +14,7 @@ import torch
 from piecewise_core.errors import InputMismatch
 from piecewise_core.graph.bindsource import bind_source
 from piecewise_core.graph.fits import check_constant, check_container, check_tensor
+from piecewise_core.graph.lying import Lying, dense_strides, lying_of
 from piecewise_core.graph.structure import Constant, Container, Node, Structure, TensorLeaf
 from piecewise_core.ranges import Sizes
 
@@ -37,8 +38,8 @@ class Binder:
 
     ``alignment``: bytes at which tensor data must start; ``static``: refuse instead of copying;
     ``mutated``: flat indices of tensors that the program writes to, which cannot be copies.
-    ``asks_layout``: whether the traced code may have asked for layouts: then a copy in the traced
-    one could take the wrong path, and AnotherLayout is raised.
+    ``matters(leaf, lying)``: whether a model that may ask for layouts takes another path for an
+    input that lies so; then a copy in the traced layout would not do, and AnotherLayout is raised.
     """
 
     def __init__(
@@ -53,10 +54,23 @@ class Binder:
         self.structure = structure
         self._on_restride = on_restride
         self.mutated: set[int] = set()
-        self.asks_layout = False
+        self.matters: Callable[[TensorLeaf, Lying], bool] = lambda leaf, lying: True
         self._alignment = alignment
         self._static = static
-        self.source, names = bind_source(structure, alignment, check)
+        self._check = check
+        self.is_exact = False
+        self._generate()
+
+    def exactly(self) -> Callable[..., Bound]:
+        """``bind``, from now on for a model that may ask for the layouts of its inputs."""
+        if not self.is_exact:
+            self.is_exact = True
+            self._generate()
+        return self.bind
+
+    def _generate(self) -> None:
+        source = bind_source(self.structure, self._alignment, self._check, exact=self.is_exact)
+        self.source, names = source
         names["_pw_slow"] = self.slow
         exec(compile(self.source, "<piecewise binder>", "exec"), names)
         self.bind: Callable[..., Bound] = names["bind"]
@@ -106,15 +120,12 @@ class Binder:
         self, leaf: TensorLeaf, tensor: torch.Tensor, others: Iterable[torch.Tensor]
     ) -> torch.Tensor:
         """The tensor itself, or a copy of it in the traced layout. Raises InputMismatch."""
+        if self.is_exact:
+            self._refuse_other_path(leaf, tensor)
         why = self._misfit(leaf, tensor)
         if not why:
             return tensor
         self._refuse_copy(leaf, tensor, others, why)
-        if self.asks_layout and why.startswith("strides"):
-            raise AnotherLayout(
-                f'argument "{leaf.path}" has {why}; the model may ask for layouts, so it is not '
-                "copied to that"
-            )
         self._on_restride()
         size = [tensor.shape[d] for d in leaf.order]
         ordered = torch.empty(size, dtype=tensor.dtype, device=tensor.device)
@@ -132,6 +143,16 @@ class Binder:
         if tensor.data_ptr() % self._alignment:
             return f"data that does not start at a multiple of {self._alignment} bytes"
         return ""
+
+    def _refuse_other_path(self, leaf: TensorLeaf, tensor: torch.Tensor) -> None:
+        """Raise AnotherLayout where the model does something else for the tensor's layout."""
+        as_traced = tensor.stride() == dense_strides(tensor.shape, leaf.order)
+        if not as_traced and self.matters(leaf, lying_of(tensor)):
+            raise AnotherLayout(
+                f'argument "{leaf.path}" has strides {tuple(tensor.stride())} where the program '
+                f"was traced for dims in memory order {leaf.order}; the model asks for layouts, so "
+                "it is not copied to that"
+            )
 
     def _refuse_copy(
         self, leaf: TensorLeaf, tensor: torch.Tensor, others: Iterable[torch.Tensor], why: str

@@ -31,10 +31,13 @@ __all__ = ["bind_source"]
 _OURS = "_pw_"
 
 
-def bind_source(structure: Structure, alignment: int, check: bool) -> tuple[str, dict[str, Any]]:
+def bind_source(
+    structure: Structure, alignment: int, check: bool, *, exact: bool = False
+) -> tuple[str, dict[str, Any]]:
     """The source of ``bind`` and ``raw``, and the names that it uses, ``_pw_slow`` left out.
 
     ``alignment``: bytes at which tensor data must start. ``check``: whether to test anything.
+    ``exact``: whether strides count that no address depends on.
     Raises ConfigError for a parameter whose name is kept for names of ours.
     """
     for parameter in structure.signature.parameters:
@@ -43,12 +46,12 @@ def bind_source(structure: Structure, alignment: int, check: bool) -> tuple[str,
                 f'the parameter name "{parameter}" cannot be served: names that begin with '
                 f"{_OURS} are kept for generated code; give the parameter another name"
             )
-    writer = _Writer(structure, alignment)
+    writer = _Writer(structure, alignment, exact)
     return writer.source(check), writer.names
 
 
 class _Writer:
-    def __init__(self, structure: Structure, alignment: int) -> None:
+    def __init__(self, structure: Structure, alignment: int, exact: bool) -> None:
         self.structure = structure
         self.names: dict[str, Any] = {
             "_pw_T": torch.Tensor,
@@ -58,6 +61,7 @@ class _Writer:
             "_pw_same": same_value,
         }
         self._alignment = alignment
+        self._exact = exact
         self._reads: list[str] = []
         self._tests: list[str] = []
         self._tensor_names: list[str] = []
@@ -146,7 +150,7 @@ class _Writer:
         tests = [f"_pw_type({at}) is _pw_T", f"{at}.dtype is {self.name(leaf.dtype)}"]
         on_cpu = leaf.device.type == "cpu"
         tests.append(f"{at}.is_cpu" if on_cpu else f"{at}.device == {self.name(leaf.device)}")
-        if leaf.is_contiguous:
+        if leaf.is_contiguous and not self._exact:
             tests.append(f"{at}.is_contiguous()")
         if leaf.dtype.is_complex:
             tests.append(f"not {at}.is_conj()")
@@ -174,7 +178,7 @@ class _Writer:
                         known.add(named.name)
                 lines.append(f"{', '.join(targets)}, = {at}.shape")
                 tests += [f"{t} == {e}" for t, e in zip(targets, expected, strict=True) if t != e]
-            if not leaf.is_contiguous:
+            if self._exact or not leaf.is_contiguous:
                 tests.append(f"{at}.stride() == {_tuple(_strides(leaf, expected))}")
         return lines, tests
 
@@ -183,7 +187,8 @@ def _strides(leaf: TensorLeaf, sizes: list[str]) -> list[str]:
     """Source of the strides of a dense tensor whose dims lie in memory as ``leaf.order``."""
     strides = ["1"] * len(sizes)
     for inner, outer in zip(reversed(leaf.order), list(reversed(leaf.order))[1:], strict=False):
-        strides[outer] = f"{strides[inner]}*{sizes[inner]}"
+        size = str(int(sizes[inner]) or 1) if sizes[inner].isdecimal() else f"({sizes[inner]} or 1)"
+        strides[outer] = f"{strides[inner]}*{size}"
     return strides
 
 

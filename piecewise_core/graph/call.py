@@ -28,9 +28,12 @@ def example(leaf: TensorLeaf, dims: Sequence[Dim], cell: Box, hint: Sizes) -> to
         hint[place[leaf.dims[i].name]] if i in leaf.dims else size
         for i, size in enumerate(leaf.sizes)
     ]
-    ordered = torch.empty([sizes[d] for d in leaf.order], dtype=leaf.dtype, device=leaf.device)
+    room = [sizes[d] + leaf.gaps for d in leaf.order]
+    ordered = torch.empty(room, dtype=leaf.dtype, device=leaf.device)
     back = sorted(range(len(leaf.order)), key=leaf.order.__getitem__)
     made = ordered.permute(back)
+    if leaf.gaps:
+        made = made[tuple(slice(size) for size in sizes)]
     for i, named in leaf.dims.items():
         span = cell.ranges[place[named.name]]
         if not span.is_single_size():

@@ -15,13 +15,23 @@ import torch
 
 from piecewise_core.graph.memory import storages, tensor_inputs, values
 
-__all__ = ["is_inplace", "is_pure", "is_view", "reshapes", "writes"]
+__all__ = [
+    "is_inplace",
+    "is_pure",
+    "is_view",
+    "may_copy",
+    "reshapes",
+    "writes",
+    "written_by_layout",
+]
 
 _INPLACE_OPERATORS: frozenset[Any] = frozenset({
     operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv,
     operator.imod, operator.ipow, operator.imatmul, operator.iand, operator.ior, operator.ixor,
     operator.ilshift, operator.irshift, operator.iconcat, operator.setitem, operator.delitem,
 })  # fmt: skip
+
+_EITHER = frozenset({"contiguous", "flatten", "ravel", "reshape", "reshape_as", "to"})
 
 _STATISTICS = frozenset({"batch_norm", "instance_norm", "native_batch_norm"})
 """Builtins that write running statistics without saying so in their schema."""
@@ -63,6 +73,25 @@ def is_pure(node: torch.fx.Node) -> bool:
         # Not even when it returns what it is given: functorch marks tensors that way.
         return False
     return not any(torch.Tag.nondeterministic_seeded in o.tags for o in _overloads(packet))
+
+
+def may_copy(node: torch.fx.Node) -> bool:
+    """Whether the layout of what a node is given decides if its value is a view or a copy."""
+    name = getattr(node.target, "__name__", "") if callable(node.target) else str(node.target)
+    return node.op in ("call_function", "call_method") and name.partition(".")[0] in _EITHER
+
+
+def written_by_layout(graph: torch.fx.Graph) -> frozenset[int]:
+    """Memory of which its layout decides what a write reaches: ``x.reshape(-1).add_(1)``."""
+    either = [node for node in graph.nodes if may_copy(node)]
+    if not either:
+        return frozenset()
+    written = frozenset().union(*map(writes, graph.nodes))
+    pairs = (
+        (storages(node), storages(node).union(*map(storages, tensor_inputs(node))))
+        for node in either
+    )
+    return frozenset().union(*(both for made, both in pairs if made & written))
 
 
 def reshapes(node: torch.fx.Node) -> bool:

@@ -8,25 +8,29 @@ strides, so it had better be compiled for the real ones.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+import sympy
 import torch
 import torch.utils._pytree as pytree
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor
 
-from piecewise_core.graph.conditions import implied
+from piecewise_core.config import Dim
+from piecewise_core.errors import TraceFailed
 from piecewise_core.graph.contexts import is_autocast_enter, is_autocast_exit
-from piecewise_core.graph.effects import reshapes
-from piecewise_core.graph.guards import Guard, collect
+from piecewise_core.graph.effects import reshapes, written_by_layout
+from piecewise_core.graph.guards import Guard, collect, region
 from piecewise_core.graph.memory import storages, tensor_inputs, values
 from piecewise_core.graph.names import op_name, source_of
 from piecewise_core.graph.rehearsal import Rehearsal
 from piecewise_core.graph.segments import Segment
 from piecewise_core.graph.strides import at, differ, fake_like, fitted
 from piecewise_core.graph.torch_private import oblivious_sizes
-from piecewise_core.graph.trace import Traced
+from piecewise_core.graph.trace import Traced, hints
+from piecewise_core.ranges import Box
 
 __all__ = ["Layouts"]
 
@@ -34,31 +38,55 @@ logger = logging.getLogger(__name__)
 
 
 class Layouts:
-    """Learns real layouts, trace after trace. What a splitting op does is told once."""
+    """Learns real layouts, trace after trace. What a splitting op does is told once.
 
-    def __init__(self) -> None:
+    ``dims``: of the model. ``cuts``: whether a region may be cut where working it out anew asks for
+    sizes; else somebody else sees to it that what was asked holds.
+    """
+
+    def __init__(self, dims: Sequence[Dim], *, cuts: bool = True) -> None:
+        self._dims = dims
+        self._cuts = cuts
         self._told: set[str] = set()
 
-    def __call__(self, traced: Traced, runs: Sequence[Segment]) -> bool:
-        """Write real strides into ``traced``; whether any differ from those promised.
+    def __call__(self, traced: Traced, runs: Sequence[Segment]) -> Traced | None:
+        """Write real strides into ``traced``; None where all are as promised.
 
         ``runs``: of its graph. When what follows cannot be worked out anew, all stays as it was:
-        calls then bring results to the layout promised.
+        calls then bring results to the layout promised. Size 1 may come to be another region's: a
+        view there is a copy elsewhere. Raises TraceFailed where the model asked for a wrong layout.
         """
         nodes = traced.graph.graph.nodes
         if not any(run.splitting for run in runs) or any(map(reshapes, nodes)):
-            return False
-        learning = _Learning(traced, runs, self._tell)
+            return None
+        learning = _Learning(traced, runs)
         try:
             with oblivious_sizes():
                 learning.walk()
-            changed = learning.settles()
+            box = self._box(traced, learning.asked())
+            changed = learning.changed
         except Exception as error:
             logger.debug("real strides are not used: %s: %s", type(error).__name__, error)
             changed = False
+        for node, real, promised in learning.found:
+            if traced.reads_layout:
+                raise TraceFailed(_misled(node, real, promised))
+            if changed:
+                self._tell(node, real, promised)
         if not changed:
             learning.undo()
-        return changed
+            return None
+        return replace(traced, box=box)
+
+    def _box(self, traced: Traced, asked: Sequence[Guard]) -> Box:
+        """The sizes of ``traced`` for which what was ``asked`` holds. Raises SizeBranch."""
+        box, symbols = traced.box, traced.symbols
+        if not written_by_layout(traced.graph.graph):
+            asked = [guard for guard in asked if not _of_small_sizes(guard)]
+        if not asked or not self._cuts:
+            return box
+        free: Sequence[Sequence[int]] = ((),) * len(self._dims)
+        return region(asked, symbols, box, hints(box), self._dims, free)
 
     def _tell(self, node: torch.fx.Node, real: Sequence[int], promised: Sequence[int]) -> None:
         name = op_name(node)
@@ -75,18 +103,20 @@ class Layouts:
 
 
 class _Learning:
-    """One walk through one graph. ``undo`` takes back what it changed."""
+    """One walk through one graph. ``undo`` takes back what it changed.
 
-    def __init__(self, traced: Traced, runs: Sequence[Segment], tell: Callable[..., None]) -> None:
+    ``found``: node, real and promised strides of each result that lies otherwise than promised.
+    """
+
+    def __init__(self, traced: Traced, runs: Sequence[Segment]) -> None:
         self._traced = traced
         self._begins = {run.nodes[0]: run for run in runs if run.splitting}
         self._rehearsal = Rehearsal(traced)
-        self._tell = tell
         self._before: dict[torch.fx.Node, Any] = {}
         self._real: dict[torch.fx.Node, Any] = {}
         self._autocast: dict[torch.fx.Node, torch.autocast] = {}
-        self._told: list[tuple[Any, ...]] = []
-        self._asked = {guard.expr for guard in self._guards()}
+        self.found: list[tuple[torch.fx.Node, Sequence[int], Sequence[int]]] = []
+        self._asked_before = {guard.expr for guard in self._guards()}
 
     def walk(self) -> None:
         """Go through the graph in order, correct what differs, work out anew what depends on it."""
@@ -105,18 +135,14 @@ class _Learning:
             for opened in reversed(self._autocast.values()):
                 opened.__exit__(None, None, None)
 
-    def settles(self) -> bool:
-        """Whether anything changed, and working it out anew asks for no sizes in particular."""
-        symbols, box = dict(self._traced.symbols), self._traced.box
-        fresh = [g for g in self._guards() if g.expr not in self._asked]
-        if not self._before or not all(
-            guard.expr.free_symbols <= set(symbols) and implied(guard.expr, symbols, box)
-            for guard in fresh
-        ):
-            return False
-        for told in self._told:
-            self._tell(*told)
-        return True
+    @property
+    def changed(self) -> bool:
+        """Whether any value is another than it was."""
+        return bool(self._before)
+
+    def asked(self) -> list[Guard]:
+        """What was asked of sizes to work values out anew, beyond what the trace asked."""
+        return [g for g in self._guards() if g.expr not in self._asked_before]
 
     def _guards(self) -> list[Guard]:
         """What was asked of sizes so far."""
@@ -189,8 +215,25 @@ class _Learning:
         strides = fitted(fake.shape, shape, real.stride())
         if strides is None:
             return fake
-        self._told.append((node, real.stride(), promised))
+        self.found.append((node, real.stride(), promised))
         return fake_like(fake, strides)
+
+
+def _of_small_sizes(guard: Guard) -> bool:
+    """Whether a guard only tells sizes 0 and 1 from others.
+
+    They choose the stride of a dim that has at most one index, or a view over a copy of it.
+    """
+    return not (guard.expr.atoms(sympy.Integer) - {sympy.S.Zero, sympy.S.One})
+
+
+def _misled(node: torch.fx.Node, real: Sequence[int], promised: Sequence[int]) -> str:
+    return (
+        f"the model asks how tensors lie in memory, and splitting op {op_name(node)} "
+        f"({source_of(node) or 'no source line'}) returns strides {tuple(real)} where its fake "
+        f"kernel promises {tuple(promised)}, which tracing went by; correct its register_fake, "
+        "call .contiguous() on what it returns, or take the question out of the model"
+    )
 
 
 def _example(node: torch.fx.Node) -> Any:

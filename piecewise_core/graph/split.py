@@ -83,7 +83,7 @@ class Program:
 def split(
     traced: Traced,
     matcher: Callable[[torch.fx.Node], bool],
-    learn: Callable[[Traced, Sequence[Segment]], bool] = lambda traced, runs: False,
+    learn: Callable[[Traced, Sequence[Segment]], Traced | None] = lambda traced, runs: None,
 ) -> Program:
     """Cut ``traced`` at the nodes that ``matcher`` accepts.
 
@@ -101,9 +101,10 @@ def split(
     lift_masks(graph, matcher)
     matcher = keep_waits(graph, matcher)
     runs = segments(graph, matcher)
-    if learn(traced, runs):
+    learned = learn(traced, runs)
+    if learned is not None:
         # In another layout a view may be a copy, and a copy a view.
-        runs = segments(graph, matcher)
+        traced, runs = learned, segments(graph, matcher)
     nodes = [n for run in runs for n in run.nodes]
     writes = {n: effects.writes(n) for n in nodes}
     reshaped = frozenset().union(*(writes[n] for n in nodes if effects.reshapes(n)))

@@ -47,7 +47,8 @@ class TensorLeaf:
 
     ``index``: place among the flat tensors. ``dims``: tensor dim -> named dynamic dimension.
     ``sizes``: the example's sizes (those of named dims mean nothing). ``order``: tensor dims
-    from the largest stride to the smallest, the layout that the program is traced for.
+    from the largest stride to the smallest, the layout that the program is traced for. ``gaps``:
+    memory lies between its elements; only ever traced to see whether that makes a difference.
     """
 
     path: str
@@ -57,6 +58,7 @@ class TensorLeaf:
     sizes: tuple[int, ...]
     dims: Mapping[int, Dim]
     order: tuple[int, ...]
+    gaps: bool = False
 
     @property
     def is_contiguous(self) -> bool:

@@ -14,19 +14,17 @@ from piecewise_core.errors import PiecewiseError, TraceFailed, UnsupportedSideEf
 from piecewise_core.graph import call, guards, torch_private
 from piecewise_core.graph.assumptions import Assumptions
 from piecewise_core.graph.cleaning import clean
+from piecewise_core.graph.effects import written_by_layout
 from piecewise_core.graph.origins import GraphInput, read_off
 from piecewise_core.graph.outputs import OutputCode
+from piecewise_core.graph.questions import asks as reads
+from piecewise_core.graph.questions import mentions
+from piecewise_core.graph.questions import named as names_one
 from piecewise_core.graph.sideeffects import SideEffect
 from piecewise_core.graph.structure import Structure
 from piecewise_core.ranges import Box, Sizes
 
 __all__ = ["Traced", "hints", "trace"]
-
-_LAYOUT = frozenset({
-    "dim_order", "guard_or_false", "guard_or_true", "guard_size_oblivious", "is_contiguous",
-    "statically_known_false", "statically_known_true", "storage_offset", "stride",
-})  # fmt: skip
-"""What Python can ask of a tensor or a size that Dynamo answers without a guard."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,8 @@ class Traced:
     ``graph``: flat; its output is a flat tuple. ``inputs``: one per placeholder. ``symbols``:
     symbol -> place of its dim. ``box``: the sizes over which the graph holds. ``output``:
     rebuilds the call's result. ``assumptions``: what must hold of the model, where it was noted.
-    ``asks_layout``: whether code that was traced may have asked for a tensor's strides.
+    ``asks_layout``: whether another layout of an input may have been traced to another graph.
+    ``reads_layout``: whether code that was traced called for a tensor's strides.
     """
 
     graph: torch.fx.GraphModule
@@ -46,6 +45,7 @@ class Traced:
     output: OutputCode
     assumptions: Assumptions | None = None
     asks_layout: bool = False
+    reads_layout: bool = False
 
 
 def hints(cell: Box) -> Sizes:
@@ -106,8 +106,11 @@ def trace(
             effect.undo()
     clean(captured.graph)
     assumptions = captured.assume(fn, objects) if assume else None
-    asks = any(_LAYOUT & {*code.co_names} for code in captured.code)
-    return Traced(captured.graph, inputs, symbols, box, output, assumptions, asks)
+    asks = mentions(captured.code) or bool(written_by_layout(captured.graph.graph))
+    asks = asks or (assumptions is not None and names_one(f for _, _, f in assumptions.facts))
+    return Traced(
+        captured.graph, inputs, symbols, box, output, assumptions, asks, reads(captured.code)
+    )
 
 
 def _explain(error: Exception, dims: Sequence[Dim], hint: Sizes) -> str:

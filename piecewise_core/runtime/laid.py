@@ -27,8 +27,9 @@ class Laid:
     """Checks and relays the results of one operation.
 
     ``what``: names it, and who to blame, in messages; ``advice``: what to do about it. ``own``: per
-    tensor, whether it lives in memory of its own: a copy of what shares memory would lose writes.
-    ``count``: called for each result that is copied. ``drifts``: whether any was.
+    tensor, whether a copy of it would do: one of what shares memory would lose writes. ``count``:
+    called for each result that is copied. ``several``: whether a result is a sequence of tensors
+    always. ``told``: what a program's user was told of. ``drifts``: whether any was copied.
     """
 
     def __init__(
@@ -38,12 +39,17 @@ class Laid:
         promise: Promise,
         own: Sequence[bool],
         count: Callable[[], None],
+        *,
+        several: bool = False,
+        told: set[str] | None = None,
     ) -> None:
         self._what = what
         self._advice = advice
         self._promise = promise
         self._own = own
         self._count = count
+        self._several = several
+        self._told = set() if told is None else told
         self.drifts = False
 
     def __call__(self, result: Any, *sizes: int) -> Any:
@@ -51,6 +57,8 @@ class Laid:
 
         Raises OpContractBroken where dtype or shape differ, or a copy would lose values.
         """
+        if self._several and not isinstance(result, (tuple, list)):
+            self._refuse("tensors in a tuple or list", f"a {type(result).__name__}")
         leaves, spec = pytree.tree_flatten(result)
         places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
         promised = self._promise(*sizes)
@@ -65,7 +73,7 @@ class Laid:
                 continue
             if not own:
                 self._refuse(
-                    f"strides {tuple(stride)}", f"{leaf.stride()} in memory that is shared"
+                    f"strides {tuple(stride)}", f"{leaf.stride()} where a copy would not do"
                 )
             self._tell(leaf, stride)
             leaves[place], moved = _relaid(leaf, stride), True
@@ -77,8 +85,9 @@ class Laid:
 
     def _tell(self, leaf: torch.Tensor, stride: Sequence[int]) -> None:
         self._count()
-        if not self.drifts:
-            self.drifts = True
+        self.drifts = True
+        if self._what not in self._told:
+            self._told.add(self._what)
             logger.warning(
                 "%s returns a tensor of strides %s where %s are promised; it is copied to that "
                 "layout at every call: %s",

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from piecewise_core.graph.contexts import functorch_units
-from piecewise_core.graph.effects import is_view
+from piecewise_core.graph.effects import is_view, written_by_layout
 from piecewise_core.graph.memory import memory_of, storages, tensor_inputs, values
 from piecewise_core.graph.names import op_name, source_of
 from piecewise_core.graph.segments import is_item
@@ -34,11 +34,14 @@ class PlanSource:
     def __init__(self, program: Program, count: Callable[[], None] = lambda: None) -> None:
         self._program = program
         self._count = count
+        self._told: set[str] = set()
         self._values = PlanValues(program)
         self.names = self._values.names
         self.laid: dict[str, Laid] = {}
         self.ops: dict[torch.fx.Node, str] = {}
         self._units: dict[torch.fx.Node, Unit] = {}
+        # Where the layout decides what is computed, a copy in another one is no way out.
+        self._decided = written_by_layout(program.traced.graph.graph)
         self._dims = [f"s{i}" for i in range(len(program.traced.box.ranges))]
 
     def text(self, *, check: bool, guarded: bool, stepwise: bool = False, laid: bool = True) -> str:
@@ -185,8 +188,9 @@ class PlanSource:
             f"splitting op {op_name(node)} ({where})",
             "correct its register_fake, or return .contiguous()",
             self._promise(tensors),
-            _own(tensors, given),
+            self._own(tensors, given),
             self._count,
+            told=self._told,
         )
 
     def lay_piece(self, piece: Piece, compiler: str) -> Laid:
@@ -198,19 +202,23 @@ class PlanSource:
             f"the code of compiler {compiler!r} for {where}",
             "the compiler must keep what the traced graph gives",
             self._promise(tensors),
-            _own(tensors, given),
+            self._own(tensors, given),
             self._count,
+            several=True,
+            told=self._told,
         )
+
+    def _own(self, tensors: Sequence[torch.Tensor], given: frozenset[int]) -> list[bool]:
+        """Per tensor, whether a copy does: nobody shares its memory or asks how it lies."""
+        memory = [memory_of(t) for t in tensors]
+        if self._program.traced.reads_layout:
+            return [False] * len(tensors)
+        taken = given | self._decided
+        return [m not in taken and memory.count(m) == 1 for m in memory]
 
 
 def _is_plain(value: Any) -> bool:
     return isinstance(value, torch.Tensor)
-
-
-def _own(tensors: Sequence[torch.Tensor], given: frozenset[int]) -> list[bool]:
-    """Per tensor, whether no input and no other tensor lives in its memory."""
-    memory = [memory_of(t) for t in tensors]
-    return [m not in given and memory.count(m) == 1 for m in memory]
 
 
 class _Autocast:

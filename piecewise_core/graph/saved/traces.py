@@ -50,6 +50,7 @@ def write_trace(traced: Traced) -> SavedTrace:
     text = {
         "box": [[r.start, r.end] for r in traced.box.ranges],
         "asks_layout": traced.asks_layout,
+        "reads_layout": traced.reads_layout,
         "dims": sorted(set(traced.symbols.values())),
         "graph": writer.graph(traced.graph),
         "inputs": [_input(source, writer) for source in traced.inputs],
@@ -81,7 +82,8 @@ def read_trace(saved: SavedTrace, device: torch.device | None) -> Traced:
     symbols = {size.node.expr: i for i, size in enumerate(sizes) if isinstance(size, torch.SymInt)}
     output = _read_output(text["output"])
     assumptions = _read_assumptions(text["assumptions"])
-    return Traced(graph, inputs, symbols, box, output, assumptions, bool(text["asks_layout"]))
+    asked = bool(text["asks_layout"]), bool(text["reads_layout"])
+    return Traced(graph, inputs, symbols, box, output, assumptions, *asked)
 
 
 # Inputs -------------------------------------------------------------------------------

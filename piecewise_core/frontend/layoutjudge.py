@@ -1,0 +1,116 @@
+"""Whether a model takes another path for an input that lies otherwise in memory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from piecewise_core.config import Config
+from piecewise_core.errors import PiecewiseError
+from piecewise_core.graph.effects import writes
+from piecewise_core.graph.lying import Lying
+from piecewise_core.graph.memory import storages
+from piecewise_core.graph.paths import same_path
+from piecewise_core.graph.structure import Container, Node, Structure, TensorLeaf
+from piecewise_core.graph.torch_private import compile_lock
+from piecewise_core.graph.trace import Traced, trace
+from piecewise_core.ranges import Box
+
+__all__ = ["LayoutJudge"]
+
+logger = logging.getLogger(__name__)
+
+
+class LayoutJudge:
+    """Traces a model twice, for the two layouts, and compares; once per layout and region.
+
+    For models whose code mentions layouts only: most of those ask for something else.
+    """
+
+    def __init__(self, fn: Callable[..., Any], config: Config) -> None:
+        self._fn = fn
+        self._config = config
+        self._known: dict[tuple[Box, int, Lying], bool] = {}
+
+    def matters(
+        self,
+        structure: Structure,
+        boxes: Sequence[Box],
+        leaf: TensorLeaf,
+        lying: Lying,
+        bind: Callable[[torch.Tensor], int],
+        *,
+        may_trace: bool,
+    ) -> bool:
+        """Whether the model does something else in one of ``boxes`` when ``leaf`` lies so.
+
+        ``bind``: takes a tensor of the model and returns its place. ``may_trace``: else what is
+        not known yet counts as yes.
+        """
+        if lying.repeats:
+            return True
+        for box in boxes:
+            key = box, leaf.index, lying
+            if key not in self._known:
+                if not may_trace:
+                    return True
+                self._known[key] = self._differs(structure, box, leaf, lying, bind)
+            if self._known[key]:
+                return True
+        return False
+
+    def _differs(
+        self,
+        structure: Structure,
+        box: Box,
+        leaf: TensorLeaf,
+        lying: Lying,
+        bind: Callable[[torch.Tensor], int],
+    ) -> bool:
+        other = replace(leaf, order=lying.order, gaps=lying.gaps)
+        try:
+            with compile_lock:
+                one, two = (
+                    trace(self._fn, traced, self._config, box, bind, assume=False)
+                    for traced in (structure, _with(structure, other))
+                )
+                found = one.box != two.box or _written(one) != _written(two)
+                found = found or any(map(_goes_by_memory, one.graph.graph.nodes))
+                found = found or not same_path(one, two, {})
+        except PiecewiseError as error:
+            logger.debug("%r in another layout cannot be traced: %s", leaf.path, error)
+            return True
+        says = "takes another path" if found else "does the same"
+        logger.info('argument "%s" lies otherwise: the model %s', leaf.path, says)
+        return found
+
+
+def _goes_by_memory(node: torch.fx.Node) -> bool:
+    """Whether a node takes elements by where they lie."""
+    name = getattr(node.target, "__name__", "") if callable(node.target) else str(node.target)
+    return name.partition(".")[0].startswith("as_strided")
+
+
+def _written(traced: Traced) -> list[int]:
+    """Places of the graph's inputs that it writes to."""
+    nodes = traced.graph.graph.nodes
+    memory = frozenset().union(*map(writes, nodes))
+    placeholders = [n for n in nodes if n.op == "placeholder"]
+    return [place for place, node in enumerate(placeholders) if storages(node) & memory]
+
+
+def _with(structure: Structure, leaf: TensorLeaf) -> Structure:
+    """``structure`` with ``leaf`` in place of the tensor of its index."""
+    tensors = tuple(leaf if t.index == leaf.index else t for t in structure.tensors)
+    arguments = {name: _put(node, leaf) for name, node in structure.arguments.items()}
+    return replace(structure, arguments=arguments, tensors=tensors)
+
+
+def _put(node: Node, leaf: TensorLeaf) -> Node:
+    if isinstance(node, Container):
+        return replace(node, children=tuple(_put(child, leaf) for child in node.children))
+    return leaf if isinstance(node, TensorLeaf) and node.index == leaf.index else node
