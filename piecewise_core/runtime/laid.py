@@ -26,15 +26,16 @@ Promise = Callable[..., Sequence[tuple[torch.dtype, Sequence[int], Sequence[int]
 class Laid:
     """Checks and relays the results of one operation.
 
-    ``what``: names it, and who to blame, in messages; ``advice``: what to do about it. ``own``: per
-    tensor, whether a copy of it would do: one of what shares memory would lose writes. ``count``:
-    called for each result that is copied. ``several``: whether a result is a sequence of tensors
+    ``what``: names it in messages; ``by``: who promises; ``advice``: what to do about it. ``own``:
+    per tensor, whether a copy of it would do: one of what shares memory would lose writes.
+    ``count``: called for each result that is copied. ``several``: whether a result is a sequence of tensors
     always. ``told``: what a program's user was told of. ``drifts``: whether any was copied.
     """
 
     def __init__(
         self,
         what: str,
+        by: str,
         advice: str,
         promise: Promise,
         own: Sequence[bool],
@@ -44,6 +45,7 @@ class Laid:
         told: set[str] | None = None,
     ) -> None:
         self._what = what
+        self._by = by
         self._advice = advice
         self._promise = promise
         self._own = own
@@ -99,7 +101,7 @@ class Laid:
 
     def _refuse(self, promised: str, got: str) -> NoReturn:
         raise OpContractBroken(
-            f"{self._what} returned {got} where {promised} are promised; {self._advice}"
+            f"{self._what} returned {got} where {self._by} promises {promised}; {self._advice}"
         )
 
 

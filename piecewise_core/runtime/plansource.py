@@ -186,6 +186,7 @@ class PlanSource:
         where = f"piece {piece.index}{', ' + source_of(node) if source_of(node) else ''}"
         return Laid(
             f"splitting op {op_name(node)} ({where})",
+            "its fake kernel",
             "correct its register_fake, or return .contiguous()",
             self._promise(tensors),
             self._own(tensors, given),
@@ -200,7 +201,8 @@ class PlanSource:
         where = f"piece {piece.index}{', ' + piece.source if piece.source else ''}"
         return Laid(
             f"the code of compiler {compiler!r} for {where}",
-            "the compiler must keep what the traced graph gives",
+            "the traced graph",
+            "the compiler must keep what that gives",
             self._promise(tensors),
             self._own(tensors, given),
             self._count,
