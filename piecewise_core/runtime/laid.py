@@ -28,8 +28,8 @@ class Laid:
 
     ``what``: names it in messages; ``by``: who promises; ``advice``: what to do about it. ``own``:
     per tensor, whether a copy of it would do: one of what shares memory would lose writes.
-    ``count``: called for each result that is copied. ``several``: whether a result is a sequence of tensors
-    always. ``told``: what a program's user was told of. ``drifts``: whether any was copied.
+    ``count``: called for each result that is copied. ``several``: whether a result is a sequence of
+    tensors always. ``told``: what a program's user was told of. ``drifts``: whether any was copied.
     """
 
     def __init__(
