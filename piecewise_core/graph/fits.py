@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import reprlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +13,22 @@ from piecewise_core.errors import InputMismatch
 from piecewise_core.graph.structure import Constant, Container, TensorLeaf
 
 __all__ = ["check_constant", "check_container", "check_tensor", "same_value"]
+
+
+_BRIEF = reprlib.Repr()
+_BRIEF.maxstring = _BRIEF.maxother = 60
+_KEYS = 12
+"""Keys that are listed; of more, the first ones and how many there are."""
+
+
+def shown(value: Any) -> str:
+    """A value's short beginning: a request's data does not belong into messages."""
+    return _BRIEF.repr(value)
+
+
+def _keys(keys: Sequence[Any]) -> str:
+    text = ", ".join(map(shown, keys[:_KEYS]))
+    return f"[{text}]" if len(keys) <= _KEYS else f"[{text}, ... {len(keys)} in all]"
 
 
 def check_container(node: Container, value: Any) -> None:
@@ -23,12 +41,12 @@ def check_container(node: Container, value: Any) -> None:
     keys = tuple(held) if node.is_mapping else tuple(range(len(held)))
     if set(keys) != set(node.keys):
         raise InputMismatch(
-            f'argument "{node.path}" has keys {list(keys)}; traced with {list(node.keys)}'
+            f'argument "{node.path}" has keys {_keys(keys)}; traced with {_keys(node.keys)}'
         )
     if node.is_ordered and keys != node.keys:
         raise InputMismatch(
-            f'argument "{node.path}" has keys in the order {list(keys)}; traced with '
-            f"{list(node.keys)}, and the model may go through them in order: pass them so"
+            f'argument "{node.path}" has keys in the order {_keys(keys)}; traced with '
+            f"{_keys(node.keys)}, and the model may go through them in order: pass them so"
         )
 
 
@@ -37,7 +55,7 @@ def check_constant(node: Constant, value: Any) -> None:
     if isinstance(value, torch.Tensor):
         raise InputMismatch(
             f'argument "{node.path}" is a tensor of shape {tuple(value.shape)}; traced with the '
-            f"constant {node.value!r}: compile the model again for calls of this form"
+            f"constant {shown(node.value)}: compile the model again for calls of this form"
         )
     if node.by_identity:
         if value is not node.value:
@@ -48,8 +66,9 @@ def check_constant(node: Constant, value: Any) -> None:
             )
     elif not same_value(node.value, value):
         raise InputMismatch(
-            f'argument "{node.path}" is {value!r}; traced with the constant {node.value!r}: pass '
-            "that value, pass a tensor, or compile the model once per value"
+            f'argument "{node.path}" is {shown(value)}; traced with the constant '
+            f"{shown(node.value)}: pass that value, pass a tensor, or compile the model once per "
+            "value"
         )
 
 
@@ -60,7 +79,7 @@ def check_tensor(leaf: TensorLeaf, value: Any) -> None:
         return InputMismatch(f'argument "{leaf.path}": {what} expected {expected}, got {got}')
 
     if not isinstance(value, torch.Tensor):
-        raise refuse("a tensor", f"of {leaf.dtype}", f"{type(value).__name__} {value!r}")
+        raise refuse("a tensor", f"of {leaf.dtype}", f"{type(value).__name__} {shown(value)}")
     if type(value) not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
         raise refuse("type", "torch.Tensor", type(value).__name__)
     if value.layout is not torch.strided or value.is_nested:

@@ -443,3 +443,20 @@ def test_autocast_around_a_call_is_refused_naming_where_to_enter_it():
         pytest.raises(InputMismatch, match=r"torch\.autocast.*inside the model's forward"),
     ):
         fast(torch.randn(5, 8))
+
+
+# 62: messages -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("few", "many"),
+    [([1.0], [2.5] * 5_000), ("a", "b" * 50_000), ({"k": "s"}, {"k": "s" * 9_000})],
+    ids=["numbers", "text", "text in a dict"],
+)
+def test_an_error_shows_a_beginning_of_an_argument_and_never_all_of_it(few, many):
+    """FAULTS 62."""
+    fast = compiled(lambda x, given: x + len(given))
+    fast(torch.ones(4, 8), few)
+    with pytest.raises(InputMismatch, match="given") as caught:
+        fast(torch.ones(4, 8), many)
+    assert len(str(caught.value)) < 1_000
