@@ -19,6 +19,7 @@ from piecewise_core.errors import (
     OutOfRange,
     Sealed,
     TraceFailed,
+    UnsupportedSideEffect,
 )
 from piecewise_core.frontend.ahead import capture_all, compile_all, release
 from piecewise_core.frontend.background import Background
@@ -184,6 +185,7 @@ class Session:
                 "mode or modules changed,"
             )
             raise Sealed(f"{what} after seal(); the model would have to be traced again")
+        self._fills = bool(self._regions.known)
         self._regions.known = []
         self._judge = LayoutJudge(self.fn, self.config)
         self._watched = TraceState()
@@ -229,11 +231,20 @@ class Session:
             return self._missed(t, b, sizes, args, kwargs)
         except AnotherLayout as error:
             return self._as_written(error, args, kwargs)
+        except UnsupportedSideEffect:
+            # A model that was traced before and changed may fill a memo at its next forward, as a
+            # recurrent layer does for replaced weights: once as written, then it is traced.
+            if not self._fills:
+                raise
+            self._fills = False
+            self.counters.calls["eager"] += 1
+            return self.fn(*args, **kwargs)
 
     def _missed(self, t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
         if sizes in self.config.bounds:
             unknown = not self.regions
             self.region_for(sizes)
+            self._fills = False
             self._refuse_lost_writes(t, args, kwargs)
             place = self.dispatch.find(*sizes)
             try:
