@@ -83,6 +83,7 @@ class Session:
             self.config, self.counters, background, self._miss, self.capturing, self.verifier
         )
         self.retraced = ""
+        self._fills = False
         self._said_layout = False
         self._forget_regions()
 
@@ -185,7 +186,7 @@ class Session:
                 "mode or modules changed,"
             )
             raise Sealed(f"{what} after seal(); the model would have to be traced again")
-        self._fills = bool(self._regions.known)
+        self._fills |= bool(self._regions.known)
         self._regions.known = []
         self._judge = LayoutJudge(self.fn, self.config)
         self._watched = TraceState()

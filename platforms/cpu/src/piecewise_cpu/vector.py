@@ -67,7 +67,7 @@ def _can_hold_programs(directory: Path) -> bool:
     if others is not None:
         log.debug("probes go where Inductor keeps them: %s", others)
         return False
-    return os.access(directory, os.W_OK) and not flags & os.ST_NOEXEC
+    return directory.is_dir() and os.access(directory, os.W_OK) and not flags & os.ST_NOEXEC
 
 
 def _ask_inductor(builds: str, known: bool) -> bool:
