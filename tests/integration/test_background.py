@@ -307,7 +307,7 @@ def test_a_compilation_that_takes_too_long_is_given_up_and_the_pool_goes_on(note
     answers: list[Answer] = []
     pool = WorkerPool(timeout=0.2)
     for _ in range(2):
-        pool.submit(lambda serial: Request(serial, "acme", "{}", "key", b""), answers.append)
+        pool.submit(lambda n: Request(n, "acme", "{}", "key", b"", {}, {}), answers.append)
     assert eventually(lambda: len(answers) == 2)
     assert [a.serial for a in answers] == [0, 1]
     assert all("it took longer than 0.2 s" in a.error and a.handle is None for a in answers)

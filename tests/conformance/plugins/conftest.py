@@ -27,9 +27,13 @@ class Environment:
         return self.path / "bin" / "python"
 
     def install(self, wheels: Iterable[Path]) -> None:
-        """Install wheels without their dependencies, which are here already."""
+        """Install wheels without their dependencies, which are here already.
+
+        As ``pip install .`` does, in place of the same version too.
+        """
         command = [sys.executable, "-m", "pip", "--python", str(self.python), "install", "-q"]
         options = ["--no-deps", "--no-index", "--no-compile", "--disable-pip-version-check"]
+        options += ["--force-reinstall"]
         _run([*command, *options, *map(str, wheels)])
 
     def run(
