@@ -12,7 +12,12 @@ import torch
 from torch import nn
 
 import piecewise_core as pw
-from piecewise_core.errors import PiecewiseError, TraceFailed, UnsupportedModule
+from piecewise_core.errors import (
+    PiecewiseError,
+    TraceFailed,
+    UnsupportedModule,
+    UnsupportedSideEffect,
+)
 
 ROWS = pw.Dim("rows", 0, 64)
 
@@ -291,6 +296,43 @@ def test_hooks_of_every_module_run_on_the_compiled_one_too():
     finally:
         handle.remove()
     assert fast in seen
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["before a call", "after one"])
+def test_a_hook_of_every_module_that_changes_results_does_so_inside_too(first):
+    model, fast = Model(), compiled(Model())
+    model.load_state_dict(fast.state_dict())
+    x = torch.randn(3, 8)
+    if not first:
+        torch.testing.assert_close(fast(x), model(x))
+    handle = torch.nn.modules.module.register_module_forward_hook(
+        lambda module, args, output: output * 2 if isinstance(output, torch.Tensor) else output
+    )
+    try:
+        for _ in range(3):
+            torch.testing.assert_close(fast(x), model(x))
+    finally:
+        handle.remove()
+    torch.testing.assert_close(fast(x), model(x))
+
+
+def test_a_hook_of_every_module_that_changes_python_objects_is_refused_and_never_left_out():
+    """The call after the change runs as written, since it may fill a memo; the next is traced."""
+    fast, x, seen = compiled(Model()), torch.randn(3, 8), []
+    fast(x)
+    handle = torch.nn.modules.module.register_module_forward_hook(
+        lambda module, args, output: seen.append(type(module))
+    )
+    try:
+        fast(x)
+        inside = len(seen)
+        assert inside > 1
+        with pytest.raises(UnsupportedSideEffect):
+            fast(x)
+    finally:
+        handle.remove()
+    fast(x)
+    assert len(seen) == inside
 
 
 # Shared and copied state ------------------------------------------------------------------------
