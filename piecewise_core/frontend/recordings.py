@@ -18,7 +18,7 @@ from piecewise_core.capture.collectives import without_handles
 from piecewise_core.capture.plans import CapturedPlans
 from piecewise_core.capture.watching import WatchingRecorder
 from piecewise_core.counters import Counters
-from piecewise_core.errors import ConfigError, Sealed
+from piecewise_core.errors import CaptureFailed, ConfigError, Sealed
 from piecewise_core.frontend.results import arguments, result_code, tensors_in
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.graph.binder import Binder
@@ -205,7 +205,13 @@ class Recordings:
         def build(recorder: WatchingRecorder) -> Callable[..., tuple[Any, ...]]:
             def run(t: Any, b: Any, *sizes: int) -> tuple[Any, ...]:
                 args, kwargs = arguments(structure, t)
+                before = [dict(vars(tensor)) for tensor in t]
                 result = without_handles(self._fn(*args, **kwargs))
+                if [dict(vars(tensor)) for tensor in t] != before:
+                    raise CaptureFailed(
+                        "the function sets attributes of a tensor that it is given, which no "
+                        "replay can do to a call's own tensor"
+                    )
                 if noted is not None and not recorder.capturing:
                     noted.returned(tensors_in(result, self.objects))
                 if recorder.capturing:

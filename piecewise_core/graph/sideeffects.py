@@ -45,10 +45,13 @@ def read_side_effects(effects: Any, scope: Mapping[str, Any]) -> Iterator[SideEf
     for var in effects._get_modified_vars():
         if isinstance(var.mutation_type, (AttributeMutationNew, ValueMutationNew)):
             continue
-        if isinstance(var, variables.TensorVariable):
-            continue
         where = _where(effects.mutation_user_stacks.get(var))
         stored = effects.store_attr_mutations.get(var)
+        if isinstance(var, variables.TensorVariable):
+            # Writes to a tensor's numbers are in the graph; to its attributes, nowhere else.
+            if stored:
+                yield SideEffect(_describe(var, list(stored)), where, True, lambda: None)
+            continue
         if isinstance(var, variables.ConstDictVariable) and stored is None:
             yield _of_dict(var, where, scope)
         else:
@@ -133,6 +136,7 @@ def _describe(var: Any, names: Sequence[str]) -> str:
         source = ""
     source = source.replace("L['fn'].__self__", "model").replace("L['fn']", "model")
     source = re.sub(r"\._modules\['(\w+)'\]", r".\1", source)
+    source = re.sub(r"L\['t\d+'\]", "argument", source)
     kind = var.python_type_name()
     return f"{kind} {source}{'.' if names else ''}{', .'.join(names)}".strip()
 

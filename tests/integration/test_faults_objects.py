@@ -21,6 +21,7 @@ from piecewise_core.errors import (
     UnsupportedOutput,
     UnsupportedSideEffect,
 )
+from piecewise_core.testing import SimulatedPlatform
 
 ROWS = pw.Dim("rows", 0, 64)
 
@@ -178,6 +179,36 @@ def test_a_python_object_changed_by_the_model_is_refused_with_its_path_and_line(
     assert what in str(caught.value)
     assert line in str(caught.value)
     assert "keep the value in a tensor or buffer" in str(caught.value)
+
+
+def sets_attribute(x):
+    x.seen = 7
+    return x + 1
+
+
+def sets_attribute_of_its_own(x):
+    y = x * 2
+    y.seen = 7
+    return y + y.seen
+
+
+def test_an_attribute_set_on_an_argument_is_refused_and_one_of_the_program_s_own_is_served():
+    """FAULTS 29a: no graph sets it, so it would be lost without a word."""
+    with pytest.raises(UnsupportedSideEffect, match=r"argument\.seen") as caught:
+        compiled(sets_attribute)(torch.randn(3, 8))
+    assert line_of(sets_attribute, 1) in str(caught.value)
+    fast, x = compiled(sets_attribute_of_its_own), torch.randn(3, 8)
+    torch.testing.assert_close(fast(x), sets_attribute_of_its_own(x))
+
+
+def test_a_recorded_function_sets_an_attribute_of_its_argument_at_every_call():
+    """FAULTS 29a."""
+    config = pw.Config(dynamic={"x": {0: pw.Dim("n", 1, 8)}}, capture_sizes=(3,), capture_max=False)
+    fast = pw.record(sets_attribute, config, platform=SimulatedPlatform())
+    for _ in range(3):
+        x = torch.randn(3, 8)
+        torch.testing.assert_close(fast(x), x + 1)
+        assert x.seen == 7
 
 
 def test_a_refused_side_effect_has_not_happened():
