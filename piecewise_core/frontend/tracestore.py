@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 import torch._dynamo.config
-import torch._functorch.config
 import torch.distributed
 from torch.fx.experimental import _config as fx_config
 
@@ -33,7 +32,7 @@ from piecewise_core.graph.saved.calls import write_structure
 from piecewise_core.graph.saved.traces import SavedTrace, read_trace, write_trace
 from piecewise_core.graph.saved.values import NotSavable, place_of
 from piecewise_core.graph.structure import Structure
-from piecewise_core.graph.torch_state import in_force, torch_state
+from piecewise_core.graph.torch_state import in_force, switches_digest, torch_state
 from piecewise_core.graph.trace import Traced
 from piecewise_core.ranges import Box
 from piecewise_core.runtime.held import find_held, write_held
@@ -184,7 +183,8 @@ def _around() -> Iterator[str]:
     """What holds for the whole process: traces made where it differs lie side by side."""
     for name, value in torch_state().items():
         yield f"{name}={value}"
-    for config in (torch._dynamo.config, torch._functorch.config, fx_config):
+    yield switches_digest()
+    for config in (torch._dynamo.config, fx_config):
         yield config.get_hash().hex()
     distributed = torch.distributed
     if distributed.is_available() and distributed.is_initialized():

@@ -8,6 +8,7 @@ by ``in_force``: nothing made then is kept. Names that a torch lacks are left ou
 from __future__ import annotations
 
 import functools
+import hashlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,12 +18,14 @@ import torch
 import torch.backends.mha
 import torch.backends.opt_einsum
 import torch.utils.deterministic
+from torch._functorch import config as functorch_config
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
-__all__ = ["in_force", "set_torch_state", "torch_state"]
+__all__ = ["in_force", "set_torch_state", "switches_digest", "torch_state"]
 
 _DEVICES = ("cpu", "cuda", "xpu", "mps", "hpu", "mtia", "ipu", "xla", "maia", "privateuseone")
+_CHECKS = ("check_custom_op_aliasing", "error_on_custom_op_aliasing")
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,19 @@ def in_force() -> str | None:
     if torch._C._len_torch_dispatch_stack():
         return "a torch dispatch mode"
     return None
+
+
+def switches_digest() -> str:
+    """What AOTAutograd's switches come to: equal where they make the same code.
+
+    Not among them: whether an operator that returns its own input is an error or a warning. Torch
+    makes it an error wherever the environment has CI set (2.13), so a bundle made by continuous
+    integration would be refused where it is served.
+    """
+    told = getattr(functorch_config, "_compile_ignored_keys", ())
+    values = functorch_config.get_config_copy().items()
+    text = "\n".join(f"{n}={v!r}" for n, v in sorted(values) if n not in {*told, *_CHECKS})
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _autocast() -> tuple[tuple[str, torch.dtype, bool], ...]:

@@ -13,14 +13,13 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
-from torch._functorch import config as functorch_config
 
 from piecewise_core.compile.store.lowerings import own_lowerings
 from piecewise_core.compile.store.machine import machine_factors
 from piecewise_core.compile.store.sources import class_identity, core_digest, function_identity
 from piecewise_core.config import Config
 from piecewise_core.errors import StoreError
-from piecewise_core.graph.torch_state import in_force, torch_state
+from piecewise_core.graph.torch_state import in_force, switches_digest, torch_state
 from piecewise_core.protocols import CompilerAdaptor, Platform
 
 __all__ = ["Environment", "compiler_factors", "surroundings", "torch_settings"]
@@ -92,7 +91,7 @@ def torch_settings() -> dict[str, str]:
     if unknown is not None:
         raise StoreError(f"it is compiled inside {unknown}, which has no value to compare")
     found = {f"torch.{name}": str(value) for name, value in torch_state().items()}
-    return {**found, "torch.functorch": functorch_config.get_hash().hex(), **own_lowerings()}
+    return {**found, "torch.functorch": switches_digest(), **own_lowerings()}
 
 
 def _passes(passes: Passes) -> str:

@@ -8,10 +8,11 @@ from contextlib import ExitStack
 
 import pytest
 import torch
+from torch._functorch import config as functorch_config
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from piecewise_core.graph.torch_state import in_force, set_torch_state, torch_state
+from piecewise_core.graph.torch_state import in_force, set_torch_state, switches_digest, torch_state
 
 
 @pytest.fixture(autouse=True)
@@ -90,3 +91,22 @@ def test_what_has_no_value_is_told_by_name():
     told = []
     torch.vmap(lambda x: told.append(in_force()) or x)(torch.ones(2))
     assert told == ["a transform of torch.func"]
+
+
+def test_what_continuous_integration_turns_on_in_torch_keeps_the_key():
+    """Torch makes a warning of its own an error where CI is set; the code is the same."""
+    before = switches_digest()
+    with functorch_config.patch(error_on_custom_op_aliasing=True):
+        assert switches_digest() == before
+    with functorch_config.patch(error_on_custom_op_aliasing=False):
+        assert switches_digest() == before
+
+
+@pytest.mark.parametrize(
+    "name", ["cse", "functionalize_rng_ops", "view_replay_for_aliased_outputs"]
+)
+def test_a_switch_that_changes_the_code_changes_the_key(name):
+    before = switches_digest()
+    with functorch_config.patch(**{name: not getattr(functorch_config, name)}):
+        assert switches_digest() != before
+    assert switches_digest() == before
