@@ -55,8 +55,8 @@ def capture_all(session: Session) -> list[Sizes]:
         return []
     with session.lock, compile_lock:
         bound = session.bound()
-        if capturing.released:
-            capturing.released = False
+        if capturing.replays.released:
+            capturing.replays.released = False
             session.install()
         return capturing.capture_all(session.regions, bound)
 
@@ -70,8 +70,7 @@ def release(session: Session, *, later: bool = False) -> list[Sizes]:
     if capturing is None:
         return []
     with session.lock:
-        freed = capturing.plans.release(later=later)
-        capturing.released = True
+        freed = capturing.replays.release(later=later)
         session.install()
         return freed
 

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from piecewise_core.config import Config
 from piecewise_core.counters import Counters
-from piecewise_core.errors import Sealed
 from piecewise_core.frontend.background import Background
 from piecewise_core.frontend.capturing import Capturing
 from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.verifying import Verifier
 from piecewise_core.ranges import Box, Sizes, Target, TargetTable
+from piecewise_core.replay.replayable import Entry
 from piecewise_core.runtime.plan import Plan
 
 __all__ = ["Dispatch", "Entry"]
-
-logger = logging.getLogger(__name__)
-
-Entry = Callable[..., Any]
-"""Serves one target: ``entry(tensors, bound, sizes, args, kwargs) -> result``."""
 
 
 class Dispatch:
@@ -133,49 +127,29 @@ class Dispatch:
             else:
                 steady = self._steady(region, region.plan(target.box), target.kind)
                 result = steady(t, b, sizes, args, kwargs)
-            self.entries[self.find(*sizes)] = steady
+            self._put(sizes, steady)
             return result
 
         return pending
 
     def _pending_replay(self, region: Region, target: Target) -> Entry:
-        sizes_captured = target.capture or ()
+        captured = target.capture or ()
+        otherwise = self._without_graphs(region)
+        if self._capturing is None:
+            return otherwise
+        replays = self._capturing.pending(region, captured, otherwise, self._put)
+        if self._background is None:
+            return replays
 
         def pending(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
-            under = region.fallback(sizes_captured)
-            if self._background is not None and self._waits(region, under):
+            if self._waits(region, region.fallback(captured)):
                 return self.general(region, t, b, sizes, args, kwargs)
-            capturing = self._capturing
-            if capturing is None or capturing.released:
-                result = self._without_graphs(region)(t, b, sizes, args, kwargs)
-                if capturing is not None:
-                    capturing.plans.settle()  # only now: what it frees may be this call's input
-                return result
-            kept = t if self._config.inputs == "static" else capturing.plans.apart(t)
-            entry = self._replayed(region, sizes_captured, t, b)
-            if entry is None:
-                return self._without_graphs(region)(t, b, sizes, args, kwargs)
-            self.entries[self.find(*sizes)] = entry
-            return entry(kept, b, sizes, args, kwargs)
+            return replays(t, b, sizes, args, kwargs)
 
         return pending
 
-    def _replayed(self, region: Region, sizes: Sizes, t: Any, b: Any) -> Entry | None:
-        """The entry of a captured size; None when this one call cannot be replayed."""
-        capturing = self._capturing
-        if capturing is None:
-            return self._without_graphs(region)
-        known = sizes in capturing.plans or sizes in capturing.plans.owed
-        if self.sealed is not None and not known:
-            text = (
-                f"sizes {sizes} would be captured after seal(); call warmup() before seal(), or "
-                "restore() after release()"
-            )
-            if self.sealed == "error" and sizes not in capturing.plans.dropped:
-                raise Sealed(text)
-            logger.warning("%s", text)
-        otherwise = self._without_graphs(region)
-        return capturing.entry(region, sizes, t, b, self.raw, otherwise)
+    def _put(self, sizes: Sizes, entry: Entry) -> None:
+        self.entries[self.find(*sizes)] = entry
 
     def _without_graphs(self, region: Region) -> Entry:
         """Serves calls that cannot be replayed, by whatever would serve it without graphs."""

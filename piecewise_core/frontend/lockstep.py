@@ -12,7 +12,7 @@ from piecewise_core.capture.captured import CapturedPlan
 from piecewise_core.frontend.region import Region
 from piecewise_core.graph.effects import writes
 from piecewise_core.ranges import Sizes
-from piecewise_core.runtime.agreement import difference
+from piecewise_core.replay.agreement import difference
 from piecewise_core.runtime.fingerprints import Fingerprints
 from piecewise_core.runtime.plan import Steps
 from piecewise_core.runtime.preserved import Preserved

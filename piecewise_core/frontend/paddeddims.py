@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from piecewise_core.config import Config
 from piecewise_core.frontend.region import Region
 from piecewise_core.graph.padding.program import unpadded_dims
-from piecewise_core.runtime.cutback import can_cut
+from piecewise_core.ranges import Sizes
+from piecewise_core.replay.cutback import can_cut, cut_back
+from piecewise_core.replay.replayable import Alone, Rebuild
 
-__all__ = ["PaddedDims"]
+__all__ = ["PaddedDims", "PaddedRegion"]
+
+_CHECKED = 2
+"""How many padded calls of a captured size are compared."""
 
 logger = logging.getLogger(__name__)
 
@@ -18,13 +25,15 @@ logger = logging.getLogger(__name__)
 class PaddedDims:
     """Decides once per region, by the rules of ``graph.padding``; tells once why not.
 
-    ``reasons``: region -> why dims of it are not padded. ``refuse`` has a region's calls served
+    ``checked``: how many calls of a captured size are compared, where they can be. ``reasons``:
+    region -> why dims of it are not padded. ``refuse`` has a region's calls served
     without padding from now on, whatever the rules say.
     """
 
     def __init__(self, config: Config) -> None:
         self._config = config
         self._asked = config.padding == "capture_sizes" and config.inputs == "copy"
+        self.checked = 0 if config.check == "off" else _CHECKED
         # By the region itself: one that is traced anew may have the number of an old one.
         self._dims: WeakKeyDictionary[Region, frozenset[int]] = WeakKeyDictionary()
         self.reasons: WeakKeyDictionary[Region, tuple[str, ...]] = WeakKeyDictionary()
@@ -56,6 +65,41 @@ class PaddedDims:
         self.reasons[region] = tuple(reasons)
         for why in reasons:
             logger.log(logging.INFO if hindrance else logging.WARNING, "%s", why)
+
+
+class PaddedRegion:
+    """Calls of a region that are padded to ``captured``; none is compared if it draws numbers."""
+
+    def __init__(self, region: Region, captured: Sizes, dims: PaddedDims) -> None:
+        self._region = region
+        self._dims = dims
+        self._cut = cut_back(region.program, captured)
+        self._rebuild: Rebuild = region.program.traced.output.rebuild
+        self.checked = 0 if region.draws else dims.checked
+
+    def allows(self, sizes: Sizes) -> bool:
+        """By the rules, and while no call was found to be otherwise."""
+        return bool(self._dims.of(self._region))
+
+    def learns(self, sizes: Sizes) -> bool:
+        """The trace has told how to cut."""
+        return False
+
+    def alone(self, t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Alone:
+        """Run one call without graphs."""
+        region = self._region
+        box = region.fallback(sizes).box
+        # What is not compiled yet is not compiled for this: as written it runs at once.
+        plain = region.plan(box) if region.is_ready(box) else region.written_plan()
+        return Alone(plain(t, b, *sizes), comparable=True, wild=not region.paddable.rounds)
+
+    def refuse(self, sizes: Sizes, why: str) -> None:
+        """No call of the region is padded any more."""
+        self._dims.refuse(self._region, why)
+
+    def cut(self, outputs: Sequence[Any], sizes: Sizes) -> tuple[Sequence[Any], Rebuild]:
+        """What a call of ``sizes`` would have given."""
+        return self._cut(outputs, sizes), self._rebuild
 
 
 def _hindrance(region: Region) -> str:

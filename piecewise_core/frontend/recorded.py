@@ -3,43 +3,32 @@
 from __future__ import annotations
 
 import functools
-import logging
-import math
-import operator
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from piecewise_core.capture.callers import Callers
-from piecewise_core.capture.calls import user_line
-from piecewise_core.capture.captured import CapturedPlan
-from piecewise_core.capture.modes import DataInSteps, being_watched
-from piecewise_core.capture.plans import largest_first
+from piecewise_core.capture.modes import being_watched
 from piecewise_core.counters import Counters, Stats, process_counters
 from piecewise_core.errors import ConfigError, NotTraced, OutOfRange
 from piecewise_core.frontend.aroundforward import around_forward
 from piecewise_core.frontend.recordedverify import RecordedVerifier
 from piecewise_core.frontend.recordings import Recordings
 from piecewise_core.frontend.refusals import check_grad, need_grad, refuse_autocast
-from piecewise_core.frontend.results import Padded, RecordedFacts, tensors_in
+from piecewise_core.frontend.results import RecordedFacts
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.frontend.warmup import WarmupReport
 from piecewise_core.graph.binder import Binder
 from piecewise_core.graph.describe import describe_call
-from piecewise_core.graph.padding.judge import cannot_pad
-from piecewise_core.graph.padding.runs import Run, between
 from piecewise_core.graph.torch_private import any_autocast
 from piecewise_core.ranges import Sizes, Target, TargetTable, capture_targets
-from piecewise_core.runtime.paddingcheck import PaddingCheck, leak
+from piecewise_core.replay.replayable import Entry
 from piecewise_core.runtime.parameters import roots_of
 
 __all__ = ["RecordedFunction"]
-
-logger = logging.getLogger(__name__)
 
 
 class RecordedFunction:
@@ -64,12 +53,9 @@ class RecordedFunction:
         self._config = setup.config
         self._counters = Counters()
         process_counters.watch(self._counters)
-        self._callers = Callers(
-            cloning=self._config.clone_outputs, strict=self._config.check == "strict"
-        )
-        self._recordings = Recordings(fn, setup, self._counters, self._callers)
-        self._padded: dict[Sizes, Padded] = {}
-        self._told = False
+        self._recordings = Recordings(fn, setup, self._counters, self._eagerly, self._install)
+        self._targets: tuple[Target, ...] = ()
+        self._entries: list[Entry] = []
         rng = getattr(setup.platform.device, "rng", None)
         self._verifier = RecordedVerifier(
             self._config, self._counters, () if rng is None else (rng(),)
@@ -92,13 +78,16 @@ class RecordedFunction:
                 check_grad(tensors, need_grad(roots_of(self._fn)))
             if any_autocast():
                 refuse_autocast()
-            if being_watched():
-                return self._eagerly(sizes, args, kwargs)
-            self._recordings.refresh()
-            target = self._targets[self._find(*sizes)]
-            if target is not None and target.capture is not None and not self._recordings.released:
-                return self._captured(target.capture, tensors, sizes, args, kwargs)
-            return self._eagerly(sizes, args, kwargs)
+            made = self._recordings
+            if not being_watched():
+                made.refresh()
+                serve = self._entries[self._find(*sizes)]
+            else:
+                serve = self._eagerly
+            try:
+                return serve(tensors, (), sizes, args, kwargs)
+            finally:
+                made.ran()
 
     # Controls --------------------------------------------------------------------------
 
@@ -110,8 +99,8 @@ class RecordedFunction:
         ``inputs="static"`` sizes are captured at their first calls. Raises NotTraced.
         """
         begun = time.perf_counter()
-        made = self._recordings
         with self._lock:
+            made = self._recordings
             if not self._started:
                 if not args and not kwargs and self._config.dims:
                     raise NotTraced(
@@ -120,17 +109,14 @@ class RecordedFunction:
                     )
                 self._start(args, kwargs)
             made.refresh()
-            made.released = False
-            captures = (t.capture for t in self._targets if t is not None)
-            sizes = largest_first(c for c in captures if c is not None)
-            made.capture_all(made.plans.budget(1, sizes))
-            return self._report([s for s in sizes if s in made.plans], begun)
+            captured = self._capture_all(target.capture or () for target in self._targets)
+            return self._report(captured, begun)
 
     def seal(self, on_miss: str = "error") -> RecordedFunction:
         """From now on a capture is an error, or a warning."""
         if on_miss not in ("error", "warn"):
             raise ConfigError(f'seal(on_miss={on_miss!r}): use "error" or "warn"')
-        self._recordings.sealed = on_miss
+        self._recordings.replays.sealed = on_miss
         return self
 
     def release(self) -> RecordedFunction:
@@ -151,13 +137,18 @@ class RecordedFunction:
         With ``inputs="static"`` each size is captured at its next call.
         """
         with self._lock:
-            self._recordings.released = False
-            self._recordings.capture_all(largest_first(self._recordings.plans.owed))
+            if self._started:
+                self._capture_all(self._recordings.replays.plans.owed)
         return self
+
+    def _capture_all(self, sizes: Iterable[Sizes]) -> list[Sizes]:
+        replays = self._recordings.replays
+        replays.released = False
+        return replays.capture_all([(self._recordings, each) for each in list(sizes)], ())
 
     def dump_graphs(self, directory: str | Path) -> list[Path]:
         """Write every static graph to a file in ``directory``, to look at; returns the files."""
-        return self._recordings.plans.dump(Path(directory))
+        return self._recordings.replays.plans.dump(Path(directory))
 
     def stats(self) -> Stats:
         """The counters so far."""
@@ -165,7 +156,7 @@ class RecordedFunction:
 
     def explain(self) -> RecordedFacts:
         """Which sizes have graphs, which have not and why."""
-        plans = self._recordings.plans
+        plans = self._recordings.replays.plans
         sizes = [s for s in self._config.captures if s in plans]
         info = self._setup.selected.info
         wrong = {captured: why for (captured, _), why in self._verifier.wrong.items()}
@@ -176,7 +167,6 @@ class RecordedFunction:
 
     def _report(self, captured: list[Sizes], begun: float) -> WarmupReport:
         stats = self.stats()
-        dropped = self._recordings.plans.dropped
         return WarmupReport(
             regions=0,
             targets=len(captured),
@@ -185,7 +175,7 @@ class RecordedFunction:
             seconds=time.perf_counter() - begun,
             captured=tuple(captured),
             graph_bytes=stats.pool_bytes + stats.driver_bytes,
-            dropped=tuple(f"{sizes}: {why}" for sizes, why in dropped.items()),
+            dropped=self._recordings.replays.dropped(),
         )
 
     # Calls -----------------------------------------------------------------------------
@@ -201,139 +191,56 @@ class RecordedFunction:
         padded = self._config.padding == "capture_sizes" and self._config.inputs == "copy"
         bounds = self._config.bounds
         dims = range(len(bounds.ranges)) if padded else ()
-        targets = capture_targets(bounds, self._config.captures, padded=dims)
-        self._find = TargetTable(bounds, targets).find
-        self._targets: list[Target | None] = [*targets, None]
-        self._recordings.begin(structure, self._binder)
+        self._targets = capture_targets(bounds, self._config.captures, padded=dims)
+        self._find = TargetTable(bounds, self._targets).find
+        self._recordings.begin(self._binder)
+        self._install()
         self._started = True
 
-    def _eagerly(self, sizes: Sizes, args: Any, kwargs: Any) -> Any:
+    def _install(self) -> None:
+        """Every captured size is pending, until its next call; the last entry has no size."""
+        captures = (target.capture or () for target in self._targets)
+        self._entries = [*map(self._pending, captures), self._eagerly]
+
+    def _pending(self, captured: Sizes) -> Entry:
+        made = self._recordings
+        replays = made.replays.pending(made, captured, self._eagerly, self._put)
+        return replays if self._config.check != "verify" else self._verified(captured, replays)
+
+    def _put(self, sizes: Sizes, entry: Entry) -> None:
+        place = self._find(*sizes)
+        captured = self._targets[place].capture or ()
+        verify = self._config.check == "verify"
+        self._entries[place] = self._verified(captured, entry) if verify else entry
+
+    def _verified(self, captured: Sizes, served: Entry) -> Entry:
+        """``served``, compared with the function where that is due."""
+        made, verifier = self._recordings, self._verifier
+
+        def entry(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
+            key = captured, sizes != captured
+            if key in verifier.wrong:
+                return self._eagerly(t, b, sizes, args, kwargs)
+            facts = made.facts(captured)
+            known = facts is not None and made.replays_of(captured, sizes)
+            if facts is None or not known or not verifier.is_due(key):
+                return served(t, b, sizes, args, kwargs)
+            raw = self._binder.raw(*args, **kwargs)
+            return verifier.check(
+                key,
+                lambda: self._fn(*args, **kwargs),
+                lambda: served(t, b, sizes, args, kwargs),
+                [raw[i] for i in facts.mutated] + made.memory[captured],
+            )
+
+        return entry
+
+    def _eagerly(self, t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
+        """Serve a call by the function as it is."""
         if sizes not in self._config.bounds and self._config.out_of_range == "error":
             raise OutOfRange(
                 f"sizes {sizes} are outside {self._config.bounds}; widen Dim(min, max), or set "
                 'out_of_range="eager"'
             )
         self._counters.calls["eager"] += 1
-        try:
-            return self._fn(*args, **kwargs)
-        finally:
-            self._recordings.ran()
-
-    def _captured(self, captured: Sizes, tensors: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
-        """Serve a call that a captured size holds; compared with the function if it is due."""
-        key = captured, sizes != captured
-        if key in self._verifier.wrong:
-            return self._eagerly(sizes, args, kwargs)
-
-        def served() -> Any:
-            done, result = self._replay(captured, tensors, sizes, args, kwargs)
-            if not done:
-                return self._eagerly(sizes, args, kwargs)
-            self._recordings.ran()  # splitting ops did
-            return result
-
-        known = sizes == captured or sizes in self._padded
-        if not known or captured not in self._recordings.plans or not self._verifier.is_due(key):
-            return served()
-        raw = self._binder.raw(*args, **kwargs)
-        written = self._recordings.written[captured] or ()
-        memory = [raw[i] for i in written] + self._recordings.memory[captured]
-        return self._verifier.check(key, lambda: self._fn(*args, **kwargs), served, memory)
-
-    def _replay(
-        self, captured: Sizes, tensors: Any, sizes: Sizes, args: Any, kwargs: Any
-    ) -> tuple[bool, Any]:
-        """Serve by the graphs of ``captured``; (False, None) when this call must run eagerly."""
-        made = self._recordings
-        if captured in made.plans.dropped:
-            return False, None
-        callers = self._callers
-        if callers.owner != threading.get_ident() and not callers.admit():
-            return False, None
-        raw = self._binder.raw(*args, **kwargs)
-        if sizes != captured and sizes not in self._padded:
-            tensors = made.plans.apart(tensors)
-            return True, self._see(captured, tensors, sizes, raw, args, kwargs)
-        if sizes != captured and self._padded[sizes].mixes:
-            return False, None
-        known = captured in made.plans
-        if not known and any(map(made.plans.handed.holds, tensors)):
-            return False, None  # a capture would overwrite them, which are results
-        plan = made.plan(captured, tensors if sizes == captured else None)
-        if plan is None:
-            return False, None
-        written = made.written[captured]
-        if sizes != captured and not self._can_cut(plan, sizes):
-            return False, None
-        if written and not known and any(map(operator.is_not, tensors, raw)):
-            self._binder.bind(*args, **kwargs)  # refuses, now that it knows what is written
-        overlap = made.overlaps[captured]
-        if overlap is not None and overlap(tensors, made.external[captured]):
-            return False, None
-        outs: Any = plan.run(tensors, sizes)
-        self._counters.calls["replayed"] += 1
-        for place in written or ():
-            if self._config.inputs == "copy":
-                raw[place].copy_(made.views(captured)[place])
-        code = made.outputs[captured]
-        if sizes != captured:
-            self._counters.add("padded_rows", math.prod(captured) - math.prod(sizes))
-            outs, code = self._padded[sizes].cut(outs), self._padded[sizes].code
-        if callers.strict:
-            outs = callers.handed(outs)
-        if callers.cloning:
-            outs = [o.clone() for o in outs]
-        return True, code.rebuild(outs, raw, ())
-
-    def _see(
-        self, captured: Sizes, tensors: Any, sizes: Sizes, raw: Any, args: Any, kwargs: Any
-    ) -> Any:
-        """Run a call of a padded size eagerly, once: what it returns is what padding must give."""
-        objects = self._recordings.objects
-        rng = getattr(self._setup.platform.device, "rng", None)
-        before = None if rng is None else rng().get_state()
-        run = Run(raw, user_line)
-        with run.noted(), DataInSteps():
-            result = self._eagerly(sizes, args, kwargs)
-        found = tensors_in(result, objects)
-        run.returned(found)
-        padded = self._padded[sizes] = Padded(result, raw, objects, sizes)
-        drew = rng is None or before is None or not torch.equal(before, rng().get_state())
-        plan = self._recordings.plan(captured, None)
-        if plan is not None and self._can_cut(plan, sizes):
-            why = between(self._recordings.runs[captured], run)
-            if why is not None:
-                self._refuse(sizes, cannot_pad(f"sizes {sizes}", why))
-            elif not drew and self._config.check != "off":
-                self._confirm(plan, padded, run, tensors, sizes, found)
-        if torch.is_inference_mode_enabled():
-            return result
-        return padded.code.rebuild([t.clone() for t in found], raw, ())
-
-    def _refuse(self, sizes: Sizes, text: str) -> None:
-        """Calls of ``sizes`` run as they are; told once."""
-        self._padded[sizes].mixes = True
-        if not self._told:
-            logger.warning("%s", text)
-        self._told = True
-
-    def _confirm(
-        self, plan: CapturedPlan, padded: Padded, run: Run, tensors: Any, sizes: Sizes, found: Any
-    ) -> None:
-        """Compare a padded call with what it gave by itself."""
-        check = PaddingCheck(
-            self._recordings.views(plan.sizes),
-            plan.prepare,
-            plan.replay,
-            lambda own: padded.cut(plan.outputs),
-            wild=not run.rounds,
-        )
-        off = check(tensors, sizes, found)
-        if off is not None:
-            self._refuse(sizes, leak(sizes, plan.sizes, off))
-
-    def _can_cut(self, plan: CapturedPlan, sizes: Sizes) -> bool:
-        """Whether padded rows can be cut off afterwards: those written to memory cannot."""
-        return self._recordings.written[plan.sizes] is None and self._padded[sizes].fits(
-            plan.outputs, plan.sizes
-        )
+        return self._fn(*args, **kwargs)

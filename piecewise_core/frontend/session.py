@@ -152,7 +152,7 @@ class Session:
         self._bind = self.binder.bind
         self.dispatch.raw = self.binder.raw
         if self.capturing is not None:
-            self.capturing.begin(structure)
+            self.capturing.begin(self.binder)
         self.structure = structure
         self.parameters = self._held()
         self._settle()
@@ -384,6 +384,8 @@ class Session:
         self._regions.sealed = on_miss
         self.scheduler.sealed = on_miss
         self.dispatch.sealed = on_miss
+        if self.capturing is not None:
+            self.capturing.replays.sealed = on_miss
 
     def stats(self) -> Stats:
         """The counters so far."""

@@ -45,7 +45,7 @@ class SessionSubject:
             free = session.capturing.plans.callers.may_overwrite()
             plan = session.capturing.plans.get(target.capture) if free else None
             if plan is not None:
-                buffers = list(session.capturing.buffers(target.capture, t))
+                buffers = list(session.capturing.replays.inputs(target.capture, t))
         output = region.program.traced.output
         return Suspect(
             region,
@@ -109,7 +109,7 @@ def bisect_call(session: Session, args: tuple[Any, ...], kwargs: dict[str, Any])
             captured = [x for x in capturing.targets(region) if sizes in x.box]
             plan = None
             if captured and captured[0].capture is not None:
-                plan = capturing.plan(region, captured[0].capture, tensors, bound)
+                plan = capturing.plan(region, captured[0].capture, tensors, bound, sizes)
             target = captured[0] if plan is not None else target
         suspect = SessionSubject(session).suspect(
             region, target, tensors, bound, sizes, args, kwargs

@@ -98,15 +98,9 @@ def warm_up(
         seconds=time.perf_counter() - begun,
         captured=tuple(captured),
         graph_bytes=after.pool_bytes + after.driver_bytes,
-        dropped=_dropped(session),
+        dropped=() if session.capturing is None else session.capturing.replays.dropped(),
         as_written=tuple(f"{a.owner}: {a.note}" for a in session.scheduler.artifacts if a.note),
     )
-
-
-def _dropped(session: Session) -> tuple[str, ...]:
-    if session.capturing is None:
-        return ()
-    return tuple(f"{sizes}: {why}" for sizes, why in session.capturing.plans.dropped.items())
 
 
 def _done(session: Session) -> int:

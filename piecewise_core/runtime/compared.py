@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from piecewise_core.runtime.agreement import difference
+from piecewise_core.replay.agreement import difference
 
 __all__ = ["apart", "kept"]
 

@@ -20,8 +20,8 @@ import torch
 
 from piecewise_core.graph.literals import literals_of
 from piecewise_core.graph.split import Program
+from piecewise_core.replay.overlap import Overlap
 from piecewise_core.runtime.laid import Laid
-from piecewise_core.runtime.overlap import Overlap
 from piecewise_core.runtime.plansource import PlanSource
 
 __all__ = ["Plan", "PlanCode", "Steps"]

@@ -26,6 +26,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("graph",),
     ("compile",),
     ("capture",),
+    ("replay",),
     ("runtime",),
     ("backend",),
     ("frontend",),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import piecewise_core as pw
 from piecewise_core.frontend.session import Session
 from piecewise_core.frontend.setup import prepare
-from piecewise_core.runtime.cutback import can_cut, cut_back
+from piecewise_core.replay.cutback import can_cut, cut_back
 
 B, S = pw.Dim("b", 1, 8), pw.Dim("s", 1, 8)
 

@@ -19,7 +19,7 @@ class Overlap:
     input's own memory does not count when the program writes to just that input. Inputs are
     dense, so their spans are exact; of a bound tensor the whole storage counts. ``handed()``: the
     memory of results, which callers have and replays write to: a written input that lies there
-    would be overwritten by what its call makes.
+    would be overwritten by what its call makes. ``fixed``: what counts as bound at every call.
     """
 
     def __init__(
@@ -27,8 +27,10 @@ class Overlap:
         mutated: Iterable[int],
         mutated_bound: Iterable[int],
         handed: Callable[[], Spans] = Spans,
+        fixed: Sequence[torch.Tensor] | None = None,
     ) -> None:
         self._handed = handed
+        self._fixed = fixed
         self._mutated = tuple(sorted(mutated))
         self._mutated_bound = tuple(sorted(mutated_bound))
         self._last: object = None
@@ -46,6 +48,8 @@ class Overlap:
 
     def __call__(self, tensors: Sequence[torch.Tensor], bound: Sequence[torch.Tensor]) -> bool:
         """Compare every span written to with every other."""
+        if self._fixed is not None:
+            bound = self._fixed
         if bound is not self._last:
             self._read(bound)
         spans = [span_of(tensor) for tensor in tensors]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from piecewise_core.runtime.agreement import agree, difference
+from piecewise_core.replay.agreement import agree, difference
 
 NAN, INF = float("nan"), float("inf")
 

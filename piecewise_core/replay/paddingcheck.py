@@ -1,5 +1,5 @@
-"""The second look at padding: the first padded calls of a captured size are compared with calls of
-their own size, by zeros and by large random values in the rows of padding.
+"""The second look at padding: a padded call is compared with one of its own size, by zeros and by
+large random values in the rows of padding.
 
 The first look, the rules of ``graph.padding``, has found that no row sees another; here a rule
 that is wrong, or a compiler, would show.
@@ -13,19 +13,16 @@ from typing import Any
 import torch
 
 from piecewise_core.ranges import Sizes
-from piecewise_core.runtime.agreement import Difference, difference
+from piecewise_core.replay.agreement import Difference, difference
 
 __all__ = ["PaddingCheck", "disturb", "leak"]
-
-_CALLS = 2
-"""How many padded calls of a captured size are compared."""
 
 _LARGE = 1e4
 """How large the random floats in rows of padding are, where their dtype can hold it."""
 
 
 class PaddingCheck:
-    """Compares the first padded calls of one captured size.
+    """Compares padded calls of one captured size.
 
     ``stage(tensors, sizes)``: puts a call's inputs into ``buffers``, zeros behind them. ``replay``:
     runs the graphs. ``results(sizes)``: what they gave, cut to a call's sizes. ``wild``: whether
@@ -47,18 +44,11 @@ class PaddingCheck:
         self._replay = replay
         self._results = results
         self._wild = wild
-        self._left = _CALLS
-
-    @property
-    def done(self) -> bool:
-        """Whether enough calls were compared."""
-        return not self._left
 
     def __call__(
         self, tensors: Sequence[torch.Tensor], sizes: Sizes, wanted: Sequence[Any]
     ) -> Difference | None:
         """What padding changed in one call; ``wanted``: its results without padding."""
-        self._left -= 1
         for noise in (False, True):
             self._stage(tensors, sizes)
             if noise:
@@ -66,7 +56,6 @@ class PaddingCheck:
             self._replay()
             found = difference(self._results(sizes), wanted)
             if found is not None:
-                self._left = 0
                 return found
         return None
 

@@ -1,0 +1,104 @@
+"""Calls of a recorded function that are padded: there is no trace to tell how to cut them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from piecewise_core.capture.calls import user_line
+from piecewise_core.capture.modes import DataInSteps
+from piecewise_core.frontend.results import Padded, tensors_in
+from piecewise_core.graph.padding.judge import cannot_pad
+from piecewise_core.graph.padding.runs import Run, between
+from piecewise_core.ranges import Sizes
+from piecewise_core.replay.replayable import Alone, Entry, Rebuild
+
+__all__ = ["PaddedRecording"]
+
+
+class PaddedRecording:
+    """Learns each size from one call that runs as it is, and serves the next by ``captured``.
+
+    ``larger``: the run that was captured; ``outputs``: what its replays give. ``eagerly``: runs a
+    call as it is. ``tell``: the log. ``raw``: picks a call's own tensors. ``objects``: the calls'
+    constants. ``rng``: gives the device's generator. ``writes``: whether the function writes to
+    memory that it did not make: what padded rows write could not be taken back. ``compares``:
+    whether results are compared at all.
+    """
+
+    checked = 0  # each size is compared when it is learned
+
+    def __init__(
+        self,
+        larger: Run,
+        captured: Sizes,
+        outputs: Sequence[Any],
+        eagerly: Entry,
+        tell: Callable[[str], None],
+        raw: Callable[..., Sequence[Any]],
+        objects: Sequence[Any],
+        rng: Callable[[], Any] | None,
+        *,
+        writes: bool,
+        compares: bool,
+    ) -> None:
+        self._larger = larger
+        self._captured = captured
+        self._outputs = outputs
+        self._eagerly = eagerly
+        self._tell = tell
+        self._raw = raw
+        self._objects = objects
+        self._rng = rng
+        self._writes = writes
+        self._compares = compares
+        self._known: dict[Sizes, Padded] = {}
+        self._refused: set[Sizes] = set()
+
+    def allows(self, sizes: Sizes) -> bool:
+        """Whether nothing found so far is against it."""
+        return not self._writes and sizes not in self._refused
+
+    def learns(self, sizes: Sizes) -> bool:
+        """Whether no call of ``sizes`` ran yet."""
+        return sizes not in self._known
+
+    def alone(self, t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Alone:
+        """Run a call as it is, once: what it returns is what padding must give."""
+        raw = self._raw(*args, **kwargs)
+        before = self._random_state()
+        run = Run(raw, user_line)
+        with run.noted(), DataInSteps():
+            result = self._eagerly(t, b, sizes, args, kwargs)
+        found = tensors_in(result, self._objects)
+        run.returned(found)
+        known = self._known[sizes] = Padded(result, raw, self._objects, sizes)
+        after = self._random_state()
+        drew = before is None or after is None or not torch.equal(before, after)
+        if not known.fits(self._outputs, self._captured):
+            self._refused.add(sizes)
+        else:
+            why = between(self._larger, run)
+            if why is not None:
+                self.refuse(sizes, cannot_pad(f"sizes {sizes}", why))
+        if not torch.is_inference_mode_enabled():
+            # It ran in that mode to be noted.
+            result = known.code.rebuild([t.clone() for t in found], raw, ())
+        comparable = self._compares and not drew
+        return Alone(found, comparable, not run.rounds, serves=True, result=result)
+
+    def refuse(self, sizes: Sizes, why: str) -> None:
+        """Calls of ``sizes`` run as they are."""
+        self._refused.add(sizes)
+        self._tell(why)
+
+    def cut(self, outputs: Sequence[Any], sizes: Sizes) -> tuple[Sequence[Any], Rebuild]:
+        """As the call gave it that was learned from."""
+        known = self._known[sizes]
+        return known.cut(outputs), known.code.rebuild
+
+    def _random_state(self) -> torch.Tensor | None:
+        state: torch.Tensor | None = None if self._rng is None else self._rng().get_state()
+        return state

@@ -1,0 +1,1 @@
+"""What every replay does around its graphs, whichever front end captured them."""

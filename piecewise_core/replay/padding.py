@@ -1,0 +1,72 @@
+"""Calls of one size served by graphs of a larger one: asked for, proved, cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from piecewise_core.capture.captured import CapturedPlan
+from piecewise_core.ranges import Sizes
+from piecewise_core.replay.paddingcheck import PaddingCheck, leak
+from piecewise_core.replay.replayable import Entry, PaddedCalls
+
+__all__ = ["Padding"]
+
+
+class Padding:
+    """What stands before padded calls of one captured size until they are proved.
+
+    ``buffers``: what the graphs of ``plan`` read. ``otherwise``: serves a call without graphs.
+    ``apart``: copies a call's inputs where a replay would overwrite them.
+    """
+
+    def __init__(
+        self,
+        calls: PaddedCalls,
+        plan: CapturedPlan,
+        buffers: Sequence[torch.Tensor],
+        otherwise: Entry,
+        apart: Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]],
+    ) -> None:
+        self._calls = calls
+        self._plan = plan
+        self._buffers = buffers
+        self._otherwise = otherwise
+        self._apart = apart
+        self._left = calls.checked
+        self.cut = calls.cut
+
+    def first(self, sizes: Sizes, replayed: Entry) -> Entry | None:
+        """What serves a call of ``sizes`` in place of ``replayed``; None where that may."""
+        if not self._calls.allows(sizes):
+            return self._otherwise
+        if not self._left and not self._calls.learns(sizes):
+            return None
+
+        def proved(t: Any, b: Any, own: Sizes, args: Any, kwargs: Any) -> Any:
+            return self._proved(replayed, t, b, own, args, kwargs)
+
+        return proved
+
+    def _proved(self, replayed: Entry, t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
+        t = self._apart(t)
+        alone = self._calls.alone(t, b, sizes, args, kwargs)
+        self._left = max(self._left - 1, 0)
+        if alone.comparable and self._calls.allows(sizes):
+            plan = self._plan
+            check = PaddingCheck(
+                self._buffers,
+                plan.prepare,
+                plan.replay,
+                lambda own: self._calls.cut(plan.outputs, own)[0],
+                wild=alone.wild,
+            )
+            found = check(t, sizes, alone.outputs)
+            if found is not None:
+                self._left = 0
+                self._calls.refuse(sizes, leak(sizes, plan.sizes, found))
+        if alone.serves:
+            return alone.result
+        return replayed(t, b, sizes, args, kwargs)

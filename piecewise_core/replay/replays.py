@@ -1,0 +1,271 @@
+"""The replays of one form of calls: which sizes are captured, and what serves them.
+
+A call of a captured size goes to that size's *entry*. The first one is pending: it captures the
+size if that is not done (``Replays.plan``), puts the steady entry (``replay.serving``) in its
+place, and goes on there.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from piecewise_core.capture.attempt import Source
+from piecewise_core.capture.buffers import FixedInputs, OwnedInputs
+from piecewise_core.capture.callers import Callers
+from piecewise_core.capture.captured import CapturedPlan
+from piecewise_core.capture.plans import CapturedPlans, largest_first
+from piecewise_core.config import Config
+from piecewise_core.counters import Counters
+from piecewise_core.errors import ConfigError, Sealed
+from piecewise_core.graph.binder import Binder
+from piecewise_core.graph.structure import Structure
+from piecewise_core.protocols import Platform
+from piecewise_core.ranges import Sizes
+from piecewise_core.replay.overlap import Overlap
+from piecewise_core.replay.padding import Padding
+from piecewise_core.replay.replayable import Entry, Facts, Replayable
+from piecewise_core.replay.serving import serving
+
+__all__ = ["Replays"]
+
+logger = logging.getLogger(__name__)
+
+
+class Replays:
+    """Captures sizes, serves them by replay, frees and restores them.
+
+    ``begin`` tells what calls look like. ``released``: whether sizes stay without graphs until
+    they are asked for again. ``sealed``: "error" or "warn" for captures from now on. Sizes whose
+    capture failed, or that were evicted, are served by what would serve them without graphs.
+    """
+
+    def __init__(
+        self, platform: Platform, config: Config, counters: Counters, mode: str = "piecewise"
+    ) -> None:
+        self._platform = platform
+        self._config = config
+        self._counters = counters
+        self._static = config.inputs == "static"
+        callers = Callers(cloning=config.clone_outputs, strict=config.check == "strict")
+        self.plans = CapturedPlans(platform, counters, config.memory_limit, mode, callers)
+        self.released = False
+        self.sealed: str | None = None
+        self._binder: Binder | None = None
+        self._owned: OwnedInputs | None = None
+
+    def begin(self, binder: Binder) -> None:
+        """Note what calls look like; what was captured of calls that looked otherwise goes."""
+        if len(self.plans):
+            self.plans.release(later=True)
+        self._owned, self._binder = None, binder
+
+    # What serves a captured size -------------------------------------------------------
+
+    def pending(
+        self,
+        program: Replayable,
+        captured: Sizes,
+        otherwise: Entry,
+        put: Callable[[Sizes, Entry], None],
+    ) -> Entry:
+        """The entry of a size that may have to be captured; ``put`` has another take its place.
+
+        ``otherwise``: serves calls without graphs.
+        """
+
+        def pending(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
+            if self.released:
+                result = otherwise(t, b, sizes, args, kwargs)
+                self.plans.settle()  # only now: what it frees may be this call's input
+                return result
+            # Results of earlier replays are what a capture may overwrite before it reads them.
+            kept = t if self._static else self.plans.apart(t)
+            if captured in self.plans.dropped:
+                put(sizes, otherwise)
+                return otherwise(t, b, sizes, args, kwargs)
+            plan = self._plan_for(program, captured, (t, kept), b, sizes)
+            if plan is None:
+                return otherwise(t, b, sizes, args, kwargs)
+            entry = self._serving(program, plan, otherwise)
+            self._refuse_lost_writes(program.facts(captured), t, args, kwargs)
+            put(sizes, entry)
+            return entry(kept, b, sizes, args, kwargs)
+
+        return pending
+
+    def _plan_for(
+        self, program: Replayable, captured: Sizes, given: Any, b: Any, sizes: Sizes
+    ) -> CapturedPlan | None:
+        """The plan of ``captured``, captured now if it must be.
+
+        ``given``: the call's tensors, and those apart from earlier results. None: it cannot be
+        captured, or this call cannot be the one to capture, or no thread's may be now.
+        """
+        t, kept = given
+        self._check_sealed(captured)
+        new = captured not in self.plans
+        if new and not self.plans.callers.admit():
+            return None
+        facts = program.facts(captured)
+        overlap = None if facts is None else self._overlap(facts)
+        if overlap is not None and overlap(t, b):
+            return None
+        if new and (self._static or facts is None) and any(map(self.plans.handed.holds, t)):
+            # Graphs would read what they overwrite, or may turn out to write to it.
+            return None
+        return self.plan(program, captured, kept, b, sizes)
+
+    def _serving(self, program: Replayable, plan: CapturedPlan, otherwise: Entry) -> Entry:
+        facts = program.facts(plan.sizes)
+        if facts is None:
+            raise ConfigError(f"nothing is known of sizes {plan.sizes}, which are captured")
+        buffers = () if self._static else self.views(plan.sizes)
+        calls = None if self._static else program.padded(plan.sizes, plan.outputs)
+        apart = self.plans.apart
+        padding = None if calls is None else Padding(calls, plan, buffers, otherwise, apart)
+        return serving(
+            plan,
+            facts,
+            self.plans,
+            self._counters,
+            self.binder.raw,
+            otherwise,
+            buffers=buffers,
+            overlap=self._overlap(facts),
+            padding=padding,
+            evicts=self._config.memory_limit is not None,
+        )
+
+    def _overlap(self, facts: Facts) -> Overlap | None:
+        """Tells calls whose inputs share memory that is written to; None where none is."""
+        places = facts.mutated, facts.mutated_bound
+        return Overlap(*places, lambda: self.plans.handed, facts.bound) or None
+
+    def _refuse_lost_writes(self, facts: Facts | None, t: Any, args: Any, kwargs: Any) -> None:
+        """Bind again, which raises, when a capture found writes to what was bound as a copy."""
+        if facts is None or not facts.mutated:
+            return
+        given = self.binder.raw(*args, **kwargs)
+        if any(t[place] is not given[place] for place in facts.mutated):
+            self.binder.bind(*args, **kwargs)
+
+    # Capture ---------------------------------------------------------------------------
+
+    def plan(
+        self, program: Replayable, captured: Sizes, tensors: Any, bound: Any, sizes: Sizes = ()
+    ) -> CapturedPlan | None:
+        """The plan of a capture size, captured now if it must be; None where it cannot be.
+
+        ``tensors``: a call's own, of ``sizes``; None in warm-up. Raises Sealed.
+        """
+        found = self.plans.get(captured)
+        if found is None and captured not in self.plans.dropped:
+            self._check_sealed(captured)
+            source = partial(self._source, program, captured, tensors, bound, sizes)
+            found = self.plans.capture(captured, source, more=tensors is None)
+            program.captured()
+        return found
+
+    def capture_all(
+        self, wanted: Iterable[tuple[Replayable, Sizes]], bound: Sequence[torch.Tensor]
+    ) -> list[Sizes]:
+        """Capture every size, the largest first; returns those that are served by graphs.
+
+        With ``inputs="static"`` there are none yet: each is captured at its first call, as all are
+        while another thread may be reading outputs. Raises CaptureFailed inside a replay, Sealed.
+        """
+        self.plans.callers.refuse_inside("sizes would be captured")
+        if self._static:
+            return []
+        programs = {sizes: program for program, sizes in wanted}
+        order = largest_first(programs)
+        most = max((program.graphs_per_size for program in programs.values()), default=0)
+        for sizes in self.plans.budget(most, order):
+            self.plan(programs[sizes], sizes, None, bound)
+        self.plans.measure()
+        return [sizes for sizes in order if sizes in self.plans]
+
+    def release(self, *, later: bool = False) -> list[Sizes]:
+        """Free all graph memory; sizes have no graphs until they are captured again.
+
+        ``later``: in the middle of a call, whose inputs may lie in it.
+        """
+        freed = self.plans.release(later=later)
+        self.released = True
+        return freed
+
+    def dropped(self) -> tuple[str, ...]:
+        """The capture sizes without graphs, and why."""
+        return tuple(f"{sizes}: {why}" for sizes, why in self.plans.dropped.items())
+
+    def _check_sealed(self, captured: Sizes) -> None:
+        plans = self.plans
+        if self.sealed is None or any(captured in x for x in (plans, plans.owed, plans.dropped)):
+            return
+        text = (
+            f"sizes {captured} would be captured after seal(); call warmup() before seal(), or "
+            "restore() after release()"
+        )
+        if self.sealed == "error":
+            raise Sealed(text)
+        logger.warning("%s", text)
+
+    # What graphs read ------------------------------------------------------------------
+
+    def views(self, captured: Sizes) -> tuple[torch.Tensor, ...]:
+        """Our own input buffers at a captured size."""
+        return self._buffers().views(captured)
+
+    def inputs(self, captured: Sizes, tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """What the graphs of a captured size read: our buffers, or the caller's own ``tensors``."""
+        return tensors if self._static else self.views(captured)
+
+    @property
+    def binder(self) -> Binder:
+        """The binder of the calls. Raises ConfigError before the first."""
+        if self._binder is None:
+            raise ConfigError("capture before the first call; call the model or warmup() first")
+        return self._binder
+
+    @property
+    def _structure(self) -> Structure:
+        return self.binder.structure
+
+    def _buffers(self) -> OwnedInputs:
+        if self._owned is None:
+            self._owned = OwnedInputs(self._structure, self._config.captures, self._platform.graphs)
+        return self._owned
+
+    def _source(
+        self, program: Replayable, captured: Sizes, tensors: Any, bound: Any, sizes: Sizes
+    ) -> Source:
+        """What to capture, with a call's tensors staged if there are any."""
+        inputs: Any
+        if self._static:
+            if tensors is None:
+                raise ConfigError(
+                    'inputs="static" captures at the first call of each size, since warm-up has no '
+                    "tensors of that size"
+                )
+            inputs = FixedInputs(self._structure, tensors)
+        else:
+            inputs = self._buffers()
+        stage = inputs.stage(captured)
+        if tensors is not None:
+            stage(tensors, sizes)
+        views = inputs.views(captured)
+        made = program.recording(captured, views, bound)
+        return Source(
+            made.build,
+            views,
+            made.bound,
+            made.written,
+            stage,
+            made.recorder,
+            owned=not self._static,
+        )

@@ -1,0 +1,87 @@
+"""One call by replay: stage, replay, write back, cut, rebuild."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from threading import get_ident
+from typing import Any
+
+import torch
+
+from piecewise_core.capture.callers import IN_USE, Callers
+from piecewise_core.capture.captured import CapturedPlan
+from piecewise_core.capture.direct import modes_active
+from piecewise_core.capture.plans import CapturedPlans
+from piecewise_core.counters import Counters
+from piecewise_core.ranges import Sizes
+from piecewise_core.replay.overlap import Overlap
+from piecewise_core.replay.padding import Padding
+from piecewise_core.replay.replayable import Entry, Facts
+
+__all__ = ["serving"]
+
+
+def serving(
+    plan: CapturedPlan,
+    facts: Facts,
+    plans: CapturedPlans,
+    counters: Counters,
+    raw: Callable[..., Sequence[Any]],
+    otherwise: Entry,
+    *,
+    buffers: Sequence[torch.Tensor],
+    overlap: Overlap | None,
+    padding: Padding | None,
+    evicts: bool,
+) -> Entry:
+    """The entry of a captured size. Everything is looked up now and nothing at the call.
+
+    ``raw``: picks a call's own tensors. ``otherwise``: serves calls that cannot be replayed.
+    ``buffers``: what the program writes to in place of the caller's tensors; empty where those are
+    what graphs read. ``evicts``: whether the plan may go while the entry stays.
+    """
+    calls = counters.calls
+    rebuild, uses_inputs = facts.rebuild, facts.uses_inputs
+    prepare = plan.stage if plan.before is None else plan.prepare
+    captured = plan.sizes
+    back = [(place, buffers[place]) for place in facts.mutated] if buffers else []
+    callers: Callers = plans.callers
+
+    def entry(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
+        if evicts and plans.get(captured) is not plan:
+            return otherwise(t, b, sizes, args, kwargs)
+        if overlap is not None and overlap(t, b):
+            return otherwise(t, b, sizes, args, kwargs)
+        if callers.owner != get_ident() and not callers.admit():
+            return otherwise(t, b, sizes, args, kwargs)
+        if sizes != captured:
+            before = otherwise if padding is None else padding.first(sizes, entry)
+            if before is not None:
+                return before(t, b, sizes, args, kwargs)
+        # As CapturedPlan.run does, without a frame for it.
+        step: Any = None
+        owner, callers.owner = callers.owner, IN_USE
+        try:
+            prepare(t, sizes)
+            for step in plan.steps if modes_active() else plan.direct:
+                step()
+        except Exception as error:
+            plan.reraise(step, error)
+        finally:
+            callers.owner = owner
+        outs: Any = plan.outputs
+        build = rebuild
+        calls["replayed"] += 1
+        for place, buffer in back:
+            t[place].copy_(buffer)
+        if sizes != captured and padding is not None:
+            counters.add("padded_rows", math.prod(captured) - math.prod(sizes))
+            outs, build = padding.cut(outs, sizes)
+        if callers.strict:
+            outs = callers.handed(outs)
+        if callers.cloning:
+            outs = [o.clone() if isinstance(o, torch.Tensor) else o for o in outs]
+        return build(outs, raw(*args, **kwargs) if uses_inputs else t, b)
+
+    return entry
