@@ -90,7 +90,7 @@ def pieces_of(session: Any, sizes: Sequence[int]) -> list[tuple[Callable[..., An
 
     box = region.fallback(tuple(sizes)).box
     plan = region.code.plan([noting(run) for _, run in region.runnables(box)])
-    views = session.capturing.replays.views(tuple(sizes))
+    views = session.capturing.replays.reads.buffers(tuple(sizes))
     plan(views, session._read(), *sizes)
     return made
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from piecewise_core.config import Config
 from piecewise_core.frontend.region import Region
@@ -37,6 +37,7 @@ class PaddedDims:
         # By the region itself: one that is traced anew may have the number of an old one.
         self._dims: WeakKeyDictionary[Region, frozenset[int]] = WeakKeyDictionary()
         self.reasons: WeakKeyDictionary[Region, tuple[str, ...]] = WeakKeyDictionary()
+        self._served: WeakKeyDictionary[Region, WeakSet[PaddedRegion]] = WeakKeyDictionary()
 
     def of(self, region: Region) -> frozenset[int]:
         """Places of the dims in which calls of ``region`` are padded."""
@@ -46,10 +47,16 @@ class PaddedDims:
             self._decide(region)
         return self._dims[region]
 
+    def serve(self, region: Region, calls: PaddedRegion) -> None:
+        """Have ``calls`` ask again once the region is refused."""
+        self._served.setdefault(region, WeakSet()).add(calls)
+
     def refuse(self, region: Region, why: str) -> None:
         """Pad no call of ``region`` any more, and say why."""
         self._dims[region] = frozenset()
         self.reasons[region] = (why,)
+        for calls in self._served.get(region, ()):
+            calls.asks = True
         logger.warning("%s", why)
 
     def _decide(self, region: Region) -> None:
@@ -76,6 +83,8 @@ class PaddedRegion:
         self._cut = cut_back(region.program, captured)
         self._rebuild: Rebuild = region.program.traced.output.rebuild
         self.checked = 0 if region.draws else dims.checked
+        self.asks = False  # what the rules allow stays so until a call is found to be otherwise
+        dims.serve(region, self)
 
     def allows(self, sizes: Sizes) -> bool:
         """By the rules, and while no call was found to be otherwise."""

@@ -29,6 +29,7 @@ class PaddedRecording:
     """
 
     checked = 0  # each size is compared when it is learned
+    asks = True
 
     def __init__(
         self,

@@ -45,7 +45,7 @@ class SessionSubject:
             free = session.capturing.plans.callers.may_overwrite()
             plan = session.capturing.plans.get(target.capture) if free else None
             if plan is not None:
-                buffers = list(session.capturing.replays.inputs(target.capture, t))
+                buffers = list(session.capturing.replays.reads.of(target.capture, t))
         output = region.program.traced.output
         return Suspect(
             region,

@@ -18,7 +18,9 @@ __all__ = ["Padding"]
 class Padding:
     """What stands before padded calls of one captured size until they are proved.
 
-    ``buffers``: what the graphs of ``plan`` read. ``otherwise``: serves a call without graphs.
+    ``left``: how many calls are still to be compared, whatever their sizes; while there are some,
+    or ``calls.asks``, ``first`` tells what serves a call. ``buffers``: what the graphs of
+    ``plan`` read. ``otherwise``: serves a call without graphs.
     ``apart``: copies a call's inputs where a replay would overwrite them.
     """
 
@@ -30,19 +32,19 @@ class Padding:
         otherwise: Entry,
         apart: Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]],
     ) -> None:
-        self._calls = calls
+        self.calls = calls
         self._plan = plan
         self._buffers = buffers
         self._otherwise = otherwise
         self._apart = apart
-        self._left = calls.checked
+        self.left = calls.checked
         self.cut = calls.cut
 
     def first(self, sizes: Sizes, replayed: Entry) -> Entry | None:
         """What serves a call of ``sizes`` in place of ``replayed``; None where that may."""
-        if not self._calls.allows(sizes):
+        if not self.calls.allows(sizes):
             return self._otherwise
-        if not self._left and not self._calls.learns(sizes):
+        if not self.left and not self.calls.learns(sizes):
             return None
 
         def proved(t: Any, b: Any, own: Sizes, args: Any, kwargs: Any) -> Any:
@@ -52,21 +54,21 @@ class Padding:
 
     def _proved(self, replayed: Entry, t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
         t = self._apart(t)
-        alone = self._calls.alone(t, b, sizes, args, kwargs)
-        self._left = max(self._left - 1, 0)
-        if alone.comparable and self._calls.allows(sizes):
+        alone = self.calls.alone(t, b, sizes, args, kwargs)
+        self.left = max(self.left - 1, 0)
+        if alone.comparable and self.calls.allows(sizes):
             plan = self._plan
             check = PaddingCheck(
                 self._buffers,
                 plan.prepare,
                 plan.replay,
-                lambda own: self._calls.cut(plan.outputs, own)[0],
+                lambda own: self.calls.cut(plan.outputs, own)[0],
                 wild=alone.wild,
             )
             found = check(t, sizes, alone.outputs)
             if found is not None:
-                self._left = 0
-                self._calls.refuse(sizes, leak(sizes, plan.sizes, found))
+                self.left = 0
+                self.calls.refuse(sizes, leak(sizes, plan.sizes, found))
         if alone.serves:
             return alone.result
         return replayed(t, b, sizes, args, kwargs)

@@ -75,10 +75,12 @@ class PaddedCalls(Protocol):
     """Calls of other sizes that the graphs of one captured size serve.
 
     ``checked``: how many of the first ones are compared with calls of their own size, whatever
-    their sizes.
+    their sizes. ``asks``: whether calls after those have to ask for their sizes; read at every
+    call, so no property.
     """
 
     checked: int
+    asks: bool
 
     def allows(self, sizes: Sizes) -> bool:
         """Whether calls of ``sizes`` may be padded, as far as is known."""

@@ -14,8 +14,6 @@ from typing import Any
 
 import torch
 
-from piecewise_core.capture.attempt import Source
-from piecewise_core.capture.buffers import FixedInputs, OwnedInputs
 from piecewise_core.capture.callers import Callers
 from piecewise_core.capture.captured import CapturedPlan
 from piecewise_core.capture.plans import CapturedPlans, largest_first
@@ -23,11 +21,11 @@ from piecewise_core.config import Config
 from piecewise_core.counters import Counters
 from piecewise_core.errors import ConfigError, Sealed
 from piecewise_core.graph.binder import Binder
-from piecewise_core.graph.structure import Structure
 from piecewise_core.protocols import Platform
 from piecewise_core.ranges import Sizes
 from piecewise_core.replay.overlap import Overlap
 from piecewise_core.replay.padding import Padding
+from piecewise_core.replay.reads import Reads
 from piecewise_core.replay.replayable import Entry, Facts, Replayable
 from piecewise_core.replay.serving import serving
 
@@ -47,22 +45,19 @@ class Replays:
     def __init__(
         self, platform: Platform, config: Config, counters: Counters, mode: str = "piecewise"
     ) -> None:
-        self._platform = platform
         self._config = config
         self._counters = counters
-        self._static = config.inputs == "static"
+        self.reads = Reads(platform, config)
         callers = Callers(cloning=config.clone_outputs, strict=config.check == "strict")
         self.plans = CapturedPlans(platform, counters, config.memory_limit, mode, callers)
         self.released = False
         self.sealed: str | None = None
-        self._binder: Binder | None = None
-        self._owned: OwnedInputs | None = None
 
     def begin(self, binder: Binder) -> None:
         """Note what calls look like; what was captured of calls that looked otherwise goes."""
         if len(self.plans):
             self.plans.release(later=True)
-        self._owned, self._binder = None, binder
+        self.reads.begin(binder)
 
     # What serves a captured size -------------------------------------------------------
 
@@ -84,7 +79,7 @@ class Replays:
                 self.plans.settle()  # only now: what it frees may be this call's input
                 return result
             # Results of earlier replays are what a capture may overwrite before it reads them.
-            kept = t if self._static else self.plans.apart(t)
+            kept = t if self.reads.static else self.plans.apart(t)
             if captured in self.plans.dropped:
                 put(sizes, otherwise)
                 return otherwise(t, b, sizes, args, kwargs)
@@ -115,7 +110,7 @@ class Replays:
         overlap = None if facts is None else self._overlap(facts)
         if overlap is not None and overlap(t, b):
             return None
-        if new and (self._static or facts is None) and any(map(self.plans.handed.holds, t)):
+        if new and (self.reads.static or facts is None) and any(map(self.plans.handed.holds, t)):
             # Graphs would read what they overwrite, or may turn out to write to it.
             return None
         return self.plan(program, captured, kept, b, sizes)
@@ -124,8 +119,9 @@ class Replays:
         facts = program.facts(plan.sizes)
         if facts is None:
             raise ConfigError(f"nothing is known of sizes {plan.sizes}, which are captured")
-        buffers = () if self._static else self.views(plan.sizes)
-        calls = None if self._static else program.padded(plan.sizes, plan.outputs)
+        buffers = self.reads.buffers(plan.sizes)
+        static = self.reads.static
+        calls = None if static else program.padded(plan.sizes, plan.outputs)
         apart = self.plans.apart
         padding = None if calls is None else Padding(calls, plan, buffers, otherwise, apart)
         return serving(
@@ -133,7 +129,7 @@ class Replays:
             facts,
             self.plans,
             self._counters,
-            self.binder.raw,
+            self.reads.binder.raw,
             otherwise,
             buffers=buffers,
             overlap=self._overlap(facts),
@@ -150,9 +146,9 @@ class Replays:
         """Bind again, which raises, when a capture found writes to what was bound as a copy."""
         if facts is None or not facts.mutated:
             return
-        given = self.binder.raw(*args, **kwargs)
+        given = self.reads.binder.raw(*args, **kwargs)
         if any(t[place] is not given[place] for place in facts.mutated):
-            self.binder.bind(*args, **kwargs)
+            self.reads.binder.bind(*args, **kwargs)
 
     # Capture ---------------------------------------------------------------------------
 
@@ -166,7 +162,7 @@ class Replays:
         found = self.plans.get(captured)
         if found is None and captured not in self.plans.dropped:
             self._check_sealed(captured)
-            source = partial(self._source, program, captured, tensors, bound, sizes)
+            source = partial(self.reads.source, program, captured, tensors, bound, sizes)
             found = self.plans.capture(captured, source, more=tensors is None)
             program.captured()
         return found
@@ -180,7 +176,7 @@ class Replays:
         while another thread may be reading outputs. Raises CaptureFailed inside a replay, Sealed.
         """
         self.plans.callers.refuse_inside("sizes would be captured")
-        if self._static:
+        if self.reads.static:
             return []
         programs = {sizes: program for program, sizes in wanted}
         order = largest_first(programs)
@@ -214,58 +210,3 @@ class Replays:
         if self.sealed == "error":
             raise Sealed(text)
         logger.warning("%s", text)
-
-    # What graphs read ------------------------------------------------------------------
-
-    def views(self, captured: Sizes) -> tuple[torch.Tensor, ...]:
-        """Our own input buffers at a captured size."""
-        return self._buffers().views(captured)
-
-    def inputs(self, captured: Sizes, tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        """What the graphs of a captured size read: our buffers, or the caller's own ``tensors``."""
-        return tensors if self._static else self.views(captured)
-
-    @property
-    def binder(self) -> Binder:
-        """The binder of the calls. Raises ConfigError before the first."""
-        if self._binder is None:
-            raise ConfigError("capture before the first call; call the model or warmup() first")
-        return self._binder
-
-    @property
-    def _structure(self) -> Structure:
-        return self.binder.structure
-
-    def _buffers(self) -> OwnedInputs:
-        if self._owned is None:
-            self._owned = OwnedInputs(self._structure, self._config.captures, self._platform.graphs)
-        return self._owned
-
-    def _source(
-        self, program: Replayable, captured: Sizes, tensors: Any, bound: Any, sizes: Sizes
-    ) -> Source:
-        """What to capture, with a call's tensors staged if there are any."""
-        inputs: Any
-        if self._static:
-            if tensors is None:
-                raise ConfigError(
-                    'inputs="static" captures at the first call of each size, since warm-up has no '
-                    "tensors of that size"
-                )
-            inputs = FixedInputs(self._structure, tensors)
-        else:
-            inputs = self._buffers()
-        stage = inputs.stage(captured)
-        if tensors is not None:
-            stage(tensors, sizes)
-        views = inputs.views(captured)
-        made = program.recording(captured, views, bound)
-        return Source(
-            made.build,
-            views,
-            made.bound,
-            made.written,
-            stage,
-            made.recorder,
-            owned=not self._static,
-        )

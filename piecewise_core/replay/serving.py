@@ -55,7 +55,7 @@ def serving(
             return otherwise(t, b, sizes, args, kwargs)
         if callers.owner != get_ident() and not callers.admit():
             return otherwise(t, b, sizes, args, kwargs)
-        if sizes != captured:
+        if sizes != captured and (padding is None or padding.left or padding.calls.asks):
             before = otherwise if padding is None else padding.first(sizes, entry)
             if before is not None:
                 return before(t, b, sizes, args, kwargs)

@@ -154,6 +154,20 @@ def test_an_operator_that_lies_is_found_by_large_values_in_rows_of_padding(front
     assert "gave other results than without padding" in caplog.text
 
 
+def test_what_one_captured_size_finds_out_holds_at_the_others():
+    @torch.library.custom_op("pwpadding::large", mutates_args=(), tags=(torch.Tag.pointwise,))
+    def large(x: torch.Tensor) -> torch.Tensor:
+        return x + x.sum(0) if x.shape[0] > 4 else x * 2
+
+    large.register_fake(torch.empty_like)
+    fast = door(pw.compile, lambda x: large(x) * 2)
+    same(fast, lambda x: large(x) * 2, (3, 3, 3))
+    padded = fast.stats().padded_rows
+    assert padded > 0  # at 4 nothing is wrong, and nothing is compared any more
+    same(fast, lambda x: large(x) * 2, (7, 3, 2))
+    assert fast.stats().padded_rows == padded
+
+
 def test_a_program_that_changes_with_its_size_is_not_padded_when_recorded(caplog):
     def fn(x):
         return x.sin() if x.shape[0] > 3 else x.cos()

@@ -21,7 +21,7 @@ class Padded:
     checked = 1
 
     def __init__(self, program):
-        self.program, self.refused = program, []
+        self.program, self.refused, self.asks = program, [], False
 
     def allows(self, sizes):
         return not self.refused
@@ -34,6 +34,7 @@ class Padded:
 
     def refuse(self, sizes, why):
         self.refused.append(why)
+        self.asks = True
 
     def cut(self, outputs, sizes):
         return [outputs[0][: sizes[0]]], lambda o, t, b: o[0]

@@ -1,0 +1,90 @@
+"""What the graphs of one form of calls read: our own buffers, or the caller's tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from piecewise_core.capture.attempt import Source
+from piecewise_core.capture.buffers import FixedInputs, OwnedInputs
+from piecewise_core.config import Config
+from piecewise_core.errors import ConfigError
+from piecewise_core.graph.binder import Binder
+from piecewise_core.protocols import Platform
+from piecewise_core.ranges import Sizes
+from piecewise_core.replay.replayable import Replayable
+
+__all__ = ["Reads"]
+
+
+class Reads:
+    """The inputs of every captured size, as calls that ``begin`` tells of have them.
+
+    ``static``: whether graphs read the caller's own tensors, as of their first call.
+    """
+
+    def __init__(self, platform: Platform, config: Config) -> None:
+        self._platform = platform
+        self._captures = config.captures
+        self.static = config.inputs == "static"
+        self._binder: Binder | None = None
+        self._owned: OwnedInputs | None = None
+
+    def begin(self, binder: Binder) -> None:
+        """Note what calls look like."""
+        self._owned, self._binder = None, binder
+
+    @property
+    def binder(self) -> Binder:
+        """The binder of the calls. Raises ConfigError before the first."""
+        if self._binder is None:
+            raise ConfigError("capture before the first call; call the model or warmup() first")
+        return self._binder
+
+    def buffers(self, captured: Sizes) -> tuple[torch.Tensor, ...]:
+        """Our own, at a captured size; none where graphs read the caller's."""
+        return () if self.static else self._own().views(captured)
+
+    def of(self, captured: Sizes, tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """What the graphs of a captured size read: our buffers, or the caller's ``tensors``."""
+        return tensors if self.static else self._own().views(captured)
+
+    def source(
+        self,
+        program: Replayable,
+        captured: Sizes,
+        tensors: Sequence[torch.Tensor] | None,
+        bound: Sequence[torch.Tensor],
+        sizes: Sizes,
+    ) -> Source:
+        """What to capture, with a call's ``tensors``, of ``sizes``, staged if there are any."""
+        inputs = self._fixed(tensors) if self.static else self._own()
+        stage = inputs.stage(captured)
+        if tensors is not None:
+            stage(tensors, sizes)
+        views = inputs.views(captured)
+        made = program.recording(captured, views, bound)
+        return Source(
+            made.build,
+            views,
+            made.bound,
+            made.written,
+            stage,
+            made.recorder,
+            owned=not self.static,
+        )
+
+    def _fixed(self, tensors: Sequence[torch.Tensor] | None) -> FixedInputs:
+        if tensors is None:
+            raise ConfigError(
+                'inputs="static" captures at the first call of each size, since warm-up has no '
+                "tensors of that size"
+            )
+        return FixedInputs(self.binder.structure, tensors)
+
+    def _own(self) -> OwnedInputs:
+        if self._owned is None:
+            structure = self.binder.structure
+            self._owned = OwnedInputs(structure, self._captures, self._platform.graphs)
+        return self._owned
