@@ -24,6 +24,7 @@ from torch._guards import TracingContext
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from piecewise_core.compile.constants import take_out
+from piecewise_core.compile.empty_means import nothing_is_nan
 from piecewise_core.compile.inductor_factors import inductor_factors
 from piecewise_core.compile.native_code import from_bytes, is_archive, to_bytes, torchs_own
 from piecewise_core.compile.native_piece import NativePiece
@@ -95,8 +96,11 @@ class InductorCompiler:
             lowered = _lowered(graph, example_inputs)
             held = [] if lowered is graph else take_out(lowered)
             example_inputs = [*example_inputs, *map(_like, held)]
+            changed = nothing_is_nan(lowered.graph)
             if _on_gpu(example_inputs):
                 self.rewrite(lowered.graph)
+                changed = True
+            if changed:
                 lowered.recompile()
             settings = {**self._settings, **self._answers}
 

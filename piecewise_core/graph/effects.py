@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from piecewise_core.graph.memory import storages, tensor_inputs, values
+from piecewise_core.graph.untold import untold
 
 __all__ = [
     "is_inplace",
@@ -30,11 +31,7 @@ _INPLACE_OPERATORS: frozenset[Any] = frozenset({
     operator.imod, operator.ipow, operator.imatmul, operator.iand, operator.ior, operator.ixor,
     operator.ilshift, operator.irshift, operator.iconcat, operator.setitem, operator.delitem,
 })  # fmt: skip
-
 _EITHER = frozenset({"contiguous", "flatten", "ravel", "reshape", "reshape_as", "to"})
-
-_STATISTICS = frozenset({"batch_norm", "instance_norm", "native_batch_norm"})
-"""Builtins that write running statistics without saying so in their schema."""
 
 
 def writes(node: torch.fx.Node) -> frozenset[int]:
@@ -118,11 +115,18 @@ def _by_function(node: torch.fx.Node, target: Any) -> frozenset[int]:
     if isinstance(target, torch._ops.HigherOrderOperator):
         return _all(node)
     name = getattr(target, "__name__", "")
-    if name in _STATISTICS and not inspect.isfunction(target):
-        return _all(node)
+    told = _told(node, target, name)
     if name.endswith("_") and not name.endswith("__"):
-        return _of([node.args[0] if node.args else next(iter(node.kwargs.values()), None)])
-    return _of([node.kwargs.get("out")]) | _by_arguments(node, target)
+        return told | _of([node.args[0] if node.args else next(iter(node.kwargs.values()), None)])
+    return told | _of([node.kwargs.get("out")]) | _by_arguments(node, target)
+
+
+def _told(node: torch.fx.Node, target: Any, name: str) -> frozenset[int]:
+    """What the schemas of a builtin's operators say: ``torch._fused_sgd_`` writes four lists."""
+    packet = None if inspect.isfunction(target) else getattr(torch.ops.aten, name, None)
+    if not isinstance(packet, torch._ops.OpOverloadPacket):
+        return frozenset()
+    return _by_schema(node, _overloads(packet))
 
 
 def _is_inplace_method(name: str) -> bool:
@@ -147,13 +151,17 @@ def _of(items: Iterable[Any]) -> frozenset[int]:
 
 
 def _by_schema(node: torch.fx.Node, overloads: Iterable[torch._ops.OpOverload]) -> frozenset[int]:
-    found: frozenset[int] = frozenset()
+    def given(place: int, name: str) -> Any:
+        return node.args[place] if place < len(node.args) else node.kwargs.get(name)
+
+    found: list[Any] = []
     for overload in overloads:
+        more = untold(overload._schema, given)
         for place, argument in enumerate(overload._schema.arguments):
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                given = node.args[place] if place < len(node.args) else None
-                found |= _of([given, node.kwargs.get(argument.name)])
-    return found
+            said = argument.alias_info is not None and argument.alias_info.is_write
+            if said or argument.name in more:
+                found.append(given(place, argument.name))
+    return _of(found)
 
 
 def _by_arguments(node: torch.fx.Node, target: Any) -> frozenset[int]:
@@ -161,9 +169,11 @@ def _by_arguments(node: torch.fx.Node, target: Any) -> frozenset[int]:
     if not inspect.isfunction(target):
         return frozenset()
     try:
-        bound = inspect.signature(target).bind(*node.args, **node.kwargs).arguments
+        call = inspect.signature(target).bind(*node.args, **node.kwargs)
     except (TypeError, ValueError):
         return frozenset()
+    call.apply_defaults()  # instance_norm uses the input's statistics unless told otherwise
+    bound = call.arguments
     named = {
         next(iter(bound), ""): bound.get("inplace") is True,
         "weight": bound.get("max_norm") is not None,
