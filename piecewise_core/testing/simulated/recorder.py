@@ -79,7 +79,7 @@ class Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name != self._drop:
             # Composite operators arrive whole under inference mode; a device sees kernels.
             with self:
-                result = func.decompose(*args, **kwargs)
+                result = _parts(func, args, kwargs)
             if result is not NotImplemented:
                 return result
         with unseen():
@@ -186,6 +186,18 @@ class Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _restore_later(self, generator: torch.Generator) -> None:
         if _identity(generator) not in self._drawn:
             self._drawn[_identity(generator)] = generator, generator.get_state()
+
+
+def _parts(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run what a composite operator consists of; NotImplemented for any other.
+
+    The kernel that devices run, where there is one: ``decompose`` prefers torch's Python twin, in
+    which a dropout that drops nothing is a copy and not its input.
+    """
+    key = torch._C.DispatchKey.CompositeImplicitAutograd
+    if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key):
+        return func._op_dk(key, *args, **kwargs)
+    return func.decompose(*args, **kwargs)
 
 
 def _identity(generator: torch.Generator) -> int:

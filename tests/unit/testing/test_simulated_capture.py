@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import piecewise_core as pw
 from piecewise_core.platforms.contract import check_platform
 from piecewise_core.testing import SimulatedPlatform
 
@@ -431,3 +432,22 @@ def test_a_number_written_by_index_is_a_number_to_the_device(bench):
     bench.driver.replay(graph)
     assert len(junk) == 50
     assert out.tolist() == [4.0, 1.0, 4.0, 1.0]
+
+
+@pytest.mark.parametrize("make", [pw.compile, pw.record])
+def test_a_composite_operator_runs_as_a_device_runs_it(make):
+    """A dropout that drops nothing is its input, which is written to afterwards."""
+
+    def model(x):
+        same = torch.nn.functional.dropout(x, 0.5, False)
+        x.mul_(3)
+        return same, x
+
+    more = {} if make is pw.record else {"compiler": "eager"}
+    config = pw.Config(dynamic={"x": {0: pw.Dim("rows", 1, 8)}}, capture_sizes=[4], **more)
+    fast = make(model, config, SimulatedPlatform())
+    for _ in range(2):
+        x = torch.ones(4, 2)
+        same, _ = fast(x)
+        assert torch.equal(same, torch.full((4, 2), 3.0))
+        assert torch.equal(x, same)
