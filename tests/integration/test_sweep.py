@@ -1,0 +1,48 @@
+"""A fixed sample of what ``make sweep`` runs whole; in a process of its own, as there.
+
+Torch's operator database changes settings of the process that imports it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+KIT = Path(__file__).parents[1] / "kit"
+PASSES = (
+    *("plain", "cut", "views", "in_place", "out"),
+    *("simulated", "padded", "recorded", "stored"),  # Inductor takes seconds for each
+)
+
+
+def swept(*arguments: str, into: Path) -> tuple[dict[str, int], str]:
+    """The line that a sweep ends with, and all that it said."""
+    paths = [str(KIT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "sweeps", "--workers", "1", "--out", str(into), *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.strip(), done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout.splitlines()[-1]), done.stdout
+
+
+def test_a_sample_of_operators_gives_what_eager_gives_in_every_pass(tmp_path):
+    line, said = swept("--sample", "30", "--cases", "1", "--passes", *PASSES, into=tmp_path)
+    kinds = ("operators", "wrong", "bare", "hung")
+    assert [line[k] for k in kinds] == [30, 0, 0, 0], said
+    # A sweep that refuses everything, or tries nothing, is right as well.
+    assert line["equal"] > 0.8 * line["programs"] > 0.6 * 30 * len(PASSES), said
+    assert line["refused_operators"] <= 3, said
+
+
+def test_a_sample_of_model_families_gives_what_eager_gives_in_every_way(tmp_path):
+    pytest.importorskip("transformers")
+    names = ("deberta-v2", "gpt2", "vit")
+    line, said = swept("--families", *names, into=tmp_path)
+    kinds = ("families", "programs", "equal", "wrong", "bare", "hung")
+    assert [line[k] for k in kinds] == [3, 12, 12, 0, 0, 0], said
