@@ -36,6 +36,9 @@ class Watcher(Protocol):
     def is_splitting(self, op: str, target: Any, args: Any, kwargs: Any) -> bool:
         """Whether a function, method or operator ends a capture."""
 
+    def asked(self, fn: Any, args: Any) -> None:
+        """A torch function, method or property is called."""
+
     def may_be_read(self, tensor: Any) -> bool:
         """Whether Python may have a tensor's value."""
 
@@ -70,6 +73,7 @@ class Functions(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if not self._watcher.busy:
+            self._watcher.asked(func, args)
             method = getattr(torch.Tensor, name, None) is func
             if method and name in _READS and not self._watcher.may_be_read(args[0]):
                 raise ValueRead(f"Tensor.{name}()")

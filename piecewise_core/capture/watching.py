@@ -16,11 +16,13 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from piecewise_core.capture.calls import ValueRead, only_views, reshapes, tensors, written
 from piecewise_core.capture.collectives import InPlace, in_place, refuse_unrecorded
+from piecewise_core.capture.course import Course
 from piecewise_core.capture.draws import Draws
 from piecewise_core.capture.hostdata import Call, HostData, is_lift, is_read
 from piecewise_core.capture.hostinputs import HostInputs
 from piecewise_core.capture.modes import Functions, Operators
 from piecewise_core.capture.opsteps import allocate
+from piecewise_core.capture.questions import Questions
 from piecewise_core.capture.recorder import Recorder, another_path
 from piecewise_core.capture.torch_private import as_when_traced, without_dynamo
 from piecewise_core.errors import CaptureFailed
@@ -35,7 +37,7 @@ class WatchingRecorder(Recorder):
 
     ``is_splitting(node)``: as a Matcher; given stand-ins for graph nodes. ``external``: every
     tensor that the last run read, or was told of by ``note``, and did not make. ``run``: is told
-    of every operator of the first run.
+    of every operator of the first run, and so is ``course``, which begins with the inputs.
     """
 
     strict = True  # no fake kernel has promised what operators return
@@ -48,12 +50,15 @@ class WatchingRecorder(Recorder):
         device_type: str = "cpu",
         *,
         is_splitting: Callable[[Any], bool],
+        course: Course | None = None,
         run: Run | None = None,
     ) -> None:
         super().__init__(driver, pool, stream, device_type)
         self.current = "the recorded function"
         self._is_splitting = is_splitting
         self._run = run
+        self._course = Course(()) if course is None else course
+        self._questions = Questions(self._course)
         self._around: Callable[[], AbstractContextManager[None]] = nullcontext
         self._segment = 0
         self._open: Any = None
@@ -90,6 +95,7 @@ class WatchingRecorder(Recorder):
             self._start()
             if self._run is not None:
                 self._run.forget()
+            self._course.forget()
             self._around = as_when_traced
             try:
                 self._watch(run)
@@ -134,6 +140,11 @@ class WatchingRecorder(Recorder):
         return any(storage._cdata == memory for storage, _ in self._before)
 
     @property
+    def asked_for(self) -> frozenset[str]:
+        """What was asked of tensors besides values, as a binder knows it."""
+        return self._questions.names
+
+    @property
     def external(self) -> tuple[torch.Tensor, ...]:
         """As said of the class."""
         return tuple(self._outside.values())
@@ -175,6 +186,10 @@ class WatchingRecorder(Recorder):
         self._segment += 1
 
     # What the modes report -------------------------------------------------------------
+
+    def asked(self, fn: Any, args: Any) -> None:
+        """A torch function, method or property is called."""
+        self._questions.asked(fn, args)
 
     def split_at(self, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run a splitting op between two captures."""
@@ -224,7 +239,10 @@ class WatchingRecorder(Recorder):
         return result
 
     def _tell(self, fn: Any, args: Any, kwargs: Any, result: Any) -> None:
-        if self._run is not None and not self.capturing:
+        if self.capturing:
+            return
+        self._course.note(fn, args, kwargs, result)
+        if self._run is not None:
             self._run.note(fn, args, kwargs, result)
 
     def saw(self, fn: Any, args: Any, kwargs: Any, result: Any) -> None:
@@ -257,6 +275,7 @@ class WatchingRecorder(Recorder):
             raise ValueRead("a tensor's value")
         self._refuse_reshaping(fn, args)
         refuse_unrecorded(fn, args, kwargs)
+        self._questions.reach(fn, args, kwargs)
         if not self.capturing and is_lift(fn):
             self._data.lifted(args[0], len(self._works) - 1)
             self._note_made(args[0], ())

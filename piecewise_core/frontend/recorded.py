@@ -15,6 +15,7 @@ from piecewise_core.capture.modes import being_watched
 from piecewise_core.counters import Counters, Stats, process_counters
 from piecewise_core.errors import ConfigError, NotTraced, OutOfRange
 from piecewise_core.frontend.aroundforward import around_forward
+from piecewise_core.frontend.laidotherwise import LaidOtherwise
 from piecewise_core.frontend.recordedverify import RecordedVerifier
 from piecewise_core.frontend.recordings import Recordings
 from piecewise_core.frontend.refusals import check_grad, need_grad, refuse_autocast
@@ -73,7 +74,9 @@ class RecordedFunction:
         with self._lock:
             if not self._started:
                 self._start(args, kwargs)
-            tensors, sizes = self._binder.bind(*args, **kwargs)
+            binder = self._binder
+            binder.is_foreign = False
+            tensors, sizes = binder.bind(*args, **kwargs)
             if torch.is_grad_enabled():
                 check_grad(tensors, need_grad(roots_of(self._fn)))
             if any_autocast():
@@ -81,7 +84,10 @@ class RecordedFunction:
             made = self._recordings
             if not being_watched():
                 made.refresh()
-                serve = self._entries[self._find(*sizes)]
+                place = self._find(*sizes)
+                serve = self._entries[place]
+                if binder.is_foreign or made.asks_modes:
+                    serve = self._chosen(place, serve)
             else:
                 serve = self._eagerly
             try:
@@ -193,7 +199,10 @@ class RecordedFunction:
         dims = range(len(bounds.ranges)) if padded else ()
         self._targets = capture_targets(bounds, self._config.captures, padded=dims)
         self._find = TargetTable(bounds, self._targets).find
+        self._binder.matters = lambda leaf, lying: False  # asked of runs instead
+        self._binder.expect(frozenset({"apart", "attributes"}))
         self._recordings.begin(self._binder)
+        self._otherwise = LaidOtherwise(self._fn, self._recordings, self._binder, self._eagerly)
         self._install()
         self._started = True
 
@@ -202,10 +211,27 @@ class RecordedFunction:
         captures = (target.capture or () for target in self._targets)
         self._entries = [*map(self._pending, captures), self._eagerly]
 
+    def _chosen(self, place: int, serve: Entry) -> Entry:
+        """What serves a call that may not be as the recorded one, in place of ``serve``."""
+        if self._recordings.in_another_mode():
+            return self._eagerly
+        return (
+            self._otherwise.entry(self._targets, place, serve) if self._binder.is_foreign else serve
+        )
+
     def _pending(self, captured: Sizes) -> Entry:
         made = self._recordings
         replays = made.replays.pending(made, captured, self._eagerly, self._put)
-        return replays if self._config.check != "verify" else self._verified(captured, replays)
+
+        def first(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
+            serve = replays
+            if made.facts(captured) is None and made.replays.learn(made, captured, t, sizes):
+                # Only now it is known what the function asks of its tensors.
+                self._binder.bind(*args, **kwargs)
+                serve = self._chosen(self._find(*sizes), replays)
+            return serve(t, b, sizes, args, kwargs)
+
+        return first if self._config.check != "verify" else self._verified(captured, first)
 
     def _put(self, sizes: Sizes, entry: Entry) -> None:
         place = self._find(*sizes)

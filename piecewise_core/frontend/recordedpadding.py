@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from piecewise_core.capture.calls import user_line
+from piecewise_core.capture.course import Course, Following
 from piecewise_core.capture.modes import DataInSteps
 from piecewise_core.frontend.results import Padded, tensors_in
 from piecewise_core.graph.padding.judge import cannot_pad
@@ -25,7 +26,7 @@ class PaddedRecording:
     call as it is. ``tell``: the log. ``raw``: picks a call's own tensors. ``objects``: the calls'
     constants. ``rng``: gives the device's generator. ``writes``: whether the function writes to
     memory that it did not make: what padded rows write could not be taken back. ``compares``:
-    whether results are compared at all.
+    whether results are compared at all. ``follow``: gives what takes down the course of a run.
     """
 
     checked = 0  # each size is compared when it is learned
@@ -44,6 +45,7 @@ class PaddedRecording:
         *,
         writes: bool,
         compares: bool,
+        follow: Callable[[Sizes, Sequence[torch.Tensor]], Course],
     ) -> None:
         self._larger = larger
         self._captured = captured
@@ -55,6 +57,7 @@ class PaddedRecording:
         self._rng = rng
         self._writes = writes
         self._compares = compares
+        self._follow = follow
         self._known: dict[Sizes, Padded] = {}
         self._refused: set[Sizes] = set()
 
@@ -71,8 +74,10 @@ class PaddedRecording:
         raw = self._raw(*args, **kwargs)
         before = self._random_state()
         run = Run(raw, user_line)
-        with run.noted(), DataInSteps():
+        course = self._follow(sizes, raw)
+        with run.noted(), Following(course), DataInSteps():
             result = self._eagerly(t, b, sizes, args, kwargs)
+        course.returned(result)
         found = tensors_in(result, self._objects)
         run.returned(found)
         known = self._known[sizes] = Padded(result, raw, self._objects, sizes)

@@ -11,6 +11,7 @@ import torch
 
 from piecewise_core.capture.calls import user_line
 from piecewise_core.capture.collectives import without_handles
+from piecewise_core.capture.course import Course
 from piecewise_core.capture.watching import WatchingRecorder
 from piecewise_core.counters import Counters
 from piecewise_core.errors import CaptureFailed, ConfigError, Sealed
@@ -38,7 +39,7 @@ class Recordings:
 
     ``eagerly``: serves a call without graphs. ``freed``: is told when no size has graphs any more.
     ``objects``: the calls' constants. ``memory``: per captured size, what it writes to besides
-    inputs.
+    inputs. ``asks_modes``: whether the function may ask for torch's modes.
     """
 
     graphs_per_size = 1
@@ -62,8 +63,10 @@ class Recordings:
         self.objects: list[Any] = []
         self.memory: dict[Sizes, list[torch.Tensor]] = {}
         self.retraced = ""
+        self.asks_modes = False
         self._facts: dict[Sizes, Facts] = {}
         self._runs: dict[Sizes, Run] = {}
+        self._courses: dict[tuple[Sizes, Sizes], Course] = {}
         self._padded: dict[Sizes, PaddedRecording] = {}
         self._writing: set[Sizes] = set()
         self._said_mixing = False
@@ -113,6 +116,7 @@ class Recordings:
         self.replays.release(later=later)
         self._facts.clear()
         self._runs.clear()
+        self._courses.clear()
         self._padded.clear()
         self._writing.clear()
         self.memory.clear()
@@ -131,7 +135,9 @@ class Recordings:
         if not self._watches and self._config.check != "off":
             self._state.settle()
             self._watches = True
+            self.asks_modes = self._state.asks_modes
         structure = self._binder.structure
+        course = self._courses[captured, captured] = Course(inputs)
         noted: Run | None = None
         if self._config.padding == "capture_sizes":
             noted = self._runs[captured] = Run(inputs, user_line)
@@ -146,6 +152,8 @@ class Recordings:
                         "the function sets attributes of a tensor that it is given, which no "
                         "replay can do to a call's own tensor"
                     )
+                if not recorder.capturing:
+                    course.returned(result)
                 if noted is not None and not recorder.capturing:
                     noted.returned(tensors_in(result, self.objects))
                 if recorder.capturing:
@@ -154,7 +162,7 @@ class Recordings:
 
             return run
 
-        make = partial(WatchingRecorder, is_splitting=self._splits, run=noted)
+        make = partial(WatchingRecorder, is_splitting=self._splits, course=course, run=noted)
         return Recording(build, recorder=make)
 
     def facts(self, captured: Sizes) -> Facts | None:
@@ -177,8 +185,33 @@ class Recordings:
             rng,
             writes=captured in self._writing,
             compares=self._config.check != "off",
+            follow=partial(self._follow, captured),
         )
         return self._padded[captured]
+
+    def in_another_mode(self) -> bool:
+        """Whether a call is made in other modes than recordings are, and the function may ask."""
+        return self.asks_modes and not torch.is_inference_mode_enabled()
+
+    def _follow(self, captured: Sizes, sizes: Sizes, inputs: Sequence[torch.Tensor]) -> Course:
+        """What a run of a padded size did."""
+        course = self._courses[captured, sizes] = Course(inputs)
+        return course
+
+    def course(self, captured: Sizes, served: Entry, t: Any, sizes: Sizes) -> Course | None:
+        """What calls of ``sizes`` do that lie as recorded; None where graphs do not serve them.
+
+        Where it is not known yet the size is captured, and what padding has to learn is learned
+        from ``t``, a call's tensors as they should lie, by ``served``.
+        """
+        if self._binder is None or not self.replays.learn(self, captured, t, sizes):
+            return None
+        key = captured, sizes
+        if key not in self._courses and captured not in self._writing:
+            args, kwargs = arguments(self._binder.structure, t)
+            served(t, (), sizes, args, kwargs)
+            self._counters.calls["eager"] -= 1  # nobody's call
+        return self._courses.get(key)
 
     def replays_of(self, captured: Sizes, sizes: Sizes) -> bool:
         """Whether the next call of ``sizes`` is not one that runs as it is anyway."""
@@ -214,6 +247,7 @@ class Recordings:
         written = tuple(i for i, view in enumerate(views) if recorder.writes_to(view))
         if self._binder is not None:
             self._binder.mutated |= set(written)
+            self._binder.expect(recorder.asked_for)
         own = {view.untyped_storage()._cdata for view in views}
         recorder.note(tensors_in(result, self.objects))
         held = tuple(t for t in recorder.external if t.untyped_storage()._cdata not in own)

@@ -40,6 +40,8 @@ class Binder:
     ``mutated``: flat indices of tensors that the program writes to, which cannot be copies.
     ``matters(leaf, lying)``: whether a model that may ask for layouts takes another path for an
     input that lies so; then a copy in the traced layout would not do, and AnotherLayout is raised.
+    ``asked``: as for ``bind_source``. ``is_foreign``: set by calls whose tensors are not as the
+    fast path has them: copied, of another class, or with another answer to what was asked.
     """
 
     def __init__(
@@ -59,6 +61,8 @@ class Binder:
         self._static = static
         self._check = check
         self.is_exact = False
+        self.is_foreign = False
+        self.asked: frozenset[str] = frozenset()
         self._generate()
 
     def exactly(self) -> Callable[..., Bound]:
@@ -68,9 +72,17 @@ class Binder:
             self._generate()
         return self.bind
 
+    def expect(self, asked: frozenset[str]) -> None:
+        """From now on calls with another answer to what was ``asked`` are foreign."""
+        if not asked <= self.asked:
+            self.asked |= asked
+            self._generate()
+
     def _generate(self) -> None:
-        source = bind_source(self.structure, self._alignment, self._check, exact=self.is_exact)
-        self.source, names = source
+        exact = self.is_exact or "stride" in self.asked
+        self.source, names = bind_source(
+            self.structure, self._alignment, self._check, exact=exact, asked=self.asked
+        )
         names["_pw_slow"] = self.slow
         exec(compile(self.source, "<piecewise binder>", "exec"), names)
         self.bind: Callable[..., Bound] = names["bind"]
@@ -86,7 +98,9 @@ class Binder:
         for name, node in self.structure.arguments.items():
             found += self._collect(node, values[name])
         sizes = self._sizes(found)
-        return tuple(self._fit(t, x, found) for t, x in self._pairs(found)), sizes
+        tensors = tuple(self._fit(t, x, found) for t, x in self._pairs(found))
+        self.is_foreign = True
+        return tensors, sizes
 
     def _pairs(self, found: Iterable[torch.Tensor]) -> Iterator[tuple[TensorLeaf, torch.Tensor]]:
         return zip(self.structure.tensors, found, strict=True)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import enum
 import inspect
 from collections.abc import Iterable
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -32,12 +33,19 @@ _OURS = "_pw_"
 
 
 def bind_source(
-    structure: Structure, alignment: int, check: bool, *, exact: bool = False
+    structure: Structure,
+    alignment: int,
+    check: bool,
+    *,
+    exact: bool = False,
+    asked: frozenset[str] = frozenset(),
 ) -> tuple[str, dict[str, Any]]:
     """The source of ``bind`` and ``raw``, and the names that it uses, ``_pw_slow`` left out.
 
     ``alignment``: bytes at which tensor data must start. ``check``: whether to test anything.
-    ``exact``: whether strides count that no address depends on.
+    ``exact``: whether strides count that no address depends on. ``asked``: what else a call must
+    answer as the tensors of the recorded run do: "offset", "gradients", "inference", "attributes"
+    (there are none), "apart" (no tensor is given twice).
     Raises ConfigError for a parameter whose name is kept for names of ours.
     """
     for parameter in structure.signature.parameters:
@@ -46,22 +54,37 @@ def bind_source(
                 f'the parameter name "{parameter}" cannot be served: names that begin with '
                 f"{_OURS} are kept for generated code; give the parameter another name"
             )
-    writer = _Writer(structure, alignment, exact)
+    writer = _Writer(structure, alignment, exact, asked)
     return writer.source(check), writer.names
 
 
+_FEW = 5
+
+_ANSWERS = {
+    "offset": "{}.storage_offset() == 0",
+    "gradients": "not {}.requires_grad",
+    "inference": "not {}.is_inference()",
+    "attributes": "not {}.__dict__",
+}
+"""How buffers of ours answer, on which functions are recorded."""
+
+
 class _Writer:
-    def __init__(self, structure: Structure, alignment: int, exact: bool) -> None:
+    def __init__(
+        self, structure: Structure, alignment: int, exact: bool, asked: frozenset[str]
+    ) -> None:
         self.structure = structure
         self.names: dict[str, Any] = {
             "_pw_T": torch.Tensor,
             "_pw_type": type,
+            "_pw_id": id,
             "_pw_len": len,
             "_pw_tuple": tuple,
             "_pw_same": same_value,
         }
         self._alignment = alignment
         self._exact = exact
+        self._asked = asked
         self._reads: list[str] = []
         self._tests: list[str] = []
         self._tensor_names: list[str] = []
@@ -77,6 +100,8 @@ class _Writer:
             self._walk(node, parameter)
         signature = self._parameters()
         passed = ", ".join(f"{p!r}: {p}" for p in self.structure.signature.parameters)
+        if "apart" in self._asked:
+            self._tests += _apart(self._tensor_names)
         sizes, size_tests = self._size_lines()
         tensors = _tuple(self._tensor_names)
         found = _tuple(f"_pw_s{i}" for i in range(len(self.structure.dims)))
@@ -154,6 +179,7 @@ class _Writer:
             tests.append(f"{at}.is_contiguous()")
         if leaf.dtype.is_complex:
             tests.append(f"not {at}.is_conj()")
+        tests += [test.format(at) for kind, test in _ANSWERS.items() if kind in self._asked]
         if self._alignment > 1:
             tests.append(f"{at}.data_ptr() % {self._alignment} == 0")
         return tests
@@ -181,6 +207,13 @@ class _Writer:
             if self._exact or not leaf.is_contiguous:
                 tests.append(f"{at}.stride() == {_tuple(_strides(leaf, expected))}")
         return lines, tests
+
+
+def _apart(names: list[str]) -> list[str]:
+    """Tests whether no tensor is given twice."""
+    if len(names) <= _FEW:
+        return [f"{a} is not {b}" for a, b in combinations(names, 2)]
+    return [f"_pw_len({{{', '.join(f'_pw_id({name})' for name in names)}}}) == {len(names)}"]
 
 
 def _strides(leaf: TensorLeaf, sizes: list[str]) -> list[str]:

@@ -15,7 +15,10 @@ from typing import Any
 
 import torch
 
-__all__ = ["asks", "mentions", "named"]
+__all__ = ["MODES", "asks", "mentions", "named"]
+
+MODES = frozenset({"is_grad_enabled", "is_inference", "is_inference_mode_enabled"})
+"""Functions and methods whose answer is another one in inference mode, where all is traced."""
 
 _LAYOUT = frozenset({"dim_order", "is_contiguous", "storage_offset", "stride"})
 _OTHER = frozenset({

@@ -93,6 +93,18 @@ class Replays:
 
         return pending
 
+    def learn(self, program: Replayable, captured: Sizes, t: Any, sizes: Sizes) -> bool:
+        """Whether ``captured`` has graphs, captured now with a call's tensors if it must be.
+
+        Raises Sealed.
+        """
+        if self.released or captured in self.plans.dropped:
+            return False
+        if captured in self.plans:
+            return True
+        kept = t if self.reads.static else self.plans.apart(t)
+        return self._plan_for(program, captured, (t, kept), (), sizes) is not None
+
     def _plan_for(
         self, program: Replayable, captured: Sizes, given: Any, b: Any, sizes: Sizes
     ) -> CapturedPlan | None:

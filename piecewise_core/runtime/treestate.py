@@ -8,11 +8,12 @@ checks of their own (`runtime.parameters`).
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import CellType, FunctionType
+from types import BuiltinFunctionType, CellType, FunctionType
 from typing import Any
 
 import torch
 
+from piecewise_core.graph.questions import MODES
 from piecewise_core.runtime.classes import alike
 from piecewise_core.runtime.reached import reached
 from piecewise_core.runtime.watch import Poll, Watch, asked, identity
@@ -33,6 +34,7 @@ class TreeState:
     ``check()`` is 0 while nothing was written; else ``look_again()`` says whether what was written
     differs. ``settle()`` takes everything as it is now for what it should be, ``ran()`` what the
     function itself may have changed: whole numbers that it writes are counters, and are let be.
+    ``asks_modes``: whether code that it reaches names a question about torch's modes.
     """
 
     check: Callable[[], int]
@@ -40,6 +42,7 @@ class TreeState:
     def __init__(self, fn: Callable[..., Any]) -> None:
         self._fn = fn
         self._counts: set[Any] = set()
+        self.asks_modes = False
         self.check = lambda: 0
 
     def settle(self) -> None:
@@ -48,6 +51,7 @@ class TreeState:
         self._watch = Watch(containers)
         self._contents = {identity(c): _contents(c) for c in containers}
         self._switches = [ask() for ask in _switches]
+        self.asks_modes = any(map(_asks_modes, containers))
         self._arm()
 
     def look_again(self) -> str | None:
@@ -94,6 +98,16 @@ class TreeState:
             return asked() or [get_dtype(), is_exact(), get_precision()] != was
 
         self.check = check
+
+
+def _asks_modes(container: Any) -> bool:
+    """Whether a function names a question about modes, or a global is one under another name."""
+    if isinstance(container, FunctionType):
+        return bool(MODES & {*container.__code__.co_names})
+    if isinstance(container, tuple) and len(container) == 2 and isinstance(container[0], dict):
+        found = container[0].get(container[1])
+        return isinstance(found, BuiltinFunctionType) and found.__name__ in MODES
+    return False
 
 
 def _contents(container: Any) -> dict[Any, Any]:
