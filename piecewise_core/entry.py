@@ -17,6 +17,7 @@ from piecewise_core.config import Config, Dim
 from piecewise_core.counters import Counters, process_counters
 from piecewise_core.errors import ConfigError, GradNeeded
 from piecewise_core.frontend.background import Background
+from piecewise_core.frontend.building import Builds, Unready
 from piecewise_core.frontend.dispatch import Dispatch, Entry
 from piecewise_core.frontend.dynamo_graph import device_type, reader, take_in
 from piecewise_core.frontend.region import NO_BOUND, Region
@@ -96,6 +97,7 @@ class _Runner:
         self._dispatch = dispatch
         self._read = read
         self._lock = threading.RLock()
+        self._builds = Builds(self._lock)
 
     def __call__(self, *inputs: Any) -> Any:
         tensors, sizes = self._read(inputs)
@@ -104,9 +106,14 @@ class _Runner:
                 "called with gradients enabled on tensors that require them; backend='piecewise' "
                 "is for inference: call under torch.inference_mode() or torch.no_grad()"
             )
-        with self._lock:
-            entry = self._dispatch.serving[self._dispatch.find(*sizes)]
-            return entry(tensors, (), sizes, (), {})
+        while True:
+            with self._lock:
+                entry = self._dispatch.serving[self._dispatch.find(*sizes)]
+                try:
+                    return entry(tensors, (), sizes, (), {})
+                except Unready as missing:
+                    unready = missing.with_traceback(None)
+            self._builds.have(unready)
 
 
 def _as_written(region: Region, counters: Counters) -> Entry:

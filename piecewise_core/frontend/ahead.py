@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from piecewise_core.errors import CaptureFailed
+from piecewise_core.frontend.building import between_builds
 from piecewise_core.frontend.refusals import refuse_autocast
 from piecewise_core.graph.torch_private import any_autocast, compile_lock
 
@@ -39,10 +40,9 @@ def compile_all(session: Session) -> Iterator[tuple[Region, Box, int]]:
         for index, piece in enumerate(region.program.compilable):
             if session.scheduler.ready(piece, box) is None:
                 yield region, box, index
-            with session.lock, compile_lock:
+            with compile_lock:
                 region.compile(index, box)
-        with session.lock, compile_lock:
-            region.plan(box)
+        region.build(box)
 
 
 def capture_all(session: Session) -> list[Sizes]:
@@ -53,7 +53,7 @@ def capture_all(session: Session) -> list[Sizes]:
     capturing = session.capturing
     if capturing is None:
         return []
-    with session.lock, compile_lock:
+    with between_builds(session.lock):
         bound = session.bound()
         if capturing.replays.released:
             capturing.replays.released = False

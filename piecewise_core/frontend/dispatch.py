@@ -9,8 +9,9 @@ from typing import Any
 from piecewise_core.config import Config
 from piecewise_core.counters import Counters
 from piecewise_core.frontend.background import Background
+from piecewise_core.frontend.building import Unready
 from piecewise_core.frontend.capturing import Capturing
-from piecewise_core.frontend.region import Region
+from piecewise_core.frontend.region import Region, need
 from piecewise_core.frontend.verifying import Verifier
 from piecewise_core.ranges import Box, Sizes, Target, TargetTable
 from piecewise_core.replay.replayable import Entry
@@ -79,11 +80,12 @@ class Dispatch:
         if self._background is not None and not region.is_ready(box):
             plan = region.written_plan()
         elif self._checks and not region.served:
+            self._plan(region, box)
             result = self._first(region, box, "general")(t, b, sizes, args, kwargs)
             region.served = True
             return result
         else:
-            plan = region.plan(box)
+            plan = self._plan(region, box)
         result = self._steady(region, plan, "general")(t, b, sizes, args, kwargs)
         region.served = True
         return result
@@ -121,11 +123,11 @@ class Dispatch:
         def pending(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
             if self._waits(region, target):
                 return self.general(region, t, b, sizes, args, kwargs)
+            steady = self._steady(region, self._plan(region, target.box), target.kind)
             if self._checks:
                 result = self._first(region, target.box, target.kind)(t, b, sizes, args, kwargs)
                 steady = self._steady(region, region.plan(target.box), target.kind)
             else:
-                steady = self._steady(region, region.plan(target.box), target.kind)
                 result = steady(t, b, sizes, args, kwargs)
             self._put(sizes, steady)
             return result
@@ -138,12 +140,13 @@ class Dispatch:
         if self._capturing is None:
             return otherwise
         replays = self._capturing.pending(region, captured, otherwise, self._put)
-        if self._background is None:
-            return replays
 
         def pending(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
-            if self._waits(region, region.fallback(captured)):
+            under = region.fallback(captured)
+            if self._background is not None and self._waits(region, under):
                 return self.general(region, t, b, sizes, args, kwargs)
+            if self.sealed != "error":  # else replays say what is refused
+                self._plan(region, under.box)
             return replays(t, b, sizes, args, kwargs)
 
         return pending
@@ -156,18 +159,26 @@ class Dispatch:
 
         def entry(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
             target = region.fallback(sizes)
-            return self._steady(region, region.plan(target.box), target.kind)(
+            return self._steady(region, self._plan(region, target.box), target.kind)(
                 t, b, sizes, args, kwargs
             )
 
         return entry
+
+    def _plan(self, region: Region, box: Box) -> Plan:
+        """The plan that serves ``box``. Raises Unready where that has to be compiled."""
+        need(region, box)
+        return region.plan(box)
 
     def _waits(self, region: Region, target: Target) -> bool:
         """Whether this call goes to the general graph while the target is not compiled."""
         if region.is_ready(target.box):
             return False
         if self._background is not None:
-            region.request(target.box, self._background)
-            return not region.is_ready(target.box)
+            if target.box not in region.asked:
+                # A piece that no worker can compile is compiled here and now.
+                ask = partial(region.request, target.box, self._background)
+                raise Unready(("ask", region, target.box), ask)
+            return True
         lazy = self._config.compile_mode == "lazy" and not self.sealed
         return lazy and not region.served and target.box != region.general_box

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from piecewise_core.config import Config
 from piecewise_core.errors import PiecewiseError
+from piecewise_core.frontend.building import Unready
 from piecewise_core.graph.effects import writes
 from piecewise_core.graph.lying import Lying
 from piecewise_core.graph.memory import storages
@@ -42,14 +44,14 @@ class LayoutJudge:
         boxes: Sequence[Box],
         leaf: TensorLeaf,
         lying: Lying,
-        bind: Callable[[torch.Tensor], int],
+        binding: Callable[[], Callable[[torch.Tensor], int]],
         *,
         may_trace: bool,
     ) -> bool:
         """Whether the model does something else in one of ``boxes`` when ``leaf`` lies so.
 
-        ``bind``: takes a tensor of the model and returns its place. ``may_trace``: else what is
-        not known yet counts as yes.
+        ``binding``: gives what takes a tensor of the model and returns its place. ``may_trace``:
+        else what is not known yet counts as yes. Raises Unready where that has to be traced.
         """
         if lying.repeats:
             return True
@@ -58,10 +60,14 @@ class LayoutJudge:
             if key not in self._known:
                 if not may_trace:
                     return True
-                self._known[key] = self._differs(structure, box, leaf, lying, bind)
+                differs = partial(self._differs, structure, box, leaf, lying, binding())
+                raise Unready(("layout", *key), partial(self._learn, key, differs))
             if self._known[key]:
                 return True
         return False
+
+    def _learn(self, key: tuple[Box, int, Lying], differs: Callable[[], bool]) -> None:
+        self._known[key] = differs()
 
     def _differs(
         self,

@@ -14,17 +14,19 @@ import torch
 from piecewise_core.backend import PiecewiseBackend
 from piecewise_core.compile.scheduler import Outside, Scheduler
 from piecewise_core.config import Config
+from piecewise_core.frontend.building import Unready
 from piecewise_core.graph.effects import writes
 from piecewise_core.graph.memory import storages
 from piecewise_core.graph.names import op_name, source_of
 from piecewise_core.graph.padding.program import Paddable, paddable
 from piecewise_core.graph.randomness import draws
 from piecewise_core.graph.split import Program
+from piecewise_core.graph.torch_private import compile_lock
 from piecewise_core.ranges import Box, Range, Sizes, Target, TargetTable, plan_targets
 from piecewise_core.runtime.laid import Laid
 from piecewise_core.runtime.plan import Plan, PlanCode, WrapOp
 
-__all__ = ["Region", "unbounded"]
+__all__ = ["Region", "need", "unbounded"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +42,7 @@ class Region:
     ``box``: the sizes served by targets; None where all of them are out of bounds.
     ``general_box``: those the general graph serves; larger only with ``out_of_range="general"``.
     ``index``: place among the model's regions. ``as_written``: whether nothing is compiled, for a
-    size is 0.
+    size is 0. ``asked``: the boxes that are compiled elsewhere, or were to be.
     """
 
     def __init__(
@@ -67,6 +69,8 @@ class Region:
         # Eager refuses what has no value without elements, a maximum; compiled code makes one up.
         self.as_written = any(span.end == 0 for span in self.general_box.ranges)
         self.served = False
+        self.asked: set[Box] = set()
+        self._built: set[Box] = set()
         self._scheduler = scheduler
         self._plans: dict[Box, Plan] = {}
         self._written: Plan | None = None
@@ -121,7 +125,7 @@ class Region:
         """Whether every piece has its code for ``box``."""
         return (
             self.as_written
-            or box in self._plans
+            or box in self._built
             or all(self._scheduler.ready(piece, box) for piece in self.program.compilable)
         )
 
@@ -147,6 +151,13 @@ class Region:
             plan = self.code.plan([self._laid(i, box, run) for i, run in self.runnables(box)])
             self._plans[box] = plan
         return plan
+
+    def build(self, box: Box) -> None:
+        """Compile what serves ``box``. Call it without the call lock; plans are made under that."""
+        with compile_lock:
+            for _ in self.runnables(box):
+                pass
+        self._built.add(box)
 
     def _laid(self, index: int, box: Box, run: Runnable) -> Runnable:
         """``run``; where it was seen to return other layouts than promised, brought to those."""
@@ -237,11 +248,10 @@ class Region:
 
     def request(self, box: Box, by: Outside) -> None:
         """Have every piece compiled elsewhere for ``box``."""
-        if self.as_written:
-            return
-        for index, piece in enumerate(self.program.compilable):
+        for index, piece in enumerate(() if self.as_written else self.program.compilable):
             symbols = self.program.traced.symbols
             self._scheduler.request(piece, symbols, box, self.label(index), by)
+        self.asked.add(box)
 
     def runnables(self, box: Box) -> Iterator[tuple[int, Callable[..., Any]]]:
         """Each compilable piece's code for ``box``, compiled as it is asked for."""
@@ -253,6 +263,12 @@ class Region:
 
     def _general_of(self, index: int) -> Callable[[], Callable[..., Any]]:
         return lambda: self.compile_piece(index, self.general_box)
+
+
+def need(region: Region, box: Box) -> None:
+    """Raise Unready unless every piece of ``region`` has its code for ``box``."""
+    if not region.is_ready(box):
+        raise Unready(("compile", region, box), functools.partial(region.build, box))
 
 
 def _fitted(run: Runnable, laid: Laid, dims: int) -> Runnable:

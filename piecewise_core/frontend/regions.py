@@ -104,11 +104,11 @@ class Regions:
         return region
 
     def take(self, traced: Traced) -> Region:
-        """The region of a trace. Takes the trace over."""
+        """The region of a trace, which `admit` makes known. Takes the trace over."""
         if self._matcher:
             self._matcher.look(traced.graph.graph)
         program = split(traced, self._splits, self._layouts)
-        region = Region(
+        return Region(
             len(self.known),
             program,
             self._config,
@@ -117,10 +117,12 @@ class Regions:
             self._config.sizes,
             self._setup.backend_class,
         )
+
+    def admit(self, region: Region) -> None:
+        """Know one region more."""
         self.known.append(region)
-        self._counters.add("pieces", len(program.pieces))
-        self._counters.add("compilable_pieces", len(program.compilable))
-        return region
+        self._counters.add("pieces", len(region.program.pieces))
+        self._counters.add("compilable_pieces", len(region.program.compilable))
 
     def _check_sealed(self, cell: Box) -> None:
         if self.sealed is None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 
@@ -16,6 +17,7 @@ from piecewise_core.config import Config
 from piecewise_core.counters import Counters, Stats, process_counters
 from piecewise_core.errors import (
     InputMismatch,
+    NotTraced,
     OutOfRange,
     Sealed,
     TraceFailed,
@@ -23,6 +25,7 @@ from piecewise_core.errors import (
 )
 from piecewise_core.frontend.ahead import capture_all, compile_all, release
 from piecewise_core.frontend.background import Background
+from piecewise_core.frontend.building import Builds, Unready, between_builds
 from piecewise_core.frontend.capturing import Capturing
 from piecewise_core.frontend.cells import out_of_range
 from piecewise_core.frontend.dispatch import Dispatch
@@ -50,13 +53,15 @@ __all__ = ["Session"]
 
 logger = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
+
 
 class Session:
     """Runs ``fn`` through compiled plans.
 
     ``fn``: the callable as the user wrote it; also what the ``eager`` target calls. ``setup``:
     config, platform and compiler. ``front``: where compiled pieces are looked for first. One call
-    at a time: a lock serialises threads.
+    at a time: a lock serialises threads, but not while one traces or compiles (`building`).
     """
 
     def __init__(self, fn: Callable[..., Any], setup: Setup, front: Store | None = None) -> None:
@@ -72,6 +77,10 @@ class Session:
         self._regions = Regions(fn, setup, self.scheduler, keeper, self.counters)
         self.structure: Structure | None = None
         self.lock = threading.RLock()
+        self.builds = Builds(self.lock)
+        # Of what traces go by: what was begun under another one is dropped.
+        self._version = 0
+        self._to_warm = False
         self._checked = self.config.check != "off"
         self._bind: Callable[..., Any] = self._first
         background = Background(setup, keeper) if self.config.compile_mode == "background" else None
@@ -102,27 +111,74 @@ class Session:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run one call. Raises the errors of the group "Call"."""
         with self.lock:
+            tensors: Any = ()
             try:
-                tensors, sizes = self._bind(*args, **kwargs)
-            except AnotherLayout as error:
-                return self._as_written(error, args, kwargs)
-            except (InputMismatch, TypeError) as error:
-                tensors, sizes = self._bind_anew(error, args, kwargs)
-            bound = self._read()
-            if bound is None:
-                bound = self._rebound()
-            if self._state() and self._state_changed():
-                bound = ()
-            if torch.is_grad_enabled():
-                self._check_grad(tensors)
-            if any_autocast():
-                refuse_autocast()
-            if being_watched():
-                # Compiled kernels and graphs would not get into the recording.
+                try:
+                    tensors, sizes = self._bind(*args, **kwargs)
+                except AnotherLayout as error:
+                    return self._as_written(error, args, kwargs)
+                except (InputMismatch, TypeError) as error:
+                    tensors, sizes = self._bind_anew(error, args, kwargs)
+                bound = self._read()
+                if bound is None:
+                    bound = self._rebound()
+                if self._state() and self._state_changed():
+                    bound = ()
+                if torch.is_grad_enabled():
+                    self._check_grad(tensors)
+                if any_autocast():
+                    refuse_autocast()
+                if being_watched():
+                    # Compiled kernels and graphs would not get into the recording.
+                    self.counters.calls["eager"] += 1
+                    return self.fn(*args, **kwargs)
+                dispatch = self.dispatch
+                return dispatch.serving[dispatch.find(*sizes)](tensors, bound, sizes, args, kwargs)
+            except Unready as missing:
+                unready = missing.with_traceback(None)  # it would keep this call's tensors
+                self._uncount(tensors, args, kwargs)
+        return self._once_built(unready, args, kwargs)
+
+    def _uncount(self, tensors: Any, args: Any, kwargs: Any) -> None:
+        """A call that was bound comes again: the copies of its inputs are counted then."""
+        given = self.binder.raw(*args, **kwargs) if tensors else ()
+        copies = sum(a is not b for a, b in zip(tensors, given, strict=True))
+        if copies:
+            self.counters.add("restrided", -copies)
+
+    def _once_built(self, unready: Unready, args: Any, kwargs: Any) -> Any:
+        """Have built what a call lacks, and make it again: more may be lacking."""
+        unknown = not self.regions
+        try:
+            self.builds.have(unready)
+        except UnsupportedSideEffect:
+            # A model that was traced before and changed may fill a memo at its next forward, as a
+            # recurrent layer does for replaced weights: once as written, then it is traced.
+            with self.lock:
+                if not self._fills:
+                    raise
+                self._fills = False
                 self.counters.calls["eager"] += 1
                 return self.fn(*args, **kwargs)
-            dispatch = self.dispatch
-            return dispatch.serving[dispatch.find(*sizes)](tensors, bound, sizes, args, kwargs)
+        try:
+            return self(*args, **kwargs)
+        except (InputMismatch, torch.OutOfMemoryError):  # which do not say that its form is wrong
+            raise
+        except Exception:
+            with self.lock:
+                if unknown:
+                    self._start_over()
+            raise
+
+    def once_ready(self, step: Callable[[], Result]) -> Result:
+        """``step()`` under the call lock, made again whenever it lacks something."""
+        while True:
+            with self.lock:
+                try:
+                    return step()
+                except Unready as missing:
+                    unready = missing.with_traceback(None)
+            self.builds.have(unready)
 
     def taken(self, args: Any, kwargs: Any) -> tuple[Any, Any, Sizes]:
         """One call's tensors, what the model holds, and the sizes, as entries take them."""
@@ -154,6 +210,7 @@ class Session:
         if self.capturing is not None:
             self.capturing.begin(self.binder)
         self.structure = structure
+        self._version += 1
         self.parameters = self._held()
         self._settle()
 
@@ -162,11 +219,15 @@ class Session:
         if torch.is_grad_enabled():
             self._check_grad(values((args, kwargs)), roots_of(self.fn))
         self.start(*args, **kwargs)
-        if self.config.compile_mode == "warmup":
-            for _ in compile_all(self):
-                pass
-            capture_all(self)
+        self._to_warm = self.config.compile_mode == "warmup"
         return self._bind(*args, **kwargs)
+
+    def _warm(self) -> None:
+        """What ``compile_mode="warmup"`` does at the first call."""
+        self._to_warm = False
+        for _ in compile_all(self):
+            pass
+        capture_all(self)
 
     def _bind_anew(self, error: Exception, args: Any, kwargs: Any) -> Any:
         """A call does not fit: start again if the model itself changed, else say what is wrong."""
@@ -188,6 +249,7 @@ class Session:
             raise Sealed(f"{what} after seal(); the model would have to be traced again")
         self._fills |= bool(self._regions.known)
         self._regions.known = []
+        self._version += 1
         self._judge = LayoutJudge(self.fn, self.config)
         self._watched = TraceState()
         self._state: Callable[[], int] = _unchanged
@@ -228,56 +290,53 @@ class Session:
 
     def _miss(self, t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
         """Serves sizes that no target holds: not traced yet, or out of bounds."""
-        try:
-            return self._missed(t, b, sizes, args, kwargs)
-        except AnotherLayout as error:
-            return self._as_written(error, args, kwargs)
-        except UnsupportedSideEffect:
-            # A model that was traced before and changed may fill a memo at its next forward, as a
-            # recurrent layer does for replaced weights: once as written, then it is traced.
-            if not self._fills:
-                raise
-            self._fills = False
-            self.counters.calls["eager"] += 1
-            return self.fn(*args, **kwargs)
-
-    def _missed(self, t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
         if sizes in self.config.bounds:
-            unknown = not self.regions
-            self.region_for(sizes)
-            self._fills = False
-            self._refuse_lost_writes(t, args, kwargs)
-            place = self.dispatch.find(*sizes)
-            try:
-                return self.dispatch.serving[place](t, self._read(), sizes, args, kwargs)
-            except torch.OutOfMemoryError:  # which says nothing about the form of the call
-                raise
-            except Exception:
-                if unknown:
-                    self._start_over()
-                raise
+            self.held_region(sizes)
         if self.config.out_of_range == "eager":
             self.counters.calls["eager"] += 1
             return self.fn(*args, **kwargs)
         if self.config.out_of_range == "general" and sizes in self._regions.outer_bounds:
-            region = self.region_for(sizes)
-            self._refuse_lost_writes(t, args, kwargs)
-            return self.dispatch.beyond(region, t, self._read(), sizes, args, kwargs)
+            return self.dispatch.beyond(self.held_region(sizes), t, b, sizes, args, kwargs)
         raise OutOfRange(out_of_range(self.config, sizes))
 
     # Regions ---------------------------------------------------------------------------
 
     def region_for(self, sizes: Sizes) -> Region:
         """The region that holds ``sizes``, traced now if it is not yet."""
-        with self.lock, compile_lock:
-            while (region := self._regions.holding(sizes)) is None:
-                try:
-                    self._admit(self._regions.make(self.structure, sizes, self.parameters))
-                except TraceFailed:
-                    if not self.regions:
-                        self._start_over()
-                    raise
+        return self.once_ready(partial(self.held_region, sizes))
+
+    def held_region(self, sizes: Sizes) -> Region:
+        """The region that holds ``sizes``. Raises Unready where that has to be traced."""
+        region = self._regions.holding(sizes)
+        if region is not None:
             return region
+        if self.structure is None:
+            raise NotTraced("nothing was called yet; call the model once, or pass examples")
+        if self._to_warm:
+            raise Unready("warm-up", self._warm)
+        raise Unready("trace", partial(self._trace, sizes))
+
+    def _trace(self, sizes: Sizes) -> None:
+        """Trace the region of ``sizes``; dropped if the model changed while it was traced."""
+        with self.lock:
+            regions, version = self._regions, self._version
+            structure, parameters = self.structure, self.parameters.copy()
+            if structure is None or regions.holding(sizes) is not None:
+                return
+        try:
+            with compile_lock:
+                made = regions.make(structure, sizes, parameters)
+                if self.capturing is not None:
+                    self.capturing.padded.of(made)  # runs the program on symbols
+        except TraceFailed:
+            with self.lock:
+                if not self.regions and self._version == version:
+                    self._start_over()
+            raise
+        with self.lock:
+            if self._version == version:
+                self.parameters = parameters
+                self._admit(made)
 
     def uncovered(self) -> Sizes | None:
         """Some sizes in bounds that no region holds yet; None when all are held."""
@@ -291,6 +350,9 @@ class Session:
 
     def _admit(self, region: Region) -> None:
         """Serve from one region more."""
+        self._regions.admit(region)
+        self._version += 1
+        self._fills = False
         self.binder.mutated |= region.program.mutated
         if region.program.traced.asks_layout:
             self._bind = self.binder.exactly()
@@ -306,7 +368,7 @@ class Session:
 
         ``bound``: the tensors that the model holds, in the order in which they were bound there.
         """
-        with self.lock, compile_lock:
+        with between_builds(self.lock):
             self._begin(structure)
             for tensor in bound:
                 self.parameters.add(tensor)
@@ -321,6 +383,7 @@ class Session:
             # Graphs read the old memory. They serve no more; restore() or warmup() brings new ones.
             release(self, later=True)
         if self.parameters.rebind():
+            self._version += 1
             self._read = self.parameters.read
             return self._read() or ()
         self._forget_regions()
@@ -341,8 +404,12 @@ class Session:
         """Whether the model does something else where an input lies so."""
         boxes = [r.general_box for r in self.regions if r.program.traced.asks_layout]
         may_trace = self._regions.sealed is None and not self.setup.is_capturing()
-        structure, bind = self.binder.structure, self.parameters.add
-        return self._judge.matters(structure, boxes, leaf, lying, bind, may_trace=may_trace)
+        structure, judge = self.binder.structure, self._judge
+        return judge.matters(structure, boxes, leaf, lying, self._binding, may_trace=may_trace)
+
+    def _binding(self) -> Callable[[torch.Tensor], int]:
+        """Binds tensors for a trace that nothing is served from."""
+        return self.parameters.copy().add
 
     def _state_changed(self) -> bool:
         """Something that traces read was written to: whether they are gone for it."""
@@ -370,12 +437,6 @@ class Session:
 
     def _check_grad(self, tensors: Iterable[Any], roots: Iterable[torch.nn.Module] = ()) -> None:
         check_grad(tensors, self.parameters.need_grad() or need_grad(roots))
-
-    def _refuse_lost_writes(self, t: Any, args: Any, kwargs: Any) -> None:
-        """Bind again, which raises, when tracing found writes to what was bound as a copy."""
-        given = self.binder.raw(*args, **kwargs)
-        if self.binder.is_exact or any(t[i] is not given[i] for i in self.binder.mutated):
-            self._bind(*args, **kwargs)
 
     # Books -----------------------------------------------------------------------------
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from piecewise_core.errors import OutOfRange
 from piecewise_core.frontend.bisecting import Suspect, bisect
 from piecewise_core.frontend.bisectreport import BisectReport
+from piecewise_core.frontend.building import no_build
 from piecewise_core.frontend.cells import out_of_range
-from piecewise_core.frontend.region import Region
+from piecewise_core.frontend.region import Region, need
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.ranges import Sizes, Target
 
@@ -97,21 +99,24 @@ def bisect_call(session: Session, args: tuple[Any, ...], kwargs: dict[str, Any])
 
     Raises OutOfRange, and what a call raises.
     """
-    with session.lock:
-        tensors, bound, sizes = session.taken(args, kwargs)
-        if sizes not in session.config.bounds:
-            raise OutOfRange(out_of_range(session.config, sizes))
-        region = session.region_for(sizes)
-        bound = session.bound()
-        capturing = session.capturing
-        target = region.fallback(sizes)
-        if capturing is not None:
-            captured = [x for x in capturing.targets(region) if sizes in x.box]
-            plan = None
-            if captured and captured[0].capture is not None:
+    return session.once_ready(partial(_bisected, session, args, kwargs))
+
+
+def _bisected(session: Session, args: tuple[Any, ...], kwargs: dict[str, Any]) -> BisectReport:
+    tensors, bound, sizes = session.taken(args, kwargs)
+    if sizes not in session.config.bounds:
+        raise OutOfRange(out_of_range(session.config, sizes))
+    region = session.held_region(sizes)
+    target = region.fallback(sizes)
+    need(region, target.box)
+    capturing = session.capturing
+    if capturing is not None:
+        captured = [x for x in capturing.targets(region) if sizes in x.box]
+        plan = None
+        if captured and captured[0].capture is not None:
+            with no_build():
                 plan = capturing.plan(region, captured[0].capture, tensors, bound, sizes)
-            target = captured[0] if plan is not None else target
-        suspect = SessionSubject(session).suspect(
-            region, target, tensors, bound, sizes, args, kwargs
-        )
-        return bisect(suspect)
+        target = captured[0] if plan is not None else target
+    return bisect(
+        SessionSubject(session).suspect(region, target, tensors, bound, sizes, args, kwargs)
+    )

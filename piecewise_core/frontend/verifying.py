@@ -11,6 +11,7 @@ import torch
 from piecewise_core.config import Config
 from piecewise_core.counters import Counters
 from piecewise_core.frontend.bisecting import Suspect, bisect
+from piecewise_core.frontend.building import Unready
 from piecewise_core.frontend.region import Region
 from piecewise_core.ranges import Sizes, Target
 from piecewise_core.runtime.compared import apart, kept
@@ -83,14 +84,18 @@ class Verifier:
 
         def entry(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
             nonlocal credit
-            credit += rate
-            if credit < _DUE:
-                return entries[place](t, b, sizes, args, kwargs)
-            credit -= 1.0
+            before, credit = credit, credit + rate
             key = (region.index, target)
-            if key in self._unsure:
-                return entries[place](t, b, sizes, args, kwargs)
-            result = self._verified(key, entries[place], region, (t, b, sizes, args, kwargs))
+            try:
+                if credit < _DUE:
+                    return entries[place](t, b, sizes, args, kwargs)
+                credit -= 1.0
+                if key in self._unsure:
+                    return entries[place](t, b, sizes, args, kwargs)
+                result = self._verified(key, entries[place], region, (t, b, sizes, args, kwargs))
+            except Unready:  # the call comes again, and is as due as it was
+                credit = before
+                raise
             if key in self.wrong:
                 serving[place] = self._written(region)
             return result

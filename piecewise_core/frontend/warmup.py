@@ -68,13 +68,14 @@ def warm_up(
     ``args``, ``kwargs``: one example call of any size, needed once. ``progress``: show a bar
     when the terminal can. An interrupt leaves what was compiled, and a model that serves.
     """
-    if session.structure is None:
-        if not args and not kwargs and session.config.dims:
-            raise NotTraced(
-                "warmup() needs to know what a call looks like: pass example arguments of any "
-                "size, or call the model once before warmup()"
-            )
-        session.start(*args, **kwargs)
+    with session.lock:
+        if session.structure is None:
+            if not args and not kwargs and session.config.dims:
+                raise NotTraced(
+                    "warmup() needs to know what a call looks like: pass example arguments of any "
+                    "size, or call the model once before warmup()"
+                )
+            session.start(*args, **kwargs)
     begun, before = time.perf_counter(), session.stats()
     with _bar(progress) as bar:
         task = bar.add_task("tracing", total=None)

@@ -99,6 +99,9 @@ class Binder:
             found += self._collect(node, values[name])
         sizes = self._sizes(found)
         tensors = tuple(self._fit(t, x, found) for t, x in self._pairs(found))
+        for given, taken in zip(found, tensors, strict=True):
+            if taken is not given:
+                self._on_restride()
         self.is_foreign = True
         return tensors, sizes
 
@@ -140,7 +143,6 @@ class Binder:
         if not why:
             return tensor
         self._refuse_copy(leaf, tensor, others, why)
-        self._on_restride()
         size = [tensor.shape[d] for d in leaf.order]
         ordered = torch.empty(size, dtype=tensor.dtype, device=tensor.device)
         back = sorted(range(len(leaf.order)), key=leaf.order.__getitem__)

@@ -21,6 +21,7 @@ from piecewise_core.config import Config
 from piecewise_core.counters import Counters
 from piecewise_core.errors import ConfigError, Sealed
 from piecewise_core.graph.binder import Binder
+from piecewise_core.graph.torch_private import compile_lock
 from piecewise_core.protocols import Platform
 from piecewise_core.ranges import Sizes
 from piecewise_core.replay.overlap import Overlap
@@ -125,7 +126,16 @@ class Replays:
         if new and (self.reads.static or facts is None) and any(map(self.plans.handed.holds, t)):
             # Graphs would read what they overwrite, or may turn out to write to it.
             return None
-        return self.plan(program, captured, kept, b, sizes)
+        if not new:
+            return self.plans.get(captured)
+        # A compilation beside it may use the device in ways that break a capture. Where one is
+        # under way, another call captures: this one would hold up all others while it waits.
+        if not compile_lock.acquire(blocking=False):
+            return None
+        try:
+            return self.plan(program, captured, kept, b, sizes)
+        finally:
+            compile_lock.release()
 
     def _serving(self, program: Replayable, plan: CapturedPlan, otherwise: Entry) -> Entry:
         facts = program.facts(plan.sizes)

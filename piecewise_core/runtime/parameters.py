@@ -7,6 +7,7 @@ changes of mode with them.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -67,6 +68,13 @@ class Parameters:
     def tensors(self) -> tuple[torch.Tensor, ...]:
         """The bound tensors, in order."""
         return tuple(self._tensors)
+
+    def copy(self) -> Parameters:
+        """The same tensors, for a trace to add to while calls go by these."""
+        made = copy.copy(self)
+        made._tensors, made._kinds = list(self._tensors), list(self._kinds)
+        made._place = dict(self._place)
+        return made
 
     def add(self, tensor: torch.Tensor) -> int:
         """The place of ``tensor`` among the bound ones; new ones go last."""
