@@ -18,7 +18,7 @@ set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 python3 -m venv "$dir/venv"
-"$dir/venv/bin/python" -m pip install --quiet 'torch==2.13.0' 'safetensors==0.8.0'
+"$dir/venv/bin/python" -m pip install --quiet 'torch==2.13.0' 'numpy==2.2.6' 'safetensors==0.8.0'
 
 cat >"$dir/probe.py" <<'PY'
 import os
