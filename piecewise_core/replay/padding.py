@@ -71,4 +71,8 @@ class Padding:
                 self.calls.refuse(sizes, leak(sizes, plan.sizes, found))
         if alone.serves:
             return alone.result
-        return replayed(t, b, sizes, args, kwargs)
+        left, self.left = self.left, 0  # this call asks no more on its way
+        try:
+            return replayed(t, b, sizes, args, kwargs)
+        finally:
+            self.left = left

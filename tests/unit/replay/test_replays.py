@@ -18,9 +18,10 @@ ROWS = pw.Dim("rows", min=1, max=8)
 
 
 class Padded:
-    checked = 1
+    checked = 2
 
     def __init__(self, program):
+        self.proved = 0
         self.program, self.refused, self.asks = program, [], False
 
     def allows(self, sizes):
@@ -30,6 +31,7 @@ class Padded:
         return False
 
     def alone(self, t, b, sizes, args, kwargs):
+        self.proved += 1
         return Alone([self.program.work(t[0])], comparable=True, wild=True)
 
     def refuse(self, sizes, why):
@@ -143,11 +145,12 @@ def test_an_evicted_size_is_served_without_graphs():
 
 
 @torch.inference_mode()
-def test_a_padded_call_is_proved_once_and_cut():
+def test_the_first_padded_calls_are_proved_once_each_and_all_are_cut():
     door = Door(Program(lambda x: x * 2, pads=True), padding="capture_sizes")
-    for _ in range(2):
+    for turn in range(4):
         torch.testing.assert_close(door(torch.ones(3, 3)), torch.full((3, 3), 2.0))
-    assert door.counters.stats().padded_rows == 2
+        assert door.program.pads.proved == min(turn + 1, Padded.checked)
+    assert door.counters.stats().padded_rows == 4
 
 
 @torch.inference_mode()
