@@ -14,12 +14,12 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from piecewise_core.capture.calls import tensors
+from piecewise_core.capture.valuereads import is_read
 from piecewise_core.graph.hostdata import bytes_of, is_list_of_lists, positions
 
-__all__ = ["Call", "HostData", "is_lift", "is_read", "on_host"]
+__all__ = ["Call", "HostData", "is_lift", "on_host"]
 
 _LIFTS = (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default)
-_READS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.item.default)
 _CLONE, _TO = torch.ops.aten.clone.default, torch.ops.aten._to_copy.default
 _TAKING = frozenset({"aten::copy_", "aten::index", "aten::index_put", "aten::index_put_"})
 """Operators that bring what they are given to the device of their first argument."""
@@ -129,11 +129,6 @@ class HostData:
 def is_lift(fn: Any) -> bool:
     """Whether torch says with this operator that Python data has become a tensor."""
     return fn in _LIFTS
-
-
-def is_read(fn: Any) -> bool:
-    """Whether Python is given a tensor's value."""
-    return fn in _READS
 
 
 def on_host(func: Any, args: Any, kwargs: Mapping[str, Any]) -> Callable[[], Any] | None:

@@ -54,6 +54,9 @@ class Watcher(Protocol):
     def before(self, fn: Any, args: Any, kwargs: Any) -> Call:
         """An ordinary operator is about to run; returns what runs in its place."""
 
+    def looked_into(self, fn: Any) -> Any:
+        """What runs for an operator: itself, or what also looks at what it is made of."""
+
     def saw(self, fn: Any, args: Any, kwargs: Any, result: Any) -> None:
         """It ran."""
 
@@ -125,7 +128,7 @@ class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._watcher.is_splitting("call_function", func, args, kwargs):
             return self._watcher.split_at(func, args, kwargs)
         func, args, kwargs = self._watcher.before(func, args, kwargs)
-        result = waited_for(func, func(*args, **kwargs))
+        result = waited_for(func, self._watcher.looked_into(func)(*args, **kwargs))
         self._watcher.saw(func, args, kwargs, result)
         return result
 

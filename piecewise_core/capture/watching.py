@@ -18,13 +18,14 @@ from piecewise_core.capture.calls import ValueRead, only_views, reshapes, tensor
 from piecewise_core.capture.collectives import InPlace, in_place, refuse_unrecorded
 from piecewise_core.capture.course import Course
 from piecewise_core.capture.draws import Draws
-from piecewise_core.capture.hostdata import Call, HostData, is_lift, is_read
+from piecewise_core.capture.hostdata import Call, HostData, is_lift
 from piecewise_core.capture.hostinputs import HostInputs
 from piecewise_core.capture.modes import Functions, Operators
 from piecewise_core.capture.opsteps import allocate
 from piecewise_core.capture.questions import Questions
 from piecewise_core.capture.recorder import Recorder, another_path
-from piecewise_core.capture.torch_private import as_when_traced, without_dynamo
+from piecewise_core.capture.torch_private import as_when_traced, in_backward, without_dynamo
+from piecewise_core.capture.valuereads import is_read, looked_into, values_read
 from piecewise_core.errors import CaptureFailed
 from piecewise_core.graph.padding.runs import Run
 from piecewise_core.protocols import GraphDriver
@@ -193,6 +194,13 @@ class WatchingRecorder(Recorder):
 
     def split_at(self, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run a splitting op between two captures."""
+        if in_backward():
+            # Autograd puts this thread's modes back after each node: a capture of CPU tensors that
+            # ends or begins within one would be lost, or go on for good.
+            raise CaptureFailed(
+                f"{fn} is a splitting op and runs in a backward pass, within which no capture can "
+                "end; put all that calls autograd into a splitting op"
+            )
         self._refuse_reshaping(fn, args, anyway=True)
         refuse_unrecorded(fn, args, kwargs)
         if self.capturing:
@@ -271,8 +279,8 @@ class WatchingRecorder(Recorder):
 
     def before(self, fn: Any, args: Any, kwargs: Any) -> Call:
         """An ordinary operator is about to run; returns what runs in its place."""
-        if is_read(fn) and not self._data.holds(args[0]):
-            raise ValueRead("a tensor's value")
+        if not all(map(self._data.holds, values_read(fn, args, kwargs))):
+            raise ValueRead("a tensor's value" if is_read(fn) else f"what {fn} tells of values")
         self._refuse_reshaping(fn, args)
         refuse_unrecorded(fn, args, kwargs)
         self._questions.reach(fn, args, kwargs)
@@ -290,6 +298,10 @@ class WatchingRecorder(Recorder):
         call = call if call[0] is not fn else self._host.instead(*call)
         self.note(tensors(call[1:]))
         return call
+
+    def looked_into(self, fn: Any) -> Any:
+        """What runs for an operator: itself, seen through in the first run."""
+        return fn if self.capturing else looked_into(fn, self._data.holds)
 
     def may_be_read(self, tensor: Any) -> bool:
         """Whether Python may have a tensor's value: it is Python's own."""

@@ -14,6 +14,7 @@ import torch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode, _push_mode
 
+from piecewise_core.capture.torch_private import composite_kernel
 from piecewise_core.testing.simulated.device import Device, Stream
 from piecewise_core.testing.simulated.frozen import Frozen, Layout, unseen
 from piecewise_core.testing.simulated.pool import Block, Pool
@@ -194,10 +195,7 @@ def _parts(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     The kernel that devices run, where there is one: ``decompose`` prefers torch's Python twin, in
     which a dropout that drops nothing is a copy and not its input.
     """
-    key = torch._C.DispatchKey.CompositeImplicitAutograd
-    if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key):
-        return func._op_dk(key, *args, **kwargs)
-    return func.decompose(*args, **kwargs)
+    return (composite_kernel(func) or func.decompose)(*args, **kwargs)
 
 
 def _identity(generator: torch.Generator) -> int:
