@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Protocol
 
 import sympy
@@ -83,6 +84,7 @@ class Scheduler:
         self._pieces: dict[str, Piece] = {}
         self._artifacts: dict[tuple[str, Box], Artifact] = {}
         self._requested: set[tuple[str, Box]] = set()
+        self._turn = 0
         self.sealed: str | None = None
 
     @property
@@ -113,6 +115,15 @@ class Scheduler:
                 self._pieces[form.key] = piece
                 self._counters.add("unique_pieces")
         return form
+
+    def forget(self) -> None:
+        """Compile anew from now on: one of torch's switches was turned, and code may depend on it.
+
+        The compile store asks for them by itself.
+        """
+        self._turn += 1
+        self._artifacts.clear()
+        self._requested.clear()
 
     def ready(self, piece: Piece, box: Box) -> Artifact | None:
         """The artifact of ``piece`` for ``box`` (over all dims), if there is one."""
@@ -168,10 +179,19 @@ class Scheduler:
             form = self._form(piece)
             ticket, _ = self._maker.ticket(piece, form, own, label)
             whole = self._maker.whole_key(piece, form, own, label) if ticket is None else ticket.key
-            by.submit(piece, dict(symbols), own, key, whole, label, ticket, self._take_in)
+            by.submit(
+                piece,
+                dict(symbols),
+                own,
+                key,
+                whole,
+                label,
+                ticket,
+                partial(self._take_in, self._turn),
+            )
 
-    def _take_in(self, piece: Piece, made: Artifact | None) -> None:
-        if made is None or (made.key, made.box) in self._artifacts:
+    def _take_in(self, turn: int, piece: Piece, made: Artifact | None) -> None:
+        if made is None or turn != self._turn or (made.key, made.box) in self._artifacts:
             return
         if made.serves != made.box:
             made.run = guarded(made.run, piece, made.serves)

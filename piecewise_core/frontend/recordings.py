@@ -22,6 +22,7 @@ from piecewise_core.graph.binder import Binder
 from piecewise_core.graph.call import constants
 from piecewise_core.graph.names import Matcher
 from piecewise_core.graph.padding.runs import Run
+from piecewise_core.graph.questions import MODES, RANDOM_STATE
 from piecewise_core.ranges import Sizes
 from piecewise_core.replay.replayable import Entry, Facts, PaddedCalls, Recording
 from piecewise_core.replay.replays import Replays
@@ -70,7 +71,7 @@ class Recordings:
         self._padded: dict[Sizes, PaddedRecording] = {}
         self._writing: set[Sizes] = set()
         self._said_mixing = False
-        self._state = TreeState(fn)
+        self._state = TreeState(fn, setup.selected.info.device_type)
         self._watches = False
         self._binder: Binder | None = None
         self._external: dict[int, torch.Tensor] = {}
@@ -135,7 +136,7 @@ class Recordings:
         if not self._watches and self._config.check != "off":
             self._state.settle()
             self._watches = True
-            self.asks_modes = self._state.asks_modes
+            self.asks_modes = bool(MODES & self._state.words)
         structure = self._binder.structure
         course = self._courses[captured, captured] = Course(inputs)
         noted: Run | None = None
@@ -144,6 +145,7 @@ class Recordings:
 
         def build(recorder: WatchingRecorder) -> Callable[..., tuple[Any, ...]]:
             def run(t: Any, b: Any, *sizes: int) -> tuple[Any, ...]:
+                self._refuse_random_state()
                 args, kwargs = arguments(structure, t)
                 before = [dict(vars(tensor)) for tensor in t]
                 result = without_handles(self._fn(*args, **kwargs))
@@ -232,6 +234,15 @@ class Recordings:
             self._parameters.add(tensor)
         self._parameters.settle()
         self.ran()
+
+    def _refuse_random_state(self) -> None:
+        """Raise CaptureFailed where the function may ask what state a generator is in."""
+        named = sorted(RANDOM_STATE & self._state.words)
+        if named:
+            raise CaptureFailed(
+                f"the function names {named[0]}: a replay cannot ask what state a random generator "
+                "is in. Ask outside and pass the answer as an argument"
+            )
 
     def _refuse(self, text: str) -> None:
         """Some calls are not padded; said once."""

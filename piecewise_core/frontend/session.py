@@ -251,7 +251,7 @@ class Session:
         self._regions.known = []
         self._version += 1
         self._judge = LayoutJudge(self.fn, self.config)
-        self._watched = TraceState()
+        self._watched = TraceState(self.setup.selected.info.device_type)
         self._state: Callable[[], int] = _unchanged
         if self.verifier is not None:
             self.verifier.forget()
@@ -357,8 +357,8 @@ class Session:
         if region.program.traced.asks_layout:
             self._bind = self.binder.exactly()
         if self._checked and self.structure is not None:
-            assumptions = region.program.traced.assumptions
-            self._watched.add(assumptions, self.fn, constants(self.structure))
+            traced, objects = region.program.traced, constants(self.structure)
+            self._watched.add(traced.assumptions, self.fn, objects, traced.words)
         self._settle()
 
     def adopt(
@@ -416,6 +416,8 @@ class Session:
         why = self._watched.look_again()
         self._state = self._watched.check
         if why is not None:
+            if self._watched.switched:
+                self.scheduler.forget()
             self.retrace(why, kept=not self._watched.beyond_facts)
         return why is not None
 

@@ -15,10 +15,23 @@ from typing import Any
 
 import torch
 
-__all__ = ["MODES", "asks", "mentions", "named"]
+__all__ = ["MODES", "RANDOM_STATE", "WATCHED", "asks", "mentions", "named", "words"]
 
 MODES = frozenset({"is_grad_enabled", "is_inference", "is_inference_mode_enabled"})
 """Functions and methods whose answer is another one in inference mode, where all is traced."""
+
+RANDOM_STATE = frozenset({"get_rng_state", "initial_seed"})
+"""Functions and methods that tell of a generator, which is in another state while one records."""
+
+WATCHED = MODES | RANDOM_STATE | {
+    "allow_bf16_reduced_precision_reduction", "allow_fp16_accumulation",
+    "allow_fp16_reduced_precision_reduction", "allow_tf32", "autocast", "benchmark", "cudnn",
+    "custom_fwd", "fp32_precision", "mkldnn",
+    "get_autocast_cpu_dtype", "get_autocast_dtype", "get_autocast_gpu_dtype",
+    "get_fastpath_enabled", "get_float32_matmul_precision", "get_num_threads", "getenv",
+    "is_anomaly_enabled", "opt_einsum", "strategy",
+}  # fmt: skip
+"""Names of torch's switches that are asked at every call only where code names them."""
 
 _LAYOUT = frozenset({"dim_order", "is_contiguous", "storage_offset", "stride"})
 _OTHER = frozenset({
@@ -44,6 +57,16 @@ def asks(codes: Iterable[CodeType]) -> bool:
 def named(answers: Iterable[Any]) -> bool:
     """Whether a value that a trace read names such a question: ``getattr(x, self.question)``."""
     return any(answer == {"value": name} for answer in answers for name in _LAYOUT | _OTHER)
+
+
+def words(codes: Iterable[CodeType]) -> frozenset[str]:
+    """Those of ``WATCHED`` that ``codes``, torch's own left out, name, be it by a string."""
+    found: set[str] = set()
+    for code in codes:
+        if not code.co_filename.startswith(_TORCH):
+            texts = {c for c in code.co_consts if isinstance(c, str)}
+            found |= WATCHED & ({*code.co_names} | texts)
+    return frozenset(found)
 
 
 def _mentions(code: CodeType) -> bool:

@@ -151,7 +151,6 @@ _ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
 _CALLED: Mapping[str, tuple[str, str]] = {
     "default_dtype": ("get_default_dtype", "set_default_dtype"),
     "threads": ("get_num_threads", "set_num_threads"),
-    "float32_matmul_precision": ("get_float32_matmul_precision", "set_float32_matmul_precision"),
     "attention.flash": ("_C._get_flash_sdp_enabled", "_C._set_sdp_use_flash"),
     "attention.efficient": ("_C._get_mem_efficient_sdp_enabled", "_C._set_sdp_use_mem_efficient"),
     "attention.math": ("_C._get_math_sdp_enabled", "_C._set_sdp_use_math"),
@@ -220,7 +219,24 @@ def _default_autocast(device: str) -> _Switch:
     return _Switch(lambda: torch.get_autocast_dtype(device), write)
 
 
+_MIXED = "as its backends say"
+
+
+def _matmul_precision() -> str:
+    """Torch 2.13 raises here once a backend's precision was set through the new interface."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return _MIXED
+
+
+def _set_matmul_precision(value: str) -> None:
+    if value != _MIXED:
+        torch.set_float32_matmul_precision(value)
+
+
 _SWITCHES: Mapping[str, _Switch] = {
+    "float32_matmul_precision": _Switch(_matmul_precision, _set_matmul_precision),
     **dict(_called()),
     **dict(_attributes()),
     "default_device": _Switch(_device, _set_device),

@@ -20,6 +20,7 @@ from piecewise_core.graph.outputs import OutputCode
 from piecewise_core.graph.questions import asks as reads
 from piecewise_core.graph.questions import mentions
 from piecewise_core.graph.questions import named as names_one
+from piecewise_core.graph.questions import words as watched_words
 from piecewise_core.graph.sideeffects import SideEffect
 from piecewise_core.graph.structure import Structure
 from piecewise_core.ranges import Box, Sizes
@@ -35,7 +36,8 @@ class Traced:
     symbol -> place of its dim. ``box``: the sizes over which the graph holds. ``output``:
     rebuilds the call's result. ``assumptions``: what must hold of the model, where it was noted.
     ``asks_layout``: whether another layout of an input may have been traced to another graph.
-    ``reads_layout``: whether code that was traced called for a tensor's strides.
+    ``reads_layout``: whether code that was traced called for a tensor's strides. ``words``: what
+    it names of `graph.questions.WATCHED`.
     """
 
     graph: torch.fx.GraphModule
@@ -46,6 +48,7 @@ class Traced:
     assumptions: Assumptions | None = None
     asks_layout: bool = False
     reads_layout: bool = False
+    words: frozenset[str] = frozenset()
 
 
 def hints(cell: Box) -> Sizes:
@@ -109,7 +112,15 @@ def trace(
     asks = mentions(captured.code) or bool(written_by_layout(captured.graph.graph))
     asks = asks or (assumptions is not None and names_one(f for _, _, f in assumptions.facts))
     return Traced(
-        captured.graph, inputs, symbols, box, output, assumptions, asks, reads(captured.code)
+        captured.graph,
+        inputs,
+        symbols,
+        box,
+        output,
+        assumptions,
+        asks,
+        reads(captured.code),
+        watched_words(captured.code),
     )
 
 

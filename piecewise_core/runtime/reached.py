@@ -28,7 +28,7 @@ from piecewise_core.runtime.hooks import of_every_module
 from piecewise_core.runtime.reach import reach
 from piecewise_core.runtime.watch import Poll, class_of
 
-__all__ = ["reached"]
+__all__ = ["codes", "reached"]
 
 _MOST = 50_000
 """Objects looked into; what lies beyond is not watched."""
@@ -205,7 +205,7 @@ def _globals(fn: FunctionType, met: set[str]) -> _Found:
 
     ``met``: takes in all names that the code mentions.
     """
-    names = {n for code in _codes(fn.__code__) for n in code.co_names}
+    names = {n for code in codes(fn.__code__) for n in code.co_names}
     met |= names
     named = [n for n in names if n in fn.__globals__]
     inner = [fn.__globals__[n] for n in named]
@@ -218,11 +218,12 @@ def _globals(fn: FunctionType, met: set[str]) -> _Found:
     return inner, entries
 
 
-def _codes(code: CodeType) -> Iterator[CodeType]:
+def codes(code: CodeType) -> Iterator[CodeType]:
+    """``code``, and that of the functions made in it."""
     yield code
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from _codes(constant)
+            yield from codes(constant)
 
 
 def _content(cell: CellType) -> Any:

@@ -8,43 +8,48 @@ did, all facts are asked anew, since an equal object may have come in the place 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
-
-import torch
 
 from piecewise_core.graph.assumptions import Assumptions, Fact, Scope
 from piecewise_core.runtime.reading import Reading
-from piecewise_core.runtime.watch import Watch
+from piecewise_core.runtime.switches import switches
+from piecewise_core.runtime.watch import Switch, Watch
 
-__all__ = ["TraceState", "switches"]
-
-switches: tuple[Callable[[], Any], ...] = (
-    torch.get_default_dtype,
-    torch._C._get_deterministic_algorithms,
-)
-"""Torch's own state that traces fix, cheap enough to ask at every call."""
+__all__ = ["TraceState"]
 
 
 class TraceState:
-    """Watches what the traces of one callable read.
+    """Watches what the traces of one callable read, and torch's switches.
 
     ``check()`` is 0 while nothing was written; else ``look_again()`` says what changed.
     ``beyond_facts``: whether that was something that no fact says: a kept trace whose facts hold
-    may be wrong then too.
+    may be wrong then too. ``switched``: whether that was one of torch's switches: what was compiled
+    under it may be wrong. ``device_type``: the platform's.
     """
 
     check: Callable[[], int]
 
-    def __init__(self) -> None:
+    def __init__(self, device_type: str) -> None:
+        self._device_type = device_type
+        self._words: set[str] = set()
         self._facts: list[tuple[Fact, Scope]] = []
         self._known: set[tuple[str, str]] = set()
         self._ran: set[tuple[str, str]] = set()
-        self.beyond_facts = False
+        self.beyond_facts = self.switched = False
         self.check = lambda: 0
 
-    def add(self, assumptions: Assumptions | None, fn: Any, objects: Sequence[Any]) -> None:
-        """Watch what one trace took for granted of ``fn`` and its calls' constants ``objects``."""
+    def add(
+        self,
+        assumptions: Assumptions | None,
+        fn: Any,
+        objects: Sequence[Any],
+        words: Collection[str] = (),
+    ) -> None:
+        """Watch what one trace took for granted of ``fn`` and its calls' constants ``objects``.
+
+        ``words``: what its code names of `graph.questions.WATCHED`.
+        """
         if assumptions is None:
             return
         scope = assumptions.scope(fn, objects)
@@ -53,6 +58,7 @@ class TraceState:
             if key not in self._known:
                 self._known.add(key)
                 self._facts.append((fact, scope))
+        self._words.update(words)
         self._ran |= {(code.module, code.name) for code in assumptions.code}
         self._take(Reading(self._facts, self._ran))
 
@@ -60,10 +66,11 @@ class TraceState:
         """What is no longer as a trace found it, in one sentence; None after a false alarm."""
         concerned = self._watch.changed()
         self._watch.settle()  # before asking: a write by another thread meanwhile is an alarm again
-        self._arm()
-        for ask, was in zip(switches, self._switches, strict=True):
-            if ask() != was:
-                return f"torch's {ask.__name__.lstrip('_')}() is {ask()}, and was {was}"
+        self.check = self._watch.check
+        switch = next((c for c in concerned if isinstance(c, Switch)), None)
+        self.switched = switch is not None
+        if switch is not None:
+            return switch.told()
         if all(map(self._reading.holdings.holds, concerned)):
             return None
         return self._ask_all()
@@ -85,16 +92,6 @@ class TraceState:
 
     def _take(self, reading: Reading) -> None:
         self._reading = reading
-        self._watch = Watch(reading.holdings.containers())
-        self._switches = tuple(ask() for ask in switches)
-        self._arm()
-
-    def _arm(self) -> None:
-        """Ask the containers, and torch's switches."""
-        asked, (dtype, exact) = self._watch.check, self._switches
-        get_dtype, is_exact = switches
-
-        def check() -> int:
-            return asked() or get_dtype() is not dtype or is_exact() is not exact
-
-        self.check = check
+        torchs = switches(self._device_type, self._words)
+        self._watch = Watch((*reading.holdings.containers(), *torchs))
+        self.check = self._watch.check

@@ -7,59 +7,55 @@ checks of their own (`runtime.parameters`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from types import BuiltinFunctionType, CellType, FunctionType
+from collections.abc import Callable, Collection
+from itertools import chain
+from types import CellType, FunctionType
 from typing import Any
 
 import torch
 
-from piecewise_core.graph.questions import MODES
+from piecewise_core.graph.questions import WATCHED, words
 from piecewise_core.runtime.classes import alike
-from piecewise_core.runtime.reached import reached
-from piecewise_core.runtime.watch import Poll, Watch, asked, identity
+from piecewise_core.runtime.reached import codes, reached
+from piecewise_core.runtime.switches import switches
+from piecewise_core.runtime.watch import Poll, Switch, Watch, asked, identity
 
 __all__ = ["TreeState"]
 
-_switches: tuple[Callable[[], Any], ...] = (
-    torch.get_default_dtype,
-    torch._C._get_deterministic_algorithms,
-    torch._C._get_float32_matmul_precision,
-)
-"""Torch's own state that recordings fix, cheap enough to ask at every call."""
-
 
 class TreeState:
-    """Watches what ``fn`` reaches.
+    """Watches what ``fn`` reaches, and torch's switches.
 
     ``check()`` is 0 while nothing was written; else ``look_again()`` says whether what was written
     differs. ``settle()`` takes everything as it is now for what it should be, ``ran()`` what the
     function itself may have changed: whole numbers that it writes are counters, and are let be.
-    ``asks_modes``: whether code that it reaches names a question about torch's modes.
+    ``device_type``: the platform's. ``words``: what code that it reaches names of
+    `graph.questions.WATCHED`.
     """
 
     check: Callable[[], int]
 
-    def __init__(self, fn: Callable[..., Any]) -> None:
+    def __init__(self, fn: Callable[..., Any], device_type: str) -> None:
         self._fn = fn
+        self._device_type = device_type
         self._counts: set[Any] = set()
-        self.asks_modes = False
+        self.words: frozenset[str] = frozenset()
         self.check = lambda: 0
 
     def settle(self) -> None:
         """Look anew at all that ``fn`` reaches."""
         containers = list(reached(self._fn))
+        self.words = frozenset(chain.from_iterable(map(_words, containers)))
+        containers += switches(self._device_type, self.words)
         self._watch = Watch(containers)
         self._contents = {identity(c): _contents(c) for c in containers}
-        self._switches = [ask() for ask in _switches]
-        self.asks_modes = any(map(_asks_modes, containers))
-        self._arm()
+        self.check = self._watch.check
 
     def look_again(self) -> str | None:
         """What differs, in one sentence; None after a false alarm."""
-        for ask, was in zip(_switches, self._switches, strict=True):
-            if ask() != was:
-                return f"torch's {ask.__name__.lstrip('_')}() is {ask()}, and was {was}"
         for container in self._written():
+            if isinstance(container, Switch):
+                return container.told()
             name = identity(container)
             was, now = self._contents[name], _contents(container)
             for key in _differing(was, now):
@@ -87,27 +83,18 @@ class TreeState:
     def _written(self) -> list[Any]:
         concerned = self._watch.changed()
         self._watch.settle()
-        self._arm()
+        self.check = self._watch.check
         return concerned
 
-    def _arm(self) -> None:
-        asked, was = self._watch.check, self._switches
-        get_dtype, is_exact, get_precision = _switches
 
-        def check() -> int:
-            return asked() or [get_dtype(), is_exact(), get_precision()] != was
-
-        self.check = check
-
-
-def _asks_modes(container: Any) -> bool:
-    """Whether a function names a question about modes, or a global is one under another name."""
+def _words(container: Any) -> Collection[str]:
+    """What a function's code names, or a global is under another name, of torch's switches."""
     if isinstance(container, FunctionType):
-        return bool(MODES & {*container.__code__.co_names})
+        return words(codes(container.__code__))
     if isinstance(container, tuple) and len(container) == 2 and isinstance(container[0], dict):
         found = container[0].get(container[1])
-        return isinstance(found, BuiltinFunctionType) and found.__name__ in MODES
-    return False
+        return WATCHED & {str(getattr(found, "__name__", ""))} if callable(found) else ()
+    return ()
 
 
 def _contents(container: Any) -> dict[Any, Any]:

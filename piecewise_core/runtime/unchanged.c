@@ -239,10 +239,24 @@ static PyObject *written(PyObject *module, PyObject *args) {
     return found;
 }
 
+/* Whether a function of no arguments answers as it did; one that raises answers otherwise. */
+static int answers(PyObject *function, PyObject *held) {
+    PyObject *now = PyObject_CallNoArgs(function);
+    if (now == NULL) {
+        PyErr_Clear();
+        return 0;
+    }
+    int same = now == held;
+    if (!same && Py_TYPE(now) == Py_TYPE(held))
+        same = PyObject_RichCompareBool(now, held, Py_EQ);
+    Py_DECREF(now);
+    return same;
+}
+
 /* Whether a list, cell, function, class, entry (dict, key) or object (object,) is as it was: ``held``
    is a tuple of a list's items, a cell's content, a tuple of a function's code, defaults, keyword
    defaults and closure, the order of a class's bases, an entry's value, or an object's class. What
-   is not there stands as the container itself. */
+   is not there stands as the container itself. Anything else that can be called is asked. */
 static int holds(PyObject *container, PyObject *held) {
     if (PyList_Check(container)) {
         Py_ssize_t count = PyList_GET_SIZE(container);
@@ -267,6 +281,8 @@ static int holds(PyObject *container, PyObject *held) {
     }
     if (PyType_Check(container))
         return ((PyTypeObject *)container)->tp_mro == held;
+    if (!PyTuple_Check(container))
+        return answers(container, held);
     if (PyTuple_GET_SIZE(container) == 1)
         return (PyObject *)Py_TYPE(PyTuple_GET_ITEM(container, 0)) == held;
     PyObject *value = PyDict_GetItemWithError(PyTuple_GET_ITEM(container, 0),
@@ -282,7 +298,7 @@ static int is_container(PyObject *one, PyObject *held) {
     if (PyTuple_Check(one))
         return PyTuple_GET_SIZE(one) == 1 ||
                (PyTuple_GET_SIZE(one) == 2 && PyDict_Check(PyTuple_GET_ITEM(one, 0)));
-    return PyList_Check(one) || PyCell_Check(one) || PyType_Check(one);
+    return PyList_Check(one) || PyCell_Check(one) || PyCallable_Check(one);
 }
 
 /* state(dicts: tuple, stamp: bytearray, containers: tuple, held: tuple) -> int

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from types import CellType, FunctionType
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from piecewise_core.runtime.slowwatch import Asker
 from piecewise_core.runtime.unchanged import native
 
-__all__ = ["Outline", "Poll", "Watch", "asked", "class_of", "identity"]
+__all__ = ["Outline", "Poll", "Switch", "Watch", "asked", "class_of", "identity"]
 
 
 class Poll:
@@ -30,6 +30,27 @@ class Poll:
         self.of = of
         self.name = name
         self.ask = ask
+
+
+class Switch(Poll):
+    """State of torch's own: what a function without arguments answers, a plain value."""
+
+    def __init__(self, name: str, ask: Callable[[], Any]) -> None:
+        super().__init__(ask, name, ask)
+
+    def can_be_asked(self) -> bool:
+        """Whether it has an answer now."""
+        try:
+            self.ask()
+        except Exception:  # torch refuses to say where two of its interfaces were mixed
+            return False
+        return True
+
+    def told(self) -> str:
+        """That it is switched, in one sentence."""
+        if self.name == "environment":  # which nobody wants in a log
+            return "an environment variable was set or removed"
+        return f"torch's {self.name} is {answer_of(self)} now"
 
 
 class Outline:
@@ -49,7 +70,7 @@ class Watch:
 
     A container is a dict, a class made by Python code, a list, a closure's cell, a function (its
     code, defaults and closure), a pair (dict, key) for that entry alone, what ``class_of`` gives,
-    or a Poll; without C also an Outline, or a pair of a class and a name.
+    a Switch or another Poll; without C also an Outline, or a pair of a class and a name.
 
     ``check()`` is 0 while nothing was written since ``settle()``. A write of the same object may
     raise a false alarm: ``changed()`` gives the containers concerned.
@@ -62,6 +83,7 @@ class Watch:
         once = list({identity(c): c for c in containers}.values())
         self._dicts = tuple(c for c in once if isinstance(c, (dict, type)))
         self._polls = tuple(c for c in once if isinstance(c, Poll))
+        self._switches = [c for c in self._polls if isinstance(c, Switch)]
         self._others = tuple(c for c in once if not isinstance(c, (dict, Poll)))
         module = native()
         if module is not None and hasattr(module, "state"):
@@ -85,20 +107,23 @@ class Watch:
         self._held = tuple(map(_held, self._others))
         self._answers = tuple(map(asked, self._polls))
 
-    def _with_polls(self, check: Callable[[], int]) -> Callable[[], int]:
-        if not self._polls:
+    def _with_polls(self, check: Callable[[], int], polls: Sequence[Poll]) -> Callable[[], int]:
+        if not polls:
             return check
-        polls, answers = self._polls, self._answers
+        answers = tuple(map(asked, polls))
         return lambda: check() or _differ(tuple(map(asked, polls)), answers)
 
     def _natively(self, module: Any) -> None:
         stamp = bytearray()
+        polls = [p for p in self._polls if not isinstance(p, Switch)]
 
         def settle() -> None:
             module.stamp(self._dicts, stamp)
             self._hold()
-            ask = functools.partial(module.state, self._dicts, stamp, self._others, self._held)
-            self.check = self._with_polls(ask)
+            others = (*self._others, *(s.ask for s in self._switches))
+            held = (*self._held, *(answer_of(s) for s in self._switches))
+            ask = functools.partial(module.state, self._dicts, stamp, others, held)
+            self.check = self._with_polls(ask, polls)
 
         def written() -> list[Any]:
             return [self._dicts[i] for i in module.written(self._dicts, stamp)]
@@ -112,7 +137,7 @@ class Watch:
         def settle() -> None:
             copies[:] = [dict(_dict_of(d)) for d in self._dicts]
             self._hold()
-            self.check = self._with_polls(asker.check(self._held))
+            self.check = self._with_polls(asker.check(self._held), self._polls)
 
         def written() -> list[Any]:
             pairs = zip(self._dicts, copies, strict=True)
@@ -130,6 +155,14 @@ def identity(container: Any) -> Any:
     if isinstance(container, tuple):
         return (id(container[0]), *container[1:], "class" * (len(container) == 1))
     return id(container)
+
+
+def answer_of(switch: Switch) -> Any:
+    """What it answers now; nothing that it may answer where it cannot."""
+    try:
+        return switch.ask()
+    except Exception:  # can_be_asked
+        return switch
 
 
 def asked(poll: Poll) -> Any:

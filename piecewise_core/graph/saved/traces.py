@@ -51,6 +51,7 @@ def write_trace(traced: Traced) -> SavedTrace:
         "box": [[r.start, r.end] for r in traced.box.ranges],
         "asks_layout": traced.asks_layout,
         "reads_layout": traced.reads_layout,
+        "words": sorted(traced.words),
         "dims": sorted(set(traced.symbols.values())),
         "graph": writer.graph(traced.graph),
         "inputs": [_input(source, writer) for source in traced.inputs],
@@ -83,7 +84,8 @@ def read_trace(saved: SavedTrace, device: torch.device | None) -> Traced:
     output = _read_output(text["output"])
     assumptions = _read_assumptions(text["assumptions"])
     asked = bool(text["asks_layout"]), bool(text["reads_layout"])
-    return Traced(graph, inputs, symbols, box, output, assumptions, *asked)
+    words = frozenset(map(str, text["words"]))
+    return Traced(graph, inputs, symbols, box, output, assumptions, *asked, words)
 
 
 # Inputs -------------------------------------------------------------------------------
