@@ -20,6 +20,7 @@ from piecewise_core.capture.course import Course
 from piecewise_core.capture.draws import Draws
 from piecewise_core.capture.hostdata import Call, HostData, is_lift
 from piecewise_core.capture.hostinputs import HostInputs
+from piecewise_core.capture.lines import Lines
 from piecewise_core.capture.modes import Functions, Operators
 from piecewise_core.capture.opsteps import allocate
 from piecewise_core.capture.questions import Questions
@@ -39,6 +40,7 @@ class WatchingRecorder(Recorder):
     ``is_splitting(node)``: as a Matcher; given stand-ins for graph nodes. ``external``: every
     tensor that the last run read, or was told of by ``note``, and did not make. ``run``: is told
     of every operator of the first run, and so is ``course``, which begins with the inputs.
+    ``lines``: is told where operators run.
     """
 
     strict = True  # no fake kernel has promised what operators return
@@ -53,11 +55,13 @@ class WatchingRecorder(Recorder):
         is_splitting: Callable[[Any], bool],
         course: Course | None = None,
         run: Run | None = None,
+        lines: Lines | None = None,
     ) -> None:
         super().__init__(driver, pool, stream, device_type)
         self.current = "the recorded function"
         self._is_splitting = is_splitting
         self._run = run
+        self._lines = lines
         self._course = Course(()) if course is None else course
         self._questions = Questions(self._course)
         self._around: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -271,6 +275,8 @@ class WatchingRecorder(Recorder):
     def _note_made(self, result: Any, given: Any) -> None:
         """New memory among the results; a view of what was given is no new memory."""
         old = {t.untyped_storage()._cdata for t in tensors(given)}
+        if self._lines is not None:
+            self._lines.saw(tensors(result))
         for tensor in tensors(result):
             self._results_made[id(tensor)] = tensor
             storage = tensor.untyped_storage()
@@ -333,6 +339,8 @@ class WatchingRecorder(Recorder):
         nothing to go back to.
         """
         found = written(fn, args, kwargs)
+        if self._lines is not None:
+            self._lines.saw(found)
         if self.capturing and self._is_given(found):
             raise CaptureFailed(another_path(self.current))
         self._data.apart(found)

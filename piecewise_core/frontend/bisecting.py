@@ -11,6 +11,7 @@ import torch
 from piecewise_core.capture.captured import CapturedPlan
 from piecewise_core.frontend.bisectreport import BisectReport, source_lines
 from piecewise_core.frontend.lockstep import Finding, Lockstep
+from piecewise_core.frontend.madeat import made_at
 from piecewise_core.frontend.region import Region
 from piecewise_core.ranges import Sizes
 from piecewise_core.replay.overlap import Overlap
@@ -51,6 +52,16 @@ class Suspect:
             *(self.given[i] for i in sorted(program.mutated)),
             *(self.bound[i] for i in sorted(program.mutated_bound)),
         ]
+
+    @property
+    def reads(self) -> list[torch.Tensor]:
+        """The caller's tensors that nothing is to write to."""
+        mutated = self.region.program.mutated
+        return [tensor for i, tensor in enumerate(self.given) if i not in mutated]
+
+    def made_at(self, path: str) -> str:
+        """The line that makes a leaf of the result; for another path, that writes to memory."""
+        return made_at(self.region.program, self.rebuild, (self.tensors, self.bound), path)
 
 
 def bisect(suspect: Suspect) -> BisectReport:

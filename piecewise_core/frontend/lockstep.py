@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +54,7 @@ class Lockstep:
         self._inputs = inputs
         self._generators = generators
         self._piece = 0
-        self._pending: list[tuple[int, tuple[Any, ...]]] = []
+        self._pending: list[tuple[int, tuple[Any, ...], tuple[Any, ...]]] = []
         self.written: tuple[Any, ...] = ()
         self.given = _copies(region, tensors, bound)
         self._mode = Fingerprints(lambda: self._piece)
@@ -125,11 +125,15 @@ class Lockstep:
 
     def _watched(self) -> list[Callable[..., Any]]:
         """Pieces as written that keep what they are given, for the compiled ones."""
+        held = {t.untyped_storage()._cdata for t in self.given[1]}
 
         def watch(place: int, run: Callable[..., Any], changes: bool) -> Callable[..., Any]:
             def written(*args: Any) -> Any:
                 self._mode.paused = True  # copies are no part of the program
-                self._pending = [(place, copied(args) if changes else args)]
+                # Weights are many: they are copied only for a piece that says it writes.
+                own = args if changes else [None if _lies_in(a, held) else a for a in args]
+                made = [b if a is None else a for a, b in zip(copied(own), args, strict=True)]
+                self._pending = [(place, tuple(made), args)]
                 self._mode.paused = False
                 return run(*args)
 
@@ -164,9 +168,11 @@ class Lockstep:
     # Comparing ---------------------------------------------------------------------------
 
     def _compiled(self, index: int, as_written: Sequence[torch.Tensor]) -> Iterator[Finding]:
-        for place, args in self._pending:
+        for place, args, left in self._pending:
             run = self._runs(self._call[2])[place]
             found = _apart([t for t in run(*args) if isinstance(t, torch.Tensor)], as_written)
+            # What the piece was given is to hold what the piece as written has left in it.
+            found = found or _apart(_tensors(args), _tensors(left))
             if found is not None:
                 yield Finding("compiled", index, found)
         self._pending = []
@@ -194,6 +200,14 @@ def _apart(got: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> str |
         return None  # a platform that tells nothing of what its graphs hold
     found = difference(got, wanted)
     return None if found is None else found.how
+
+
+def _tensors(values: Sequence[Any]) -> list[torch.Tensor]:
+    return [value for value in values if isinstance(value, torch.Tensor)]
+
+
+def _lies_in(value: Any, memory: Collection[int]) -> bool:
+    return isinstance(value, torch.Tensor) and value.untyped_storage()._cdata in memory
 
 
 def _end(chain: Steps) -> tuple[Any, ...]:

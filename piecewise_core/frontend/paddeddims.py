@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
+import torch
+
 from piecewise_core.config import Config
 from piecewise_core.frontend.region import Region
+from piecewise_core.graph.names import source_of
 from piecewise_core.graph.padding.program import unpadded_dims
 from piecewise_core.ranges import Sizes
 from piecewise_core.replay.cutback import can_cut, cut_back
@@ -101,6 +104,11 @@ class PaddedRegion:
         # What is not compiled yet is not compiled for this: as written it runs at once.
         plain = region.plan(box) if region.is_ready(box) else region.written_plan()
         return Alone(plain(t, b, *sizes), comparable=True, wild=not region.paddable.rounds)
+
+    def made_at(self, place: int) -> str:
+        """By the trace."""
+        value = self._region.program.values[place]
+        return source_of(value) if isinstance(value, torch.fx.Node) else ""
 
     def refuse(self, sizes: Sizes, why: str) -> None:
         """No call of the region is padded any more."""

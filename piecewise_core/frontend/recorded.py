@@ -6,6 +6,7 @@ import functools
 import threading
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +223,8 @@ class RecordedFunction:
     def _pending(self, captured: Sizes) -> Entry:
         made = self._recordings
         replays = made.replays.pending(made, captured, self._eagerly, self._put)
+        if self._config.check == "verify":
+            replays = self._verified(captured, replays)
 
         def first(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
             serve = replays
@@ -231,7 +234,7 @@ class RecordedFunction:
                 serve = self._chosen(self._find(*sizes), replays)
             return serve(t, b, sizes, args, kwargs)
 
-        return first if self._config.check != "verify" else self._verified(captured, first)
+        return first
 
     def _put(self, sizes: Sizes, entry: Entry) -> None:
         place = self._find(*sizes)
@@ -257,6 +260,8 @@ class RecordedFunction:
                 lambda: self._fn(*args, **kwargs),
                 lambda: served(t, b, sizes, args, kwargs),
                 [raw[i] for i in facts.mutated] + made.memory[captured],
+                [tensor for i, tensor in enumerate(raw) if i not in facts.mutated],
+                partial(made.made_at, captured),
             )
 
         return entry

@@ -27,6 +27,7 @@ class PaddedRecording:
     constants. ``rng``: gives the device's generator. ``writes``: whether the function writes to
     memory that it did not make: what padded rows write could not be taken back. ``compares``:
     whether results are compared at all. ``follow``: gives what takes down the course of a run.
+    ``line``: of the place of an output, where it is made.
     """
 
     checked = 0  # each size is compared when it is learned
@@ -46,6 +47,7 @@ class PaddedRecording:
         writes: bool,
         compares: bool,
         follow: Callable[[Sizes, Sequence[torch.Tensor]], Course],
+        line: Callable[[int], str],
     ) -> None:
         self._larger = larger
         self._captured = captured
@@ -58,6 +60,7 @@ class PaddedRecording:
         self._writes = writes
         self._compares = compares
         self._follow = follow
+        self.made_at = line
         self._known: dict[Sizes, Padded] = {}
         self._refused: set[Sizes] = set()
 

@@ -49,10 +49,16 @@ class RecordedVerifier:
         as_written: Callable[[], Any],
         served: Callable[[], Any],
         memory: Sequence[torch.Tensor],
+        reads: Sequence[torch.Tensor],
+        made_at: Callable[[str], str],
     ) -> Any:
-        """The result of a call that is served and compared. ``memory``: what it writes to."""
+        """The result of a call that is served and compared.
+
+        ``memory``: what it writes to. ``reads``: what nothing is to write to. ``made_at``: gives
+        the line that makes a part of the result.
+        """
         try:
-            done = compared(as_written, served, memory, self._generators)
+            done = compared(as_written, served, memory, self._generators, reads=reads)
         except NoRoom as error:
             logger.info("calls of sizes %s are not verified now: %s", key[0], error)
             return served()
@@ -70,12 +76,13 @@ class RecordedVerifier:
         self._counters.add("verified")
         self._counters.add("wrong")
         stage = "padded" if key[1] else "captured"
-        self.wrong[key] = f"{done.how}, stage {stage}"
+        line = made_at(done.path)
+        self.wrong[key] = f"{done.how}, stage {stage}{f', from {line}' if line else ''}"
         logger.error(
             "a call replayed at sizes %s gave other results than the function as written: %s. "
             "This call has the function's own results, and such calls run as written from now on",
             key[0],
             self.wrong[key],
         )
-        done.after.put_back()
+        done.leave()
         return done.wanted

@@ -12,6 +12,7 @@ import torch
 from piecewise_core.capture.calls import user_line
 from piecewise_core.capture.collectives import without_handles
 from piecewise_core.capture.course import Course
+from piecewise_core.capture.lines import Lines
 from piecewise_core.capture.watching import WatchingRecorder
 from piecewise_core.counters import Counters
 from piecewise_core.errors import CaptureFailed, ConfigError, Sealed
@@ -26,6 +27,7 @@ from piecewise_core.graph.questions import MODES, RANDOM_STATE
 from piecewise_core.ranges import Sizes
 from piecewise_core.replay.replayable import Entry, Facts, PaddedCalls, Recording
 from piecewise_core.replay.replays import Replays
+from piecewise_core.runtime.compared import kept
 from piecewise_core.runtime.parameters import Parameters, roots_of
 from piecewise_core.runtime.reach import anchors_of
 from piecewise_core.runtime.treestate import TreeState
@@ -67,6 +69,8 @@ class Recordings:
         self.asks_modes = False
         self._facts: dict[Sizes, Facts] = {}
         self._runs: dict[Sizes, Run] = {}
+        self._lines: dict[Sizes, Lines | None] = {}
+        self._places: dict[Sizes, dict[str, str]] = {}
         self._courses: dict[tuple[Sizes, Sizes], Course] = {}
         self._padded: dict[Sizes, PaddedRecording] = {}
         self._writing: set[Sizes] = set()
@@ -164,7 +168,11 @@ class Recordings:
 
             return run
 
-        make = partial(WatchingRecorder, is_splitting=self._splits, course=course, run=noted)
+        told = noted is not None or self._config.check == "verify"
+        lines = self._lines[captured] = Lines() if told else None
+        make = partial(
+            WatchingRecorder, is_splitting=self._splits, course=course, run=noted, lines=lines
+        )
         return Recording(build, recorder=make)
 
     def facts(self, captured: Sizes) -> Facts | None:
@@ -188,6 +196,7 @@ class Recordings:
             writes=captured in self._writing,
             compares=self._config.check != "off",
             follow=partial(self._follow, captured),
+            line=lambda place: self.made_at(captured, f"result {place}"),
         )
         return self._padded[captured]
 
@@ -221,6 +230,13 @@ class Recordings:
             return False
         padded = self._padded.get(captured)
         return sizes == captured or (padded is not None and not padded.learns(sizes))
+
+    def made_at(self, captured: Sizes, path: str) -> str:
+        """The line that makes a leaf of the result.
+
+        "result 0" is the first of its tensors, "memory[0]" the first that is written to.
+        """
+        return self._places.get(captured, {}).get(path, "")
 
     def captured(self) -> None:
         """Look from now on at what graphs read."""
@@ -264,7 +280,21 @@ class Recordings:
         held = tuple(t for t in recorder.external if t.untyped_storage()._cdata not in own)
         changed = tuple(i for i, tensor in enumerate(held) if recorder.writes_to(tensor))
         self.memory[captured] = [held[i] for i in changed]
+        self._made_at(captured, result, [*(views[i] for i in written), *self.memory[captured]])
         self._facts[captured] = Facts(code.rebuild, code.uses_inputs, written, changed, held)
         self._external |= {id(tensor): tensor for tensor in recorder.external}
         if recorder.writes:
             self._writing.add(captured)
+
+    def _made_at(self, captured: Sizes, result: Any, memory: Sequence[torch.Tensor]) -> None:
+        """Note which lines made what a call gives, where that may be asked for."""
+        lines = self._lines.pop(captured, None)
+        if lines is None:
+            return
+        leaves = kept(result)
+        leaves |= {f"memory[{i}]": tensor for i, tensor in enumerate(memory)}
+        found = tensors_in(result, self.objects)
+        leaves |= {f"result {i}": tensor for i, tensor in enumerate(found)}
+        self._places[captured] = {
+            path: lines.of(leaf) for path, leaf in leaves.items() if isinstance(leaf, torch.Tensor)
+        }

@@ -14,8 +14,9 @@ from piecewise_core.frontend.bisecting import Suspect, bisect
 from piecewise_core.frontend.building import Unready
 from piecewise_core.frontend.region import Region
 from piecewise_core.ranges import Sizes, Target
-from piecewise_core.runtime.compared import apart, kept
+from piecewise_core.runtime.compared import apart, kept, parted
 from piecewise_core.runtime.preserved import Preserved
+from piecewise_core.runtime.readonly import ReadOnly
 
 __all__ = ["Compared", "NoRoom", "Subject", "Verifier", "compared", "due"]
 
@@ -121,6 +122,7 @@ class Verifier:
                 lambda: served(*call),
                 suspect.memory,
                 suspect.generators,
+                reads=suspect.reads,
                 draws=region.draws is not None,
             )
         except NoRoom as error:
@@ -139,10 +141,11 @@ class Verifier:
         if done.how is None:
             return done.result
         self._counters.add("wrong")
-        done.before.put_back()
+        done.rewind()
         # With the graphs that there are by now: the call may have been the first of its size.
         report = bisect(self._subject.suspect(region, target, *call))
-        self.wrong[key] = f"{done.how}; {report.blamed}"
+        line = "" if report.source else suspect.made_at(done.path)
+        self.wrong[key] = f"{done.how}; {report.blamed}{f', from {line}' if line else ''}"
         logger.error(
             "a call of sizes %s, served by %s, gave other results than the model as written: %s. "
             "This call has the model's own results, and calls of this target run as written from "
@@ -151,7 +154,7 @@ class Verifier:
             target,
             self.wrong[key],
         )
-        done.after.put_back()
+        done.leave()
         return done.wanted
 
 
@@ -172,20 +175,39 @@ def due(credit: float, rate: float) -> tuple[float, bool]:
 class Compared:
     """One call run as written and as it is served, and how the two are apart.
 
-    ``result``: the served one; its writes are what stays. ``wanted``: the model's own. ``before``,
-    ``after``: what the call writes to, as it was and as the model left it.
+    ``result``: the served one; its writes are what stays. ``wanted``: the model's own. ``path``:
+    of the leaf that differs; "memory[0]" is the first that is written to. ``before``, ``after``:
+    what the call writes to, as it was and as the model left it. ``reads``: what it does not.
     """
 
     def __init__(
-        self, result: Any, wanted: Any, how: str | None, before: Preserved, after: Preserved
+        self,
+        result: Any,
+        wanted: Any,
+        found: tuple[str, str] | None,
+        before: Preserved,
+        after: Preserved,
+        reads: ReadOnly,
     ) -> None:
-        self.result, self.wanted, self.how = result, wanted, how
-        self.before, self.after = before, after
+        self.result, self.wanted = result, wanted
+        self.path = "" if found is None else found[0]
+        self.how = None if found is None else found[1]
+        self._before, self._after, self._reads = before, after, reads
+
+    def rewind(self) -> None:
+        """Make all memory as it was before the call."""
+        self._before.put_back()
+        self._reads.put_back()
+
+    def leave(self) -> None:
+        """Make all memory as the model left it."""
+        self._after.put_back()
+        self._reads.leave()
 
     @property
     def drew(self) -> bool:
         """Whether the model drew random numbers."""
-        return self.before.states_differ(self.after)
+        return self._before.states_differ(self._after)
 
 
 def compared(
@@ -194,27 +216,41 @@ def compared(
     memory: Sequence[torch.Tensor],
     generators: Sequence[Any],
     *,
+    reads: Sequence[torch.Tensor] = (),
     draws: bool = True,
 ) -> Compared:
     """Run one call both ways, with the effects of one. Raises what the model itself raises.
 
-    ``memory``: the tensors that it writes to. ``generators``: of devices. ``draws``: whether it may
-    draw random numbers.
+    ``memory``: the tensors that it writes to. ``reads``: those that nothing is to write to.
+    ``generators``: of devices. ``draws``: whether it may draw random numbers.
     """
-    before = Preserved(memory, generators, draws=draws)
     try:
-        wanted = as_written()
-        # A result may lie in memory that is about to be put back.
-        theirs = kept(wanted, copy=bool(memory))
-        after = before.take()
+        before, given = Preserved(memory, generators, draws=draws), ReadOnly(reads)
+        try:
+            wanted = as_written()
+            # A result may lie in memory that is about to be put back, or written to.
+            theirs = kept(wanted, copy=bool(memory) or bool(reads))
+            after = before.take()
+        finally:
+            before.put_back()
+        given.turn()
     except torch.OutOfMemoryError as error:
         raise NoRoom(str(error)) from error
-    finally:
-        before.put_back()
     result = served()
     with torch.no_grad():
-        how = apart(kept(result), theirs)
-        if how is None:
-            how = apart(kept(list(after.now)), kept(after.values))
-            how = None if how is None else f"memory that is written to: {how}"
-    return Compared(result, wanted, how, before, after)
+        found = parted(kept(result), theirs) or _written(after) or _scribbled(given)
+    return Compared(result, wanted, found, before, after, given)
+
+
+def _written(after: Preserved) -> tuple[str, str] | None:
+    """How memory that is written to is apart from what the model left in it."""
+    for place, (now, value) in enumerate(zip(after.now, after.values, strict=True)):
+        how = apart({"": now}, {"": value})
+        if how is not None:
+            return f"memory[{place}]", f"memory that is written to{how}"
+    return None
+
+
+def _scribbled(given: ReadOnly) -> tuple[str, str] | None:
+    how = given.changed()
+    return None if how is None else ("", f"an input that the model does not write to: {how}")

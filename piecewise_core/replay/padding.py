@@ -68,7 +68,8 @@ class Padding:
             found = check(t, sizes, alone.outputs)
             if found is not None:
                 self.left = 0
-                self.calls.refuse(sizes, leak(sizes, plan.sizes, found))
+                line = self.calls.made_at(found.place)
+                self.calls.refuse(sizes, leak(sizes, plan.sizes, found, line))
         if alone.serves:
             return alone.result
         left, self.left = self.left, 0  # this call asks no more on its way

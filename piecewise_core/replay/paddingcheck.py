@@ -95,10 +95,11 @@ def _noise(
     return own.reshape(-1)[places.to(own.device)].reshape(part.shape)
 
 
-def leak(sizes: Sizes, captured: Sizes, found: object) -> str:
-    """The message for results that padding has changed."""
+def leak(sizes: Sizes, captured: Sizes, found: object, line: str) -> str:
+    """The message for results that padding has changed. ``line``: where the first one is made."""
+    made = f", made at {line}" if line else ""
     return (
         f"a call of sizes {sizes}, padded to {captured}, gave other results than without padding "
-        f"({found}). Such calls are served without padding from now on; list their sizes in "
+        f"({found}{made}). Such calls are served without padding from now on; list their sizes in "
         "capture_sizes"
     )

@@ -94,6 +94,10 @@ class PaddedCalls(Protocol):
         """Run one call without padding."""
         ...
 
+    def made_at(self, place: int) -> str:
+        """The line that makes the output at ``place``; "" where none is known."""
+        ...
+
     def refuse(self, sizes: Sizes, why: str) -> None:
         """Calls of ``sizes`` are padded no more; ``why`` is for the log."""
         ...

@@ -10,7 +10,7 @@ import torch
 
 from piecewise_core.replay.agreement import difference
 
-__all__ = ["apart", "kept"]
+__all__ = ["apart", "kept", "parted"]
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
@@ -28,13 +28,19 @@ def apart(got: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
 
     ``got``, ``wanted``: as of ``kept``. Of objects that are no containers only the type counts.
     """
+    found = parted(got, wanted)
+    return None if found is None else found[1]
+
+
+def parted(got: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[str, str] | None:
+    """As ``apart``, with the path of the leaf before it."""
     if got.keys() != wanted.keys():
         alone = sorted(got.keys() ^ wanted.keys())
-        return f"results of other forms: {', '.join(alone[:3])} is in one of them only"
+        return alone[0], f"results of other forms: {', '.join(alone[:3])} is in one of them only"
     for path, leaf in wanted.items():
         found = _leaf(got[path], leaf)
         if found is not None:
-            return f"{path}: {found}"
+            return path, f"{path}: {found}"
     return None
 
 

@@ -34,6 +34,9 @@ class Padded:
         self.proved += 1
         return Alone([self.program.work(t[0])], comparable=True, wild=True)
 
+    def made_at(self, place):
+        return f"model.py:{place}"
+
     def refuse(self, sizes, why):
         self.refused.append(why)
         self.asks = True
