@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from piecewise_core.errors import OutOfRange
-from piecewise_core.ranges import Box, Range, Sizes, Target, TargetTable
+from piecewise_core.ranges import Box, Range, Sizes, Target
+from piecewise_core.table import TargetTable
 
 if TYPE_CHECKING:
     import torch

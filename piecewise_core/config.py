@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from piecewise_core import config_env, config_fields, config_io
 from piecewise_core.config_dims import Dim, FrozenMap, dims_of, freeze_dynamic
-from piecewise_core.ranges import Box, Range, Sizes
+from piecewise_core.ranges import Box, Sizes
 
 __all__ = ["Config", "ConfigWarning", "Dim"]
 
@@ -25,6 +25,7 @@ _CHOICES = {
     "out_of_range": ("error", "general", "eager"),
     "compile_mode": ("lazy", "warmup", "background"),
     "inputs": ("copy", "static"),
+    "regions": ("declared", "auto"),
     "check": ("off", "cheap", "strict", "verify"),
 }
 _GRAPH_MODES = ("none", "piecewise", "full", "full_and_piecewise")
@@ -54,6 +55,8 @@ class Config:
     graphs, else "none"; any other, without dims, captures the size ``()``. ``padding``: whether a
     call is padded up to a capture size. ``out_of_range``: what a size outside the bounds does.
     ``compiler``: a name; None is the platform's own. ``compile_mode``: when compilation happens.
+    ``regions``: whether a branch of the model on a size cuts the sizes by itself, up to
+    ``max_regions`` regions traced, or at listed endpoints only.
     ``inputs``: "static" promises that inputs never move. ``clone_outputs``: whether outputs
     survive the next call.
     ``check``: how closely calls are checked. ``verify_rate``: with ``check="verify"`` the share of
@@ -72,6 +75,8 @@ class Config:
     out_of_range: Literal["error", "general", "eager"] = "error"
     compiler: str | None = None
     compile_mode: Literal["lazy", "warmup", "background"] = "lazy"
+    regions: Literal["declared", "auto"] = "auto"
+    max_regions: int = 64
     inputs: Literal["copy", "static"] = "copy"
     clone_outputs: bool = False
     check: Literal["off", "cheap", "strict", "verify"] = "cheap"
@@ -97,6 +102,7 @@ class Config:
             config_fields.choice(name, getattr(self, name), allowed)
         if self.graph_mode is not None:
             config_fields.choice("graph_mode", self.graph_mode, _GRAPH_MODES)
+        self._set("max_regions", config_fields.count("max_regions", self.max_regions))
         config_fields.flag("capture_max", self.capture_max)
         config_fields.flag("clone_outputs", self.clone_outputs)
         config_fields.name("compiler", self.compiler)
@@ -124,7 +130,7 @@ class Config:
     @property
     def bounds(self) -> Box:
         """The bounds of every dim, in the order of ``dims``."""
-        return Box(tuple(Range(dim.min, dim.max) for dim in self.dims))
+        return Box(tuple(dim.sizes for dim in self.dims))
 
     @property
     def endpoints_by_dim(self) -> tuple[tuple[int, ...], ...]:
@@ -133,6 +139,11 @@ class Config:
         if isinstance(ends, Mapping):
             return tuple(tuple(ends.get(dim.name, ())) for dim in self.dims)
         return tuple(tuple(ends) for _ in self.dims)
+
+    @property
+    def legal_cuts(self) -> tuple[tuple[int, ...], ...] | None:
+        """Per dim, where regions may end besides 0 and 1; None for anywhere."""
+        return None if self.regions == "auto" else self.endpoints_by_dim
 
     @property
     def sizes(self) -> tuple[Sizes, ...]:
@@ -154,7 +165,7 @@ class Config:
     @property
     def _maximum(self) -> int | Sizes:
         """The largest size, written as ``capture_sizes`` writes sizes."""
-        largest = tuple(dim.max for dim in self.dims)
+        largest = tuple(dim.sizes.end for dim in self.dims)
         return largest[0] if len(largest) == 1 else largest
 
     @property

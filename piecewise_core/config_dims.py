@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from piecewise_core.errors import ConfigError
+from piecewise_core.ranges import Range
 
 __all__ = ["Dim", "FrozenMap", "dims_of", "freeze_dynamic", "integer"]
 
@@ -23,12 +24,14 @@ class Dim:
     """Name a dynamic dimension; the same name means the same size at every call.
 
     ``min``, ``max``: sizes in rows, both inclusive. ``max`` is required: every dim is bounded.
-    Raises ConfigError for an empty name, a bound that is no int, ``min < 0`` or ``max < min``.
+    ``multiple_of``: only its multiples are legal sizes. Raises ConfigError for an empty name, a
+    bound that is no int, ``min < 0``, ``max < min``, or no multiple between them.
     """
 
     name: str
     min: int = 1
     max: int = cast("int", None)  # None: not given, so that Dim(name, max=...) works too
+    multiple_of: int = 1
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -41,9 +44,33 @@ class Dim:
             raise ConfigError(f"{where}: max {hi} is below min {lo}; raise max or lower min")
         object.__setattr__(self, "min", lo)
         object.__setattr__(self, "max", hi)
+        step = integer(f"{where}: multiple_of", self.multiple_of)
+        if not step:
+            raise ConfigError(f"{where}: multiple_of is 0; give 1 or more")
+        if hi // step * step < lo:
+            raise ConfigError(
+                f"{where}: no multiple of {step} lies in [{lo}, {hi}]; raise max or lower min"
+            )
+        object.__setattr__(self, "multiple_of", step)
 
     def __str__(self) -> str:
-        return f"{self.name!r} [{self.min}, {self.max}]"
+        return f"{self.name!r} {self.bounds}"
+
+    @property
+    def bounds(self) -> str:
+        """The bounds as text."""
+        of = f", multiples of {self.multiple_of}" if self.multiple_of > 1 else ""
+        return f"[{self.min}, {self.max}]{of}"
+
+    @property
+    def sizes(self) -> Range:
+        """The legal sizes."""
+        return self.sizes_to(self.max)
+
+    def sizes_to(self, end: int) -> Range:
+        """The legal sizes, as if ``max`` were ``end``."""
+        step = self.multiple_of
+        return Range(-(-self.min // step) * step, end // step * step, step, 1)
 
 
 class FrozenMap(Mapping[K, V_co]):
@@ -157,7 +184,7 @@ def _check_bounds_agree(dynamic: Mapping[str | int, Mapping[int, Dim]]) -> None:
             first, known = seen.setdefault(dim.name, (place, dim))
             if known != dim:
                 raise ConfigError(
-                    f"Config.dynamic: dim {dim.name!r} is [{known.min}, {known.max}] at {first} "
-                    f"and [{dim.min}, {dim.max}] at {place}; the same name is the same size: "
+                    f"Config.dynamic: dim {known.name!r} is {known.bounds} at {first} and "
+                    f"{dim.bounds} at {place}; the same name is the same size: "
                     "give both the same bounds or different names"
                 )

@@ -16,6 +16,7 @@ from piecewise_core.ranges import Sizes
 
 __all__ = [
     "choice",
+    "count",
     "endpoints",
     "flag",
     "limit",
@@ -53,6 +54,13 @@ def flag(field: str, value: object) -> None:
         raise ConfigError(
             f"Config.{field}: {value!r} is {type(value).__name__}, not bool; give True or False"
         )
+
+
+def count(field: str, value: object) -> int:
+    """Return a positive whole number."""
+    if number := integer(f"Config.{field}", value):
+        return number
+    raise ConfigError(f"Config.{field}: 0 allows none; give 1 or more")
 
 
 def limit(field: str, value: object) -> int | None:
@@ -133,6 +141,11 @@ def sizes(
             _wrong_width(field, item, width, dims)
         for size, dim in zip(entry, dims):  # noqa: B905 - no dims, no bounds to check
             _in_bounds(f"Config.{field}", size, dim)
+            if size not in dim.sizes:
+                raise ConfigError(
+                    f"Config.{field}: {size} is no multiple of {dim.multiple_of}, as sizes of dim "
+                    f"{dim.name!r} are; write {dim.sizes.nearest(size)}, or change Dim.multiple_of"
+                )
     quiet = isinstance(value, (set, frozenset))
     if width == 1:
         return _ordered(field, [size for (size,) in found], notes, quiet=quiet)

@@ -28,7 +28,8 @@ __all__ = [
 def plain(value: Any) -> Any:
     """Return a normalised field as lists, dicts with string keys, and scalars."""
     if isinstance(value, Dim):
-        return {"name": value.name, "min": value.min, "max": value.max}
+        found: dict[str, Any] = {"name": value.name, "min": value.min, "max": value.max}
+        return found if value.multiple_of == 1 else {**found, "multiple_of": value.multiple_of}
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, tuple):
@@ -125,7 +126,7 @@ def _dim(argument: object, axis: object, data: Any) -> Any:
     if not isinstance(data, Mapping):
         return data
     where = f"Config.dynamic[{argument!r}][{axis}]"
-    known = ("name", "min", "max")
+    known = ("name", "min", "max", "multiple_of")
     for key in data:
         if key not in known:
             raise ConfigError(

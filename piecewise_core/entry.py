@@ -27,7 +27,7 @@ from piecewise_core.frontend.verifying import Verifier
 from piecewise_core.graph.layouts import Layouts
 from piecewise_core.graph.names import Matcher
 from piecewise_core.graph.split import split
-from piecewise_core.ranges import Range, Sizes
+from piecewise_core.ranges import Sizes
 
 __all__ = ["backend"]
 
@@ -162,7 +162,7 @@ def _inside(listed: Any, dims: Sequence[Dim]) -> Any:
     if isinstance(listed, Mapping):
         known = {dim.name: dim for dim in dims}
         return {n: _inside(v, [known[n]]) if n in known else v for n, v in listed.items()}
-    spans = [Range(dim.min, dim.max) for dim in dims]
+    spans = [dim.sizes for dim in dims]
 
     def fits(entry: Any) -> bool:
         sizes = (entry,) if isinstance(entry, int) else entry

@@ -1,25 +1,26 @@
-"""Sizes, ranges of sizes, boxes of ranges, and the table that maps sizes to targets.
+"""Sizes, ranges of sizes, boxes of ranges, and the targets that they make.
 
 Pure Python, no torch: this is what every other stage agrees on.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
-from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from piecewise_core import ranges_bits as bits
 from piecewise_core.errors import ConfigError
 
 __all__ = [
+    "LISTED",
     "Box",
     "Range",
     "Sizes",
     "Target",
-    "TargetTable",
     "capture_targets",
     "cut",
     "plan_targets",
@@ -30,19 +31,27 @@ Sizes = tuple[int, ...]
 
 TargetKind = Literal["replayed", "compiled_size", "compiled_range", "general", "eager"]
 
-_TABLE_CELLS = 1 << 18
-"""Largest dense look-up table, in cells (8 bytes each); larger bounds use bisection."""
+LISTED = bits.LIMIT
+"""Sizes from the first to the last of a range that may be listed one by one."""
+
+_FEW = 8
+"""Parts of a range's text that are written out."""
 
 
 @dataclass(frozen=True, order=True)
 class Range:
-    """Sizes from ``start`` to ``end``, in rows, both inclusive.
+    """Sizes from ``start`` to ``end``, in rows, both inclusive; all of them, or some.
 
-    Raises ConfigError when ``start > end``.
+    ``residues``: bit ``r`` tells whether sizes with ``size % modulus == r`` are in the range.
+    A modulus above ``end`` names each size by itself. There is one way to write each set: ends are
+    in it, and of several moduli the least is taken. Raises ConfigError when ``start > end``, or
+    when no size is in the range.
     """
 
     start: int
     end: int
+    modulus: int = 1
+    residues: int = 1
 
     def __post_init__(self) -> None:
         if self.start > self.end:
@@ -50,16 +59,143 @@ class Range:
                 f"Range({self.start}, {self.end}): start lies above end; "
                 "both ends are inclusive, so start <= end"
             )
+        if self.modulus == 1 and self.residues == 1:
+            return
+        shape = bits.normal(self.start, self._mask) if self._listed else bits.thinned(*self._shape)
+        if shape is None:
+            raise ConfigError(f"Range{self._shape}: no size is in it; widen it")
+        names = ("start", "end", "modulus", "residues")
+        for name, value in zip(names, shape, strict=True):
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def of(cls, sizes: Iterable[int]) -> Range | None:
+        """The range of exactly ``sizes``; None for none."""
+        found = set(sizes)
+        if not found:
+            return None
+        start, end = min(found), max(found)
+        digits = "".join("1" if size in found else "0" for size in range(end, start - 1, -1))
+        return cls._among(start, end, end + 1, int(digits, 2) << start)
 
     def __contains__(self, size: object) -> bool:
-        return isinstance(size, int) and self.start <= size <= self.end
+        return (
+            isinstance(size, int)
+            and self.start <= size <= self.end
+            and bool(self.residues >> (size % self.modulus) & 1)
+        )
+
+    def __iter__(self) -> Iterator[int]:
+        if self.modulus == 1:
+            return iter(range(self.start, self.end + 1))
+        if self._listed:
+            return bits.members(self.start, self._mask)
+        return (size for size in range(self.start, self.end + 1) if size in self)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every size from start to end is in it."""
+        return self.modulus == 1
 
     def is_single_size(self) -> bool:
         """Whether the range holds exactly one size."""
         return self.start == self.end
 
+    def clip(self, low: int, high: int) -> Range | None:
+        """Its sizes from ``low`` to ``high``; None for none."""
+        if low <= self.start and high >= self.end:
+            return self
+        return self._among(max(low, self.start), min(high, self.end), self.modulus, self.residues)
+
+    def intersect(self, other: Range) -> Range | None:
+        """The sizes in both; None for none."""
+        if other.is_whole:
+            return self.clip(other.start, other.end)
+        if self.is_whole:
+            return other.clip(self.start, self.end)
+        start, end = max(self.start, other.start), min(self.end, other.end)
+        if start > end:
+            return None
+        if end - start < bits.LIMIT:
+            one, two = (bits.mask_of(start, end, r.modulus, r.residues) for r in (self, other))
+            return self._among(start, end, end + 1, (one & two) << start)
+        modulus = math.lcm(self.modulus, other.modulus)
+        one, two = (bits.mask_of(0, modulus - 1, r.modulus, r.residues) for r in (self, other))
+        return self._among(start, end, modulus, one & two)
+
+    def without(self, other: Range) -> Range | None:
+        """The sizes that are not in ``other``; None for none. ``self`` must be listable."""
+        start, end = self.start, self.end
+        both = self.intersect(other)
+        if both is None:
+            return self
+        mask = bits.mask_of(start, end, both.modulus, both.residues)
+        inside = ((1 << (both.end - start + 1)) - 1) & ~((1 << (both.start - start)) - 1)
+        left = self._mask & ~(mask & inside)
+        return self._among(start, end, end + 1, left << start)
+
+    def nearest(self, size: int) -> int:
+        """The least size in the range from ``size`` on, or its last one."""
+        if size <= self.start:
+            return self.start
+        found = self.clip(size, self.end) if size <= self.end else None
+        return self.end if found is None else found.start
+
+    @property
+    def plain(self) -> list[int | str]:
+        """What JSON can hold, for ``Range.read``."""
+        ends: list[int | str] = [self.start, self.end]
+        return ends if self.is_whole else [*ends, self.modulus, f"{self.residues:x}"]
+
+    @classmethod
+    def read(cls, plain: Sequence[Any]) -> Range:
+        """The range that ``plain`` came from. Raises ConfigError, TypeError and ValueError."""
+        start, end, *some = plain
+        return cls(start, end, some[0], int(some[1], 16)) if some else cls(start, end)
+
     def __str__(self) -> str:
-        return f"[{self.start}, {self.end}]"
+        text = f"[{self.start}, {self.end}]"
+        if self.is_whole:
+            return text
+        residues = list(bits.members(0, self.residues)) if self.modulus <= self.end else []
+        if residues == [self.start % self.modulus]:
+            return f"{text} step {self.modulus}"
+        if residues and len(residues) <= _FEW:
+            return f"{text} with size % {self.modulus} in {residues}"
+        if not self._listed:
+            return f"{text} with size % {self.modulus} in {len(residues)} residues"
+        mask = self._mask
+        found = [f"{a}" if a == b else f"{a}-{b}" for a, b in bits.runs(self.start, mask)]
+        if len(found) <= _FEW:
+            return f"{{{', '.join(found)}}}"
+        digest = hashlib.sha256(f"{mask:x}".encode()).hexdigest()[:12]
+        shown = ", ".join([*found[: _FEW - 2], "...", found[-1]])
+        return f"{{{shown}}} ({mask.bit_count()} sizes, {digest})"
+
+    @property
+    def _shape(self) -> tuple[int, int, int, int]:
+        return self.start, self.end, self.modulus, self.residues
+
+    @property
+    def _listed(self) -> bool:
+        return self.end - self.start < bits.LIMIT
+
+    @property
+    def _mask(self) -> int:
+        return bits.mask_of(*self._shape)
+
+    @classmethod
+    def _among(cls, start: int, end: int, modulus: int, residues: int) -> Range | None:
+        """The range, or None where it would be empty."""
+        if start > end or not residues:
+            return None
+        if modulus == 1:
+            return cls(start, end)
+        if end - start < bits.LIMIT:
+            shape = bits.normal(start, bits.mask_of(start, end, modulus, residues))
+        else:
+            shape = bits.thinned(start, end, modulus, residues)
+        return None if shape is None else cls(*shape)
 
 
 @dataclass(frozen=True, order=True)
@@ -72,6 +208,16 @@ class Box:
     def single(cls, sizes: Iterable[int]) -> Box:
         """The box that holds exactly ``sizes``."""
         return cls(tuple(Range(size, size) for size in sizes))
+
+    @classmethod
+    def of(cls, ranges: Sequence[Range | None]) -> Box | None:
+        """The box of ``ranges``; None where one of them is."""
+        found = tuple(r for r in ranges if r is not None)
+        return cls(found) if len(found) == len(ranges) else None
+
+    def replaced(self, place: int, by: Range) -> Box:
+        """The box with ``by`` as the range of the dim at ``place``."""
+        return Box((*self.ranges[:place], by, *self.ranges[place + 1 :]))
 
     def __contains__(self, sizes: object) -> bool:
         return (
@@ -86,11 +232,8 @@ class Box:
 
     def intersect(self, other: Box) -> Box | None:
         """The sizes that lie in both boxes, or None when there are none."""
-        pairs = [
-            (max(a.start, b.start), min(a.end, b.end))
-            for a, b in zip(self.ranges, other.ranges, strict=True)
-        ]
-        return Box(tuple(Range(*p) for p in pairs)) if all(a <= b for a, b in pairs) else None
+        found = [a.intersect(b) for a, b in zip(self.ranges, other.ranges, strict=True)]
+        return Box.of(found)
 
     def __str__(self) -> str:
         return " x ".join(str(r) for r in self.ranges) or "(no dynamic dims)"
@@ -120,7 +263,8 @@ def cut(bounds: Range, endpoints: Iterable[int]) -> tuple[Range, ...]:
     """
     inner = sorted({e for e in endpoints if bounds.start <= e < bounds.end})
     starts = [bounds.start, *(e + 1 for e in inner)]
-    return tuple(Range(s, e) for s, e in zip(starts, [*inner, bounds.end], strict=True))
+    found = (bounds.clip(s, e) for s, e in zip(starts, [*inner, bounds.end], strict=True))
+    return tuple(r for r in found if r is not None)
 
 
 def plan_targets(
@@ -161,129 +305,8 @@ def capture_targets(
 
 
 def _below(bounds: Box, sizes: Sizes, padded: Collection[int]) -> Box:
-    return Box(
-        tuple(
-            Range(span.start if place in padded else size, size)
-            for place, (span, size) in enumerate(zip(bounds.ranges, sizes, strict=True))
-        )
-    )
-
-
-class TargetTable:
-    """Maps sizes to the index of their target; a look-up costs the same for 1 target and 1,000.
-
-    ``targets``: earlier ones win where boxes overlap, so exact sizes precede ranges. Sizes that
-    no target holds map to ``miss`` (-1).
-
-    ``find(*sizes)`` is the look-up: a plain function of one int per dim.
-    """
-
-    miss = -1
-
-    def __init__(self, bounds: Box, targets: Sequence[Target]) -> None:
-        self.bounds = bounds
-        self.targets = tuple(targets)
-        clipped = [(i, t.box.intersect(bounds)) for i, t in enumerate(self.targets)]
-        boxes = [(i, box) for i, box in clipped if box is not None]
-        self._breaks = [
-            _breaks(r, [box.ranges[i] for _, box in boxes]) for i, r in enumerate(bounds.ranges)
-        ]
-        shape = [len(b) for b in self._breaks]
-        if math.prod(shape) > _TABLE_CELLS:
-            raise ConfigError(
-                f"{len(self.targets)} ranges and sizes over {len(shape)} dims make "
-                f"{math.prod(shape)} cells; list fewer sizes or endpoints"
-            )
-        self._strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
-        self._cells = self._fill(shape, boxes)
-        self.find: Callable[..., int] = self._build()
-
-    def _fill(self, shape: Sequence[int], boxes: Sequence[tuple[int, Box]]) -> list[int]:
-        """The winning target of every cell of the grid that the targets' ends make."""
-        cells = [self.miss] * math.prod(shape)
-        for index, box in reversed(boxes):
-            spans = [
-                range(bisect_right(b, r.start) - 1, bisect_right(b, r.end))
-                for b, r in zip(self._breaks, box.ranges, strict=True)
-            ]
-            for place in itertools.product(*spans):
-                at = sum(p * s for p, s in zip(place, self._strides, strict=True))
-                cells[at] = index
-        return cells
-
-    def _build(self) -> Callable[..., int]:
-        """One dense table when the bounds are small, else one bisection per dim."""
-        cells, miss = self._cells, self.miss
-        if not self._breaks:
-            (only,) = cells
-            return lambda: only
-        dense = [
-            _dense(r, b, s)
-            for r, b, s in zip(self.bounds.ranges, self._breaks, self._strides, strict=True)
-        ]
-        if len(dense) == 1:
-            return _find_one(self.bounds.ranges[0], self._breaks[0], dense[0], cells, miss)
-        return _find_many(self.bounds.ranges, self._breaks, self._strides, dense, cells, miss)
-
-
-def _breaks(bounds: Range, ranges: Iterable[Range]) -> list[int]:
-    """Sizes at which the answer may change, in order, the lower bound first."""
-    starts = {bounds.start}
-    for r in ranges:
-        starts.update((r.start, r.end + 1))
-    return sorted(s for s in starts if s in bounds)
-
-
-def _dense(bounds: Range, breaks: Sequence[int], stride: int) -> list[int] | None:
-    """``table[size - start]`` = the cell offset of ``size``, or None when it would be large."""
-    if bounds.end - bounds.start >= _TABLE_CELLS:
-        return None
-    ends = [*breaks[1:], bounds.end + 1]
-    return [
-        place * stride
-        for place, (lo, hi) in enumerate(zip(breaks, ends, strict=True))
-        for _ in range(lo, hi)
+    ranges = [
+        span.clip(span.start if place in padded else size, size)
+        for place, (span, size) in enumerate(zip(bounds.ranges, sizes, strict=True))
     ]
-
-
-def _find_one(
-    bounds: Range, breaks: Sequence[int], dense: list[int] | None, cells: list[int], miss: int
-) -> Callable[[int], int]:
-    lo, hi = bounds.start, bounds.end
-    if dense is None:
-
-        def bisected(size: int) -> int:
-            return cells[bisect_right(breaks, size) - 1] if lo <= size <= hi else miss
-
-        return bisected
-    table = [cells[offset] for offset in dense]
-
-    def indexed(size: int) -> int:
-        return table[size - lo] if lo <= size <= hi else miss
-
-    return indexed
-
-
-def _find_many(
-    bounds: Sequence[Range],
-    breaks: Sequence[Sequence[int]],
-    strides: Sequence[int],
-    dense: Sequence[list[int] | None],
-    cells: list[int],
-    miss: int,
-) -> Callable[..., int]:
-    dims = [
-        (r.start, r.end, b, s, d) for r, b, s, d in zip(bounds, breaks, strides, dense, strict=True)
-    ]
-
-    def find(*sizes: int) -> int:
-        at = 0
-        for size, (lo, hi, starts, stride, table) in zip(sizes, dims, strict=True):
-            if not lo <= size <= hi:
-                return miss
-            at += (
-                table[size - lo] if table is not None else (bisect_right(starts, size) - 1) * stride
-            )
-        return cells[at]
-
-    return find
+    return Box(tuple(r for r in ranges if r is not None))  # none is: they hold ``sizes``

@@ -73,8 +73,8 @@ def _piece(manifest: Any) -> dict[str, Any]:
         "key": manifest.key,
         "piece": manifest.label,
         "compiler": manifest.adaptor,
-        "sizes": [[r.start, r.end] for r in manifest.box.ranges],
-        "serves": None if serves is None else [[r.start, r.end] for r in serves.ranges],
+        "sizes": [r.plain for r in manifest.box.ranges],
+        "serves": None if serves is None else [r.plain for r in serves.ranges],
         "bytes": manifest.size,
         "seconds": manifest.seconds,
     }

@@ -15,7 +15,7 @@ from piecewise_core.graph import torch_private
 from piecewise_core.graph.memory import storages
 from piecewise_core.graph.sizes import expression, new_size
 from piecewise_core.graph.split import Piece
-from piecewise_core.ranges import Box
+from piecewise_core.ranges import Box, Range
 
 __all__ = ["Job", "make_job"]
 
@@ -53,7 +53,7 @@ def make_job(piece: Piece, symbols: dict[sympy.Symbol, int], box: Box) -> Job:
     mode = FakeTensorMode(shape_env=env, allow_non_fake_inputs=True)
     with torch_private.oblivious_sizes():
         values = {
-            place: new_size(env, place, span.start, span.end, _hint(span.start, span.end))
+            place: new_size(env, place, span.start, span.end, _hint(span))
             for place, span in zip(piece.dims, box.ranges, strict=True)
         }
         by_symbol = {s: values[place] for s, place in symbols.items() if place in values}
@@ -80,9 +80,11 @@ def _copied(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
     return torch.fx.GraphModule(module, graph)
 
 
-def _hint(low: int, high: int) -> int:
-    """An ordinary size between ``low`` and ``high``."""
-    return max(low, min(high, 2 if high < 4 else (low + high) // 2 if high < 1 << 20 else low + 8))
+def _hint(span: Range) -> int:
+    """An ordinary size of ``span``."""
+    low, high = span.start, span.end
+    ordinary = 2 if high < 4 else (low + high) // 2 if high < 1 << 20 else low + 8
+    return span.nearest(ordinary)
 
 
 class _Maker:

@@ -40,7 +40,7 @@ class Answer:
     handle: bytes | None
     error: str
     seconds: float
-    serves: list[tuple[int, int]] | None = None
+    serves: list[list[int | str]] | None = None
     why: str = ""
 
 

@@ -27,7 +27,7 @@ def pack(job: Job) -> bytes:
     """The job as bytes. Raises whatever the pickler raises for graphs it cannot take."""
     for node in job.graph.graph.nodes:
         node.meta.pop("stack_trace", None)
-    box = [(r.start, r.end) for r in job.box.ranges]
+    box = [r.plain for r in job.box.ranges]
     data = GraphPickler.dumps((job.graph, list(job.inputs), box, list(job.dims)), _ALL_OPS)
     return bytes(data)
 
@@ -40,4 +40,4 @@ def unpack(data: bytes) -> Job:
     graph, inputs, box, dims = found
     if isinstance(graph, torch.fx.GraphModule):
         graph.recompile()
-    return Job(graph, tuple(inputs), mode, Box(tuple(Range(*r) for r in box)), tuple(dims))
+    return Job(graph, tuple(inputs), mode, Box(tuple(map(Range.read, box))), tuple(dims))

@@ -13,7 +13,7 @@ import sympy
 
 from piecewise_core.compile.examples import Job
 from piecewise_core.graph.conditions import evaluator, implied
-from piecewise_core.ranges import Box, Range
+from piecewise_core.ranges import Box
 
 __all__ = ["repeated_guards", "served_box"]
 
@@ -85,11 +85,13 @@ def _cut(expr: sympy.Basic, symbols: dict[sympy.Symbol, int], box: Box) -> Box |
     if bounds.end - bounds.start > _DENSE:
         return None
     holds = evaluator(expr, used)
-    good = [s for s in range(bounds.start, bounds.end + 1) if holds(s)]
-    if not good:
-        return None
+    sizes = list(bounds)
+    bad = [place for place, size in enumerate(sizes) if not holds(size)]
     # The run of sizes that reaches highest: large sizes are where compiled code pays.
-    start = end = good[-1]
-    while start > bounds.start and holds(start - 1):
-        start -= 1
-    return Box((*box.ranges[:place], Range(start, end), *box.ranges[place + 1 :]))
+    while bad and bad[-1] == len(sizes) - 1:
+        bad.pop()
+        sizes.pop()
+    if not sizes:
+        return None
+    served = bounds.clip(sizes[bad[-1] + 1] if bad else sizes[0], sizes[-1])
+    return None if served is None else box.replaced(place, served)

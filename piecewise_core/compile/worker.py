@@ -63,7 +63,7 @@ def _compile(request: Request, adaptors: dict[str, Any]) -> Answer:
         handle(),
         "",
         0.0,
-        None if serves is None else [(r.start, r.end) for r in serves.ranges],
+        None if serves is None else [r.plain for r in serves.ranges],
         verdict.why,
     )
 

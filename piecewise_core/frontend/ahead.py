@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from piecewise_core.errors import CaptureFailed
+from piecewise_core.errors import CaptureFailed, SizeBranch, TraceFailed
 from piecewise_core.frontend.building import between_builds
 from piecewise_core.frontend.refusals import refuse_autocast
 from piecewise_core.graph.torch_private import any_autocast, compile_lock
@@ -16,14 +17,37 @@ if TYPE_CHECKING:
     from piecewise_core.frontend.session import Session
     from piecewise_core.ranges import Box, Sizes
 
+logger = logging.getLogger(__name__)
+
+_RAISING = 8
+"""Sizes at which a model may raise before warm-up looks for no more of its regions."""
+
 __all__ = ["capture_all", "compile_all", "dump_graphs", "release", "trace_all"]
 
 
 def trace_all(session: Session) -> Iterator[Region]:
-    """Trace until regions cover the bounds; yields each new one."""
+    """Trace until regions cover the bounds; yields each new one.
+
+    Sizes at which the model itself raises are left to calls, which are told so.
+    """
     known = len(session.regions)
-    while (sizes := session.uncovered()) is not None:
-        session.region_for(sizes)
+    raising: list[Sizes] = []
+    while (sizes := session.uncovered(raising)) is not None:
+        try:
+            session.region_for(sizes)
+        except TraceFailed as error:
+            unique = isinstance(error, SizeBranch) or session.config.regions == "declared"
+            if unique or not session.regions:
+                raise
+            raising.append(sizes)
+            if len(raising) == _RAISING:
+                logger.warning(
+                    "warm-up leaves out the sizes at which the model raises, %s among them (%s); "
+                    "narrow Dim(min, max) or set Dim(multiple_of=) to those that are called",
+                    raising[0],
+                    str(error).partition("\n")[0][:300],
+                )
+                return
         yield from session.regions[known:]
         known = len(session.regions)
 

@@ -190,4 +190,4 @@ class Background:
 
 def _box(answer: Answer) -> Box | None:
     ends = answer.serves
-    return None if ends is None else Box(tuple(Range(*pair) for pair in ends))
+    return None if ends is None else Box(tuple(map(Range.read, ends)))

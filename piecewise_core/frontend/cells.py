@@ -5,22 +5,72 @@ from __future__ import annotations
 import itertools
 
 from piecewise_core.config import Config
-from piecewise_core.ranges import Box, Range, Sizes, cut
+from piecewise_core.graph.trace import hints
+from piecewise_core.ranges import LISTED, Box, Range, Sizes, cut
 
-__all__ = ["cell_of", "out_of_range", "uncovered"]
+__all__ = ["cell_like", "cell_of", "hint_in", "out_of_range", "uncovered"]
 
 
-def out_of_range(config: Config, sizes: Sizes) -> str:
-    """The message for sizes that no region may hold."""
+def out_of_range(config: Config, sizes: Sizes, *, general: bool = True) -> str:
+    """The message for sizes that no region may hold.
+
+    ``general``: whether there may be a graph without upper bound.
+    """
+    pairs = list(zip(config.dims, sizes, strict=True))
+    uneven = [
+        f'size {size} of dim "{dim.name}" is no multiple of {dim.multiple_of}; the next legal '
+        f"size is {-(-size // dim.multiple_of) * dim.multiple_of}"
+        for dim, size in pairs
+        if size % dim.multiple_of
+    ]
+    if uneven:
+        return f"{'; '.join(uneven)}: pad to it, or change Dim.multiple_of"
     wrong = [
         f'size {size} of dim "{dim.name}" is outside [{dim.min}, {dim.max}]'
-        for dim, size in zip(config.dims, sizes, strict=True)
+        for dim, size in pairs
         if not dim.min <= size <= dim.max
     ]
-    return (
-        f'{"; ".join(wrong)}; widen Dim(min, max), or set out_of_range="general" (compiled '
-        'without upper bound) or "eager"'
-    )
+    compiled = '"general" (compiled without upper bound) or ' if general else ""
+    return f'{"; ".join(wrong)}; widen Dim(min, max), or set out_of_range={compiled}"eager"'
+
+
+def cell_like(known: list[Box], bounds: Box, sizes: Sizes) -> Box:
+    """All sizes that lie in the known ranges just as ``sizes`` do: the model may do alike there.
+
+    Of what is too much to be listed, the cell between the known boxes' ends.
+    """
+    found = []
+    between = cell_of(known, bounds, sizes)
+    for place, (span, size) in enumerate(zip(bounds.ranges, sizes, strict=True)):
+        if known and size <= 1:
+            found.append(between.ranges[place])
+            continue
+        like = span if span.end - span.start < LISTED else between.ranges[place]
+        for r in dict.fromkeys(b.ranges[place] for b in known):
+            left = like.intersect(r) if size in r else _without(like, r)
+            like = like if left is None else left  # none is: ``size`` is left
+        found.append(like)
+    return Box(tuple(found))
+
+
+def _without(span: Range, other: Range) -> Range | None:
+    return span if span.intersect(other) is None else span.without(other)
+
+
+def hint_in(cell: Box, known: list[Box], bounds: Box, sizes: Sizes) -> Sizes:
+    """Sizes to trace ``cell`` with: those called, in dims where the model takes several paths.
+
+    In others the usual ones: a model is not specialised by what it happened to see first.
+    """
+    usual = hints(cell)
+    found: list[int] = []
+    for place, (span, size) in enumerate(zip(cell.ranges, sizes, strict=True)):
+        cut = any(b.ranges[place] != bounds.ranges[place] for b in known)
+        wanted = size if cut and size > 1 else usual[place]
+        while not cut and wanted in found and wanted < span.end:
+            wanted = span.nearest(wanted + 1)
+        found.append(wanted)
+    return tuple(found)
 
 
 def cell_of(known: list[Box], bounds: Box, sizes: Sizes) -> Box:
@@ -38,11 +88,22 @@ def uncovered(known: list[Box], bounds: Box) -> Sizes | None:
     """Some sizes in ``bounds`` that no known box holds, the largest first; None when all are."""
     starts = []
     for place, span in enumerate(bounds.ranges):
-        ends = {e for b in known for e in (b.ranges[place].start - 1, b.ranges[place].end)}
-        starts.append([r.end for r in reversed(cut(span, ends))])
-        if known and 0 in span and 1 in span:
+        parts = _parts(span, list(dict.fromkeys(b.ranges[place] for b in known)))
+        starts.append(sorted({r.end for r in parts}, reverse=True))
+        if known and 0 in span and 0 not in starts[-1]:
             starts[-1].append(0)
     for sizes in itertools.product(*starts):
         if not any(sizes in box for box in known):
             return sizes
     return None
+
+
+def _parts(span: Range, known: list[Range]) -> list[Range]:
+    """``span`` in parts each of which lies wholly in or out of each of ``known``."""
+    if span.end - span.start >= LISTED:
+        return list(cut(span, {e for r in known for e in (r.start - 1, r.end)}))
+    parts = [span]
+    for r in known:
+        both = [(part.intersect(r), _without(part, r)) for part in parts]
+        parts = [piece for pair in both for piece in pair if piece is not None]
+    return parts

@@ -19,7 +19,7 @@ from piecewise_core.graph.origins import GraphInput
 from piecewise_core.graph.outputs import OutputCode
 from piecewise_core.graph.sizes import expression
 from piecewise_core.graph.trace import Traced
-from piecewise_core.ranges import Box, Range, Sizes
+from piecewise_core.ranges import Box, Sizes
 
 __all__ = ["device_type", "reader", "take_in"]
 
@@ -48,7 +48,7 @@ def take_in(graph: torch.fx.GraphModule) -> tuple[list[Dim], Traced]:
     )
     result = next(n for n in graph.graph.nodes if n.op == "output").args[0]
     everything = OutputCode("", lambda o, t, b: o, False, None, tuple(range(len(result))), ())
-    box = Box(tuple(Range(d.min, d.max) for d in dims))
+    box = Box(tuple(d.sizes for d in dims))
     return dims, Traced(graph, inputs, symbols, box, everything)
 
 

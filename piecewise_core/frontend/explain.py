@@ -58,12 +58,16 @@ class PieceFacts:
 
 @dataclass(frozen=True)
 class RegionFacts:
-    """One region: its sizes, its targets in order of preference, its pieces."""
+    """One region: its sizes, its targets in order of preference, its pieces.
+
+    ``cuts``: the guards that hold for its sizes alone, with the lines that asked.
+    """
 
     index: int
     sizes: str
     targets: tuple[str, ...]
     pieces: tuple[PieceFacts, ...]
+    cuts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ def explain(session: Session) -> Explanation:
         platform=selected.info.name,
         reason=selected.reason,
         compiler=session.setup.compiler.name,
-        dims=tuple(f"{d.name} [{d.min}, {d.max}]" for d in session.config.dims),
+        dims=tuple(f"{d.name} {d.sizes}" for d in session.config.dims),
         regions=tuple(_region(session, region, first) for region in session.regions),
         stats=session.stats().to_dict(),
         captured=_captured(session),
@@ -160,6 +164,7 @@ def _region(session: Session, region: Region, first: dict[str, str]) -> RegionFa
             else _compilable(session, region, piece, region.label(next(place)), first)
             for piece in region.program.pieces
         ),
+        region.program.traced.cuts,
     )
 
 

@@ -52,6 +52,8 @@ def _counted(values: Mapping[str, int]) -> str:
 
 def _region(region: RegionFacts) -> Iterator[str]:
     yield f"region {region.index}: {region.sizes}"
+    for guard in region.cuts:
+        yield f"  where {guard}"
     for target in region.targets:
         yield f"  {target}"
     alike: dict[object, list[PieceFacts]] = {}

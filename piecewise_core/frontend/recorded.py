@@ -16,6 +16,7 @@ from piecewise_core.capture.modes import being_watched
 from piecewise_core.counters import Counters, Stats, process_counters
 from piecewise_core.errors import ConfigError, NotTraced, OutOfRange
 from piecewise_core.frontend.aroundforward import around_forward
+from piecewise_core.frontend.cells import out_of_range
 from piecewise_core.frontend.laidotherwise import LaidOtherwise
 from piecewise_core.frontend.recordedverify import RecordedVerifier
 from piecewise_core.frontend.recordings import Recordings
@@ -26,9 +27,10 @@ from piecewise_core.frontend.warmup import WarmupReport
 from piecewise_core.graph.binder import Binder
 from piecewise_core.graph.describe import describe_call
 from piecewise_core.graph.torch_private import any_autocast
-from piecewise_core.ranges import Sizes, Target, TargetTable, capture_targets
+from piecewise_core.ranges import Sizes, Target, capture_targets
 from piecewise_core.replay.replayable import Entry
 from piecewise_core.runtime.parameters import roots_of
+from piecewise_core.table import TargetTable
 
 __all__ = ["RecordedFunction"]
 
@@ -269,9 +271,6 @@ class RecordedFunction:
     def _eagerly(self, t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
         """Serve a call by the function as it is."""
         if sizes not in self._config.bounds and self._config.out_of_range == "error":
-            raise OutOfRange(
-                f"sizes {sizes} are outside {self._config.bounds}; widen Dim(min, max), or set "
-                'out_of_range="eager"'
-            )
+            raise OutOfRange(out_of_range(self._config, sizes, general=False))
         self._counters.calls["eager"] += 1
         return self._fn(*args, **kwargs)

@@ -6,14 +6,14 @@ import functools
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 
 from piecewise_core.backend import PiecewiseBackend
 from piecewise_core.compile.scheduler import Outside, Scheduler
-from piecewise_core.config import Config
+from piecewise_core.config import Config, Dim
 from piecewise_core.frontend.building import Unready
 from piecewise_core.graph.effects import writes
 from piecewise_core.graph.memory import storages
@@ -22,9 +22,10 @@ from piecewise_core.graph.padding.program import Paddable, paddable
 from piecewise_core.graph.randomness import draws
 from piecewise_core.graph.split import Program
 from piecewise_core.graph.torch_private import compile_lock
-from piecewise_core.ranges import Box, Range, Sizes, Target, TargetTable, plan_targets
+from piecewise_core.ranges import Box, Sizes, Target, plan_targets
 from piecewise_core.runtime.laid import Laid
 from piecewise_core.runtime.plan import Plan, PlanCode, WrapOp
+from piecewise_core.table import TargetTable
 
 __all__ = ["Region", "need", "unbounded"]
 
@@ -287,6 +288,6 @@ def _forward(graph: torch.fx.GraphModule | None) -> Callable[..., Any]:
     return run
 
 
-def unbounded(bounds: Box) -> Box:
-    """``bounds`` without upper ends."""
-    return Box(tuple(Range(r.start, NO_BOUND) for r in bounds.ranges))
+def unbounded(dims: Sequence[Dim]) -> Box:
+    """The bounds of ``dims`` without upper ends."""
+    return Box(tuple(dim.sizes_to(NO_BOUND) for dim in dims))

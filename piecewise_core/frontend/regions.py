@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from piecewise_core.compile.scheduler import Scheduler, refuse_in_capture
 from piecewise_core.compile.store.keeper import Keeper
 from piecewise_core.counters import Counters
-from piecewise_core.errors import NotTraced, Sealed
-from piecewise_core.frontend.cells import cell_of, uncovered
+from piecewise_core.errors import NotTraced, PiecewiseError, Sealed, SizeBranch, TraceFailed
+from piecewise_core.frontend.cells import cell_like, cell_of, hint_in, uncovered
+from piecewise_core.frontend.endpoints import endpoints_of, too_many
 from piecewise_core.frontend.region import Region, unbounded
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.frontend.tracestore import TraceStore
@@ -21,13 +24,16 @@ from piecewise_core.graph.names import Matcher
 from piecewise_core.graph.smallsizes import trace_region
 from piecewise_core.graph.split import split
 from piecewise_core.graph.structure import Structure
-from piecewise_core.graph.trace import Traced
+from piecewise_core.graph.trace import Traced, hints
 from piecewise_core.ranges import Box, Sizes
 from piecewise_core.runtime.parameters import Parameters
 
 __all__ = ["Regions"]
 
 logger = logging.getLogger(__name__)
+
+_ALONE = 3
+"""Regions of one size, and no other, after which each size is traced by itself: it is faster."""
 
 
 class Regions:
@@ -51,26 +57,31 @@ class Regions:
         self._fn = fn
         self._setup = setup
         self._config = setup.config
+        self._auto = self._config.regions == "auto"
         self._scheduler = scheduler
         self._counters = counters
         self._matcher = Matcher(self._config.splitting_ops, setup.unsafe_ops)
         self._splits = setup.splits(self._matcher)
-        self._layouts = Layouts(self._config.dims)
+        self._layouts = Layouts(self._config.dims, auto=self._auto)
         self._traces = TraceStore(keeper.store, fn, self._config, keeper.run)
 
     def holding(self, sizes: Sizes) -> Region | None:
         """The region that holds ``sizes``, if there is one yet."""
         return next((r for r in self.known if sizes in r.general_box), None)
 
-    def uncovered(self) -> Sizes | None:
-        """Some sizes in bounds that no region holds yet; None when all are held."""
-        return uncovered([r.general_box for r in self.known], self._config.bounds)
+    def uncovered(self, without: Sequence[Sizes] = ()) -> Sizes | None:
+        """Some sizes in bounds that no region holds yet; None when all are held.
+
+        ``without``: sizes that do not count.
+        """
+        held = [r.general_box for r in self.known]
+        return uncovered([*held, *map(Box.single, without)], self._config.bounds)
 
     @property
     def outer_bounds(self) -> Box:
         """The sizes that regions may hold: larger than the bounds if calls above them may be."""
-        bounds = self._config.bounds
-        return unbounded(bounds) if self._config.out_of_range == "general" else bounds
+        config = self._config
+        return unbounded(config.dims) if config.out_of_range == "general" else config.bounds
 
     @property
     def unmet(self) -> tuple[str, ...]:
@@ -85,23 +96,97 @@ class Regions:
         """
         if structure is None:
             raise NotTraced("nothing was called yet; call the model once, or pass examples")
-        # The part of the bounds around the sizes that no region's end cuts.
-        cell = cell_of([r.general_box for r in self.known], self.outer_bounds, sizes)
+        boxes = [r.general_box for r in self.known]
+        cell, hint = self._cell(boxes, sizes)
         self._check_sealed(cell)
         refuse_in_capture(self._setup.is_capturing, f"sizes {cell} would be traced")
-        ticket = self._traces.ticket(structure, cell) if self.kept else None
+        ticket = self._traces.ticket(structure, cell, hint) if self.kept else None
         with no_collection():
             found = self._traces.find(ticket, structure, parameters)
             if found is not None:
                 return self.take(found)
             begun = time.perf_counter()
-            traced = trace_region(self._fn, structure, self._config, cell, parameters.add)
+            traced = self._traced(structure, cell, hint, sizes, parameters)
+            if not traced.cuts:
+                traced = replace(traced, cuts=self._outside())
             seconds = time.perf_counter() - begun
         self._counters.add("graphs")
         entry = self._traces.entry(ticket, traced, parameters, seconds)
         region = self.take(traced)
         self._traces.keep(entry)  # only now: a trace that is refused later would be taken next time
         return region
+
+    def _cell(self, boxes: list[Box], sizes: Sizes) -> tuple[Box, Sizes]:
+        """Where a region around ``sizes`` may lie, and the sizes to trace it with.
+
+        Raises SizeBranch where there would be too many.
+        """
+        outer = self.outer_bounds
+        if not self._auto:
+            # The part of the bounds around the sizes that no region's end cuts.
+            cell = cell_of(boxes, outer, sizes)
+            return cell, hints(cell)
+        if len(boxes) >= self._config.max_regions:
+            cuts = dict.fromkeys(cut for r in self.known for cut in r.program.traced.cuts)
+            raise SizeBranch(too_many(self._config, sizes, boxes, list(cuts)))
+        alone = len(boxes) >= _ALONE and all(box.is_single_size() for box in boxes)
+        cell = Box.single(sizes) if alone else cell_like(boxes, outer, sizes)
+        return cell, hint_in(cell, boxes, outer, sizes)
+
+    def _outside(self) -> tuple[str, ...]:
+        """What cuts a region of which nothing was asked: its sizes lie outside of others."""
+        found = [(r.index, r.program.traced.cuts) for r in self.known]
+        return tuple(f"not as in region {i}: {'; '.join(cuts)}" for i, cuts in found if cuts)[-1:]
+
+    def _traced(
+        self,
+        structure: Structure,
+        cell: Box,
+        hint: Sizes,
+        sizes: Sizes,
+        parameters: Parameters,
+    ) -> Traced:
+        """The trace of ``cell`` at ``hint``; at ``sizes`` where the model raises at the hint."""
+        config, bind = self._config, parameters.add
+        try:
+            found = trace_region(self._fn, structure, config, cell, bind, hint)
+        except SizeBranch as error:
+            every = "" if self._auto else endpoints_of(self._fn, structure, config)
+            raise SizeBranch(f"{error}{every}") from None
+        except TraceFailed:
+            with suppress(PiecewiseError):
+                return self._elsewhere(structure, cell, hint, sizes, parameters)
+            raise
+        if found.box == cell or not found.unsettled:
+            return found
+        # Within fewer sizes torch can tell how some of them compare.
+        with suppress(PiecewiseError):
+            again = trace_region(self._fn, structure, config, found.box, bind, hint)
+            return replace(again, cuts=found.cuts)
+        return found
+
+    def _elsewhere(
+        self,
+        structure: Structure,
+        cell: Box,
+        hint: Sizes,
+        sizes: Sizes,
+        parameters: Parameters,
+    ) -> Traced:
+        """The trace of ``cell`` at ``sizes``: the model raises at the hint. Raises TraceFailed."""
+        alone = Box.single(sizes)
+        if not self._auto or cell == alone:
+            raise TraceFailed("there is no other way to trace it")
+        config, bind = self._config, parameters.add
+        if self.known:
+            return trace_region(self._fn, structure, config, alone, bind, sizes)
+        if hint == sizes or min(sizes) < 2:
+            raise TraceFailed("there is no other size to trace it at")
+        traced = trace_region(self._fn, structure, config, cell, bind, sizes)
+        pairs = zip(traced.box.ranges, cell.ranges, strict=True)
+        if any(r.is_single_size() and not c.is_single_size() for r, c in pairs):
+            raise TraceFailed("all sizes but one raise: something else has to vary with them")
+        return traced
 
     def take(self, traced: Traced) -> Region:
         """The region of a trace, which `admit` makes known. Takes the trace over."""

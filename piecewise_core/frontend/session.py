@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -338,9 +338,12 @@ class Session:
                 self.parameters = parameters
                 self._admit(made)
 
-    def uncovered(self) -> Sizes | None:
-        """Some sizes in bounds that no region holds yet; None when all are held."""
-        return self._regions.uncovered()
+    def uncovered(self, without: Sequence[Sizes] = ()) -> Sizes | None:
+        """Some sizes in bounds that no region holds yet; None when all are held.
+
+        ``without``: sizes that do not count.
+        """
+        return self._regions.uncovered(without)
 
     def _start_over(self) -> None:
         """A model whose first call failed may be called in another form next."""

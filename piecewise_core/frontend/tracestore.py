@@ -34,7 +34,7 @@ from piecewise_core.graph.saved.values import NotSavable, place_of
 from piecewise_core.graph.structure import Structure
 from piecewise_core.graph.torch_state import in_force, switches_digest, torch_state
 from piecewise_core.graph.trace import Traced
-from piecewise_core.ranges import Box
+from piecewise_core.ranges import Box, Sizes
 from piecewise_core.runtime.held import find_held, write_held
 from piecewise_core.runtime.parameters import Parameters
 from piecewise_core.runtime.reach import roots_of
@@ -58,8 +58,8 @@ class TraceStore:
         self._config = config
         self._run = run
 
-    def ticket(self, structure: Structure, cell: Box) -> Ticket | None:
-        """What the trace of ``cell`` is kept under; None where it cannot be."""
+    def ticket(self, structure: Structure, cell: Box, hint: Sizes) -> Ticket | None:
+        """What the trace of ``cell`` at ``hint`` is kept under; None where it cannot be."""
         if self._store is None:
             return None
         unknown = in_force()
@@ -71,7 +71,7 @@ class TraceStore:
         except NotSavable as why:
             logger.info("traces are not kept in the compile store: %s", why)
             return None
-        factors = {**fixed, "trace.sizes": str(cell)}
+        factors = {**fixed, "trace.sizes": str(cell), "trace.at": str(hint)}
         return make_ticket(factors, cell, f"trace of {fixed['trace.of']}")
 
     def find(
@@ -173,7 +173,7 @@ def _fixed(fn: Callable[..., Any], config: Config, structure: Structure) -> dict
         "trace.modules": _digest(kinds),
         "trace.tensors": _digest(layouts),
         "trace.dims": str(structure.dims),
-        "trace.endpoints": str(config.endpoints_by_dim),
+        "trace.cuts": str(config.legal_cuts),
         "trace.around": _digest(_around()),
         **machine_factors(),
     }

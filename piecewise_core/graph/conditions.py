@@ -14,7 +14,7 @@ from torch.utils._sympy.functions import FloorDiv, Mod, PythonMod
 from torch.utils._sympy.printers import PythonPrinter
 from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
-from piecewise_core.ranges import Box
+from piecewise_core.ranges import Box, Range
 
 __all__ = ["evaluator", "implied", "python_source"]
 
@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 
 _DENSE = 1 << 14
 """Combinations of sizes that are tried one by one before a condition is given up."""
+
+_LISTED = 1 << 16
+"""Sizes from a range's first to its last, where it may have few."""
 
 
 def implied(expr: sympy.Basic, symbols: Mapping[sympy.Symbol, int], box: Box) -> bool:
@@ -33,9 +36,28 @@ def implied(expr: sympy.Basic, symbols: Mapping[sympy.Symbol, int], box: Box) ->
     bounds: Any = {
         s: ValueRanges(box.ranges[i].start, box.ranges[i].end) for s, i in symbols.items()
     }
+    expr, bounds, ranges = _stepped(expr, bounds, {s: box.ranges[i] for s, i in symbols.items()})
     return (
-        _bounded(expr, bounds) or _bounded(_divided(expr, bounds), bounds) or _tried(expr, bounds)
+        _bounded(expr, bounds) or _bounded(_divided(expr, bounds), bounds) or _tried(expr, ranges)
     )
+
+
+def _stepped(expr: Any, bounds: Any, ranges: dict[Any, Range]) -> tuple[Any, Any, dict[Any, Range]]:
+    """The same with sizes that are multiples of something written as such."""
+    for symbol, span in list(ranges.items()):
+        residue, modulus = span.start % span.modulus, span.modulus
+        if span.is_whole or span.residues != 1 << residue or symbol not in expr.free_symbols:
+            continue
+        times = sympy.Symbol(f"{symbol}_times", integer=True, nonnegative=True)
+        try:
+            expr = expr.xreplace({symbol: modulus * times + residue})
+        except Exception as error:  # torch's own functions refuse some arguments
+            logger.debug("%s is taken as it is: %s", expr, error)
+            continue
+        whole = Range(span.start // modulus, span.end // modulus)
+        ranges = {**ranges, times: whole}
+        bounds = {**bounds, times: ValueRanges(whole.start, whole.end)}
+    return expr, bounds, ranges
 
 
 def _bounded(expr: Any, bounds: Any) -> bool:
@@ -75,11 +97,13 @@ def _first_even(expr: Any, bounds: Any) -> dict[Any, Any]:
     return {}
 
 
-def _tried(expr: sympy.Basic, bounds: Any) -> bool:
-    used = sorted(expr.free_symbols & set(bounds), key=str)
+def _tried(expr: sympy.Basic, ranges: Mapping[sympy.Symbol, Range]) -> bool:
+    used = sorted(expr.free_symbols & set(ranges), key=str)
     if expr.free_symbols - set(used):
         return False
-    spans = [range(int(bounds[s].lower), int(bounds[s].upper) + 1) for s in used]
+    if any(ranges[s].end - ranges[s].start > _LISTED for s in used):
+        return False
+    spans = [list(ranges[s]) for s in used]
     if math.prod(map(len, spans)) > _DENSE:
         return False
     holds = evaluator(expr, used)

@@ -1,14 +1,16 @@
-"""From the guards that tracing left behind to the box of sizes over which the graph holds.
+"""From the guards that tracing left behind to the sizes for which the graph holds.
 
-A guard is accepted when it is a threshold of one dim at 0 or 1, or at an endpoint that the user
-listed; it then cuts the bounds into regions. Everything else is refused with its place.
+A guard over one dim is computed for each size in bounds: those for which it holds are the graph's
+region, others are traced by themselves. Where the user declares the cuts, a guard may hold up to
+0 or 1 or a listed endpoint only. What relates dims is refused with its place.
 """
 
 from __future__ import annotations
 
 import linecache
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import sympy
@@ -19,10 +21,13 @@ from piecewise_core.errors import SizeBranch
 from piecewise_core.graph.conditions import evaluator, implied
 from piecewise_core.ranges import Box, Range, Sizes
 
-__all__ = ["Guard", "collect", "region"]
+__all__ = ["Guard", "Held", "collect", "region"]
 
 _DENSE = 1 << 16
 """Sizes evaluated one by one when a guard's threshold is looked for."""
+
+_MOST_ENDS = 8
+"""Endpoints of one guard that somebody may want to list."""
 
 _FREE_CUTS = (0, 1)
 """Endpoints at which the bounds may always be cut: 0 | 1 and 1 | 2."""
@@ -40,10 +45,10 @@ def collect(shape_env: ShapeEnv) -> list[Guard]:
     """Every guard of ``shape_env``, those that only narrowed a symbol's range included."""
     guards = [Guard(shape_env.replace(g.expr), _place(g.sloc)) for g in shape_env.guards]
     for symbol, value in shape_env.replacements.items():
-        if not value.free_symbols:
+        if symbol != value:
             asked = (g.sloc for g in shape_env.guards if symbol in g.expr.free_symbols)
             place = next(map(_place, asked), "the trace")
-            guards.append(Guard(sympy.Eq(symbol, value), place))
+            guards.append(Guard(sympy.Eq(symbol, value, evaluate=False), place))
     return [g for g in guards if g.expr is not sympy.true]
 
 
@@ -62,81 +67,157 @@ def _whole(where: str) -> str:
     return full + where.removeprefix(path)
 
 
+@dataclass(frozen=True)
+class Held:
+    """``box``: where all guards hold. ``cuts``: the guards that hold nowhere else, and the lines
+    that asked.
+    """
+
+    box: Box
+    cuts: tuple[str, ...] = ()
+
+
 def region(
     guards: Sequence[Guard],
     symbols: Mapping[sympy.Symbol, int],
     cell: Box,
     hint: Sizes,
     dims: Sequence[Dim],
-    endpoints: Sequence[Sequence[int]],
-) -> Box:
-    """The largest box inside ``cell``, around ``hint``, on which every guard holds.
+    endpoints: Sequence[Sequence[int]] | None,
+) -> Held:
+    """The sizes inside ``cell`` for which every guard holds; ``hint`` is among them.
 
     ``symbols``: symbol -> place of its dim. ``endpoints``: per dim, the inclusive ends the user
-    listed. Raises SizeBranch naming guard, place and the endpoint that would make it legal.
+    listed, at which alone regions may end; then those next to ``hint``. None: all there are, and
+    regions end where they do. Raises SizeBranch naming guard, place and what would make it legal.
     """
     box = cell
+    cuts: list[str] = []
     for guard in guards:
         used = [s for s in guard.expr.free_symbols if s in symbols]
-        if len(used) == 1:
-            place = symbols[used[0]]
-            span = _span(guard, used[0], box.ranges[place], hint[place], dims[place])
-            _check_cuts(guard, span, cell.ranges[place], dims[place], endpoints[place])
-            box = Box((*box.ranges[:place], span, *box.ranges[place + 1 :]))
+        if len(used) != 1:
+            continue
+        place = symbols[used[0]]
+        before, dim = box.ranges[place], dims[place]
+        if not implied(guard.expr, {used[0]: 0}, Box((dim.sizes,))):
+            cuts.append(f"{_text(guard.expr, symbols, dims)} at {guard.where}")
+        if implied(guard.expr, {used[0]: place}, box):
+            continue
+        held = _held(guard, used[0], before, hint[place], dim)
+        if endpoints is not None:
+            run = _around(before, held, hint[place])
+            _check_cuts(guard, held, run, cell.ranges[place], dim, endpoints[place])
+            held = run
+        if held != before:
+            box = box.replaced(place, held)
     for guard in guards:
-        if len(guard.expr.free_symbols) > 1 and not implied(guard.expr, symbols, box):
+        if len(guard.expr.free_symbols) > 1 and not _relates(guard.expr, symbols, box):
             names = sorted(dims[symbols[s]].name for s in guard.expr.free_symbols if s in symbols)
             raise SizeBranch(
                 f"the model depends on how dims {', '.join(names)} relate: "
                 f"{_text(guard.expr, symbols, dims)} at {guard.where}; give dims that are always "
                 "equal one Dim name, or compile a submodule without that branch"
             )
-    return box
+    return Held(box, tuple(dict.fromkeys(cuts)))
 
 
-def _span(guard: Guard, symbol: sympy.Symbol, bounds: Range, hint: int, dim: Dim) -> Range:
-    """The sizes around ``hint`` for which the guard holds."""
-    holds = evaluator(guard.expr, [symbol])
-    last = min(bounds.end, max(bounds.start + _DENSE, hint))
-    start = end = hint
-    while start > bounds.start and holds(start - 1):
-        start -= 1
-    while end < last and holds(end + 1):
-        end += 1
-    if end == last < bounds.end:
-        tail = Box((Range(last, bounds.end),))
-        if not implied(guard.expr, {symbol: 0}, tail):
-            raise SizeBranch(
-                f'the model depends on dim "{dim.name}" by {guard.expr} at {guard.where}, '
-                f"beyond size {last}; lower Dim.max"
-            )
-        end = bounds.end
-    return Range(start, end)
+def _relates(expr: Any, symbols: Mapping[sympy.Symbol, int], box: Box) -> bool:
+    """Whether what ``expr`` says of several sizes holds for all in ``box``."""
+    if isinstance(expr, sympy.Eq) and all(isinstance(side, sympy.Symbol) for side in expr.args):
+        one, other = (symbols.get(side) for side in expr.args)
+        if one is not None and one == other:
+            return True  # of one dim: equal by its name
+    return implied(expr, symbols, box)
 
 
-def _check_cuts(guard: Guard, span: Range, cell: Range, dim: Dim, endpoints: Sequence[int]) -> None:
-    """Refuse a cut that is neither at 0 or 1 nor at a listed endpoint."""
-    cuts = [] if span.start <= cell.start else [span.start - 1]
-    cuts += [span.end] if span.end < cell.end else []
-    illegal = [c for c in cuts if c not in _FREE_CUTS and c not in endpoints]
+def _held(guard: Guard, symbol: sympy.Symbol, span: Range, hint: int, dim: Dim) -> Range:
+    """The sizes of ``span`` for which the guard holds; of very many, some around ``hint``."""
+    asked = evaluator(guard.expr, [symbol])
+
+    def holds(size: int) -> bool:
+        try:
+            return bool(asked(size))
+        except (ArithmeticError, ValueError):
+            return False  # a division by zero: the model itself may not get so far
+
+    low = span.start if hint - span.start <= _DENSE else hint - _DENSE // 2
+    tried = span.clip(low, low + _DENSE) or span
+    found = Range.of(size for size in tried if holds(size))
+    if found is None or hint not in found:
+        raise SizeBranch(
+            f'the model depends on dim "{dim.name}" by {guard.expr} at {guard.where}, which does '
+            f"not say of size {hint} what it said while tracing; compile a submodule without it"
+        )
+    above = span.clip(tried.end + 1, span.end)
+    if above is None or not implied(guard.expr, {symbol: 0}, Box((above,))):
+        return found
+    run = _around(tried, found, tried.end)
+    return span.clip(run.start, span.end) or found if hint in run else found
+
+
+def _around(span: Range, held: Range, hint: int) -> Range:
+    """The sizes of ``held`` next to ``hint`` without one of ``span`` between that is not."""
+    missing = span.without(held) if span.end - span.start <= 2 * _DENSE else None
+    if missing is None:
+        return held
+    below = [size for size in missing if size < hint]
+    above = next((size for size in missing if size > hint), held.end + 1)
+    return held.clip(below[-1] + 1 if below else held.start, above - 1) or held
+
+
+def _check_cuts(
+    guard: Guard, held: Range, run: Range, cell: Range, dim: Dim, endpoints: Sequence[int]
+) -> None:
+    """Refuse a cut that is neither at 0 or 1 nor at a listed endpoint.
+
+    ``run``: the sizes of ``held`` that lie next to the traced one.
+    """
+    free = (*_FREE_CUTS, *endpoints)
+
+    def unlisted(ends: Iterable[tuple[int, int]]) -> list[int]:
+        return [last for last, first in ends if not any(last <= e < first for e in free)]
+
+    below = cell.clip(cell.start, run.start - 1)
+    above = cell.clip(run.end + 1, cell.end)
+    cuts = [(below.end, run.start)] if below is not None else []
+    cuts += [(run.end, above.start)] if above is not None else []
+    illegal = unlisted(cuts)
     if not illegal:
         return
+    if held != run:
+        near = cell.clip(run.start - _DENSE, run.end + _DENSE) or run
+        illegal = unlisted(p for p in pairwise(near) if (p[0] in held) != (p[1] in held))
+    text = str(guard.expr).replace(str(next(iter(guard.expr.free_symbols))), dim.name)
+    others = f'set regions="auto", which traces such sizes by themselves{_multiple(held, dim)}'
+    if len(illegal) > _MOST_ENDS:
+        raise SizeBranch(
+            f'the model takes another path at some sizes of dim "{dim.name}": {text} at '
+            f"{guard.where} holds for {held} only; {others}"
+        )
     ends = ", ".join(map(str, illegal))
     listed = (
         f"list the endpoint{'s' if len(illegal) > 1 else ''} {ends} in compile_ranges_endpoints "
         f"(now {list(endpoints)})"
     )
-    text = str(guard.expr).replace(str(next(iter(guard.expr.free_symbols))), dim.name)
-    if span.is_single_size():
+    if run.is_single_size():
         raise SizeBranch(
-            f'dim "{dim.name}" is fixed to {span.start} by {text} at {guard.where}; if no other '
-            f"size works, take it out of Config.dynamic; if others take another path, {listed}"
+            f'dim "{dim.name}" is fixed to {run.start} by {text} at {guard.where}; if no other '
+            f"size works, take it out of Config.dynamic; if others take another path, {listed}, "
+            f"or {others}"
         )
     raise SizeBranch(
         f'the model takes another path at some sizes of dim "{dim.name}": {text} at '
-        f"{guard.where} holds for {span} only; {listed}, so that each side is traced by itself, "
-        "or narrow Dim(min, max) to one side"
+        f"{guard.where} holds for {held} only; {listed}, so that each side is traced by itself, "
+        f"narrow Dim(min, max) to one side, or {others}"
     )
+
+
+def _multiple(held: Range, dim: Dim) -> str:
+    """What to write where only multiples of something are wanted."""
+    if held.is_whole or held.modulus > held.end or not held.residues & 1:
+        return ""
+    step = next(m for m in range(2, held.modulus + 1) if not held.residues >> m << m)
+    return f', or Dim("{dim.name}", ..., multiple_of={step}) if no other sizes are called'
 
 
 def _text(expr: sympy.Basic, symbols: Mapping[sympy.Symbol, int], dims: Sequence[Dim]) -> str:

@@ -41,11 +41,12 @@ class Layouts:
     """Learns real layouts, trace after trace. What a splitting op does is told once.
 
     ``dims``: of the model. ``cuts``: whether a region may be cut where working it out anew asks for
-    sizes; else somebody else sees to it that what was asked holds.
+    sizes; else somebody else sees to it that what was asked holds. ``auto``: whether anywhere.
     """
 
-    def __init__(self, dims: Sequence[Dim], *, cuts: bool = True) -> None:
+    def __init__(self, dims: Sequence[Dim], *, cuts: bool = True, auto: bool = False) -> None:
         self._dims = dims
+        self._auto = auto
         self._cuts = cuts
         self._told: set[str] = set()
 
@@ -85,8 +86,8 @@ class Layouts:
             asked = [guard for guard in asked if not _of_small_sizes(guard)]
         if not asked or not self._cuts:
             return box
-        free: Sequence[Sequence[int]] = ((),) * len(self._dims)
-        return region(asked, symbols, box, hints(box), self._dims, free)
+        free: Sequence[Sequence[int]] | None = None if self._auto else ((),) * len(self._dims)
+        return region(asked, symbols, box, hints(box), self._dims, free).box
 
     def _tell(self, node: torch.fx.Node, real: Sequence[int], promised: Sequence[int]) -> None:
         name = op_name(node)

@@ -42,9 +42,7 @@ class Rehearsal:
 
     def __init__(self, traced: Traced) -> None:
         self._traced = traced
-        self.sizes = [
-            max(r.start, min(r.end, 16 + 8 * place)) for place, r in enumerate(traced.box.ranges)
-        ]
+        self.sizes = [r.nearest(16 + 8 * place) for place, r in enumerate(traced.box.ranges)]
         self.numbers: Mapping[sympy.Symbol, int] = {
             symbol: self.sizes[place] for symbol, place in traced.symbols.items()
         }

@@ -19,10 +19,11 @@ import torch
 from piecewise_core.config import Config
 from piecewise_core.errors import PiecewiseError
 from piecewise_core.graph.concrete import NotRun, disagreement
+from piecewise_core.graph.derived import small_derived
 from piecewise_core.graph.paths import same_path
 from piecewise_core.graph.structure import Structure
 from piecewise_core.graph.trace import Traced, hints, trace
-from piecewise_core.ranges import Box, Range
+from piecewise_core.ranges import Box, Range, Sizes
 
 __all__ = ["trace_region"]
 
@@ -43,20 +44,22 @@ def trace_region(
     config: Config,
     cell: Box,
     bind: Callable[[torch.Tensor], int],
+    hint: Sizes | None = None,
 ) -> Traced:
     """Trace ``fn`` for sizes in ``cell`` as ``trace`` does, small sizes only where they fit.
 
     The result's box leaves out size 0 of a dim, or sizes 0 and 1, where the model does something
-    else there.
+    else there, and sizes at which another size, computed from them, is 0 or 1 and matters.
     """
-    inner = Box(tuple(Range(max(r.start, min(r.end, 1)), r.end) for r in cell.ranges))
-    traced = trace(fn, structure, config, inner, bind)
+    inner = Box(tuple(_from_size(r, min(r.end, 1)) for r in cell.ranges))
+    traced = trace(fn, structure, config, inner, bind, hint=hint)
 
     def again(box: Box) -> Traced:
         return trace(fn, structure, config, box, bind, assume=False)
 
     traced = _without_ones(traced, again)
-    return _with_zeros(traced, cell, again)
+    traced = _with_zeros(traced, cell, again)
+    return _without_derived(traced, config, again)
 
 
 def _without_ones(traced: Traced, again: Trace) -> Traced:
@@ -87,6 +90,24 @@ def _with_zeros(traced: Traced, cell: Box, again: Trace) -> Traced:
         if not _same_when_traced(traced, fixed, again):
             return traced
     return replace(traced, box=_from(traced.box, zeros, 0))
+
+
+def _without_derived(traced: Traced, config: Config, again: Trace) -> Traced:
+    """``traced`` without sizes at which a derived size is 0 or 1 and that is an exception.
+
+    Where the user declares the cuts there is no region that could have those sizes.
+    """
+    if config.regions != "auto":
+        return traced
+    for place, span in enumerate(traced.box.ranges):
+        for alike in small_derived(traced, place):
+            if not _fits(traced, {place: alike.start}, again):
+                left = span.without(alike)
+                if left is None or hints(traced.box)[place] in alike:
+                    continue
+                span = left
+                traced = replace(traced, box=traced.box.replaced(place, span))
+    return traced
 
 
 def _fits(traced: Traced, fixed: Mapping[int, int], again: Trace) -> bool:
@@ -122,7 +143,14 @@ def _same_when_traced(traced: Traced, fixed: Mapping[int, int], again: Trace) ->
 
 def _from(box: Box, places: Sequence[int], start: int) -> Box:
     ranges = enumerate(box.ranges)
-    return Box(tuple(Range(start, r.end) if i in places else r for i, r in ranges))
+    return Box(tuple(_from_size(r, start) if i in places else r for i, r in ranges))
+
+
+def _from_size(span: Range, start: int) -> Range:
+    """``span`` from ``start`` on; with 0, where it is that."""
+    if start == 0:
+        return Range.of([0, *span]) or span if not span.is_whole else Range(0, span.end)
+    return span.clip(start, span.end) or span
 
 
 def _subsets(places: Sequence[int]) -> Iterator[tuple[int, ...]]:

@@ -15,6 +15,7 @@ from piecewise_core.graph import call, guards, torch_private
 from piecewise_core.graph.assumptions import Assumptions
 from piecewise_core.graph.cleaning import clean
 from piecewise_core.graph.effects import written_by_layout
+from piecewise_core.graph.memory import values
 from piecewise_core.graph.origins import GraphInput, read_off
 from piecewise_core.graph.outputs import OutputCode
 from piecewise_core.graph.questions import asks as reads
@@ -22,6 +23,7 @@ from piecewise_core.graph.questions import mentions
 from piecewise_core.graph.questions import named as names_one
 from piecewise_core.graph.questions import words as watched_words
 from piecewise_core.graph.sideeffects import SideEffect
+from piecewise_core.graph.sizes import expression
 from piecewise_core.graph.structure import Structure
 from piecewise_core.ranges import Box, Sizes
 
@@ -37,7 +39,8 @@ class Traced:
     rebuilds the call's result. ``assumptions``: what must hold of the model, where it was noted.
     ``asks_layout``: whether another layout of an input may have been traced to another graph.
     ``reads_layout``: whether code that was traced called for a tensor's strides. ``words``: what
-    it names of `graph.questions.WATCHED`.
+    it names of `graph.questions.WATCHED`. ``cuts``: the guards that keep the box from being
+    larger, and the lines that asked.
     """
 
     graph: torch.fx.GraphModule
@@ -49,6 +52,18 @@ class Traced:
     asks_layout: bool = False
     reads_layout: bool = False
     words: frozenset[str] = frozenset()
+    cuts: tuple[str, ...] = ()
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether a size in the graph is none that follows from the dims."""
+        for node in self.graph.graph.nodes:
+            for value in values(node.meta.get("example_value")):
+                sizes = value.shape if isinstance(value, torch.Tensor) else (value,)
+                for size in map(expression, sizes):
+                    if isinstance(size, sympy.Basic) and size.free_symbols - set(self.symbols):
+                        return True
+        return False
 
 
 def hints(cell: Box) -> Sizes:
@@ -58,9 +73,9 @@ def hints(cell: Box) -> Sizes:
     """
     found: list[int] = []
     for place, bounds in enumerate(cell.ranges):
-        size = max(bounds.start, min(bounds.end, 5 + 2 * place))
+        size = bounds.nearest(5 + 2 * place)
         while size in found and size < bounds.end:
-            size += 1
+            size = bounds.nearest(size + 1)
         found.append(size)
     return tuple(found)
 
@@ -73,15 +88,16 @@ def trace(
     bind: Callable[[torch.Tensor], int],
     *,
     assume: bool = True,
+    hint: Sizes | None = None,
 ) -> Traced:
-    """Trace ``fn`` for sizes in ``cell``.
+    """Trace ``fn`` for sizes in ``cell``, with ``hint`` if it is given.
 
     ``fn`` is called with tensors of the traced layouts and the structure's constants. ``bind``
     takes a tensor that the model holds and returns its place. ``assume``: whether to note what
     was taken for granted. Raises TraceFailed, SizeBranch,
     UnsupportedOutput or UnsupportedSideEffect.
     """
-    hint = hints(cell)
+    hint = hints(cell) if hint is None else hint
     examples = [call.example(leaf, structure.dims, cell, hint) for leaf in structure.tensors]
     objects = call.constants(structure)
     entry = call.entry(structure)
@@ -94,13 +110,13 @@ def trace(
         raise TraceFailed(_explain(error, structure.dims, hint)) from error.with_traceback(None)
     _refuse_side_effects(captured.side_effects)
     symbols = _symbols(captured, structure)
-    box = guards.region(
+    held = guards.region(
         guards.collect(captured.shape_env),
         symbols,
         cell,
         hint,
         structure.dims,
-        config.endpoints_by_dim,
+        config.legal_cuts,
     )
     try:
         inputs, output = read_off(captured, structure, (fn, objects), examples, objects, bind)
@@ -115,12 +131,13 @@ def trace(
         captured.graph,
         inputs,
         symbols,
-        box,
+        held.box,
         output,
         assumptions,
         asks,
         reads(captured.code),
         watched_words(captured.code),
+        held.cuts,
     )
 
 

@@ -172,7 +172,7 @@ def test_a_branch_on_size_is_refused_with_its_guard_its_line_and_the_endpoint_th
     """FAULTS 14."""
     for first in (3, 30):
         with pytest.raises(SizeBranch) as caught:
-            compiled(Branches())(torch.randn(first, 8))
+            compiled(Branches(), regions="declared")(torch.randn(first, 8))
         message = str(caught.value)
         assert 'dim "rows"' in message
         assert "if x.shape[0] >= 10" in message
@@ -216,7 +216,7 @@ def test_a_branch_on_divisibility_is_refused_naming_the_dim():
         return x.view(2, -1) if x.shape[0] % 2 == 0 else x
 
     with pytest.raises(SizeBranch, match=r"rows.*test_faults_sizes\.py:\d+"):
-        compiled(fn)(torch.randn(4, 8))
+        compiled(fn, regions="declared")(torch.randn(4, 8))
 
 
 def test_a_size_that_the_model_fixes_is_refused_naming_the_dim_and_the_place():
@@ -245,11 +245,13 @@ def test_a_path_for_one_size_is_legal_once_both_endpoints_that_the_refusals_name
     def fn(x):
         return x * 2 if x.shape[0] == 7 else x + 1
 
-    with pytest.raises(SizeBranch, match="list the endpoint 6 "):
-        compiled(fn)(torch.randn(9, 8))
+    declared = {"regions": "declared"}
+    with pytest.raises(SizeBranch, match=r"list the endpoints 6, 7 .*endpoints 6, 7$"):
+        compiled(fn, **declared)(torch.randn(9, 8))
+    fast = compiled(fn, compile_ranges_endpoints=(6,), **declared)
     with pytest.raises(SizeBranch, match="list the endpoint 7 "):
-        compiled(fn, compile_ranges_endpoints=(6,)).warmup(torch.randn(9, 8), progress=False)
-    fast = compiled(fn, compile_ranges_endpoints=(6, 7))
+        fast.warmup(torch.randn(9, 8), progress=False)
+    fast = compiled(fn, compile_ranges_endpoints=(6, 7), **declared)
     for size in (9, 7, 6, 8, 0):
         x = torch.randn(size, 8)
         torch.testing.assert_close(fast(x), fn(x))

@@ -97,6 +97,8 @@ def configs(draw: st.DrawFn) -> Config:
         "clone_outputs": draw(st.booleans()),
         "check": draw(st.sampled_from(["off", "cheap", "strict", "verify"])),
         "verify_rate": draw(st.floats(0, 1, exclude_min=True)),
+        "regions": draw(st.sampled_from(["auto", "declared"])),
+        "max_regions": draw(st.integers(1, 2**20)),
         "cache_dir": draw(st.one_of(st.none(), NAMES)),
         "memory_limit": draw(st.one_of(st.none(), st.integers(1, 2**40))),
     }
@@ -163,6 +165,8 @@ def test_the_fields_and_defaults_are_those_of_the_documents() -> None:
         "clone_outputs": False,
         "check": "cheap",
         "verify_rate": 0.01,
+        "regions": "auto",
+        "max_regions": 64,
         "cache_dir": None,
         "memory_limit": None,
     }
@@ -604,6 +608,8 @@ def test_only_what_changes_an_artifact_by_itself_is_a_cache_factor() -> None:
         "clone_outputs": True,
         "check": "off",
         "verify_rate": 0.5,
+        "regions": "declared",
+        "max_regions": 8,
         "cache_dir": "elsewhere",
         "memory_limit": 1,
     }
@@ -662,7 +668,7 @@ def test_missing_fields_have_their_defaults_and_dims_may_be_dims_already() -> No
         ([1], "[1] is list; give a mapping of fields"),
         (
             {"dynamic": {"x": {"0": {"name": "n", "maxi": 3}}}},
-            "Config.dynamic['x'][0]: 'maxi' is not part of a Dim (name, min, max); did",
+            "Config.dynamic['x'][0]: 'maxi' is not part of a Dim (name, min, max, multiple_of)",
         ),
         ({"dynamic": {"x": {"0": {"max": 3}}}}, "Config.dynamic['x'][0]: {'max': 3} has no name"),
         ({"dynamic": {"x": {"0": {"name": "n"}}}}, "Dim 'n' has no max"),

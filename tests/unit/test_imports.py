@@ -18,7 +18,9 @@ FACE = "__init__"
 
 ORDER: tuple[tuple[str, ...], ...] = (
     ("errors",),
+    ("ranges_bits",),
     ("ranges",),
+    ("table",),
     ("interpreter", "ownership"),
     ("config", "counters"),
     ("protocols", "hookspecs"),
@@ -43,7 +45,9 @@ RANK = {unit: rank for rank, group in enumerate(ORDER) for unit in group}
 
 LIGHT = (
     "errors",
+    "ranges_bits",
     "ranges",
+    "table",
     "interpreter",
     "ownership",
     "config",

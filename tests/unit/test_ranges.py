@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from piecewise_core.errors import ConfigError
-from piecewise_core.ranges import Box, Range, Sizes, Target, TargetTable, cut, plan_targets
+from piecewise_core.ranges import Box, Range, Sizes, Target, cut, plan_targets
+from piecewise_core.table import TargetTable
 
 FAR = 1 << 20
 """A span too long for a dense table, so that look-ups bisect."""

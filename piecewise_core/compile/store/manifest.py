@@ -24,7 +24,10 @@ LARGEST = 1 << 22
 """Bytes of a manifest; a larger one is refused unread."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_HEX = re.compile(r"[0-9a-f]+")
 _SIZE = 1 << 63
+_LONGEST = 1 << 24
+"""The largest modulus of a range that is read."""
 _FIELDS = frozenset(f.name for f in fields(Manifest))
 
 
@@ -114,13 +117,20 @@ def _box(name: str, ends: Any) -> Box:
     _want(isinstance(ends, list), name, ends)
     ranges = []
     for pair in ends:
-        ok = isinstance(pair, list) and len(pair) == 2 and all(type(end) is int for end in pair)
+        ok = isinstance(pair, list) and len(pair) in (2, 4)
+        ok = ok and all(type(end) is int for end in pair[:3])
         _want(ok and 0 <= pair[0] <= pair[1] < _SIZE, name, pair)
+        some = pair[2:]
+        _want(not some or (0 < some[0] <= _LONGEST and _is_hex(some[1], some[0])), name, pair)
         try:
-            ranges.append(Range(*pair))
-        except PiecewiseError as error:
+            ranges.append(Range.read(pair))
+        except (PiecewiseError, ValueError) as error:
             raise StoreError(f"the manifest's {name}: {error}") from error
     return Box(tuple(ranges))
+
+
+def _is_hex(text: Any, digits: int) -> bool:
+    return isinstance(text, str) and _HEX.fullmatch(text) is not None and len(text) * 4 < digits + 4
 
 
 def _want(ok: bool, name: str, value: object) -> None:
@@ -128,5 +138,5 @@ def _want(ok: bool, name: str, value: object) -> None:
         raise StoreError(f"the manifest's {name} cannot be {str(value)[:80]!r}")
 
 
-def _ends(box: Box) -> list[list[int]]:
-    return [[r.start, r.end] for r in box.ranges]
+def _ends(box: Box) -> list[list[int | str]]:
+    return [r.plain for r in box.ranges]

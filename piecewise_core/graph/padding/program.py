@@ -214,10 +214,11 @@ def _samples(box: Box, dims: Sequence[int]) -> list[Sizes]:
     fixed = [draw.randint(low, min(high, low + 96)) for low, high in spans]
     columns = []
     for place, (low, high) in enumerate(spans):
+        legal = box.ranges[place].nearest
         if place not in dims:
-            columns.append([fixed[place]] * (_SAMPLES + 2))
+            columns.append([legal(fixed[place])] * (_SAMPLES + 2))
             continue
         top = min(high, max(low + 8192, 1 << 20))
         drawn = [draw.randint(low, top) for _ in range(_SAMPLES)]
-        columns.append([low, *drawn, top])
+        columns.append(list(map(legal, [low, *drawn, top])))
     return [tuple(sizes) for sizes in zip(*columns, strict=True)]

@@ -48,10 +48,11 @@ def write_trace(traced: Traced) -> SavedTrace:
         raise NotSavable("a trace that read globals of a function that is in no module")
     writer = GraphWriter(traced.symbols)
     text = {
-        "box": [[r.start, r.end] for r in traced.box.ranges],
+        "box": [r.plain for r in traced.box.ranges],
         "asks_layout": traced.asks_layout,
         "reads_layout": traced.reads_layout,
         "words": sorted(traced.words),
+        "cuts": list(traced.cuts),
         "dims": sorted(set(traced.symbols.values())),
         "graph": writer.graph(traced.graph),
         "inputs": [_input(source, writer) for source in traced.inputs],
@@ -67,7 +68,7 @@ def read_trace(saved: SavedTrace, device: torch.device | None) -> Traced:
     ``device``: where the model is. Raises ValueError, KeyError and what imports raise.
     """
     text = saved.text
-    box = Box(tuple(Range(start, end) for start, end in text["box"]))
+    box = Box(tuple(map(Range.read, text["box"])))
     env = ShapeEnv()
     with oblivious_sizes():
         pairs = zip(hints(box), box.ranges, strict=True)
@@ -85,7 +86,8 @@ def read_trace(saved: SavedTrace, device: torch.device | None) -> Traced:
     assumptions = _read_assumptions(text["assumptions"])
     asked = bool(text["asks_layout"]), bool(text["reads_layout"])
     words = frozenset(map(str, text["words"]))
-    return Traced(graph, inputs, symbols, box, output, assumptions, *asked, words)
+    cuts = tuple(str(cut) for cut in text["cuts"])
+    return Traced(graph, inputs, symbols, box, output, assumptions, *asked, words, cuts)
 
 
 # Inputs -------------------------------------------------------------------------------

@@ -95,10 +95,10 @@ def test_ranges_never_straddle_regions():
 
 def test_a_threshold_that_is_not_listed_is_refused_in_each_dim():
     fn = branching({0: [4], 1: [6]})
-    with pytest.raises(SizeBranch, match=r'dim "cols".*endpoint 6 '):
-        compiled(fn, {"rows": [4]}).warmup(torch.randn(2, 3), progress=False)
-    with pytest.raises(SizeBranch, match=r'dim "rows".*endpoint 4 '):
-        compiled(fn, {"cols": [6]}).warmup(torch.randn(2, 3), progress=False)
+    for ends, refused in ({"rows": [4]}, 'dim "cols".*6 '), ({"cols": [6]}, 'dim "rows".*4 '):
+        fast = compiled(fn, ends, regions="declared")
+        with pytest.raises(SizeBranch, match=refused.replace("*", "*endpoint ")):
+            fast.warmup(torch.randn(2, 3), progress=False)
 
 
 def test_a_refused_region_leaves_the_others_serving():
@@ -107,7 +107,7 @@ def test_a_refused_region_leaves_the_others_serving():
             return x * 2 if x.shape[0] > 10 else x * 3
         return x * 4
 
-    fast = compiled(fn, {"rows": [8]})
+    fast = compiled(fn, {"rows": [8]}, regions="declared")
     x = torch.randn(2, 3)
     torch.testing.assert_close(fast(x), fn(x))
     with pytest.raises(SizeBranch, match="endpoint 10 "):

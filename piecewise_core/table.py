@@ -1,0 +1,168 @@
+"""The table that maps sizes to targets."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
+
+from piecewise_core.errors import ConfigError
+from piecewise_core.ranges import Box, Range, Target
+
+__all__ = ["TargetTable"]
+
+_TABLE_CELLS = 1 << 18
+"""Largest dense look-up table, in cells (8 bytes each); larger bounds use bisection."""
+
+
+class TargetTable:
+    """Maps sizes to the index of their target; a look-up costs the same for 1 target and 1,000.
+
+    ``targets``: earlier ones win where boxes overlap, so exact sizes precede ranges. Sizes that
+    no target holds map to ``miss`` (-1).
+
+    ``find(*sizes)`` is the look-up: a plain function of one int per dim.
+    """
+
+    miss = -1
+
+    def __init__(self, bounds: Box, targets: Sequence[Target]) -> None:
+        self.bounds = bounds
+        self.targets = tuple(targets)
+        clipped = [(i, t.box.intersect(bounds)) for i, t in enumerate(self.targets)]
+        boxes = [(i, box) for i, box in clipped if box is not None]
+        grids = [_Grid(r, [box.ranges[i] for _, box in boxes]) for i, r in enumerate(bounds.ranges)]
+        self._breaks = [grid.breaks for grid in grids]
+        shape = [grid.count for grid in grids]
+        if math.prod(shape) > _TABLE_CELLS:
+            raise ConfigError(
+                f"{len(self.targets)} ranges and sizes over {len(shape)} dims make "
+                f"{math.prod(shape)} cells; list fewer sizes or endpoints"
+            )
+        self._strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
+        self._cells = self._fill(shape, grids, boxes)
+        self._dense = [g.dense(s) for g, s in zip(grids, self._strides, strict=True)]
+        self.find: Callable[..., int] = self._build()
+
+    def _fill(
+        self,
+        shape: Sequence[int],
+        grids: Sequence[_Grid],
+        boxes: Sequence[tuple[int, Box]],
+    ) -> list[int]:
+        """The winning target of every cell of the grid that the targets' ends make."""
+        cells = [self.miss] * math.prod(shape)
+        for index, box in reversed(boxes):
+            spans = [grid.places(r) for grid, r in zip(grids, box.ranges, strict=True)]
+            for place in itertools.product(*spans):
+                at = sum(p * s for p, s in zip(place, self._strides, strict=True))
+                cells[at] = index
+        return cells
+
+    def _build(self) -> Callable[..., int]:
+        """One dense table when the bounds are small, else one bisection per dim."""
+        cells, miss = self._cells, self.miss
+        if not self._breaks:
+            (only,) = cells
+            return lambda: only
+        dense = self._dense
+        if len(dense) == 1:
+            return _find_one(self.bounds.ranges[0], self._breaks[0], dense[0], cells, miss)
+        return _find_many(self.bounds.ranges, self._breaks, self._strides, dense, cells, miss)
+
+
+class _Grid:
+    """The sizes of one dim, told apart as far as targets tell them apart.
+
+    ``breaks``: the first size of each run of sizes that are alike, where all that the targets hold
+    are runs. Else sizes that lie in the same targets are one place, wherever they lie.
+    """
+
+    def __init__(self, bounds: Range, ranges: Sequence[Range]) -> None:
+        self._bounds = bounds
+        starts = {bounds.start}
+        for r in ranges:
+            starts.update((r.start, r.end + 1))
+        self.breaks = sorted(s for s in starts if bounds.start <= s <= bounds.end)
+        self.count = len(self.breaks)
+        self._places: dict[Range, list[int]] | None = None
+        if not all(r.is_whole for r in ranges) and bounds.end - bounds.start < _TABLE_CELLS:
+            self._sort(list(dict.fromkeys(ranges)))
+
+    def _sort(self, ranges: Sequence[Range]) -> None:
+        """Give each size the place of its kind: in which of ``ranges`` it lies."""
+        start = self._bounds.start
+        kinds = [0] * (self._bounds.end - start + 1)
+        for bit, r in enumerate(ranges):
+            for size in r:
+                kinds[size - start] |= 1 << bit
+        place_of: dict[int, int] = {}
+        self._table = [place_of.setdefault(kind, len(place_of)) for kind in kinds]
+        self.count = len(place_of)
+        self._places = {
+            r: [place for kind, place in place_of.items() if kind >> bit & 1]
+            for bit, r in enumerate(ranges)
+        }
+
+    def places(self, r: Range) -> Iterable[int]:
+        """The places of the sizes in ``r``, one of the targets' ranges."""
+        if self._places is not None:
+            return self._places[r]
+        return range(bisect_right(self.breaks, r.start) - 1, bisect_right(self.breaks, r.end))
+
+    def dense(self, stride: int) -> list[int] | None:
+        """``table[size - start]`` = the cell offset of ``size``, or None when it would be large."""
+        if self._places is not None:
+            return [place * stride for place in self._table]
+        if self._bounds.end - self._bounds.start >= _TABLE_CELLS:
+            return None
+        ends = [*self.breaks[1:], self._bounds.end + 1]
+        return [
+            place * stride
+            for place, (lo, hi) in enumerate(zip(self.breaks, ends, strict=True))
+            for _ in range(lo, hi)
+        ]
+
+
+def _find_one(
+    bounds: Range, breaks: Sequence[int], dense: list[int] | None, cells: list[int], miss: int
+) -> Callable[[int], int]:
+    lo, hi = bounds.start, bounds.end
+    if dense is None:
+
+        def bisected(size: int) -> int:
+            return cells[bisect_right(breaks, size) - 1] if lo <= size <= hi else miss
+
+        return bisected
+    table = [cells[offset] for offset in dense]
+
+    def indexed(size: int) -> int:
+        return table[size - lo] if lo <= size <= hi else miss
+
+    return indexed
+
+
+def _find_many(
+    bounds: Sequence[Range],
+    breaks: Sequence[Sequence[int]],
+    strides: Sequence[int],
+    dense: Sequence[list[int] | None],
+    cells: list[int],
+    miss: int,
+) -> Callable[..., int]:
+    dims = [
+        (r.start, r.end, b, s, d) for r, b, s, d in zip(bounds, breaks, strides, dense, strict=True)
+    ]
+
+    def find(*sizes: int) -> int:
+        at = 0
+        for size, (lo, hi, starts, stride, table) in zip(sizes, dims, strict=True):
+            if not lo <= size <= hi:
+                return miss
+            at += (
+                table[size - lo] if table is not None else (bisect_right(starts, size) - 1) * stride
+            )
+        return cells[at]
+
+    return find
