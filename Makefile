@@ -19,7 +19,7 @@ unexport PYTHONPATH PYTHONHOME PIP_TARGET PIP_PREFIX PIP_USER PIP_REQUIRE_VIRTUA
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help check setup demo test lint bench sweep fuzz wheels clean
+.PHONY: help check setup demo test lint bench sweep fuzz mutants wheels clean
 
 help: ## list the targets
 	@echo 'usage: make TARGET [PYTHON=python3.12] [VENV=.venv]'
@@ -49,6 +49,9 @@ sweep: setup ## torch's operators and model families in every way against eager;
 N ?= 2000
 fuzz: setup ## N random programs through every front against eager: make fuzz N=20000
 	PIECEWISE_CACHE_MODE=off PYTHONPATH=tests/kit $(PY) tests/kit/fuzz.py $(N)
+
+mutants: setup ## programs and platform parts that are silently wrong: check="verify" finds each
+	PYTHONPATH=tests/kit $(PY) -m silent
 
 wheels: setup ## wheel and source archive of core and every platform, into dist/
 	rm -rf dist
