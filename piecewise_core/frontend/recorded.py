@@ -53,11 +53,12 @@ class RecordedFunction:
                 "none; use pw.compile, or a platform with graphs"
             )
         self._fn = fn
+        self._module = module
         self._setup = setup
         self._config = setup.config
         self._counters = Counters()
         process_counters.watch(self._counters)
-        self._recordings = Recordings(fn, setup, self._counters, self._eagerly, self._install)
+        self._recordings = Recordings(fn, setup, self._counters, self._eagerly, self._freed, module)
         self._targets: tuple[Target, ...] = ()
         self._entries: list[Entry] = []
         rng = getattr(setup.platform.device, "rng", None)
@@ -75,6 +76,10 @@ class RecordedFunction:
 
     def _serve(self, *args: Any, **kwargs: Any) -> Any:
         with self._lock:
+            made = self._recordings
+            watched = being_watched()
+            if not watched:
+                made.refresh()
             if not self._started:
                 self._start(args, kwargs)
             binder = self._binder
@@ -84,9 +89,7 @@ class RecordedFunction:
                 check_grad(tensors, need_grad(roots_of(self._fn)))
             if any_autocast():
                 refuse_autocast()
-            made = self._recordings
-            if not being_watched():
-                made.refresh()
+            if not watched:
                 place = self._find(*sizes)
                 serve = self._entries[place]
                 if binder.is_foreign or made.asks_modes:
@@ -109,7 +112,7 @@ class RecordedFunction:
         """
         begun = time.perf_counter()
         with self._lock:
-            made = self._recordings
+            self._recordings.refresh()
             if not self._started:
                 if not args and not kwargs and self._config.dims:
                     raise NotTraced(
@@ -117,7 +120,6 @@ class RecordedFunction:
                         "any size, or call the function once before warmup()"
                     )
                 self._start(args, kwargs)
-            made.refresh()
             captured = self._capture_all(target.capture or () for target in self._targets)
             return self._report(captured, begun)
 
@@ -208,6 +210,15 @@ class RecordedFunction:
         self._otherwise = LaidOtherwise(self._fn, self._recordings, self._binder, self._eagerly)
         self._install()
         self._started = True
+
+    def _freed(self) -> None:
+        """No size has graphs any more, and the module may have another forward by now."""
+        if self._module is None or self._module.forward == self._fn:
+            self._install()
+            return
+        self._fn, self._started = self._module.forward, False
+        self._recordings.follow(self._fn)
+        self._around = around_forward(self._module, self._serve)
 
     def _install(self) -> None:
         """Every captured size is pending, until its next call; the last entry has no size."""

@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 class Recordings:
     """``fn`` as something to replay, while what its graphs read is in place.
 
+    ``module``: whose forward ``fn`` is, if of one.
     ``eagerly``: serves a call without graphs. ``freed``: is told when no size has graphs any more.
     ``objects``: the calls' constants. ``memory``: per captured size, what it writes to besides
     inputs. ``asks_modes``: whether the function may ask for torch's modes.
@@ -54,8 +55,10 @@ class Recordings:
         counters: Counters,
         eagerly: Entry,
         freed: Callable[[], None],
+        module: torch.nn.Module | None = None,
     ) -> None:
         self._fn = fn
+        self._module = module
         self._setup = setup
         self._config = setup.config
         self._counters = counters
@@ -75,10 +78,17 @@ class Recordings:
         self._padded: dict[Sizes, PaddedRecording] = {}
         self._writing: set[Sizes] = set()
         self._said_mixing = False
-        self._state = TreeState(fn, setup.selected.info.device_type)
+        self._state = TreeState(fn, setup.selected.info.device_type, module)
         self._watches = False
         self._binder: Binder | None = None
         self._external: dict[int, torch.Tensor] = {}
+        self._parameters = Parameters(roots_of(fn), every=True)
+
+    def follow(self, fn: Callable[..., Any]) -> None:
+        """Nothing is captured, and another function is run from now on."""
+        device = self._setup.selected.info.device_type
+        self._fn, self._watches = fn, False
+        self._state = TreeState(fn, device, self._module)
         self._parameters = Parameters(roots_of(fn), every=True)
 
     def begin(self, binder: Binder) -> None:

@@ -47,15 +47,17 @@ _UNSEEN = frozenset(
 """Of modules: hooks that no forward runs, and what torch notes beside those that it does."""
 
 
-def reached(fn: Callable[..., Any]) -> Iterator[Any]:
-    """What to watch of all that ``fn`` reaches."""
+def reached(fn: Callable[..., Any], module: torch.nn.Module | None = None) -> Iterator[Any]:
+    """What to watch of all that ``fn`` reaches, and of ``module``, whose forward it is."""
     found = reach(fn)
     yield from of_every_module
     yield (vars(torch.utils._device), "CURRENT_DEVICE")
     yield torch.Tensor
     kinds = {type(m) for root in found.roots for m in root.modules()}
     packages = {_package(thing) for thing in (fn, *kinds, *map(type, found.objects))}
-    yield from _Walk(packages - _LIBRARY).containers([fn, *found.roots, *found.objects])
+    yield from _Walk(packages - _LIBRARY).containers(
+        [fn, *found.roots, *found.objects, *([] if module is None else [module])]
+    )
 
 
 _Found = tuple[list[Any], list[Any]]

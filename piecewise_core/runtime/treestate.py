@@ -24,7 +24,7 @@ __all__ = ["TreeState"]
 
 
 class TreeState:
-    """Watches what ``fn`` reaches, and torch's switches.
+    """Watches what ``fn`` reaches, the forward of ``module`` if of one, and torch's switches.
 
     ``check()`` is 0 while nothing was written; else ``look_again()`` says whether what was written
     differs. ``settle()`` takes everything as it is now for what it should be, ``ran()`` what the
@@ -35,16 +35,19 @@ class TreeState:
 
     check: Callable[[], int]
 
-    def __init__(self, fn: Callable[..., Any], device_type: str) -> None:
+    def __init__(
+        self, fn: Callable[..., Any], device_type: str, module: torch.nn.Module | None = None
+    ) -> None:
         self._fn = fn
         self._device_type = device_type
+        self._module = module
         self._counts: set[Any] = set()
         self.words: frozenset[str] = frozenset()
         self.check = lambda: 0
 
     def settle(self) -> None:
         """Look anew at all that ``fn`` reaches."""
-        containers = list(reached(self._fn))
+        containers = list(reached(self._fn, self._module))
         self.words = frozenset(chain.from_iterable(map(_words, containers)))
         containers += switches(self._device_type, self.words)
         self._watch = Watch(containers)

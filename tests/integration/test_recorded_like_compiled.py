@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import types
 
 import pytest
 import torch
@@ -391,3 +392,45 @@ def test_lists_that_splitting_ops_return_are_static_too(op, parts, device):
 
     name = f"aten::{op.__name__}"
     check(recorded(fn, device, splitting_ops=(name,)), fn, [(torch.randn(4, 8),)] * 3)
+
+
+# A module's forward -------------------------------------------------------------------
+
+
+def own_forward(model):
+    model.forward = lambda input: input * 9
+
+
+def own_method(model):
+    model.forward = types.MethodType(
+        lambda self, input, more=2: self.weight.sum() * input * more, model
+    )
+
+
+def of_another_class(model):
+    model.__class__ = Scaling
+
+
+def of_its_class(model):
+    type(model).forward = Scaling.forward
+
+
+class Scaling(torch.nn.Linear):
+    def forward(self, input):
+        return functional.linear(input, self.weight) * 5
+
+
+@DEVICES
+@pytest.mark.parametrize("change", [own_forward, own_method, of_another_class, of_its_class])
+def test_a_replaced_forward_of_a_recorded_module_is_followed(change, device):
+    model = type("Mine", (torch.nn.Linear,), {})(2, 2).eval().requires_grad_(False)
+    fast = recorded(model, device, names=("input",))
+    calls = [(torch.randn(4, 2),) for _ in range(3)]
+    check(fast, model, calls)
+    change(model)
+    check(fast, model, calls)
+    assert fast.stats().retraces == 1
+    if "forward" in vars(model):
+        del model.forward
+        check(fast, model, calls)
+    assert fast.stats().calls["eager"] == 0
