@@ -105,6 +105,10 @@ class _Controls:
         )
 
 
+_SLOT = "_pw_compiled"
+"""Where an instance's ``__dict__`` has its compiled methods."""
+
+
 class CompiledFunction(_Controls):
     """A compiled function; on a class it is a method, compiled for each instance."""
 
@@ -112,7 +116,6 @@ class CompiledFunction(_Controls):
         functools.update_wrapper(self, fn)
         self._pw_fn = fn
         self._pw_make = make
-        self._pw_slot = f"_pw_compiled_{getattr(fn, '__name__', 'method')}"
 
     @functools.cached_property
     def _pw_session(self) -> Session:  # type: ignore[override]
@@ -131,15 +134,17 @@ class CompiledFunction(_Controls):
                 f"{type(instance).__name__} has __slots__ and no __dict__ to keep its compiled "
                 "method in; compile a function that takes the instance"
             )
-        bound = held.get(self._pw_slot)
-        if bound is None or bound.method is None or bound.of is not self:
-            method = CompiledFunction(self._pw_fn.__get__(instance, owner), self._pw_make)
-            bound = _Bound(self, method)
+        methods = held.get(_SLOT)
+        if methods is None or methods.of is not instance:  # a shallow copy has the original's
+            methods = _Methods(instance)
             if isinstance(instance, type):  # a class method's; a class's own dict is read-only
-                setattr(instance, self._pw_slot, bound)
+                setattr(instance, _SLOT, methods)
             else:
-                held[self._pw_slot] = bound
-        found: CompiledFunction = bound.method
+                held[_SLOT] = methods
+        found: CompiledFunction | None = methods.made.get(self)
+        if found is None:
+            found = CompiledFunction(self._pw_fn.__get__(instance, owner), self._pw_make)
+            methods.made[self] = found
         return found
 
     def __copy__(self) -> CompiledFunction:
@@ -149,17 +154,15 @@ class CompiledFunction(_Controls):
         return CompiledFunction(copy.deepcopy(self._pw_fn, memo), self._pw_make)
 
 
-class _Bound:
-    """An instance's compiled method, kept in its ``__dict__``; copies and pickles come empty."""
+class _Methods:
+    """The compiled methods ``of`` an instance, by what its class has; pickles come empty."""
 
-    def __init__(
-        self, of: CompiledFunction | None = None, method: CompiledFunction | None = None
-    ) -> None:
+    def __init__(self, of: Any = None) -> None:
         self.of = of
-        self.method = method
+        self.made: dict[CompiledFunction, CompiledFunction] = {}
 
-    def __reduce__(self) -> tuple[type[_Bound], tuple[()]]:
-        return _Bound, ()
+    def __reduce__(self) -> tuple[type[_Methods], tuple[()]]:
+        return _Methods, ()
 
 
 class _ModuleFace(_Controls):

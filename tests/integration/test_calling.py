@@ -609,3 +609,28 @@ def test_a_first_call_that_fails_as_it_runs_does_not_fix_the_form_of_calls():
             assert fast(torch.ones(n, dtype=torch.int64)).tolist() == [3.0] * n
         with pytest.raises(pw.errors.InputMismatch, match="dtype expected"):
             fast(torch.ones(3, dtype=torch.int32))
+
+
+def test_two_compiled_methods_of_one_function_are_each_traced_once_and_keep_to_their_config():
+    def step(self, x):
+        return x * self.factor
+
+    class Server:
+        prefill = pw.compile(step, pw.Config(compiler="eager"), "cpu")
+        decode = pw.compile(step, pw.Config(compiler="eager", dynamic={"x": {0: ROWS}}), "cpu")
+
+        def __init__(self, factor):
+            self.factor = factor
+
+    one, x = Server(2.0), torch.ones(3)
+    other = copy.copy(one)
+    other.factor = 5.0
+    for server in (one, other, one, copy.copy(other)):
+        for _ in range(2):
+            assert server.prefill(x).tolist() == [server.factor] * 3
+            assert server.decode(x).tolist() == [server.factor] * 3
+        assert server.prefill.stats().graphs == server.decode.stats().graphs == 1
+    assert one.decode(torch.ones(4)).tolist() == [2.0] * 4
+    shallow = copy.copy(one)
+    shallow.factor = 7.0
+    assert shallow.prefill(x).tolist() == [7.0] * 3
