@@ -32,6 +32,7 @@ from piecewise_core.graph.saved.calls import write_structure
 from piecewise_core.graph.saved.traces import SavedTrace, read_trace, write_trace
 from piecewise_core.graph.saved.values import NotSavable, place_of
 from piecewise_core.graph.structure import Structure
+from piecewise_core.graph.torch_settings import settings_text
 from piecewise_core.graph.torch_state import in_force, switches_digest, torch_state
 from piecewise_core.graph.trace import Traced
 from piecewise_core.ranges import Box, Sizes
@@ -185,7 +186,7 @@ def _around() -> Iterator[str]:
         yield f"{name}={value}"
     yield switches_digest()
     for config in (torch._dynamo.config, fx_config):
-        yield config.get_hash().hex()
+        yield settings_text(config)
     distributed = torch.distributed
     if distributed.is_available() and distributed.is_initialized():
         yield f"rank {distributed.get_rank()} of {distributed.get_world_size()}"
