@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.weak import WeakIdKeyDictionary
 
 from piecewise_core.capture.calls import tensors, written
@@ -150,7 +150,8 @@ class Course:
             return f"%{known} {tuple(tensor.shape)}"
         number = self._meet(tensor)
         if lifts:
-            return f"%{number} {tensor.dtype} {tensor.tolist()}"
+            with _disable_current_modes():  # others that look are shown what the model does alone
+                return f"%{number} {tensor.dtype} {tensor.tolist()}"
         self._outside.append(tensor)
         return f"%{number} outside {id(tensor)}"
 

@@ -17,6 +17,7 @@ from piecewise_core.capture.calls import ValueRead
 from piecewise_core.capture.collectives import waited_for, without_handles
 from piecewise_core.capture.hostdata import Call, on_host
 from piecewise_core.errors import CaptureFailed
+from piecewise_core.graph.composite import parts_of_conversion
 
 __all__ = ["DataInSteps", "Functions", "Operators", "Watcher", "being_watched"]
 
@@ -127,6 +128,10 @@ class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self._watcher.inside(func, args, kwargs)
         if self._watcher.is_splitting("call_function", func, args, kwargs):
             return self._watcher.split_at(func, args, kwargs)
+        parts = parts_of_conversion(func)
+        if parts is not None:
+            with self:  # so that the copy within is seen, which may go to a device
+                return parts(*args, **kwargs)
         func, args, kwargs = self._watcher.before(func, args, kwargs)
         result = waited_for(func, self._watcher.looked_into(func)(*args, **kwargs))
         self._watcher.saw(func, args, kwargs, result)

@@ -132,7 +132,7 @@ class TorchGraphDriver:
         if self._module.current_stream() != running.stream:
             raise RuntimeError(f"end the capture on {running.stream}, where it began")
         try:
-            graph.capture_end()
+            _end(graph)
         except BaseException:
             self._recover(running)
             raise
@@ -168,10 +168,9 @@ class TorchGraphDriver:
         running = self._open
         if running is None or running.graph is not graph:
             return
-        with self._module.stream(running.stream), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that an unfinished graph is empty
+        with self._module.stream(running.stream):
             try:
-                graph.capture_end()
+                _end(graph)
             except RuntimeError:  # an error has invalidated the capture
                 self._recover(running)
             else:
@@ -240,14 +239,12 @@ class TorchGraphDriver:
         """
         self._open = None
         helper, handle = self._class(), self._module.graph_pool_handle()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that the graph is empty
-            try:
-                helper.capture_begin(pool=handle, **self._mode)
-                running.graph.capture_end()
-            except RuntimeError as exc:
-                logger.debug("a failed capture was left without its graph's help: %s", exc)
-                self._forget(running.graph, running.pool.handle, running.stream)
+        try:
+            helper.capture_begin(pool=handle, **self._mode)
+            _end(running.graph)
+        except RuntimeError as exc:
+            logger.debug("a failed capture was left without its graph's help: %s", exc)
+            self._forget(running.graph, running.pool.handle, running.stream)
         running.graph.reset()
         self._forget(helper, handle, running.stream)
 
@@ -267,7 +264,7 @@ class TorchGraphDriver:
         try:
             scratch.zero_()
         finally:
-            graph.capture_end()
+            _end(graph)
         return graph, scratch
 
     def _in_pool(self, address: int) -> bool:
@@ -276,6 +273,13 @@ class TorchGraphDriver:
             self._memory.read(pool.handle)
             self._read = True
         return pool is not None and self._memory.holds(address)
+
+
+def _end(graph: Any) -> None:
+    """End a capture. That the graph is empty is no error: one would leave generators capturing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        graph.capture_end()
 
 
 def _register_generator(graph: Any, generator: torch.Generator) -> None:

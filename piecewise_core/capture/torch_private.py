@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +16,6 @@ from torch._dynamo import convert_frame
 __all__ = [
     "as_when_traced",
     "bare_replay",
-    "composite_kernel",
     "in_backward",
     "leave_pool",
     "mode_keyword",
@@ -25,19 +23,6 @@ __all__ = [
     "without_dynamo",
     "workspace_freer",
 ]
-
-
-def composite_kernel(fn: Any) -> Callable[..., Any] | None:
-    """The kernel of an operator that is made of others, which a device runs; None of any other.
-
-    Not ``decompose``: that prefers torch's Python twin, which may do otherwise (a dropout that
-    drops nothing is a copy there).
-    """
-    key = torch._C.DispatchKey.CompositeImplicitAutograd
-    run: Any = getattr(fn, "_op_dk", None)
-    if run is None or not torch._C._dispatch_has_kernel_for_dispatch_key(fn.name(), key):
-        return None
-    return partial(run, key)
 
 
 def in_backward() -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from piecewise_core.capture.calls import ValueRead, tensors, written
-from piecewise_core.capture.torch_private import composite_kernel
+from piecewise_core.graph.composite import composite_kernel
 
 __all__ = ["is_read", "looked_into", "values_read"]
 

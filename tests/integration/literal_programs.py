@@ -61,7 +61,7 @@ def rows_by_a_literal(x):
 def items_set(x):
     y = x.clone()
     y[:, 0] = 3.0
-    y[[0]] = torch.tensor([1.0, 2.0])
+    y[[0]] = torch.tensor([1.0, 2.0], device=x.device)
     y[:, torch.tensor([1])] += 1
     return y
 

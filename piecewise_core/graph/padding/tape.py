@@ -17,6 +17,8 @@ from torch._decomp import decomposition_table
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from piecewise_core.graph.composite import parts_of_conversion
+
 __all__ = ["Noted", "Noting", "Ref", "Tape", "makes_whole_numbers"]
 
 logger = logging.getLogger(__name__)
@@ -128,6 +130,10 @@ class Noting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        parts = parts_of_conversion(func)
+        if parts is not None:
+            with self:
+                return parts(*args, **(kwargs or {}))
         result = func(*args, **(kwargs or {}))
         self._tape.note(func, args, kwargs or {}, result, self._place())
         return result

@@ -14,7 +14,7 @@ import torch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode, _push_mode
 
-from piecewise_core.capture.torch_private import composite_kernel
+from piecewise_core.graph.composite import composite_kernel
 from piecewise_core.testing.simulated.device import Device, Stream
 from piecewise_core.testing.simulated.frozen import Frozen, Layout, unseen
 from piecewise_core.testing.simulated.pool import Block, Pool

@@ -541,3 +541,25 @@ def test_unsafe_operators_are_those_given(module):
     assert list(TorchGraphDriver(module).unsafe_ops()) == []
     driver = TorchGraphDriver(module, unsafe_ops=["aten::nonzero"])
     assert list(driver.unsafe_ops()) == ["aten::nonzero"]
+
+
+def test_a_warning_that_the_graph_is_empty_leaves_nothing_capturing(left):
+    """Torch warns between the end of the capture and what it tells the generators."""
+
+    class Empty(Graph):
+        def capture_end(self):
+            super().capture_end()
+            warnings.warn("The CUDA Graph is empty.", stacklevel=1)
+            told.append(self)
+
+    told: list[Graph] = []
+    module = FakeModule(Empty)
+    driver = TorchGraphDriver(module)
+    pool = driver.new_pool()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        graph, _, _ = capture(driver, module, pool=pool)
+    assert told[-1] is graph
+    assert graph.state == "ready"
+    assert module.capturing is None
+    assert left == []

@@ -1,0 +1,39 @@
+"""Operators that are made of others, which modes are shown whole in inference mode.
+
+Private names of torch, the same in 2.11 and 2.13: ``OpOverload._op_dk`` and
+``torch._C._dispatch_has_kernel_for_dispatch_key``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+__all__ = ["composite_kernel", "parts_of_conversion"]
+
+_CONVERSIONS = ("aten::to", "aten::type_as")
+
+
+def composite_kernel(fn: Any) -> Callable[..., Any] | None:
+    """The kernel of an operator that is made of others, which a device runs; None of any other.
+
+    Not ``decompose``: that prefers torch's Python twin, which may do otherwise (a dropout that
+    drops nothing is a copy there).
+    """
+    key = torch._C.DispatchKey.CompositeImplicitAutograd
+    run: Any = getattr(fn, "_op_dk", None)
+    if run is None or not torch._C._dispatch_has_kernel_for_dispatch_key(fn.name(), key):
+        return None
+    return partial(run, key)
+
+
+def parts_of_conversion(fn: Any) -> Callable[..., Any] | None:
+    """What runs in place of an operator that gives a tensor another dtype or device, else None.
+
+    The copy that it makes, if it makes one, is then an operator of its own for every mode.
+    """
+    name = getattr(getattr(fn, "_schema", None), "name", "")
+    return composite_kernel(fn) if name in _CONVERSIONS else None
