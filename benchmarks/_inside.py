@@ -21,7 +21,7 @@ __all__ = ["Stopwatch", "capture_all", "captured_plan", "entry_microseconds", "f
 
 def captured_plan(module: Any, *sizes: int) -> Any:
     """The captured plan of one size."""
-    return module._pw_session.capturing.plans.get(sizes)
+    return module._pw_session.forms[0].capturing.plans.get(sizes)
 
 
 def floor_of(plan: Any, arguments: Sequence[torch.Tensor]) -> Callable[[], None]:
@@ -46,7 +46,7 @@ def entry_microseconds(
     module: Any, arguments: Sequence[torch.Tensor], sizes: Sequence[int], calls: int
 ) -> float:
     """Median from the call to where staging would begin."""
-    dispatch = module._pw_session.dispatch
+    dispatch = module._pw_session.forms[0].dispatch
     slot = dispatch.find(*sizes)
     kept = dispatch.entries[slot]
     dispatch.entries[slot] = lambda *args: None
@@ -90,8 +90,8 @@ def pieces_of(session: Any, sizes: Sequence[int]) -> list[tuple[Callable[..., An
 
     box = region.fallback(tuple(sizes)).box
     plan = region.code.plan([noting(run) for _, run in region.runnables(box)])
-    views = session.capturing.replays.reads.buffers(tuple(sizes))
-    plan(views, session._read(), *sizes)
+    views = session.forms[0].capturing.replays.reads.buffers(tuple(sizes))
+    plan(views, session.forms[0].read(), *sizes)
     return made
 
 

@@ -67,7 +67,7 @@ def _graph(compiled: Any, tensors: tuple[torch.Tensor, ...]) -> tuple[Callable[.
     """The traced graph's own forward and its inputs, in its order."""
     session = compiled._pw_session
     traced = session.regions[0].program.traced
-    bound = session.parameters.read()
+    bound = session.forms[0].parameters.read()
     inputs = []
     for source in traced.inputs:
         if source.tensor is not None:

@@ -138,7 +138,7 @@ class Piecewise(Contender):
     def has_code(self, shape: tuple[int, int]) -> bool:
         # What a call does before it runs; there is no public way to do only that.
         session = self.made._pw_session
-        if shape in session.capturing.plans:
+        if any(shape in form.capturing.plans for form in session.forms):
             return True
         region = next((r for r in session.regions if shape in r.box), None)
         return region is not None and bool(region.is_ready(region.fallback(shape).box))

@@ -60,8 +60,9 @@ class Config:
     ``inputs``: "static" promises that inputs never move. ``clone_outputs``: whether outputs
     survive the next call.
     ``check``: how closely calls are checked. ``verify_rate``: with ``check="verify"`` the share of
-    calls that also run as written, to compare. ``cache_dir``: a directory; None is the user's
-    cache. ``memory_limit``: bytes for static graphs; None is no limit.
+    calls that also run as written, to compare. ``max_forms``: forms of calls that are traced, each
+    by itself. ``cache_dir``: a directory; None is the user's cache. ``memory_limit``: bytes for
+    static graphs; None is no limit.
     """
 
     splitting_ops: Sequence[str] | Literal["auto"] = ()
@@ -81,6 +82,7 @@ class Config:
     clone_outputs: bool = False
     check: Literal["off", "cheap", "strict", "verify"] = "cheap"
     verify_rate: float = 0.01
+    max_forms: int = 8
     cache_dir: str | os.PathLike[str] | None = None
     memory_limit: int | None = None
 
@@ -107,6 +109,7 @@ class Config:
         config_fields.flag("clone_outputs", self.clone_outputs)
         config_fields.name("compiler", self.compiler)
         self._set("verify_rate", config_fields.share("verify_rate", self.verify_rate))
+        self._set("max_forms", config_fields.count("max_forms", self.max_forms))
         self._set("cache_dir", config_fields.path("cache_dir", self.cache_dir))
         self._set("memory_limit", config_fields.limit("memory_limit", self.memory_limit))
 

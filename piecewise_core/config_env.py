@@ -19,7 +19,7 @@ _OTHERS = frozenset({"PIECEWISE_CACHE_LIMIT", "PIECEWISE_CACHE_MODE", "PIECEWISE
 _NAMES = frozenset({"splitting_ops"})
 _SIZES = frozenset({"compile_ranges_endpoints", "compile_sizes", "capture_sizes"})
 _FLAGS = frozenset({"capture_max", "clone_outputs"})
-_STRUCTURED = frozenset({"dynamic", "max_regions", "memory_limit", "verify_rate"})
+_STRUCTURED = frozenset({"dynamic", "max_forms", "max_regions", "memory_limit", "verify_rate"})
 
 
 def override(config: Config, environ: Mapping[str, str]) -> Config:

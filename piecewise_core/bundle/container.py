@@ -21,7 +21,7 @@ from piecewise_core.errors import StoreError
 
 __all__ = ["SCHEMA", "read_container", "write_container"]
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the form of bundles."""
 
 _MANIFEST = "manifest.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -14,7 +15,7 @@ from piecewise_core.compile.store.manifest import check_artifact, parse, render
 from piecewise_core.errors import StoreError
 from piecewise_core.graph.saved.traces import SavedTrace
 
-__all__ = ["About", "Content", "read_content", "write_content"]
+__all__ = ["About", "Content", "SavedForm", "read_content", "write_content"]
 
 
 _NATIVE = "native/"
@@ -40,23 +41,34 @@ class About:
 
 
 @dataclass(frozen=True)
-class Content:
-    """``structure``, ``held``: as JSON. ``traces``: one a region. ``entries``: compiled pieces.
-    ``native``: libraries of ours that a C compiler made, file name -> content.
-    """
+class SavedForm:
+    """One form of calls. ``structure``, ``held``: as JSON. ``traces``: one a region."""
 
-    about: About
     structure: Mapping[str, Any]
     held: list[dict[str, Any]]
     traces: tuple[SavedTrace, ...]
+
+
+@dataclass(frozen=True)
+class Content:
+    """``entries``: compiled pieces. ``native``: libraries of ours that a C compiler made, file
+    name -> content.
+    """
+
+    about: About
+    forms: tuple[SavedForm, ...]
     entries: tuple[Entry, ...] = field(repr=False)
     native: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
 
 def write_content(path: Path, content: Content) -> None:
     """Write the file. Raises StoreError."""
-    members = {"model.json": _json({"structure": content.structure, "held": content.held})}
-    for place, trace in enumerate(content.traces):
+    forms = [
+        {"structure": form.structure, "held": form.held, "regions": len(form.traces)}
+        for form in content.forms
+    ]
+    members = {"model.json": _json({"forms": forms})}
+    for place, trace in enumerate(t for form in content.forms for t in form.traces):
         members[f"regions/{place}.json"] = _json(trace.text)
         if trace.constants:
             members[f"regions/{place}.pt"] = trace.constants
@@ -78,13 +90,21 @@ def read_content(path: Path) -> Content:
             SavedTrace(json.loads(data), members.get(f"{name.removesuffix('.json')}.pt", b""))
             for name, data in _numbered(members, "regions/", ".json")
         ]
-        structure, tensors = model["structure"], list(model["held"])
+        following = iter(traces)
+        forms = tuple(
+            SavedForm(
+                form["structure"],
+                list(form["held"]),
+                tuple(itertools.islice(following, form["regions"])),
+            )
+            for form in model["forms"]
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise StoreError(
             f"the bundle {path} is of another form ({type(error).__name__}: {error}); save it again"
         ) from error
     native = {n.removeprefix(_NATIVE): d for n, d in members.items() if n.startswith(_NATIVE)}
-    return Content(held, structure, tensors, tuple(traces), tuple(_entries(members)), native)
+    return Content(held, forms, tuple(_entries(members)), native)
 
 
 def _numbered(members: Mapping[str, bytes], prefix: str, suffix: str) -> list[tuple[str, bytes]]:

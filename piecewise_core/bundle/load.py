@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from piecewise_core.bundle.content import Content
+from piecewise_core.bundle.content import Content, SavedForm
 from piecewise_core.compile.store.memory import MemoryStore
 from piecewise_core.config import Config
 from piecewise_core.errors import BundleMismatch, ConfigError, StoreError
@@ -23,6 +23,7 @@ from piecewise_core.graph.saved.traces import read_trace
 from piecewise_core.graph.saved.values import NotSavable
 from piecewise_core.graph.signatures import signature_of
 from piecewise_core.graph.structure import Structure
+from piecewise_core.graph.trace import Traced
 from piecewise_core.runtime.held import find_held
 from piecewise_core.runtime.reach import roots_of
 from piecewise_core.runtime.unchanged import bring
@@ -46,9 +47,7 @@ def bind(path: Path, content: Content, fn: Callable[..., Any], setup: Setup) -> 
 def _bind(path: Path, content: Content, fn: Callable[..., Any], setup: Setup) -> Session:
     device = _device(fn)
     try:
-        structure = _structure(content, fn, setup, device)
-        held = find_held(content.held, roots_of(fn))
-        traces = [read_trace(trace, device) for trace in content.traces]
+        forms = [_read(form, fn, setup, device) for form in content.forms]
     except NotSavable as error:
         raise BundleMismatch(f"{path}: {error}; {_ADVICE}") from error
     except BundleMismatch as error:
@@ -57,13 +56,18 @@ def _bind(path: Path, content: Content, fn: Callable[..., Any], setup: Setup) ->
         raise BundleMismatch(
             f"{path}: what it refers to is not here ({type(e).__name__}: {e}); {_ADVICE}"
         ) from e
-    objects = constants(structure)
-    broken = (t.assumptions.broken(fn, objects) for t in traces if t.assumptions is not None)
+    broken = (
+        traced.assumptions.broken(fn, constants(structure))
+        for structure, _, traces in forms
+        for traced in traces
+        if traced.assumptions is not None
+    )
     _refuse(path, "the model is not the one it was made with", itertools.chain(*broken))
     bring(content.native)
     store = MemoryStore(content.entries, writable=False, name=f"bundle {path}")
     session = Session(fn, setup, store)
-    session.adopt(structure, held, traces)
+    for structure, held, traces in forms:
+        session.adopt(structure, held, traces)
     for _ in compile_all(session):  # loads; only what the bundle left out is compiled
         pass
     return session
@@ -100,11 +104,16 @@ def _refuse(path: Path, what: str, lines: Iterator[str]) -> None:
         raise BundleMismatch(f"{path}: {what}:{listed}{rest}\n{_ADVICE[0].upper()}{_ADVICE[1:]}")
 
 
-def _structure(
-    content: Content, fn: Callable[..., Any], setup: Setup, device: torch.device | None
-) -> Structure:
+def _read(
+    form: SavedForm, fn: Callable[..., Any], setup: Setup, device: torch.device | None
+) -> tuple[Structure, list[torch.Tensor], list[Traced]]:
+    """A form's structure, the tensors that it binds, its traces."""
     devices = {} if device is None else {device.type: device}
-    return read_structure(content.structure, signature_of(fn), setup.config.dims, devices)
+    return (
+        read_structure(form.structure, signature_of(fn), setup.config.dims, devices),
+        find_held(form.held, roots_of(fn)),
+        [read_trace(trace, device) for trace in form.traces],
+    )
 
 
 def _device(fn: Callable[..., Any]) -> torch.device | None:

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from piecewise_core.bundle.content import About, Content, write_content
+from piecewise_core.bundle.content import About, Content, SavedForm, write_content
 from piecewise_core.compile.store.entry import Entry
 from piecewise_core.errors import NotTraced, StoreError
 from piecewise_core.frontend.ahead import compile_all
+from piecewise_core.frontend.form import Form
 from piecewise_core.frontend.session import Session
 from piecewise_core.graph.saved.calls import write_structure
 from piecewise_core.graph.saved.traces import write_trace
@@ -50,7 +51,7 @@ def save(session: Session, path: Path) -> SaveReport:
 
     Raises NotTraced before a first call or warm-up, and StoreError for what no file can hold.
     """
-    if session.structure is None:
+    if not session.forms:
         raise NotTraced("nothing to save yet; call the model once, or warmup(), before save()")
     for _ in compile_all(session):
         pass
@@ -59,16 +60,24 @@ def save(session: Session, path: Path) -> SaveReport:
     try:
         content = Content(
             _about(session, tuple(left_out)),
-            write_structure(session.structure),
-            write_held(session.parameters.tensors, roots_of(session.fn)),
-            tuple(write_trace(region.program.traced) for region in session.regions),
+            tuple(_form(session, form) for form in session.forms),
             tuple(entries.values()),
             take_along(),
         )
     except NotSavable as error:
         raise StoreError(f"the model cannot be saved: it depends on {error}") from error
     write_content(path, content)
-    return SaveReport(path, path.stat().st_size, len(content.traces), len(entries), tuple(left_out))
+    return SaveReport(
+        path, path.stat().st_size, len(session.regions), len(entries), tuple(left_out)
+    )
+
+
+def _form(session: Session, form: Form) -> SavedForm:
+    return SavedForm(
+        write_structure(form.structure),
+        write_held(form.parameters.tensors, roots_of(session.fn)),
+        tuple(write_trace(region.program.traced) for region in form.regions),
+    )
 
 
 def _entries(session: Session, left_out: list[str]) -> Iterator[Entry]:

@@ -1,12 +1,10 @@
-"""The captured plans of one model: one pool, one plan per size, within a memory limit."""
+"""The captured plans of one form of calls: one plan per size."""
 
 from __future__ import annotations
 
-import gc
 import logging
 import math
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,12 +12,10 @@ from typing import Any
 import torch
 
 from piecewise_core.capture.attempt import Source, capture
-from piecewise_core.capture.callers import Callers
 from piecewise_core.capture.captured import CapturedPlan
-from piecewise_core.counters import Counters
+from piecewise_core.capture.graphmemory import GraphMemory
 from piecewise_core.errors import CaptureFailed, OutOfGraphMemory
-from piecewise_core.graph.spans import Spans, storage_span
-from piecewise_core.protocols import BudgetContext, Platform
+from piecewise_core.protocols import BudgetContext
 from piecewise_core.ranges import Sizes
 
 __all__ = ["CapturedPlans", "largest_first"]
@@ -28,40 +24,23 @@ logger = logging.getLogger(__name__)
 
 
 class CapturedPlans:
-    """Captures sizes, keeps their plans, frees them.
+    """Captures the sizes of one form of calls, keeps their plans, frees them.
 
-    ``limit``: bytes of graph memory, or None. ``dropped``: sizes that have no plan, and why;
-    they are served by compiled ranges. ``owed``: sizes that ``release`` freed, or let be tried
-    anew: capturing them again is no news. ``callers``: who may be reading outputs; no thread
-    captures over, or frees, what another may be reading. ``handed``: the memory of all results,
-    which callers may put back in as inputs.
+    ``memory``: what their graphs lie in, with those of other forms. ``dropped``: sizes that have no
+    plan, and why; they are served by compiled ranges. ``owed``: sizes that ``release`` freed, or
+    let be tried anew: capturing them again is no news.
     """
 
-    def __init__(
-        self,
-        platform: Platform,
-        counters: Counters,
-        limit: int | None,
-        mode: str = "piecewise",
-        callers: Callers | None = None,
-    ) -> None:
-        self.callers = callers or Callers(cloning=False)
-        self._platform = platform
-        self._driver: Any = platform.graphs
-        self._counters = counters
-        self._limit = limit
+    def __init__(self, memory: GraphMemory, mode: str = "piecewise") -> None:
+        self.memory = memory
+        self.callers = memory.callers
+        self._driver: Any = memory.driver
         # Whether to capture the whole forward as one graph, in order of preference.
         self._ways = {"full": [True], "full_and_piecewise": [True, False]}.get(mode, [False])
-        self._pool: Any = None
-        self._stream: Any = None
-        self._short = False
-        self._plans: OrderedDict[Sizes, CapturedPlan] = OrderedDict()
+        self._plans: dict[Sizes, CapturedPlan] = {}
         self.dropped: dict[Sizes, str] = {}
         self.owed: set[Sizes] = set()
-        # Served no more, but another thread may be reading their outputs; with their pools.
-        self._retired: list[tuple[CapturedPlan, Any]] = []
-        self._late = self._told = False
-        self.handed = Spans()
+        self._told = False
 
     def __contains__(self, sizes: object) -> bool:
         return sizes in self._plans
@@ -69,16 +48,11 @@ class CapturedPlans:
     def __len__(self) -> int:
         return len(self._plans)
 
-    @property
-    def retired(self) -> bool:
-        """Whether memory waits for another thread to be done with its outputs."""
-        return bool(self._retired)
-
     def get(self, sizes: Sizes) -> CapturedPlan | None:
         """The plan of ``sizes``, noted as used; None when it has to be captured, or cannot."""
         found = self._plans.get(sizes)
-        if found is not None and self._limit is not None:
-            self._plans.move_to_end(sizes)
+        if found is not None:
+            self.memory.used(self, sizes)
         return found
 
     def budget(self, graphs_per_size: int, sizes: list[Sizes]) -> list[Sizes]:
@@ -90,7 +64,7 @@ class CapturedPlans:
         sizes = [s for s in sizes if s not in self._plans and s not in self.dropped]
         graphs_per_size = 1 if all(self._ways) else graphs_per_size
         ask = getattr(self._driver, "resource_budget", None)
-        context = BudgetContext(graphs_per_size, tuple(sizes), self._graph_count())
+        context = BudgetContext(graphs_per_size, tuple(sizes), self.memory.graphs)
         allowed = ask(context) if ask is not None else None
         if allowed is None or graphs_per_size * len(sizes) <= allowed:
             return sizes
@@ -117,7 +91,7 @@ class CapturedPlans:
         if sizes in self._plans or sizes in self.dropped:
             return self._plans.get(sizes)
         self.callers.refuse_inside(f"sizes {sizes} would be captured")
-        if not self.settle():
+        if not self.memory.settle():
             if not self._told:
                 logger.warning(
                     "sizes %s are not captured now: another thread may still be reading what it "
@@ -137,20 +111,16 @@ class CapturedPlans:
         self.owed.discard(sizes)
         if plan is None:
             return None
-        plan.callers = self.callers
         self._plans[sizes] = plan
-        self._note_handed()
-        self._counters.add("captures", len(plan.graphs))
-        if self._limit is not None:
-            self._evict(sizes)
+        self.memory.hold(self, plan)
         if not more:
-            self.measure()
+            self.memory.measure()
         return self._plans.get(sizes)
 
     def _attempt(self, sizes: Sizes, source: Callable[[], Source]) -> CapturedPlan | None:
         for whole in self._ways:
             try:
-                return self._once_more(partial(self._capture, source, sizes, whole))
+                return self.memory.once_more(partial(self._capture, source, sizes, whole))
             except CaptureFailed as error:
                 if whole != self._ways[-1]:
                     logger.info("%s; captured in pieces instead", str(error))
@@ -158,7 +128,7 @@ class CapturedPlans:
                 self.dropped[sizes] = str(error)
                 logger.warning("%s", self.dropped[sizes])
                 if isinstance(error, OutOfGraphMemory):
-                    self._give_back()
+                    self.memory.give_back()
         return None
 
     def _capture(self, source: Callable[[], Source], sizes: Sizes, whole: bool) -> CapturedPlan:
@@ -169,82 +139,32 @@ class CapturedPlans:
                 f"sizes {sizes} cannot be captured: there is no memory for their inputs: {error}. "
                 "Capture fewer or smaller sizes (capture_sizes)"
             ) from error
-        if self._pool is None:
-            # What was just traced and compiled leaves garbage, some of it with device memory. All
-            # that is older is walked only where memory turns out to be short: it takes long.
-            gc.collect(1)
-            self._pool = self._driver.new_pool()
-            self._stream = self._stream or self._platform.device.new_stream()
+        memory = self.memory
+        memory.open()
         return capture(
-            self._platform, self._pool, self._stream, made, sizes, whole=whole, tight=self._short
+            memory.platform,
+            memory.pool,
+            memory.stream,
+            made,
+            sizes,
+            whole=whole,
+            tight=memory.short,
         )
 
-    def _once_more(self, attempt: Callable[[], CapturedPlan]) -> CapturedPlan:
-        """``attempt()``; when memory runs out for the first time, again without any garbage."""
-        try:
-            return attempt()
-        except OutOfGraphMemory:
-            if self._short:
-                raise
-        self._short = True
-        gc.collect()
-        self._give_back()
-        return attempt()
-
-    def _give_back(self) -> None:
-        """Let the next capture have what a failed one left in the pool, where no graph needs it."""
-        if not self._plans:
-            self._pool = None
-        self._empty_cache()
-
-    def _empty_cache(self) -> None:
-        empty = getattr(self._platform.device, "empty_cache", None)
-        if empty is not None:
-            empty()
-
-    def forget(self, sizes: Sizes) -> None:
+    def evict(self, sizes: Sizes, why: str) -> None:
         """Free one size's graphs, at once or when no other thread may be reading their outputs."""
         self._retire(sizes)
-        self._late = not self.settle()
+        self.memory.freed()
+        self.dropped[sizes] = why
+        logger.info("sizes %s: %s", sizes, why)
 
     def _retire(self, sizes: Sizes) -> None:
-        """Serve a size by its graphs no more; what they read is let go, their results are not."""
         plan = self._plans.pop(sizes, None)
         if plan is not None:
-            plan.steps, plan.direct, plan.held, plan.made = (), (), (), ()
-            self._retired.append((plan, self._pool))
-
-    def apart(self, tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        """A call's inputs, copied where they are results of earlier replays.
-
-        For what is about to capture, free or replay before the call's inputs are staged.
-        """
-        if not any(map(self.handed.holds, tensors)):
-            return tensors
-        return [t.clone() if self.handed.holds(t) else t for t in tensors]
-
-    def _note_handed(self) -> None:
-        plans = (*self._plans.values(), *(plan for plan, _ in self._retired))
-        results = (o for plan in plans for o in plan.outputs if isinstance(o, torch.Tensor))
-        self.handed = Spans(map(storage_span, results))
-
-    def settle(self) -> bool:
-        """Free what nothing serves any more, unless another thread may be reading outputs.
-
-        Whether none may.
-        """
-        if not self.callers.may_overwrite():
-            return False
-        while self._retired:
-            self._reset(self._retired.pop()[0])
-        self._note_handed()
-        if self._late:
-            self._late = False
-            self._empty_cache()
-        return True
+            self.memory.retire(self, plan)
 
     def release(self, *, later: bool = False) -> list[Sizes]:
-        """Free all graphs and the pool; returns the sizes that had plans.
+        """Free all graphs of this form; returns the sizes that had plans.
 
         Memory whose outputs another thread may be reading is freed when that thread calls again.
         ``later``: so is this thread's, for what frees in the middle of a call: its inputs may be
@@ -255,12 +175,9 @@ class CapturedPlans:
         self.owed |= {*held, *self.dropped}
         for sizes in held:
             self._retire(sizes)
-        self._late = later or not self.settle()
-        self._pool, self._short = None, False
-        self._empty_cache()
+        self.memory.freed(later=later)
+        self.memory.emptied()
         self.dropped.clear()
-        self._counters.set("pool_bytes", 0)
-        self._counters.set("driver_bytes", 0)
         return held
 
     def dump(self, directory: Path) -> list[Path]:
@@ -284,42 +201,6 @@ class CapturedPlans:
                 write(graph, path)
                 written.append(path)
         return written
-
-    def _reset(self, plan: CapturedPlan) -> None:
-        graphs, plan.steps, plan.direct, plan.outputs, plan.graphs = plan.graphs, (), (), (), ()
-        plan.made = ()
-        for graph in graphs:
-            self._driver.reset(graph)
-
-    def _evict(self, newest: Sizes) -> None:
-        """Free the sizes used longest ago while the limit is passed."""
-        while self._limit is not None and self.bytes() > self._limit:
-            oldest, before = next(iter(self._plans)), self.bytes()
-            self.forget(oldest)
-            self.dropped[oldest] = (
-                f"evicted: graph memory passed memory_limit={self._limit} bytes; raise it, or "
-                "list fewer capture_sizes"
-            )
-            logger.info("sizes %s: %s", oldest, self.dropped[oldest])
-            # Sizes share the pool, so freeing a small one may give nothing back.
-            if oldest == newest or not self._plans or self.bytes() >= before:
-                return
-
-    def bytes(self) -> int:
-        """Graph memory in use, in bytes: the pool's and the driver's."""
-        return self._ask("pool_bytes") + self._ask("driver_bytes")
-
-    def measure(self) -> None:
-        """Ask the driver what the graphs hold and put it into the counters; it may take long."""
-        for name in ("pool_bytes", "driver_bytes"):
-            self._counters.set(name, self._ask(name))
-
-    def _ask(self, name: str) -> int:
-        ask = getattr(self._driver, name, None)
-        return int(ask(self._pool)) if ask is not None and self._pool is not None else 0
-
-    def _graph_count(self) -> int:
-        return sum(len(plan.graphs) for plan in self._plans.values())
 
 
 def _thinned(sizes: list[Sizes], room: int) -> list[Sizes]:

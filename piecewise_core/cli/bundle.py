@@ -51,8 +51,8 @@ def _facts(file: Path, content: Any) -> dict[str, Any]:
         "config": json.loads(about.config),
         "factors": dict(about.factors),
         "left_out": list(about.left_out),
-        "tensors": len(content.held),
-        "regions": [_region(trace.text) for trace in content.traces],
+        "tensors": len({str(held) for form in content.forms for held in form.held}),
+        "regions": [_region(trace.text) for form in content.forms for trace in form.traces],
         "pieces": [_piece(entry.manifest) for entry in content.entries],
     }
 

@@ -13,6 +13,7 @@ from piecewise_core.frontend.refusals import refuse_autocast
 from piecewise_core.graph.torch_private import any_autocast, compile_lock
 
 if TYPE_CHECKING:
+    from piecewise_core.frontend.form import Form
     from piecewise_core.frontend.region import Region
     from piecewise_core.frontend.session import Session
     from piecewise_core.ranges import Box, Sizes
@@ -22,22 +23,30 @@ logger = logging.getLogger(__name__)
 _RAISING = 8
 """Sizes at which a model may raise before warm-up looks for no more of its regions."""
 
-__all__ = ["capture_all", "compile_all", "dump_graphs", "release", "trace_all"]
+__all__ = [
+    "capture_all",
+    "compile_all",
+    "compile_form",
+    "dump_graphs",
+    "release",
+    "trace_all",
+    "warm",
+]
 
 
-def trace_all(session: Session) -> Iterator[Region]:
+def trace_all(form: Form) -> Iterator[Region]:
     """Trace until regions cover the bounds; yields each new one.
 
     Sizes at which the model itself raises are left to calls, which are told so.
     """
-    known = len(session.regions)
+    known = len(form.regions)
     raising: list[Sizes] = []
-    while (sizes := session.uncovered(raising)) is not None:
+    while (sizes := form.uncovered(raising)) is not None:
         try:
-            session.region_for(sizes)
+            form.region_for(sizes)
         except TraceFailed as error:
-            unique = isinstance(error, SizeBranch) or session.config.regions == "declared"
-            if unique or not session.regions:
+            unique = isinstance(error, SizeBranch) or form.shared.config.regions == "declared"
+            if unique or not form.regions:
                 raise
             raising.append(sizes)
             if len(raising) == _RAISING:
@@ -48,60 +57,74 @@ def trace_all(session: Session) -> Iterator[Region]:
                     str(error).partition("\n")[0][:300],
                 )
                 return
-        yield from session.regions[known:]
-        known = len(session.regions)
+        yield from form.regions[known:]
+        known = len(form.regions)
 
 
 def compile_all(session: Session) -> Iterator[tuple[Region, Box, int]]:
     """Trace and compile all there is; yields before each piece that is about to compile."""
+    for form in list(session.forms):
+        yield from compile_form(form)
+
+
+def compile_form(form: Form) -> Iterator[tuple[Region, Box, int]]:
+    """The same of one form of calls."""
     if any_autocast():
         refuse_autocast()
-    with session.lock:
-        session.bound()
-    for _ in trace_all(session):
+    shared = form.shared
+    with shared.lock:
+        form.bound()
+    for _ in trace_all(form):
         pass
-    for region, box in [(r, box) for r in session.regions for box in r.boxes]:
+    for region, box in [(r, box) for r in form.regions for box in r.boxes]:
         for index, piece in enumerate(region.program.compilable):
-            if session.scheduler.ready(piece, box) is None:
+            if shared.scheduler.ready(piece, box) is None:
                 yield region, box, index
             with compile_lock:
                 region.compile(index, box)
         region.build(box)
 
 
+def warm(form: Form) -> None:
+    """Trace, compile and capture all there is of one form."""
+    for _ in compile_form(form):
+        pass
+    with between_builds(form.shared.lock):
+        form.capture_all()
+
+
 def capture_all(session: Session) -> list[Sizes]:
-    """Capture every capture size, the largest first; returns those now served by graphs.
+    """Capture every capture size of every form; returns those now served by graphs.
 
     What ``release`` freed, or a replaced parameter made stale, is captured again.
     """
-    capturing = session.capturing
-    if capturing is None:
-        return []
     with between_builds(session.lock):
-        bound = session.bound()
-        if capturing.replays.released:
-            capturing.replays.released = False
-            session.install()
-        return capturing.capture_all(session.regions, bound)
+        return [sizes for form in session.forms for sizes in form.capture_all()]
 
 
-def release(session: Session, *, later: bool = False) -> list[Sizes]:
-    """Free all graph memory; sizes are served without graphs until they are captured again.
-
-    ``later``: in the middle of a call, whose inputs may lie in it.
-    """
-    capturing = session.capturing
-    if capturing is None:
-        return []
+def release(session: Session) -> list[Sizes]:
+    """Free all graph memory; sizes are served without graphs until they are captured again."""
     with session.lock:
-        freed = capturing.replays.release(later=later)
-        session.install()
-        return freed
+        return [sizes for form in session.forms for sizes in form.release()]
 
 
 def dump_graphs(session: Session, directory: Path) -> list[Path]:
-    """Write every static graph to a file in ``directory``. Raises CaptureFailed."""
-    if session.capturing is None:
+    """Write every static graph to a file in ``directory``. Raises CaptureFailed.
+
+    Of several forms, each has a folder of its own there, ``form-0`` and so on.
+    """
+    if session.shared.memory is None:
         raise CaptureFailed("nothing is captured here; set capture_sizes on a platform that can")
     with session.lock:
-        return session.capturing.plans.dump(directory)
+        plans = [form.capturing.plans for form in session.forms if form.capturing is not None]
+        if len(plans) == 1:
+            return plans[0].dump(directory)
+        written = [
+            path
+            for place, held in enumerate(plans)
+            if len(held)
+            for path in held.dump(directory / f"form-{place}")
+        ]
+    if not written:
+        raise CaptureFailed("there are no graphs; call warmup() with capture_sizes first")
+    return written

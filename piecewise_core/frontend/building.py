@@ -2,8 +2,8 @@
 
 Locks, in the order in which a thread takes them; any may be left out.
 
-1. A call lock, of one model (``Session.lock``): runs one call at a time, and guards what calls go
-   by: tables, bound tensors, captured plans, the memory of static graphs.
+1. A call lock, of one model (``Shared.lock``, of all its forms): runs one call at a time, and
+   guards what calls go by: tables, bound tensors, captured plans, the memory of static graphs.
 2. The building lock, of the process (``compile_lock``, which is Dynamo's own): neither tracing nor
    Inductor is safe in two threads. Held for seconds, or minutes.
 3. A store's locks, of one entry or one directory.

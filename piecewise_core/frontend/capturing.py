@@ -1,4 +1,4 @@
-"""Static graphs of one session: what regions supply to their replays."""
+"""Static graphs of one form of calls: what regions supply to their replays."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from piecewise_core.capture.captured import CapturedPlan
+from piecewise_core.capture.graphmemory import GraphMemory
 from piecewise_core.capture.plans import CapturedPlans
 from piecewise_core.counters import Counters
 from piecewise_core.frontend.paddeddims import PaddedDims, PaddedRegion
@@ -23,11 +24,14 @@ __all__ = ["Capturing", "Entry"]
 
 
 class Capturing:
-    """The replays of a session's regions, and in which dims their calls are padded."""
+    """The replays of a form's regions, and in which dims their calls are padded.
 
-    def __init__(self, setup: Setup, counters: Counters) -> None:
+    ``memory``: what the graphs of all forms lie in.
+    """
+
+    def __init__(self, setup: Setup, counters: Counters, memory: GraphMemory) -> None:
         self._config = setup.config
-        self.replays = Replays(setup.platform, setup.config, counters, setup.graph_mode)
+        self.replays = Replays(memory, setup.config, counters, setup.graph_mode)
         self.padded = PaddedDims(self._config)
 
     @property
@@ -44,7 +48,7 @@ class Capturing:
 
         Where their memory waits for a thread to be done with it, there are: its call tells.
         """
-        if (self.replays.released and not self.plans.retired) or region.box is None:
+        if (self.replays.released and not self.replays.memory.retired) or region.box is None:
             return ()
         return capture_targets(region.box, self._config.captures, padded=self.padded.of(region))
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from piecewise_core.compile.artifact import Artifact
+from piecewise_core.frontend.capturing import Capturing
 from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.session import Session
 from piecewise_core.graph.split import Piece
+from piecewise_core.graph.wording import shown_form
 from piecewise_core.ranges import Box, Target
 
 __all__ = ["CodeFacts", "Explanation", "PieceFacts", "RegionFacts", "explain"]
@@ -60,7 +63,8 @@ class PieceFacts:
 class RegionFacts:
     """One region: its sizes, its targets in order of preference, its pieces.
 
-    ``cuts``: the guards that hold for its sizes alone, with the lines that asked.
+    ``cuts``: the guards that hold for its sizes alone, with the lines that asked. ``form``: the
+    place of its calls among the forms.
     """
 
     index: int
@@ -68,6 +72,7 @@ class RegionFacts:
     targets: tuple[str, ...]
     pieces: tuple[PieceFacts, ...]
     cuts: tuple[str, ...] = ()
+    form: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,7 @@ class Explanation:
     ``as_written``: targets that gave other results than the model, and how. ``unpadded``: why calls
     are not padded in some dims, where padding was asked for. ``retraced``: why the model was last
     traced anew, or "". ``unmet``: names in ``splitting_ops`` that no graph traced so far has.
+    ``forms``: the forms of calls so far, constants by their beginnings.
     """
 
     platform: str
@@ -92,6 +98,7 @@ class Explanation:
     unpadded: tuple[str, ...] = ()
     retraced: str = ""
     unmet: tuple[str, ...] = ()
+    forms: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """The explanation as a JSON object."""
@@ -112,47 +119,64 @@ def explain(session: Session) -> Explanation:
         reason=selected.reason,
         compiler=session.setup.compiler.name,
         dims=tuple(f"{d.name} {d.sizes}" for d in session.config.dims),
-        regions=tuple(_region(session, region, first) for region in session.regions),
+        regions=tuple(
+            _region(session, place, region, first)
+            for place, form in enumerate(session.forms)
+            for region in form.regions
+        ),
         stats=session.stats().to_dict(),
         captured=_captured(session),
         dropped=_dropped(session),
         as_written=_as_written(session),
         unpadded=_unpadded(session),
-        retraced=session.retraced,
-        unmet=session.unmet,
+        retraced=session.shared.retraced,
+        unmet=session.shared.matcher.unmet,
+        forms=tuple(shown_form(form.structure) for form in session.forms),
     )
 
 
 def _captured(session: Session) -> tuple[str, ...]:
-    if session.capturing is None:
-        return ()
-    plans = session.capturing.plans
-    return tuple(_sizes(session, Box.single(s)) for s in session.config.captures if s in plans)
+    return tuple(
+        f"{of}{_sizes(session, Box.single(sizes))}"
+        for of, capturing in _capturing(session)
+        for sizes in session.config.captures
+        if sizes in capturing.plans
+    )
 
 
 def _dropped(session: Session) -> tuple[str, ...]:
-    if session.capturing is None:
-        return ()
-    dropped = session.capturing.plans.dropped
-    return tuple(f"{_sizes(session, Box.single(s))}: {why}" for s, why in dropped.items())
+    return tuple(
+        f"{of}{_sizes(session, Box.single(sizes))}: {why}"
+        for of, capturing in _capturing(session)
+        for sizes, why in capturing.plans.dropped.items()
+    )
+
+
+def _capturing(session: Session) -> Iterator[tuple[str, Capturing]]:
+    """The static graphs of each form, and what to call the form where there are several."""
+    for place, form in enumerate(session.forms):
+        if form.capturing is not None:
+            yield f"form {place}, " if len(session.forms) > 1 else "", form.capturing
 
 
 def _unpadded(session: Session) -> tuple[str, ...]:
-    if session.capturing is None:
-        return ()
-    reasons = session.capturing.padded.reasons
-    found = [(r.index, why) for r in session.regions for why in reasons.get(r, ())]
+    found = [
+        (region.index, why)
+        for form in session.forms
+        if form.capturing is not None
+        for region in form.regions
+        for why in form.capturing.padded.reasons.get(region, ())
+    ]
     return tuple(f"region {index}: {why}" for index, why in found)
 
 
 def _as_written(session: Session) -> tuple[str, ...]:
-    if session.verifier is None:
-        return ()
-    wrong = session.verifier.wrong.items()
+    verifiers = [form.verifier for form in session.forms if form.verifier is not None]
+    wrong = [found for verifier in verifiers for found in verifier.wrong.items()]
     return tuple(f"region {index} {target}: {why}" for (index, target), why in wrong)
 
 
-def _region(session: Session, region: Region, first: dict[str, str]) -> RegionFacts:
+def _region(session: Session, form: int, region: Region, first: dict[str, str]) -> RegionFacts:
     place = iter(range(len(region.program.compilable)))
     return RegionFacts(
         region.index,
@@ -165,6 +189,7 @@ def _region(session: Session, region: Region, first: dict[str, str]) -> RegionFa
             for piece in region.program.pieces
         ),
         region.program.traced.cuts,
+        form,
     )
 
 

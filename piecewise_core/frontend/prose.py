@@ -27,8 +27,12 @@ def lines(explanation: Explanation) -> Iterator[str]:
     yield f"dims {', '.join(e.dims) or 'none'}"
     if not e.regions:
         yield "nothing traced yet: call the model, or warmup() with example arguments"
-    for region in e.regions:
-        yield from _region(region)
+    for place, form in enumerate(e.forms):
+        if len(e.forms) > 1:
+            yield f"form {place}: {form}"
+        for region in e.regions:
+            if region.form == place:
+                yield from _region(region)
     if e.captured:
         yield f"captured: {'; '.join(e.captured)}"
     for note in e.dropped:

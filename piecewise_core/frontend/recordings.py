@@ -26,7 +26,7 @@ from piecewise_core.graph.padding.runs import Run
 from piecewise_core.graph.questions import MODES, RANDOM_STATE
 from piecewise_core.ranges import Sizes
 from piecewise_core.replay.replayable import Entry, Facts, PaddedCalls, Recording
-from piecewise_core.replay.replays import Replays
+from piecewise_core.replay.replays import Replays, graph_memory
 from piecewise_core.runtime.compared import kept
 from piecewise_core.runtime.parameters import Parameters, roots_of
 from piecewise_core.runtime.reach import anchors_of
@@ -65,7 +65,8 @@ class Recordings:
         self._eagerly = eagerly
         self._freed = freed
         self._splits = setup.splits(Matcher(setup.config.splitting_ops, setup.unsafe_ops))
-        self.replays = Replays(setup.platform, setup.config, counters)
+        memory = graph_memory(setup.platform, setup.config, counters)
+        self.replays = Replays(memory, setup.config, counters)
         self.objects: list[Any] = []
         self.memory: dict[Sizes, list[torch.Tensor]] = {}
         self.retraced = ""

@@ -1,26 +1,20 @@
-"""The regions of one callable: which sizes they hold, and how one more is had."""
+"""The regions of one form of calls: which sizes they hold, and how one more is had."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
 
-from piecewise_core.compile.scheduler import Scheduler, refuse_in_capture
-from piecewise_core.compile.store.keeper import Keeper
-from piecewise_core.counters import Counters
-from piecewise_core.errors import NotTraced, PiecewiseError, Sealed, SizeBranch, TraceFailed
+from piecewise_core.compile.scheduler import refuse_in_capture
+from piecewise_core.errors import PiecewiseError, Sealed, SizeBranch, TraceFailed
 from piecewise_core.frontend.cells import cell_like, cell_of, hint_in, uncovered
 from piecewise_core.frontend.endpoints import endpoints_of, too_many
 from piecewise_core.frontend.region import Region, unbounded
-from piecewise_core.frontend.setup import Setup
-from piecewise_core.frontend.tracestore import TraceStore
+from piecewise_core.frontend.shared import Shared
 from piecewise_core.graph.garbage import no_collection
-from piecewise_core.graph.layouts import Layouts
-from piecewise_core.graph.names import Matcher
 from piecewise_core.graph.smallsizes import trace_region
 from piecewise_core.graph.split import split
 from piecewise_core.graph.structure import Structure
@@ -37,33 +31,19 @@ _ALONE = 3
 
 
 class Regions:
-    """Grows by one region at a time; ``known`` has them in the order in which they were made.
+    """Grows by one region at a time; ``known`` has them in the order in which they were made."""
 
-    ``sealed``: "error" or "warn" where no more may be. ``kept``: whether traces may come from the
-    compile store, and go there.
-    """
-
-    def __init__(
-        self,
-        fn: Callable[..., Any],
-        setup: Setup,
-        scheduler: Scheduler,
-        keeper: Keeper,
-        counters: Counters,
-    ) -> None:
+    def __init__(self, shared: Shared) -> None:
         self.known: list[Region] = []
-        self.sealed: str | None = None
-        self.kept = True
-        self._fn = fn
-        self._setup = setup
-        self._config = setup.config
+        self._shared = shared
+        self._config = shared.config
         self._auto = self._config.regions == "auto"
-        self._scheduler = scheduler
-        self._counters = counters
-        self._matcher = Matcher(self._config.splitting_ops, setup.unsafe_ops)
-        self._splits = setup.splits(self._matcher)
-        self._layouts = Layouts(self._config.dims, auto=self._auto)
-        self._traces = TraceStore(keeper.store, fn, self._config, keeper.run)
+
+    def forget(self) -> None:
+        """Drop all of them; the counters stay."""
+        for region in self.known:
+            self._shared.give_back(region.index)
+        self.known = []
 
     def holding(self, sizes: Sizes) -> Region | None:
         """The region that holds ``sizes``, if there is one yet."""
@@ -83,26 +63,20 @@ class Regions:
         config = self._config
         return unbounded(config.dims) if config.out_of_range == "general" else config.bounds
 
-    @property
-    def unmet(self) -> tuple[str, ...]:
-        """The splitting ops that no graph so far has."""
-        return self._matcher.unmet
-
-    def make(self, structure: Structure | None, sizes: Sizes, parameters: Parameters) -> Region:
+    def make(self, structure: Structure, sizes: Sizes, parameters: Parameters) -> Region:
         """One more region, around ``sizes``: traced, unless the compile store has its trace.
 
-        Binds the tensors that the trace meets in ``parameters``. Raises NotTraced without a
-        ``structure``, Sealed, CaptureFailed in a capture, and what tracing raises.
+        Binds the tensors that the trace meets in ``parameters``. Raises Sealed, CaptureFailed in a
+        capture, and what tracing raises.
         """
-        if structure is None:
-            raise NotTraced("nothing was called yet; call the model once, or pass examples")
+        shared = self._shared
         boxes = [r.general_box for r in self.known]
         cell, hint = self._cell(boxes, sizes)
         self._check_sealed(cell)
-        refuse_in_capture(self._setup.is_capturing, f"sizes {cell} would be traced")
-        ticket = self._traces.ticket(structure, cell, hint) if self.kept else None
+        refuse_in_capture(shared.setup.is_capturing, f"sizes {cell} would be traced")
+        ticket = shared.traces.ticket(structure, cell, hint) if shared.kept else None
         with no_collection():
-            found = self._traces.find(ticket, structure, parameters)
+            found = shared.traces.find(ticket, structure, parameters)
             if found is not None:
                 return self.take(found)
             begun = time.perf_counter()
@@ -110,10 +84,12 @@ class Regions:
             if not traced.cuts:
                 traced = replace(traced, cuts=self._outside())
             seconds = time.perf_counter() - begun
-        self._counters.add("graphs")
-        entry = self._traces.entry(ticket, traced, parameters, seconds)
+        shared.counters.add("graphs")
+        entry = shared.traces.entry(ticket, traced, parameters, seconds)
         region = self.take(traced)
-        self._traces.keep(entry)  # only now: a trace that is refused later would be taken next time
+        shared.traces.keep(
+            entry
+        )  # only now: a trace that is refused later would be taken next time
         return region
 
     def _cell(self, boxes: list[Box], sizes: Sizes) -> tuple[Box, Sizes]:
@@ -149,9 +125,9 @@ class Regions:
         """The trace of ``cell`` at ``hint``; at ``sizes`` where the model raises at the hint."""
         config, bind = self._config, parameters.add
         try:
-            found = trace_region(self._fn, structure, config, cell, bind, hint)
+            found = trace_region(self._shared.fn, structure, config, cell, bind, hint)
         except SizeBranch as error:
-            every = "" if self._auto else endpoints_of(self._fn, structure, config)
+            every = "" if self._auto else endpoints_of(self._shared.fn, structure, config)
             raise SizeBranch(f"{error}{every}") from None
         except TraceFailed:
             with suppress(PiecewiseError):
@@ -161,7 +137,7 @@ class Regions:
             return found
         # Within fewer sizes torch can tell how some of them compare.
         with suppress(PiecewiseError):
-            again = trace_region(self._fn, structure, config, found.box, bind, hint)
+            again = trace_region(self._shared.fn, structure, config, found.box, bind, hint)
             return replace(again, cuts=found.cuts)
         return found
 
@@ -179,10 +155,10 @@ class Regions:
             raise TraceFailed("there is no other way to trace it")
         config, bind = self._config, parameters.add
         if self.known:
-            return trace_region(self._fn, structure, config, alone, bind, sizes)
+            return trace_region(self._shared.fn, structure, config, alone, bind, sizes)
         if hint == sizes or min(sizes) < 2:
             raise TraceFailed("there is no other size to trace it at")
-        traced = trace_region(self._fn, structure, config, cell, bind, sizes)
+        traced = trace_region(self._shared.fn, structure, config, cell, bind, sizes)
         pairs = zip(traced.box.ranges, cell.ranges, strict=True)
         if any(r.is_single_size() and not c.is_single_size() for r, c in pairs):
             raise TraceFailed("all sizes but one raise: something else has to vary with them")
@@ -190,29 +166,31 @@ class Regions:
 
     def take(self, traced: Traced) -> Region:
         """The region of a trace, which `admit` makes known. Takes the trace over."""
-        if self._matcher:
-            self._matcher.look(traced.graph.graph)
-        program = split(traced, self._splits, self._layouts)
+        shared = self._shared
+        if shared.matcher:
+            shared.matcher.look(traced.graph.graph)
+        program = split(traced, shared.splits, shared.layouts)
         return Region(
-            len(self.known),
+            shared.number(),
             program,
             self._config,
-            self._scheduler,
+            shared.scheduler,
             self._config.bounds,
             self._config.sizes,
-            self._setup.backend_class,
+            shared.setup.backend_class,
         )
 
     def admit(self, region: Region) -> None:
         """Know one region more."""
         self.known.append(region)
-        self._counters.add("pieces", len(region.program.pieces))
-        self._counters.add("compilable_pieces", len(region.program.compilable))
+        counters = self._shared.counters
+        counters.add("pieces", len(region.program.pieces))
+        counters.add("compilable_pieces", len(region.program.compilable))
 
     def _check_sealed(self, cell: Box) -> None:
-        if self.sealed is None:
+        if self._shared.sealed is None:
             return
         text = f"sizes {cell} would be traced after seal(); warmup() traces all before seal()"
-        if self.sealed == "error":
+        if self._shared.sealed == "error":
             raise Sealed(text)
         logger.warning("%s", text)

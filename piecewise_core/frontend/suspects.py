@@ -15,9 +15,10 @@ from piecewise_core.frontend.setup import Setup
 from piecewise_core.ranges import Sizes, Target
 
 if TYPE_CHECKING:
+    from piecewise_core.frontend.form import Form
     from piecewise_core.frontend.session import Session
 
-__all__ = ["GraphSubject", "SessionSubject", "bisect_call"]
+__all__ = ["FormSubject", "GraphSubject", "bisect_call"]
 
 
 def _generators(setup: Setup) -> list[Any]:
@@ -25,29 +26,29 @@ def _generators(setup: Setup) -> list[Any]:
     return [] if rng is None else [rng()]
 
 
-class SessionSubject:
+class FormSubject:
     """A model that pw.compile took: as written is the model itself."""
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    def __init__(self, form: Form) -> None:
+        self._form = form
 
     def as_written(self, region: Region, t: Any, b: Any, sizes: Sizes, args: Any, kw: Any) -> Any:
         """Run one call of the model as its user wrote it."""
-        return self._session.fn(*args, **kw)
+        return self._form.shared.fn(*args, **kw)
 
     def suspect(
         self, region: Region, target: Target, t: Any, b: Any, sizes: Sizes, args: Any, kw: Any
     ) -> Suspect:
         """One call, for bisection; with the static graphs that serve it by now."""
-        session = self._session
-        given = session.binder.raw(*args, **kw)
+        form = self._form
+        given = form.binder.raw(*args, **kw)
         plan, buffers = None, []
-        if target.capture is not None and session.capturing is not None:
+        if target.capture is not None and form.capturing is not None:
             # A replay would write over what another thread may be reading.
-            free = session.capturing.plans.callers.may_overwrite()
-            plan = session.capturing.plans.get(target.capture) if free else None
+            free = form.capturing.plans.callers.may_overwrite()
+            plan = form.capturing.plans.get(target.capture) if free else None
             if plan is not None:
-                buffers = list(session.capturing.replays.reads.of(target.capture, t))
+                buffers = list(form.capturing.replays.reads.of(target.capture, t))
         output = region.program.traced.output
         return Suspect(
             region,
@@ -55,11 +56,11 @@ class SessionSubject:
             b,
             sizes,
             given,
-            lambda: session.fn(*args, **kw),
+            lambda: form.shared.fn(*args, **kw),
             output.rebuild,
             plan,
             buffers,
-            _generators(session.setup),
+            _generators(form.shared.setup),
             str(target),
         )
 
@@ -99,17 +100,17 @@ def bisect_call(session: Session, args: tuple[Any, ...], kwargs: dict[str, Any])
 
     Raises OutOfRange, and what a call raises.
     """
-    return session.once_ready(partial(_bisected, session, args, kwargs))
+    return session.shared.once_ready(partial(_bisected, session, args, kwargs))
 
 
 def _bisected(session: Session, args: tuple[Any, ...], kwargs: dict[str, Any]) -> BisectReport:
-    tensors, bound, sizes = session.taken(args, kwargs)
+    form, tensors, bound, sizes = session.taken(args, kwargs)
     if sizes not in session.config.bounds:
         raise OutOfRange(out_of_range(session.config, sizes))
-    region = session.held_region(sizes)
+    region = form.held_region(sizes)
     target = region.fallback(sizes)
     need(region, target.box)
-    capturing = session.capturing
+    capturing = form.capturing
     if capturing is not None:
         captured = [x for x in capturing.targets(region) if sizes in x.box]
         plan = None
@@ -117,6 +118,4 @@ def _bisected(session: Session, args: tuple[Any, ...], kwargs: dict[str, Any]) -
             with no_build():
                 plan = capturing.plan(region, captured[0].capture, tensors, bound, sizes)
         target = captured[0] if plan is not None else target
-    return bisect(
-        SessionSubject(session).suspect(region, target, tensors, bound, sizes, args, kwargs)
-    )
+    return bisect(FormSubject(form).suspect(region, target, tensors, bound, sizes, args, kwargs))

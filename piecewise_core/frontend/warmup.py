@@ -21,7 +21,7 @@ __all__ = ["WarmupReport", "warm_up"]
 
 @dataclass(frozen=True)
 class WarmupReport:
-    """What warm-up did.
+    """What warm-up did, for all forms of calls so far.
 
     ``regions``: regions of the model. ``targets``: ranges and sizes ready. ``compilations`` and
     ``dedup_hits``: made and saved in this warm-up. ``cache_hits``: taken from the compile store
@@ -65,16 +65,17 @@ def warm_up(
 ) -> WarmupReport:
     """Trace every region and compile every range and size.
 
-    ``args``, ``kwargs``: one example call of any size, needed once. ``progress``: show a bar
-    when the terminal can. An interrupt leaves what was compiled, and a model that serves.
+    ``args``, ``kwargs``: one example call of any size, needed once for each form of calls.
+    ``progress``: show a bar when the terminal can. An interrupt leaves what was compiled, and a
+    model that serves.
     """
     with session.lock:
-        if session.structure is None:
-            if not args and not kwargs and session.config.dims:
-                raise NotTraced(
-                    "warmup() needs to know what a call looks like: pass example arguments of any "
-                    "size, or call the model once before warmup()"
-                )
+        if not session.forms and not args and not kwargs and session.config.dims:
+            raise NotTraced(
+                "warmup() needs to know what a call looks like: pass example arguments of any "
+                "size, or call the model once before warmup()"
+            )
+        if not session.forms or args or kwargs:
             session.start(*args, **kwargs)
     begun, before = time.perf_counter(), session.stats()
     with _bar(progress) as bar:
@@ -99,9 +100,14 @@ def warm_up(
         seconds=time.perf_counter() - begun,
         captured=tuple(captured),
         graph_bytes=after.pool_bytes + after.driver_bytes,
-        dropped=() if session.capturing is None else session.capturing.replays.dropped(),
+        dropped=_dropped(session),
         as_written=tuple(f"{a.owner}: {a.note}" for a in session.scheduler.artifacts if a.note),
     )
+
+
+def _dropped(session: Session) -> tuple[str, ...]:
+    capturing = (form.capturing for form in session.forms)
+    return tuple(text for each in capturing if each is not None for text in each.replays.dropped())
 
 
 def _done(session: Session) -> int:

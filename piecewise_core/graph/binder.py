@@ -32,9 +32,10 @@ Bound = tuple[tuple[torch.Tensor, ...], Sizes]
 class Binder:
     """Checks calls against a Structure.
 
-    ``bind(*args, **kwargs)`` returns a Bound. ``raw(*args, **kwargs)`` returns the leaves'
-    own tensors unchecked, for inputs that the model returns as they are. ``on_restride`` is called
-    for each input copied to the traced layout or alignment.
+    ``bind(*args, **kwargs)`` returns a Bound. ``fits(*args, **kwargs)`` returns the same, or None
+    for a call that would have to be repaired or refused. ``raw(*args, **kwargs)`` returns the
+    leaves' own tensors unchecked, for inputs that the model returns as they are. ``on_restride`` is
+    called for each input copied to the traced layout or alignment.
 
     ``alignment``: bytes at which tensor data must start; ``static``: refuse instead of copying;
     ``mutated``: flat indices of tensors that the program writes to, which cannot be copies.
@@ -86,6 +87,7 @@ class Binder:
         names["_pw_slow"] = self.slow
         exec(compile(self.source, "<piecewise binder>", "exec"), names)
         self.bind: Callable[..., Bound] = names["bind"]
+        self.fits: Callable[..., Bound | None] = names["fits"]
         self.raw: Callable[..., tuple[torch.Tensor, ...]] = names["raw"]
 
     def slow(self, values: Mapping[str, Any]) -> Bound:

@@ -11,6 +11,8 @@ For ``f(x, mask=None)`` with one named dim it reads, in short::
       except (AttributeError, ...):
        pass
       return _pw_slow({'x': x, 'mask': mask})
+
+and ``fits`` the same with None in the last line.
 """
 
 from __future__ import annotations
@@ -40,9 +42,10 @@ def bind_source(
     exact: bool = False,
     asked: frozenset[str] = frozenset(),
 ) -> tuple[str, dict[str, Any]]:
-    """The source of ``bind`` and ``raw``, and the names that it uses, ``_pw_slow`` left out.
+    """The source of ``bind``, ``fits`` and ``raw``, and its names, ``_pw_slow`` left out.
 
-    ``alignment``: bytes at which tensor data must start. ``check``: whether to test anything.
+    ``alignment``: bytes at which tensor data must start. ``check``: whether to test tensors too,
+    and not only what else tells one form of calls from another.
     ``exact``: whether strides count that no address depends on. ``asked``: what else a call must
     answer as the tensors of the recorded run do: "offset", "gradients", "inference", "attributes"
     (there are none), "apart" (no tensor is given twice).
@@ -87,6 +90,7 @@ class _Writer:
         self._asked = asked
         self._reads: list[str] = []
         self._tests: list[str] = []
+        self._checks: set[str] = set()
         self._tensor_names: list[str] = []
 
     def name(self, value: Any) -> str:
@@ -101,20 +105,23 @@ class _Writer:
         signature = self._parameters()
         passed = ", ".join(f"{p!r}: {p}" for p in self.structure.signature.parameters)
         if "apart" in self._asked:
-            self._tests += _apart(self._tensor_names)
+            apart = _apart(self._tensor_names)
+            self._tests += apart
+            self._checks.update(apart)
         sizes, size_tests = self._size_lines()
         tensors = _tuple(self._tensor_names)
         found = _tuple(f"_pw_s{i}" for i in range(len(self.structure.dims)))
-        lines = [f"def bind({signature}):", "  try:", *(f"   {r}" for r in self._reads)]
-        lines.append(f"   if {_all(self._tests if check else [])}:")
-        lines += [f"    {line}" for line in sizes]
-        lines.append(f"    if {_all(size_tests if check else [])}:")
-        lines.append(f"     return {tensors}, {found}")
-        lines.append(
+        tests = [t for t in self._tests if check or t not in self._checks]
+        fast = ["  try:", *(f"   {r}" for r in self._reads), f"   if {_all(tests)}:"]
+        fast += [f"    {line}" for line in sizes]
+        fast.append(f"    if {_all(size_tests if check else [])}:")
+        fast.append(f"     return {tensors}, {found}")
+        fast.append(
             "  except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):"
         )
-        lines.append("   pass")
-        lines.append(f"  return _pw_slow({{{passed}}})")
+        fast.append("   pass")
+        lines = [f"def bind({signature}):", *fast, f"  return _pw_slow({{{passed}}})"]
+        lines += [f"def fits({signature}):", *fast]
         lines += [f"def raw({signature}):", *(f"  {r}" for r in self._reads), f"  return {tensors}"]
         return "\n".join(lines)
 
@@ -148,7 +155,9 @@ class _Writer:
             self._tests.append(self._constant(node, at))
         else:
             self._tensor_names.append(at)
-            self._tests += self._tensor(node, at)
+            tests = self._tensor(node, at)
+            self._tests += tests
+            self._checks.update(tests)
 
     def _container(self, node: Container, at: str) -> None:
         self._tests.append(f"_pw_type({at}) is {self.name(node.kind)}")

@@ -3,32 +3,15 @@
 from __future__ import annotations
 
 import math
-import reprlib
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from piecewise_core.errors import InputMismatch
 from piecewise_core.graph.structure import Constant, Container, TensorLeaf
+from piecewise_core.graph.wording import keys_text, shown, typed
 
 __all__ = ["check_constant", "check_container", "check_tensor", "same_value"]
-
-
-_BRIEF = reprlib.Repr()
-_BRIEF.maxstring = _BRIEF.maxother = 60
-_KEYS = 12
-"""Keys that are listed; of more, the first ones and how many there are."""
-
-
-def shown(value: Any) -> str:
-    """A value's short beginning: a request's data does not belong into messages."""
-    return _BRIEF.repr(value)
-
-
-def _keys(keys: Sequence[Any]) -> str:
-    text = ", ".join(map(shown, keys[:_KEYS]))
-    return f"[{text}]" if len(keys) <= _KEYS else f"[{text}, ... {len(keys)} in all]"
 
 
 def check_container(node: Container, value: Any) -> None:
@@ -38,16 +21,24 @@ def check_container(node: Container, value: Any) -> None:
             f'argument "{node.path}" is a {type(value).__name__}; traced with {node.kind.__name__}'
         )
     held: Any = value
-    keys = tuple(held) if node.is_mapping else tuple(range(len(held)))
+    if not node.is_mapping:
+        if len(held) != len(node.keys):
+            count = f"{len(held)} items; traced with {len(node.keys)}"
+            raise InputMismatch(f'argument "{node.path}" has {count}{_DATA}')
+        return
+    keys = tuple(held)
     if set(keys) != set(node.keys):
         raise InputMismatch(
-            f'argument "{node.path}" has keys {_keys(keys)}; traced with {_keys(node.keys)}'
+            f'argument "{node.path}" has keys {keys_text(keys)}; traced with {keys_text(node.keys)}'
         )
     if node.is_ordered and keys != node.keys:
         raise InputMismatch(
-            f'argument "{node.path}" has keys in the order {_keys(keys)}; traced with '
-            f"{_keys(node.keys)}, and the model may go through them in order: pass them so"
+            f'argument "{node.path}" has keys in the order {keys_text(keys)}; traced with '
+            f"{keys_text(node.keys)}, and the model may go through them in order: pass them so"
         )
+
+
+_DATA = ": values that differ from call to call are data, pass them as a tensor"
 
 
 def check_constant(node: Constant, value: Any) -> None:
@@ -55,7 +46,7 @@ def check_constant(node: Constant, value: Any) -> None:
     if isinstance(value, torch.Tensor):
         raise InputMismatch(
             f'argument "{node.path}" is a tensor of shape {tuple(value.shape)}; traced with the '
-            f"constant {shown(node.value)}: compile the model again for calls of this form"
+            f"constant {shown(node.value)}"
         )
     if node.by_identity:
         if value is not node.value:
@@ -67,8 +58,7 @@ def check_constant(node: Constant, value: Any) -> None:
     elif not same_value(node.value, value):
         raise InputMismatch(
             f'argument "{node.path}" is {shown(value)}; traced with the constant '
-            f"{shown(node.value)}: pass that value, pass a tensor, or compile the model once per "
-            "value"
+            f"{shown(node.value)}{_DATA}"
         )
 
 
@@ -79,7 +69,7 @@ def check_tensor(leaf: TensorLeaf, value: Any) -> None:
         return InputMismatch(f'argument "{leaf.path}": {what} expected {expected}, got {got}')
 
     if not isinstance(value, torch.Tensor):
-        raise refuse("a tensor", f"of {leaf.dtype}", f"{type(value).__name__} {shown(value)}")
+        raise refuse("a tensor", f"of {leaf.dtype}", typed(value))
     if type(value) not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
         raise refuse("type", "torch.Tensor", type(value).__name__)
     if value.layout is not torch.strided or value.is_nested:

@@ -16,6 +16,7 @@ import torch
 
 from piecewise_core.capture.callers import Callers
 from piecewise_core.capture.captured import CapturedPlan
+from piecewise_core.capture.graphmemory import GraphMemory
 from piecewise_core.capture.plans import CapturedPlans, largest_first
 from piecewise_core.config import Config
 from piecewise_core.counters import Counters
@@ -30,9 +31,15 @@ from piecewise_core.replay.reads import Reads
 from piecewise_core.replay.replayable import Entry, Facts, Replayable
 from piecewise_core.replay.serving import serving
 
-__all__ = ["Replays"]
+__all__ = ["Replays", "graph_memory"]
 
 logger = logging.getLogger(__name__)
+
+
+def graph_memory(platform: Platform, config: Config, counters: Counters) -> GraphMemory:
+    """What the graphs of one model lie in, whatever forms its calls have."""
+    callers = Callers(cloning=config.clone_outputs, strict=config.check == "strict")
+    return GraphMemory(platform, counters, config.memory_limit, callers)
 
 
 class Replays:
@@ -44,13 +51,13 @@ class Replays:
     """
 
     def __init__(
-        self, platform: Platform, config: Config, counters: Counters, mode: str = "piecewise"
+        self, memory: GraphMemory, config: Config, counters: Counters, mode: str = "piecewise"
     ) -> None:
+        self.memory = memory
         self._config = config
         self._counters = counters
-        self.reads = Reads(platform, config)
-        callers = Callers(cloning=config.clone_outputs, strict=config.check == "strict")
-        self.plans = CapturedPlans(platform, counters, config.memory_limit, mode, callers)
+        self.reads = Reads(memory.platform, config)
+        self.plans = CapturedPlans(memory, mode)
         self.released = False
         self.sealed: str | None = None
 
@@ -77,10 +84,10 @@ class Replays:
         def pending(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
             if self.released:
                 result = otherwise(t, b, sizes, args, kwargs)
-                self.plans.settle()  # only now: what it frees may be this call's input
+                self.memory.settle()  # only now: what it frees may be this call's input
                 return result
             # Results of earlier replays are what a capture may overwrite before it reads them.
-            kept = t if self.reads.static else self.plans.apart(t)
+            kept = t if self.reads.static else self.memory.apart(t)
             if captured in self.plans.dropped:
                 put(sizes, otherwise)
                 return otherwise(t, b, sizes, args, kwargs)
@@ -103,7 +110,7 @@ class Replays:
             return False
         if captured in self.plans:
             return True
-        kept = t if self.reads.static else self.plans.apart(t)
+        kept = t if self.reads.static else self.memory.apart(t)
         return self._plan_for(program, captured, (t, kept), (), sizes) is not None
 
     def _plan_for(
@@ -117,13 +124,13 @@ class Replays:
         t, kept = given
         self._check_sealed(captured)
         new = captured not in self.plans
-        if new and not self.plans.callers.admit():
+        if new and not self.memory.callers.admit():
             return None
         facts = program.facts(captured)
         overlap = None if facts is None else self._overlap(facts)
         if overlap is not None and overlap(t, b):
             return None
-        if new and (self.reads.static or facts is None) and any(map(self.plans.handed.holds, t)):
+        if new and (self.reads.static or facts is None) and any(map(self.memory.handed.holds, t)):
             # Graphs would read what they overwrite, or may turn out to write to it.
             return None
         if not new:
@@ -144,7 +151,7 @@ class Replays:
         buffers = self.reads.buffers(plan.sizes)
         static = self.reads.static
         calls = None if static else program.padded(plan.sizes, plan.outputs)
-        apart = self.plans.apart
+        apart = self.memory.apart
         padding = None if calls is None else Padding(calls, plan, buffers, otherwise, apart)
         return serving(
             plan,
@@ -162,7 +169,7 @@ class Replays:
     def _overlap(self, facts: Facts) -> Overlap | None:
         """Tells calls whose inputs share memory that is written to; None where none is."""
         places = facts.mutated, facts.mutated_bound
-        return Overlap(*places, lambda: self.plans.handed, facts.bound) or None
+        return Overlap(*places, lambda: self.memory.handed, facts.bound) or None
 
     def _refuse_lost_writes(self, facts: Facts | None, t: Any, args: Any, kwargs: Any) -> None:
         """Bind again, which raises, when a capture found writes to what was bound as a copy."""
@@ -197,7 +204,7 @@ class Replays:
         With ``inputs="static"`` there are none yet: each is captured at its first call, as all are
         while another thread may be reading outputs. Raises CaptureFailed inside a replay, Sealed.
         """
-        self.plans.callers.refuse_inside("sizes would be captured")
+        self.memory.callers.refuse_inside("sizes would be captured")
         if self.reads.static:
             return []
         programs = {sizes: program for program, sizes in wanted}
@@ -205,7 +212,7 @@ class Replays:
         most = max((program.graphs_per_size for program in programs.values()), default=0)
         for sizes in self.plans.budget(most, order):
             self.plan(programs[sizes], sizes, None, bound)
-        self.plans.measure()
+        self.memory.measure()
         return [sizes for sizes in order if sizes in self.plans]
 
     def release(self, *, later: bool = False) -> list[Sizes]:

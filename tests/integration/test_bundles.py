@@ -124,8 +124,8 @@ def test_weights_are_the_live_model_s(tmp_path):
 def test_errors_of_calls_are_those_of_a_traced_model(tmp_path):
     path, _ = saved(tmp_path)
     fast = pw.load(path, Model())
-    with pytest.raises(pw.errors.InputMismatch, match="scale"):
-        fast(**{**call(3), "scale": 3.0})
+    with pytest.raises(pw.errors.InputMismatch, match="dim 1 expected 8, got 9"):
+        fast(**{**call(3), "x": torch.zeros(3, 9)})
     with pytest.raises(pw.errors.InputMismatch, match="dtype"):
         fast(**{**call(3), "x": torch.zeros(3, 8, dtype=torch.float64)})
     with pytest.raises(pw.errors.OutOfRange, match="65"):
@@ -137,7 +137,16 @@ def test_a_loaded_model_can_be_saved_again(tmp_path):
     again = tmp_path / "again.pwb"
     pw.load(path, Model()).save(again)
     check(pw.load(again, Model()), Model(), sizes=())
-    assert read_content(again).traces == read_content(path).traces
+    assert read_content(again).forms == read_content(path).forms
+
+
+def test_a_loaded_model_is_traced_for_another_form_of_calls(tmp_path):
+    path, _ = saved(tmp_path)
+    model = Model()
+    fast = pw.load(path, twin(model))
+    given = {**call(3), "scale": 3.0}
+    torch.testing.assert_close(fast(**given).logits, model(**given).logits)
+    assert fast.stats().graphs == 1
 
 
 def test_explain_of_a_loaded_model_reads_as_that_of_the_compiled_one(tmp_path):

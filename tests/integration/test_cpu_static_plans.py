@@ -110,7 +110,7 @@ def test_compiled_pieces_are_replayed_as_their_kernels(mode, caplog):
     fast.seal()
     check(fast, model)
     for sizes in ((2,), (8,), (16,)):
-        for graph in fast._pw_session.capturing.plans.get(sizes).graphs:
+        for graph in fast._pw_session.forms[0].capturing.plans.get(sizes).graphs:
             assert graph.steps
     assert fast.stats().pool_bytes > 0
 

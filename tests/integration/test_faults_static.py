@@ -322,7 +322,7 @@ def test_a_driver_may_change_its_graphs_before_every_replay():
     fast.warmup(torch.randn(3, 8), progress=False)
     x = torch.randn(4, 8)
     fast(x)
-    plan = fast._pw_session.capturing.plans.get((4,))
+    plan = fast._pw_session.forms[0].capturing.plans.get((4,))
     assert [graph for graph, _ in told] == list(plan.graphs)
     assert {(call.captured, call.sizes) for _, call in told} == {((4,), (4,))}
     assert all(call.inputs[0] is x for _, call in told)

@@ -246,7 +246,7 @@ def test_what_a_verified_call_raises_is_the_models_own():
     x = torch.randn(3, 8)
     fast(x)
     with pytest.raises(pw.errors.InputMismatch):
-        fast(x.double())
+        fast(x[:, :7])
 
 
 def test_random_numbers_that_a_compiler_draws_otherwise_cannot_be_verified(caplog):

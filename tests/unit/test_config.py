@@ -167,6 +167,7 @@ def test_the_fields_and_defaults_are_those_of_the_documents() -> None:
         "verify_rate": 0.01,
         "regions": "auto",
         "max_regions": 64,
+        "max_forms": 8,
         "cache_dir": None,
         "memory_limit": None,
     }
@@ -610,6 +611,7 @@ def test_only_what_changes_an_artifact_by_itself_is_a_cache_factor() -> None:
         "verify_rate": 0.5,
         "regions": "declared",
         "max_regions": 8,
+        "max_forms": 3,
         "cache_dir": "elsewhere",
         "memory_limit": 1,
     }

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from piecewise_core.bundle.container import read_container, write_container
+from piecewise_core.bundle.container import SCHEMA, read_container, write_container
 from piecewise_core.errors import StoreError
 
 KEY = "0" * 64
@@ -87,7 +87,7 @@ JSON = st.recursive(
 HEAD = st.fixed_dictionaries(
     {},
     optional={
-        "schema": JSON | st.just(1),
+        "schema": JSON | st.just(SCHEMA),
         "about": JSON,
         "members": JSON
         | st.dictionaries(st.sampled_from(["model.json", "../x"]), JSON, max_size=2),
@@ -119,7 +119,7 @@ def forged(path, members, listed=None):
     from piecewise_core.bundle import container
 
     entries = {n: [len(d), container._digest(d)] for n, d in members.items()}
-    head = {"schema": 1, "about": {}, "members": {**entries, **(listed or {})}}
+    head = {"schema": SCHEMA, "about": {}, "members": {**entries, **(listed or {})}}
     head["checksum"] = container._checksum(head)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("manifest.json", json.dumps(head))
@@ -170,10 +170,10 @@ def test_a_member_that_is_not_listed_and_one_that_is_there_twice_are_refused(bun
 
 def test_another_form_says_what_to_do(tmp_path, monkeypatch):
     path = tmp_path / "x.pwb"
-    monkeypatch.setattr("piecewise_core.bundle.container.SCHEMA", 2)
+    monkeypatch.setattr("piecewise_core.bundle.container.SCHEMA", 1)
     write_container(path, {}, MEMBERS)
     monkeypatch.undo()
-    with pytest.raises(StoreError, match="form 2, and this version reads form 1"):
+    with pytest.raises(StoreError, match="form 1, and this version reads form 2"):
         read_container(path)
 
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from piecewise_core.capture.attempt import Source
+from piecewise_core.capture.graphmemory import GraphMemory
 from piecewise_core.capture.plans import CapturedPlans
 from piecewise_core.counters import Counters
 from piecewise_core.errors import CaptureFailed
@@ -19,7 +20,7 @@ SIZES = [(16,), (8,), (4,), (2,), (1,)]
 
 
 def plans(mode="piecewise", limit=None, **knobs):
-    return CapturedPlans(SimulatedPlatform(**knobs), Counters(), limit, mode)
+    return CapturedPlans(GraphMemory(SimulatedPlatform(**knobs), Counters(), limit), mode)
 
 
 def source(size, work=torch.sin):
@@ -81,7 +82,7 @@ def test_an_error_that_is_not_captures_own_is_passed_on():
 
 def test_a_capture_in_a_capture_is_refused_and_not_noted():
     platform = SimulatedPlatform()
-    held = CapturedPlans(platform, Counters(), None)
+    held = CapturedPlans(GraphMemory(platform, Counters(), None))
     driver, stream = platform.graphs, platform.device.new_stream()
     graph = driver.new_graph()
     with platform.device.stream(stream):
@@ -98,15 +99,15 @@ def test_release_frees_everything_and_forgets_failures():
     held.capture((8,), lambda: source(8))
     held.capture((4,), lambda: source(4))
     assert (set(held.dropped), len(held)) == ({(8,)}, 1)
-    assert held.bytes() > 0
+    assert held.memory.bytes() > 0
     assert held.release() == [(4,)]
-    assert (held.dropped, len(held), held.bytes()) == ({}, 0, 0)
+    assert (held.dropped, len(held), held.memory.bytes()) == ({}, 0, 0)
 
 
 def test_the_limit_frees_what_was_used_longest_ago():
     one = plans()
     one.capture((4,), lambda: source(4))
-    held = plans(limit=one.bytes() + 4096)
+    held = plans(limit=one.memory.bytes() + 4096)
     for size in (4, 3):
         held.capture((size,), lambda size=size: source(size))
     held.get((4,))
@@ -150,13 +151,13 @@ def test_old_garbage_is_collected_only_when_memory_runs_out_and_once(generations
 
 def test_memory_held_by_garbage_is_had_back():
     platform = SimulatedPlatform(memory_bytes=4096)
-    one = CapturedPlans(platform, Counters(), None)
+    one = CapturedPlans(GraphMemory(platform, Counters(), None))
     one.capture((1024,), lambda: source(1024))
     ring = [one]
     ring.append(ring)
     gc.collect()  # what survives is old
     del one, ring
-    another = CapturedPlans(platform, Counters(), None)
+    another = CapturedPlans(GraphMemory(platform, Counters(), None))
     assert another.capture((1024,), lambda: source(1024)) is not None
     assert not another.dropped
 
@@ -174,7 +175,7 @@ def watched(monkeypatch, **knobs):
     monkeypatch.setattr(platform.graphs, "new_pool", lambda: seen.append("pool") or new_pool())
     monkeypatch.setattr(platform.graphs, "capture_begin", begun)
     monkeypatch.setattr(platform.device, "empty_cache", lambda: seen.append("empty"), raising=False)
-    return CapturedPlans(platform, Counters(), None), seen
+    return CapturedPlans(GraphMemory(platform, Counters(), None)), seen
 
 
 def test_what_a_failed_capture_left_in_the_pool_goes_back_before_the_next(monkeypatch):

@@ -175,7 +175,7 @@ def test_a_container_keeps_its_type_its_length_and_its_keys():
     assert bind.slow_calls == 0
     for x, k, said in [
         ({"a": X}, pair(1, 2), r'"x" has keys \[\'a\'\]; traced with \[\'a\', \'b\'\]'),
-        ({"a": X, "b": [1, 2, 3]}, pair(1, 2), r'"x.b" has keys \[0, 1, 2\]'),
+        ({"a": X, "b": [1, 2, 3]}, pair(1, 2), '"x.b" has 3 items; traced with 2'),
         ({"a": X, "b": (1, 2)}, pair(1, 2), '"x.b" is a tuple; traced with list'),
         (OrderedDict(a=X, b=[1, 2]), pair(1, 2), '"x" is a OrderedDict; traced with dict'),
         ({"a": X, "b": [1, 2]}, (1, 2), '"k" is a tuple; traced with pair'),
@@ -319,7 +319,16 @@ def test_a_copy_is_refused_of_what_shares_memory_with_a_written_input():
     assert len(copies) == 1
 
 
-def test_without_checks_sizes_are_read_and_nothing_else_is_looked_at():
-    bind = binder(plain, X, settings={"check": False})
+def test_without_checks_sizes_are_read_and_only_what_else_tells_forms_apart_is_looked_at():
+    bind = binder(plain, X, 7, settings={"check": False})
     x = torch.zeros(4, 9, dtype=torch.float64).t()
-    assert bind.bind(x, "anything") == ((x,), (9,))
+    assert bind.bind(x, 7) == bind.fits(x, 7) == ((x,), (9,))
+    assert bind.fits(x, "anything") is None
+
+
+def test_fits_is_bind_without_repair_and_without_errors():
+    bind = binder(plain, X, 7)
+    assert bind.fits(X, 7) == bind.bind(X, 7)
+    for call in ((X.t(), 7), (X.double(), 7), (X, 8), (None, 7), (X[0], 7)):
+        assert bind.fits(*call) is None
+    assert bind.slow_calls == 0

@@ -11,7 +11,7 @@ from piecewise_core.counters import Counters
 from piecewise_core.graph.binder import Binder
 from piecewise_core.graph.describe import describe_call
 from piecewise_core.replay.replayable import Alone, Facts, Recording
-from piecewise_core.replay.replays import Replays
+from piecewise_core.replay.replays import Replays, graph_memory
 from piecewise_core.testing import SimulatedPlatform
 
 ROWS = pw.Dim("rows", min=1, max=8)
@@ -77,7 +77,11 @@ class Door:
     def __init__(self, program, **config):
         self.config = pw.Config(dynamic={"x": {0: ROWS}}, capture_sizes=(4, 8), **config)
         self.counters = Counters()
-        self.replays = Replays(SimulatedPlatform(), self.config, self.counters)
+        self.replays = Replays(
+            graph_memory(SimulatedPlatform(), self.config, self.counters),
+            self.config,
+            self.counters,
+        )
         fn = lambda x: program.work(x)  # noqa: E731
         self.binder = Binder(describe_call(fn, (torch.ones(2, 3),), {}, self.config))
         self.replays.begin(self.binder)

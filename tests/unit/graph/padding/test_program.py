@@ -35,7 +35,7 @@ def look(fn, dims=None, x=None):
     session = Session(fn, prepare(config, "cpu", None))
     session.start(torch.randn(5, 6, 8) if x is None else x)
     sizes = tuple(5 + 2 * i for i in range(len(config.dims)))
-    return paddable(session.region_for(sizes).program.traced)
+    return paddable(session.forms[0].region_for(sizes).program.traced)
 
 
 def write(x, part, value):

@@ -1,0 +1,218 @@
+"""The graph memory of one model: a pool that the plans of all its forms of calls share.
+
+Also what follows from sharing it: a capture or a replay of any plan writes over results of the
+others, so whose results may be overwritten, and what they occupy, is known here.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+from piecewise_core.capture.callers import Callers
+from piecewise_core.capture.captured import CapturedPlan
+from piecewise_core.counters import Counters
+from piecewise_core.errors import OutOfGraphMemory
+from piecewise_core.graph.spans import Spans, storage_span
+from piecewise_core.protocols import Platform
+from piecewise_core.ranges import Sizes
+
+__all__ = ["GraphMemory", "Owner"]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Owner(Protocol):
+    """The plans of one form of calls."""
+
+    def evict(self, sizes: Sizes, why: str) -> None:
+        """Serve ``sizes`` by graphs no more."""
+
+
+class GraphMemory:
+    """``limit``: bytes, or None. ``callers``: who may be reading outputs.
+
+    ``pool``, ``stream``: None before ``open``. ``short``: whether memory ran out before.
+    ``handed``: the memory of all results, which callers may put back in as inputs.
+    """
+
+    def __init__(
+        self,
+        platform: Platform,
+        counters: Counters,
+        limit: int | None,
+        callers: Callers | None = None,
+    ) -> None:
+        self.platform = platform
+        self.driver: Any = platform.graphs
+        self.limit = limit
+        self.callers = callers or Callers(cloning=False)
+        self.pool: Any = None
+        self.stream: Any = None
+        self.short = False
+        self.handed = Spans()
+        self._counters = counters
+        # Those used longest ago first. Owners hold this, so not the other way: the memory of a
+        # model that is let go must not wait for a garbage collection.
+        self._plans: OrderedDict[tuple[int, Sizes], tuple[weakref.ref[Owner], CapturedPlan]] = (
+            OrderedDict()
+        )
+        # Served no more, but another thread may be reading their outputs; with their pools.
+        self._retired: list[tuple[CapturedPlan, Any]] = []
+        self._late = False
+
+    @property
+    def graphs(self) -> int:
+        """Graphs in the pool that serve."""
+        return sum(len(plan.graphs) for _, plan in self._plans.values())
+
+    @property
+    def retired(self) -> bool:
+        """Whether memory waits for another thread to be done with its outputs."""
+        return bool(self._retired)
+
+    def open(self) -> None:
+        """Have a pool and a stream to capture on."""
+        if self.pool is None:
+            # What was just traced and compiled leaves garbage, some of it with device memory. All
+            # that is older is walked only where memory turns out to be short: it takes long.
+            gc.collect(1)
+            self.pool = self.driver.new_pool()
+            self.stream = self.stream or self.platform.device.new_stream()
+
+    def once_more(self, attempt: Callable[[], T]) -> T:
+        """``attempt()``; when memory runs out for the first time, again without any garbage."""
+        try:
+            return attempt()
+        except OutOfGraphMemory:
+            if self.short:
+                raise
+        self.short = True
+        gc.collect()
+        self.give_back()
+        return attempt()
+
+    def give_back(self) -> None:
+        """Let the next capture have what a failed one left in the pool, where no graph needs it."""
+        if not self._plans:
+            self.pool = None
+        self._empty_cache()
+
+    def _empty_cache(self) -> None:
+        empty = getattr(self.platform.device, "empty_cache", None)
+        if empty is not None:
+            empty()
+
+    # Plans -----------------------------------------------------------------------------
+
+    def hold(self, owner: Owner, plan: CapturedPlan) -> None:
+        """Count a new plan; over the limit, those used longest ago are evicted."""
+        plan.callers = self.callers
+        self._plans[id(owner), plan.sizes] = (weakref.ref(owner), plan)
+        self._note_handed()
+        self._counters.add("captures", len(plan.graphs))
+        if self.limit is not None:
+            self._make_room(plan, self.limit)
+
+    def used(self, owner: Owner, sizes: Sizes) -> None:
+        """Note that a plan serves a call."""
+        if self.limit is not None:
+            self._plans.move_to_end((id(owner), sizes))
+
+    def _make_room(self, newest: CapturedPlan, limit: int) -> None:
+        while self.bytes() > limit:
+            key, (ref, plan) = next(iter(self._plans.items()))
+            owner, before = ref(), self.bytes()
+            if owner is None:
+                del self._plans[key]
+                continue
+            owner.evict(
+                key[1],
+                f"evicted: graph memory passed memory_limit={limit} bytes; raise it, or list fewer "
+                "capture_sizes",
+            )
+            # Sizes share the pool, so freeing a small one may give nothing back.
+            if plan is newest or not self._plans or self.bytes() >= before:
+                return
+
+    def retire(self, owner: Owner, plan: CapturedPlan) -> None:
+        """A plan serves no more; what its graphs read is let go, their results are not yet."""
+        self._plans.pop((id(owner), plan.sizes), None)
+        plan.steps, plan.direct, plan.held, plan.made = (), (), (), ()
+        self._retired.append((plan, self.pool))
+
+    def freed(self, *, later: bool = False) -> None:
+        """Free what was just retired: at once, or when no other thread may be reading outputs.
+
+        ``later``: not even if none may, for what frees in the middle of a call.
+        """
+        self._late = later or not self.settle()
+
+    def emptied(self) -> None:
+        """Start with a new pool next time, where an owner freed all and no other has any."""
+        if not self._plans:
+            self.pool, self.short = None, False
+        self._empty_cache()
+        self.measure()
+
+    def settle(self) -> bool:
+        """Free what nothing serves any more, unless another thread may be reading outputs.
+
+        Whether none may.
+        """
+        if not self.callers.may_overwrite():
+            return False
+        while self._retired:
+            self._reset(self._retired.pop()[0])
+        self._note_handed()
+        if self._late:
+            self._late = False
+            self._empty_cache()
+        return True
+
+    def _reset(self, plan: CapturedPlan) -> None:
+        graphs, plan.steps, plan.direct, plan.outputs, plan.graphs = plan.graphs, (), (), (), ()
+        plan.made = ()
+        for graph in graphs:
+            self.driver.reset(graph)
+
+    # Results ---------------------------------------------------------------------------
+
+    def apart(self, tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """A call's inputs, copied where they are results of earlier replays.
+
+        For what is about to capture, free or replay before the call's inputs are staged.
+        """
+        if not any(map(self.handed.holds, tensors)):
+            return tensors
+        return [t.clone() if self.handed.holds(t) else t for t in tensors]
+
+    def _note_handed(self) -> None:
+        serving = (plan for _, plan in self._plans.values())
+        plans = (*serving, *(plan for plan, _ in self._retired))
+        results = (o for plan in plans for o in plan.outputs if isinstance(o, torch.Tensor))
+        self.handed = Spans(map(storage_span, results))
+
+    # Bytes -----------------------------------------------------------------------------
+
+    def bytes(self) -> int:
+        """Graph memory in use, in bytes: the pool's and the driver's."""
+        return sum(count for _, count in self._asked())
+
+    def measure(self) -> None:
+        """Ask the driver what the graphs hold and put it into the counters; it may take long."""
+        for name, count in self._asked():
+            self._counters.set(name, count)
+
+    def _asked(self) -> Iterator[tuple[str, int]]:
+        for name in ("pool_bytes", "driver_bytes"):
+            ask = getattr(self.driver, name, None)
+            yield name, int(ask(self.pool)) if ask is not None and self.pool is not None else 0

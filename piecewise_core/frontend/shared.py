@@ -1,0 +1,81 @@
+"""What all forms of calls of one callable share: compiled pieces, graph memory, the lock."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from piecewise_core.capture.graphmemory import GraphMemory
+from piecewise_core.compile.scheduler import Scheduler
+from piecewise_core.compile.store.protocol import Store
+from piecewise_core.config import Config
+from piecewise_core.counters import Counters, process_counters
+from piecewise_core.frontend.background import Background
+from piecewise_core.frontend.building import Builds, Unready
+from piecewise_core.frontend.setup import Setup
+from piecewise_core.frontend.tracestore import TraceStore
+from piecewise_core.graph.layouts import Layouts
+from piecewise_core.graph.names import Matcher
+from piecewise_core.replay.replays import graph_memory
+
+__all__ = ["Shared"]
+
+Result = TypeVar("Result")
+
+
+class Shared:
+    """``fn``: the callable as the user wrote it. ``setup``: config, platform and compiler.
+
+    ``front``: where compiled pieces are looked for first. ``sealed``: "error" or "warn" once
+    nothing may be traced, compiled or captured any more. ``kept``: whether traces may come from the
+    compile store, and go there. ``matcher``: the splitting ops. ``memory``: of static graphs; None
+    where there are none. ``retraced``: why the model was last traced anew, or "".
+    """
+
+    def __init__(self, fn: Callable[..., Any], setup: Setup, front: Store | None = None) -> None:
+        self.fn = fn
+        self.setup = setup
+        self.config: Config = setup.config
+        self.counters = Counters()
+        process_counters.watch(self.counters)
+        self.keeper = keeper = setup.keeper(front)
+        self.scheduler = Scheduler(
+            setup.compiler, self.config, self.counters, setup.passes, setup.is_capturing, keeper
+        )
+        in_background = self.config.compile_mode == "background"
+        self.background = Background(setup, keeper) if in_background else None
+        self.memory: GraphMemory | None = None
+        if setup.graph_mode != "none":
+            self.memory = graph_memory(setup.platform, self.config, self.counters)
+        self.matcher = Matcher(self.config.splitting_ops, setup.unsafe_ops)
+        self.splits = setup.splits(self.matcher)
+        self.layouts = Layouts(self.config.dims, auto=self.config.regions == "auto")
+        self.traces = TraceStore(keeper.store, fn, self.config, keeper.run)
+        self.lock = threading.RLock()
+        self.builds = Builds(self.lock)
+        self.sealed: str | None = None
+        self.kept = True
+        self.retraced = ""
+        self._numbers: set[int] = set()
+
+    def once_ready(self, step: Callable[[], Result]) -> Result:
+        """``step()`` under the call lock, made again whenever it lacks something."""
+        while True:
+            with self.lock:
+                try:
+                    return step()
+                except Unready as missing:
+                    unready = missing.with_traceback(None)
+            self.builds.have(unready)
+
+    def number(self) -> int:
+        """The first number that no region has. Call it under the building lock."""
+        found = next(n for n in itertools.count() if n not in self._numbers)
+        self._numbers.add(found)
+        return found
+
+    def give_back(self, number: int) -> None:
+        """A region with this number is no more."""
+        self._numbers.discard(number)
