@@ -116,7 +116,10 @@ class CompilerUnavailable(CompileFailed):
 
 
 class OpContractBroken(PiecewiseError, RuntimeError):
-    """An operator's fake kernel promised another shape, stride or dtype than its real one gave."""
+    """An operator's fake kernel promised another shape, stride or dtype than its real one gave.
+
+    Or compiled code did what it must not: it wrote to the model's weights.
+    """
 
 
 class StoreError(PiecewiseError):

@@ -59,6 +59,12 @@ class Suspect:
         mutated = self.region.program.mutated
         return [tensor for i, tensor in enumerate(self.given) if i not in mutated]
 
+    @property
+    def held(self) -> list[torch.Tensor]:
+        """The model's tensors that nothing is to write to."""
+        mutated = self.region.program.mutated_bound
+        return [tensor for i, tensor in enumerate(self.bound) if i not in mutated]
+
     def made_at(self, path: str) -> str:
         """The line that makes a leaf of the result; for another path, that writes to memory."""
         return made_at(self.region.program, self.rebuild, (self.tensors, self.bound), path)
@@ -104,7 +110,7 @@ def _bisected(suspect: Suspect, before: Preserved) -> BisectReport:
         ours = [tensors[i] for i in sorted(program.mutated)]
         ours += [bound[i] for i in sorted(program.mutated_bound)]
         how = apart(kept(ours), kept(left))
-    if how is not None:
+    if how is not None and not pass_over.damaged:
         first = parting(pass_over.prints, prints.prints)
         found = Finding("split", None if first is None else first.place, how)
     return _report(suspect, found)

@@ -14,6 +14,7 @@ from piecewise_core.graph.effects import writes
 from piecewise_core.ranges import Sizes
 from piecewise_core.replay.agreement import difference
 from piecewise_core.runtime.fingerprints import Fingerprints
+from piecewise_core.runtime.marks import Marks
 from piecewise_core.runtime.plan import Steps
 from piecewise_core.runtime.preserved import Preserved
 
@@ -35,7 +36,8 @@ class Lockstep:
     ``plan``: the static graphs that serve the call, if any do. ``inputs``: what they read, staged.
     ``generators``: of devices. After ``find``, ``written`` has the outputs as written and
     ``given`` what that run was given and wrote to, ``prints`` its fingerprints, whose places are
-    pieces.
+    pieces, and ``damaged`` whether
+    compiled code wrote to a tensor of the model's that it must not.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Lockstep:
         self._piece = 0
         self._pending: list[tuple[int, tuple[Any, ...], tuple[Any, ...]]] = []
         self.written: tuple[Any, ...] = ()
+        self.damaged = False
         self.given = _copies(region, tensors, bound)
         self._mode = Fingerprints(lambda: self._piece)
         self.prints = self._mode.prints
@@ -170,7 +173,11 @@ class Lockstep:
     def _compiled(self, index: int, as_written: Sequence[torch.Tensor]) -> Iterator[Finding]:
         for place, args, left in self._pending:
             run = self._runs(self._call[2])[place]
-            found = _apart([t for t in run(*args) if isinstance(t, torch.Tensor)], as_written)
+            weights = Marks(a for a, b in zip(args, left, strict=True) if a is b and _is_tensor(a))
+            found = _apart(_tensors(run(*args)), as_written)
+            if weights.changed() is not None:
+                self.damaged = True
+                found = "a tensor of the model, which the piece does not write to, was written to"
             # What the piece was given is to hold what the piece as written has left in it.
             found = found or _apart(_tensors(args), _tensors(left))
             if found is not None:
@@ -203,7 +210,11 @@ def _apart(got: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> str |
 
 
 def _tensors(values: Sequence[Any]) -> list[torch.Tensor]:
-    return [value for value in values if isinstance(value, torch.Tensor)]
+    return [value for value in values if _is_tensor(value)]
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor)
 
 
 def _lies_in(value: Any, memory: Collection[int]) -> bool:

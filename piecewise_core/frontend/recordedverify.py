@@ -10,7 +10,7 @@ import torch
 
 from piecewise_core.config import Config
 from piecewise_core.counters import Counters
-from piecewise_core.frontend.verifying import NoRoom, compared, due
+from piecewise_core.frontend.comparing import NoRoom, compared, due
 from piecewise_core.ranges import Sizes
 
 __all__ = ["RecordedVerifier"]

@@ -6,19 +6,18 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-import torch
-
 from piecewise_core.config import Config
 from piecewise_core.counters import Counters
+from piecewise_core.errors import OpContractBroken
 from piecewise_core.frontend.bisecting import Suspect, bisect
 from piecewise_core.frontend.building import Unready
+from piecewise_core.frontend.comparing import DUE, Compared, NoRoom, compared
 from piecewise_core.frontend.region import Region
 from piecewise_core.ranges import Sizes, Target
-from piecewise_core.runtime.compared import apart, kept, parted
-from piecewise_core.runtime.preserved import Preserved
-from piecewise_core.runtime.readonly import ReadOnly
+from piecewise_core.runtime.compared import kept
+from piecewise_core.runtime.handedback import HandedBack
 
-__all__ = ["Compared", "NoRoom", "Subject", "Verifier", "compared", "due"]
+__all__ = ["Subject", "Verifier"]
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +51,7 @@ class Verifier:
         self._subject = subject
         self.wrong: dict[Key, str] = {}
         self._unsure: set[Key] = set()
+        self._handed: dict[Key, HandedBack] = {}
         self._beyond: dict[int, list[Entry]] = {}
 
     def beyond(self, region: Region, general: Entry) -> Entry:
@@ -66,6 +66,7 @@ class Verifier:
         """The model is traced anew: what was wrong may be no more."""
         self.wrong.clear()
         self._unsure.clear()
+        self._handed.clear()
         self._beyond.clear()
 
     def watch(self, entries: list[Entry], targets: Sequence[tuple[Region, Target]]) -> list[Entry]:
@@ -88,18 +89,18 @@ class Verifier:
             before, credit = credit, credit + rate
             key = (region.index, target)
             try:
-                if credit < _DUE:
+                if credit < DUE:
                     return entries[place](t, b, sizes, args, kwargs)
                 credit -= 1.0
                 if key in self._unsure:
                     return entries[place](t, b, sizes, args, kwargs)
-                result = self._verified(key, entries[place], region, (t, b, sizes, args, kwargs))
+                return self._verified(key, entries[place], region, (t, b, sizes, args, kwargs))
             except Unready:  # the call comes again, and is as due as it was
                 credit = before
                 raise
-            if key in self.wrong:
-                serving[place] = self._written(region)
-            return result
+            finally:
+                if key in self.wrong:
+                    serving[place] = self._written(region)
 
         return entry
 
@@ -116,6 +117,8 @@ class Verifier:
     def _verified(self, key: Key, served: Entry, region: Region, call: Any) -> Any:
         target = key[1]
         suspect = self._subject.suspect(region, target, *call)
+        # Weights are many, and what writes to them does so at every call: the first one tells.
+        held = () if key in self._handed else suspect.held
         try:
             done = compared(
                 suspect.as_written,
@@ -123,11 +126,13 @@ class Verifier:
                 suspect.memory,
                 suspect.generators,
                 reads=suspect.reads,
+                held=held,
                 draws=region.draws is not None,
             )
         except NoRoom as error:
             logger.info("calls of %s are not verified now: %s", target, error)
             return served(*call)
+        self._look_for_shared(key, suspect, done)
         if done.how is not None and region.draws is not None:
             self._unsure.add(key)
             logger.warning(
@@ -155,102 +160,22 @@ class Verifier:
             self.wrong[key],
         )
         done.leave()
+        if done.damaged:
+            raise OpContractBroken(
+                f"calls of {target} wrote to what is not theirs: {self.wrong[key]}. Load the "
+                "model's weights again; calls of this target run as written from now on"
+            )
         return done.wanted
 
+    def _look_for_shared(self, key: Key, suspect: Suspect, done: Compared) -> None:
+        """Whether a result lies in the memory of an earlier call's, which has lost its numbers.
 
-_DUE = 1.0 - 1e-9
-"""Credit at which a call is compared: shares such as 0.1 do not add up to 1 exactly."""
-
-
-class NoRoom(Exception):
-    """There is no memory to run the model as written beside what serves it."""
-
-
-def due(credit: float, rate: float) -> tuple[float, bool]:
-    """The credit of a target behind one call more, and whether that call is to be compared."""
-    credit += rate
-    return (credit - 1.0, True) if credit >= _DUE else (credit, False)
-
-
-class Compared:
-    """One call run as written and as it is served, and how the two are apart.
-
-    ``result``: the served one; its writes are what stays. ``wanted``: the model's own. ``path``:
-    of the leaf that differs; "memory[0]" is the first that is written to. ``before``, ``after``:
-    what the call writes to, as it was and as the model left it. ``reads``: what it does not.
-    """
-
-    def __init__(
-        self,
-        result: Any,
-        wanted: Any,
-        found: tuple[str, str] | None,
-        before: Preserved,
-        after: Preserved,
-        reads: ReadOnly,
-    ) -> None:
-        self.result, self.wanted = result, wanted
-        self.path = "" if found is None else found[0]
-        self.how = None if found is None else found[1]
-        self._before, self._after, self._reads = before, after, reads
-
-    def rewind(self) -> None:
-        """Make all memory as it was before the call."""
-        self._before.put_back()
-        self._reads.put_back()
-
-    def leave(self) -> None:
-        """Make all memory as the model left it."""
-        self._after.put_back()
-        self._reads.leave()
-
-    @property
-    def drew(self) -> bool:
-        """Whether the model drew random numbers."""
-        return self._before.states_differ(self._after)
-
-
-def compared(
-    as_written: Callable[[], Any],
-    served: Callable[[], Any],
-    memory: Sequence[torch.Tensor],
-    generators: Sequence[Any],
-    *,
-    reads: Sequence[torch.Tensor] = (),
-    draws: bool = True,
-) -> Compared:
-    """Run one call both ways, with the effects of one. Raises what the model itself raises.
-
-    ``memory``: the tensors that it writes to. ``reads``: those that nothing is to write to.
-    ``generators``: of devices. ``draws``: whether it may draw random numbers.
-    """
-    try:
-        before, given = Preserved(memory, generators, draws=draws), ReadOnly(reads)
-        try:
-            wanted = as_written()
-            # A result may lie in memory that is about to be put back, or written to.
-            theirs = kept(wanted, copy=bool(memory) or bool(reads))
-            after = before.take()
-        finally:
-            before.put_back()
-        given.turn()
-    except torch.OutOfMemoryError as error:
-        raise NoRoom(str(error)) from error
-    result = served()
-    with torch.no_grad():
-        found = parted(kept(result), theirs) or _written(after) or _scribbled(given)
-    return Compared(result, wanted, found, before, after, given)
-
-
-def _written(after: Preserved) -> tuple[str, str] | None:
-    """How memory that is written to is apart from what the model left in it."""
-    for place, (now, value) in enumerate(zip(after.now, after.values, strict=True)):
-        how = apart({"": now}, {"": value})
-        if how is not None:
-            return f"memory[{place}]", f"memory that is written to{how}"
-    return None
-
-
-def _scribbled(given: ReadOnly) -> tuple[str, str] | None:
-    how = given.changed()
-    return None if how is None else ("", f"an input that the model does not write to: {how}")
+        Results of static graphs do, which callers are told.
+        """
+        handed = self._handed.setdefault(key, HandedBack())
+        if key[1].capture is not None:
+            return
+        given = (*suspect.given, *suspect.tensors, *suspect.bound)
+        path = handed.again(kept(done.result), kept(done.wanted), given)
+        if path is not None and done.how is None:
+            done.blame(path, f"{path}: lies in the memory of an earlier call's result")

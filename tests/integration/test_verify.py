@@ -527,3 +527,66 @@ def test_memory_that_a_recorded_function_writes_to_wrongly_is_blamed_on_the_line
     assert fast.stats().wrong == 1
     assert "stage captured, from " in errors(caplog)[0]
     assert "test_verify.py:" in errors(caplog)[0]
+
+
+def same_memory(kept):
+    def change(run, args):
+        return tuple(kept.setdefault(o.shape, torch.empty_like(o)).copy_(o) for o in run(*args))
+
+    return change
+
+
+def test_results_that_lie_in_an_earlier_one_s_memory_are_found(caplog):
+    def fn(x):
+        return {"y": x * 2 + 1}
+
+    fast = verified(fn, Platform(Changes(same_memory({}))), splitting_ops=())
+    x = torch.randn(4, 8)
+    first, second, third = fast(x), fast(x + 1), fast(x + 2)
+    torch.testing.assert_close((second, third), (fn(x + 1), fn(x + 2)))
+    assert (fast.stats().verified, fast.stats().wrong) == (2, 1)
+    assert "output['y']: lies in the memory of an earlier call's result" in errors(caplog)[0]
+    line = fn.__code__.co_firstlineno + 1
+    assert f"{__file__}:{line}" in errors(caplog)[0]
+    assert first is not second
+
+
+class Memo(nn.Module):
+    """Returns what it was given, what it holds, and a view of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("table", torch.ones(8))
+
+    def forward(self, x):
+        return x, self.table, self.table[2:], x * 2
+
+
+@pytest.mark.parametrize("captured", [(), (4,)])
+def test_results_that_lie_in_the_model_s_memory_are_right(captured):
+    fast = verified(Memo(), splitting_ops=(), capture_sizes=captured)
+    x = torch.randn(4, 8)
+    held = [fast(x) for _ in range(3)]
+    assert (fast.stats().verified, fast.stats().wrong, len(held)) == (3, 0, 3)
+
+
+def scratching(run, args):
+    outs = run(*args)
+    for a in args:
+        if isinstance(a, torch.Tensor) and a.shape == (8, 8):
+            a.mul_(1.5)
+    return outs
+
+
+@pytest.mark.parametrize("captured", [(), (4,)])
+def test_code_that_writes_to_the_weights_is_refused(captured, caplog):
+    model = Block()
+    fast = verified(model, Platform(Changes(scratching)), capture_sizes=captured)
+    with pytest.raises(pw.errors.OpContractBroken) as raised:
+        fast(torch.randn(4, 8))
+    assert "float32 of shape (8, 8) of the model, which it does not write to" in str(raised.value)
+    assert "region 0 piece 0 differs first, stage compiled, from " in str(raised.value)
+    assert "test_verify.py:" in str(raised.value)
+    model.load_state_dict(Block().state_dict())
+    right(fast, model, (4,))
+    assert fast.stats().calls["eager"] == 1

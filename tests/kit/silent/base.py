@@ -37,12 +37,14 @@ class Program:
     """``model``: what is served. ``steps``: calls, and changes: functions without arguments.
 
     A program is made twice, for the served and for the plain run, so that each has a state of its
-    own. ``dynamic``: as in Config.
+    own. ``dynamic``: as in Config. ``keeps``: results are looked at when all calls are
+    done.
     """
 
     model: Callable[..., Any]
     steps: Sequence[Call | Callable[[], Any]]
     dynamic: Mapping[str, Any] = field(default_factory=lambda: {"x": {0: ROWS}})
+    keeps: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ class Mutant:
 
     ``program``: makes a Program. ``platform``: makes what serves it. ``front``: "compile",
     "record" or "door". ``settings``: of Config. ``blind``: it is served once more with nobody
-    watching Python's state, as if the watch had missed the change.
+    watching Python's state, as if the watch had missed the change. ``late``: what is found was
+    right when it was given, and is not any more.
     """
 
     kind: str
@@ -61,6 +64,7 @@ class Mutant:
     front: str = "compile"
     settings: Mapping[str, Any] = field(default_factory=dict)
     blind: bool = False
+    late: bool = False
 
     @property
     def name(self) -> str:

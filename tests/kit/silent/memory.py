@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.library import custom_op
 
-from silent.base import CUT, SIZE, Call, Mutant, Program, calls, platform, rows
+from silent.base import CUT, SIZE, Call, Mutant, Program, calls, platform, random, rows
 from silent.parts import Compiler, Driver, floats
 
 __all__ = ["MEMORY"]
@@ -24,6 +24,28 @@ class WritesToInputs(Compiler):
         for a in args:
             if isinstance(a, torch.Tensor) and a.dim() == 2 and a.is_floating_point():
                 a.mul_(2)
+        return outs
+
+
+class KeepsResults(Compiler):
+    """Returns the same memory at every call, as runtimes with outputs of their own do."""
+
+    def change(self, run, args, kept):
+        def own(place, out):
+            mine = kept.setdefault((place, out.shape), torch.empty_like(out))
+            return mine.copy_(out)
+
+        return [own(place, out) for place, out in enumerate(run(*args))]
+
+
+class ScratchInWeights(Compiler):
+    """Plans its memory over that of weights that it has read for the last time."""
+
+    def change(self, run, args, kept):
+        outs = run(*args)
+        for a in args:
+            if isinstance(a, torch.Tensor) and tuple(a.shape) == (8, 8):
+                a.mul_(1.5)
         return outs
 
 
@@ -139,6 +161,22 @@ def chained(dtype=torch.float32):
     return lambda: Program(model, calls(4, 4, 7, 1, dtype=dtype))
 
 
+def kept_results(dtype):
+    def model(x):
+        return {"y": torch.softmax(x, -1) * 2}
+
+    return lambda: Program(model, calls(4, 4, 4, dtype=dtype), keeps=True)
+
+
+def weighed():
+    weights = random(8, 8, seed=3)
+
+    def model(x):
+        return torch.softmax(x @ weights, -1) @ weights
+
+    return Program(model, calls(4, 4, 6))
+
+
 class Counts(nn.Module):
     def __init__(self):
         super().__init__()
@@ -211,6 +249,19 @@ def _mutants():
         ("the last row of an uneven number", chained(torch.float64), WrongAtTheEnd, CUT),
     ):
         yield Mutant(kind, what, program, platform(compiler=part), settings=settings)
+    for what, dtype, settings in (
+        ("results of every call in the same memory", torch.float32, {}),
+        ("results of every call in the same memory, cut, bfloat16", torch.bfloat16, CUT),
+    ):
+        yield Mutant(
+            kind, what, kept_results(dtype), platform(compiler=KeepsResults), settings=settings,
+            late=True,
+        )  # fmt: skip
+    for name, settings in (("", CUT), (", captured", {**CUT, **CAPTURED})):
+        yield Mutant(
+            kind, f"weights are scratch{name}", weighed, platform(compiler=ScratchInWeights),
+            settings=settings,
+        )  # fmt: skip
     kind = "replays"
     for front in ("compile", "record"):
         for what, program, part in (

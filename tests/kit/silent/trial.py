@@ -64,9 +64,9 @@ def _verified(mutant: Mutant, *, blind: bool) -> Outcome:
         if refused is None:
             return Outcome("bare", f"{type(error).__name__}: {error}")
         return Outcome("refused", f"{type(refused).__name__}: {refused}")
-    if wrong:
+    if wrong and not (mutant.late and stats["wrong"]):
         return Outcome("missed", wrong)
-    if stats.get("wrong"):
+    if stats["wrong"]:
         return Outcome("verified", heard.of(logging.ERROR))
     refused = "; ".join(filter(None, [heard.dropped, heard.of(logging.WARNING)]))
     if refused:  # capture or padding: such calls are served without
@@ -179,7 +179,8 @@ def _results(program: Program, serve: Callable[..., Any]) -> list[Any]:
             continue
         args, kwargs = _fresh((step.args, step.kwargs))
         result = serve(*args, **kwargs)
-        found.append(_fresh((result, args, kwargs)))
+        given = result, args, kwargs
+        found.append(given if program.keeps else _fresh(given))
     return found
 
 
