@@ -272,7 +272,7 @@ class RecordedFunction:
                 key,
                 lambda: self._fn(*args, **kwargs),
                 lambda: served(t, b, sizes, args, kwargs),
-                [raw[i] for i in facts.mutated] + made.memory[captured],
+                [raw[i] for i in facts.mutated] + made.memory(captured),
                 [tensor for i, tensor in enumerate(raw) if i not in facts.mutated],
                 partial(made.made_at, captured),
             )
