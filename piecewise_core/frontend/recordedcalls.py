@@ -1,0 +1,183 @@
+"""From a recorded function's calls to what serves them: one entry per captured size."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from piecewise_core.capture.modes import being_watched
+from piecewise_core.counters import Counters
+from piecewise_core.errors import OutOfRange
+from piecewise_core.frontend.aroundforward import around_forward
+from piecewise_core.frontend.cells import out_of_range
+from piecewise_core.frontend.laidotherwise import LaidOtherwise
+from piecewise_core.frontend.recordedverify import RecordedVerifier
+from piecewise_core.frontend.recordings import Recordings
+from piecewise_core.frontend.refusals import check_grad, need_grad, refuse_autocast
+from piecewise_core.frontend.setup import Setup
+from piecewise_core.graph.binder import Binder
+from piecewise_core.graph.describe import describe_call
+from piecewise_core.graph.torch_private import any_autocast
+from piecewise_core.ranges import Sizes, Target, capture_targets
+from piecewise_core.replay.replayable import Entry
+from piecewise_core.runtime.parameters import roots_of
+from piecewise_core.table import TargetTable
+
+__all__ = ["RecordedCalls"]
+
+
+class RecordedCalls:
+    """Serves calls of ``fn``, the forward of ``module`` if of one; under ``lock``.
+
+    ``recordings``: what is captured. ``targets``: the captured sizes, once a call ``started`` it.
+    ``around()``: what runs a module's hooks around ``serve``; None of what is no module.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        setup: Setup,
+        counters: Counters,
+        module: torch.nn.Module | None = None,
+    ) -> None:
+        self._fn = fn
+        self._module = module
+        self._setup = setup
+        self._config = setup.config
+        self._counters = counters
+        self.recordings = Recordings(fn, setup, counters, self._eagerly, self._freed, module)
+        self.targets: tuple[Target, ...] = ()
+        self._entries: list[Entry] = []
+        rng = getattr(setup.platform.device, "rng", None)
+        self.verifier = RecordedVerifier(self._config, counters, () if rng is None else (rng(),))
+        self.lock = threading.RLock()
+        self.started = False
+        self.around = around_forward(module, self.serve) if module is not None else None
+
+    def serve(self, *args: Any, **kwargs: Any) -> Any:
+        """Serve one call."""
+        with self.lock:
+            made = self.recordings
+            watched = being_watched()
+            if not watched:
+                made.refresh()
+            if not self.started:
+                self.start(args, kwargs)
+            binder = self._binder
+            binder.is_foreign = False
+            tensors, sizes = binder.bind(*args, **kwargs)
+            if torch.is_grad_enabled():
+                check_grad(tensors, need_grad(roots_of(self._fn)))
+            if any_autocast():
+                refuse_autocast()
+            if not watched:
+                place = self._find(*sizes)
+                serve = self._entries[place]
+                if binder.is_foreign or made.asks_modes:
+                    serve = self._chosen(place, serve)
+            else:
+                serve = self._eagerly
+            try:
+                return serve(tensors, (), sizes, args, kwargs)
+            finally:
+                made.ran()
+
+    def start(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Learn from a call what calls look like."""
+        structure = describe_call(self._fn, args, kwargs, self._config)
+        self._binder = Binder(
+            structure,
+            alignment=self._setup.platform.capabilities.alignment,
+            static=self._config.inputs == "static",
+            on_restride=lambda: self._counters.add("restrided"),
+        )
+        padded = self._config.padding == "capture_sizes" and self._config.inputs == "copy"
+        bounds = self._config.bounds
+        dims = range(len(bounds.ranges)) if padded else ()
+        self.targets = capture_targets(bounds, self._config.captures, padded=dims)
+        self._find = TargetTable(bounds, self.targets).find
+        self._binder.matters = lambda leaf, lying: False  # asked of runs instead
+        self._binder.expect(frozenset({"apart", "attributes"}))
+        self.recordings.begin(self._binder)
+        self._otherwise = LaidOtherwise(self._fn, self.recordings, self._binder, self._eagerly)
+        self._install()
+        self.started = True
+
+    def _freed(self) -> None:
+        """No size has graphs any more, and the module may have another forward by now."""
+        if self._module is None or self._module.forward == self._fn:
+            self._install()
+            return
+        self._fn, self.started = self._module.forward, False
+        self.recordings.follow(self._fn)
+        self.around = around_forward(self._module, self.serve)
+
+    def _install(self) -> None:
+        """Every captured size is pending, until its next call; the last entry has no size."""
+        captures = (target.capture or () for target in self.targets)
+        self._entries = [*map(self._pending, captures), self._eagerly]
+
+    def _chosen(self, place: int, serve: Entry) -> Entry:
+        """What serves a call that may not be as the recorded one, in place of ``serve``."""
+        if self.recordings.in_another_mode():
+            return self._eagerly
+        return (
+            self._otherwise.entry(self.targets, place, serve) if self._binder.is_foreign else serve
+        )
+
+    def _pending(self, captured: Sizes) -> Entry:
+        made = self.recordings
+        replays = made.replays.pending(made, captured, self._eagerly, self._put)
+        if self._config.check == "verify":
+            replays = self._verified(captured, replays)
+
+        def first(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
+            serve = replays
+            if made.facts(captured) is None and made.replays.learn(made, captured, t, sizes):
+                # Only now it is known what the function asks of its tensors.
+                self._binder.bind(*args, **kwargs)
+                serve = self._chosen(self._find(*sizes), replays)
+            return serve(t, b, sizes, args, kwargs)
+
+        return first
+
+    def _put(self, sizes: Sizes, entry: Entry) -> None:
+        place = self._find(*sizes)
+        captured = self.targets[place].capture or ()
+        verify = self._config.check == "verify"
+        self._entries[place] = self._verified(captured, entry) if verify else entry
+
+    def _verified(self, captured: Sizes, served: Entry) -> Entry:
+        """``served``, compared with the function where that is due."""
+        made, verifier = self.recordings, self.verifier
+
+        def entry(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
+            key = captured, sizes != captured
+            if key in verifier.wrong:
+                return self._eagerly(t, b, sizes, args, kwargs)
+            facts = made.facts(captured)
+            known = facts is not None and made.replays_of(captured, sizes)
+            if facts is None or not known or not verifier.is_due(key):
+                return served(t, b, sizes, args, kwargs)
+            raw = self._binder.raw(*args, **kwargs)
+            return verifier.check(
+                key,
+                lambda: self._fn(*args, **kwargs),
+                lambda: served(t, b, sizes, args, kwargs),
+                [raw[i] for i in facts.mutated] + made.memory(captured),
+                [tensor for i, tensor in enumerate(raw) if i not in facts.mutated],
+                partial(made.made_at, captured),
+            )
+
+        return entry
+
+    def _eagerly(self, t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
+        """Serve a call by the function as it is."""
+        if sizes not in self._config.bounds and self._config.out_of_range == "error":
+            raise OutOfRange(out_of_range(self._config, sizes, general=False))
+        self._counters.calls["eager"] += 1
+        return self._fn(*args, **kwargs)
