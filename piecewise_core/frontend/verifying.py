@@ -163,7 +163,7 @@ class Verifier:
         if done.damaged:
             raise OpContractBroken(
                 f"calls of {target} wrote to what is not theirs: {self.wrong[key]}. Load the "
-                "model's weights again; calls of this target run as written from now on"
+                "model's weights again, and use another compiler or platform"
             )
         return done.wanted
 

@@ -581,7 +581,8 @@ def scratching(run, args):
 @pytest.mark.parametrize("captured", [(), (4,)])
 def test_code_that_writes_to_the_weights_is_refused(captured, caplog):
     model = Block()
-    fast = verified(model, Platform(Changes(scratching)), capture_sizes=captured)
+    fast = verified(model, Platform(Changes(scratching)), capture_sizes=captured, rate=0.5)
+    fast(torch.randn(4, 8))
     with pytest.raises(pw.errors.OpContractBroken) as raised:
         fast(torch.randn(4, 8))
     assert "float32 of shape (8, 8) of the model, which it does not write to" in str(raised.value)
