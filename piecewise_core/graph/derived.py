@@ -21,7 +21,7 @@ __all__ = ["small_derived"]
 def small_derived(traced: Traced, place: int) -> Iterator[Range]:
     """Sizes from 2 on of the dim at ``place`` with the same derived sizes at 0 or 1, set by set."""
     span = traced.box.ranges[place].clip(2, traced.box.ranges[place].end)
-    if span is None or span.is_single_size():
+    if span is None or place not in traced.symbols.values():
         return
     bounds: Any = ValueRanges(span.start, span.end)
     kinds: dict[int, int] = {}

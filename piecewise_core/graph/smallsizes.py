@@ -59,7 +59,15 @@ def trace_region(
 
     traced = _without_ones(traced, again)
     traced = _with_zeros(traced, cell, again)
-    return _without_derived(traced, config, again)
+    if config.regions != "auto":
+        return traced  # no region could have the sizes that were left out
+    box, at = traced.box, hint or hints(inner)
+    for place, misfits in _derived_misfits(traced, again):
+        if at[place] in misfits:
+            alone = box.replaced(place, Range(at[place], at[place]))
+            return trace_region(fn, structure, config, alone, bind, at)
+        box = box.replaced(place, box.ranges[place].without(misfits) or box.ranges[place])
+    return replace(traced, box=box)
 
 
 def _without_ones(traced: Traced, again: Trace) -> Traced:
@@ -92,22 +100,12 @@ def _with_zeros(traced: Traced, cell: Box, again: Trace) -> Traced:
     return replace(traced, box=_from(traced.box, zeros, 0))
 
 
-def _without_derived(traced: Traced, config: Config, again: Trace) -> Traced:
-    """``traced`` without sizes at which a derived size is 0 or 1 and that is an exception.
-
-    Where the user declares the cuts there is no region that could have those sizes.
-    """
-    if config.regions != "auto":
-        return traced
-    for place, span in enumerate(traced.box.ranges):
+def _derived_misfits(traced: Traced, again: Trace) -> Iterator[tuple[int, Range]]:
+    """Place of a dim, and its sizes at which a derived size is 0 or 1 and that is an exception."""
+    for place in range(len(traced.box.ranges)):
         for alike in small_derived(traced, place):
             if not _fits(traced, {place: alike.start}, again):
-                left = span.without(alike)
-                if left is None or hints(traced.box)[place] in alike:
-                    continue
-                span = left
-                traced = replace(traced, box=traced.box.replaced(place, span))
-    return traced
+                yield place, alike
 
 
 def _fits(traced: Traced, fixed: Mapping[int, int], again: Trace) -> bool:

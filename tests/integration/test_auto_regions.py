@@ -232,3 +232,13 @@ def test_compiled_code_holds_for_a_region_of_residues():
     code = [c for r in fast.explain().regions for p in r.pieces for c in p.code]
     assert [c.compiler for c in code] == ["inductor"] * len(code)
     assert not any(c.note for c in code)
+
+
+@pytest.mark.inductor
+def test_a_size_whose_derived_size_is_one_is_traced_with_the_number():
+    def fn(x):
+        return torch.softmax(x[x.shape[0] // 2 :].squeeze(0) + 1, -1)
+
+    fast = pw.compile(fn, pw.Config(dynamic=dims(1, 8), compiler="inductor"))
+    check(fast, fn, (5, 2, 3, 1, 8))
+    assert [r.sizes for r in fast.explain().regions][:2] == ["rows [3, 8]", "rows 2"]
