@@ -71,6 +71,8 @@ def _verified(mutant: Mutant, *, blind: bool) -> Outcome:
     refused = "; ".join(filter(None, [heard.dropped, heard.of(logging.WARNING)]))
     if refused:  # capture or padding: such calls are served without
         return Outcome("refused", refused)
+    if blind and stats["retraces"]:
+        return Outcome("bare", "the watch was not put out")
     did = [k for k in ("retraces", "relaid", "restrided", "declined") if stats.get(k)]
     did += ["graphs"] if stats["graphs"] > 1 else []
     if did:
@@ -158,7 +160,8 @@ def _blind(served: Any) -> Callable[..., Any]:
         if hasattr(served, "_recordings"):
             served._recordings._watches = False
         else:
-            served._pw_session._state = int  # no alarm
+            for form in served._pw_session.forms:
+                form.state = int  # no alarm
         return served(*args, **kwargs)
 
     return call
