@@ -14,6 +14,7 @@ from piecewise_core.frontend.cells import cell_like, cell_of, hint_in, uncovered
 from piecewise_core.frontend.endpoints import endpoints_of, too_many
 from piecewise_core.frontend.region import Region, unbounded
 from piecewise_core.frontend.shared import Shared
+from piecewise_core.graph.forgotten import forgotten
 from piecewise_core.graph.garbage import no_collection
 from piecewise_core.graph.smallsizes import trace_region
 from piecewise_core.graph.split import split
@@ -128,7 +129,7 @@ class Regions:
             found = trace_region(self._shared.fn, structure, config, cell, bind, hint)
         except SizeBranch as error:
             every = "" if self._auto else endpoints_of(self._shared.fn, structure, config)
-            raise SizeBranch(f"{error}{every}") from None
+            raise SizeBranch(f"{error}{every}{forgotten(structure, str(error))}") from None
         except TraceFailed:
             with suppress(PiecewiseError):
                 return self._elsewhere(structure, cell, hint, sizes, parameters)

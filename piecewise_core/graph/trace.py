@@ -9,12 +9,13 @@ from typing import Any
 import sympy
 import torch
 
-from piecewise_core.config import Config, Dim
+from piecewise_core.config import Config
 from piecewise_core.errors import PiecewiseError, TraceFailed, UnsupportedSideEffect
 from piecewise_core.graph import call, guards, torch_private
 from piecewise_core.graph.assumptions import Assumptions
 from piecewise_core.graph.cleaning import clean
 from piecewise_core.graph.effects import written_by_layout
+from piecewise_core.graph.forgotten import forgotten
 from piecewise_core.graph.memory import values
 from piecewise_core.graph.origins import GraphInput, read_off
 from piecewise_core.graph.outputs import OutputCode
@@ -107,7 +108,7 @@ def trace(
     except PiecewiseError:
         raise
     except Exception as error:  # Dynamo's own kinds, and whatever the model's code raised
-        raise TraceFailed(_explain(error, structure.dims, hint)) from error.with_traceback(None)
+        raise TraceFailed(_explain(error, structure, hint)) from error.with_traceback(None)
     _refuse_side_effects(captured.side_effects)
     symbols = _symbols(captured, structure)
     held = guards.region(
@@ -141,7 +142,8 @@ def trace(
     )
 
 
-def _explain(error: Exception, dims: Sequence[Dim], hint: Sizes) -> str:
+def _explain(error: Exception, structure: Structure, hint: Sizes) -> str:
+    dims = structure.dims
     sizes = ", ".join(f'"{d.name}" at {n}' for d, n in zip(dims, hint, strict=True))
     tried = f"\nTraced with dim {sizes}; every size in bounds must work." if sizes else ""
     if len(dims) > 1:
@@ -151,7 +153,7 @@ def _explain(error: Exception, dims: Sequence[Dim], hint: Sizes) -> str:
     what = f"{'' if own else f'{type(error).__name__}: '}{str(error).strip()}"
     return (
         f"the model cannot be traced to one whole graph, which piecewise needs"
-        f"{', at ' + place if place else ''}: {what}{tried}\n"
+        f"{', at ' + place if place else ''}: {what}{tried}{forgotten(structure, what)}\n"
         "Change the code named above, compile a submodule that has none of it, or use pw.record."
     )
 

@@ -440,3 +440,70 @@ def test_a_size_given_by_an_environment_variable_is_checked_the_same(monkeypatch
     monkeypatch.setenv("PIECEWISE_COMPILE_SIZES", "8,128")
     with pytest.raises(ConfigError, match=r"PIECEWISE_COMPILE_SIZES.*128"):
         compiled(mlp(), {"input": {0: pw.Dim("rows", 1, 64)}})
+
+
+# 63: arguments forgotten in dynamic ---------------------------------------------------------
+
+
+def masked(x, mask):
+    return x.masked_fill(mask[:, None] == 0, -1.0)
+
+
+def nested(x, more):
+    return x * more["scales"][0]
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "named"),
+    [
+        (masked, lambda n: torch.ones(n), '{"mask": {0: Dim("rows", ...)}}'),
+        (lambda x, y: x + y, lambda n: torch.ones(n, 8), '{"y": {0: Dim("rows", ...)}}'),
+        (lambda x, y: torch.cat([x, y.t()], 1), lambda n: torch.ones(2, n), '{"y": {1: Dim('),
+        (nested, lambda n: {"scales": [torch.ones(n, 1)]}, '{"more.scales.0": {0: Dim('),
+    ],
+    ids=["mask", "sum", "second dim", "nested"],
+)
+@pytest.mark.parametrize("regions", ["auto", "declared"])
+def test_an_argument_forgotten_in_dynamic_is_named_with_what_to_add(model, given, named, regions):
+    """FAULTS 63."""
+    dynamic = {"x": {0: pw.Dim("rows", min=1, max=16)}}
+    fast = pw.compile(model, pw.Config(dynamic=dynamic, compiler="eager", regions=regions), "cpu")
+    with torch.no_grad(), pytest.raises(pw.errors.PiecewiseError) as refused:
+        fast(torch.ones(4, 8), given(4))
+    assert f"Config.dynamic? argument {named.partition(':')[0][1:]} has size 4" in str(
+        refused.value
+    )
+    assert named in str(refused.value)
+
+
+def refusal(fast, sizes):
+    """What calls with x and one more argument of a size of ``sizes`` each are refused with."""
+    for n in sizes:
+        try:
+            with torch.no_grad():
+                fast(torch.ones(n, 8), torch.ones(n))
+        except pw.errors.PiecewiseError as error:
+            return str(error)
+    return ""
+
+
+def test_a_forgotten_argument_is_named_at_the_first_call_of_another_size():
+    """FAULTS 63: 5 is the size that tracing takes, so that region is served."""
+    dynamic = {"x": {0: pw.Dim("rows", min=1, max=16)}}
+    for regions in ("auto", "declared"):
+        config = pw.Config(dynamic=dynamic, compiler="eager", regions=regions)
+        fast = pw.compile(masked, config, "cpu")
+        assert '"mask": {0: Dim(' in refusal(fast, [5, 8])
+
+
+def test_sizes_that_have_nothing_to_do_with_a_failure_are_not_suspected():
+    """FAULTS 63."""
+
+    def model(x, unused):
+        return x.view(-1, 7)
+
+    dynamic = {"x": {0: pw.Dim("rows", min=1, max=16)}}
+    fast = pw.compile(model, pw.Config(dynamic=dynamic, compiler="eager"), "cpu")
+    said = refusal(fast, [6])
+    assert "cannot be traced" in said
+    assert "Forgotten" not in said
