@@ -49,7 +49,7 @@ class LaidOtherwise:
 
     def entry(self, targets: Sequence[Target], place: int, served: Entry) -> Entry:
         """What serves a call that goes to ``served``, the entry at ``place``."""
-        captured = targets[place].capture if place < len(targets) else None
+        captured = targets[place].capture if 0 <= place < len(targets) else None
         return served if captured is None else partial(self._serve, captured, served)
 
     def _serve(

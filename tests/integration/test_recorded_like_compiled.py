@@ -160,6 +160,16 @@ def test_arguments_that_share_memory_are_served_right(fn, how, inputs, device):
 
 
 @DEVICES
+@pytest.mark.parametrize("padding", ["none", "capture_sizes"])
+def test_a_tensor_given_twice_at_a_size_without_graphs_runs_as_written(padding, device):
+    fast = recorded(lambda x, y: x * y + 1, device, names=("x", "y"), padding=padding)
+    for rows in (4, 9, 4, 9, 3, 3):
+        x = torch.randn(rows, 2)
+        torch.testing.assert_close(fast(x, x), x * x + 1)
+    assert fast.stats().calls["eager"] >= 2
+
+
+@DEVICES
 def test_an_argument_in_memory_of_the_model_that_is_written_to_is_served_right(device):
     state = torch.zeros(8, 2)
 
