@@ -91,7 +91,7 @@ def compared(
     ``draws``: whether it may draw random numbers.
     """
     try:
-        before, given = Preserved(memory, generators, draws=draws), ReadOnly(reads)
+        before, given = Preserved(memory, generators, draws=draws), ReadOnly(reads, memory)
         try:
             wanted = as_written()
             # A result may lie in memory that is about to be put back, or written to.

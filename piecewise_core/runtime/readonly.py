@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from piecewise_core.graph.spans import Spans, storage_span
 from piecewise_core.replay.agreement import difference
 
 __all__ = ["ReadOnly"]
@@ -14,12 +15,18 @@ __all__ = ["ReadOnly"]
 class ReadOnly:
     """Copies of ``tensors`` as they are now; others than strided ones are let be.
 
+    ``written``: what calls do write to. Tensors in memory of these are let be, too: one may be
+    given to the model twice, or lie in its state.
+
     ``turn`` between the two runs, ``changed`` behind the second. What is put back is only what was
     written to: the memory may be read elsewhere, or be one element many times over.
     """
 
-    def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
-        self._tensors = [t for t in tensors if t.layout is torch.strided and not t.is_meta]
+    def __init__(
+        self, tensors: Sequence[torch.Tensor], written: Sequence[torch.Tensor] = ()
+    ) -> None:
+        apart = Spans(storage_span(t) for t in written if _is_plain(t))
+        self._tensors = [t for t in tensors if _is_plain(t) and not apart.meets(storage_span(t))]
         with torch.no_grad():
             self._values = [t.clone() for t in self._tensors]
         self._left = self._values
@@ -51,6 +58,10 @@ class ReadOnly:
             for tensor, value in zip(self._tensors, wanted, strict=True):
                 if _differs(tensor, value):
                     tensor.copy_(value)
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    return tensor.layout is torch.strided and not tensor.is_meta
 
 
 def _differs(tensor: torch.Tensor, value: torch.Tensor) -> bool:

@@ -487,6 +487,31 @@ def test_an_input_of_one_element_many_times_over_is_verified():
     assert (fast.stats().verified, fast.stats().wrong) == (1, 0)
 
 
+@pytest.mark.parametrize("front", [pw.compile, pw.record])
+@pytest.mark.parametrize("captured", [(), (4,)])
+def test_an_input_that_is_written_to_under_another_name_is_verified(front, captured):
+    def fn(x, y):
+        x.add_(y * 2)
+        return x * 1
+
+    rows = {0: pw.Dim("rows", min=1, max=16)}
+    config = pw.Config(
+        dynamic={"x": rows, "y": rows},
+        capture_sizes=captured,
+        compiler="eager",
+        check="verify",
+        verify_rate=1.0,
+    )
+    fast = front(fn, config, platform=SimulatedPlatform())
+    for ours in (lambda b: (b[:4], b[:4]), lambda b: (b[:4], b[4:]), lambda b: (b[:4], b[2:6])):
+        for _ in range(2):
+            mine = torch.randn(8, 3)
+            theirs = mine.clone()
+            torch.testing.assert_close(fast(*ours(mine)), fn(*ours(theirs)))
+            torch.testing.assert_close(mine, theirs)
+    assert fast.stats().wrong == 0
+
+
 def test_results_of_a_forward_in_one_graph_are_blamed_on_the_line_that_makes_them(caplog):
     def fn(x):
         y = torch.softmax(x + 1, -1)
