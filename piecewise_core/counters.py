@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from piecewise_core.afterfork import after_fork
+
 __all__ = ["CALL_KINDS", "Counters", "ProcessCounters", "Stats", "process_counters"]
 
 CALL_KINDS = ("replayed", "compiled_size", "compiled_range", "general", "eager")
@@ -72,7 +74,7 @@ class Counters:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = after_fork.frees(threading.Lock())
         self._values: dict[str, int] = {}
         self.calls: dict[str, int] = _no_calls()
 
@@ -103,7 +105,7 @@ class ProcessCounters:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = after_fork.frees(threading.Lock())
         self._live: weakref.WeakSet[Counters] = weakref.WeakSet()
         self._gone = Stats()
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from piecewise_core.afterfork import after_fork
 from piecewise_core.compile.scheduler import Scheduler
 from piecewise_core.config import Config, Dim
 from piecewise_core.counters import Counters, process_counters
@@ -96,7 +97,7 @@ class _Runner:
     ) -> None:
         self._dispatch = dispatch
         self._read = read
-        self._lock = threading.RLock()
+        self._lock = after_fork.frees(threading.RLock())
         self._builds = Builds(self._lock)
 
     def __call__(self, *inputs: Any) -> Any:

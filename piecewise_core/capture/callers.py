@@ -76,6 +76,10 @@ class Callers:
             )
         return False
 
+    def begin_anew(self) -> None:
+        """In a forked process: whoever replayed or read outputs in its parent does not here."""
+        self.owner, self._holder = 0, None
+
     def may_overwrite(self) -> bool:
         """Whether no other thread may be reading outputs: this one may capture, or free graphs."""
         if self.owner == IN_USE:

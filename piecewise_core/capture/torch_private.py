@@ -13,10 +13,13 @@ from typing import Any
 import torch
 from torch._dynamo import convert_frame
 
+from piecewise_core.afterfork import after_fork
+
 __all__ = [
     "as_when_traced",
     "bare_replay",
     "in_backward",
+    "in_bad_fork",
     "leave_pool",
     "mode_keyword",
     "storage_over",
@@ -84,6 +87,12 @@ def mode_keyword(graph_class: Any, error_mode: str) -> dict[str, str]:
     return {"capture_error_mode": error_mode} if "capture_error_mode" in taken else {}
 
 
+def in_bad_fork(device_type: str) -> bool:
+    """Whether this process is a fork of one that had begun to use the device, and may not."""
+    ask = getattr(getattr(torch, device_type, None), "_is_in_bad_fork", None)
+    return ask is not None and bool(ask())
+
+
 @contextlib.contextmanager
 def as_when_traced() -> Iterator[None]:
     """Answer ``torch.compiler.is_compiling()`` with True, as torch.export does while it traces.
@@ -111,5 +120,5 @@ def without_dynamo() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(convert_frame.compile_lock)
         with contextlib.suppress(RuntimeError):  # inside of a function that Dynamo runs
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(after_fork.leaves(torch.compiler.set_stance("force_eager")))
         yield

@@ -36,15 +36,21 @@ class WorkerPool:
     """Sends requests to one worker and calls back with its answers, on a thread of its own.
 
     ``submit`` never blocks. The worker ends with ``close``, with this object, and with the
-    process. ``timeout``: seconds for one compilation.
+    process; a forked process starts one of its own. ``timeout``: seconds for one compilation.
     """
 
     def __init__(self, timeout: float = _TIMEOUT) -> None:
+        self._timeout = timeout
+        self._inherited: list[_Worker] = []
+        self._begin()
+
+    def _begin(self) -> None:
         self._jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._worker = _Worker(timeout)
+        self._worker = _Worker(self._timeout)
         self._thread: threading.Thread | None = None
+        self._process = os.getpid()
         # Runs at interpreter exit too: a worker in mid-compile would outlive its parent.
-        self.close = weakref.finalize(self, _end, self._jobs, self._worker)
+        self.close = weakref.finalize(self, _end, self._jobs, self._worker, self._process)
         """End the worker. What it is doing, and what waits, is never answered."""
 
     def submit(self, make: Make, done: Done) -> None:
@@ -56,6 +62,12 @@ class WorkerPool:
 
         What waits when the pool is closed is not called, and what asks then goes no further.
         """
+        if self._process != os.getpid():
+            # Forked: the worker is the parent's, and so is what waits for it.
+            self.close.detach()
+            self._worker.abandon()
+            self._inherited.append(self._worker)
+            self._begin()
         if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(
                 target=_run, args=(self._jobs, self._worker), name="piecewise-pool", daemon=True
@@ -71,9 +83,10 @@ def _run(jobs: queue.SimpleQueue[Any], worker: _Worker) -> None:
     worker.close()
 
 
-def _end(jobs: queue.SimpleQueue[Any], worker: _Worker) -> None:
-    jobs.put(None)
-    worker.end()
+def _end(jobs: queue.SimpleQueue[Any], worker: _Worker, process: int) -> None:
+    if os.getpid() == process:  # a forked process ends before its parent
+        jobs.put(None)
+        worker.end()
 
 
 class _Ended(BaseException):
@@ -110,6 +123,19 @@ class _Worker:
         if self._ended:
             raise _Ended
         return answer
+
+    def abandon(self) -> None:
+        """In a forked process: let go of the pipes, without a word to the worker at their end.
+
+        What the parent was writing when it forked may lie in a buffer here. Closing would send it
+        once more; so the pipes are replaced, under their numbers.
+        """
+        process = self._process
+        for stream in (process.stdin, process.stdout) if process is not None else ():
+            if stream is not None and not stream.closed:
+                nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+                os.dup2(nowhere, stream.fileno(), inheritable=False)
+                os.close(nowhere)
 
     def end(self) -> None:
         """Kill the process, whatever it is doing."""

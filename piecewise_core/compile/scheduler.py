@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -83,7 +84,8 @@ class Scheduler:
         )
         self._pieces: dict[str, Piece] = {}
         self._artifacts: dict[tuple[str, Box], Artifact] = {}
-        self._requested: set[tuple[str, Box]] = set()
+        # With the process: a forked one has no worker yet, and asks its own.
+        self._requested: dict[tuple[int, str, Box], object] = {}
         self._turn = 0
         self.sealed: str | None = None
 
@@ -173,9 +175,11 @@ class Scheduler:
         key, own = self.register(piece), project(piece, box)
         if (key, own) in self._artifacts or piece.hazard or not by.can_serve(self._maker.adaptor):
             self.artifact(piece, symbols, box, label)
-        elif (key, own) not in self._requested:
+        elif (os.getpid(), key, own) not in self._requested:
             self._check_sealed(label, own)
-            self._requested.add((key, own))
+            asker = object()
+            if self._requested.setdefault((os.getpid(), key, own), asker) is not asker:
+                return  # another thread did at the same time
             form = self._form(piece)
             ticket, _ = self._maker.ticket(piece, form, own, label)
             whole = self._maker.whole_key(piece, form, own, label) if ticket is None else ticket.key

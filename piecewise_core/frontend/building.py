@@ -51,7 +51,8 @@ class Builds:
 
     def __init__(self, lock: threading.RLock) -> None:
         self._changed = threading.Condition(lock)
-        self._under_way: set[Hashable] = set()
+        # By whom: a forked child has what its parent's other threads built, and not them.
+        self._under_way: dict[Hashable, threading.Thread] = {}
 
     def have(self, unready: Unready) -> None:
         """Build it, or wait for another thread that does; look again afterwards.
@@ -60,18 +61,23 @@ class Builds:
         """
         inside = self._inside_a_call()
         with self._changed:
-            mine = unready.key not in self._under_way
+            mine = not self._is_under_way(unready.key)
             if not mine and not inside:
-                self._changed.wait_for(lambda: unready.key not in self._under_way)
+                self._changed.wait_for(lambda: not self._is_under_way(unready.key))
                 return
-            self._under_way.add(unready.key)
+            if mine:
+                self._under_way[unready.key] = threading.current_thread()
         try:
             unready.build()
         finally:
             with self._changed:
                 if mine:
-                    self._under_way.discard(unready.key)
+                    self._under_way.pop(unready.key, None)
                 self._changed.notify_all()
+
+    def _is_under_way(self, key: Hashable) -> bool:
+        builder = self._under_way.get(key)
+        return builder is not None and builder.is_alive()
 
     def _inside_a_call(self) -> bool:
         """Whether this thread holds the call lock."""

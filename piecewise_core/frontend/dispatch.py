@@ -176,7 +176,7 @@ class Dispatch:
         if region.is_ready(target.box):
             return False
         if self._background is not None:
-            if target.box not in region.asked:
+            if not region.is_asked(target.box):
                 # A piece that no worker can compile is compiled here and now.
                 ask = partial(region.request, target.box, self._background)
                 raise Unready(("ask", region, target.box), ask)

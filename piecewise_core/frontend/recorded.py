@@ -13,6 +13,7 @@ import torch
 from piecewise_core.counters import Counters, Stats, process_counters
 from piecewise_core.errors import ConfigError, NotTraced
 from piecewise_core.frontend.recordedcalls import RecordedCalls
+from piecewise_core.frontend.recordings import Recordings
 from piecewise_core.frontend.results import RecordedFacts
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.frontend.warmup import WarmupReport
@@ -43,7 +44,10 @@ class RecordedFunction:
         self._counters = Counters()
         process_counters.watch(self._counters)
         self._calls = RecordedCalls(fn, setup, self._counters, module)
-        self._recordings = self._calls.recordings
+
+    @property
+    def _recordings(self) -> Recordings:
+        return self._calls.recordings
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run one call."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from piecewise_core.afterfork import after_fork
 from piecewise_core.capture.modes import being_watched
 from piecewise_core.counters import Counters
 from piecewise_core.errors import OutOfRange
@@ -49,12 +50,13 @@ class RecordedCalls:
         self._setup = setup
         self._config = setup.config
         self._counters = counters
-        self.recordings = Recordings(fn, setup, counters, self._eagerly, self._freed, module)
+        self.recordings = self._none_yet()
         self.targets: tuple[Target, ...] = ()
         self._entries: list[Entry] = []
         rng = getattr(setup.platform.device, "rng", None)
         self.verifier = RecordedVerifier(self._config, counters, () if rng is None else (rng(),))
-        self.lock = threading.RLock()
+        self.lock = after_fork.frees(threading.RLock(), self._forked)
+        self._left: list[Recordings] = []
         self.started = False
         self.around = around_forward(module, self.serve) if module is not None else None
 
@@ -88,6 +90,7 @@ class RecordedCalls:
 
     def start(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Learn from a call what calls look like."""
+        self._setup.refuse_lost_device()
         structure = describe_call(self._fn, args, kwargs, self._config)
         self._binder = Binder(
             structure,
@@ -106,6 +109,24 @@ class RecordedCalls:
         self._otherwise = LaidOtherwise(self._fn, self.recordings, self._binder, self._eagerly)
         self._install()
         self.started = True
+
+    def _none_yet(self) -> Recordings:
+        setup, counters = self._setup, self._counters
+        return Recordings(self._fn, setup, counters, self._eagerly, self._freed, self._module)
+
+    def _forked(self, lost: bool) -> None:
+        """In a forked process. ``lost``: a thread that is not here was in the middle of a call.
+
+        It may have been changing anything. Where the function is sealed nothing changes any more.
+        """
+        sealed = self.recordings.replays.sealed
+        if self._setup.lost_device or (lost and sealed != "error"):
+            if self._setup.lost_device:
+                self._left.append(self.recordings)  # the driver is not to be asked to free graphs
+            self.recordings, self.started = self._none_yet(), False
+            self.recordings.replays.sealed = sealed
+        elif lost:
+            self.recordings.replays.memory.callers.begin_anew()
 
     def _freed(self) -> None:
         """No size has graphs any more, and the module may have another forward by now."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -43,7 +44,7 @@ class Region:
     ``box``: the sizes served by targets; None where all of them are out of bounds.
     ``general_box``: those the general graph serves; larger only with ``out_of_range="general"``.
     ``index``: place among the model's regions. ``as_written``: whether nothing is compiled, for a
-    size is 0. ``asked``: the boxes that are compiled elsewhere, or were to be.
+    size is 0.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Region:
         # Eager refuses what has no value without elements, a maximum; compiled code makes one up.
         self.as_written = any(span.end == 0 for span in self.general_box.ranges)
         self.served = False
-        self.asked: set[Box] = set()
+        self._asked: set[tuple[int, Box]] = set()
         self._built: set[Box] = set()
         self._scheduler = scheduler
         self._plans: dict[Box, Plan] = {}
@@ -247,12 +248,16 @@ class Region:
             if source.bound is not None and storages(node) & written
         )
 
+    def is_asked(self, box: Box) -> bool:
+        """Whether ``request`` was called for ``box``, in this process: a forked one asks anew."""
+        return (os.getpid(), box) in self._asked
+
     def request(self, box: Box, by: Outside) -> None:
         """Have every piece compiled elsewhere for ``box``."""
         for index, piece in enumerate(() if self.as_written else self.program.compilable):
             symbols = self.program.traced.symbols
             self._scheduler.request(piece, symbols, box, self.label(index), by)
-        self.asked.add(box)
+        self._asked.add((os.getpid(), box))
 
     def runnables(self, box: Box) -> Iterator[tuple[int, Callable[..., Any]]]:
         """Each compilable piece's code for ``box``, compiled as it is asked for."""

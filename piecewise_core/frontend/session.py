@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from piecewise_core.afterfork import after_fork
 from piecewise_core.capture.modes import being_watched
 from piecewise_core.compile.store.protocol import Store
 from piecewise_core.counters import Counters, Stats
@@ -58,10 +59,11 @@ class Session:
         self.config = shared.config
         self.counters: Counters = shared.counters
         self.scheduler = shared.scheduler
-        self.lock = shared.lock
+        self.lock = after_fork.frees(shared.lock, self._forked)
         self.forms: list[Form] = []
         self._form: Any = _NoForm  # the one that served last: the next call is tried with it first
         self._said_layout = False
+        self._left: list[Form] = []
 
     @property
     def regions(self) -> list[Region]:
@@ -218,6 +220,7 @@ class Session:
 
     def _other(self, args: Any, kwargs: Any) -> Form:
         """A form for a call that fits none as it is: a new one, or one that refuses it."""
+        self.setup.refuse_lost_device()
         known = [form.structure for form in self.forms]
 
         def refusal(place: int) -> str:
@@ -258,6 +261,19 @@ class Session:
     def _share(self) -> None:
         for form in self.forms:
             form.share(alone=len(self.forms) == 1)
+
+    def _forked(self, lost: bool) -> None:
+        """In a forked process. ``lost``: a thread that is not here was in the middle of a call.
+
+        It may have been changing anything. Where the model is sealed nothing changes any more.
+        """
+        if self.setup.lost_device or (lost and self.shared.sealed != "error"):
+            if self.setup.lost_device:
+                self._left = self.forms  # the driver is not to be asked to free their graphs
+            self.forms, self._form = [], _NoForm
+            self.shared.begin_memory()
+        elif lost and self.shared.memory is not None:
+            self.shared.memory.callers.begin_anew()
 
     def adopt(
         self, structure: Structure, bound: Iterable[torch.Tensor], traces: Iterable[Traced]

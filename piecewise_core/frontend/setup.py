@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from piecewise_core.backend import PiecewiseBackend
+from piecewise_core.capture.torch_private import in_bad_fork
 from piecewise_core.compile.adaptors import configure, resolve
 from piecewise_core.compile.store.environment import Environment, surroundings
 from piecewise_core.compile.store.keeper import Keeper
@@ -17,7 +18,7 @@ from piecewise_core.compile.store.layered import LayeredStore
 from piecewise_core.compile.store.opening import open_store
 from piecewise_core.compile.store.protocol import Store
 from piecewise_core.config import Config
-from piecewise_core.errors import ConfigError
+from piecewise_core.errors import ConfigError, PlatformError
 from piecewise_core.graph.collectives import or_collectives
 from piecewise_core.graph.randomness import or_draws
 from piecewise_core.platforms import (
@@ -78,6 +79,20 @@ class Setup:
     def _environment(self) -> Environment:
         name, origin = self.selected.info.name, _origin(self.selected)
         return Environment(self.platform, name, origin, self.config, self.passes)
+
+    @property
+    def lost_device(self) -> bool:
+        """Whether this process was forked from one that had begun to use the device."""
+        return in_bad_fork(self.selected.info.device_type)
+
+    def refuse_lost_device(self) -> None:
+        """Raise PlatformError in such a process."""
+        if self.lost_device:
+            raise PlatformError(
+                f"process {os.getpid()} was forked from one that had begun to use device "
+                f'"{self.selected.info.device_type}", which no driver survives; start processes '
+                'with multiprocessing.get_context("spawn"), or before anything uses the device'
+            )
 
     def is_capturing(self) -> bool:
         """Whether the device is recording what this thread does."""

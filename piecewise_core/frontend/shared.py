@@ -46,9 +46,7 @@ class Shared:
         )
         in_background = self.config.compile_mode == "background"
         self.background = Background(setup, keeper) if in_background else None
-        self.memory: GraphMemory | None = None
-        if setup.graph_mode != "none":
-            self.memory = graph_memory(setup.platform, self.config, self.counters)
+        self.begin_memory()
         self.matcher = Matcher(self.config.splitting_ops, setup.unsafe_ops)
         self.splits = setup.splits(self.matcher)
         self.layouts = Layouts(self.config.dims, auto=self.config.regions == "auto")
@@ -59,6 +57,12 @@ class Shared:
         self.kept = True
         self.retraced = ""
         self._numbers: set[int] = set()
+
+    def begin_memory(self) -> None:
+        """Have the memory of graphs, with none in it yet."""
+        self.memory: GraphMemory | None = None
+        if self.setup.graph_mode != "none":
+            self.memory = graph_memory(self.setup.platform, self.config, self.counters)
 
     def once_ready(self, step: Callable[[], Result]) -> Result:
         """``step()`` under the call lock, made again whenever it lacks something."""

@@ -36,6 +36,7 @@ from torch._guards import CompileContext, TracingContext, compile_context
 from torch.fx.experimental import _config as fx_config
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from piecewise_core.afterfork import after_fork
 from piecewise_core.graph.assumptions import Assumptions, Look, assume
 from piecewise_core.graph.sideeffects import SideEffect, read_side_effects
 
@@ -53,8 +54,11 @@ __all__ = [
 any_autocast: Callable[[], bool] = torch._C._is_any_autocast_enabled
 """Whether autocast is on for some device."""
 
-compile_lock = convert_frame.compile_lock
-"""Dynamo's own lock: neither it nor Inductor may run in two threads at once."""
+compile_lock = after_fork.frees(convert_frame.compile_lock)
+"""Dynamo's own lock: neither it nor Inductor may run in two threads at once.
+
+A forked child has it free, which torch itself does not see to.
+"""
 
 trace_errors = (exc.TorchDynamoException,)
 """What Dynamo raises when it cannot trace to one graph."""
@@ -85,7 +89,8 @@ def oblivious_sizes() -> Iterator[None]:
     Enter it under ``compile_lock`` only.
     """
     config: Any = fx_config  # its functions are put there at import, unseen by type checkers
-    with config.patch(backed_size_oblivious=True), _one_convolution():
+    patch = config.patch(backed_size_oblivious=True)
+    with after_fork.leaves(patch), after_fork.leaves(_one_convolution()):
         yield
 
 
@@ -148,9 +153,9 @@ def capture(entry: Callable[..., Any], args: Sequence[Any]) -> Capture:
         allow_rnn=True,
     )
     with (
-        settings,
+        after_fork.leaves(settings),
         oblivious_sizes(),
-        _no_choice_by_sizes(),
+        after_fork.leaves(_no_choice_by_sizes()),
         get_metrics_context(),
         dynamo_timed("fullgraph_capture"),
         compile_context(CompileContext(convert_frame.get_compile_id({}))),

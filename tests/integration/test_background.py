@@ -370,3 +370,68 @@ def test_no_worker_outlives_the_interpreter(notes, busy):
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert eventually(lambda: int(done.stdout) not in workers())
+
+
+# Forks ------------------------------------------------------------------------------
+
+FORKING = """
+    import os, pathlib, sys, time, torch
+    import piecewise_core as pw
+    torch.set_grad_enabled(False)
+    notes, when = pathlib.Path(sys.argv[1]), sys.argv[2]
+    config = pw.Config(dynamic={"x": {0: pw.Dim("rows", 0, 64)}}, compile_ranges_endpoints=(8,),
+                       compile_mode="background")
+    fast = pw.compile(lambda x: x * 2 + 1, config, platform="acme")
+
+    def eventually(holds):
+        end = time.monotonic() + 120
+        while not holds():
+            assert time.monotonic() < end, "never"
+            time.sleep(0.02)
+
+    def switches(rows):
+        def done():
+            before = fast.stats().calls["compiled_range"]
+            x = torch.randn(rows, 3)
+            torch.testing.assert_close(fast(x), x * 2 + 1)
+            return fast.stats().calls["compiled_range"] > before
+        eventually(done)
+
+    def worker():
+        return int((notes / "compiled-in").read_text())
+
+    if when == "compiling":
+        (notes / "hang").touch()
+    fast(torch.randn(5, 3))
+    if when == "compiling":
+        eventually((notes / "compiled-in").exists)
+    if when == "compiled":
+        switches(5)
+    mine = worker() if when != "asked" else 0
+    pid = os.fork()
+    if pid == 0:
+        (notes / "hang").unlink(missing_ok=True)
+        switches(5), switches(20)
+        print("child", worker() not in (0, mine, os.getpid()))
+        sys.exit(0)  # what runs at exit must not end the parent's worker
+    print("ended", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    switches(5), switches(20)
+    print("parent", mine in (0, worker()))
+"""
+
+
+@pytest.mark.parametrize("when", ["asked", "compiling", "compiled"])
+def test_a_forked_child_has_a_worker_of_its_own_and_leaves_the_parent_s_alone(
+    notes, when, tmp_path
+):
+    path = tmp_path / "program.py"
+    path.write_text(textwrap.dedent(FORKING))
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", str(path), str(notes), when],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.split() == ["child", "True", "ended", "0", "parent", "True"]

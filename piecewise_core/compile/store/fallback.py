@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
+from piecewise_core.afterfork import after_fork
 from piecewise_core.compile.store.entry import Entry, Manifest
 from piecewise_core.compile.store.memory import MemoryStore
 from piecewise_core.compile.store.protocol import Store
@@ -26,7 +27,7 @@ class FallbackStore:
     def __init__(self, open_: Callable[[], Store], *, read_only: bool = False) -> None:
         self._open = open_
         self._read_only = read_only
-        self._guard = threading.RLock()
+        self._guard = after_fork.frees(threading.RLock())
         self._opened: Store | None = None
         self._memory: MemoryStore | None = None
 

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
+from piecewise_core.afterfork import after_fork
 from piecewise_core.compile.store.entry import Entry, Manifest
 
 __all__ = ["MemoryStore"]
@@ -25,7 +26,7 @@ class MemoryStore:
         name: str = "this process's memory",
     ) -> None:
         self._entries = {entry.manifest.key: entry for entry in entries}
-        self._guard = threading.Lock()
+        self._guard = after_fork.frees(threading.Lock())
         self.writable = writable
         self.name = name
 

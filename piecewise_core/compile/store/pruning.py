@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from filelock import FileLock, Timeout
 
+from piecewise_core.afterfork import after_fork
 from piecewise_core.compile.store.directory import claim
 from piecewise_core.compile.store.entry import Entry, Manifest
 from piecewise_core.compile.store.files import FileStore
@@ -53,7 +54,7 @@ class BoundedStore:
         self.inner = inner
         self.writable = inner.writable
         self.limit = limit
-        self._guard = threading.Lock()
+        self._guard = after_fork.frees(threading.Lock())
         self._added: int | None = None
 
     def get(self, key: str) -> Entry | None:
