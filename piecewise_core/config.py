@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from piecewise_core import config_env, config_fields, config_io
 from piecewise_core.config_dims import Dim, FrozenMap, dims_of, freeze_dynamic
-from piecewise_core.ranges import Box, Sizes
+from piecewise_core.ranges import Box, Range, Sizes
 
 __all__ = ["Config", "ConfigWarning", "Dim"]
 
@@ -134,6 +134,29 @@ class Config:
     def bounds(self) -> Box:
         """The bounds of every dim, in the order of ``dims``."""
         return Box(tuple(dim.sizes for dim in self.dims))
+
+    @property
+    def hull(self) -> Box:
+        """The bounds of every dim, with sizes between them that are no multiples."""
+        return Box(tuple(Range(dim.min, dim.max) for dim in self.dims))
+
+    @property
+    def uneven(self) -> Range | None:
+        """The sizes between bounds that are no multiples, of a lone dim; None where all are.
+
+        Calls of these are legal only where they are padded up.
+        """
+        step = self.dims[0].multiple_of if len(self.dims) == 1 else 1
+        if step == 1 or self.padding == "none":
+            return None
+        (hull,) = self.hull.ranges
+        return hull.intersect(Range(1, hull.end + step, step, (1 << step) - 2))
+
+    def padded_up(self, sizes: Sizes) -> Sizes | None:
+        """The capture size that a call of ``sizes``, which are legal if padded, is padded to."""
+        if self.uneven is None or sizes[0] not in self.uneven:
+            return None
+        return min((c for c in self.captures if c > sizes), default=None)
 
     @property
     def endpoints_by_dim(self) -> tuple[tuple[int, ...], ...]:

@@ -289,18 +289,30 @@ def plan_targets(
 
 
 def capture_targets(
-    bounds: Box, sizes: Iterable[Sizes], *, padded: Collection[int] = ()
+    bounds: Box,
+    sizes: Iterable[Sizes],
+    *,
+    padded: Collection[int] = (),
+    uneven: Range | None = None,
 ) -> tuple[Target, ...]:
     """One target per capture size in ``bounds``.
 
     ``padded``: places of dims; each capture size also serves what is smaller in these and equal
     in all others. The smallest capture size that holds a call's sizes wins, since it comes first.
+    ``uneven``: sizes of a lone dim that are legal only where they are padded: to the next of
+    ``sizes``, in these bounds or not.
     """
-    inside = sorted({s for s in sizes if s in bounds}, key=lambda s: (math.prod(s), s))
+    every = sorted(set(sizes))
+    inside = sorted((s for s in every if s in bounds), key=lambda s: (math.prod(s), s))
     exact = [Target("replayed", Box.single(s), s) for s in inside]
     if not padded:
         return tuple(exact)
     below = [Target("replayed", _below(bounds, s, padded), s) for s in inside]
+    for (size,) in inside if uneven is not None else ():
+        before = max((s for (s,) in every if s < size), default=-1)
+        between = uneven.clip(before + 1, size) if uneven is not None else None
+        if between is not None:
+            below.append(Target("replayed", Box((between,)), (size,)))
     return (*exact, *below)
 
 

@@ -50,7 +50,8 @@ class Capturing:
         """
         if (self.replays.released and not self.replays.memory.retired) or region.box is None:
             return ()
-        return capture_targets(region.box, self._config.captures, padded=self.padded.of(region))
+        padded, config = self.padded.of(region), self._config
+        return capture_targets(region.box, config.captures, padded=padded, uneven=config.uneven)
 
     def capture_all(self, regions: Sequence[Region], bound: Sequence[torch.Tensor]) -> list[Sizes]:
         """Capture every size, the largest first; returns those that are served by graphs."""

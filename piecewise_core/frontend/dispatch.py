@@ -144,7 +144,8 @@ class Dispatch:
 
         def pending(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
             under = region.fallback(captured)
-            if self._background is not None and self._waits(region, under):
+            legal = sizes in self._config.bounds
+            if legal and self._background is not None and self._waits(region, under):
                 return self.general(region, t, b, sizes, args, kwargs)
             if self.sealed != "error":  # else replays say what is refused
                 self._plan(region, under.box)

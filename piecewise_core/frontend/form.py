@@ -146,7 +146,7 @@ class Form:
 
     def install(self) -> None:
         """Make the look-up anew: what serves some sizes has changed."""
-        self.dispatch.install(self.shared.config.bounds, self.regions)
+        self.dispatch.install(self.shared.config.hull, self.regions)
 
     def bound(self) -> tuple[torch.Tensor, ...]:
         """The tensors that the model holds, read anew; graphs and traces that do not fit go."""
@@ -228,6 +228,9 @@ class Form:
         config = self.shared.config
         if sizes in config.bounds:
             self.held_region(sizes)
+        padded = config.padded_up(sizes) if self.capturing is not None else None
+        if padded is not None and self._regions.holding(padded) is None:
+            self.held_region(padded)  # which may have a target for these sizes
         if config.out_of_range == "eager":
             self.shared.counters.calls["eager"] += 1
             return self.shared.fn(*args, **kwargs)

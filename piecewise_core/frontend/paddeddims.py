@@ -100,6 +100,8 @@ class PaddedRegion:
     def alone(self, t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Alone:
         """Run one call without graphs."""
         region = self._region
+        if sizes not in region.general_box:  # legal only where it is padded
+            return Alone((), comparable=False, wild=False)
         box = region.fallback(sizes).box
         # What is not compiled yet is not compiled for this: as written it runs at once.
         plain = region.plan(box) if region.is_ready(box) else region.written_plan()

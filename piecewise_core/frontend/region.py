@@ -15,7 +15,9 @@ import torch
 from piecewise_core.backend import PiecewiseBackend
 from piecewise_core.compile.scheduler import Outside, Scheduler
 from piecewise_core.config import Config, Dim
+from piecewise_core.errors import OutOfRange
 from piecewise_core.frontend.building import Unready
+from piecewise_core.frontend.cells import out_of_range
 from piecewise_core.graph.effects import writes
 from piecewise_core.graph.memory import storages
 from piecewise_core.graph.names import op_name, source_of
@@ -59,6 +61,7 @@ class Region:
     ) -> None:
         self.index = index
         self.program = program
+        self._config = config
         self.general_box = program.traced.box
         self.box = self.general_box.intersect(bounds)
         endpoints = config.endpoints_by_dim or ((),) * len(bounds.ranges)
@@ -196,7 +199,10 @@ class Region:
 
     def fallback(self, sizes: Sizes) -> Target:
         """What serves ``sizes`` without static graphs."""
-        return self.targets[self.table.find(*sizes)]
+        place = self.table.find(*sizes)
+        if place == TargetTable.miss:
+            raise OutOfRange(out_of_range(self._config, sizes))
+        return self.targets[place]
 
     def recording_plan(
         self,

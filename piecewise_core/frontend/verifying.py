@@ -47,6 +47,7 @@ class Verifier:
 
     def __init__(self, config: Config, counters: Counters, subject: Subject) -> None:
         self._rate = config.verify_rate
+        self._uneven = config.uneven
         self._counters = counters
         self._subject = subject
         self.wrong: dict[Key, str] = {}
@@ -82,10 +83,12 @@ class Verifier:
     def _sampled(
         self, serving: list[Entry], entries: list[Entry], place: int, region: Region, target: Target
     ) -> Entry:
-        rate, credit = self._rate, 0.0
+        rate, credit, uneven = self._rate, 0.0, self._uneven
 
         def entry(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
             nonlocal credit
+            if uneven is not None and sizes[0] in uneven:
+                return entries[place](t, b, sizes, args, kwargs)  # the model takes no such size
             before, credit = credit, credit + rate
             key = (region.index, target)
             try:

@@ -225,6 +225,36 @@ def test_sizes_that_are_configured_must_be_multiples_too():
     assert pw.Config.from_json(config.to_json()) == config
 
 
+@pytest.mark.parametrize("check_mode", ["cheap", "verify"])
+@pytest.mark.parametrize("first", [3, 13, 16])
+def test_a_size_that_is_no_multiple_is_padded_to_the_next_capture_size(first, check_mode):
+    def fn(x):
+        return x * 2 if x.shape[0] % 16 == 0 else x * 3
+
+    sizes = {"capture_sizes": (8, 32), "padding": "capture_sizes"}
+    config = pw.Config(
+        dynamic=dims(1, 40, 8), compiler="eager", check=check_mode, verify_rate=1.0, **sizes
+    )
+    fast = pw.compile(fn, config, platform=SimulatedPlatform())
+    for rows in (first, 3, 13, 8, 16, 31, 32, 33, 24, 1, 39):
+        x = torch.randn(rows, 2)
+        factor = 3 if rows <= 8 or rows in (24, *range(33, 41)) else 2
+        torch.testing.assert_close(fast(x), x * factor)
+    assert fast.stats().padded_rows > 0
+    fast.release()
+    with pytest.raises(OutOfRange, match="next legal size is 16"):
+        fast(torch.randn(13, 2))
+
+
+def test_rows_that_mix_are_not_padded_to_a_multiple():
+    sizes = {"capture_sizes": (8, 32), "padding": "capture_sizes"}
+    config = pw.Config(dynamic=dims(1, 40, 8), compiler="eager", **sizes)
+    fast = pw.compile(groups, config, platform=SimulatedPlatform())
+    check(fast, groups, (8, 16, 32))
+    with pytest.raises(OutOfRange, match="next legal size is 16"):
+        fast(torch.randn(13, 2))
+
+
 @pytest.mark.inductor
 def test_compiled_code_holds_for_a_region_of_residues():
     fast = pw.compile(padded, pw.Config(dynamic=dims(1, 24), compiler="inductor"))
