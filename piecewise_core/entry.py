@@ -25,6 +25,7 @@ from piecewise_core.frontend.region import NO_BOUND, Region
 from piecewise_core.frontend.setup import prepare
 from piecewise_core.frontend.suspects import GraphSubject
 from piecewise_core.frontend.verifying import Verifier
+from piecewise_core.graph.contracts import Contracts
 from piecewise_core.graph.layouts import Layouts
 from piecewise_core.graph.names import Matcher
 from piecewise_core.graph.split import split
@@ -62,7 +63,7 @@ def backend(
     matcher = Matcher(setup.config.splitting_ops, setup.unsafe_ops)
     if matcher:
         matcher.look(graph.graph)
-    program = split(traced, matcher, Layouts(dims, cuts=False))
+    program = split(traced, matcher, Layouts(dims, cuts=False), Contracts())
     region = Region(
         0,
         program,

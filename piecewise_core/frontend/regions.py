@@ -170,7 +170,7 @@ class Regions:
         shared = self._shared
         if shared.matcher:
             shared.matcher.look(traced.graph.graph)
-        program = split(traced, shared.splits, shared.layouts)
+        program = split(traced, shared.splits, shared.layouts, shared.contracts)
         return Region(
             shared.number(),
             program,

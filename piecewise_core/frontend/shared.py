@@ -16,6 +16,7 @@ from piecewise_core.frontend.background import Background
 from piecewise_core.frontend.building import Builds, Unready
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.frontend.tracestore import TraceStore
+from piecewise_core.graph.contracts import Contracts
 from piecewise_core.graph.layouts import Layouts
 from piecewise_core.graph.names import Matcher
 from piecewise_core.replay.replays import graph_memory
@@ -50,6 +51,7 @@ class Shared:
         self.matcher = Matcher(self.config.splitting_ops, setup.unsafe_ops)
         self.splits = setup.splits(self.matcher)
         self.layouts = Layouts(self.config.dims, auto=self.config.regions == "auto")
+        self.contracts = Contracts()
         self.traces = TraceStore(keeper.store, fn, self.config, keeper.run)
         self.lock = threading.RLock()
         self.builds = Builds(self.lock)

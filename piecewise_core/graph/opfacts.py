@@ -17,7 +17,7 @@ from torch._library import simple_registry
 
 from piecewise_core.graph.codefacts import code_digest
 
-__all__ = ["UNKNOWN", "changed_ops", "op_facts"]
+__all__ = ["UNKNOWN", "changed_ops", "is_foreign", "op_facts"]
 
 UNKNOWN = "unknown"
 """Of an operator whose fake kernel is native code: nobody can tell versions of it apart."""
@@ -25,6 +25,11 @@ UNKNOWN = "unknown"
 _TORCH = frozenset(
     {"aten", "prims", "prim", "inductor", "higher_order", "_c10d_functional", "c10d"}
 )
+
+
+def is_foreign(target: Any) -> bool:
+    """Whether the target of a graph's node is an operator that is not torch's."""
+    return any(op.namespace not in _TORCH for op in _overloads(target))
 
 
 def op_facts(module: torch.fx.GraphModule) -> dict[str, str]:

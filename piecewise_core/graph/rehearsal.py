@@ -20,8 +20,9 @@ from piecewise_core.graph.segments import Segment
 from piecewise_core.graph.split import Piece
 from piecewise_core.graph.strides import at
 from piecewise_core.graph.trace import Traced
+from piecewise_core.ranges import Sizes
 
-__all__ = ["Rehearsal"]
+__all__ = ["Rehearsal", "can_run"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,9 +41,11 @@ class Rehearsal:
     state is put back. ``sizes``: of all dims. ``numbers``: the same by symbol.
     """
 
-    def __init__(self, traced: Traced) -> None:
+    def __init__(self, traced: Traced, sizes: Sizes = ()) -> None:
         self._traced = traced
-        self.sizes = [r.nearest(16 + 8 * place) for place, r in enumerate(traced.box.ranges)]
+        self.sizes = sizes or tuple(
+            r.nearest(16 + 8 * place) for place, r in enumerate(traced.box.ranges)
+        )
         self.numbers: Mapping[sympy.Symbol, int] = {
             symbol: self.sizes[place] for symbol, place in traced.symbols.items()
         }
@@ -50,7 +53,7 @@ class Rehearsal:
 
     def results(self, run: Segment) -> Sequence[Any] | None:
         """What each node of ``run`` gave, in order; None where it cannot be rehearsed."""
-        if not _can_run(run):
+        if not can_run(run):
             return None
         traced, dims = self._traced, len(self.sizes)
         try:
@@ -58,7 +61,7 @@ class Rehearsal:
             piece = Piece(0, False, tuple(run.nodes), (), made.graph, made.dims, made.inputs)
             key = canonical_form(piece).key
             if key not in self._known:
-                self._known[key] = self._run(made)
+                self._known[key] = self.run(made)
         except Exception as error:
             # It may need what only a real call has. What it returns then is looked at in calls.
             logger.debug(
@@ -67,7 +70,11 @@ class Rehearsal:
             return None
         return self._known[key]
 
-    def _run(self, made: PieceGraph) -> Sequence[Any] | None:
+    def run(self, made: PieceGraph) -> Sequence[Any] | None:
+        """What ``made`` gives at these sizes; None where its inputs are too large to make up.
+
+        Raises what its operators raise.
+        """
         fakes = [node.meta["example_value"] for node in made.inputs]
         shapes = [([at(s, self.numbers) for s in f.shape], f) for f in fakes]
         if sum(math.prod(shape) * fake.element_size() for shape, fake in shapes) > _MOST:
@@ -87,7 +94,7 @@ class Rehearsal:
         return torch.zeros(count, dtype=fake.dtype, device=fake.device).as_strided(shape, stride)
 
 
-def _can_run(run: Segment) -> bool:
+def can_run(run: Segment) -> bool:
     """Whether a run may run at another time than the model's, by itself, on zeros."""
     for node in run.nodes:
         if node.op not in ("call_function", "call_method"):

@@ -58,6 +58,9 @@ class Piece:
         return next((s for s in map(source_of, self.nodes) if s), "")
 
 
+Matcher = Callable[[torch.fx.Node], bool]
+
+
 @dataclass(frozen=True)
 class Program:
     """A split graph.
@@ -84,12 +87,13 @@ def split(
     traced: Traced,
     matcher: Callable[[torch.fx.Node], bool],
     learn: Callable[[Traced, Sequence[Segment]], Traced | None] = lambda traced, runs: None,
+    distrust: Callable[[Traced, Matcher], Matcher] = lambda traced, matcher: matcher,
 ) -> Program:
     """Cut ``traced`` at the nodes that ``matcher`` accepts.
 
     ``learn``: writes the real strides of what splitting runs return into the trace; whether it
-    changed any. Takes the graph over (it is normalised in place). Raises TraceFailed when a size
-    depends on tensor data.
+    changed any. ``distrust``: adds to ``matcher`` what must not be compiled. Takes the graph over
+    (it is normalised in place). Raises TraceFailed when a size depends on tensor data.
     """
     graph = traced.graph.graph
     normalise(graph)
@@ -99,7 +103,7 @@ def split(
     _drop_dead_nodes(graph)
     matcher = bring_to_device(graph, matcher)
     lift_masks(graph, matcher)
-    matcher = keep_waits(graph, matcher)
+    matcher = distrust(traced, keep_waits(graph, matcher))
     runs = segments(graph, matcher)
     learned = learn(traced, runs)
     if learned is not None:
