@@ -226,8 +226,9 @@ class Session:
         def refusal(place: int) -> str:
             return refusal_of(self.forms[place].binder, args, kwargs)
 
+        met = {leaf.path for structure in known for leaf in structure.tensors}
         try:
-            structure = describe_call(self.fn, args, kwargs, self.config)
+            structure = describe_call(self.fn, args, kwargs, self.config, met)
         except (ConfigError, InputMismatch) as error:
             if not known:
                 raise

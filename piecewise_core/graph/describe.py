@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -36,10 +36,15 @@ def bind_arguments(
 
 
 def describe_call(
-    fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], config: Config
+    fn: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    config: Config,
+    met: Collection[str] = (),
 ) -> Structure:
     """Describe the call ``fn(*args, **kwargs)`` in the form in which the caller wrote it.
 
+    ``met``: paths of tensors in calls of other forms, which this one may be without.
     Raises InputMismatch when the arguments do not fit the signature, ConfigError when
     ``config.dynamic`` names an argument or dim that the call does not have.
     """
@@ -52,7 +57,8 @@ def describe_call(
     }
     structure = Structure(names.taken, arguments, tuple(walk.tensors), config.dims)
     try:
-        _check_all_used(structure, {u for u in walk.unused if not names.may_be_left_out(u)})
+        lacking = {u for u in walk.unused.difference(met) if not names.may_be_left_out(u)}
+        _check_all_used(structure, lacking)
     except ConfigError:
         bind_arguments(names.shown, args, kwargs)  # a slip in the call rather than in the config
         raise
@@ -115,8 +121,9 @@ class _Walk:
                 tuple(range(len(value))),
                 tuple(self.node(v, f"{path}.{k}") for k, v in enumerate(value)),
             )
-        if value is None:
-            self.unused.discard(path)  # an optional tensor, left out
+        if value is None:  # an optional tensor, or what would hold some, left out
+            inner = f"{path}."
+            self.unused -= {u for u in self.unused if u == path or u.startswith(inner)}
         return Constant(path, value, by_identity=not is_plain(value))
 
     def _tensor(self, value: torch.Tensor, path: str) -> TensorLeaf:

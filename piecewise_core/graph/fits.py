@@ -23,8 +23,9 @@ def check_container(node: Container, value: Any) -> None:
     held: Any = value
     if not node.is_mapping:
         if len(held) != len(node.keys):
+            what = "" if any(isinstance(item, torch.Tensor) for item in held) else _DATA
             count = f"{len(held)} items; traced with {len(node.keys)}"
-            raise InputMismatch(f'argument "{node.path}" has {count}{_DATA}')
+            raise InputMismatch(f'argument "{node.path}" has {count}{what}')
         return
     keys = tuple(held)
     if set(keys) != set(node.keys):

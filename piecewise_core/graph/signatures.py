@@ -118,8 +118,8 @@ class Names:
         return key
 
     def may_be_left_out(self, name: str) -> bool:
-        """Whether ``name`` is a parameter whose argument is None where a call has none."""
-        parameter = self.shown.parameters.get(name)
+        """Whether ``name`` is, or lies in, an argument that is None where a call has none."""
+        parameter = self.shown.parameters.get(name.partition(".")[0])
         return parameter is not None and parameter.default is None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 
 import pytest
@@ -164,6 +165,59 @@ def test_writes_to_an_input_reach_the_caller_in_each_form(place):
             x, y = torch.zeros(n, 6), torch.zeros(n, 6)
             torch.testing.assert_close(fast(x, mask), model(y, mask))
             assert torch.equal(x, y)
+
+
+@PLACES
+def test_dims_named_in_one_form_only_are_no_obstacle_to_another(place):
+    """A cache is a dict of tensors in one form and None, or nothing at all, in another."""
+
+    def model(x, *rest, cache=None, **more):
+        out = x * 2
+        if cache is not None:
+            out = out + cache["keys"] + cache["values"][0]
+        for other in (*rest, *more.values()):
+            out = out + other
+        return out
+
+    names = ("x", "cache.keys", "cache.values.0", "rest.0", "more.late")
+    fast = made(place, model, dynamic={name: {0: ROWS} for name in names})
+    for n in (4, 3, 8):
+        x, y = torch.randn(n, 6), torch.randn(n, 6)
+        cache = {"keys": torch.randn(n, 6), "values": [torch.randn(n, 6)]}
+        for args, kwargs in [
+            ((x, y), {"cache": cache, "late": y}),
+            ((x,), {"cache": cache}),
+            ((x,), {"cache": None}),
+            ((x,), {}),
+            ((x, y), {}),
+            ((x,), {"late": y}),
+        ]:
+            torch.testing.assert_close(fast(*args, **kwargs), model(*args, **kwargs))
+    assert fast.stats().graphs == 5
+
+
+def test_a_decorated_model_may_be_called_without_what_dims_are_named_in():
+    def anyhow(fn):
+        @functools.wraps(fn)
+        def inner(*args, **kwargs):
+            return fn(*args, **kwargs)
+
+        return inner
+
+    @anyhow
+    def model(x, cache=None):
+        return x * 2 if cache is None else x + cache["keys"]
+
+    fast = made("uncaptured", model, dynamic={"x": {0: ROWS}, "cache.keys": {0: ROWS}})
+    x = torch.randn(3, 6)
+    for kwargs in ({}, {"cache": {"keys": x}}, {"cache": None}, {}):
+        torch.testing.assert_close(fast(x, **kwargs), model(x, **kwargs))
+
+
+def test_a_name_in_dynamic_that_no_call_had_is_a_slip():
+    fast = made("uncaptured", lambda x, **more: x + 1, dynamic={"x": {0: ROWS}, "lat": {0: ROWS}})
+    with pytest.raises(pw.errors.ConfigError, match="no such tensor argument"):
+        fast(torch.ones(2, 6), late=torch.ones(2, 6))
 
 
 def test_another_layout_is_copied_whatever_the_number_of_forms():
