@@ -21,7 +21,9 @@ __all__ = ["Call", "HostData", "is_lift", "on_host"]
 
 _LIFTS = (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default)
 _CLONE, _TO = torch.ops.aten.clone.default, torch.ops.aten._to_copy.default
-_TAKING = frozenset({"aten::copy_", "aten::index", "aten::index_put", "aten::index_put_"})
+_TAKING = frozenset({
+    "aten::copy_", "aten::index", "aten::index_put", "aten::index_put_", "aten::where",
+})  # fmt: skip
 """Operators that bring what they are given to the device of their first argument."""
 
 Call = tuple[Any, Any, Mapping[str, Any]]

@@ -17,7 +17,7 @@ import sympy
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from piecewise_core.config import Dim
-from piecewise_core.errors import SizeBranch
+from piecewise_core.errors import SizeBranch, TraceFailed
 from piecewise_core.graph.conditions import evaluator, implied
 from piecewise_core.ranges import Box, Range, Sizes
 
@@ -95,7 +95,7 @@ def region(
     cuts: list[str] = []
     for guard in guards:
         used = [s for s in guard.expr.free_symbols if s in symbols]
-        if len(used) != 1:
+        if len(used) != 1 or len(guard.expr.free_symbols) > 1:
             continue
         place = symbols[used[0]]
         before, dim = box.ranges[place], dims[place]
@@ -112,6 +112,7 @@ def region(
             box = box.replaced(place, held)
     for guard in guards:
         if len(guard.expr.free_symbols) > 1 and not _relates(guard.expr, symbols, box):
+            _refuse_data(guard, symbols, dims)
             names = sorted(dims[symbols[s]].name for s in guard.expr.free_symbols if s in symbols)
             raise SizeBranch(
                 f"the model depends on how dims {', '.join(names)} relate: "
@@ -119,6 +120,17 @@ def region(
                 "equal one Dim name, or compile a submodule without that branch"
             )
     return Held(box, tuple(dict.fromkeys(cuts)))
+
+
+def _refuse_data(guard: Guard, symbols: Mapping[sympy.Symbol, int], dims: Sequence[Dim]) -> None:
+    """Raise TraceFailed where a guard compares a size that no input has: tensor data decides it."""
+    unknown = sorted(map(str, guard.expr.free_symbols - set(symbols)))
+    if unknown:
+        raise TraceFailed(
+            f"sizes {unknown} depend on tensor data, and the model compares them with others: "
+            f"{_text(guard.expr, symbols, dims)} at {guard.where}; piecewise needs sizes that "
+            "follow from the inputs' sizes. Move the data-dependent part out of the compiled model"
+        )
 
 
 def _relates(expr: Any, symbols: Mapping[sympy.Symbol, int], box: Box) -> bool:
