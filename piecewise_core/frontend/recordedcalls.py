@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from piecewise_core.afterfork import after_fork
 from piecewise_core.capture.modes import being_watched
 from piecewise_core.counters import Counters
-from piecewise_core.errors import OutOfRange
+from piecewise_core.errors import InputMismatch, OutOfRange, PiecewiseError
 from piecewise_core.frontend.aroundforward import around_forward
 from piecewise_core.frontend.cells import out_of_range
 from piecewise_core.frontend.laidotherwise import LaidOtherwise
@@ -22,6 +23,7 @@ from piecewise_core.frontend.refusals import check_grad, need_grad, refuse_autoc
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.graph.binder import Binder
 from piecewise_core.graph.describe import describe_call
+from piecewise_core.graph.differences import differences, is_new_form
 from piecewise_core.graph.torch_private import any_autocast
 from piecewise_core.ranges import Sizes, Target, capture_targets
 from piecewise_core.replay.replayable import Entry
@@ -71,7 +73,10 @@ class RecordedCalls:
                 self.start(args, kwargs)
             binder = self._binder
             binder.is_foreign = False
-            tensors, sizes = binder.bind(*args, **kwargs)
+            try:
+                tensors, sizes = binder.bind(*args, **kwargs)
+            except InputMismatch as error:
+                raise self._refusal(error, args, kwargs) from None
             if torch.is_grad_enabled():
                 check_grad(tensors, need_grad(roots_of(self._fn)))
             if any_autocast():
@@ -87,6 +92,17 @@ class RecordedCalls:
                 return serve(tensors, (), sizes, args, kwargs)
             finally:
                 made.ran()
+
+    def _refusal(self, error: InputMismatch, args: Any, kwargs: Any) -> InputMismatch:
+        """What a call that does not fit is refused with: ``error``, and what to do."""
+        with suppress(PiecewiseError):
+            call = describe_call(self._fn, args, kwargs, self._config)
+            if is_new_form(differences(self._binder.structure, call)):
+                return InputMismatch(
+                    f"{error}. pw.record serves one form of calls, that of the first: record the "
+                    "function once more for calls of this form"
+                )
+        return error
 
     def start(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Learn from a call what calls look like."""

@@ -495,6 +495,30 @@ def test_max_forms_is_at_least_one():
         pw.Config(max_forms=0)
 
 
+@pytest.mark.parametrize(
+    ("args", "kwargs", "advised"),
+    [
+        ((torch.ones(4, 6), torch.ones(4)), {}, True),
+        ((torch.ones(4, 6),), {"flag": True}, True),
+        ((torch.ones(4, 6).double(),), {}, True),
+        ((torch.ones(4, 7),), {}, False),
+        ((torch.ones(4, 6), [1] * 200), {}, False),
+    ],
+    ids=["mask", "flag", "dtype", "size", "data"],
+)
+def test_a_recorded_function_has_one_form_and_says_what_to_do(args, kwargs, advised):
+    def fn(x, mask=None, flag=False):
+        return x * 2
+
+    config = pw.Config(dynamic={"x": {0: ROWS}}, capture_sizes=(4,))
+    fast = pw.record(fn, config, SimulatedPlatform())
+    fast(torch.ones(4, 6))
+    with pytest.raises(InputMismatch) as refused:
+        fast(*args, **kwargs)
+    assert ("record the function once more" in str(refused.value)) is advised
+    torch.testing.assert_close(fast(torch.ones(3, 6)), torch.full((3, 6), 2.0))
+
+
 # Trust ------------------------------------------------------------------------------------
 
 
