@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ from piecewise_core.frontend.verifying import Verifier
 from piecewise_core.graph.binder import Binder
 from piecewise_core.graph.call import constants
 from piecewise_core.graph.lying import Lying
+from piecewise_core.graph.questions import FACTS, IDENTITY
 from piecewise_core.graph.structure import Structure, TensorLeaf, objects_in
 from piecewise_core.graph.torch_private import compile_lock
 from piecewise_core.graph.trace import Traced
@@ -297,7 +298,9 @@ class Form:
         self.binder.mutated |= region.program.mutated
         if region.program.traced.asks_layout:
             self.binder.exactly()
-            self.share(alone=self._alone)
+        self.binder.expect(_facts(region.program.traced.words))
+        self.binder.refuses = True
+        self.share(alone=self._alone)
         if self._checked:
             traced, objects = region.program.traced, constants(self.structure)
             self._watched.add(traced.assumptions, self.shared.fn, objects, traced.words)
@@ -328,3 +331,9 @@ class Form:
 def _unchanged() -> int:
     """Stands in for a check while there is nothing to check."""
     return 0
+
+
+def _facts(words: Collection[str]) -> frozenset[str]:
+    """What calls must answer as the traced one, since code names the question."""
+    found = {kind for kind, names in FACTS.items() if names & {*words}}
+    return frozenset(found | {"apart"} if IDENTITY in words else found)

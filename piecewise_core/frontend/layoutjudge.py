@@ -17,6 +17,7 @@ from piecewise_core.graph.effects import writes
 from piecewise_core.graph.lying import Lying
 from piecewise_core.graph.memory import storages
 from piecewise_core.graph.paths import same_path
+from piecewise_core.graph.segments import is_size
 from piecewise_core.graph.structure import Container, Node, Structure, TensorLeaf
 from piecewise_core.graph.torch_private import compile_lock
 from piecewise_core.graph.trace import Traced, trace
@@ -86,7 +87,7 @@ class LayoutJudge:
                 )
                 found = one.box != two.box or _written(one) != _written(two)
                 found = found or any(map(_goes_by_memory, one.graph.graph.nodes))
-                found = found or not same_path(one, two, {})
+                found = found or not same_path(one, two, {}) or _together(one) != _together(two)
         except PiecewiseError as error:
             logger.debug("%r in another layout cannot be traced: %s", leaf.path, error)
             return True
@@ -107,6 +108,14 @@ def _written(traced: Traced) -> list[int]:
     memory = frozenset().union(*map(writes, nodes))
     placeholders = [n for n in nodes if n.op == "placeholder"]
     return [place for place, node in enumerate(placeholders) if storages(node) & memory]
+
+
+def _together(traced: Traced) -> set[frozenset[int]]:
+    """Which values lie in one memory, of those in memory that is written to."""
+    nodes = [n for n in traced.graph.graph.nodes if not is_size(n)]
+    memory = frozenset().union(*map(writes, nodes))
+    places = [storages(node) for node in nodes]
+    return {frozenset(i for i, found in enumerate(places) if m in found) for m in memory}
 
 
 def _with(structure: Structure, leaf: TensorLeaf) -> Structure:

@@ -6,7 +6,7 @@ which either repairs the call (another memory layout) or says exactly what is wr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -41,8 +41,9 @@ class Binder:
     ``mutated``: flat indices of tensors that the program writes to, which cannot be copies.
     ``matters(leaf, lying)``: whether a model that may ask for layouts takes another path for an
     input that lies so; then a copy in the traced layout would not do, and AnotherLayout is raised.
-    ``asked``: as for ``bind_source``. ``is_foreign``: set by calls whose tensors are not as the
-    fast path has them: copied, of another class, or with another answer to what was asked.
+    ``asked``: as for ``bind_source``, or "class": whether an argument is a Parameter. ``refuses``:
+    whether a call with another answer is AnotherLayout. ``is_foreign``: set by calls whose tensors
+    are not as the fast path has them: copied, of another class, or with another answer.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Binder:
         self._static = static
         self._check = check
         self.is_exact = False
-        self.is_foreign = False
+        self.is_foreign = self.refuses = False
         self.asked: frozenset[str] = frozenset()
         self._generate()
 
@@ -100,6 +101,8 @@ class Binder:
         for name, node in self.structure.arguments.items():
             found += self._collect(node, values[name])
         sizes = self._sizes(found)
+        if self.refuses:
+            self._refuse_other_answers(found)
         tensors = tuple(self._fit(t, x, found) for t, x in self._pairs(found))
         for given, taken in zip(found, tensors, strict=True):
             if taken is not given:
@@ -162,6 +165,25 @@ class Binder:
             return f"data that does not start at a multiple of {self._alignment} bytes"
         return ""
 
+    def _refuse_other_answers(self, found: Sequence[torch.Tensor]) -> None:
+        """Raise AnotherLayout where the model may ask what this call answers otherwise."""
+        asked, why = self.asked, ""
+        if "no gradients" in asked and torch.is_grad_enabled():
+            why = "the call is made with gradients enabled, and the model asks for that"
+        if "apart" in asked and len({*map(id, found)}) < len(found):
+            why = "one tensor is given twice, and the model asks what is the same object"
+        for leaf, tensor in self._pairs(found):
+            own = ""
+            if "gradients" in asked and tensor.requires_grad:
+                own = "needs gradients"
+            elif "class" in asked and type(tensor) is not torch.Tensor:
+                own = f"is a {type(tensor).__name__}"
+            elif "attributes" in asked and _marked(tensor):
+                own = "has attributes of its own"
+            why = f'argument "{leaf.path}" {own}, and the model may ask for that' if own else why
+        if why:
+            raise AnotherLayout(f"{why}; it was traced for calls that have none of it")
+
     def _refuse_other_path(self, leaf: TensorLeaf, tensor: torch.Tensor) -> None:
         """Raise AnotherLayout where the model does something else for the tensor's layout."""
         as_traced = tensor.stride() == dense_strides(tensor.shape, leaf.order)
@@ -188,6 +210,11 @@ class Binder:
                     f'argument "{leaf.path}" has {why}; the model writes to {where}, so a copy '
                     "would not see the write: pass a tensor of the traced layout"
                 )
+
+
+def _marked(tensor: torch.Tensor) -> bool:
+    """Whether somebody but Dynamo set an attribute."""
+    return any(not name.startswith("_dynamo") for name in vars(tensor))
 
 
 def _one_storage(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -48,7 +48,7 @@ def bind_source(
     and not only what else tells one form of calls from another.
     ``exact``: whether strides count that no address depends on. ``asked``: what else a call must
     answer as the tensors of the recorded run do: "offset", "gradients", "inference", "attributes"
-    (there are none), "apart" (no tensor is given twice).
+    (there are none), "apart" (no tensor is given twice), "no gradients" (which mode it is).
     Raises ConfigError for a parameter whose name is kept for names of ours.
     """
     for parameter in structure.signature.parameters:
@@ -104,6 +104,9 @@ class _Writer:
             self._walk(node, parameter)
         signature = self._parameters()
         passed = ", ".join(f"{p!r}: {p}" for p in self.structure.signature.parameters)
+        if "no gradients" in self._asked:
+            self.names["_pw_grad"] = torch.is_grad_enabled
+            self._tests.append("not _pw_grad()")
         if "apart" in self._asked:
             apart = _apart(self._tensor_names)
             self._tests += apart

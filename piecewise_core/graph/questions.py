@@ -8,14 +8,25 @@ from __future__ import annotations
 
 import dis
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import CodeType
 from typing import Any
 
 import torch
 
-__all__ = ["MODES", "RANDOM_STATE", "WATCHED", "asks", "mentions", "named", "words"]
+__all__ = [
+    "ADDRESSES",
+    "FACTS",
+    "IDENTITY",
+    "MODES",
+    "RANDOM_STATE",
+    "WATCHED",
+    "asks",
+    "mentions",
+    "named",
+    "words",
+]
 
 MODES = frozenset({"is_grad_enabled", "is_inference", "is_inference_mode_enabled"})
 """Functions and methods whose answer is another one in inference mode, where all is traced."""
@@ -23,7 +34,21 @@ MODES = frozenset({"is_grad_enabled", "is_inference", "is_inference_mode_enabled
 RANDOM_STATE = frozenset({"get_rng_state", "initial_seed"})
 """Functions and methods that tell of a generator, which is in another state while one records."""
 
-WATCHED = MODES | RANDOM_STATE | {
+FACTS: Mapping[str, frozenset[str]] = {
+    "gradients": frozenset({"requires_grad"}),
+    "class": frozenset({"Buffer", "Parameter", "__class__", "type"}),
+    "attributes": frozenset({"AttributeError", "__dict__", "getattr", "hasattr", "vars"}),
+    "no gradients": frozenset({"is_grad_enabled"}),
+}
+"""What a binder may compare -> the names with which code asks a tensor for it."""
+
+ADDRESSES = frozenset({"_is_view", "_typed_storage", "untyped_storage"})
+"""Methods that tell where a tensor lies: tracing answers for its own tensors."""
+
+IDENTITY = " is "
+"""Stands among words for a comparison of two variables by identity."""
+
+WATCHED = frozenset().union(*FACTS.values()) | ADDRESSES | MODES | RANDOM_STATE | {
     "allow_bf16_reduced_precision_reduction", "allow_fp16_accumulation",
     "allow_fp16_reduced_precision_reduction", "allow_tf32", "autocast", "benchmark", "cudnn",
     "custom_fwd", "fp32_precision", "mkldnn",
@@ -66,7 +91,27 @@ def words(codes: Iterable[CodeType]) -> frozenset[str]:
         if not code.co_filename.startswith(_TORCH):
             texts = {c for c in code.co_consts if isinstance(c, str)}
             found |= WATCHED & ({*code.co_names} | texts)
+            if _compares_identity(code):
+                found.add(IDENTITY)
     return frozenset(found)
+
+
+def _compares_identity(code: CodeType) -> bool:
+    """Whether ``code`` asks of two values that it holds whether they are one."""
+    if dis.opmap["IS_OP"] not in code.co_code[::2]:
+        return False
+    before: dis.Instruction | None = None
+    for instruction in dis.get_instructions(code):
+        if instruction.opname == "IS_OP" and before is not None and _is_value(before):
+            return True
+        before = instruction
+    return False
+
+
+def _is_value(instruction: dis.Instruction) -> bool:
+    """Whether an instruction gives what is no constant and has no name of a module's."""
+    name = instruction.opname
+    return name.startswith(("LOAD_FAST", "LOAD_DEREF", "BINARY_", "CALL"))
 
 
 def _mentions(code: CodeType) -> bool:

@@ -19,8 +19,8 @@ from piecewise_core.graph.forgotten import forgotten
 from piecewise_core.graph.memory import values
 from piecewise_core.graph.origins import GraphInput, read_off
 from piecewise_core.graph.outputs import OutputCode
+from piecewise_core.graph.questions import ADDRESSES, IDENTITY, mentions
 from piecewise_core.graph.questions import asks as reads
-from piecewise_core.graph.questions import mentions
 from piecewise_core.graph.questions import named as names_one
 from piecewise_core.graph.questions import words as watched_words
 from piecewise_core.graph.sideeffects import SideEffect
@@ -128,6 +128,8 @@ def trace(
     assumptions = captured.assume(fn, objects) if assume else None
     asks = mentions(captured.code) or bool(written_by_layout(captured.graph.graph))
     asks = asks or (assumptions is not None and names_one(f for _, _, f in assumptions.facts))
+    words = watched_words(captured.code)
+    _refuse_addresses(words)
     return Traced(
         captured.graph,
         inputs,
@@ -135,9 +137,9 @@ def trace(
         held.box,
         output,
         assumptions,
-        asks,
+        asks or IDENTITY in words,
         reads(captured.code),
-        watched_words(captured.code),
+        words,
         held.cuts,
     )
 
@@ -156,6 +158,16 @@ def _explain(error: Exception, structure: Structure, hint: Sizes) -> str:
         f"{', at ' + place if place else ''}: {what}{tried}{forgotten(structure, what)}\n"
         "Change the code named above, compile a submodule that has none of it, or use pw.record."
     )
+
+
+def _refuse_addresses(words: frozenset[str]) -> None:
+    named = sorted(words & ADDRESSES)
+    if named:
+        raise TraceFailed(
+            f"the model's code names Tensor.{named[0]}: where a tensor lies in memory is another "
+            "answer at every call, and a trace would keep that of its examples. Take the question "
+            "out of the compiled part"
+        )
 
 
 def _refuse_side_effects(effects: Sequence[SideEffect]) -> None:
