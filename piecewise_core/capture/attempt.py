@@ -27,7 +27,7 @@ from piecewise_core.platforms import raised
 from piecewise_core.protocols import GraphDriver, Platform
 from piecewise_core.ranges import Sizes
 
-__all__ = ["Source", "capture"]
+__all__ = ["Source", "capture", "recorder_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def capture(
             "a capture is already running on this stream; call warmup() outside of it"
         )
     _refuse_other_device(stream, (*source.inputs, *source.bound))
-    recorder = _recorder(platform, pool, stream, source, whole)
+    recorder = recorder_of(platform, pool, stream, source, whole=whole)
     plan = source.build(recorder)
     live_before = _live_bytes(driver, pool)
     try:
@@ -173,7 +173,8 @@ def _refuse_other_device(stream: Any, tensors: Sequence[torch.Tensor]) -> None:
             )
 
 
-def _recorder(platform: Any, pool: Any, stream: Any, source: Source, whole: bool) -> Recorder:
+def recorder_of(platform: Any, pool: Any, stream: Any, source: Source, *, whole: bool) -> Recorder:
+    """What records ``source``; ``whole``: as one graph."""
     kind = WholeRecorder if whole else source.recorder
     recorder = kind(platform.graphs, pool, stream, getattr(platform, "device_type", "cpu"))
     rng = getattr(platform.device, "rng", None)

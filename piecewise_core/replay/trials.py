@@ -1,0 +1,71 @@
+"""Sizes past what the model can take, found before graphs are captured: the smallest size first.
+
+A model's table, of positions say, may be shorter than ``Dim.max``. On a device an index beyond it
+ends the context, and nothing runs there any more: what ran before, from the smallest size up, tells
+how long the table is.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+from piecewise_core.config import Dim
+from piecewise_core.errors import OutOfRange
+from piecewise_core.platforms import raised, told
+from piecewise_core.ranges import Sizes
+
+__all__ = ["try_sizes"]
+
+logger = logging.getLogger(__name__)
+
+_BEYOND = ("device-side assert", "index out of", "out of bounds", "out of range")
+"""What devices, compilers and torch say of an index that is too large."""
+
+
+def try_sizes(order: Iterable[Sizes], run: Callable[[Sizes], None], dims: Sequence[Dim]) -> None:
+    """``run`` each of the sizes, the smallest first. Raises OutOfRange at an index too large.
+
+    Where the smallest raises it too, it is no matter of sizes: warm-up runs on zeros, which may be
+    no index. That, and whatever else is raised, captures will meet and tell.
+    """
+    ran: Sizes | None = None
+    for sizes in sorted(order, key=lambda s: (math.prod(s), s)):
+        try:
+            run(sizes)
+        except Exception as error:
+            logger.debug("a run of sizes %s raised %s", sizes, told(error))
+            beyond, lost = _is_beyond(error), _is_lost(error)
+            if lost or (beyond and ran is not None):
+                raise OutOfRange(_message(sizes, ran, dims, error)) from error
+            if beyond:
+                return
+        else:
+            ran = sizes
+
+
+def _is_beyond(error: Exception) -> bool:
+    cause = raised(error)
+    return isinstance(cause, IndexError) or any(x in str(cause).lower() for x in _BEYOND)
+
+
+def _is_lost(error: Exception) -> bool:
+    return _BEYOND[0] in str(raised(error)).lower()
+
+
+def _message(sizes: Sizes, ran: Sizes | None, dims: Sequence[Dim], error: Exception) -> str:
+    named = ", ".join(f"{d.name}={s}" for d, s in zip(dims, sizes, strict=True))
+    before = "none smaller was tried" if ran is None else f"sizes {ran} ran"
+    limits = ", ".join(f'Dim("{d.name}", max={d.max})' for d in dims)
+    first = str(told(error)).partition("\n")[0]
+    return (
+        f"warm-up ran the model at sizes {sizes} ({named}), which its bounds allow, and it raised "
+        f"{first}; {before}. A table of the model, of positions say, is shorter than {limits}: set "
+        "max to the largest size that the model takes"
+        + (
+            ". The device serves no call of this process any more: start it again"
+            if _is_lost(error)
+            else ""
+        )
+    )
