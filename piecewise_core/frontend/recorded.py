@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -10,14 +11,19 @@ from typing import Any
 
 import torch
 
+from piecewise_core.afterfork import after_fork
+from piecewise_core.capture.modes import being_watched
 from piecewise_core.counters import Counters, Stats, process_counters
 from piecewise_core.errors import ConfigError, NotTraced
+from piecewise_core.frontend.newform import place_of_call, refusal_of
 from piecewise_core.frontend.recordedcalls import RecordedCalls
 from piecewise_core.frontend.recordings import Recordings
 from piecewise_core.frontend.results import RecordedFacts
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.frontend.warmup import WarmupReport
+from piecewise_core.graph.describe import bind_arguments, describe_call
 from piecewise_core.ranges import Sizes
+from piecewise_core.replay.replays import graph_memory
 
 __all__ = ["RecordedFunction"]
 
@@ -39,11 +45,17 @@ class RecordedFunction:
                 f'record() needs static graphs, and platform "{setup.selected.info.name}" has '
                 "none; use pw.compile, or a platform with graphs"
             )
+        self._fn = fn
+        self._module = module
         self._setup = setup
         self._config = setup.config
         self._counters = Counters()
         process_counters.watch(self._counters)
-        self._calls = RecordedCalls(fn, setup, self._counters, module)
+        self._sealed: str | None = None
+        self._memory = graph_memory(setup.platform, setup.config, self._counters)
+        self._lock = after_fork.frees(threading.RLock(), self._forked)
+        self._forms: list[RecordedCalls] = []
+        self._calls = self._begin()  # the form that served last: the next call is tried with it
 
     @property
     def _recordings(self) -> Recordings:
@@ -65,35 +77,43 @@ class RecordedFunction:
         ``inputs="static"`` sizes are captured at their first calls. Raises NotTraced.
         """
         begun = time.perf_counter()
-        with self._calls.lock:
+        with self._lock:
             self._recordings.refresh()
-            if not self._calls.started:
-                if not args and not kwargs and self._config.dims:
-                    raise NotTraced(
-                        "warmup() needs to know what a call looks like: pass example arguments of "
-                        "any size, or call the function once before warmup()"
-                    )
-                self._calls.start(args, kwargs)
-            captured = self._capture_all(target.capture or () for target in self._calls.targets)
+            forms = self._started
+            if args or kwargs or (not forms and not self._config.dims):
+                forms = [self._like(args, kwargs)]
+            if not forms:
+                raise NotTraced(
+                    "warmup() needs to know what a call looks like: pass example arguments of any "
+                    "size, or call the function once before warmup()"
+                )
+            captured: list[Sizes] = []
+            for form in forms:
+                sizes = [target.capture or () for target in form.targets]
+                captured += [each for each in _captured(form, sizes) if each not in captured]
             return self._report(captured, begun)
 
     def seal(self, on_miss: str = "error") -> RecordedFunction:
         """From now on a capture is an error, or a warning."""
         if on_miss not in ("error", "warn"):
             raise ConfigError(f'seal(on_miss={on_miss!r}): use "error" or "warn"')
-        self._recordings.replays.sealed = on_miss
+        self._sealed = on_miss
+        for form in self._forms:
+            form.recordings.replays.sealed = on_miss
         return self
 
     def release(self) -> RecordedFunction:
         """Free all graph memory; calls run as they are until ``restore``."""
-        with self._calls.lock:
-            self._recordings.free()
+        with self._lock:
+            for form in self._forms:
+                form.recordings.free()
         return self
 
     def retrace(self) -> RecordedFunction:
         """Drop what was captured; sizes are captured anew at their next calls. Raises Sealed."""
-        with self._calls.lock:
-            self._recordings.retrace("retrace() was called")
+        with self._lock:
+            for form in self._forms:
+                form.recordings.retrace("retrace() was called")
         return self
 
     def restore(self) -> RecordedFunction:
@@ -101,19 +121,21 @@ class RecordedFunction:
 
         With ``inputs="static"`` each size is captured at its next call.
         """
-        with self._calls.lock:
-            if self._calls.started:
-                self._capture_all(self._recordings.replays.plans.owed)
+        with self._lock:
+            for form in self._started:
+                _captured(form, form.recordings.replays.plans.owed)
         return self
 
-    def _capture_all(self, sizes: Iterable[Sizes]) -> list[Sizes]:
-        replays = self._recordings.replays
-        replays.released = False
-        return replays.capture_all([(self._recordings, each) for each in list(sizes)], ())
-
     def dump_graphs(self, directory: str | Path) -> list[Path]:
-        """Write every static graph to a file in ``directory``, to look at; returns the files."""
-        return self._recordings.replays.plans.dump(Path(directory))
+        """Write every static graph to a file in ``directory``, to look at; returns the files.
+
+        Of several forms of calls, each has a folder of its own there, ``form-0`` and so on.
+        """
+        plans = [form.recordings.replays.plans for form in self._forms]
+        if len(plans) == 1:
+            return plans[0].dump(Path(directory))
+        held = [(place, each) for place, each in enumerate(plans) if len(each)]
+        return [p for place, each in held for p in each.dump(Path(directory) / f"form-{place}")]
 
     def stats(self) -> Stats:
         """The counters so far."""
@@ -121,13 +143,14 @@ class RecordedFunction:
 
     def explain(self) -> RecordedFacts:
         """Which sizes have graphs, which have not and why."""
-        plans = self._recordings.replays.plans
-        sizes = [s for s in self._config.captures if s in plans]
+        plans = [form.recordings.replays.plans for form in self._forms]
+        sizes = [s for s in self._config.captures if any(s in each for each in plans)]
         info = self._setup.selected.info
-        wrong = {captured: why for (captured, _), why in self._calls.verifier.wrong.items()}
+        found = {key: why for form in self._forms for key, why in form.verifier.wrong.items()}
+        wrong = {captured: why for (captured, _), why in found.items()}
         retraced = self._recordings.retraced
         counts = self.stats().to_dict()
-        dropped = dict(plans.dropped)
+        dropped = {size: why for each in plans for size, why in each.dropped.items()}
         return RecordedFacts(info.name, tuple(sizes), dropped, counts, wrong, retraced)
 
     def _report(self, captured: list[Sizes], begun: float) -> WarmupReport:
@@ -140,5 +163,101 @@ class RecordedFunction:
             seconds=time.perf_counter() - begun,
             captured=tuple(captured),
             graph_bytes=stats.pool_bytes + stats.driver_bytes,
-            dropped=self._recordings.replays.dropped(),
+            dropped=tuple(t for form in self._forms for t in form.recordings.replays.dropped()),
         )
+
+    # Forms -----------------------------------------------------------------------------
+
+    @property
+    def _started(self) -> list[RecordedCalls]:
+        return [form for form in self._forms if form.started]
+
+    def _begin(self) -> RecordedCalls:
+        """A form more, of calls like the next that it is given; one that knows of none yet."""
+        for form in self._forms:
+            if not form.started:
+                return form
+        module = self._module
+        fn = self._fn if module is None else module.forward
+        shared = self._memory, self._lock, self._elsewhere
+        form = RecordedCalls(fn, self._setup, self._counters, module, *shared)
+        form.recordings.replays.sealed = self._sealed
+        self._forms.append(form)
+        return form
+
+    def _like(self, args: Any, kwargs: Any) -> RecordedCalls:
+        """The form of an example, whose sizes mean nothing; begun if it is new."""
+        form = self._calls
+        if form.started and form.binder.fits(*args, **kwargs) is None:
+            form = self._form_of(args, kwargs) or self._begin()
+        if not form.started:
+            form.start(args, kwargs)
+        return form
+
+    def _form_of(self, args: Any, kwargs: Any) -> RecordedCalls | None:
+        """The known form of a call, which may refuse it; None where it is one of its own.
+
+        Raises InputMismatch for a slip and for a form too many, Sealed.
+        """
+        for form in () if being_watched() else self._started:
+            form.recordings.refresh()  # another forward may take other arguments
+        known = self._started
+        if not known:
+            return None
+        bind_arguments(known[0].binder.structure.signature, args, kwargs)
+        for form in known:
+            if form.binder.fits(*args, **kwargs) is not None:
+                return form
+        call = describe_call(known[0].fn, args, kwargs, self._config)
+        structures = [form.binder.structure for form in known]
+        place, _ = place_of_call(
+            call,
+            structures,
+            lambda place: refusal_of(known[place].binder, args, kwargs),
+            self._config,
+            self._sealed,
+        )
+        return None if place is None else known[place]
+
+    def _elsewhere(
+        self, refusing: RecordedCalls, args: Any, kwargs: Any
+    ) -> Callable[..., Any] | None:
+        """What serves a call that a form refuses; None where that form is the call's own."""
+        form = self._form_of(args, kwargs)
+        if form is None:
+            return self._first
+        if form is refusing:
+            return None
+        self._calls = form
+        return form.serve
+
+    def _first(self, *args: Any, **kwargs: Any) -> Any:
+        """Serve the first call of a form, which stays if that does not fail."""
+        form = self._begin()
+        try:
+            result = form.serve(*args, **kwargs)
+        except Exception:
+            form.recordings.free(later=True)
+            form.started = False
+            raise
+        self._calls = form
+        return result
+
+    def _forked(self, lost: bool) -> None:
+        """In a forked process. ``lost``: a thread that is not here was in the middle of a call.
+
+        It may have been changing anything. Where the function is sealed nothing changes any more.
+        """
+        if self._setup.lost_device or (lost and self._sealed != "error"):
+            self._memory = graph_memory(self._setup.platform, self._config, self._counters)
+            for form in self._forms:
+                form.begin_anew(self._memory)
+        elif lost:
+            self._memory.callers.begin_anew()
+
+
+def _captured(form: RecordedCalls, sizes: Iterable[Sizes]) -> list[Sizes]:
+    """Capture ``sizes`` of a form; returns those that are served by graphs."""
+    replays = form.recordings.replays
+    replays.released = False
+    return replays.capture_all([(form.recordings, each) for each in list(sizes)], ())

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import torch
 
-from piecewise_core.afterfork import after_fork
+from piecewise_core.capture.graphmemory import GraphMemory
 from piecewise_core.capture.modes import being_watched
 from piecewise_core.counters import Counters
-from piecewise_core.errors import InputMismatch, OutOfRange, PiecewiseError
+from piecewise_core.errors import InputMismatch, OutOfRange
 from piecewise_core.frontend.aroundforward import around_forward
 from piecewise_core.frontend.cells import out_of_range
 from piecewise_core.frontend.laidotherwise import LaidOtherwise
@@ -23,7 +21,6 @@ from piecewise_core.frontend.refusals import check_grad, need_grad, refuse_autoc
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.graph.binder import Binder
 from piecewise_core.graph.describe import describe_call
-from piecewise_core.graph.differences import differences, is_new_form
 from piecewise_core.graph.torch_private import any_autocast
 from piecewise_core.ranges import Sizes, Target, capture_targets
 from piecewise_core.replay.replayable import Entry
@@ -34,8 +31,10 @@ __all__ = ["RecordedCalls"]
 
 
 class RecordedCalls:
-    """Serves calls of ``fn``, the forward of ``module`` if of one; under ``lock``.
+    """Serves calls of ``fn`` that have one form; ``fn`` is the forward of ``module`` if of one.
 
+    ``lock``: of all forms, and ``memory`` of their graphs. ``elsewhere(self, args, kwargs)``: what
+    serves a call that is not of this form; None where that is an error.
     ``recordings``: what is captured. ``targets``: the captured sizes, once a call ``started`` it.
     ``around()``: what runs a module's hooks around ``serve``; None of what is no module.
     """
@@ -45,19 +44,23 @@ class RecordedCalls:
         fn: Callable[..., Any],
         setup: Setup,
         counters: Counters,
-        module: torch.nn.Module | None = None,
+        module: torch.nn.Module | None,
+        memory: GraphMemory,
+        lock: Any,
+        elsewhere: Callable[..., Callable[..., Any] | None],
     ) -> None:
-        self._fn = fn
+        self.fn = fn
         self._module = module
         self._setup = setup
         self._config = setup.config
         self._counters = counters
-        self.recordings = self._none_yet()
+        self._elsewhere = elsewhere
+        self.recordings = self._none_yet(memory)
         self.targets: tuple[Target, ...] = ()
         self._entries: list[Entry] = []
         rng = getattr(setup.platform.device, "rng", None)
         self.verifier = RecordedVerifier(self._config, counters, () if rng is None else (rng(),))
-        self.lock = after_fork.frees(threading.RLock(), self._forked)
+        self.lock = lock
         self._left: list[Recordings] = []
         self.started = False
         self.around = around_forward(module, self.serve) if module is not None else None
@@ -69,16 +72,20 @@ class RecordedCalls:
             watched = being_watched()
             if not watched:
                 made.refresh()
-            if not self.started:
+            first = not self.started
+            if first:
                 self.start(args, kwargs)
-            binder = self._binder
+            binder = self.binder
             binder.is_foreign = False
             try:
                 tensors, sizes = binder.bind(*args, **kwargs)
-            except InputMismatch as error:
-                raise self._refusal(error, args, kwargs) from None
+            except (InputMismatch, TypeError):
+                other = None if first else self._elsewhere(self, args, kwargs)
+                if other is None:
+                    raise
+                return other(*args, **kwargs)
             if torch.is_grad_enabled():
-                check_grad(tensors, need_grad(roots_of(self._fn)))
+                check_grad(tensors, need_grad(roots_of(self.fn)))
             if any_autocast():
                 refuse_autocast()
             if not watched:
@@ -93,22 +100,11 @@ class RecordedCalls:
             finally:
                 made.ran()
 
-    def _refusal(self, error: InputMismatch, args: Any, kwargs: Any) -> InputMismatch:
-        """What a call that does not fit is refused with: ``error``, and what to do."""
-        with suppress(PiecewiseError):
-            call = describe_call(self._fn, args, kwargs, self._config)
-            if is_new_form(differences(self._binder.structure, call)):
-                return InputMismatch(
-                    f"{error}. pw.record serves one form of calls, that of the first: record the "
-                    "function once more for calls of this form"
-                )
-        return error
-
     def start(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Learn from a call what calls look like."""
         self._setup.refuse_lost_device()
-        structure = describe_call(self._fn, args, kwargs, self._config)
-        self._binder = Binder(
+        structure = describe_call(self.fn, args, kwargs, self._config)
+        self.binder = Binder(
             structure,
             alignment=self._setup.platform.capabilities.alignment,
             static=self._config.inputs == "static",
@@ -119,38 +115,32 @@ class RecordedCalls:
         dims = range(len(bounds.ranges)) if padded else ()
         self.targets = capture_targets(bounds, self._config.captures, padded=dims)
         self._find = TargetTable(bounds, self.targets).find
-        self._binder.matters = lambda leaf, lying: False  # asked of runs instead
-        self._binder.expect(frozenset({"apart", "attributes"}))
-        self.recordings.begin(self._binder)
-        self._otherwise = LaidOtherwise(self._fn, self.recordings, self._binder, self._eagerly)
+        self.binder.matters = lambda leaf, lying: False  # asked of runs instead
+        self.binder.expect(frozenset({"apart", "attributes"}))
+        self.recordings.begin(self.binder)
+        self._otherwise = LaidOtherwise(self.fn, self.recordings, self.binder, self._eagerly)
         self._install()
         self.started = True
 
-    def _none_yet(self) -> Recordings:
-        setup, counters = self._setup, self._counters
-        return Recordings(self._fn, setup, counters, self._eagerly, self._freed, self._module)
+    def _none_yet(self, memory: GraphMemory) -> Recordings:
+        setup, counters, eagerly = self._setup, self._counters, self._eagerly
+        return Recordings(self.fn, setup, counters, memory, eagerly, self._freed, self._module)
 
-    def _forked(self, lost: bool) -> None:
-        """In a forked process. ``lost``: a thread that is not here was in the middle of a call.
-
-        It may have been changing anything. Where the function is sealed nothing changes any more.
-        """
+    def begin_anew(self, memory: GraphMemory) -> None:
+        """In a forked process: know of nothing that was captured in the other."""
+        if self._setup.lost_device:
+            self._left.append(self.recordings)  # the driver is not to be asked to free graphs
         sealed = self.recordings.replays.sealed
-        if self._setup.lost_device or (lost and sealed != "error"):
-            if self._setup.lost_device:
-                self._left.append(self.recordings)  # the driver is not to be asked to free graphs
-            self.recordings, self.started = self._none_yet(), False
-            self.recordings.replays.sealed = sealed
-        elif lost:
-            self.recordings.replays.memory.callers.begin_anew()
+        self.recordings, self.started = self._none_yet(memory), False
+        self.recordings.replays.sealed = sealed
 
     def _freed(self) -> None:
         """No size has graphs any more, and the module may have another forward by now."""
-        if self._module is None or self._module.forward == self._fn:
+        if self._module is None or self._module.forward == self.fn:
             self._install()
             return
-        self._fn, self.started = self._module.forward, False
-        self.recordings.follow(self._fn)
+        self.fn, self.started = self._module.forward, False
+        self.recordings.follow(self.fn)
         self.around = around_forward(self._module, self.serve)
 
     def _install(self) -> None:
@@ -163,7 +153,7 @@ class RecordedCalls:
         if self.recordings.in_another_mode():
             return self._eagerly
         return (
-            self._otherwise.entry(self.targets, place, serve) if self._binder.is_foreign else serve
+            self._otherwise.entry(self.targets, place, serve) if self.binder.is_foreign else serve
         )
 
     def _pending(self, captured: Sizes) -> Entry:
@@ -176,7 +166,7 @@ class RecordedCalls:
             serve = replays
             if made.facts(captured) is None and made.replays.learn(made, captured, t, sizes):
                 # Only now it is known what the function asks of its tensors.
-                self._binder.bind(*args, **kwargs)
+                self.binder.bind(*args, **kwargs)
                 serve = self._chosen(self._find(*sizes), replays)
             return serve(t, b, sizes, args, kwargs)
 
@@ -200,10 +190,10 @@ class RecordedCalls:
             known = facts is not None and made.replays_of(captured, sizes)
             if facts is None or not known or not verifier.is_due(key):
                 return served(t, b, sizes, args, kwargs)
-            raw = self._binder.raw(*args, **kwargs)
+            raw = self.binder.raw(*args, **kwargs)
             return verifier.check(
                 key,
-                lambda: self._fn(*args, **kwargs),
+                lambda: self.fn(*args, **kwargs),
                 lambda: served(t, b, sizes, args, kwargs),
                 [raw[i] for i in facts.mutated] + made.memory(captured),
                 [tensor for i, tensor in enumerate(raw) if i not in facts.mutated],
@@ -217,4 +207,4 @@ class RecordedCalls:
         if sizes not in self._config.bounds and self._config.out_of_range == "error":
             raise OutOfRange(out_of_range(self._config, sizes, general=False))
         self._counters.calls["eager"] += 1
-        return self._fn(*args, **kwargs)
+        return self.fn(*args, **kwargs)

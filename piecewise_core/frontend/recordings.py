@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from piecewise_core.capture.course import Course
+from piecewise_core.capture.graphmemory import GraphMemory
 from piecewise_core.counters import Counters
 from piecewise_core.errors import CaptureFailed, ConfigError, Sealed
 from piecewise_core.frontend.recordedpadding import PaddedRecording
@@ -21,7 +22,7 @@ from piecewise_core.graph.names import Matcher
 from piecewise_core.graph.questions import MODES, RANDOM_STATE
 from piecewise_core.ranges import Sizes
 from piecewise_core.replay.replayable import Entry, Facts, PaddedCalls, Recording
-from piecewise_core.replay.replays import Replays, graph_memory
+from piecewise_core.replay.replays import Replays
 from piecewise_core.runtime.parameters import Parameters, roots_of
 from piecewise_core.runtime.reach import anchors_of
 from piecewise_core.runtime.treestate import TreeState
@@ -46,6 +47,7 @@ class Recordings:
         fn: Callable[..., Any],
         setup: Setup,
         counters: Counters,
+        memory: GraphMemory,
         eagerly: Entry,
         freed: Callable[[], None],
         module: torch.nn.Module | None = None,
@@ -58,7 +60,6 @@ class Recordings:
         self._eagerly = eagerly
         self._freed = freed
         self._splits = setup.splits(Matcher(setup.config.splitting_ops, setup.unsafe_ops))
-        memory = graph_memory(setup.platform, setup.config, counters)
         self.replays = Replays(memory, setup.config, counters)
         self.objects: list[Any] = []
         self.retraced = ""
