@@ -21,7 +21,7 @@ from piecewise_core.graph.structure import (
     leaves,
 )
 
-__all__ = ["Difference", "Meaning", "differences", "is_new_form"]
+__all__ = ["Difference", "Meaning", "differences"]
 
 _DATA = 64
 """Characters or items of a constant from which on another one is data, not a form of call."""
@@ -42,12 +42,6 @@ class Difference:
     path: str
     what: str
     meaning: Meaning
-
-
-def is_new_form(found: list[Difference]) -> bool:
-    """Whether a call with these differences from a known form is one of another form."""
-    meanings = {difference.meaning for difference in found}
-    return Meaning.FORM in meanings and Meaning.NEVER not in meanings
 
 
 def differences(known: Structure, call: Structure) -> list[Difference]:
