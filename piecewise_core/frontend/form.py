@@ -125,6 +125,7 @@ class Form:
 
     def _begin_anew(self) -> None:
         """Know nothing of the model."""
+        self.shared.follow()
         self._judge = LayoutJudge(self.shared.fn, self.shared.config)
         self._watched = TraceState(self.shared.setup.selected.info.device_type)
         self.state: Callable[[], int] = _unchanged

@@ -54,7 +54,6 @@ class Session:
 
     def __init__(self, fn: Callable[..., Any], setup: Setup, front: Store | None = None) -> None:
         self.shared = shared = Shared(fn, setup, front)
-        self.fn = fn
         self.setup = setup
         self.config = shared.config
         self.counters: Counters = shared.counters
@@ -64,6 +63,11 @@ class Session:
         self._form: Any = _NoForm  # the one that served last: the next call is tried with it first
         self._said_layout = False
         self._left: list[Form] = []
+
+    @property
+    def fn(self) -> Callable[..., Any]:
+        """The callable as written; of a module, the forward that it has now."""
+        return self.shared.fn
 
     @property
     def regions(self) -> list[Region]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable
+from types import MethodType
 from typing import Any, TypeVar
+
+import torch
 
 from piecewise_core.capture.graphmemory import GraphMemory
 from piecewise_core.compile.scheduler import Scheduler
@@ -59,6 +62,15 @@ class Shared:
         self.kept = True
         self.retraced = ""
         self._numbers: set[int] = set()
+
+    def follow(self) -> None:
+        """Take the forward that a module's class has by now: it, or the class, was replaced.
+
+        One that was set on the module itself is called in place of the compiled one, by Python.
+        """
+        owner = getattr(self.fn, "__self__", None)
+        if isinstance(owner, torch.nn.Module) and self.fn.__name__ == "forward":
+            self.fn = self.traces.fn = MethodType(type(owner).forward, owner)
 
     def begin_memory(self) -> None:
         """Have the memory of graphs, with none in it yet."""

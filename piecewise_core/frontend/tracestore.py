@@ -27,6 +27,7 @@ from piecewise_core.compile.store.sources import core_digest
 from piecewise_core.config import Config
 from piecewise_core.errors import PiecewiseError, StoreError
 from piecewise_core.graph.call import constants
+from piecewise_core.graph.codefacts import function_digest
 from piecewise_core.graph.opfacts import UNKNOWN
 from piecewise_core.graph.saved.calls import write_structure
 from piecewise_core.graph.saved.traces import SavedTrace, read_trace, write_trace
@@ -48,14 +49,15 @@ logger = logging.getLogger(__name__)
 class TraceStore:
     """Finds and keeps the traces of one callable.
 
-    ``store``: None finds and keeps nothing. ``run``: tells this run's entries from others'.
+    ``store``: None finds and keeps nothing. ``fn``: may be set anew. ``run``: tells this run's
+    entries from others'.
     """
 
     def __init__(
         self, store: Store | None, fn: Callable[..., Any], config: Config, run: str
     ) -> None:
         self._store = store
-        self._fn = fn
+        self.fn = fn
         self._config = config
         self._run = run
 
@@ -68,7 +70,7 @@ class TraceStore:
             logger.info("no trace is kept of what is called inside %s", unknown)
             return None
         try:
-            fixed = _fixed(self._fn, self._config, structure)
+            fixed = _fixed(self.fn, self._config, structure)
         except NotSavable as why:
             logger.info("traces are not kept in the compile store: %s", why)
             return None
@@ -100,7 +102,7 @@ class TraceStore:
 
     def _bind(self, entry: Entry, structure: Structure, parameters: Parameters) -> Traced:
         data = json.loads(entry.artifact)
-        held = find_held(data["held"], roots_of(self._fn))
+        held = find_held(data["held"], roots_of(self.fn))
         known = parameters.tensors
         if any(a is not b for a, b in zip(known, held, strict=False)) or len(held) < len(known):
             raise StoreError("other tensors were bound before")
@@ -108,7 +110,7 @@ class TraceStore:
         traced = read_trace(saved, next((t.device for t in held), _device(structure)))
         if traced.assumptions is None:
             raise StoreError("it does not say what it took for granted")
-        wrong = next(iter(traced.assumptions.broken(self._fn, constants(structure))), None)
+        wrong = next(iter(traced.assumptions.broken(self.fn, constants(structure))), None)
         if wrong is not None:
             raise StoreError(wrong)
         for tensor in held[len(known) :]:
@@ -130,7 +132,7 @@ class TraceStore:
             data = {
                 "trace": saved.text,
                 "constants": base64.b64encode(saved.constants).decode(),
-                "held": write_held(parameters.tensors, roots_of(self._fn)),
+                "held": write_held(parameters.tensors, roots_of(self.fn)),
             }
         except NotSavable as why:
             logger.info("%s is not kept in the compile store: %s", ticket.label, why)
@@ -170,6 +172,7 @@ def _fixed(fn: Callable[..., Any], config: Config, structure: Structure) -> dict
         "torch": f"{torch.__version__} {torch.version.git_version or ''}".rstrip(),
         "python": sys.version.split()[0],
         "trace.of": of,
+        "trace.code": function_digest(fn),
         "trace.call": _digest([json.dumps(write_structure(structure), sort_keys=True)]),
         "trace.modules": _digest(kinds),
         "trace.tensors": _digest(layouts),

@@ -497,3 +497,36 @@ def test_torch_compiles_door_follows_a_changed_attribute():
     agree(fast, made)
     made.factor = 6.0
     agree(fast, made)
+
+
+@pytest.mark.parametrize("captured", [(), (4,)])
+@pytest.mark.parametrize("how", ["class", "subclass", "restored"])
+def test_the_models_own_forward_is_replaced_behind_its_class(how, captured):
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = 2.0
+
+        def forward(self, x):
+            return x * self.scale
+
+    class Other(Model):
+        def forward(self, x):
+            return x - self.scale
+
+    model = Model().eval()
+    config = pw.Config(
+        dynamic={"x": {0: pw.Dim("rows", 1, 8)}}, compiler="eager", capture_sizes=captured
+    )
+    fast = pw.compile(model, config, SimulatedPlatform() if captured else "cpu")
+    x = torch.randn(4, 3)
+    assert torch.equal(fast(x), model(x))
+    if how == "subclass":
+        model.__class__ = Other
+    else:
+        before, Model.forward = Model.forward, Other.forward
+    assert torch.equal(fast(x), x - 2.0)
+    if how == "restored":
+        Model.forward = before
+        assert torch.equal(fast(x), x * 2.0)
+    assert fast.stats().retraces == 1 + (how == "restored")
