@@ -8,13 +8,19 @@ model again.
 from __future__ import annotations
 
 import builtins
+import hashlib
 import importlib
 import itertools
 import json
+import os
+import pickle
 import re
+import sys
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import CodeType, FunctionType, ModuleType
+from enum import EnumMeta
+from types import CodeType, FunctionType, MappingProxyType, ModuleType
 from typing import Any
 
 import torch
@@ -352,15 +358,40 @@ def _identity(value: Any) -> Any:
         return {"set": sorted(map(repr, value))}
     kind = value if isinstance(value, type) else type(value)
     if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__")):
-        found = {"object": place_of(value) or f"{value.__module__}:{value.__qualname__}"}
+        found: dict[str, Any] = {
+            "object": place_of(value) or f"{value.__module__}:{value.__qualname__}"
+        }
+        if isinstance(value, EnumMeta):
+            members: Mapping[str, Any] = value.__members__
+            found["members"] = [[name, _contents(m.value)] for name, m in members.items()]
         # Functions of one name may differ: lambdas, and what another function makes.
         code = function_digest(value) or class_digest(kind)
     else:
         found = {"type": f"{kind.__module__}:{kind.__qualname__}"}
         code = class_digest(kind)  # methods may have been replaced
+        if _is_opaque(kind):
+            found["held"] = _held(value)
     return {**found, "code": code} if code else found
 
 
+def _is_opaque(kind: type) -> bool:
+    """Whether no attribute tells what an object holds: a compiled pattern, a date, a range."""
+    of_python = kind.__module__.partition(".")[0] in sys.stdlib_module_names
+    return of_python and bool(kind.__flags__ & _IMMUTABLE) and kind not in _CONTAINERS
+
+
+def _held(value: Any) -> str:
+    """A digest of what it would be rebuilt from; of what cannot be, one that never comes again."""
+    try:
+        made = pickle.dumps(value, protocol=4)
+    except Exception:  # a lock, an iterator
+        return f"unknown {next(_UNKNOWN)} {os.urandom(8).hex()}"
+    return hashlib.sha256(made).hexdigest()[:32]
+
+
+_IMMUTABLE = 1 << 8  # Py_TPFLAGS_IMMUTABLETYPE
+_CONTAINERS = (list, dict, tuple, OrderedDict, deque, defaultdict, MappingProxyType, object)
+_UNKNOWN = itertools.count()
 _VALUES = Values()
 
 

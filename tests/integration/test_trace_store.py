@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import enum
 import logging
+import re
 
 import pytest
 import torch
@@ -377,3 +379,56 @@ def test_one_model_called_in_another_form_does_not_take_the_first_form_s_trace()
     fast.linear = Model().linear  # the next call starts from the beginning, in whatever form it is
     torch.testing.assert_close(fast(x, mask)["y"], Model()(x, mask)["y"])
     assert fast.stats().graphs == 2
+
+
+def level(kind, value):
+    """An enum of this module, as an edit of its file makes it."""
+    made = kind("Level", {"HIGH": value}, module=__name__, qualname="Level")
+    made.__doc__ = "a level"
+    return made
+
+
+Level = level(enum.IntEnum, 2)
+PATTERN = re.compile("ab")
+
+
+def by_level(x):
+    return x * Level.HIGH
+
+
+def by_value(x):
+    return x * Level.HIGH.value
+
+
+def by_length(x):
+    return x * len(str(Level.HIGH.value))
+
+
+def by_pattern(x):
+    return x * len(PATTERN.pattern)
+
+
+@pytest.mark.parametrize(
+    ("fn", "name", "values"),
+    [
+        (by_level, "Level", lambda: [level(enum.IntEnum, v) for v in (2, 3, 2)]),
+        (by_value, "Level", lambda: [level(enum.Enum, v) for v in (2, 3, 2)]),
+        (by_length, "Level", lambda: [level(enum.Enum, v) for v in ("a", "abc", "a")]),
+        (by_pattern, "PATTERN", lambda: [re.compile(v) for v in ("ab", "abcd", "ab")]),
+    ],
+    ids=["number", "value", "text", "pattern"],
+)
+def test_what_a_constant_stands_for_was_edited_since(monkeypatch, fn, name, values):
+    x = torch.randn(3, 4)
+    for value in values():
+        monkeypatch.setattr(f"{__name__}.{name}", value)
+        fast = compiled(fn, splitting_ops=())
+        torch.testing.assert_close(fast(x), fn(x))
+
+
+def test_a_trace_that_reads_an_enum_is_found_again():
+    x = torch.randn(3, 4)
+    for traced in (1, 0):
+        fast = compiled(by_level, splitting_ops=())
+        torch.testing.assert_close(fast(x), by_level(x))
+        assert fast.stats().graphs == traced

@@ -89,7 +89,8 @@ class Values:
         if value is Ellipsis:
             return {"ellipsis": True}
         if isinstance(value, enum.Enum):
-            return {"enum": [_reference(type(value)), value.name]}
+            # Traces hold what a member of an IntEnum or a StrEnum stands for.
+            return {"enum": [_reference(type(value)), value.name, self.encode(value.value)]}
         if isinstance(value, _TORCH_CONSTANTS):
             return {"torch": str(value).partition(".")[2]}
         if isinstance(value, torch.device):
@@ -129,7 +130,7 @@ _READERS: dict[str, Callable[[Values, Any], Any]] = {
     "complex": lambda v, c: complex(*map(float.fromhex, c)),
     "bytes": lambda v, c: base64.b64decode(c, validate=True),
     "ellipsis": lambda v, c: ...,
-    "enum": lambda v, c: imported(c[0])[c[1]],
+    "enum": lambda v, c: _member(v, *c),
     "torch": lambda v, c: _constant(c),
     "device": lambda v, c: torch.device(c),
     "object": lambda v, c: imported(c),
@@ -205,6 +206,14 @@ def imported(reference: str) -> Any:
     for part in name.split("."):
         value = getattr(value, part)
     return value
+
+
+def _member(values: Values, reference: str, name: str, *was: Any) -> enum.Enum:
+    """The member of an enum, while it stands for what it did. Raises ValueError."""
+    found: enum.Enum = imported(reference)[name]
+    if [values.encode(found.value)] != [*was]:
+        raise ValueError(f"{reference}.{name} stands for another value, or none was kept")
+    return found
 
 
 def _constant(name: str) -> Any:
