@@ -17,6 +17,12 @@ PENDING: dict[int, torch.Tensor] = {}
 """What was started and not waited for, by the address of where it goes to."""
 
 
+def _pending(place: int, x: torch.Tensor) -> torch.Tensor:
+    """What was started there; ``x`` where that was for somebody else, who never waited."""
+    found = PENDING.pop(place, x)
+    return found if (found.shape, found.dtype) == (x.shape, x.dtype) else x
+
+
 @custom_op("silent::start", mutates_args=())
 def start(x: torch.Tensor) -> torch.Tensor:
     """As a collective: the result is there behind ``wait``; before it is what memory held."""
@@ -27,7 +33,7 @@ def start(x: torch.Tensor) -> torch.Tensor:
 
 @custom_op("silent::wait", mutates_args={"x"})
 def wait(x: torch.Tensor) -> None:
-    x.copy_(PENDING.pop(x.data_ptr(), x))
+    x.copy_(_pending(x.data_ptr(), x))
 
 
 @custom_op("silent::fetch", mutates_args=())
@@ -39,7 +45,7 @@ def fetch(x: torch.Tensor, slot: int) -> torch.Tensor:
 
 @custom_op("silent::arrived", mutates_args=())
 def arrived(x: torch.Tensor, slot: int) -> torch.Tensor:
-    return PENDING.pop(slot, x).clone()
+    return _pending(slot, x).clone()
 
 
 start.register_fake(torch.empty_like)
