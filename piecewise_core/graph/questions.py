@@ -42,8 +42,8 @@ FACTS: Mapping[str, frozenset[str]] = {
 }
 """What a binder may compare -> the names with which code asks a tensor for it."""
 
-ADDRESSES = frozenset({"_is_view", "_typed_storage", "untyped_storage"})
-"""Methods that tell where a tensor lies: tracing answers for its own tensors."""
+ADDRESSES = frozenset({"_base", "_is_view", "_typed_storage", "untyped_storage"})
+"""Names that tell where a tensor lies, or in whose memory: tracing answers for its own tensors."""
 
 IDENTITY = " is "
 """Stands among words for a comparison of two variables by identity."""

@@ -133,6 +133,13 @@ def test_a_model_that_asks_where_a_tensor_lies_is_refused():
         fast(torch.randn(4, 4))
 
 
+def test_a_model_that_asks_of_what_a_tensor_is_a_view_is_refused():
+    """A copy is a view of nothing: ``reshape`` makes either, by the layout of its input."""
+    fast = made(lambda x: x * 2 if x.reshape(-1)._base is None else x + 1, captured=False)
+    with torch.inference_mode(), pytest.raises(TraceFailed, match="_base"):
+        fast(torch.randn(4, 4))
+
+
 def test_the_reason_names_the_argument(caplog):
     fast = made(ASKING["requires_grad"], captured=False)
     with torch.inference_mode():
