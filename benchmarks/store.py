@@ -16,11 +16,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from piecewise_core.compile.store.entry import Entry, make_entry, make_ticket
-from piecewise_core.compile.store.files import FileStore
-from piecewise_core.compile.store.manifest import render
-from piecewise_core.compile.store.pruning import prune
 from piecewise_core.ranges import Box, Range
+from piecewise_core.store.entry import Entry, make_entry, make_ticket
+from piecewise_core.store.files import FileStore
+from piecewise_core.store.manifest import render
+from piecewise_core.store.pruning import prune
 
 BOX = Box((Range(1, 512),))
 

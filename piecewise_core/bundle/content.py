@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from piecewise_core.bundle.container import read_container, write_container
-from piecewise_core.compile.store.entry import Entry
-from piecewise_core.compile.store.manifest import check_artifact, parse, render
 from piecewise_core.errors import StoreError
 from piecewise_core.graph.saved.traces import SavedTrace
+from piecewise_core.store.entry import Entry
+from piecewise_core.store.manifest import check_artifact, parse, render
 
 __all__ = ["About", "Content", "SavedForm", "read_content", "write_content"]
 

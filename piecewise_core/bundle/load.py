@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from piecewise_core.bundle.content import Content, SavedForm
-from piecewise_core.compile.store.memory import MemoryStore
 from piecewise_core.config import Config
 from piecewise_core.errors import BundleMismatch, ConfigError, StoreError
 from piecewise_core.frontend.ahead import compile_all
@@ -27,6 +26,7 @@ from piecewise_core.graph.trace import Traced
 from piecewise_core.runtime.held import find_held
 from piecewise_core.runtime.reach import roots_of
 from piecewise_core.runtime.unchanged import bring
+from piecewise_core.store.memory import MemoryStore
 
 __all__ = ["bind", "check_surroundings", "config_of"]
 

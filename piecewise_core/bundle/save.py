@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from piecewise_core.bundle.content import About, Content, SavedForm, write_content
-from piecewise_core.compile.store.entry import Entry
 from piecewise_core.errors import NotTraced, StoreError
 from piecewise_core.frontend.ahead import compile_all
 from piecewise_core.frontend.form import Form
@@ -20,6 +19,7 @@ from piecewise_core.graph.saved.values import NotSavable, place_of
 from piecewise_core.runtime.held import write_held
 from piecewise_core.runtime.reach import roots_of
 from piecewise_core.runtime.unchanged import take_along
+from piecewise_core.store.entry import Entry
 
 __all__ = ["SaveReport", "save"]
 

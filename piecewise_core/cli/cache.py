@@ -109,8 +109,8 @@ def verify(cache_dir: str | None, as_json: bool) -> None:
 def prune(limit: str | None, everything: bool, cache_dir: str | None, as_json: bool) -> None:
     """Remove the entries that were used longest ago, and what dead processes left."""
     from piecewise_core.cli.cache_report import size_text
-    from piecewise_core.compile.store import pruning
-    from piecewise_core.compile.store.opening import LIMIT_VARIABLE, size_limit
+    from piecewise_core.store import pruning
+    from piecewise_core.store.opening import LIMIT_VARIABLE, size_limit
 
     bound = _told(lambda: size_limit({LIMIT_VARIABLE: limit} if limit else os.environ))
     store = _store(cache_dir)
@@ -132,7 +132,7 @@ def prune(limit: str | None, everything: bool, cache_dir: str | None, as_json: b
 @_common
 def export(file: Path, keys: tuple[str, ...], cache_dir: str | None, as_json: bool) -> None:
     """Write entries to a new FILE: those with a KEY, or all."""
-    from piecewise_core.compile.store.exchange import write_archive
+    from piecewise_core.store.exchange import write_archive
 
     store = _store(cache_dir)
     every = [] if store is None else sorted(store.manifests(), key=lambda m: m.key)
@@ -155,7 +155,7 @@ def import_(file: Path, cache_dir: str | None, as_json: bool) -> None:
 
     Entries are executed when a model uses them: import only what you trust as you trust code.
     """
-    from piecewise_core.compile.store.opening import size_limit
+    from piecewise_core.store.opening import size_limit
 
     added, known = _told(lambda: _add(file, cache_dir, size_limit(os.environ)))
     if as_json:
@@ -165,8 +165,8 @@ def import_(file: Path, cache_dir: str | None, as_json: bool) -> None:
 
 
 def _add(file: Path, cache_dir: str | None, limit: int) -> tuple[int, int]:
-    from piecewise_core.compile.store.exchange import Archive
-    from piecewise_core.compile.store.files import FileStore
+    from piecewise_core.store.exchange import Archive
+    from piecewise_core.store.files import FileStore
 
     with Archive.open(file, limit) as archive:
         for _ in archive.entries():
@@ -184,7 +184,7 @@ def _add(file: Path, cache_dir: str | None, limit: int) -> tuple[int, int]:
 
 def _store(cache_dir: str | None) -> Any:
     """The store of files, or None where there is none yet."""
-    from piecewise_core.compile.store.files import FileStore
+    from piecewise_core.store.files import FileStore
 
     root = store_directory(cache_dir, os.environ)
     return _told(lambda: FileStore(root)) if root.exists() else None

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from piecewise_core.compile.store.entry import Manifest
-from piecewise_core.compile.store.misses import Miss, nearest
+from piecewise_core.store.entry import Manifest
+from piecewise_core.store.misses import Miss, nearest
 
 __all__ = ["Reason", "entry_facts", "reasons", "show_entries", "show_reasons", "size_text"]
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from piecewise_core.compile.store.entry import Ticket
 from piecewise_core.graph.split import Piece
 from piecewise_core.protocols import CompiledGraph
 from piecewise_core.ranges import Box
+from piecewise_core.store.entry import Ticket
 
 __all__ = ["Artifact", "Runnable", "guarded", "written"]
 

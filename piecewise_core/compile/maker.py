@@ -13,10 +13,9 @@ import sympy
 import torch
 
 from piecewise_core.compile.artifact import Artifact, guarded
+from piecewise_core.compile.artifact_cache import Keeper
 from piecewise_core.compile.eager import EagerCompiler
 from piecewise_core.compile.examples import Job, make_job
-from piecewise_core.compile.store.entry import Entry, Ticket
-from piecewise_core.compile.store.keeper import Keeper
 from piecewise_core.compile.verdict import compile_and_judge
 from piecewise_core.config import Config
 from piecewise_core.errors import (
@@ -32,6 +31,7 @@ from piecewise_core.graph.split import Piece
 from piecewise_core.platforms import raised, told
 from piecewise_core.protocols import CompilerAdaptor
 from piecewise_core.ranges import Box
+from piecewise_core.store.entry import Entry, Ticket
 
 __all__ = ["Maker"]
 

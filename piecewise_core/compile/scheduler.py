@@ -13,9 +13,8 @@ import sympy
 import torch
 
 from piecewise_core.compile.artifact import Artifact, guarded
+from piecewise_core.compile.artifact_cache import Keeper
 from piecewise_core.compile.maker import Maker
-from piecewise_core.compile.store.entry import Entry, Ticket
-from piecewise_core.compile.store.keeper import Keeper
 from piecewise_core.config import Config
 from piecewise_core.counters import Counters
 from piecewise_core.errors import CaptureFailed, Sealed
@@ -24,6 +23,7 @@ from piecewise_core.graph.split import Piece
 from piecewise_core.graph.torch_private import compile_lock
 from piecewise_core.protocols import CompilerAdaptor
 from piecewise_core.ranges import Box
+from piecewise_core.store.entry import Entry, Ticket
 
 __all__ = ["Outside", "Scheduler", "project", "refuse_in_capture"]
 

@@ -38,12 +38,12 @@ def _serve(request: Request, adaptors: dict[str, Any]) -> Answer:
 def _compile(request: Request, adaptors: dict[str, Any]) -> Answer:
     from piecewise_core.compile.adaptors import configure, resolve
     from piecewise_core.compile.portable import unpack
-    from piecewise_core.compile.store.environment import surroundings
     from piecewise_core.compile.verdict import compile_and_judge
     from piecewise_core.config import Config
     from piecewise_core.errors import CompileFailed
     from piecewise_core.graph.torch_state import set_torch_state
     from piecewise_core.platforms import attributed, select
+    from piecewise_core.store.environment import surroundings
 
     config = Config.from_json(request.config)
     if request.platform not in adaptors:

@@ -9,13 +9,11 @@ import sympy
 import torch
 
 from piecewise_core.compile.artifact import Artifact
+from piecewise_core.compile.artifact_cache import Keeper
 from piecewise_core.compile.examples import make_job
 from piecewise_core.compile.messages import Answer, Request
 from piecewise_core.compile.pool import WorkerPool
 from piecewise_core.compile.portable import pack
-from piecewise_core.compile.store.entry import Entry, Ticket
-from piecewise_core.compile.store.environment import surroundings
-from piecewise_core.compile.store.keeper import Keeper
 from piecewise_core.errors import StoreError
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.graph.split import Piece
@@ -23,6 +21,8 @@ from piecewise_core.graph.torch_private import compile_lock
 from piecewise_core.graph.torch_state import torch_state
 from piecewise_core.protocols import CompilerAdaptor
 from piecewise_core.ranges import Box, Range
+from piecewise_core.store.entry import Entry, Ticket
+from piecewise_core.store.environment import surroundings
 
 __all__ = ["Background"]
 

@@ -10,7 +10,6 @@ import torch
 
 from piecewise_core.afterfork import after_fork
 from piecewise_core.capture.modes import being_watched
-from piecewise_core.compile.store.protocol import Store
 from piecewise_core.counters import Counters, Stats
 from piecewise_core.errors import ConfigError, InputMismatch, UnsupportedSideEffect
 from piecewise_core.frontend.building import Unready, between_builds
@@ -28,6 +27,7 @@ from piecewise_core.graph.torch_private import any_autocast
 from piecewise_core.graph.trace import Traced
 from piecewise_core.ranges import Sizes
 from piecewise_core.runtime.reach import roots_of
+from piecewise_core.store.protocol import Store
 
 __all__ = ["Session"]
 

@@ -12,11 +12,7 @@ import torch
 from piecewise_core.backend import PiecewiseBackend
 from piecewise_core.capture.torch_private import in_bad_fork
 from piecewise_core.compile.adaptors import configure, resolve
-from piecewise_core.compile.store.environment import Environment, surroundings
-from piecewise_core.compile.store.keeper import Keeper
-from piecewise_core.compile.store.layered import LayeredStore
-from piecewise_core.compile.store.opening import open_store
-from piecewise_core.compile.store.protocol import Store
+from piecewise_core.compile.artifact_cache import Keeper
 from piecewise_core.config import Config
 from piecewise_core.errors import ConfigError, PlatformError
 from piecewise_core.graph.collectives import or_collectives
@@ -30,6 +26,10 @@ from piecewise_core.platforms import (
     select,
 )
 from piecewise_core.protocols import CompilerAdaptor, Platform
+from piecewise_core.store.environment import Environment, surroundings
+from piecewise_core.store.layered import LayeredStore
+from piecewise_core.store.opening import open_store
+from piecewise_core.store.protocol import Store
 
 __all__ = ["Setup", "prepare"]
 

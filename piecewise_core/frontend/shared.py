@@ -12,7 +12,6 @@ import torch
 
 from piecewise_core.capture.graphmemory import GraphMemory
 from piecewise_core.compile.scheduler import Scheduler
-from piecewise_core.compile.store.protocol import Store
 from piecewise_core.config import Config
 from piecewise_core.counters import Counters, process_counters
 from piecewise_core.frontend.background import Background
@@ -23,6 +22,7 @@ from piecewise_core.graph.contracts import Contracts
 from piecewise_core.graph.layouts import Layouts
 from piecewise_core.graph.names import Matcher
 from piecewise_core.replay.replays import graph_memory
+from piecewise_core.store.protocol import Store
 
 __all__ = ["Shared"]
 

@@ -20,10 +20,6 @@ import torch._dynamo.config
 import torch.distributed
 from torch.fx.experimental import _config as fx_config
 
-from piecewise_core.compile.store.entry import Entry, Ticket, make_entry, make_ticket, now
-from piecewise_core.compile.store.machine import machine_factors
-from piecewise_core.compile.store.protocol import Store
-from piecewise_core.compile.store.sources import core_digest
 from piecewise_core.config import Config
 from piecewise_core.errors import PiecewiseError, StoreError
 from piecewise_core.graph.call import constants
@@ -40,6 +36,10 @@ from piecewise_core.ranges import Box, Sizes
 from piecewise_core.runtime.held import find_held, write_held
 from piecewise_core.runtime.parameters import Parameters
 from piecewise_core.runtime.reach import roots_of
+from piecewise_core.store.entry import Entry, Ticket, make_entry, make_ticket, now
+from piecewise_core.store.machine import machine_factors
+from piecewise_core.store.protocol import Store
+from piecewise_core.store.sources import core_digest
 
 __all__ = ["TraceStore"]
 

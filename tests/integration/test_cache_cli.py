@@ -15,7 +15,7 @@ from source_platform import SourceCompiler, SourcePlatform
 
 import piecewise_core as pw
 from piecewise_core.cli.main import main
-from piecewise_core.compile.store.files import ARTIFACT, FileStore
+from piecewise_core.store.files import ARTIFACT, FileStore
 
 ROWS = pw.Dim("rows", 1, 64)
 

@@ -237,7 +237,7 @@ def test_what_a_thread_was_building_is_built_by_the_child_that_lacks_it(program)
 
 def test_a_child_of_a_process_that_holds_every_lock_counts_and_keeps(program, tmp_path):
     found = program("""
-        from piecewise_core.compile.store.memory import MemoryStore
+        from piecewise_core.store.memory import MemoryStore
         from piecewise_core.counters import Counters, process_counters
         counters, store, free = Counters(), MemoryStore(), threading.RLock()
         def hold():

@@ -21,9 +21,9 @@ from source_platform import SourceCompiler, SourcePlatform
 from torch import nn
 
 import piecewise_core as pw
-from piecewise_core.compile.store.files import ARTIFACT, FileStore
 from piecewise_core.errors import CaptureFailed, CompilerUnavailable, Sealed, StoreError
 from piecewise_core.protocols import CompiledGraph
+from piecewise_core.store.files import ARTIFACT, FileStore
 from piecewise_core.testing import SimulatedPlatform
 
 KIT = str(Path(source_platform.__file__).parent)

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import piecewise_core as pw
-from piecewise_core.compile.store.files import FileStore
 from piecewise_core.config_cache import store_directory
+from piecewise_core.store.files import FileStore
 
 FACTOR = 2.0
 
@@ -146,7 +146,7 @@ def test_an_entry_that_cannot_be_read_is_traced_again_with_a_warning(tmp_path, c
     check(compiled(Model()), Model(), sizes=(3,))
     store = FileStore(store_directory(tmp_path / "cache", {}))
     (manifest,) = store.manifests()
-    from piecewise_core.compile.store.entry import Ticket, make_entry
+    from piecewise_core.store.entry import Ticket, make_entry
 
     ticket = Ticket(manifest.key, manifest.factors, manifest.box, manifest.label)
     odd = make_entry(ticket, b'{"held": [], "trace": {}}', serves=manifest.box, adaptor="tracer")

@@ -23,8 +23,8 @@ from source_platform import SourcePlatform
 from torch import nn
 
 import piecewise_core as pw
-from piecewise_core.compile.store.files import FileStore
-from piecewise_core.compile.store.sources import core_digest
+from piecewise_core.store.files import FileStore
+from piecewise_core.store.sources import core_digest
 
 DISTINCT = 6
 """Pieces of a round's model, times ranges."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from piecewise_core.compile.store.misses import Difference, differences, nearest
+from piecewise_core.store.misses import Difference, differences, nearest
 
 BASE = {"piece.form": "f", "piece.graph": "g", "box": "[1, 8]", "flag": "on", "torch": "2.11"}
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 from piecewise_core.afterfork import after_fork
-from piecewise_core.compile.store.entry import Entry, Manifest
+from piecewise_core.store.entry import Entry, Manifest
 
 __all__ = ["MemoryStore"]
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from piecewise_core.compile.store.files import ARTIFACT, MANIFEST, FileStore
 from piecewise_core.errors import StoreError
 from piecewise_core.ownership import make_private
+from piecewise_core.store.files import ARTIFACT, MANIFEST, FileStore
 
 
 def quarantined(store: FileStore) -> list[str]:
@@ -243,7 +243,7 @@ def test_a_clock_that_jumps_harms_nothing(store, make, monkeypatch):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from piecewise_core.compile.store.files import FileStore
+from piecewise_core.store.files import FileStore
 with FileStore(Path(sys.argv[1])).lock(sys.argv[2]) as held:
     print(held, flush=True)
     time.sleep(600)

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from piecewise_core.compile.store.exchange import Archive, write_archive
-from piecewise_core.compile.store.manifest import LARGEST, render
 from piecewise_core.errors import StoreError
+from piecewise_core.store.exchange import Archive, write_archive
+from piecewise_core.store.manifest import LARGEST, render
 
 LIMIT = 1 << 20
 

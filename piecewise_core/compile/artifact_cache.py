@@ -9,23 +9,23 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 from piecewise_core.compile.artifact import Artifact
-from piecewise_core.compile.store.entry import (
-    Entry,
-    Ticket,
-    make_entry,
-    make_ticket,
-    now,
-)
-from piecewise_core.compile.store.environment import Environment, surroundings
-from piecewise_core.compile.store.misses import Miss, explain_misses
-from piecewise_core.compile.store.pieces import PieceFactors, piece_factors
-from piecewise_core.compile.store.protocol import Store
 from piecewise_core.errors import StoreError
 from piecewise_core.graph.canonical import Form
 from piecewise_core.graph.split import Piece
 from piecewise_core.platforms import told
 from piecewise_core.protocols import CompiledGraph, CompilerAdaptor
 from piecewise_core.ranges import Box
+from piecewise_core.store.entry import (
+    Entry,
+    Ticket,
+    make_entry,
+    make_ticket,
+    now,
+)
+from piecewise_core.store.environment import Environment, surroundings
+from piecewise_core.store.misses import Miss, explain_misses
+from piecewise_core.store.pieces import PieceFactors, piece_factors
+from piecewise_core.store.protocol import Store
 
 __all__ = ["Keeper"]
 

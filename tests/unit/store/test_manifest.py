@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from piecewise_core.compile.store.entry import Manifest, key_of, make_entry, make_ticket
-from piecewise_core.compile.store.manifest import LARGEST, check_artifact, parse, render
 from piecewise_core.errors import StoreError
 from piecewise_core.ranges import Box, Range
+from piecewise_core.store.entry import Manifest, key_of, make_entry, make_ticket
+from piecewise_core.store.manifest import LARGEST, check_artifact, parse, render
 
 
 @st.composite

@@ -14,9 +14,9 @@ import re
 from dataclasses import asdict, fields
 from typing import Any
 
-from piecewise_core.compile.store.entry import SCHEMA, Entry, Manifest, key_of
 from piecewise_core.errors import PiecewiseError, StoreError
 from piecewise_core.ranges import Box, Range
+from piecewise_core.store.entry import SCHEMA, Entry, Manifest, key_of
 
 __all__ = ["LARGEST", "check_artifact", "parse", "render"]
 

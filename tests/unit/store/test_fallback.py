@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from piecewise_core.compile.store.fallback import FallbackStore
-from piecewise_core.compile.store.files import FileStore
-from piecewise_core.compile.store.memory import MemoryStore
-from piecewise_core.compile.store.opening import open_store
 from piecewise_core.errors import ConfigError
+from piecewise_core.store.fallback import FallbackStore
+from piecewise_core.store.files import FileStore
+from piecewise_core.store.memory import MemoryStore
+from piecewise_core.store.opening import open_store
 
 OTHER = 54321
 
@@ -134,8 +134,8 @@ def test_a_file_in_the_directory_s_place_is_not_used(tmp_path, make, name):
 FULL = """
     import os, resource, sys, warnings
     from pathlib import Path
-    from piecewise_core.compile.store.entry import make_entry, make_ticket
-    from piecewise_core.compile.store.opening import open_store
+    from piecewise_core.store.entry import make_entry, make_ticket
+    from piecewise_core.store.opening import open_store
     from piecewise_core.ranges import Box
 
     def entry(number, size):

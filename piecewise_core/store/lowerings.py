@@ -16,8 +16,8 @@ from typing import Any
 import torch
 import torch._decomp
 
-from piecewise_core.compile.store.sources import function_identity
 from piecewise_core.errors import StoreError
+from piecewise_core.store.sources import function_identity
 
 __all__ = ["own_lowerings"]
 

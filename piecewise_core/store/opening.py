@@ -7,14 +7,14 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from piecewise_core.compile.store.fallback import FallbackStore
-from piecewise_core.compile.store.files import FileStore
-from piecewise_core.compile.store.memory import MemoryStore
-from piecewise_core.compile.store.protocol import Store
-from piecewise_core.compile.store.pruning import BoundedStore
 from piecewise_core.config_cache import store_directory
 from piecewise_core.config_fields import nearest
 from piecewise_core.errors import ConfigError
+from piecewise_core.store.fallback import FallbackStore
+from piecewise_core.store.files import FileStore
+from piecewise_core.store.memory import MemoryStore
+from piecewise_core.store.protocol import Store
+from piecewise_core.store.pruning import BoundedStore
 
 __all__ = ["LIMIT", "LIMIT_VARIABLE", "MODES", "MODE_VARIABLE", "open_store", "size_limit"]
 

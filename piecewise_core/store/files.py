@@ -14,7 +14,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from piecewise_core.compile.store.directory import (
+from piecewise_core.errors import StoreError
+from piecewise_core.ownership import make_private
+from piecewise_core.store.directory import (
     claim,
     read_file,
     same_directory,
@@ -22,10 +24,8 @@ from piecewise_core.compile.store.directory import (
     trusted_directory,
     write_file,
 )
-from piecewise_core.compile.store.entry import SCHEMA, Entry, Manifest
-from piecewise_core.compile.store.manifest import LARGEST, check_artifact, parse, render
-from piecewise_core.errors import StoreError
-from piecewise_core.ownership import make_private
+from piecewise_core.store.entry import SCHEMA, Entry, Manifest
+from piecewise_core.store.manifest import LARGEST, check_artifact, parse, render
 
 __all__ = ["ARTIFACT", "MANIFEST", "TIMEOUT", "FileStore"]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from piecewise_core.compile.store.entry import Entry, Manifest
+from piecewise_core.store.entry import Entry, Manifest
 
 __all__ = ["Store"]
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
 from piecewise_core.afterfork import after_fork
-from piecewise_core.compile.store.entry import Entry, Manifest
-from piecewise_core.compile.store.memory import MemoryStore
-from piecewise_core.compile.store.protocol import Store
 from piecewise_core.errors import StoreError
+from piecewise_core.store.entry import Entry, Manifest
+from piecewise_core.store.memory import MemoryStore
+from piecewise_core.store.protocol import Store
 
 __all__ = ["FallbackStore"]
 

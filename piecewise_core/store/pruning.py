@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from filelock import FileLock, Timeout
 
 from piecewise_core.afterfork import after_fork
-from piecewise_core.compile.store.directory import claim
-from piecewise_core.compile.store.entry import Entry, Manifest
-from piecewise_core.compile.store.files import FileStore
 from piecewise_core.errors import StoreError
+from piecewise_core.store.directory import claim
+from piecewise_core.store.entry import Entry, Manifest
+from piecewise_core.store.files import FileStore
 
 __all__ = ["BoundedStore", "Pruned", "empty_quarantine", "prune", "total"]
 

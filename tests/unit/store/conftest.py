@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from piecewise_core.compile.store.entry import Entry, make_entry, make_ticket
-from piecewise_core.compile.store.files import FileStore
 from piecewise_core.ranges import Box, Range
+from piecewise_core.store.entry import Entry, make_entry, make_ticket
+from piecewise_core.store.files import FileStore
 
 BOX = Box((Range(1, 64), Range(2, 2)))
 

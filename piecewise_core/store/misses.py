@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from piecewise_core.compile.store.entry import Manifest
+from piecewise_core.store.entry import Manifest
 
 __all__ = ["Difference", "Miss", "differences", "explain_misses", "nearest"]
 

@@ -14,7 +14,7 @@ from typing import Any
 __all__ = ["class_identity", "core_digest", "function_identity"]
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
-_COMPILING = ("graph", "compile")
+_COMPILING = ("graph", "store", "compile")
 """The packages of core that have a part in what is compiled."""
 
 
@@ -46,7 +46,7 @@ def class_identity(cls: type) -> str:
 @functools.cache
 def core_digest() -> str:
     """A digest of core's own code that traces, splits and compiles."""
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for name in _COMPILING:
         for path in sorted((root / name).rglob("*.py")):

@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
-from piecewise_core.compile.store.lowerings import own_lowerings
-from piecewise_core.compile.store.machine import machine_factors
-from piecewise_core.compile.store.sources import class_identity, core_digest, function_identity
 from piecewise_core.config import Config
 from piecewise_core.errors import StoreError
 from piecewise_core.graph.torch_state import in_force, switches_digest, torch_state
 from piecewise_core.protocols import CompilerAdaptor, Platform
+from piecewise_core.store.lowerings import own_lowerings
+from piecewise_core.store.machine import machine_factors
+from piecewise_core.store.sources import class_identity, core_digest, function_identity
 
 __all__ = ["Environment", "compiler_factors", "surroundings", "torch_settings"]
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from piecewise_core.compile.store.directory import claim
-from piecewise_core.compile.store.pruning import BoundedStore, prune, total
+from piecewise_core.store.directory import claim
+from piecewise_core.store.pruning import BoundedStore, prune, total
 
 
 def used(store, entry, when: float) -> None:
@@ -72,8 +72,8 @@ def test_a_use_in_the_future_or_before_1970_decides_only_the_order(store, make):
 WRITER = """
 import os, sys
 from pathlib import Path
-from piecewise_core.compile.store import files
-from piecewise_core.compile.store.entry import make_entry, make_ticket
+from piecewise_core.store import files
+from piecewise_core.store.entry import make_entry, make_ticket
 from piecewise_core.ranges import Box
 
 def wait(path):

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch._decomp import decomposition_table
 
-from piecewise_core.compile.store.lowerings import own_lowerings
 from piecewise_core.errors import StoreError
+from piecewise_core.store.lowerings import own_lowerings
 
 ATEN = torch.ops.aten
 

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from piecewise_core.compile.store.entry import Entry, Manifest
-from piecewise_core.compile.store.files import ARTIFACT, MANIFEST
-from piecewise_core.compile.store.manifest import LARGEST, check_artifact, parse, render
 from piecewise_core.errors import StoreError
+from piecewise_core.store.entry import Entry, Manifest
+from piecewise_core.store.files import ARTIFACT, MANIFEST
+from piecewise_core.store.manifest import LARGEST, check_artifact, parse, render
 
 __all__ = ["Archive", "write_archive"]
 

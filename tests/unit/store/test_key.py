@@ -23,14 +23,14 @@ from source_platform import SourceCompiler, SourcePlatform
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import piecewise_core as pw
-from piecewise_core.compile.store import environment, machine, sources
-from piecewise_core.compile.store.entry import Ticket
-from piecewise_core.compile.store.environment import Environment
-from piecewise_core.compile.store.keeper import Keeper
+from piecewise_core.compile.artifact_cache import Keeper
 from piecewise_core.errors import StoreError
 from piecewise_core.graph.canonical import canonical_form
 from piecewise_core.graph.split import Piece
 from piecewise_core.ranges import Box, Range
+from piecewise_core.store import environment, machine, sources
+from piecewise_core.store.entry import Ticket
+from piecewise_core.store.environment import Environment
 
 RANGE = Box((Range(1, 64),))
 ROWS = {"x": {0: pw.Dim("rows", 1, 64)}}

@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
-from piecewise_core.compile.store.entry import Entry, Manifest
-from piecewise_core.compile.store.protocol import Store
+from piecewise_core.store.entry import Entry, Manifest
+from piecewise_core.store.protocol import Store
 
 __all__ = ["LayeredStore"]
 
