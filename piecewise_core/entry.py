@@ -58,8 +58,8 @@ def backend(
     setup = prepare(_fitted(asked, dims), platform, device_type(traced.graph))
     counters = Counters()
     process_counters.watch(counters)
-    keeper = setup.keeper()
-    scheduler = Scheduler(setup.compiler, setup.config, counters, setup.passes, keeper=keeper)
+    cache = setup.artifact_cache()
+    scheduler = Scheduler(setup.compiler, setup.config, counters, setup.passes, cache=cache)
     matcher = Matcher(setup.config.splitting_ops, setup.unsafe_ops)
     if matcher:
         matcher.look(graph.graph)
@@ -80,7 +80,7 @@ def backend(
     if mode_asked == "warmup":
         for target in region.targets:
             region.plan(target.box)
-    background = Background(setup, keeper) if mode_asked == "background" else None
+    background = Background(setup, cache) if mode_asked == "background" else None
     verifier = None
     if setup.config.check == "verify":
         verifier = Verifier(setup.config, counters, GraphSubject(setup))

@@ -27,12 +27,12 @@ from piecewise_core.store.misses import Miss, explain_misses
 from piecewise_core.store.pieces import PieceFactors, piece_factors
 from piecewise_core.store.protocol import Store
 
-__all__ = ["Keeper"]
+__all__ = ["ArtifactCache"]
 
 logger = logging.getLogger(__name__)
 
 
-class Keeper:
+class ArtifactCache:
     """Knows what a model's artifacts depend on, and the store that they are kept in.
 
     ``store``: None keeps nothing; keys can still be made. Everything here may be called from the

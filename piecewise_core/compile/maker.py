@@ -13,10 +13,10 @@ import sympy
 import torch
 
 from piecewise_core.compile.artifact import Artifact, guarded
-from piecewise_core.compile.artifact_cache import Keeper
+from piecewise_core.compile.artifact_cache import ArtifactCache
 from piecewise_core.compile.eager import EagerCompiler
 from piecewise_core.compile.examples import Job, make_job
-from piecewise_core.compile.verdict import compile_and_judge
+from piecewise_core.compile.valid_range import compile_job
 from piecewise_core.config import Config
 from piecewise_core.errors import (
     CompileFailed,
@@ -42,7 +42,7 @@ class Maker:
     """Loads and compiles with one adaptor, and keeps what it compiled.
 
     ``adaptor``: becomes the eager compiler when the compiler's tools turn out to be missing.
-    ``passes``: run over every piece's graph before it is compiled. ``keeper``: of the compile
+    ``passes``: run over every piece's graph before it is compiled. ``cache``: of the compile
     store; None keeps nothing.
     """
 
@@ -51,38 +51,38 @@ class Maker:
         adaptor: CompilerAdaptor,
         config: Config,
         passes: Iterable[Callable[[torch.fx.GraphModule], None]] = (),
-        keeper: Keeper | None = None,
+        cache: ArtifactCache | None = None,
     ) -> None:
         self.adaptor = adaptor
         self._written = EagerCompiler()
         self._degraded = ""
         self._config = config
         self._passes = tuple(passes)
-        self._keeper = keeper
+        self._cache = cache
 
     def entry(self, artifact: Artifact, piece: Piece, form: Form) -> Entry:
         """What to keep ``artifact``, which is ``piece``'s, by. Raises StoreError."""
-        if self._keeper is None:
-            raise StoreError("this model has no keeper of compiled pieces")
+        if self._cache is None:
+            raise StoreError("this model keeps no compiled pieces")
         if piece.hazard or artifact.compiler == self._written.name:
             raise StoreError(f"{artifact.owner} is not compiled: it runs as written")
         _refuse_index(form)
-        ticket = artifact.ticket or self._keeper.ticket(
+        ticket = artifact.ticket or self._cache.ticket(
             self.adaptor, piece, form, artifact.box, artifact.owner
         )
-        return self._keeper.entry_of(artifact, ticket)
+        return self._cache.entry_of(artifact, ticket)
 
     def ticket(self, piece: Piece, form: Form, box: Box, label: str) -> tuple[Ticket | None, str]:
         """What the piece is kept under; or None, and why not where somebody may wonder."""
-        if self._keeper is None or self._keeper.store is None:
+        if self._cache is None or self._cache.store is None:
             return None, ""
         if piece.hazard or self.adaptor.name == self._written.name:
             return None, ""  # nothing is compiled
         try:
             _refuse_index(form)
-            return self._keeper.ticket(self.adaptor, piece, form, box, label), ""
+            return self._cache.ticket(self.adaptor, piece, form, box, label), ""
         except StoreError as error:
-            self._keeper.say_once(label, str(error))
+            self._cache.say_once(label, str(error))
             return None, str(error)
 
     def whole_key(self, piece: Piece, form: Form, box: Box, label: str) -> str:
@@ -91,8 +91,8 @@ class Maker:
         Where that cannot be told, no two are alike.
         """
         with suppress(StoreError):
-            if self._keeper is not None:
-                return self._keeper.named(self.adaptor, piece, form, box, label).key
+            if self._cache is not None:
+                return self._cache.named(self.adaptor, piece, form, box, label).key
         return secrets.token_hex(32)
 
     def obtain(
@@ -104,17 +104,17 @@ class Maker:
         """
         key = form.key
         ticket, unkept = self.ticket(piece, form, box, label)
-        if ticket is None or self._keeper is None:
+        if ticket is None or self._cache is None:
             whole = self.whole_key(piece, form, box, label)
             made = self._compile(piece, symbols, box, key, whole, label)
             made.unkept = unkept
             return made
-        tried = self._keeper.find(ticket)
+        tried = self._cache.find(ticket)
         found = self._loaded(piece, tried, key, ticket)
         if found is not None:
             return found
-        with self._keeper.lock(ticket):
-            there = self._keeper.find(ticket)
+        with self._cache.lock(ticket):
+            there = self._cache.find(ticket)
             if there is not None and (tried is None or there.manifest != tried.manifest):
                 found = self._loaded(piece, there, key, ticket)
             if found is None:
@@ -124,9 +124,9 @@ class Maker:
     def _loaded(
         self, piece: Piece, entry: Entry | None, key: str, ticket: Ticket
     ) -> Artifact | None:
-        if entry is None or self._keeper is None:
+        if entry is None or self._cache is None:
             return None
-        found = self._keeper.artifact(self.adaptor, entry, key, ticket)
+        found = self._cache.artifact(self.adaptor, entry, key, ticket)
         if found is not None and found.serves != found.box:
             found.run = guarded(found.run, piece, found.serves)
         return found
@@ -149,7 +149,7 @@ class Maker:
 
         try:
             with no_collection():
-                verdict = compile_and_judge(
+                compilation = compile_job(
                     adaptor, make, f"{key}-{box}-{whole}", self._config, self._passes
                 )
         except CompilerUnavailable as error:
@@ -168,27 +168,27 @@ class Maker:
             ) from raised(error)
         seconds = time.perf_counter() - begun
         logger.debug("compiled %s for %s in %.2f s with %s", label, box, seconds, adaptor.name)
-        run = verdict.compiled.run
-        if verdict.serves != box:
-            logger.warning("%s for sizes %s: %s", label, box, verdict.why)
-            run = guarded(run, piece, verdict.serves)
-        note = piece.hazard or verdict.why or self._degraded
-        made = Artifact(key, box, run, adaptor.name, seconds, label, verdict.serves, note)
-        made.ticket, made.compiled = ticket, verdict.compiled
+        run = compilation.compiled.run
+        if compilation.serves != box:
+            logger.warning("%s for sizes %s: %s", label, box, compilation.why)
+            run = guarded(run, piece, compilation.serves)
+        note = piece.hazard or compilation.why or self._degraded
+        made = Artifact(key, box, run, adaptor.name, seconds, label, compilation.serves, note)
+        made.ticket, made.compiled = ticket, compilation.compiled
         if ticket is not None:
             self._publish(made, ticket)
         return made
 
     def _publish(self, made: Artifact, ticket: Ticket) -> None:
-        if self._keeper is None:
+        if self._cache is None:
             return
         try:
-            if not self._keeper.still_holds(ticket, self.adaptor):
+            if not self._cache.still_holds(ticket, self.adaptor):
                 raise StoreError("a switch of torch or of the compiler changed meanwhile")
-            self._keeper.publish(self._keeper.entry_of(made, ticket))
+            self._cache.publish(self._cache.entry_of(made, ticket))
         except StoreError as error:
             made.unkept = str(error)
-            self._keeper.say_once(made.owner, made.unkept)
+            self._cache.say_once(made.owner, made.unkept)
 
     def _degrade(self, error: CompilerUnavailable) -> None:
         """Go on uncompiled with one warning, unless that was ruled out."""

@@ -13,7 +13,7 @@ import sympy
 import torch
 
 from piecewise_core.compile.artifact import Artifact, guarded
-from piecewise_core.compile.artifact_cache import Keeper
+from piecewise_core.compile.artifact_cache import ArtifactCache
 from piecewise_core.compile.maker import Maker
 from piecewise_core.config import Config
 from piecewise_core.counters import Counters
@@ -61,7 +61,7 @@ class Scheduler:
 
     ``passes``: run over every piece's graph before it is compiled. ``counters``: of the model.
     ``is_capturing``: whether the device records what this thread does; nothing compiles then.
-    ``keeper``: of the compile store; None keeps nothing.
+    ``cache``: of the compile store; None keeps nothing.
     """
 
     def __init__(
@@ -71,10 +71,10 @@ class Scheduler:
         counters: Counters,
         passes: Iterable[Callable[[torch.fx.GraphModule], None]] = (),
         is_capturing: Callable[[], bool] | None = None,
-        keeper: Keeper | None = None,
+        cache: ArtifactCache | None = None,
     ) -> None:
-        self.keeper = keeper
-        self._maker = Maker(adaptor, config, passes, keeper)
+        self.artifact_cache = cache
+        self._maker = Maker(adaptor, config, passes, cache)
         self._counters = counters
         self._is_capturing = is_capturing
         # A model that is traced anew, over and over, must not keep the graphs of every trace: of

@@ -38,7 +38,7 @@ def _serve(request: Request, adaptors: dict[str, Any]) -> Answer:
 def _compile(request: Request, adaptors: dict[str, Any]) -> Answer:
     from piecewise_core.compile.adaptors import configure, resolve
     from piecewise_core.compile.portable import unpack
-    from piecewise_core.compile.verdict import compile_and_judge
+    from piecewise_core.compile.valid_range import compile_job
     from piecewise_core.config import Config
     from piecewise_core.errors import CompileFailed
     from piecewise_core.graph.torch_state import set_torch_state
@@ -53,9 +53,9 @@ def _compile(request: Request, adaptors: dict[str, Any]) -> Answer:
     adaptor = adaptors[request.platform]
     set_torch_state(request.state)
     _refuse_differing(surroundings(adaptor), request.surroundings)
-    verdict = compile_and_judge(adaptor, lambda: unpack(request.job), request.key, config)
-    serves = verdict.serves
-    handle = verdict.compiled.handle
+    made = compile_job(adaptor, lambda: unpack(request.job), request.key, config)
+    serves = made.serves
+    handle = made.compiled.handle
     if handle is None:
         raise CompileFailed(f"compiler {config.compiler!r} cannot hand this piece's code over")
     return Answer(
@@ -64,7 +64,7 @@ def _compile(request: Request, adaptors: dict[str, Any]) -> Answer:
         "",
         0.0,
         None if serves is None else [r.plain for r in serves.ranges],
-        verdict.why,
+        made.why,
     )
 
 

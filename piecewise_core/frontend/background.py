@@ -9,7 +9,7 @@ import sympy
 import torch
 
 from piecewise_core.compile.artifact import Artifact
-from piecewise_core.compile.artifact_cache import Keeper
+from piecewise_core.compile.artifact_cache import ArtifactCache
 from piecewise_core.compile.examples import make_job
 from piecewise_core.compile.messages import Answer, Request
 from piecewise_core.compile.pool import WorkerPool
@@ -35,12 +35,12 @@ Done = Callable[[Piece, Artifact | None], None]
 class Background:
     """Sends pieces to the worker and loads what comes back, off the calling thread.
 
-    ``keeper``: of the compile store, which is asked before the worker is.
+    ``cache``: of the compile store, which is asked before the worker is.
     """
 
-    def __init__(self, setup: Setup, keeper: Keeper) -> None:
+    def __init__(self, setup: Setup, cache: ArtifactCache) -> None:
         self._setup = setup
-        self._keeper = keeper
+        self._cache = cache
         self._pool = WorkerPool()
         self._failed = False
 
@@ -104,7 +104,7 @@ class Background:
 
         Inside the store's lock nothing waits for compile_lock: who holds that may wait for this.
         """
-        entry = None if ticket is None else self._keeper.find(ticket)
+        entry = None if ticket is None else self._cache.find(ticket)
         if entry is not None and ticket is not None:
             made = self._stored(entry, key, ticket)
             if made is not None:
@@ -112,8 +112,8 @@ class Background:
         job = self._packed(piece, symbols, box)
         if ticket is None:
             return self._taken(ask(request(job)), box, key, label, None)
-        with self._keeper.lock(ticket):
-            there = self._keeper.find(ticket)
+        with self._cache.lock(ticket):
+            there = self._cache.find(ticket)
             fresh = there is not None and (entry is None or there.manifest != entry.manifest)
             if not fresh:
                 answer = ask(request(job))
@@ -134,8 +134,8 @@ class Background:
         """Keep what the worker made."""
         if answer.handle is None:
             return
-        self._keeper.publish(
-            self._keeper.entry(
+        self._cache.publish(
+            self._cache.entry(
                 ticket,
                 answer.handle,
                 serves=_box(answer),
@@ -147,7 +147,7 @@ class Background:
 
     def _stored(self, entry: Entry, key: str, ticket: Ticket) -> Artifact | None:
         with compile_lock:
-            return self._keeper.artifact(self._setup.compiler, entry, key, ticket)
+            return self._cache.artifact(self._setup.compiler, entry, key, ticket)
 
     def _taken(
         self, answer: Answer, box: Box, key: str, label: str, ticket: Ticket | None

@@ -232,11 +232,11 @@ def _code(session: Session, box: Box, artifact: Artifact) -> CodeFacts:
 
 
 def _missed(session: Session, artifact: Artifact) -> str:
-    if artifact.stored or artifact.ticket is None or session.scheduler.keeper is None:
+    if artifact.stored or artifact.ticket is None or session.scheduler.artifact_cache is None:
         return ""
     # All at once: each asking reads every manifest there is.
     tickets = [a.ticket for a in session.scheduler.artifacts if a.ticket and not a.stored]
-    misses = session.scheduler.keeper.misses({t.key: t for t in tickets})
+    misses = session.scheduler.artifact_cache.misses({t.key: t for t in tickets})
     found = misses.get(artifact.ticket.key)
     return "" if found is None else str(found)
 

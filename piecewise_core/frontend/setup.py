@@ -12,7 +12,7 @@ import torch
 from piecewise_core.backend import PiecewiseBackend
 from piecewise_core.capture.torch_private import in_bad_fork
 from piecewise_core.compile.adaptors import configure, resolve
-from piecewise_core.compile.artifact_cache import Keeper
+from piecewise_core.compile.artifact_cache import ArtifactCache
 from piecewise_core.config import Config
 from piecewise_core.errors import ConfigError, PlatformError
 from piecewise_core.graph.collectives import or_collectives
@@ -62,15 +62,15 @@ class Setup:
         repeats = graphs is not None and not hasattr(graphs, "register_generator")
         return or_draws(matches) if repeats else matches
 
-    def keeper(self, front: Store | None = None) -> Keeper:
-        """A keeper of what one model compiles, in the compile store that the settings name.
+    def artifact_cache(self, front: Store | None = None) -> ArtifactCache:
+        """The cache of what one model compiles, in the compile store that the settings name.
 
         ``front``: a store to look in first.
         """
         store = open_store(self.config.cache_dir, os.environ)
         if front is not None:
             store = front if store is None else LayeredStore(front, store)
-        return Keeper(store, self._environment())
+        return ArtifactCache(store, self._environment())
 
     def surroundings(self) -> dict[str, str]:
         """What compiled code depends on besides its piece. Raises StoreError."""

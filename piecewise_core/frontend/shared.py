@@ -44,18 +44,18 @@ class Shared:
         self.config: Config = setup.config
         self.counters = Counters()
         process_counters.watch(self.counters)
-        self.keeper = keeper = setup.keeper(front)
+        self.artifact_cache = cache = setup.artifact_cache(front)
         self.scheduler = Scheduler(
-            setup.compiler, self.config, self.counters, setup.passes, setup.is_capturing, keeper
+            setup.compiler, self.config, self.counters, setup.passes, setup.is_capturing, cache
         )
         in_background = self.config.compile_mode == "background"
-        self.background = Background(setup, keeper) if in_background else None
+        self.background = Background(setup, cache) if in_background else None
         self.begin_memory()
         self.matcher = Matcher(self.config.splitting_ops, setup.unsafe_ops)
         self.splits = setup.splits(self.matcher)
         self.layouts = Layouts(self.config.dims, auto=self.config.regions == "auto")
         self.contracts = Contracts()
-        self.traces = TraceStore(keeper.store, fn, self.config, keeper.run)
+        self.traces = TraceStore(cache.store, fn, self.config, cache.run)
         self.lock = threading.RLock()
         self.builds = Builds(self.lock)
         self.sealed: str | None = None

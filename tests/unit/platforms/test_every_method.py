@@ -102,7 +102,7 @@ def live(platform, directory):
     again = pw.compile(layers, CONFIG, platform=platform)
     assert torch.equal(again(torch.ones(2, 4)), layers(torch.ones(2, 4)))
     assert again.stats().cache_hits == 2
-    assert Background(fast._pw_session.setup, fast._pw_session.setup.keeper()).can_serve(
+    assert Background(fast._pw_session.setup, fast._pw_session.setup.artifact_cache()).can_serve(
         fast._pw_session.setup.compiler
     )
 

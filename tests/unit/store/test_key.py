@@ -23,7 +23,7 @@ from source_platform import SourceCompiler, SourcePlatform
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import piecewise_core as pw
-from piecewise_core.compile.artifact_cache import Keeper
+from piecewise_core.compile.artifact_cache import ArtifactCache
 from piecewise_core.errors import StoreError
 from piecewise_core.graph.canonical import canonical_form
 from piecewise_core.graph.split import Piece
@@ -83,8 +83,8 @@ class Case:
         around = Environment(
             platform, self.name, self.distribution, settings, self.passes, self.more
         )
-        keeper = Keeper(None, around)
-        return keeper.ticket(self.compiler, piece, canonical_form(piece), self.box, self.label)
+        cache = ArtifactCache(None, around)
+        return cache.ticket(self.compiler, piece, canonical_form(piece), self.box, self.label)
 
 
 @pytest.fixture

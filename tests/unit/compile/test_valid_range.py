@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import piecewise_core as pw
 from piecewise_core.compile.examples import make_job
-from piecewise_core.compile.soundness import served_box
+from piecewise_core.compile.valid_range import valid_range
 from piecewise_core.graph.describe import describe_call
 from piecewise_core.graph.names import Matcher
 from piecewise_core.graph.split import Piece, split
@@ -100,7 +100,7 @@ def test_the_explanation_and_the_log_name_the_assumption(caplog):
     with caplog.at_level(logging.WARNING, "piecewise_core"):
         report = fast.warmup(torch.randn(3, 3), progress=False)
     assert "the compiler fixed" in caplog.text
-    assert "test_soundness.py" in caplog.text
+    assert "test_valid_range.py" in caplog.text
     (note,) = report.as_written
     assert "other sizes run as written" in note
     assert note.removeprefix("region 0 piece 0: ") in str(fast.explain())
@@ -154,4 +154,4 @@ def test_the_served_part_is_where_the_guard_holds(vector, low, width, threshold,
     size = job.inputs[0]
     held = bool(size > threshold if above else size <= threshold)
     right = [n for n in range(low, low + width + 1) if ((n > threshold) == above) == held]
-    assert served_box(job)[0] == Box((Range(right[0], right[-1]),))
+    assert valid_range(job)[0] == Box((Range(right[0], right[-1]),))

@@ -1,4 +1,4 @@
-"""Where compiled code holds: the guards that a compiler added to the sizes it was given.
+"""One compilation and its valid range: the sizes on which a compiler's own guards hold.
 
 A compiler may decide something from the example sizes and note it as a guard, expecting to be
 called again when it fails. Nobody checks such guards at run time here, so they are read after
@@ -7,15 +7,21 @@ each compilation, and sizes that break one are not served by the code.
 
 from __future__ import annotations
 
+import secrets
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import sympy
+import torch
 
 from piecewise_core.compile.examples import Job
+from piecewise_core.config import Config
 from piecewise_core.graph.conditions import evaluator, implied
+from piecewise_core.protocols import CompiledGraph, CompilerAdaptor
 from piecewise_core.ranges import Box
 
-__all__ = ["repeated_guards", "served_box"]
+__all__ = ["Compilation", "compile_job", "valid_range"]
 
 _LAYOUT_ONLY = ("_compute_stride", "_prims_common", "is_contiguous", "fake_impls.py")
 """Where a fake tensor's strides are worked out. Guards from there say that a dim is not 1 or 0;
@@ -27,7 +33,51 @@ _REPEATED = ("autograd_cache.py", "codecache.py")
 _DENSE = 1 << 14
 
 
-def served_box(job: Job) -> tuple[Box | None, str]:
+@dataclass(frozen=True)
+class Compilation:
+    """``serves``: the part of the job's box on which the code holds, None when nowhere. ``why``:
+    the reason when that is not all of it.
+    """
+
+    compiled: CompiledGraph
+    serves: Box | None
+    why: str
+
+
+def compile_job(
+    adaptor: CompilerAdaptor,
+    make: Callable[[], Job],
+    key: str,
+    config: Config,
+    passes: Iterable[Callable[[torch.fx.GraphModule], None]] = (),
+) -> Compilation:
+    """Compile what ``make()`` gives. Raises what passes and compiler raise.
+
+    A compiler's own cache repeats the guards of the first making without their places. When they
+    cost sizes, the job is compiled once more under a key that no cache knows.
+    """
+    made, job = _attempt(adaptor, make, key, config, passes)
+    if made.serves != job.box and _repeated_guards(job):
+        made, _ = _attempt(adaptor, make, f"{key}-{secrets.token_hex(8)}", config, passes)
+    return made
+
+
+def _attempt(
+    adaptor: CompilerAdaptor,
+    make: Callable[[], Job],
+    key: str,
+    config: Config,
+    passes: Iterable[Callable[[torch.fx.GraphModule], None]],
+) -> tuple[Compilation, Job]:
+    job = make()
+    with torch.inference_mode(), job.context():
+        for apply in passes:
+            apply(job.graph)
+        compiled = adaptor.compile(job.graph, job.inputs, key=key, config=config)
+    return Compilation(compiled, *valid_range(job)), job
+
+
+def valid_range(job: Job) -> tuple[Box | None, str]:
     """The part of the job's box on which its compiled code holds, and why not all of it.
 
     None when no box can be told; the piece must then run as written.
@@ -52,7 +102,7 @@ def served_box(job: Job) -> tuple[Box | None, str]:
     return box, why
 
 
-def repeated_guards(job: Job) -> bool:
+def _repeated_guards(job: Job) -> bool:
     """Whether the code came from a compiler's cache, so that nobody can tell its guards apart."""
     env = job.mode.shape_env
     guards = [] if env is None else env.guards
