@@ -66,7 +66,7 @@ class Place:
             from piecewise_core.testing import SimulatedPlatform
 
             return SimulatedPlatform()
-        from piecewise_core.platforms import select
+        from piecewise_core.plugins import select
 
         return select(None, "cuda").platform
 

@@ -38,8 +38,8 @@ import json, sys, time
 begun = time.perf_counter()
 import importlib.metadata
 library = time.perf_counter() - begun
-from piecewise_core.platforms import all_passes, discover
-from piecewise_core.platforms.candidates import announce, examine
+from piecewise_core.plugins import all_passes, discover
+from piecewise_core.plugins.candidates import announce, examine
 begun = time.perf_counter()
 (entry,) = [e for e in discover() if e.name == {wanted!r}]
 (found,) = map(examine, announce(entry))

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 import piecewise_core as pw
-from piecewise_core.platforms import select
+from piecewise_core.plugins import select
 
 __all__ = ["BOUNDS", "Contender", "Sealed", "load", "make"]
 

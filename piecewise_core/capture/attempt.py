@@ -23,7 +23,7 @@ from piecewise_core.capture.whole import WholeRecorder
 from piecewise_core.errors import CaptureFailed, PiecewiseError, PlatformFault
 from piecewise_core.graph.garbage import no_collection
 from piecewise_core.graph.spans import Spans, storage_span
-from piecewise_core.platforms import raised
+from piecewise_core.plugins import raised
 from piecewise_core.protocols import GraphDriver, Platform
 from piecewise_core.ranges import Sizes
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from piecewise_core.errors import CaptureFailed, OutOfGraphMemory, PiecewiseError, PlatformFault
-from piecewise_core.platforms import raised, told
+from piecewise_core.plugins import raised, told
 from piecewise_core.protocols import Platform
 from piecewise_core.ranges import Sizes
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from piecewise_core.capture.recorder import Recorder
-from piecewise_core.platforms import told
+from piecewise_core.plugins import told
 from piecewise_core.protocols import Platform
 
 __all__ = ["abandon", "restored", "same_stream"]

@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 
 from piecewise_core.cli.computation import compute
 from piecewise_core.errors import PiecewiseError
-from piecewise_core.platforms.candidates import Candidate
-from piecewise_core.platforms.probing import create_platform
-from piecewise_core.platforms.selection import Selected
+from piecewise_core.plugins.candidates import Candidate
+from piecewise_core.plugins.probing import create_platform
+from piecewise_core.plugins.selection import Selected
 from piecewise_core.protocols import Platform
 
 __all__ = ["Checkup", "Step", "check_up"]

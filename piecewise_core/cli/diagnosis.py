@@ -10,9 +10,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 from piecewise_core.cli.checkup import Checkup, check_up
 from piecewise_core.errors import PlatformError
-from piecewise_core.platforms.candidates import Candidate, survey
-from piecewise_core.platforms.selection import Selected, select
-from piecewise_core.platforms.torchbuild import torch_build
+from piecewise_core.plugins.candidates import Candidate, survey
+from piecewise_core.plugins.selection import Selected, select
+from piecewise_core.plugins.torchbuild import torch_build
 
 __all__ = ["Diagnosis", "diagnose"]
 

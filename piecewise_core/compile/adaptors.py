@@ -7,7 +7,7 @@ from typing import Any
 
 from piecewise_core.compile.eager import EagerCompiler
 from piecewise_core.config import Config
-from piecewise_core.platforms import find_compiler
+from piecewise_core.plugins import find_compiler
 from piecewise_core.protocols import CompilerAdaptor, Platform
 
 __all__ = ["configure", "resolve"]

@@ -12,7 +12,7 @@ from piecewise_core.compile.artifact import Artifact
 from piecewise_core.errors import StoreError
 from piecewise_core.graph.canonical import Form
 from piecewise_core.graph.split import Piece
-from piecewise_core.platforms import told
+from piecewise_core.plugins import told
 from piecewise_core.protocols import CompiledGraph, CompilerAdaptor
 from piecewise_core.ranges import Box
 from piecewise_core.store.entry import (

@@ -28,7 +28,7 @@ from piecewise_core.errors import (
 from piecewise_core.graph.canonical import Form
 from piecewise_core.graph.garbage import no_collection
 from piecewise_core.graph.split import Piece
-from piecewise_core.platforms import raised, told
+from piecewise_core.plugins import raised, told
 from piecewise_core.protocols import CompilerAdaptor
 from piecewise_core.ranges import Box
 from piecewise_core.store.entry import Entry, Ticket

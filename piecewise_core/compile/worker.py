@@ -42,7 +42,7 @@ def _compile(request: Request, adaptors: dict[str, Any]) -> Answer:
     from piecewise_core.config import Config
     from piecewise_core.errors import CompileFailed
     from piecewise_core.graph.torch_state import set_torch_state
-    from piecewise_core.platforms import attributed, select
+    from piecewise_core.plugins import attributed, select
     from piecewise_core.store.environment import surroundings
 
     config = Config.from_json(request.config)

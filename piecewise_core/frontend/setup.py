@@ -17,7 +17,7 @@ from piecewise_core.config import Config
 from piecewise_core.errors import ConfigError, PlatformError
 from piecewise_core.graph.collectives import or_collectives
 from piecewise_core.graph.randomness import or_draws
-from piecewise_core.platforms import (
+from piecewise_core.plugins import (
     AttributedPlatform,
     Selected,
     all_passes,

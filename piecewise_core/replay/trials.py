@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from piecewise_core.config import Dim
 from piecewise_core.errors import OutOfRange
-from piecewise_core.platforms import raised, told
+from piecewise_core.plugins import raised, told
 from piecewise_core.ranges import Sizes
 
 __all__ = ["try_sizes"]

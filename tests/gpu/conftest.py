@@ -101,7 +101,7 @@ class Gpu:
 
 @pytest.fixture
 def gpu():
-    from piecewise_core.platforms import select
+    from piecewise_core.plugins import select
 
     torch.manual_seed(0)
     with torch.inference_mode():

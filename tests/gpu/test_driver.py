@@ -6,8 +6,8 @@ import threading
 import pytest
 import torch
 
-from piecewise_core.platforms.contract import check_platform
-from piecewise_core.platforms.torchbuild import torch_build
+from piecewise_core.plugins.contract import check_platform
+from piecewise_core.plugins.torchbuild import torch_build
 
 pytestmark = pytest.mark.gpu
 

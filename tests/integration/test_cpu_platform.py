@@ -12,8 +12,8 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from piecewise_core.config import Config
 from piecewise_core.errors import CompilerUnavailable
-from piecewise_core.platforms import discover, select
-from piecewise_core.platforms.contract import check_platform
+from piecewise_core.plugins import discover, select
+from piecewise_core.plugins.contract import check_platform
 from piecewise_cpu.platform import CpuPlatform
 from piecewise_cpu.toolchain import CppToolchain
 
@@ -86,7 +86,7 @@ from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from piecewise_core.config import Config
-from piecewise_core.platforms import select
+from piecewise_core.plugins import select
 
 platform = select("cpu").platform
 

@@ -14,7 +14,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from piecewise_core.cli.main import main
-from piecewise_core.platforms import registered
+from piecewise_core.plugins import registered
 from piecewise_core.protocols import Capabilities, CompiledGraph, PlatformInfo, Probe
 
 pytestmark = pytest.mark.usefixtures("quiet_environment")

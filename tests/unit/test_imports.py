@@ -24,7 +24,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("afterfork", "interpreter", "ownership"),
     ("config", "counters"),
     ("protocols", "hookspecs"),
-    ("platforms",),
+    ("plugins",),
     ("graph",),
     ("store",),
     ("compile",),
@@ -56,7 +56,7 @@ LIGHT = (
     "counters",
     "protocols",
     "hookspecs",
-    "platforms",
+    "plugins",
 )
 """What must import neither torch nor a plugin, so that a plugin module may import it freely."""
 

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from piecewise_core.platforms.attribution import AttributedPlatform
+from piecewise_core.plugins.attribution import AttributedPlatform
 from piecewise_core.protocols import Platform, ReplayCall
 from piecewise_core.testing.conformance.marks import Spec
 from piecewise_core.testing.conformance.subject import Subject

@@ -15,10 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from piecewise_core.platforms import PluginEntry
-from piecewise_core.platforms.announce import announced
-from piecewise_core.platforms.registry import load
-from piecewise_core.platforms.traces import watched_import
+from piecewise_core.plugins import PluginEntry
+from piecewise_core.plugins.announce import announced
+from piecewise_core.plugins.registry import load
+from piecewise_core.plugins.traces import watched_import
 from piecewise_core.protocols import PlatformInfo
 
 __all__ = ["main"]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from piecewise_core.errors import ApiVersionMismatch, NoPlatform, PluginError
-from piecewise_core.platforms import select
-from piecewise_core.platforms.announce import check_api_version
+from piecewise_core.plugins import select
+from piecewise_core.plugins.announce import check_api_version
 from piecewise_core.protocols import API_VERSION
 from piecewise_core.testing.conformance.base import Conformance
 from piecewise_core.testing.conformance.case import Case

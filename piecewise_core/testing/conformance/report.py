@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from piecewise_core.errors import PiecewiseError
-from piecewise_core.platforms.torchbuild import torch_build
+from piecewise_core.plugins.torchbuild import torch_build
 from piecewise_core.protocols import API_VERSION
 from piecewise_core.testing.conformance.marks import LEVELS
 from piecewise_core.testing.conformance.subject import Subject

@@ -9,11 +9,11 @@ from importlib import import_module
 from typing import Any
 
 from piecewise_core.errors import NoPlatform, PlatformConflict, PlatformError, PluginError
-from piecewise_core.platforms import PluginEntry, discover
-from piecewise_core.platforms.announce import announced, check_info
-from piecewise_core.platforms.contract import check_platform
-from piecewise_core.platforms.probing import create_platform, run_probe
-from piecewise_core.platforms.registry import load
+from piecewise_core.plugins import PluginEntry, discover
+from piecewise_core.plugins.announce import announced, check_info
+from piecewise_core.plugins.contract import check_platform
+from piecewise_core.plugins.probing import create_platform, run_probe
+from piecewise_core.plugins.registry import load
 from piecewise_core.protocols import Platform, PlatformInfo, Probe
 
 __all__ = ["Subject", "find_subject"]

@@ -6,7 +6,7 @@ import traceback
 from typing import Any
 
 from piecewise_core.errors import PiecewiseError
-from piecewise_core.platforms.attribution import raised
+from piecewise_core.plugins.attribution import raised
 
 __all__ = ["OUTCOMES", "NotClaimed", "Violation", "told"]
 

@@ -9,7 +9,7 @@ import torch
 
 import piecewise_core as pw
 from piecewise_core.errors import PiecewiseError
-from piecewise_core.platforms import discover, select
+from piecewise_core.plugins import discover, select
 
 SPLIT = "torch.nn.functional.layer_norm"
 

@@ -70,7 +70,7 @@ ORDERS.append(tuple(reversed(PROJECTS)))
 INSTALLED = """
 import json
 from importlib.metadata import entry_points
-from piecewise_core.platforms import discover
+from piecewise_core.plugins import discover
 import piecewise_core
 print(json.dumps({
     "core": piecewise_core.__file__,

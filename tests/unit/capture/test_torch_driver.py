@@ -14,7 +14,7 @@ import torch
 
 from piecewise_core.capture import torch_driver, torch_private
 from piecewise_core.capture.torch_driver import TorchGraphDriver
-from piecewise_core.platforms.contract import differences
+from piecewise_core.plugins.contract import differences
 from piecewise_core.protocols import GraphDriver
 
 INVALID = "CUDA error: operation failed due to a previous error during capture"

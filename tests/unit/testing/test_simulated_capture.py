@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import piecewise_core as pw
-from piecewise_core.platforms.contract import check_platform
+from piecewise_core.plugins.contract import check_platform
 from piecewise_core.testing import SimulatedPlatform
 
 

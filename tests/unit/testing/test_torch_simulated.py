@@ -9,7 +9,7 @@ import piecewise_core as pw
 from piecewise_core.capture.torch_driver import TorchGraphDriver
 from piecewise_core.capture.torch_runtime import TorchRuntime
 from piecewise_core.compile.eager import EagerCompiler
-from piecewise_core.platforms.contract import check_platform
+from piecewise_core.plugins.contract import check_platform
 from piecewise_core.protocols import Capabilities
 from piecewise_core.testing import torch_simulated
 from piecewise_core.testing.simulated.device import DeviceFault

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 
 from piecewise_core.hookspecs import hookimpl
-from piecewise_core.platforms.torchbuild import torch_build
+from piecewise_core.plugins.torchbuild import torch_build
 from piecewise_core.protocols import Platform, PlatformInfo, Probe
 from piecewise_cuda.nvml import Driver, ask_driver
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from piecewise_core.platforms.contract import differences
+from piecewise_core.plugins.contract import differences
 from piecewise_core.protocols import DeviceRuntime
 from piecewise_cpu.runtime import CpuRuntime
 

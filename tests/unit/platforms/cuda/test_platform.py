@@ -8,7 +8,7 @@ import torch
 import torch._inductor.config as inductor
 
 from piecewise_core.errors import CompilerUnavailable, PlatformError
-from piecewise_core.platforms.contract import check_platform
+from piecewise_core.plugins.contract import check_platform
 from piecewise_cuda import compiler
 from piecewise_cuda.compiler import CudaInductor
 from piecewise_cuda.driver import CudaGraphDriver

@@ -13,7 +13,7 @@ import torch._inductor.config as inductor
 
 import piecewise_core as pw
 from piecewise_core.errors import CompilerUnavailable, PlatformError
-from piecewise_core.platforms.contract import check_platform
+from piecewise_core.plugins.contract import check_platform
 from piecewise_core.testing import SimulatedPlatform
 from piecewise_rocm import compiler, driver
 from piecewise_rocm.compiler import RocmInductor

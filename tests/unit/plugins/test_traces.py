@@ -7,9 +7,9 @@ import warnings
 
 import pytest
 
-from piecewise_core.platforms.discovery import discover
-from piecewise_core.platforms.registry import load
-from piecewise_core.platforms.traces import watched_import
+from piecewise_core.plugins.discovery import discover
+from piecewise_core.plugins.registry import load
+from piecewise_core.plugins.traces import watched_import
 
 GOOD = """
 import {needs}

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from piecewise_core.errors import ApiVersionMismatch, PluginError
-from piecewise_core.platforms.announce import announced, check_api_version, check_info
-from piecewise_core.platforms.discovery import PluginEntry, discover
-from piecewise_core.platforms.registry import load
+from piecewise_core.plugins.announce import announced, check_api_version, check_info
+from piecewise_core.plugins.discovery import PluginEntry, discover
+from piecewise_core.plugins.registry import load
 from piecewise_core.protocols import API_VERSION, PlatformInfo
 
 ORIGIN = PluginEntry("acme-plugin", "acme", "3.2", "acme")

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from piecewise_core.errors import PluginError, ProbeFailed, ProbeInitialisedDevice
-from piecewise_core.platforms.discovery import PluginEntry
-from piecewise_core.platforms.probing import create_platform, run_probe
+from piecewise_core.plugins.discovery import PluginEntry
+from piecewise_core.plugins.probing import create_platform, run_probe
 from piecewise_core.protocols import PlatformInfo, Probe
 
 ORIGIN = PluginEntry("acme-plugin", "acme", "3.2", "acme")

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from piecewise_core.errors import ConfigError, PlatformConflict, PluginError
-from piecewise_core.platforms import all_passes, find_compiler
+from piecewise_core.plugins import all_passes, find_compiler
 
 COMPILERS = """
 from piecewise_core.hookspecs import hookimpl

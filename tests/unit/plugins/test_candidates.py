@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from piecewise_core.platforms import registered, survey
+from piecewise_core.plugins import registered, survey
 from piecewise_core.protocols import PlatformInfo, Probe
 
 

@@ -15,7 +15,7 @@ import torch
 import piecewise_core as pw
 from piecewise_core.cli.diagnosis import diagnose
 from piecewise_core.errors import CompileFailed, PiecewiseError, PlatformFault
-from piecewise_core.platforms import all_passes, attributed, raised, select, told
+from piecewise_core.plugins import all_passes, attributed, raised, select, told
 from piecewise_core.protocols import (
     CompiledGraph,
     CompilerAdaptor,

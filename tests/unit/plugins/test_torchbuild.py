@@ -5,8 +5,8 @@ import sys
 
 import torch
 
-from piecewise_core.platforms import torchbuild
-from piecewise_core.platforms.torchbuild import torch_build
+from piecewise_core.plugins import torchbuild
+from piecewise_core.plugins.torchbuild import torch_build
 
 
 def test_the_build_of_a_loaded_torch_is_its_own():
@@ -18,7 +18,7 @@ def test_the_build_of_a_loaded_torch_is_its_own():
 
 def test_an_unloaded_torch_is_read_and_not_imported():
     script = (
-        "import sys; from piecewise_core.platforms.torchbuild import torch_build\n"
+        "import sys; from piecewise_core.plugins.torchbuild import torch_build\n"
         "print(torch_build()['version']); assert 'torch' not in sys.modules"
     )
     done = subprocess.run(

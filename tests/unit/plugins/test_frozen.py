@@ -19,8 +19,8 @@ import torch
 
 import piecewise_core as pw
 from piecewise_core import hookspecs, protocols
-from piecewise_core.platforms import all_passes, find_compiler, select
-from piecewise_core.platforms.contract import differences
+from piecewise_core.plugins import all_passes, find_compiler, select
+from piecewise_core.plugins.contract import differences
 
 FROZEN = Path(__file__).parent / "frozen"
 PAIRS = {

@@ -14,8 +14,8 @@ import piecewise_core as pw
 from piecewise_core.cli.checkup import check_up
 from piecewise_core.errors import CaptureFailed
 from piecewise_core.frontend.background import Background
-from piecewise_core.platforms.candidates import Candidate
-from piecewise_core.platforms.discovery import PluginEntry
+from piecewise_core.plugins.candidates import Candidate
+from piecewise_core.plugins.discovery import PluginEntry
 from piecewise_core.protocols import (
     Capabilities,
     CompilerAdaptor,
@@ -32,7 +32,7 @@ from piecewise_core.protocols import (
 from piecewise_core.testing import SimulatedPlatform
 from piecewise_core.testing.simulated.runtime import SimulatedRuntime
 
-CHECKS = ("piecewise_core.platforms.contract", "piecewise_core.testing", "piecewise_core.protocols")
+CHECKS = ("piecewise_core.plugins.contract", "piecewise_core.testing", "piecewise_core.protocols")
 """What looks at every name without using it, and what is no part of core."""
 
 CONFIG = pw.Config(

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 from piecewise_core.errors import PlatformConflict
-from piecewise_core.platforms.announce import check_info
-from piecewise_core.platforms.discovery import PluginEntry
+from piecewise_core.plugins.announce import check_info
+from piecewise_core.plugins.discovery import PluginEntry
 from piecewise_core.protocols import PlatformInfo
 
 __all__ = ["in_process", "registered"]

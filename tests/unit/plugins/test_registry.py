@@ -5,8 +5,8 @@ import sys
 import pytest
 
 from piecewise_core.errors import PluginError
-from piecewise_core.platforms.discovery import discover
-from piecewise_core.platforms.registry import load
+from piecewise_core.plugins.discovery import discover
+from piecewise_core.plugins.registry import load
 
 GOOD = """
 from piecewise_core.hookspecs import hookimpl

@@ -15,7 +15,7 @@ from piecewise_core.errors import (
     ProbeFailed,
     ProbeInitialisedDevice,
 )
-from piecewise_core.platforms import select
+from piecewise_core.plugins import select
 
 
 def made_by(selected) -> str:

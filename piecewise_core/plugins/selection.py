@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from piecewise_core.errors import NoPlatform, PlatformConflict, PlatformError
-from piecewise_core.platforms.candidates import Candidate, announce, examine, local, unloaded
-from piecewise_core.platforms.contract import check_platform
-from piecewise_core.platforms.discovery import PluginEntry, discover
-from piecewise_core.platforms.probing import create_platform
+from piecewise_core.plugins.candidates import Candidate, announce, examine, local, unloaded
+from piecewise_core.plugins.contract import check_platform
+from piecewise_core.plugins.discovery import PluginEntry, discover
+from piecewise_core.plugins.probing import create_platform
 from piecewise_core.protocols import API_VERSION, Platform, PlatformInfo, Probe
 
 __all__ = ["VARIABLE", "Selected", "select"]

@@ -15,8 +15,8 @@ from types import MethodType, TracebackType
 from typing import Any
 
 from piecewise_core.errors import PiecewiseError, PlatformFault
-from piecewise_core.platforms.results import RESULTS
-from piecewise_core.platforms.selection import Selected
+from piecewise_core.plugins.results import RESULTS
+from piecewise_core.plugins.selection import Selected
 from piecewise_core.protocols import (
     CompilerAdaptor,
     CompilerExtras,

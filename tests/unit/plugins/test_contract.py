@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from piecewise_core.errors import PluginError
-from piecewise_core.platforms.contract import check_compiler, check_platform
+from piecewise_core.plugins.contract import check_compiler, check_platform
 from piecewise_core.protocols import Capabilities
 
 

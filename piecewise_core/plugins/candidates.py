@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from piecewise_core.errors import PlatformError
-from piecewise_core.platforms.announce import announced, check_api_version
-from piecewise_core.platforms.discovery import PluginEntry, discover
-from piecewise_core.platforms.probing import run_probe
-from piecewise_core.platforms.registration import in_process
-from piecewise_core.platforms.registry import load
+from piecewise_core.plugins.announce import announced, check_api_version
+from piecewise_core.plugins.discovery import PluginEntry, discover
+from piecewise_core.plugins.probing import run_probe
+from piecewise_core.plugins.registration import in_process
+from piecewise_core.plugins.registry import load
 from piecewise_core.protocols import PlatformInfo, Probe
 
 __all__ = ["Candidate", "Status", "announce", "examine", "local", "survey", "unloaded"]

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from piecewise_core.platforms import all_passes, discover
-from piecewise_core.platforms.peek import may_implement
+from piecewise_core.plugins import all_passes, discover
+from piecewise_core.plugins.peek import may_implement
 
 NONE = """
 from piecewise_core.hookspecs import hookimpl

@@ -11,8 +11,8 @@ from piecewise_core.errors import (
     ProbeFailed,
     ProbeInitialisedDevice,
 )
-from piecewise_core.platforms.contract import check_platform
-from piecewise_core.platforms.discovery import PluginEntry
+from piecewise_core.plugins.contract import check_platform
+from piecewise_core.plugins.discovery import PluginEntry
 from piecewise_core.protocols import Platform, PlatformInfo, Probe
 
 __all__ = ["create_platform", "run_probe"]

@@ -15,8 +15,8 @@ import pluggy
 
 from piecewise_core import hookspecs
 from piecewise_core.errors import PluginError
-from piecewise_core.platforms.discovery import PluginEntry
-from piecewise_core.platforms.traces import watched_import
+from piecewise_core.plugins.discovery import PluginEntry
+from piecewise_core.plugins.traces import watched_import
 
 __all__ = ["Plugin", "load"]
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from piecewise_core.errors import ConfigError, PlatformConflict, PlatformError, PluginError
-from piecewise_core.platforms.attribution import attributed_compiler
-from piecewise_core.platforms.contract import check_compiler
-from piecewise_core.platforms.discovery import PluginEntry, discover
-from piecewise_core.platforms.peek import may_implement
-from piecewise_core.platforms.registry import load
+from piecewise_core.plugins.attribution import attributed_compiler
+from piecewise_core.plugins.contract import check_compiler
+from piecewise_core.plugins.discovery import PluginEntry, discover
+from piecewise_core.plugins.peek import may_implement
+from piecewise_core.plugins.registry import load
 from piecewise_core.protocols import CompilerAdaptor
 
 if TYPE_CHECKING:

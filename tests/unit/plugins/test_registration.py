@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from piecewise_core.errors import NoPlatform, PlatformConflict, PluginError
-from piecewise_core.platforms import registered, select
+from piecewise_core.plugins import registered, select
 from piecewise_core.protocols import PlatformInfo, Probe
 
 

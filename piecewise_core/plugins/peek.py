@@ -16,7 +16,7 @@ from types import CodeType
 from typing import Any
 
 from piecewise_core import hookspecs
-from piecewise_core.platforms.discovery import PluginEntry
+from piecewise_core.plugins.discovery import PluginEntry
 
 __all__ = ["may_implement"]
 

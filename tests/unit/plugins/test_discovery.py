@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from piecewise_core.platforms import all_passes, select
-from piecewise_core.platforms.discovery import PluginEntry, discover
+from piecewise_core.plugins import all_passes, select
+from piecewise_core.plugins.discovery import PluginEntry, discover
 
 
 def test_discovery_reads_metadata_and_imports_nothing(site):
@@ -56,7 +56,7 @@ def test_distribution_names_compare_as_package_indexes_compare_them(written):
 
 def test_importing_the_platforms_imports_neither_torch_nor_a_plugin():
     script = (
-        "import sys, piecewise_core.platforms, piecewise_core.cli.main\n"
+        "import sys, piecewise_core.plugins, piecewise_core.cli.main\n"
         "print([m for m in sys.modules if m.split('.')[0] in ('torch', 'piecewise_cpu')])"
     )
     done = subprocess.run(

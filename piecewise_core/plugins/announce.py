@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from piecewise_core.errors import ApiVersionMismatch, PluginError
-from piecewise_core.platforms.discovery import PluginEntry
-from piecewise_core.platforms.registry import Plugin
+from piecewise_core.plugins.discovery import PluginEntry
+from piecewise_core.plugins.registry import Plugin
 from piecewise_core.protocols import API_VERSION, PlatformInfo
 
 __all__ = ["announced", "check_api_version", "check_info"]
