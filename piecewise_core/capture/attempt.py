@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import traceback
 from collections.abc import Callable, Sequence
@@ -23,8 +22,7 @@ from piecewise_core.capture.whole import WholeRecorder
 from piecewise_core.errors import CaptureFailed, PiecewiseError, PlatformFault
 from piecewise_core.graph.garbage import no_collection
 from piecewise_core.graph.spans import Spans, storage_span
-from piecewise_core.plugins import raised
-from piecewise_core.protocols import GraphDriver, Platform
+from piecewise_core.plugins import Declared, raised
 from piecewise_core.ranges import Sizes
 
 __all__ = ["Source", "capture", "recorder_of"]
@@ -48,12 +46,12 @@ class Source:
     bound: tuple[torch.Tensor, ...]
     written: tuple[torch.Tensor, ...]
     stage: Stage
-    recorder: Callable[[GraphDriver, Any, Any, str], Recorder] = Recorder
+    recorder: Callable[[Declared, Any, Any], Recorder] = Recorder
     owned: bool = False
 
 
 def capture(
-    platform: Platform,
+    platform: Declared,
     pool: Any,
     stream: Any,
     source: Source,
@@ -82,11 +80,11 @@ def capture(
     _refuse_other_device(stream, (*source.inputs, *source.bound))
     recorder = recorder_of(platform, pool, stream, source, whole=whole)
     plan = source.build(recorder)
-    live_before = _live_bytes(driver, pool)
+    live_before = platform.live_bytes(pool)
     try:
         outputs = _recorded(platform, recorder, plan, source, sizes, stream, tight=tight)
         kept = {id(t): t for t in (*source.inputs, *source.bound, *recorder.external)}
-        steps, direct, results = _bound(driver, recorder, outputs, kept)
+        steps, direct, results = _bound(platform, recorder, outputs, kept)
         if source.owned:
             copies, results = _copied_out(results, source.inputs)
             steps, direct = steps + copies, direct + copies
@@ -105,10 +103,9 @@ def capture(
         raise explained(platform, recorder.current, sizes, error) from error
     made = tuple(recorder.made)
     recorder.forget()
-    if hasattr(driver, "weak_ref"):
-        _tell_survivors(_live_bytes(driver, pool) - live_before, sizes)
-    held, before = tuple(kept.values()), getattr(driver, "before_replay", None)
-    graphs = tuple(recorder.graphs)
+    if platform.weak_ref is not None:
+        _tell_survivors(platform.live_bytes(pool) - live_before, sizes)
+    held, graphs = tuple(kept.values()), tuple(recorder.graphs)
     blame = blamer(platform, sizes, recorder.replays)
     return CapturedPlan(
         sizes,
@@ -118,7 +115,7 @@ def capture(
         results,
         graphs,
         held,
-        before,
+        platform.before_replay,
         blame,
         made,
         recorder.replays,
@@ -126,7 +123,7 @@ def capture(
 
 
 def _recorded(
-    platform: Any,
+    platform: Declared,
     recorder: Recorder,
     plan: Callable[..., tuple[Any, ...]],
     source: Source,
@@ -136,7 +133,7 @@ def _recorded(
     tight: bool,
 ) -> tuple[Any, ...]:
     """Run the plan twice on ``stream``, to warm up and to capture; its outputs, not computed."""
-    device, driver = platform.device, platform.graphs
+    device = platform.device
 
     def run() -> tuple[Any, ...]:
         return plan(source.inputs, source.bound, *sizes)
@@ -148,11 +145,11 @@ def _recorded(
     ):
         # What the caller's stream still has to do for the inputs, the side stream must see.
         device.synchronize()
-        with device.stream(stream), _context(driver):
+        with device.stream(stream), platform.capture_context():
             recorder.rehearse(run)
             device.synchronize()
-            if tight and hasattr(device, "empty_cache"):
-                device.empty_cache()
+            if tight:
+                platform.empty_cache()
             recorder.capturing = True
             with no_collection():
                 outputs: tuple[Any, ...] = recorder.record(run)
@@ -173,20 +170,21 @@ def _refuse_other_device(stream: Any, tensors: Sequence[torch.Tensor]) -> None:
             )
 
 
-def recorder_of(platform: Any, pool: Any, stream: Any, source: Source, *, whole: bool) -> Recorder:
+def recorder_of(
+    platform: Declared, pool: Any, stream: Any, source: Source, *, whole: bool
+) -> Recorder:
     """What records ``source``; ``whole``: as one graph."""
     kind = WholeRecorder if whole else source.recorder
-    recorder = kind(platform.graphs, pool, stream, getattr(platform, "device_type", "cpu"))
-    rng = getattr(platform.device, "rng", None)
-    recorder.generator = rng() if rng is not None else None
+    recorder = kind(platform, pool, stream)
+    recorder.generator = platform.rng() if platform.rng is not None else None
     return recorder
 
 
 def _bound(
-    driver: Any, recorder: Recorder, outputs: Sequence[Any], kept: dict[int, torch.Tensor]
+    platform: Declared, recorder: Recorder, outputs: Sequence[Any], kept: dict[int, torch.Tensor]
 ) -> tuple[tuple[Step, ...], tuple[Step, ...], tuple[Any, ...]]:
     """Steps, the same past the dispatcher, and outputs, over memory that only ``kept`` keeps."""
-    weak = getattr(driver, "weak_ref", None) or _writable
+    weak = platform.weak_ref or _writable
 
     made = dict(kept)  # one tensor goes to many operators: a mask, positions
 
@@ -197,7 +195,7 @@ def _bound(
 
     # Operators write to these in whatever mode calls come in.
     with torch.inference_mode(False):
-        steps, direct = recorder.steps(_replayer(driver), release, kernel_of)
+        steps, direct = recorder.steps(platform.replayer, release, kernel_of)
         results = tuple(release(o) if isinstance(o, torch.Tensor) else o for o in outputs)
     return steps, direct, results
 
@@ -222,11 +220,6 @@ def _copied_out(
     return tuple(steps), tuple(found)
 
 
-def _live_bytes(driver: Any, pool: Any) -> int:
-    ask = getattr(driver, "live_bytes", None)
-    return 0 if ask is None else int(ask(pool))
-
-
 def _tell_survivors(nbytes: int, sizes: Sizes) -> None:
     """Warn of memory that somebody keeps although the plan refers to its own only weakly."""
     if nbytes > 0:
@@ -240,13 +233,6 @@ def _tell_survivors(nbytes: int, sizes: Sizes) -> None:
         )
 
 
-def _replayer(driver: Any) -> Callable[[Any], Step]:
-    own: Callable[[Any], Step] | None = getattr(driver, "replayer", None)
-    if own is not None:
-        return own
-    return lambda graph: partial(driver.replay, graph)
-
-
 def _writable(tensor: torch.Tensor) -> torch.Tensor:
     """``tensor``; or where only inference mode may write to it, another over the same memory."""
     plain = type(tensor) is torch.Tensor and tensor.layout is torch.strided
@@ -255,8 +241,3 @@ def _writable(tensor: torch.Tensor) -> torch.Tensor:
     again = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
     storage, offset = tensor.untyped_storage(), tensor.storage_offset()
     return again.set_(storage, offset, tensor.size(), tensor.stride())
-
-
-def _context(driver: Any) -> contextlib.AbstractContextManager[Any]:
-    own = getattr(driver, "capture_context", None)
-    return own() if own is not None else contextlib.nullcontext()

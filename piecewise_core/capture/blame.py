@@ -9,8 +9,7 @@ from typing import Any
 import torch
 
 from piecewise_core.errors import CaptureFailed, OutOfGraphMemory, PiecewiseError, PlatformFault
-from piecewise_core.plugins import raised, told
-from piecewise_core.protocols import Platform
+from piecewise_core.plugins import Declared, raised, told
 from piecewise_core.ranges import Sizes
 
 __all__ = ["blamer", "explained"]
@@ -18,7 +17,7 @@ __all__ = ["blamer", "explained"]
 logger = logging.getLogger(__name__)
 
 
-def explained(platform: Platform, at: str, sizes: Sizes, error: Exception) -> CaptureFailed:
+def explained(platform: Declared, at: str, sizes: Sizes, error: Exception) -> CaptureFailed:
     """What a failed capture of ``sizes`` raises: what failed, whose it is, and what to do.
 
     ``at``: the piece or operator that was captured.
@@ -35,22 +34,21 @@ def explained(platform: Platform, at: str, sizes: Sizes, error: Exception) -> Ca
 
 
 def blamer(
-    platform: Platform, sizes: Sizes, replays: Collection[int]
+    platform: Declared, sizes: Sizes, replays: Collection[int]
 ) -> Callable[[Any, Exception], Exception]:
     """Tells errors of replays apart from those of operators between them.
 
     ``replays``: ids of the steps that are the driver's own. The result takes a step that raised,
     None for staging the inputs, and gives the error to raise.
     """
-    by = getattr(platform, "by", "the platform")
-    stages = hasattr(platform.graphs, "stager")
+    by = platform.by
 
     def blame(step: Any, error: Exception) -> Exception:
         if isinstance(error, PiecewiseError):
             return error
         if id(step) in replays:
             method, what = "GraphDriver.replay", "replayed"
-        elif step is None and stages:
+        elif step is None and platform.stages:
             method, what = "GraphDriver.stager", "staged"
         else:
             return error
@@ -64,27 +62,23 @@ def blamer(
     return blame
 
 
-def _advice(platform: Platform, cause: BaseException) -> str | None:
+def _advice(platform: Declared, cause: BaseException) -> str | None:
     """What the driver says about its error; that it cannot say must not hide the error."""
-    explain: Callable[[BaseException], str | None] | None = getattr(
-        platform.graphs, "explain", None
-    )
     try:
-        return explain(cause) if explain is not None else None
+        return platform.explain(cause)
     except Exception as error:
         logger.warning("%s", told(error))
         return None
 
 
-def _memory(platform: Platform) -> str:
+def _memory(platform: Declared) -> str:
     """What the device has left, for a message; its allocator's counts go to the log."""
-    device: Any = platform.device
     try:
-        if hasattr(device, "memory_stats"):
-            logger.info("memory ran out; the allocator counts %s", dict(device.memory_stats()))
-        if not hasattr(device, "memory_info"):
+        if platform.memory_stats is not None:
+            logger.info("memory ran out; the allocator counts %s", dict(platform.memory_stats()))
+        if platform.memory_info is None:
             return ""
-        free, total = device.memory_info()
+        free, total = platform.memory_info()
     except Exception as error:
         logger.warning("%s", told(error))
         return ""

@@ -13,7 +13,6 @@ import torch
 
 from piecewise_core.errors import AddressChanged
 from piecewise_core.graph.structure import Structure, TensorLeaf
-from piecewise_core.protocols import GraphDriver
 from piecewise_core.ranges import Sizes
 
 __all__ = ["FixedInputs", "OwnedInputs", "Stage"]
@@ -25,21 +24,25 @@ Stage = Callable[[Sequence[torch.Tensor], Sizes], None]
 Copier = Callable[[Sequence[torch.Tensor]], None]
 """Copies one tensor per buffer to its beginning and zeroes the rest: GraphDriver.stager."""
 
+Stager = Callable[[Sequence[torch.Tensor]], Copier | None]
+"""Makes that for buffers, if it can."""
+
 
 class OwnedInputs:
     """Buffers of our own, for ``inputs="copy"``.
 
-    ``largest``: the largest capture sizes, which the buffers are made for. ``driver``: makes
+    ``largest``: the largest capture sizes, which the buffers are made for. ``stager``: makes
     copies in one launch, if it can.
     """
 
     def __init__(
-        self, structure: Structure, largest: Sequence[Sizes], driver: GraphDriver | None = None
+        self,
+        structure: Structure,
+        largest: Sequence[Sizes],
+        stager: Stager = lambda buffers: None,
     ) -> None:
         self._structure = structure
-        self._stager: Callable[[Sequence[torch.Tensor]], Copier | None] = getattr(
-            driver, "stager", lambda buffers: None
-        )
+        self._stager = stager
         self._place = {d.name: i for i, d in enumerate(structure.dims)}
         # Tensors made in inference mode could be written to in no other.
         with torch.inference_mode(False):
@@ -129,9 +132,7 @@ class FixedInputs:
         )
 
 
-def _apart(
-    views: Sequence[torch.Tensor], stager: Callable[[Sequence[torch.Tensor]], Copier | None]
-) -> Copier | None:
+def _apart(views: Sequence[torch.Tensor], stager: Stager) -> Copier | None:
     """The driver's copy into its device's ``views``, and a plain one into those of the CPU."""
     here = [i for i, view in enumerate(views) if view.device.type == "cpu"]
     there = [i for i in range(len(views)) if i not in here]

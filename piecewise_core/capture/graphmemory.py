@@ -20,7 +20,7 @@ from piecewise_core.capture.captured import CapturedPlan
 from piecewise_core.counters import Counters
 from piecewise_core.errors import OutOfGraphMemory
 from piecewise_core.graph.spans import Spans, storage_span
-from piecewise_core.protocols import Platform
+from piecewise_core.plugins import Declared
 from piecewise_core.ranges import Sizes
 
 __all__ = ["GraphMemory", "Owner"]
@@ -46,13 +46,12 @@ class GraphMemory:
 
     def __init__(
         self,
-        platform: Platform,
+        platform: Declared,
         counters: Counters,
         limit: int | None,
         callers: Callers | None = None,
     ) -> None:
         self.platform = platform
-        self.driver: Any = platform.graphs
         self.limit = limit
         self.callers = callers or Callers(cloning=False)
         self.pool: Any = None
@@ -85,7 +84,7 @@ class GraphMemory:
             # What was just traced and compiled leaves garbage, some of it with device memory. All
             # that is older is walked only where memory turns out to be short: it takes long.
             gc.collect(1)
-            self.pool = self.driver.new_pool()
+            self.pool = self.platform.graphs.new_pool()
             self.stream = self.stream or self.platform.device.new_stream()
 
     def once_more(self, attempt: Callable[[], T]) -> T:
@@ -104,12 +103,7 @@ class GraphMemory:
         """Let the next capture have what a failed one left in the pool, where no graph needs it."""
         if not self._plans:
             self.pool = None
-        self._empty_cache()
-
-    def _empty_cache(self) -> None:
-        empty = getattr(self.platform.device, "empty_cache", None)
-        if empty is not None:
-            empty()
+        self.platform.empty_cache()
 
     # Plans -----------------------------------------------------------------------------
 
@@ -160,7 +154,7 @@ class GraphMemory:
         """Start with a new pool next time, where an owner freed all and no other has any."""
         if not self._plans:
             self.pool, self.short = None, False
-        self._empty_cache()
+        self.platform.empty_cache()
         self.measure()
 
     def settle(self) -> bool:
@@ -175,14 +169,14 @@ class GraphMemory:
         self._note_handed()
         if self._late:
             self._late = False
-            self._empty_cache()
+            self.platform.empty_cache()
         return True
 
     def _reset(self, plan: CapturedPlan) -> None:
         graphs, plan.steps, plan.direct, plan.outputs, plan.graphs = plan.graphs, (), (), (), ()
         plan.made = ()
         for graph in graphs:
-            self.driver.reset(graph)
+            self.platform.graphs.reset(graph)
 
     # Results ---------------------------------------------------------------------------
 
@@ -214,5 +208,4 @@ class GraphMemory:
 
     def _asked(self) -> Iterator[tuple[str, int]]:
         for name in ("pool_bytes", "driver_bytes"):
-            ask = getattr(self.driver, name, None)
-            yield name, int(ask(self.pool)) if ask is not None and self.pool is not None else 0
+            yield name, 0 if self.pool is None else int(getattr(self.platform, name)(self.pool))

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -34,7 +33,7 @@ class CapturedPlans:
     def __init__(self, memory: GraphMemory, mode: str = "piecewise") -> None:
         self.memory = memory
         self.callers = memory.callers
-        self._driver: Any = memory.driver
+        self._platform = memory.platform
         # Whether to capture the whole forward as one graph, in order of preference.
         self._ways = {"full": [True], "full_and_piecewise": [True, False]}.get(mode, [False])
         self._plans: dict[Sizes, CapturedPlan] = {}
@@ -63,9 +62,8 @@ class CapturedPlans:
         """
         sizes = [s for s in sizes if s not in self._plans and s not in self.dropped]
         graphs_per_size = 1 if all(self._ways) else graphs_per_size
-        ask = getattr(self._driver, "resource_budget", None)
         context = BudgetContext(graphs_per_size, tuple(sizes), self.memory.graphs)
-        allowed = ask(context) if ask is not None else None
+        allowed = self._platform.resource_budget(context)
         if allowed is None or graphs_per_size * len(sizes) <= allowed:
             return sizes
         room = max(allowed // max(graphs_per_size, 1), 0)
@@ -101,7 +99,7 @@ class CapturedPlans:
                 )
             self._told = True
             return None
-        if self._driver.is_capturing():
+        if self._platform.graphs.is_capturing():
             raise CaptureFailed(
                 f"sizes {sizes} would be captured inside of a capture that runs on this stream; "
                 "call warmup() before it"
@@ -185,7 +183,7 @@ class CapturedPlans:
 
         Raises CaptureFailed where there is no graph or the driver cannot write any.
         """
-        write = getattr(self._driver, "dump", None)
+        write = self._platform.dump
         if write is None:
             raise CaptureFailed(
                 "this platform's graphs cannot be written out: its driver has no method dump"

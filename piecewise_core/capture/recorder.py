@@ -15,7 +15,7 @@ from piecewise_core.capture.ambient import Ambient
 from piecewise_core.capture.collectives import of_copies, waited
 from piecewise_core.capture.opsteps import Step, allocate, form_of, layout_of, op_step
 from piecewise_core.errors import CaptureFailed
-from piecewise_core.protocols import GraphDriver
+from piecewise_core.plugins import Declared
 
 __all__ = ["Recorder", "another_path"]
 
@@ -62,12 +62,11 @@ class Recorder:
 
     strict = False
 
-    def __init__(
-        self, driver: GraphDriver, pool: Any, stream: Any, device_type: str = "cpu"
-    ) -> None:
-        self._driver = driver
-        self.device_type = device_type
-        self._ambient = Ambient(device_type)
+    def __init__(self, platform: Declared, pool: Any, stream: Any) -> None:
+        self._platform = platform
+        self._driver = platform.graphs
+        self.device_type = platform.device_type
+        self._ambient = Ambient(self.device_type)
         self._pool = pool
         self.stream = stream
         self._results: list[list[tuple[Any, ...] | None]] = []
@@ -95,7 +94,7 @@ class Recorder:
     @property
     def operators_only(self) -> bool:
         """Whether captures miss kernels that do not pass torch's dispatcher."""
-        return bool(getattr(self._driver, "operators_only", False))
+        return self._platform.operators_only
 
     # Wrapping what the plan calls ------------------------------------------------------
 
@@ -192,7 +191,7 @@ class Recorder:
 
     def record(self, run: Callable[[], Any]) -> Any:
         """The second run: ``run()`` with every piece captured as it comes."""
-        self._runs_ops = self._returns_given or getattr(self._driver, "runs_captures", False)
+        self._runs_ops = self._returns_given or self._platform.runs_captures
         return run()
 
     def put_back(self) -> None:
@@ -214,7 +213,7 @@ class Recorder:
         return result
 
     def _weakly(self, result: Any) -> tuple[torch.Tensor, ...]:
-        weak = getattr(self._driver, "weak_ref", None)
+        weak = self._platform.weak_ref
         if weak is None:
             return ()
         return tuple(weak(t) for t in pytree.tree_leaves(result) if isinstance(t, torch.Tensor))
@@ -222,7 +221,7 @@ class Recorder:
     def _begin_graph(self) -> Any:
         graph = self._driver.new_graph()
         self.graphs.append(graph)
-        register = getattr(self._driver, "register_generator", None)
+        register = self._platform.register_generator
         if register is not None and self.generator is not None:
             register(graph, self.generator)
         self._driver.capture_begin(graph, self._pool, self.stream)

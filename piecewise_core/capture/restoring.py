@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from piecewise_core.capture.recorder import Recorder
-from piecewise_core.plugins import told
-from piecewise_core.protocols import Platform
+from piecewise_core.plugins import Declared, told
 
 __all__ = ["abandon", "restored", "same_stream"]
 
@@ -19,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def same_stream(platform: Platform) -> Iterator[None]:
+def same_stream(platform: Declared) -> Iterator[None]:
     """Tell of a platform that leaves its side stream current: the caller's work would go there."""
     before = platform.device.current_stream()
     try:
@@ -30,7 +29,7 @@ def same_stream(platform: Platform) -> Iterator[None]:
             logger.warning(
                 "%s: DeviceRuntime.stream left %s current in place of %s; work of this thread now "
                 "goes there, so make the old stream current again",
-                getattr(platform, "by", "the platform"),
+                platform.by,
                 after,
                 before,
             )
@@ -38,7 +37,7 @@ def same_stream(platform: Platform) -> Iterator[None]:
 
 @contextlib.contextmanager
 def restored(
-    platform: Platform, tensors: Sequence[torch.Tensor], recorder: Recorder
+    platform: Declared, tensors: Sequence[torch.Tensor], recorder: Recorder
 ) -> Iterator[None]:
     """Put back what warm-up and capture write to the user's tensors, and numbers they draw."""
     generator = recorder.generator
@@ -61,16 +60,14 @@ def restored(
             recorder.put_back()
 
 
-def abandon(platform: Platform, recorder: Recorder, stream: Any) -> None:
+def abandon(platform: Declared, recorder: Recorder, stream: Any) -> None:
     """Leave capture mode and free what was captured so far; never raises."""
-    driver: Any = platform.graphs
-    leave = getattr(driver, "abort_capture", None) or driver.capture_end
     with _told(), platform.device.stream(stream):
-        if recorder.graphs and driver.is_capturing():
-            leave(recorder.graphs[-1])
+        if recorder.graphs and platform.graphs.is_capturing():
+            platform.abort_capture(recorder.graphs[-1])
     for graph in reversed(recorder.graphs):
         with _told():
-            driver.reset(graph)
+            platform.graphs.reset(graph)
     recorder.graphs.clear()
 
 

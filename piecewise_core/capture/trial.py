@@ -8,18 +8,17 @@ import torch
 
 from piecewise_core.capture.attempt import Source, recorder_of
 from piecewise_core.capture.restoring import restored, same_stream
-from piecewise_core.protocols import Platform
+from piecewise_core.plugins import Declared
 from piecewise_core.ranges import Sizes
 
 __all__ = ["try_once"]
 
 
-def try_once(platform: Platform, stream: Any, source: Source, sizes: Sizes) -> None:
+def try_once(platform: Declared, stream: Any, source: Source, sizes: Sizes) -> None:
     """Run ``source`` at ``sizes`` on ``stream`` and wait for it. Raises what it raises.
 
     Random state and the user's tensors are as before.
     """
-    device: Any = platform.device
     recorder = recorder_of(platform, None, stream, source, whole=False)
     plan = source.build(recorder)
     try:
@@ -28,9 +27,9 @@ def try_once(platform: Platform, stream: Any, source: Source, sizes: Sizes) -> N
             restored(platform, source.written, recorder),
             torch.inference_mode(),
         ):
-            device.synchronize()
-            with device.stream(stream):
+            platform.device.synchronize()
+            with platform.device.stream(stream):
                 recorder.rehearse(lambda: plan(source.inputs, source.bound, *sizes))
-            device.synchronize()
+            platform.device.synchronize()
     finally:
         recorder.forget()

@@ -29,7 +29,7 @@ from piecewise_core.capture.torch_private import as_when_traced, in_backward, wi
 from piecewise_core.capture.valuereads import is_read, looked_into, values_read
 from piecewise_core.errors import CaptureFailed
 from piecewise_core.graph.padding.runs import Run
-from piecewise_core.protocols import GraphDriver
+from piecewise_core.plugins import Declared
 
 __all__ = ["WatchingRecorder"]
 
@@ -47,17 +47,16 @@ class WatchingRecorder(Recorder):
 
     def __init__(
         self,
-        driver: GraphDriver,
+        platform: Declared,
         pool: Any,
         stream: Any,
-        device_type: str = "cpu",
         *,
         is_splitting: Callable[[Any], bool],
         course: Course | None = None,
         run: Run | None = None,
         lines: Lines | None = None,
     ) -> None:
-        super().__init__(driver, pool, stream, device_type)
+        super().__init__(platform, pool, stream)
         self.current = "the recorded function"
         self._is_splitting = is_splitting
         self._run = run

@@ -65,7 +65,7 @@ class WholeRecorder(Recorder):
             return found if fit is None else fit(found)
 
         noted = self._noted(getattr(fn, "__name__", str(fn)), fitted)
-        if hasattr(self._driver, "register_generator"):
+        if self._platform.register_generator is not None:
             return noted
 
         def checked(*args: Any, **kwargs: Any) -> Any:

@@ -52,7 +52,7 @@ class RecordedFunction:
         self._counters = Counters()
         process_counters.watch(self._counters)
         self._sealed: str | None = None
-        self._memory = graph_memory(setup.platform, setup.config, self._counters)
+        self._memory = graph_memory(setup.platform.declared, setup.config, self._counters)
         self._lock = after_fork.frees(threading.RLock(), self._forked)
         self._forms: list[RecordedCalls] = []
         self._calls = self._begin()  # the form that served last: the next call is tried with it
@@ -249,7 +249,7 @@ class RecordedFunction:
         It may have been changing anything. Where the function is sealed nothing changes any more.
         """
         if self._setup.lost_device or (lost and self._sealed != "error"):
-            self._memory = graph_memory(self._setup.platform, self._config, self._counters)
+            self._memory = graph_memory(self._setup.platform.declared, self._config, self._counters)
             for form in self._forms:
                 form.begin_anew(self._memory)
         elif lost:

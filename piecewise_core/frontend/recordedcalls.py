@@ -58,7 +58,7 @@ class RecordedCalls:
         self.recordings = self._none_yet(memory)
         self.targets: tuple[Target, ...] = ()
         self._entries: list[Entry] = []
-        rng = getattr(setup.platform.device, "rng", None)
+        rng = setup.platform.declared.rng
         self.verifier = RecordedVerifier(self._config, counters, () if rng is None else (rng(),))
         self.lock = lock
         self._left: list[Recordings] = []

@@ -157,7 +157,7 @@ class Recordings:
         run = self._runs.get(captured)
         if run is None or run.run is None or self._binder is None:
             return None
-        rng = getattr(self._setup.platform.device, "rng", None)
+        rng = self._setup.platform.declared.rng
         run.padded = PaddedRecording(
             run.run,
             captured,

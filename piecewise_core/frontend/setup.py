@@ -57,9 +57,9 @@ class Setup:
         That is random ops that they would repeat, and on a CPU collectives, which the host makes.
         """
         graphs = self.platform.graphs if self.graph_mode != "none" else None
-        if graphs is not None and getattr(self.platform, "device_type", "cpu") == "cpu":
+        if graphs is not None and self.platform.declared.device_type == "cpu":
             matches = or_collectives(matches)
-        repeats = graphs is not None and not hasattr(graphs, "register_generator")
+        repeats = graphs is not None and self.platform.declared.register_generator is None
         return or_draws(matches) if repeats else matches
 
     def artifact_cache(self, front: Store | None = None) -> ArtifactCache:
@@ -118,14 +118,13 @@ def prepare(config: Config, platform: str | Platform | None, device_type: str | 
     configure(compiler, settings)
     own = getattr(compiler, "passes", None)
     passes = (*(own() if callable(own) else ()), *all_passes())
-    unsafe = getattr(active.graphs, "unsafe_ops", None)
     return Setup(
         settings,
         selected,
         active,
         compiler,
         tuple(passes),
-        tuple(unsafe()) if callable(unsafe) else (),
+        tuple(active.declared.unsafe_ops()),
         active.piecewise_backend or PiecewiseBackend,
         _graph_mode(config, active, selected.info.name),
     )

@@ -76,7 +76,7 @@ class Shared:
         """Have the memory of graphs, with none in it yet."""
         self.memory: GraphMemory | None = None
         if self.setup.graph_mode != "none":
-            self.memory = graph_memory(self.setup.platform, self.config, self.counters)
+            self.memory = graph_memory(self.setup.platform.declared, self.config, self.counters)
 
     def once_ready(self, step: Callable[[], Result]) -> Result:
         """``step()`` under the call lock, made again whenever it lacks something."""

@@ -22,7 +22,7 @@ __all__ = ["FormSubject", "GraphSubject", "bisect_call"]
 
 
 def _generators(setup: Setup) -> list[Any]:
-    rng = getattr(setup.platform.device, "rng", None)
+    rng = setup.platform.declared.rng
     return [] if rng is None else [rng()]
 
 

@@ -15,6 +15,7 @@ from types import MethodType, TracebackType
 from typing import Any
 
 from piecewise_core.errors import PiecewiseError, PlatformFault
+from piecewise_core.plugins.declared import declared
 from piecewise_core.plugins.results import RESULTS
 from piecewise_core.plugins.selection import Selected
 from piecewise_core.protocols import (
@@ -71,7 +72,10 @@ def raised(error: BaseException) -> BaseException:
 
 
 class AttributedPlatform:
-    """Stands for a Platform: the same attributes, its parts attributed to ``by``."""
+    """Stands for a Platform: the same attributes, its parts attributed to ``by``.
+
+    ``declared``: what those parts have beyond what all have.
+    """
 
     def __init__(self, platform: Platform, by: str) -> None:
         self.by = by
@@ -86,6 +90,7 @@ class AttributedPlatform:
         self.capabilities = platform.capabilities
         own = getattr(platform, "piecewise_backend", None)
         self.piecewise_backend = None if own is None else _backend(own, by)
+        self.declared = declared(self)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # a copy asks before there is anything to ask

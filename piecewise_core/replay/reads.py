@@ -11,7 +11,7 @@ from piecewise_core.capture.buffers import FixedInputs, OwnedInputs
 from piecewise_core.config import Config
 from piecewise_core.errors import ConfigError
 from piecewise_core.graph.binder import Binder
-from piecewise_core.protocols import Platform
+from piecewise_core.plugins import Declared
 from piecewise_core.ranges import Sizes
 from piecewise_core.replay.replayable import Replayable
 
@@ -24,7 +24,7 @@ class Reads:
     ``static``: whether graphs read the caller's own tensors, as of their first call.
     """
 
-    def __init__(self, platform: Platform, config: Config) -> None:
+    def __init__(self, platform: Declared, config: Config) -> None:
         self._platform = platform
         self._captures = config.captures
         self.static = config.inputs == "static"
@@ -86,5 +86,5 @@ class Reads:
     def _own(self) -> OwnedInputs:
         if self._owned is None:
             structure = self.binder.structure
-            self._owned = OwnedInputs(structure, self._captures, self._platform.graphs)
+            self._owned = OwnedInputs(structure, self._captures, self._platform.stager)
         return self._owned

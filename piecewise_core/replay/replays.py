@@ -24,7 +24,7 @@ from piecewise_core.counters import Counters
 from piecewise_core.errors import ConfigError, Sealed
 from piecewise_core.graph.binder import Binder
 from piecewise_core.graph.torch_private import compile_lock
-from piecewise_core.protocols import Platform
+from piecewise_core.plugins import Declared
 from piecewise_core.ranges import Sizes
 from piecewise_core.replay.overlap import Overlap
 from piecewise_core.replay.padding import Padding
@@ -38,7 +38,7 @@ __all__ = ["Replays", "graph_memory"]
 logger = logging.getLogger(__name__)
 
 
-def graph_memory(platform: Platform, config: Config, counters: Counters) -> GraphMemory:
+def graph_memory(platform: Declared, config: Config, counters: Counters) -> GraphMemory:
     """What the graphs of one model lie in, whatever forms its calls have."""
     callers = Callers(cloning=config.clone_outputs, strict=config.check == "strict")
     return GraphMemory(platform, counters, config.memory_limit, callers)
@@ -225,7 +225,7 @@ class Replays:
         if not todo or self.sealed is not None or not self.memory.callers.may_overwrite():
             return
         self.memory.open()
-        platform: Any = self.memory.platform
+        platform = self.memory.platform
 
         largest = largest_first(todo)[0]
         # One that the model surely takes, to compare with.
@@ -237,8 +237,7 @@ class Replays:
             try_once(platform, self.memory.stream, source, sizes)
 
         try_sizes({least, *todo}, run, self._config.dims)
-        if hasattr(platform.device, "empty_cache"):
-            platform.device.empty_cache()  # captures cannot use what these runs leave
+        platform.empty_cache()  # captures cannot use what these runs leave
 
     def release(self, *, later: bool = False) -> list[Sizes]:
         """Free all graph memory; sizes have no graphs until they are captured again.

@@ -17,6 +17,7 @@ import torch
 from piecewise_core.config import Config
 from piecewise_core.errors import StoreError
 from piecewise_core.graph.torch_state import in_force, switches_digest, torch_state
+from piecewise_core.plugins import declared
 from piecewise_core.protocols import CompilerAdaptor, Platform
 from piecewise_core.store.lowerings import own_lowerings
 from piecewise_core.store.machine import machine_factors
@@ -59,13 +60,9 @@ class Environment:
             "passes": _passes(self.passes),
             **{f"config.{n}": v for n, v in self.config.cache_factors().items()},
             **machine_factors(),
-            **_named("platform", self._fingerprint()),
+            **_named("platform", declared(self.platform).fingerprint()),
             **_named("more", self.more),
         }
-
-    def _fingerprint(self) -> Mapping[str, str]:
-        ask = getattr(self.platform.device, "fingerprint", None)
-        return ask() if callable(ask) else {}
 
 
 def surroundings(adaptor: CompilerAdaptor) -> dict[str, str]:

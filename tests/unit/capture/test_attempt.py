@@ -10,6 +10,7 @@ import torch
 
 from piecewise_core.capture.attempt import Source, capture
 from piecewise_core.errors import CaptureFailed, OutOfGraphMemory
+from piecewise_core.plugins import declared
 from piecewise_core.testing import SimulatedPlatform
 
 
@@ -46,7 +47,7 @@ class Program:
         stream = platform.device.new_stream()
         pool = platform.graphs.new_pool()
         with torch.inference_mode():
-            return capture(platform, pool, stream, self.source(), (4,), **options)
+            return capture(declared(platform), pool, stream, self.source(), (4,), **options)
 
 
 @pytest.mark.parametrize("whole", [False, True])
@@ -170,7 +171,7 @@ def test_tensors_on_another_device_than_the_stream_are_refused(stream_on):
     stream = platform.device.new_stream()
     stream.device = stream_on
     pool = platform.graphs.new_pool()
-    take = partial(capture, platform, pool, stream, sizes=(4,))
+    take = partial(capture, declared(platform), pool, stream, sizes=(4,))
     assert len(take(program.source()).graphs) == 2
     program.x = program.x.as_subclass(OnDevice)
     if stream_on.type == "cuda":
@@ -189,4 +190,4 @@ def test_a_driver_without_graphs_says_so():
     platform = SimulatedPlatform()
     driver, platform.graphs = platform.graphs, None
     with pytest.raises(CaptureFailed, match="graph_mode"):
-        capture(platform, driver.new_pool(), None, Program().source(), (4,))
+        capture(declared(platform), driver.new_pool(), None, Program().source(), (4,))

@@ -94,7 +94,7 @@ def test_a_driver_that_can_copies_and_fills_in_one_launch(b, below):
     driver, own = Launches(), max(b - below, 1)
     x, y = torch.randn(own, 1, 3), torch.randn(own, 2).t()
     layout = describe_call(lambda x, y: x, (torch.randn(2, 1, 3), torch.randn(2, 2).t()), {}, ROWS)
-    owned = OwnedInputs(layout, [(8,)], driver)
+    owned = OwnedInputs(layout, [(8,)], driver.stager)
     views = owned.views((b,))
     for view in views:
         view.fill_(float("nan"))
@@ -108,7 +108,7 @@ def test_a_driver_that_can_copies_and_fills_in_one_launch(b, below):
 
 def test_rows_that_end_inside_a_buffer_are_filled_one_by_one():
     driver = Launches()
-    owned = OwnedInputs(structure(*both(2, 2)), [(8, 8)], driver)
+    owned = OwnedInputs(structure(*both(2, 2)), [(8, 8)], driver.stager)
     views, stage = owned.views((4, 4)), owned.stage((4, 4))
     for view in views:
         view.fill_(float("nan"))

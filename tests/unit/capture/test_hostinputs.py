@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from piecewise_core.capture.watching import WatchingRecorder
 from piecewise_core.capture.whole import WholeRecorder
 from piecewise_core.graph.hostinputs import to_device
+from piecewise_core.plugins import declared
 
 
 class Driver:
@@ -26,8 +29,11 @@ class Driver:
         pass
 
 
+META = declared(SimpleNamespace(device=None, graphs=Driver(), device_type="meta"))
+
+
 def record(fn):
-    recorder = WatchingRecorder(Driver(), None, None, "meta", is_splitting=lambda call: False)
+    recorder = WatchingRecorder(META, None, None, is_splitting=lambda call: False)
     with torch.inference_mode():
         recorder.rehearse(fn)
         recorder.capturing = True
@@ -111,7 +117,7 @@ def test_short_floats_meet_a_number_in_float32(op):
 
 
 def test_one_graph_of_the_whole_forward_comes_behind_what_the_cpu_does():
-    recorder = WholeRecorder(Driver(), None, None, "meta")
+    recorder = WholeRecorder(META, None, None)
     x, t = image(), torch.tensor(2.0)
     move, double = recorder.op(to_device), recorder.op(lambda tensor: tensor * 2)
     run = recorder.piece("piece", lambda number: x * number)

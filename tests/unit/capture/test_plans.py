@@ -14,13 +14,14 @@ from piecewise_core.capture.graphmemory import GraphMemory
 from piecewise_core.capture.plans import CapturedPlans
 from piecewise_core.counters import Counters
 from piecewise_core.errors import CaptureFailed
+from piecewise_core.plugins import declared
 from piecewise_core.testing import SimulatedPlatform
 
 SIZES = [(16,), (8,), (4,), (2,), (1,)]
 
 
 def plans(mode="piecewise", limit=None, **knobs):
-    return CapturedPlans(GraphMemory(SimulatedPlatform(**knobs), Counters(), limit), mode)
+    return CapturedPlans(GraphMemory(declared(SimulatedPlatform(**knobs)), Counters(), limit), mode)
 
 
 def source(size, work=torch.sin):
@@ -82,7 +83,7 @@ def test_an_error_that_is_not_captures_own_is_passed_on():
 
 def test_a_capture_in_a_capture_is_refused_and_not_noted():
     platform = SimulatedPlatform()
-    held = CapturedPlans(GraphMemory(platform, Counters(), None))
+    held = CapturedPlans(GraphMemory(declared(platform), Counters(), None))
     driver, stream = platform.graphs, platform.device.new_stream()
     graph = driver.new_graph()
     with platform.device.stream(stream):
@@ -151,13 +152,13 @@ def test_old_garbage_is_collected_only_when_memory_runs_out_and_once(generations
 
 def test_memory_held_by_garbage_is_had_back():
     platform = SimulatedPlatform(memory_bytes=4096)
-    one = CapturedPlans(GraphMemory(platform, Counters(), None))
+    one = CapturedPlans(GraphMemory(declared(platform), Counters(), None))
     one.capture((1024,), lambda: source(1024))
     ring = [one]
     ring.append(ring)
     gc.collect()  # what survives is old
     del one, ring
-    another = CapturedPlans(GraphMemory(platform, Counters(), None))
+    another = CapturedPlans(GraphMemory(declared(platform), Counters(), None))
     assert another.capture((1024,), lambda: source(1024)) is not None
     assert not another.dropped
 
@@ -175,7 +176,7 @@ def watched(monkeypatch, **knobs):
     monkeypatch.setattr(platform.graphs, "new_pool", lambda: seen.append("pool") or new_pool())
     monkeypatch.setattr(platform.graphs, "capture_begin", begun)
     monkeypatch.setattr(platform.device, "empty_cache", lambda: seen.append("empty"), raising=False)
-    return CapturedPlans(GraphMemory(platform, Counters(), None)), seen
+    return CapturedPlans(GraphMemory(declared(platform), Counters(), None)), seen
 
 
 def test_what_a_failed_capture_left_in_the_pool_goes_back_before_the_next(monkeypatch):

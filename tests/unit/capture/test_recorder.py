@@ -8,6 +8,7 @@ import torch
 from piecewise_core.capture.recorder import Recorder
 from piecewise_core.capture.whole import WholeRecorder
 from piecewise_core.errors import CaptureFailed
+from piecewise_core.plugins import declared
 from piecewise_core.testing import SimulatedPlatform
 
 
@@ -17,7 +18,7 @@ def record(build, kind=Recorder, runs_captures=True, **knobs):
     driver, stream = platform.graphs, platform.device.new_stream()
     driver.runs_captures = runs_captures
     pool = driver.new_pool()
-    recorder = kind(driver, pool, stream)
+    recorder = kind(declared(platform), pool, stream)
     run = build(lambda fn: recorder.piece(fn.__name__, fn), recorder.op)
     with torch.inference_mode(), platform.device.stream(stream):
         recorder.rehearse(run)
@@ -129,7 +130,7 @@ def test_generators_are_registered_before_each_capture():
 
     platform = SimulatedPlatform()
     driver, stream = platform.graphs, platform.device.new_stream()
-    recorder = Recorder(driver, driver.new_pool(), stream)
+    recorder = Recorder(declared(platform), driver.new_pool(), stream)
     recorder.generator = generator
     run = build(lambda fn: recorder.piece("noisy", fn), recorder.op)
     with torch.inference_mode(), platform.device.stream(stream):

@@ -8,6 +8,7 @@ import torch
 
 from piecewise_core.capture.watching import WatchingRecorder
 from piecewise_core.errors import CaptureFailed
+from piecewise_core.plugins import declared
 from piecewise_core.testing import SimulatedPlatform
 
 
@@ -15,7 +16,7 @@ def watch(fn, splits=()):
     platform = SimulatedPlatform()
     stream = platform.device.new_stream()
     recorder = WatchingRecorder(
-        platform.graphs,
+        declared(platform),
         platform.graphs.new_pool(),
         stream,
         is_splitting=lambda call: call.target in splits,

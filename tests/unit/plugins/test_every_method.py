@@ -62,13 +62,24 @@ def watched(everything, seen):
 
 
 def noting(kind, title, seen):
-    """A subclass that notes which of its names core reads."""
+    """A subclass that notes which of its names core reads; of its methods, which it calls."""
 
-    def read(self, name):
-        asker = sys._getframe(1).f_globals["__name__"]
+    def note(name):
+        asker = sys._getframe(2).f_globals["__name__"]
         if asker.startswith("piecewise_core.") and not asker.startswith(CHECKS):
             seen.add(f"{title}.{name}")
-        return super(made, self).__getattribute__(name)
+
+    def read(self, name):
+        value = super(made, self).__getattribute__(name)
+        if not inspect.isroutine(value) or name.startswith("_"):
+            note(name)
+            return value
+
+        def called(*args, **kwargs):
+            note(name)
+            return value(*args, **kwargs)
+
+        return called
 
     made = type(kind.__name__, (kind,), {"__getattribute__": read})
     return made

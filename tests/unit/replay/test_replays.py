@@ -10,6 +10,7 @@ from piecewise_core.capture.recorder import Recorder
 from piecewise_core.counters import Counters
 from piecewise_core.graph.binder import Binder
 from piecewise_core.graph.describe import describe_call
+from piecewise_core.plugins import declared
 from piecewise_core.replay.replayable import Alone, Facts, Recording
 from piecewise_core.replay.replays import Replays, graph_memory
 from piecewise_core.testing import SimulatedPlatform
@@ -78,7 +79,7 @@ class Door:
         self.config = pw.Config(dynamic={"x": {0: ROWS}}, capture_sizes=(4, 8), **config)
         self.counters = Counters()
         self.replays = Replays(
-            graph_memory(SimulatedPlatform(), self.config, self.counters),
+            graph_memory(declared(SimulatedPlatform()), self.config, self.counters),
             self.config,
             self.counters,
         )
