@@ -6,8 +6,11 @@ import operator
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.node import map_arg
 
 from piecewise_core.graph.contexts import functorch_units
+from piecewise_core.graph.memory import storages, values
 
 __all__ = ["clean"]
 
@@ -25,13 +28,9 @@ def clean(module: torch.fx.GraphModule) -> None:
     """Remove grad-mode switches (everything runs under inference mode) and settled size checks.
 
     A size check that tracing settled is a guard already; the regions account for it. Inside
-    ``torch.func.grad`` the switches stay: it needs them. A dropout that drops nothing is its input
-    itself, which its fake does not say: a write to the one would not be seen as one to the other.
+    ``torch.func.grad`` the switches stay: it needs them.
     """
-    for node in list(module.graph.nodes):
-        if _drops_nothing(node):
-            node.replace_all_uses_with(node.args[0])
-            module.graph.erase_node(node)
+    _take_out_dropouts(module.graph)
     alone = [unit[0] for unit in functorch_units(module.graph.nodes) if len(unit) == 1]
     for node in reversed(alone):
         if node.op != "call_function" or node.users:
@@ -39,6 +38,34 @@ def clean(module: torch.fx.GraphModule) -> None:
         if node.target in _GRAD_MODE or _is_size_check(node):
             module.graph.erase_node(node)
     module.recompile()
+
+
+def _take_out_dropouts(graph: torch.fx.Graph) -> None:
+    """Put its input in place of each dropout that drops nothing, which eager returns itself.
+
+    Its fake is a copy, so a write to the one, or to a view of it, would not be seen as one to the
+    other: what lives in the copy's memory gets a fake of the input's.
+    """
+    copies: frozenset[int] = frozenset()
+    for node in list(graph.nodes):
+        if _drops_nothing(node):
+            copies |= storages(node) - storages(node.args[0])
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+        elif copies & storages(node) and node.op in ("call_function", "call_method"):
+            node.meta["example_value"] = _fake(node)
+
+
+def _fake(node: torch.fx.Node) -> Any:
+    """What a node gives for the fakes of its arguments, with no guard for it."""
+    args, kwargs = map_arg((node.args, node.kwargs), lambda n: n.meta["example_value"])
+    given = [v for n in node.all_input_nodes for v in values(n.meta["example_value"])]
+    mode = next(v.fake_mode for v in given if isinstance(v, FakeTensor))
+    with torch.inference_mode(), mode, mode.shape_env.suppress_guards():
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        target: Any = node.target
+        return target(*args, **kwargs)
 
 
 def _drops_nothing(node: torch.fx.Node) -> bool:

@@ -381,6 +381,49 @@ def test_a_program_without_any_tensor_work_serves():
     assert fast.stats().compilations == 0
 
 
+def _by_index(v):
+    v[1:].add_(1)
+
+
+def _by_half(v):
+    v.split(4, 1)[1].mul_(2)
+
+
+def _by_bits(v):
+    v.view(torch.int32)[:, 0].zero_()
+
+
+def _by_transposed(v):
+    v.t()[0] = 1
+
+
+@pytest.mark.parametrize("write", [_by_index, _by_half, _by_bits, _by_transposed])
+@pytest.mark.parametrize("platform", ["cpu", SimulatedPlatform()], ids=["cpu", "simulated"])
+def test_a_write_to_a_view_of_a_dropout_that_drops_nothing_is_one_to_its_input(write, platform):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.off = nn.Sequential(nn.Dropout(0.5), nn.Dropout(0.1))
+            self.register_buffer("state", torch.ones(2, 8))
+
+        def forward(self, x):
+            write(self.off(self.state))
+            write(self.off(x))
+            return x * 2 + self.state.sum()
+
+    ours, theirs = Model().eval(), Model().eval()
+    config = pw.Config(
+        dynamic={"x": {0: ROWS}}, splitting_ops=(), capture_sizes=(1, 4), compiler="eager"
+    )
+    fast = pw.compile(ours, config, platform=platform)
+    with torch.inference_mode():
+        for rows in (4, 1, 4, 3):
+            x = torch.randn(rows, 8)
+            own = x.clone()
+            torch.testing.assert_close(fast(x), theirs(own))
+            torch.testing.assert_close((x, ours.state), (own, theirs.state))
+
+
 @pytest.mark.parametrize(("p", "training"), [(0.5, False), (0.0, True)])
 def test_a_write_to_what_a_dropout_gives_that_drops_nothing_is_one_to_its_input(p, training):
     """Eager's dropout returns its input itself then."""
