@@ -8,7 +8,8 @@ first run, outside of the pool: memory of the pool may be something else earlier
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,10 +19,12 @@ from piecewise_core.graph.hostinputs import to_device
 
 __all__ = ["HostInputs"]
 
-_ARITHMETIC = frozenset({
-    torch.ops.aten.add.Tensor, torch.ops.aten.sub.Tensor, torch.ops.aten.mul.Tensor,
-    torch.ops.aten.div.Tensor,
-})  # fmt: skip
+_ATEN = torch.ops.aten
+_IN_PLACE = {
+    _ATEN.add_.Tensor: _ATEN.add.Tensor, _ATEN.sub_.Tensor: _ATEN.sub.Tensor,
+    _ATEN.mul_.Tensor: _ATEN.mul.Tensor, _ATEN.div_.Tensor: _ATEN.div.Tensor,
+}  # fmt: skip
+_ARITHMETIC = frozenset({*_IN_PLACE, *_IN_PLACE.values()})
 _SHORT = (torch.float16, torch.bfloat16)
 
 Call = tuple[Any, Any, Mapping[str, Any]]
@@ -67,8 +70,8 @@ class HostInputs:
             return fn, args, kwargs
         twins = {id(t): self._twin(t, device) for t, device in taken}
         args, kwargs = _mapped((args, dict(kwargs)), lambda t: twins.get(id(t), t))
-        if fn in _ARITHMETIC and all(map(_is_number, (t for t, _ in taken))):
-            return _widened(fn), args, kwargs
+        if fn in _ARITHMETIC and not any(t.dim() for t, _ in taken):
+            return partial(_as_kernels_do, fn, twins.values()), args, kwargs
         return fn, args, kwargs
 
     def _taken(self, fn: Any, args: Any, kwargs: Any) -> list[tuple[torch.Tensor, torch.device]]:
@@ -118,18 +121,20 @@ class HostInputs:
         return run
 
 
-def _widened(fn: Any) -> Callable[..., Any]:
-    """Arithmetic with a number as kernels do it: in float32, rounded afterwards."""
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        first, second = args[:2]
-        short = next((t.dtype for t in (first, second) if _is_short(t)), None)
-        if short is None:
-            return fn(*args, **kwargs)
-        wide = [t.float() if _is_short(t) else t for t in (first, second)]
-        return fn(*wide, *args[2:], **kwargs).to(short)
-
-    return run
+def _as_kernels_do(fn: Any, numbers: Iterable[torch.Tensor], *args: Any, **kwargs: Any) -> Any:
+    """Arithmetic with a number: in float32 at least, rounded afterwards, and times an inverse."""
+    operator, (first, second) = _IN_PLACE.get(fn, fn), args[:2]
+    is_number = [any(t is n for n in numbers) for t in (first, second)]
+    other, number = (second, first) if is_number[0] else (first, second)
+    if all(is_number) or not other.is_floating_point() or number.is_complex():
+        return fn(*args, **kwargs)
+    short = other.dtype in _SHORT
+    wide = torch.float32 if short else other.dtype
+    operands = [t if n or not short else t.float() for t, n in zip(args, is_number, strict=False)]
+    if operator is _ATEN.div.Tensor and is_number[1]:
+        operator, operands[1] = _ATEN.mul.Tensor, second.to(wide).reciprocal()
+    made = operator(*operands, *args[2:], **kwargs).to(other.dtype)
+    return made if fn is _IN_PLACE.get(fn, fn) else first.copy_(made)
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
@@ -138,14 +143,6 @@ def _plain(tensor: torch.Tensor) -> torch.Tensor:
         again = torch.empty(0, dtype=tensor.dtype)
         storage, offset = tensor.untyped_storage(), tensor.storage_offset()
         return again.set_(storage, offset, tensor.size(), tensor.stride())
-
-
-def _is_short(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.dtype in _SHORT and value.dim() > 0
-
-
-def _is_number(tensor: torch.Tensor) -> bool:
-    return tensor.dim() == 0 and tensor.dtype not in _SHORT
 
 
 def _layout(tensor: torch.Tensor, device: torch.device) -> Any:

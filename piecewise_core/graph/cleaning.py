@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -61,7 +62,8 @@ def _fake(node: torch.fx.Node) -> Any:
     args, kwargs = map_arg((node.args, node.kwargs), lambda n: n.meta["example_value"])
     given = [v for n in node.all_input_nodes for v in values(n.meta["example_value"])]
     mode = next(v.fake_mode for v in given if isinstance(v, FakeTensor))
-    with torch.inference_mode(), mode, mode.shape_env.suppress_guards():
+    unguarded = nullcontext() if mode.shape_env is None else mode.shape_env.suppress_guards()
+    with torch.inference_mode(), mode, unguarded:
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         target: Any = node.target

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
-__all__ = ["bytes_of", "is_list_of_lists", "number_of", "on_device", "positions"]
+__all__ = ["bytes_of", "is_list_of_lists", "number_of", "on_device", "positions", "settle"]
 
 _INDEXING = (operator.getitem, operator.setitem)
-_TAKING = frozenset({"copy_", "index_put", "index_put_"})
+_TAKING = frozenset({"copy_", "index_put", "index_put_", "where"})
 """Other operations that move what they are given to the device of what it goes into."""
 
 
@@ -33,6 +33,29 @@ def bytes_of(value: torch.Tensor) -> bytes:
     """The elements of ``value`` in order."""
     flat = value.detach().cpu().contiguous()
     return ctypes.string_at(flat.data_ptr(), flat.nbytes) if flat.nbytes else b""
+
+
+def settle(node: torch.fx.Node, values: Mapping[torch.fx.Node, torch.Tensor]) -> None:
+    """Write out the dtype and device that ``node`` would take from a tensor that it is given.
+
+    Of ``x.new_tensor(numbers)``, and of ``known.to(x)`` and ``known.type_as(x)``, where ``values``
+    has what is known: they make the same of every ``x`` that the trace holds for.
+    """
+    if node.op != "call_method" or len(node.args) < 2:
+        return
+    source, given, *rest = node.args
+    makes = node.target == "new_tensor"
+    if makes == (source in values) or node.target not in ("new_tensor", "to", "type_as"):
+        return
+    like = source if makes else given
+    example = like.meta.get("example_value") if isinstance(like, torch.fx.Node) else None
+    if not isinstance(example, FakeTensor):
+        return
+    if not makes:
+        node.target, node.args = "to", (source, example.device, example.dtype, *rest)
+    elif node.all_input_nodes == [source]:
+        node.op, node.target, node.args = "call_function", torch.tensor, (given,)
+        node.kwargs = {"dtype": example.dtype, "device": example.device, **node.kwargs}
 
 
 def on_device(

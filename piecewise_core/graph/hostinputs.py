@@ -7,13 +7,15 @@ needs nothing of the device runs before the first piece.
 
 A number on the CPU takes part in arithmetic as it is, while one on the device is first rounded to
 the dtype of what it is combined with. In 16 bits that shows, so such arithmetic is done in
-float32 and rounded afterwards, which is what kernels do with a number.
+float32 and rounded afterwards, which is what kernels do with a number. Nor do they divide by it:
+they multiply by its inverse.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
+from typing import Any
 
 import torch
 
@@ -24,11 +26,17 @@ from piecewise_core.graph.segments import is_item, is_size
 
 __all__ = ["bring_to_device", "to_device"]
 
-_ARITHMETIC = frozenset({
-    operator.add, operator.sub, operator.mul, operator.truediv,
-    torch.add, torch.sub, torch.mul, torch.div, torch.true_divide,
-})  # fmt: skip
-_METHODS = frozenset({"add", "sub", "mul", "div", "true_divide"})
+_ARITHMETIC: dict[Any, str] = {
+    operator.add: "add", operator.sub: "sub", operator.mul: "mul", operator.truediv: "div",
+    operator.iadd: "add_", operator.isub: "sub_", operator.imul: "mul_", operator.itruediv: "div_",
+    torch.add: "add", torch.sub: "sub", torch.mul: "mul", torch.div: "div",
+    torch.true_divide: "div",
+}  # fmt: skip
+_METHODS = {
+    **{name: name for name in ("add", "sub", "mul", "div", "add_", "sub_", "mul_", "div_")},
+    "true_divide": "div",
+    "true_divide_": "div_",
+}
 _SHORT = (torch.float16, torch.bfloat16)
 
 Test = Callable[[torch.fx.Node], bool]
@@ -101,10 +109,11 @@ class _Host:
             taken = [n for n in node.all_input_nodes if n in self._on_cpu]
             if not node.op.startswith("call_") or node in self.nodes or not taken:
                 continue
-            if depth == 0 and self._is_short(node, taken):
-                self._in_float32(node)
+            name = "" if depth else self._arithmetic(node, taken)
             for source in taken:
                 node.replace_input_with(source, self._copy(source, node))
+            if name:
+                self._as_kernels_do(node, name)
 
     def _copy(self, source: torch.fx.Node, before: torch.fx.Node) -> torch.fx.Node:
         """The node of ``source``'s copy; the same for all, unless it is written to."""
@@ -120,41 +129,51 @@ class _Host:
             self._brought[source] = made
         return made
 
-    def _is_short(self, node: torch.fx.Node, taken: list[torch.fx.Node]) -> bool:
-        known = node.target in (_METHODS if node.op == "call_method" else _ARITHMETIC)
-        if not known or len(node.args) != 2 or node.kwargs or len(taken) != 1:
-            return False
-        example = node.meta.get("example_value")
-        number = taken[0].meta["example_value"]
-        others = [a for a in node.args if a is not taken[0]]
-        return (
-            isinstance(example, torch.Tensor)
-            and example.dtype in _SHORT
-            and number.dim() == 0
-            and number.dtype not in _SHORT
-            and all(isinstance(o, torch.fx.Node) and _devices(o) for o in others)
-        )
+    def _arithmetic(self, node: torch.fx.Node, taken: list[torch.fx.Node]) -> str:
+        """The method that ``node`` is, where what it gives shows how kernels take a number."""
+        table: Mapping[Any, str] = _METHODS if node.op == "call_method" else _ARITHMETIC
+        known = table.get(node.target)
+        if known is None or len(node.args) != 2 or node.kwargs or len(taken) != 1:
+            return ""
+        example, number = node.meta.get("example_value"), taken[0].meta["example_value"]
+        if not isinstance(example, torch.Tensor) or not example.is_floating_point():
+            return ""
+        if number.dim() or not all(isinstance(a, torch.fx.Node) and _devices(a) for a in node.args):
+            return ""
+        if example.dtype in _SHORT and not any(_dtype(n) == example.dtype for n in node.args):
+            return ""  # a whole number is rounded to 16 bits first
+        divides = known.startswith("div") and node.args[1] is taken[0]
+        rounds = example.dtype in _SHORT and number.dtype not in _SHORT
+        return known if divides or rounds else ""
 
-    def _in_float32(self, node: torch.fx.Node) -> None:
-        """Do the arithmetic of ``node`` in float32, and round its result."""
-        example = node.meta["example_value"]
-        with example.fake_mode, torch.inference_mode():
-            wide = example.float()
-            rounded = wide.to(example.dtype)
-        for source in [n for n in node.args if isinstance(n, torch.fx.Node)]:
-            if source in self._on_cpu:
-                continue
+    def _as_kernels_do(self, node: torch.fx.Node, name: str) -> None:
+        """Do the arithmetic of ``node`` in float32 at least, and times an inverse."""
+        dtype = node.meta["example_value"].dtype
+        short = dtype in _SHORT
+
+        def make(method: str, *args: Any) -> torch.fx.Node:
             with self._graph.inserting_before(node):
-                widened = self._graph.call_method("float", (source,))
-            with example.fake_mode, torch.inference_mode():
-                value = source.meta["example_value"].float()
-            widened.meta = {**node.meta, "example_value": value}
-            node.replace_input_with(source, widened)
-        with self._graph.inserting_after(node):
-            short = self._graph.call_method("to", (node, example.dtype))
-        short.meta = {**node.meta, "example_value": rounded}
-        node.replace_all_uses_with(short, lambda user: user is not short)
-        node.meta = {**node.meta, "example_value": wide}
+                made = self._graph.call_method(method, args)
+            fakes = [a.meta["example_value"] if isinstance(a, torch.fx.Node) else a for a in args]
+            with node.meta["example_value"].fake_mode, torch.inference_mode():
+                copied = method == "copy_"
+                value = fakes[0] if copied else getattr(fakes[0], method)(*fakes[1:])
+            made.meta = {**node.meta, "example_value": value}
+            return made
+
+        first, second = node.args
+        operands = [a if a in self.nodes or not short else make("float", a) for a in node.args]
+        method = name.removesuffix("_")
+        if method == "div" and second in self.nodes:
+            wide = torch.float32 if short else dtype
+            method, operands[1] = "mul", make("reciprocal", make("to", second, wide))
+        made = make(method, *operands)
+        if short:
+            made = make("to", made, dtype)
+        if name.endswith("_"):
+            made = make("copy_", first, made)
+        node.replace_all_uses_with(made)
+        self._graph.erase_node(node)
 
     def hoist(self) -> None:
         """What needs nothing of the device goes first, unless its memory is written to."""
@@ -178,6 +197,11 @@ class _Host:
         plain = node.target is to_device or effects.is_pure(node) or effects.is_view(node)
         mine = node in self.nodes or (is_item(node) and node.args[0] in self.nodes)
         return mine and (plain or is_item(node)) and not touched & self._written
+
+
+def _dtype(node: Any) -> torch.dtype | None:
+    value = node.meta["example_value"]
+    return value.dtype if value.dim() else None
 
 
 def _devices(node: torch.fx.Node) -> set[torch.device]:

@@ -22,7 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from piecewise_core.graph import effects
 from piecewise_core.graph.contexts import is_autocast_enter, is_autocast_exit
 from piecewise_core.graph.evaluation import literal_value, value_of
-from piecewise_core.graph.hostdata import bytes_of, number_of, on_device
+from piecewise_core.graph.hostdata import bytes_of, number_of, on_device, settle
 from piecewise_core.graph.memory import storages
 
 __all__ = ["lift_literals", "literals_of"]
@@ -64,6 +64,7 @@ class _Lifting:
     def run(self) -> None:
         apart = self._apart()
         for node, autocast in _with_autocast(self._graph):
+            settle(node, self._values)
             self._move(node)
             value = literal_value(node)
             if value is None and not autocast:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import multiprocessing
@@ -204,9 +205,10 @@ def work(rank, meeting, results, backend="gloo", devices=("simulated", "cpu")):
                 found[name] = outcome(fn, make, rank, here)
             except Exception:
                 found[name] = traceback.format_exc()[-2000:], 0
-    dist.barrier()
-    dist.destroy_process_group()
     Path(f"{results}{rank}").write_text(json.dumps(found))
+    dist.barrier()
+    gc.collect()  # NCCL waits for the graphs that it is in before it lets go of its communicator
+    dist.destroy_process_group()
 
 
 def both(folder, *how):

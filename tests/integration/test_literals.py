@@ -104,6 +104,24 @@ def test_copies_of_replayed_results_are_the_caller_s(make):
     assert fast.stats().calls["replayed"] == 3
 
 
+@pytest.mark.parametrize(
+    ("model", "left"),
+    [
+        (lambda x: x / torch.sqrt(torch.tensor(64.0) * 3).to(x), {"truediv", "full"}),
+        (lambda x: x + torch.tensor([1, 2]).type_as(x), {"add"}),
+        (lambda x: x + x.new_tensor([-0.0, 2.0]), {"add"}),
+        (lambda x: (x + x.new_tensor([1, 2], dtype=torch.int32)).float(), {"add", "float"}),
+    ],
+)
+def test_a_literal_that_takes_its_dtype_and_device_of_an_input_is_made_once(model, left):
+    settings = {"dynamic": {"x": {0: pw.Dim("rows", 1, 8)}}, "splitting_ops": ()}
+    fast = pw.compile(model, pw.Config(compiler="eager", **settings), platform="cpu")
+    x = torch.randn(5, 2)
+    torch.testing.assert_close(fast(x), model(x))
+    ((piece,),) = (region.pieces for region in fast.explain().regions)
+    assert {name.rpartition(".")[2] for name in piece.ops} == left
+
+
 def test_equal_layers_with_a_literal_each_are_one_piece():
     fast = pw.compile(
         per_layer,

@@ -99,14 +99,39 @@ def test_a_literal_number_that_is_returned_is_made_at_every_call():
     assert runs(graph) == [("cpu", ["full", "to_device"]), ("piece", ["mul"])]
 
 
-@pytest.mark.parametrize("op", [operator.mul, operator.add, torch.sub, torch.div])
-def test_short_floats_meet_a_number_in_float32(op):
+@pytest.mark.parametrize(
+    ("op", "steps"),
+    [
+        (operator.mul, ["float", "mul", "to"]),
+        (operator.add, ["float", "add", "to"]),
+        (torch.sub, ["float", "sub", "to"]),
+        (torch.div, ["float", "to", "reciprocal", "mul", "to"]),
+        (lambda x, t: x.mul_(t), ["float", "mul", "to", "copy_"]),
+        (lambda x, t: x.div_(t), ["float", "to", "reciprocal", "mul", "to", "copy_"]),
+        (lambda x, t: t / x, ["float", "div", "to"]),
+    ],
+)
+def test_short_floats_meet_a_number_in_float32(op, steps):
     graph = program(lambda x, t: op(x, t), SHORT, STEP)
     (_, brought), (_, rest) = runs(graph)
     assert brought == ["to_device"]
-    assert [n.split("_")[0] for n in rest] == ["float", rest[1].split("_")[0], "to"]
+    assert [n.rstrip("_0123456789") for n in rest] == [s.rstrip("_") for s in steps]
     result = next(n for n in graph.nodes if n.name == rest[-1])
     assert result.meta["example_value"].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("x", [IMAGE, ((4, 8), torch.int64, CUDA), ((4, 8), torch.float64, CUDA)])
+def test_a_division_by_a_number_is_a_product_with_its_inverse(x):
+    graph = program(lambda x, t: x / t, x, STEP)
+    assert runs(graph) == [("cpu", ["to_device"]), ("piece", ["to", "reciprocal", "mul"])]
+
+
+@pytest.mark.parametrize(
+    "x", [((4, 8), torch.complex64, CUDA), ((4, 8), torch.int64, CUDA)], ids=["complex", "whole"]
+)
+def test_other_arithmetic_with_a_number_stays_as_it_is(x):
+    graph = program(lambda x, t: x * t, x, STEP)
+    assert runs(graph) == [("cpu", ["to_device"]), ("piece", ["mul"])]
 
 
 @pytest.mark.parametrize("inputs", [(IMAGE, IMAGE), (((4, 8), torch.float32, "cpu"), STEP)])

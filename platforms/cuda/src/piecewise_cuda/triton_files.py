@@ -28,7 +28,7 @@ _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*/[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 
 _kernels: dict[int, Any] = {}
 _filled: set[Path] = set()
-"""Directories that files were put into."""
+"""Directories that a kernel was put into."""
 _refusing: set[Path] = set()
 """Directories that were told of: every piece of a model brings the same files."""
 
@@ -67,13 +67,16 @@ def put_back(files: Mapping[str, bytes]) -> None:
     with private_caches():
         for directory in triton_private.cache_directories():
             _put_into(directory, safe)
-            _filled.add(directory)
+            if any(map(_is_group, safe)):
+                _filled.add(directory)
 
 
 def brought() -> AbstractContextManager[None]:
-    """Inside, Triton looks in that cache, if anything was put there.
+    """Inside, Triton looks in that cache, if a kernel was put there.
 
-    So it does where this process has no home, in which Triton would make its own.
+    So it does where this process has no home, in which Triton would make its own. An entry of the
+    store is older than the first capture and brings no kernel that stages: the user's own cache
+    has it from the second start on, and one of this process's own never would.
     """
     at_home = "TRITON_CACHE_DIR" in os.environ or os.path.expanduser("~") != "~"
     return private_caches() if _filled or not at_home else nullcontext()
@@ -112,11 +115,12 @@ def _safe(files: Mapping[str, bytes]) -> dict[str, bytes]:
     return {name: content for name, content in files.items() if _NAME.fullmatch(name)}
 
 
-def _put_into(directory: Path, files: Mapping[str, bytes]) -> None:
-    def groups_last(name: str) -> tuple[bool, str]:
-        return triton_private.is_group(name.partition("/")[2]), name
+def _is_group(name: str) -> bool:
+    return triton_private.is_group(name.partition("/")[2])
 
-    for name in sorted(files, key=groups_last):
+
+def _put_into(directory: Path, files: Mapping[str, bytes]) -> None:
+    for name in sorted(files, key=lambda name: (_is_group(name), name)):  # groups last
         path = directory / name
         if os.path.exists(path):
             continue

@@ -251,8 +251,8 @@ def test_files_go_where_no_other_program_looks_and_triton_does_inside(tmp_path, 
     monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
     monkeypatch.setenv("TRITON_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
-    put_back({"KEY/a.so": b""})
-    assert files_in(tmp_path).keys() == {"private/triton/KEY/a.so"}
+    put_back({**KERNEL, "LIB/a.so": b""})
+    assert files_in(tmp_path).keys() == {f"private/triton/{name}" for name in (*KERNEL, "LIB/a.so")}
     with brought():
         assert knobs.cache.dir == str(tmp_path / "private" / "triton")
     assert knobs.cache.dir != str(tmp_path / "private" / "triton")
@@ -261,6 +261,15 @@ def test_files_go_where_no_other_program_looks_and_triton_does_inside(tmp_path, 
 
 def test_triton_looks_in_the_user_s_cache_where_nothing_was_put_back(monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", "/told")
+    with brought():
+        assert os.environ["TRITON_CACHE_DIR"] == "/told"
+
+
+def test_triton_looks_in_the_user_s_cache_for_a_kernel_that_an_entry_of_the_store_does_not_bring(
+    monkeypatch,
+):
+    monkeypatch.setenv("TRITON_CACHE_DIR", "/told")
+    put_back({"LIB/a.so": b""})
     with brought():
         assert os.environ["TRITON_CACHE_DIR"] == "/told"
 
@@ -346,7 +355,7 @@ def test_triton_builds_no_library_that_was_put_back(here, there, tmp_path, monke
     use_driver(monkeypatch, SimpleNamespace(utils=utils))
     files = collect()
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "new"))
-    put_back(files)
+    put_back({**KERNEL, **files})
     monkeypatch.setattr(knobs.build, "impl", refuse)
     with brought():
         assert made(os.environ["TRITON_CACHE_DIR"], there)() == 7
