@@ -38,7 +38,7 @@ lint: setup ## format, lint, types, import order, and that the docs name everyth
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy --strict piecewise_core $(PLATFORM_SOURCES)
-	$(PY) -m pytest -q tests/unit/test_imports.py tests/unit/test_docs_complete.py
+	$(PY) -m pytest -q tests/unit/test_imports.py tests/unit/test_sizes.py tests/unit/test_docs_complete.py
 
 bench: setup ## every benchmark in turn
 	@set -e; for file in $(BENCHMARKS); do echo "== $$file"; $(PY) $$file; done

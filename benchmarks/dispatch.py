@@ -15,10 +15,11 @@ import torch
 from _measure import Row, in_turn, median_difference, report
 
 import piecewise_core as pw
-from piecewise_core.ranges import Box, Range, Target, cut
+from piecewise_core.ranges import Box, Range, cut
 from piecewise_core.runtime.slowwatch import Asker
 from piecewise_core.runtime.watch import Watch
 from piecewise_core.table import TargetTable
+from piecewise_core.targets import Target
 
 ROWS = 8
 TARGET_CALL = 15.0

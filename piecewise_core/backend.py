@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from piecewise_core.errors import OutOfRange
-from piecewise_core.ranges import Box, Range, Sizes, Target
+from piecewise_core.ranges import Box, Range, Sizes
 from piecewise_core.table import TargetTable
+from piecewise_core.targets import Target
 
 if TYPE_CHECKING:
     import torch

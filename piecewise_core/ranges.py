@@ -1,4 +1,4 @@
-"""Sizes, ranges of sizes, boxes of ranges, and the targets that they make.
+"""Sizes, ranges of sizes, boxes of ranges.
 
 Pure Python, no torch: this is what every other stage agrees on.
 """
@@ -6,30 +6,18 @@ Pure Python, no torch: this is what every other stage agrees on.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from piecewise_core import ranges_bits as bits
 from piecewise_core.errors import ConfigError
 
-__all__ = [
-    "LISTED",
-    "Box",
-    "Range",
-    "Sizes",
-    "Target",
-    "capture_targets",
-    "cut",
-    "plan_targets",
-]
+__all__ = ["LISTED", "Box", "Range", "Sizes", "cut"]
 
 Sizes = tuple[int, ...]
 """One size per dynamic dimension, in the order of the dims."""
-
-TargetKind = Literal["replayed", "compiled_size", "compiled_range", "general", "eager"]
 
 LISTED = bits.LIMIT
 """Sizes from the first to the last of a range that may be listed one by one."""
@@ -239,22 +227,6 @@ class Box:
         return " x ".join(str(r) for r in self.ranges) or "(no dynamic dims)"
 
 
-@dataclass(frozen=True)
-class Target:
-    """What a call's sizes map to: how the call is counted, and the box that its plan serves.
-
-    ``capture``: the sizes that are replayed, for targets of kind "replayed".
-    """
-
-    kind: TargetKind
-    box: Box
-    capture: Sizes | None = None
-
-    def __str__(self) -> str:
-        padded = self.capture is not None and not self.box.is_single_size()
-        return f"{self.kind} {self.box}{f' padded to {self.capture}' if padded else ''}"
-
-
 def cut(bounds: Range, endpoints: Iterable[int]) -> tuple[Range, ...]:
     """Partition ``bounds`` after each endpoint.
 
@@ -265,60 +237,3 @@ def cut(bounds: Range, endpoints: Iterable[int]) -> tuple[Range, ...]:
     starts = [bounds.start, *(e + 1 for e in inner)]
     found = (bounds.clip(s, e) for s, e in zip(starts, [*inner, bounds.end], strict=True))
     return tuple(r for r in found if r is not None)
-
-
-def plan_targets(
-    bounds: Box, endpoints: Sequence[Iterable[int]], sizes: Iterable[Sizes]
-) -> tuple[Target, ...]:
-    """Every target inside ``bounds``: the exact sizes first, then the grid of ranges.
-
-    ``endpoints`` holds the inclusive range ends of each dim. A size outside ``bounds`` is left
-    out (it belongs to another region); a range of one size that is also an exact size is that
-    exact size.
-    """
-    exact = sorted({s for s in sizes if s in bounds})
-    targets = [Target("compiled_size", Box.single(s)) for s in exact]
-    grid = [cut(r, e) for r, e in zip(bounds.ranges, endpoints, strict=True)]
-    singles = {t.box for t in targets}
-    targets += [
-        Target("compiled_range", box)
-        for box in (Box(cell) for cell in itertools.product(*grid))
-        if box not in singles
-    ]
-    return tuple(targets)
-
-
-def capture_targets(
-    bounds: Box,
-    sizes: Iterable[Sizes],
-    *,
-    padded: Collection[int] = (),
-    uneven: Range | None = None,
-) -> tuple[Target, ...]:
-    """One target per capture size in ``bounds``.
-
-    ``padded``: places of dims; each capture size also serves what is smaller in these and equal
-    in all others. The smallest capture size that holds a call's sizes wins, since it comes first.
-    ``uneven``: sizes of a lone dim that are legal only where they are padded: to the next of
-    ``sizes``, in these bounds or not.
-    """
-    every = sorted(set(sizes))
-    inside = sorted((s for s in every if s in bounds), key=lambda s: (math.prod(s), s))
-    exact = [Target("replayed", Box.single(s), s) for s in inside]
-    if not padded:
-        return tuple(exact)
-    below = [Target("replayed", _below(bounds, s, padded), s) for s in inside]
-    for (size,) in inside if uneven is not None else ():
-        before = max((s for (s,) in every if s < size), default=-1)
-        between = uneven.clip(before + 1, size) if uneven is not None else None
-        if between is not None:
-            below.append(Target("replayed", Box((between,)), (size,)))
-    return (*exact, *below)
-
-
-def _below(bounds: Box, sizes: Sizes, padded: Collection[int]) -> Box:
-    ranges = [
-        span.clip(span.start if place in padded else size, size)
-        for place, (span, size) in enumerate(zip(bounds.ranges, sizes, strict=True))
-    ]
-    return Box(tuple(r for r in ranges if r is not None))  # none is: they hold ``sizes``

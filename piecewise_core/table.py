@@ -8,7 +8,8 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 
 from piecewise_core.errors import ConfigError
-from piecewise_core.ranges import Box, Range, Target
+from piecewise_core.ranges import Box, Range
+from piecewise_core.targets import Target
 
 __all__ = ["TargetTable"]
 

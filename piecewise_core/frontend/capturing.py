@@ -16,9 +16,10 @@ from piecewise_core.frontend.paddeddims import PaddedDims, PaddedRegion
 from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.graph.binder import Binder
-from piecewise_core.ranges import Sizes, Target, capture_targets
+from piecewise_core.ranges import Sizes
 from piecewise_core.replay.replayable import Entry, Facts, PaddedCalls, Recording
 from piecewise_core.replay.replays import Replays
+from piecewise_core.targets import Target, capture_targets
 
 __all__ = ["Capturing", "Entry"]
 

@@ -13,10 +13,11 @@ from piecewise_core.frontend.building import Unready
 from piecewise_core.frontend.capturing import Capturing
 from piecewise_core.frontend.region import Region, need
 from piecewise_core.frontend.verifying import Verifier
-from piecewise_core.ranges import Box, Sizes, Target
+from piecewise_core.ranges import Box, Sizes
 from piecewise_core.replay.replayable import Entry
 from piecewise_core.runtime.plan import Plan
 from piecewise_core.table import TargetTable
+from piecewise_core.targets import Target
 
 __all__ = ["Dispatch", "Entry"]
 

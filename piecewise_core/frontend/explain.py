@@ -14,7 +14,8 @@ from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.session import Session
 from piecewise_core.graph.split import Piece
 from piecewise_core.graph.wording import shown_form
-from piecewise_core.ranges import Box, Target
+from piecewise_core.ranges import Box
+from piecewise_core.targets import Target
 
 __all__ = ["CodeFacts", "Explanation", "PieceFacts", "RegionFacts", "explain"]
 

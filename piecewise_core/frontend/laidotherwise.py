@@ -20,8 +20,9 @@ from piecewise_core.capture.modes import DataInSteps
 from piecewise_core.frontend.recordings import Recordings
 from piecewise_core.frontend.results import result_code, tensors_in
 from piecewise_core.graph.binder import Binder
-from piecewise_core.ranges import Sizes, Target
+from piecewise_core.ranges import Sizes
 from piecewise_core.replay.replayable import Entry
+from piecewise_core.targets import Target
 
 __all__ = ["LaidOtherwise"]
 

@@ -22,10 +22,11 @@ from piecewise_core.frontend.setup import Setup
 from piecewise_core.graph.binder import Binder
 from piecewise_core.graph.describe import describe_call
 from piecewise_core.graph.torch_private import any_autocast
-from piecewise_core.ranges import Sizes, Target, capture_targets
+from piecewise_core.ranges import Sizes
 from piecewise_core.replay.replayable import Entry
 from piecewise_core.runtime.parameters import roots_of
 from piecewise_core.table import TargetTable
+from piecewise_core.targets import Target, capture_targets
 
 __all__ = ["RecordedCalls"]
 

@@ -25,10 +25,11 @@ from piecewise_core.graph.padding.program import Paddable, paddable
 from piecewise_core.graph.randomness import draws
 from piecewise_core.graph.split import Program
 from piecewise_core.graph.torch_private import compile_lock
-from piecewise_core.ranges import Box, Sizes, Target, plan_targets
+from piecewise_core.ranges import Box, Sizes
 from piecewise_core.runtime.laid import Laid
 from piecewise_core.runtime.plan import Plan, PlanCode, WrapOp
 from piecewise_core.table import TargetTable
+from piecewise_core.targets import Target, plan_targets
 
 __all__ = ["Region", "need", "unbounded"]
 

@@ -12,7 +12,8 @@ from piecewise_core.frontend.building import no_build
 from piecewise_core.frontend.cells import out_of_range
 from piecewise_core.frontend.region import Region, need
 from piecewise_core.frontend.setup import Setup
-from piecewise_core.ranges import Sizes, Target
+from piecewise_core.ranges import Sizes
+from piecewise_core.targets import Target
 
 if TYPE_CHECKING:
     from piecewise_core.frontend.form import Form

@@ -13,9 +13,10 @@ from piecewise_core.frontend.bisecting import Suspect, bisect
 from piecewise_core.frontend.building import Unready
 from piecewise_core.frontend.comparing import DUE, Compared, NoRoom, compared
 from piecewise_core.frontend.region import Region
-from piecewise_core.ranges import Sizes, Target
+from piecewise_core.ranges import Sizes
 from piecewise_core.runtime.compared import kept
 from piecewise_core.runtime.handedback import HandedBack
+from piecewise_core.targets import Target
 
 __all__ = ["Subject", "Verifier"]
 

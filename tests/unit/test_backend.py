@@ -16,8 +16,9 @@ from piecewise_core.backend import RangeEntry
 from piecewise_core.compile.eager import EagerCompiler
 from piecewise_core.errors import OutOfRange
 from piecewise_core.protocols import Capabilities
-from piecewise_core.ranges import Box, Range, plan_targets
+from piecewise_core.ranges import Box, Range
 from piecewise_core.table import TargetTable
+from piecewise_core.targets import plan_targets
 
 R = Range
 

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from piecewise_core.errors import ConfigError
-from piecewise_core.ranges import Box, Range, Target
+from piecewise_core.ranges import Box, Range
 from piecewise_core.table import TargetTable
+from piecewise_core.targets import Target
 
 TOP = 40
 BY_NAME = st.sets(st.integers(0, TOP), min_size=1)

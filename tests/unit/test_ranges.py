@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from piecewise_core.errors import ConfigError
-from piecewise_core.ranges import Box, Range, Sizes, Target, cut, plan_targets
+from piecewise_core.ranges import Box, Range, Sizes, cut
 from piecewise_core.table import TargetTable
+from piecewise_core.targets import Target, plan_targets
 
 FAR = 1 << 20
 """A span too long for a dense table, so that look-ups bisect."""

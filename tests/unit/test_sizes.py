@@ -1,0 +1,69 @@
+"""How long modules and functions may be, in core and in the platform wheels."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[2]
+ROOTS = (REPOSITORY / "piecewise_core", REPOSITORY / "platforms")
+MODULE, FUNCTION = 250, 50
+"""Lines of a module, and of a function, its docstring included."""
+
+LONGER: set[str] = {
+    "piecewise_core/capture/attempt.py:capture",
+    "piecewise_core/capture/recorder.py",
+    "piecewise_core/capture/torch_driver.py",
+    "piecewise_core/capture/watching.py",
+    "piecewise_core/compiled.py",
+    "piecewise_core/config.py",
+    "piecewise_core/entry.py:backend",
+    "piecewise_core/frontend/explain.py",
+    "piecewise_core/frontend/form.py",
+    "piecewise_core/frontend/lockstep.py",
+    "piecewise_core/frontend/recorded.py",
+    "piecewise_core/frontend/region.py",
+    "piecewise_core/frontend/session.py",
+    "piecewise_core/frontend/verifying.py:_verified",
+    "piecewise_core/graph/assumptions.py",
+    "piecewise_core/graph/codefacts.py",
+    "piecewise_core/graph/saved/graphs.py",
+    "piecewise_core/graph/torch_private.py:capture",
+    "piecewise_core/graph/trace.py:trace",
+    "piecewise_core/replay/replays.py",
+    "piecewise_core/replay/serving.py:serving",
+    "piecewise_core/testing/conformance/case.py",
+    "piecewise_core/testing/simulated/driver.py",
+}
+"""What is longer and shall not stay so; nothing is added here."""
+
+
+def too_long(text: str, name: str) -> Iterator[str]:
+    """The module at ``name`` and each of its functions that are longer than they may be."""
+    if len(text.splitlines()) > MODULE:
+        yield name
+    for node in ast.walk(ast.parse(text)):
+        is_function = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        if is_function and (node.end_lineno or 0) - node.lineno >= FUNCTION:
+            yield f"{name}:{node.name}"
+
+
+def test_no_module_or_function_is_longer_than_it_may_be() -> None:
+    found = {
+        what
+        for root in ROOTS
+        for path in root.rglob("*.py")
+        for what in too_long(
+            path.read_text(encoding="utf-8"), path.relative_to(REPOSITORY).as_posix()
+        )
+    }
+    assert sorted(found - LONGER) == [], "split it by noun, or delete"
+
+
+def test_lengths_are_counted_to_the_line() -> None:
+    function = "def f():\n" + "    x = 1\n" * (FUNCTION - 1)
+    assert list(too_long(function, "m.py")) == []
+    assert list(too_long(function + "    x = 1\n", "m.py")) == ["m.py:f"]
+    assert list(too_long("x = 1\n" * MODULE, "m.py")) == []
+    assert list(too_long("x = 1\n" * (MODULE + 1), "m.py")) == ["m.py"]
