@@ -12,7 +12,7 @@ import torch
 
 from piecewise_core.config import Dim
 from piecewise_core.graph import torch_private
-from piecewise_core.graph.given import changeable
+from piecewise_core.graph.input_mutation import changeable
 from piecewise_core.graph.structure import Constant, Container, Node, Structure, TensorLeaf, leaves
 from piecewise_core.ranges import Box, Sizes
 

@@ -10,7 +10,7 @@ import sympy
 import torch
 
 from piecewise_core.graph import markers
-from piecewise_core.graph.given import refuse_changed
+from piecewise_core.graph.input_mutation import refuse_changed
 from piecewise_core.graph.outputs import OutputCode, rebuild_code
 from piecewise_core.graph.structure import Structure, is_plain
 from piecewise_core.graph.torch_private import Capture
