@@ -13,7 +13,7 @@ import torch
 
 from piecewise_core.errors import InputMismatch
 from piecewise_core.graph.bindsource import bind_source
-from piecewise_core.graph.fits import check_constant, check_container, check_tensor
+from piecewise_core.graph.input_checks import check_constant, check_container, check_tensor
 from piecewise_core.graph.lying import Lying, dense_strides, lying_of
 from piecewise_core.graph.structure import Constant, Container, Node, Structure, TensorLeaf
 from piecewise_core.ranges import Sizes

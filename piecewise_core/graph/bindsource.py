@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from piecewise_core.errors import ConfigError
-from piecewise_core.graph.fits import same_value
+from piecewise_core.graph.input_checks import same_value
 from piecewise_core.graph.structure import Constant, Container, Node, Structure, TensorLeaf
 
 __all__ = ["bind_source"]

@@ -11,7 +11,7 @@ import enum
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from piecewise_core.graph.fits import same_value
+from piecewise_core.graph.input_checks import same_value
 from piecewise_core.graph.structure import (
     Constant,
     Container,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from piecewise_core.errors import UnsupportedSideEffect
-from piecewise_core.graph.fits import same_value
+from piecewise_core.graph.input_checks import same_value
 from piecewise_core.graph.structure import Constant, Container, Node, Structure
 
 __all__ = ["changeable", "refuse_changed"]

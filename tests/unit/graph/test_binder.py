@@ -16,7 +16,7 @@ import piecewise_core as pw
 from piecewise_core.errors import InputMismatch
 from piecewise_core.graph.binder import Binder
 from piecewise_core.graph.describe import describe_call
-from piecewise_core.graph.fits import same_value
+from piecewise_core.graph.input_checks import same_value
 
 ROWS = pw.Dim("rows", 0, 64)
 X = torch.arange(12.0).reshape(3, 4)
