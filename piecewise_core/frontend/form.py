@@ -29,8 +29,8 @@ from piecewise_core.graph.structure import Structure, TensorLeaf, objects_in
 from piecewise_core.graph.torch_private import compile_lock
 from piecewise_core.graph.trace import Traced
 from piecewise_core.ranges import Sizes
+from piecewise_core.runtime.closure_walk import reach
 from piecewise_core.runtime.parameters import Parameters
-from piecewise_core.runtime.reach import reach
 from piecewise_core.runtime.tracestate import TraceState
 
 __all__ = ["Form"]

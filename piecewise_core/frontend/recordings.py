@@ -23,8 +23,8 @@ from piecewise_core.graph.questions import MODES, RANDOM_STATE
 from piecewise_core.ranges import Sizes
 from piecewise_core.replay.replayable import Entry, Facts, PaddedCalls, Recording
 from piecewise_core.replay.replays import Replays
+from piecewise_core.runtime.closure_walk import anchors_of
 from piecewise_core.runtime.parameters import Parameters, roots_of
-from piecewise_core.runtime.reach import anchors_of
 from piecewise_core.runtime.treestate import TreeState
 
 __all__ = ["Recordings"]

@@ -26,7 +26,7 @@ from piecewise_core.graph.structure import Structure
 from piecewise_core.graph.torch_private import any_autocast
 from piecewise_core.graph.trace import Traced
 from piecewise_core.ranges import Sizes
-from piecewise_core.runtime.reach import roots_of
+from piecewise_core.runtime.closure_walk import roots_of
 from piecewise_core.store.protocol import Store
 
 __all__ = ["Session"]

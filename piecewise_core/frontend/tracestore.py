@@ -33,8 +33,8 @@ from piecewise_core.graph.torch_settings import settings_text
 from piecewise_core.graph.torch_state import in_force, switches_digest, torch_state
 from piecewise_core.graph.trace import Traced
 from piecewise_core.ranges import Box, Sizes
+from piecewise_core.runtime.closure_walk import roots_of
 from piecewise_core.runtime.parameters import Parameters
-from piecewise_core.runtime.reach import roots_of
 from piecewise_core.runtime.weight_paths import find_held, write_held
 from piecewise_core.store.entry import Entry, Ticket, make_entry, make_ticket, now
 from piecewise_core.store.machine import machine_factors

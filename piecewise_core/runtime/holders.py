@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from piecewise_core.runtime.reach import Anchor
+from piecewise_core.runtime.closure_walk import Anchor
 
 __all__ = ["holders_of"]
 

@@ -24,8 +24,8 @@ import torch
 import torch.utils._device
 
 from piecewise_core.runtime.classes import is_heap
+from piecewise_core.runtime.closure_walk import reach
 from piecewise_core.runtime.hooks import of_every_module
-from piecewise_core.runtime.reach import reach
 from piecewise_core.runtime.watch import Poll, class_of
 
 __all__ = ["codes", "reached"]
