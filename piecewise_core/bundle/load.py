@@ -24,7 +24,7 @@ from piecewise_core.graph.signatures import signature_of
 from piecewise_core.graph.structure import Structure
 from piecewise_core.graph.trace import Traced
 from piecewise_core.runtime.closure_walk import roots_of
-from piecewise_core.runtime.unchanged import bring
+from piecewise_core.runtime.dict_guard import bring
 from piecewise_core.runtime.weight_paths import find_held
 from piecewise_core.store.memory import MemoryStore
 

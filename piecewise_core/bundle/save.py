@@ -17,7 +17,7 @@ from piecewise_core.graph.saved.calls import write_structure
 from piecewise_core.graph.saved.traces import write_trace
 from piecewise_core.graph.saved.values import NotSavable, place_of
 from piecewise_core.runtime.closure_walk import roots_of
-from piecewise_core.runtime.unchanged import take_along
+from piecewise_core.runtime.dict_guard import take_along
 from piecewise_core.runtime.weight_paths import write_held
 from piecewise_core.store.entry import Entry
 

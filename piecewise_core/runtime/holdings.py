@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from piecewise_core.runtime.classes import Classes, alike, is_heap
-from piecewise_core.runtime.unchanged import native
+from piecewise_core.runtime.dict_guard import native
 from piecewise_core.runtime.watch import Outline, Poll, class_of, identity
 
 __all__ = ["ABSENT", "SOME", "Holdings", "behind"]

@@ -10,9 +10,9 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 from piecewise_core.runtime.closure_walk import Anchor
+from piecewise_core.runtime.dict_guard import SAME, Unchanged
 from piecewise_core.runtime.hooks import HookWatch
 from piecewise_core.runtime.places import Place, mode_readers
-from piecewise_core.runtime.unchanged import SAME, Unchanged
 
 __all__ = ["reader"]
 

@@ -1,7 +1,7 @@
 """Whether containers hold what they held: dicts, classes, lists, cells, functions, entries.
 
 A dict, and the dict of a class, tells of writes by its version; the rest is small and compared item
-by item, by identity. One call of the C module of `unchanged` asks all; without it Python does.
+by item, by identity. One call of the C module of `dict_guard` asks all; without it Python does.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
+from piecewise_core.runtime.dict_guard import native
 from piecewise_core.runtime.slowwatch import Asker
-from piecewise_core.runtime.unchanged import native
 
 __all__ = ["Outline", "Poll", "Switch", "Watch", "asked", "class_of", "identity"]
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from piecewise_core.runtime import unchanged
-from piecewise_core.runtime.unchanged import CHANGED, MOVED, SAME, Unchanged
+from piecewise_core.runtime import dict_guard
+from piecewise_core.runtime.dict_guard import CHANGED, MOVED, SAME, Unchanged
 
 needs_compiler = pytest.mark.skipif(
     not any(shutil.which(name) for name in ("cc", "gcc", "clang")), reason="no C compiler"
@@ -21,8 +21,8 @@ needs_compiler = pytest.mark.skipif(
 
 
 def forget() -> None:
-    sys.modules.pop("piecewise_unchanged", None)
-    unchanged.native.cache_clear()
+    sys.modules.pop("piecewise_dict_guard", None)
+    dict_guard.native.cache_clear()
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def fresh(tmp_path, monkeypatch) -> Iterator[None]:
 def way(request, fresh, monkeypatch, tmp_path) -> str:
     if request.param == "python":
         monkeypatch.setenv("PATH", str(tmp_path))
-    assert (unchanged.native() is None) == (request.param == "python")
+    assert (dict_guard.native() is None) == (request.param == "python")
     return request.param
 
 
@@ -177,49 +177,49 @@ def built(tmp_path):
 
 @needs_compiler
 def test_it_is_built_once(fresh, tmp_path, monkeypatch):
-    assert unchanged.native() is not None
+    assert dict_guard.native() is not None
     made = built(tmp_path).stat().st_mtime_ns
-    unchanged.native.cache_clear()
+    dict_guard.native.cache_clear()
     monkeypatch.setenv("PATH", str(tmp_path))  # no compiler needed any more
-    assert unchanged.native() is not None
+    assert dict_guard.native() is not None
     assert built(tmp_path).stat().st_mtime_ns == made
 
 
 @needs_compiler
 def test_it_may_be_brought_along_in_place_of_a_compiler(fresh, tmp_path, monkeypatch):
-    files = unchanged.take_along()
+    files = dict_guard.take_along()
     assert len(files) == 1
     monkeypatch.setenv("PIECEWISE_CACHE_DIR", str(tmp_path / "elsewhere"))
     monkeypatch.setenv("PATH", str(tmp_path))
-    unchanged.native.cache_clear()
-    unchanged.bring({"unchanged-of-another-python.so": b"", **files})
-    assert unchanged.native() is sys.modules["piecewise_unchanged"]
-    assert unchanged.take_along() == files
+    dict_guard.native.cache_clear()
+    dict_guard.bring({"dict_guard-of-another-python.so": b"", **files})
+    assert dict_guard.native() is sys.modules["piecewise_dict_guard"]
+    assert dict_guard.take_along() == files
 
 
 @needs_compiler
 def test_what_was_brought_along_is_no_other_program_s(fresh, tmp_path, monkeypatch):
-    files = unchanged.take_along()
+    files = dict_guard.take_along()
     monkeypatch.setenv("PIECEWISE_CACHE_DIR", str(tmp_path / "elsewhere"))
-    unchanged.native.cache_clear()
-    unchanged.bring(files)
+    dict_guard.native.cache_clear()
+    dict_guard.bring(files)
     assert not [*(tmp_path / "elsewhere").rglob("*.so")]
 
 
 def test_without_a_module_nothing_is_taken_and_nothing_is_in_the_way(fresh, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert unchanged.take_along() == {}
-    unchanged.bring({})
+    assert dict_guard.take_along() == {}
+    dict_guard.bring({})
     (tmp_path / "native").rmdir()
     (tmp_path / "native").write_text("a file")
-    unchanged.bring({"unchanged-1.so": b""})
+    dict_guard.bring({"dict_guard-1.so": b""})
 
 
 @needs_compiler
 @pytest.mark.parametrize("damage", ["cut", "flipped", "no sum", "wrong sum"])
 def test_a_damaged_library_is_built_again_and_never_loaded(fresh, tmp_path, damage):
     native = tmp_path / "native"
-    assert unchanged._built(os.environ)
+    assert dict_guard._built(os.environ)
     library, whole = built(tmp_path), built(tmp_path).read_bytes()
     (digest,) = native.glob("*.sha256")
     if damage == "cut":
@@ -230,8 +230,8 @@ def test_a_damaged_library_is_built_again_and_never_loaded(fresh, tmp_path, dama
         digest.unlink()
     else:
         digest.write_text("0" * 64)
-    assert unchanged.native() is not None
-    assert unchanged._is_whole(library, digest)
+    assert dict_guard.native() is not None
+    assert dict_guard._is_whole(library, digest)
     assert sorted(native.iterdir()) == sorted([library, digest])
 
 
@@ -239,14 +239,14 @@ def test_a_damaged_library_is_built_again_and_never_loaded(fresh, tmp_path, dama
 def test_a_directory_that_others_may_write_to_is_not_loaded_from(fresh, tmp_path, mode):
     (tmp_path / "native").mkdir()
     (tmp_path / "native").chmod(mode)
-    assert unchanged.native() is None
+    assert dict_guard.native() is None
     assert list((tmp_path / "native").iterdir()) == []
 
 
 @needs_compiler
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="dicts count their own writes")
 def test_without_a_watcher_left_python_looks(fresh):
-    taken, native = [], unchanged.native
+    taken, native = [], dict_guard.native
     while (module := native()) is not None:
         taken.append(module)
         native.cache_clear()
@@ -258,13 +258,13 @@ def test_without_a_watcher_left_python_looks(fresh):
 
 def test_a_compiler_that_fails_is_no_error(fresh, tmp_path, monkeypatch):
     monkeypatch.setenv("CC", "false --flag")
-    assert unchanged.native() is None
+    assert dict_guard.native() is None
     assert list((tmp_path / "native").iterdir()) == []
 
 
 @needs_compiler
 def test_what_makes_no_sense_is_refused(fresh):
-    module, stamp = unchanged.native(), bytearray()
+    module, stamp = dict_guard.native(), bytearray()
     (tensor,) = parameters(1)
     module.stamp((), stamp)
     with pytest.raises(ValueError, match="one address for each"):

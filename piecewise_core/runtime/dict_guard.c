@@ -1,4 +1,4 @@
-/* Tells in one call whether many dicts and tensors are as they were. See unchanged.py. */
+/* Tells in one call whether many dicts and tensors are as they were. See dict_guard.py. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -336,7 +336,7 @@ static PyMethodDef methods[] = {{"stamp", stamp, METH_VARARGS, NULL},
 static PyModuleDef_Slot slots[] = {{0, NULL}};
 
 static struct PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT, "piecewise_unchanged", NULL, sizeof(Watcher), methods, slots, NULL, NULL,
+    PyModuleDef_HEAD_INIT, "piecewise_dict_guard", NULL, sizeof(Watcher), methods, slots, NULL, NULL,
     give_watcher_back};
 
-PyMODINIT_FUNC PyInit_piecewise_unchanged(void) { return PyModuleDef_Init(&definition); }
+PyMODINIT_FUNC PyInit_piecewise_dict_guard(void) { return PyModuleDef_Init(&definition); }

@@ -43,8 +43,8 @@ logger = logging.getLogger(__name__)
 SAME, CHANGED, MOVED = 0, 1, 2
 """What a check finds: nothing, a dict that may hold something else, a tensor elsewhere."""
 
-_SOURCE = Path(__file__).with_name("unchanged.c")
-_NAME = "piecewise_unchanged"
+_SOURCE = Path(__file__).with_name("dict_guard.c")
+_NAME = "piecewise_dict_guard"
 _SECONDS = 30  # for a compiler that hangs
 
 
@@ -172,7 +172,7 @@ def _file_name() -> str:
     """The library's name, which tells its source and the Python that it is for."""
     suffix = str(sysconfig.get_config_var("EXT_SUFFIX"))
     key = hashlib.sha256(_SOURCE.read_bytes() + suffix.encode()).hexdigest()[:16]
-    return f"unchanged-{key}{suffix}"
+    return f"dict_guard-{key}{suffix}"
 
 
 def _is_here() -> bool:
