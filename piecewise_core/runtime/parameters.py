@@ -16,10 +16,10 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from piecewise_core.errors import UnsupportedModule
 from piecewise_core.runtime.closure_walk import Anchor, roots_of
+from piecewise_core.runtime.guard_source import reader
 from piecewise_core.runtime.holders import holders_of
 from piecewise_core.runtime.hooks import HookWatch
 from piecewise_core.runtime.places import Place, places_of, tree_of
-from piecewise_core.runtime.reader import reader
 
 __all__ = ["Parameters", "roots_of"]
 
