@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from piecewise_core.runtime.closure_walk import Anchor
 from piecewise_core.runtime.dict_guard import SAME, Unchanged
 from piecewise_core.runtime.hooks import HookWatch
-from piecewise_core.runtime.places import Place, mode_readers
+from piecewise_core.runtime.module_paths import Place, mode_readers
 
 __all__ = ["reader"]
 

@@ -19,7 +19,7 @@ from piecewise_core.runtime.closure_walk import Anchor, roots_of
 from piecewise_core.runtime.guard_source import reader
 from piecewise_core.runtime.holders import holders_of
 from piecewise_core.runtime.hooks import HookWatch
-from piecewise_core.runtime.places import Place, places_of, tree_of
+from piecewise_core.runtime.module_paths import Place, places_of, tree_of
 
 __all__ = ["Parameters", "roots_of"]
 

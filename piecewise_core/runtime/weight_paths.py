@@ -10,7 +10,7 @@ import torch
 from piecewise_core.errors import BundleMismatch
 from piecewise_core.graph.saved.values import NotSavable
 from piecewise_core.graph.tensorfacts import tensor_facts
-from piecewise_core.runtime.places import Place, places_of
+from piecewise_core.runtime.module_paths import Place, places_of
 
 __all__ = ["find_held", "write_held"]
 
