@@ -15,9 +15,9 @@ import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from piecewise_core.errors import UnsupportedModule
+from piecewise_core.runtime.attribute_paths import holders_of
 from piecewise_core.runtime.closure_walk import Anchor, roots_of
 from piecewise_core.runtime.guard_source import reader
-from piecewise_core.runtime.holders import holders_of
 from piecewise_core.runtime.hooks import HookWatch
 from piecewise_core.runtime.module_paths import Place, places_of, tree_of
 

@@ -6,7 +6,7 @@ import types
 
 import torch
 
-from piecewise_core.runtime.holders import holders_of
+from piecewise_core.runtime.attribute_paths import holders_of
 
 TENSOR, OTHER = torch.zeros(2), torch.zeros(2)
 
