@@ -14,7 +14,7 @@ import torch
 from piecewise_core.capture.blame import blamer, explained
 from piecewise_core.capture.buffers import Stage
 from piecewise_core.capture.captured import CapturedPlan
-from piecewise_core.capture.direct import kernel_of
+from piecewise_core.capture.dispatcher_bypass import kernel_of
 from piecewise_core.capture.opsteps import Step
 from piecewise_core.capture.recorder import Recorder
 from piecewise_core.capture.restoring import abandon, restored, same_stream

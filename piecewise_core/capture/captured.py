@@ -10,7 +10,7 @@ import torch
 
 from piecewise_core.capture.buffers import Stage
 from piecewise_core.capture.callers import IN_USE, Callers
-from piecewise_core.capture.direct import modes_active
+from piecewise_core.capture.dispatcher_bypass import modes_active
 from piecewise_core.capture.opsteps import Step
 from piecewise_core.protocols import ReplayCall
 from piecewise_core.ranges import Sizes
