@@ -9,9 +9,9 @@ from typing import Any, NoReturn
 import torch
 
 from piecewise_core.capture.buffers import Stage
-from piecewise_core.capture.callers import IN_USE, Callers
 from piecewise_core.capture.dispatcher_bypass import modes_active
 from piecewise_core.capture.opsteps import Step
+from piecewise_core.capture.output_ownership import IN_USE, Callers
 from piecewise_core.protocols import ReplayCall
 from piecewise_core.ranges import Sizes
 

@@ -15,8 +15,8 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from piecewise_core.capture.callers import Callers
 from piecewise_core.capture.captured import CapturedPlan
+from piecewise_core.capture.output_ownership import Callers
 from piecewise_core.counters import Counters
 from piecewise_core.errors import OutOfGraphMemory
 from piecewise_core.graph.spans import Spans, storage_span

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from piecewise_core.capture.callers import Callers
 from piecewise_core.capture.captured import CapturedPlan
 from piecewise_core.capture.graphmemory import GraphMemory
+from piecewise_core.capture.output_ownership import Callers
 from piecewise_core.capture.plans import CapturedPlans, largest_first
 from piecewise_core.capture.trial import try_once
 from piecewise_core.config import Config

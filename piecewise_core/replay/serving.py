@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from piecewise_core.capture.callers import IN_USE, Callers
 from piecewise_core.capture.captured import CapturedPlan
 from piecewise_core.capture.dispatcher_bypass import modes_active
+from piecewise_core.capture.output_ownership import IN_USE, Callers
 from piecewise_core.capture.plans import CapturedPlans
 from piecewise_core.counters import Counters
 from piecewise_core.ranges import Sizes

@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 
-from piecewise_core.capture.callers import Callers
+from piecewise_core.capture.output_ownership import Callers
 
 
 def elsewhere(fn, thread=None):
