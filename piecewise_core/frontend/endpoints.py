@@ -10,7 +10,7 @@ import torch
 
 from piecewise_core.config import Config
 from piecewise_core.errors import PiecewiseError
-from piecewise_core.frontend.cells import cell_like, hint_in, uncovered
+from piecewise_core.frontend.coverage import cell_like, hint_in, uncovered
 from piecewise_core.graph.structure import Structure
 from piecewise_core.graph.trace import trace
 from piecewise_core.ranges import LISTED, Box, Sizes

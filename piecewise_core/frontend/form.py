@@ -13,7 +13,7 @@ from piecewise_core.errors import OutOfRange, Sealed, TraceFailed
 from piecewise_core.frontend.ahead import warm
 from piecewise_core.frontend.building import Unready
 from piecewise_core.frontend.capturing import Capturing
-from piecewise_core.frontend.cells import out_of_range
+from piecewise_core.frontend.coverage import out_of_range
 from piecewise_core.frontend.dispatch import Dispatch
 from piecewise_core.frontend.layoutjudge import LayoutJudge
 from piecewise_core.frontend.region import Region

@@ -13,7 +13,7 @@ from piecewise_core.capture.modes import being_watched
 from piecewise_core.counters import Counters
 from piecewise_core.errors import InputMismatch, OutOfRange
 from piecewise_core.frontend.aroundforward import around_forward
-from piecewise_core.frontend.cells import out_of_range
+from piecewise_core.frontend.coverage import out_of_range
 from piecewise_core.frontend.laidotherwise import LaidOtherwise
 from piecewise_core.frontend.recordedverify import RecordedVerifier
 from piecewise_core.frontend.recordings import Recordings

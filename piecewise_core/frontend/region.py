@@ -17,7 +17,7 @@ from piecewise_core.compile.scheduler import Outside, Scheduler
 from piecewise_core.config import Config, Dim
 from piecewise_core.errors import OutOfRange
 from piecewise_core.frontend.building import Unready
-from piecewise_core.frontend.cells import out_of_range
+from piecewise_core.frontend.coverage import out_of_range
 from piecewise_core.graph.effects import writes
 from piecewise_core.graph.memory import storages
 from piecewise_core.graph.names import op_name, source_of

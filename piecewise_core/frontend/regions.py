@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from piecewise_core.compile.scheduler import refuse_in_capture
 from piecewise_core.errors import PiecewiseError, Sealed, SizeBranch, TraceFailed
-from piecewise_core.frontend.cells import cell_like, cell_of, hint_in, uncovered
+from piecewise_core.frontend.coverage import cell_like, cell_of, hint_in, uncovered
 from piecewise_core.frontend.endpoints import endpoints_of, too_many
 from piecewise_core.frontend.region import Region, unbounded
 from piecewise_core.frontend.shared import Shared

@@ -9,7 +9,7 @@ from piecewise_core.errors import OutOfRange
 from piecewise_core.frontend.bisecting import Suspect, bisect
 from piecewise_core.frontend.bisectreport import BisectReport
 from piecewise_core.frontend.building import no_build
-from piecewise_core.frontend.cells import out_of_range
+from piecewise_core.frontend.coverage import out_of_range
 from piecewise_core.frontend.region import Region, need
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.ranges import Sizes
