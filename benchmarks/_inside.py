@@ -14,7 +14,7 @@ from unittest import mock
 import torch
 from _place import Place
 
-from piecewise_core.frontend import ahead
+from piecewise_core.frontend import precompile
 
 __all__ = ["Stopwatch", "capture_all", "captured_plan", "entry_microseconds", "floor_of", "prepare"]
 
@@ -65,14 +65,14 @@ def prepare(module: Any, arguments: Sequence[torch.Tensor]) -> Any:
     """Trace and compile everything, capture nothing; returns the session."""
     session = module._pw_session
     session.start(*arguments)
-    for _ in ahead.compile_all(session):
+    for _ in precompile.compile_all(session):
         pass
     return session
 
 
 def capture_all(session: Any) -> list[tuple[int, ...]]:
     """Capture every capture size; those now served by graphs."""
-    found: list[tuple[int, ...]] = ahead.capture_all(session)
+    found: list[tuple[int, ...]] = precompile.capture_all(session)
     return found
 
 

@@ -30,7 +30,7 @@ def measure(layers: int) -> dict[str, Any]:
     import toy_decoder
 
     import piecewise_core as pw
-    from piecewise_core.frontend.ahead import trace_all
+    from piecewise_core.frontend.precompile import trace_all
 
     def unrelated(x: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.silu(x @ x.T).sum()

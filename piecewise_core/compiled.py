@@ -14,9 +14,9 @@ import torch
 from piecewise_core.bundle.save import SaveReport, save
 from piecewise_core.counters import Stats
 from piecewise_core.errors import ConfigError, PiecewiseError, UnsupportedModule
-from piecewise_core.frontend.ahead import capture_all, dump_graphs, release
 from piecewise_core.frontend.bisectreport import BisectReport
 from piecewise_core.frontend.explain import Explanation, explain
+from piecewise_core.frontend.precompile import capture_all, dump_graphs, release
 from piecewise_core.frontend.session import Session
 from piecewise_core.frontend.suspects import bisect_call
 from piecewise_core.frontend.warmup import WarmupReport, warm_up

@@ -12,7 +12,7 @@ import torch
 from piecewise_core.bundle.content import Content, SavedForm
 from piecewise_core.config import Config
 from piecewise_core.errors import BundleMismatch, ConfigError, StoreError
-from piecewise_core.frontend.ahead import compile_all
+from piecewise_core.frontend.precompile import compile_all
 from piecewise_core.frontend.session import Session
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.graph.call import constants

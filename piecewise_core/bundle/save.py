@@ -10,8 +10,8 @@ from pathlib import Path
 
 from piecewise_core.bundle.content import About, Content, SavedForm, write_content
 from piecewise_core.errors import NotTraced, StoreError
-from piecewise_core.frontend.ahead import compile_all
 from piecewise_core.frontend.form import Form
+from piecewise_core.frontend.precompile import compile_all
 from piecewise_core.frontend.session import Session
 from piecewise_core.graph.saved.calls import write_structure
 from piecewise_core.graph.saved.traces import write_trace

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from piecewise_core.errors import OutOfRange, Sealed, TraceFailed
-from piecewise_core.frontend.ahead import warm
 from piecewise_core.frontend.building import Unready
 from piecewise_core.frontend.capturing import Capturing
 from piecewise_core.frontend.coverage import out_of_range
 from piecewise_core.frontend.dispatch import Dispatch
 from piecewise_core.frontend.layoutjudge import LayoutJudge
+from piecewise_core.frontend.precompile import warm
 from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.regions import Regions
 from piecewise_core.frontend.shared import Shared

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from piecewise_core.errors import NotTraced
-from piecewise_core.frontend.ahead import capture_all, compile_all
+from piecewise_core.frontend.precompile import capture_all, compile_all
 from piecewise_core.frontend.session import Session
 
 if TYPE_CHECKING:
