@@ -1,7 +1,7 @@
 """Where plain Python objects hold given tensors: in their attributes, in lists and in dicts.
 
-Module trees have places of their own (`module_paths`). What a model keeps elsewhere, a cache object's
-list of layers say, is found here, so that a replaced tensor is noticed there too.
+Module trees have places of their own (`module_paths`). What a model keeps elsewhere, a cache
+object's list of layers say, is found here, so that a replaced tensor is noticed there too.
 """
 
 from __future__ import annotations
