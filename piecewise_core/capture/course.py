@@ -68,12 +68,10 @@ class Course:
         """Whether ``tensor`` lies in the memory of an input."""
         return tensor.untyped_storage()._cdata in self._given
 
-    def extent(self, tensor: torch.Tensor) -> tuple[int, int]:
-        """The first and last element, counted from where its memory begins, of the input there."""
+    def sharing(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        """The inputs in whose memory ``tensor`` lies."""
         memory = tensor.untyped_storage()._cdata
-        found = [t for t in self._inputs if t.untyped_storage()._cdata == memory]
-        first = min(int(t.storage_offset()) for t in found)
-        return first, max(map(_last, found))
+        return [t for t in self._inputs if t.untyped_storage()._cdata == memory]
 
     def note(self, op: Any, args: Any, kwargs: Any, result: Any) -> None:
         """One operator ran and gave ``result``."""
@@ -173,11 +171,6 @@ class Following(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.shape == other.shape and one.dtype is other.dtype and one.device == other.device
-
-
-def _last(tensor: torch.Tensor) -> int:
-    steps = zip(tensor.shape, tensor.stride(), strict=True)
-    return int(tensor.storage_offset() + sum((n - 1) * step for n, step in steps))
 
 
 def _fields(value: Any) -> Iterator[Any]:

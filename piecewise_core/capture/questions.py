@@ -7,11 +7,14 @@ calls; where an input lies in memory is another answer at every call, so it is r
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 
 from piecewise_core.capture.course import Course
+from piecewise_core.capture.parts import is_all_of_memory, meets, refuse_part
 from piecewise_core.errors import CaptureFailed
 
 __all__ = ["Questions", "question"]
@@ -44,6 +47,7 @@ class Questions:
     def __init__(self, course: Course) -> None:
         self._course = course
         self._asked: set[str] = set()
+        self._parts: set[int] = set()
 
     @property
     def names(self) -> frozenset[str]:
@@ -67,23 +71,30 @@ class Questions:
                 "which a recording cannot give; such calls run as written"
             )
 
+    def kept(self, result: Any, layouts: Sequence[Any]) -> None:
+        """A splitting op gave ``result``; graphs read copies of the tensors with ``layouts``."""
+        for leaf, layout in zip(pytree.tree_leaves(result), layouts, strict=True):
+            if layout is not None and not is_all_of_memory(leaf):
+                self._parts.add(leaf.untyped_storage()._cdata)
+
     def reach(self, func: Any, args: Any, kwargs: Any) -> None:
-        """An operator is called. Raises CaptureFailed where it reaches beyond an input."""
+        """An operator is called. Raises CaptureFailed where it reaches what no copy has."""
         name = getattr(getattr(func, "_schema", None), "name", "")
-        if name not in ("aten::as_strided", "aten::as_strided_copy"):
+        if not name.startswith("aten::as_strided"):
             return
         names = ("self", "size", "stride", "storage_offset")
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         tensor = given["self"]
+        if tensor.untyped_storage()._cdata in self._parts:
+            refuse_part(tensor)
         if not self._course.is_given(tensor):
             return
         offset = given.get("storage_offset")
-        offset = tensor.storage_offset() if offset is None else offset
-        own = self._course.extent(tensor)
-        last = offset + sum(
-            (n - 1) * s for n, s in zip(given["size"], given["stride"], strict=True)
-        )
-        if 0 not in given["size"] and not own[0] <= offset <= last <= own[1]:
+        if offset is None:
+            offset = tensor.storage_offset()
+        else:
+            self._asked.add("storage_offset")
+        if not meets(self._course.sharing(tensor), given["size"], given["stride"], offset):
             raise CaptureFailed(
                 "as_strided reaches memory beyond the input that it is given, which a recording "
                 "has no copy of; pass the whole tensor, or such calls run as written"

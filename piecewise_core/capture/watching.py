@@ -226,6 +226,8 @@ class WatchingRecorder(Recorder):
         if not self._seen_inside:
             self._tell(fn, args, kwargs, result)
         self._note_made(result, (args, kwargs))
+        if not self.capturing and not in_place(fn):
+            self._questions.kept(result, self._results[-1])
         if self.capturing:
             self._begin()
         else:

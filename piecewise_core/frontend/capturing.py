@@ -10,6 +10,7 @@ import torch
 
 from piecewise_core.capture.captured import CapturedPlan
 from piecewise_core.capture.graphmemory import GraphMemory
+from piecewise_core.capture.parts import refuse_addressed
 from piecewise_core.capture.plans import CapturedPlans
 from piecewise_core.counters import Counters
 from piecewise_core.frontend.paddeddims import PaddedDims, PaddedRegion
@@ -111,6 +112,8 @@ class _RegionReplays:
     ) -> Recording:
         """The plan that serves ``captured``, its pieces recorded."""
         region = self.region
+        if not self.static:
+            refuse_addressed(region.program)
         written = tuple(bound[i] for i in region.written_bound)
         if self.static:
             written += tuple(inputs[i] for i in sorted(region.program.mutated))

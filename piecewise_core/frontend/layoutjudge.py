@@ -13,7 +13,7 @@ import torch
 from piecewise_core.config import Config
 from piecewise_core.errors import PiecewiseError
 from piecewise_core.frontend.building import Unready
-from piecewise_core.graph.effects import writes
+from piecewise_core.graph.effects import goes_by_memory, writes
 from piecewise_core.graph.lying import Lying
 from piecewise_core.graph.memory import storages
 from piecewise_core.graph.paths import same_path
@@ -86,7 +86,7 @@ class LayoutJudge:
                     for traced in (structure, _with(structure, other))
                 )
                 found = one.box != two.box or _written(one) != _written(two)
-                found = found or any(map(_goes_by_memory, one.graph.graph.nodes))
+                found = found or any(map(goes_by_memory, one.graph.graph.nodes))
                 found = found or not same_path(one, two, {}) or _together(one) != _together(two)
         except PiecewiseError as error:
             logger.debug("%r in another layout cannot be traced: %s", leaf.path, error)
@@ -94,12 +94,6 @@ class LayoutJudge:
         says = "takes another path" if found else "does the same"
         logger.info('argument "%s" lies otherwise: the model %s', leaf.path, says)
         return found
-
-
-def _goes_by_memory(node: torch.fx.Node) -> bool:
-    """Whether a node takes elements by where they lie."""
-    name = getattr(node.target, "__name__", "") if callable(node.target) else str(node.target)
-    return name.partition(".")[0].startswith("as_strided")
 
 
 def _written(traced: Traced) -> list[int]:

@@ -17,6 +17,8 @@ from piecewise_core.graph.memory import storages, tensor_inputs, values
 from piecewise_core.graph.untold import untold
 
 __all__ = [
+    "addressed",
+    "goes_by_memory",
     "is_inplace",
     "is_pure",
     "is_view",
@@ -89,6 +91,25 @@ def written_by_layout(graph: torch.fx.Graph) -> frozenset[int]:
         for node in either
     )
     return frozenset().union(*(both for made, both in pairs if made & written))
+
+
+def goes_by_memory(node: torch.fx.Node) -> bool:
+    """Whether a node takes elements by where they lie."""
+    name = getattr(node.target, "__name__", "") if callable(node.target) else str(node.target)
+    return name.partition(".")[0].startswith("as_strided")
+
+
+def addressed(graph: torch.fx.Graph) -> tuple[frozenset[int], frozenset[torch.fx.Node]]:
+    """The memory that such nodes are given; and they and all that they depend on."""
+    memory: set[int] = set()
+    needed: set[torch.fx.Node] = set()
+    for node in reversed(graph.nodes):
+        if goes_by_memory(node):
+            memory.update(*map(storages, tensor_inputs(node)[:1]))
+            needed.add(node)
+        if node in needed:
+            needed.update(node.all_input_nodes)
+    return frozenset(memory), frozenset(needed)
 
 
 def reshapes(node: torch.fx.Node) -> bool:

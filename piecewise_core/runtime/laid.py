@@ -28,6 +28,7 @@ class Laid:
 
     ``what``: names it in messages; ``by``: who promises; ``advice``: what to do about it. ``own``:
     per tensor, whether a copy of it would do: one of what shares memory would lose writes.
+    ``exact``: whether strides of dims of one element count too, as the program was told of them.
     ``count``: called for each result that is copied. ``several``: whether a result is a sequence of
     tensors always. ``told``: what a program's user was told of. ``drifts``: whether any was copied.
     """
@@ -41,6 +42,7 @@ class Laid:
         own: Sequence[bool],
         count: Callable[[], None],
         *,
+        exact: bool = False,
         several: bool = False,
         told: set[str] | None = None,
     ) -> None:
@@ -50,6 +52,7 @@ class Laid:
         self._promise = promise
         self._own = own
         self._count = count
+        self._exact = exact
         self._several = several
         self._told = set() if told is None else told
         self.drifts = False
@@ -71,7 +74,7 @@ class Laid:
             leaf = leaves[place]
             if leaf.dtype is not dtype or tuple(leaf.shape) != tuple(shape):
                 self._refuse(f"{dtype} {tuple(shape)}", f"{leaf.dtype} {tuple(leaf.shape)}")
-            if _lies(leaf, stride):
+            if _lies(leaf, stride, self._exact):
                 continue
             if not own:
                 self._refuse(
@@ -105,10 +108,10 @@ class Laid:
         )
 
 
-def _lies(tensor: torch.Tensor, stride: Sequence[int]) -> bool:
+def _lies(tensor: torch.Tensor, stride: Sequence[int], exact: bool) -> bool:
     """Whether the strides that matter are ``stride``: those of dims of more than one element."""
-    if not tensor.numel():
-        return True
+    if not tensor.numel() or exact:
+        return not tensor.numel() or tensor.stride() == tuple(stride)
     pairs = zip(tensor.shape, tensor.stride(), stride, strict=True)
     return all(size <= 1 or now == wanted for size, now, wanted in pairs)
 

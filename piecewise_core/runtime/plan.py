@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from piecewise_core.capture.parts import all_of_memory
 from piecewise_core.graph.literals import literals_of
 from piecewise_core.graph.split import Program
 from piecewise_core.replay.overlap import Overlap
@@ -77,10 +78,14 @@ class PlanCode:
         ``wrap_op(fn, fit)``: put around every operation of a splitting piece, but for those that
         only give memory another shape. ``fit`` brings a result to the layout promised, or is None.
         """
-        laid = self._writer.laid
-        fits = {name: laid[name].at(sizes) if name in laid else None for name in self._ops}
-        wrapped = {name: wrap_op(self._names[name], fits[name]) for name in self._ops}
+        wrapped = {name: wrap_op(self._names[name], self._fit(name, sizes)) for name in self._ops}
         return self._run(self._recorded_source, runnables, wrapped)
+
+    def _fit(self, name: str, sizes: Sequence[int]) -> Fit | None:
+        """What brings an operation's result to the layout promised, where one is."""
+        laid = self._writer.laid.get(name)
+        fit = None if laid is None else laid.at(sizes)
+        return all_of_memory(fit) if name in self._writer.whole else fit
 
     def lay_piece(self, index: int, compiler: str) -> Laid:
         """What brings the results of compilable piece ``index`` to the layout promised."""

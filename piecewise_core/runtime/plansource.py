@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from piecewise_core.graph.contexts import functorch_units
-from piecewise_core.graph.effects import is_view, written_by_layout
+from piecewise_core.graph.effects import addressed, is_view, written_by_layout
 from piecewise_core.graph.memory import memory_of, storages, tensor_inputs, values
 from piecewise_core.graph.names import op_name, source_of
 from piecewise_core.graph.segments import is_item
@@ -27,7 +27,8 @@ class PlanSource:
 
     ``names``: what the source uses, ``_piece0``, ``_overlap`` and ``_written`` left out. ``ops``:
     the name that each operation of a splitting piece is called by, views left out. ``laid``: by
-    that name, what brings its results to the layout promised. ``count``: called for each that is
+    that name, what brings its results to the layout promised. ``whole``: names of those of whose
+    results the program takes elements by where they lie. ``count``: called for each that is
     copied for it.
     """
 
@@ -42,6 +43,8 @@ class PlanSource:
         self._units: dict[torch.fx.Node, Unit] = {}
         # Where the layout decides what is computed, a copy in another one is no way out.
         self._decided = written_by_layout(program.traced.graph.graph)
+        self._addressed, self._needed = addressed(program.traced.graph.graph)
+        self.whole: set[str] = set()
         self._dims = [f"s{i}" for i in range(len(program.traced.box.ranges))]
 
     def text(self, *, check: bool, guarded: bool, stepwise: bool = False, laid: bool = True) -> str:
@@ -151,6 +154,8 @@ class PlanSource:
             return self._values.name(target)
         if node not in self.ops:
             self.ops[node] = self._values.name(target)
+            if storages(node) & self._addressed:
+                self.whole.add(self.ops[node])
             laid = self.lay_op(node, self._piece)
             if laid is not None:
                 self.laid[self.ops[node]] = laid
@@ -189,8 +194,9 @@ class PlanSource:
             "its fake kernel",
             "correct its register_fake, or return .contiguous()",
             self._promise(tensors),
-            self._own(tensors, given),
+            [False] * len(tensors) if node in self._needed else self._own(tensors, given),
             self._count,
+            exact=self._program.traced.reads_layout,
             told=self._told,
         )
 

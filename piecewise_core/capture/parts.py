@@ -1,0 +1,81 @@
+"""What a program reads by where it lies in memory, where graphs read copies: ``as_strided``.
+
+A copy has the elements of a tensor. What lies around and between them it has not, and it begins
+where its own memory begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import torch
+import torch.utils._pytree as pytree
+
+from piecewise_core.errors import CaptureFailed
+from piecewise_core.graph.effects import addressed
+from piecewise_core.graph.memory import storages
+from piecewise_core.graph.split import Program
+
+__all__ = ["all_of_memory", "is_all_of_memory", "meets", "refuse_addressed", "refuse_part"]
+
+_ADVICE = "such calls run without graphs. Give as_strided a .contiguous() tensor made in between"
+
+
+def is_all_of_memory(tensor: torch.Tensor) -> bool:
+    """Whether a copy of ``tensor`` has all that its memory has, at the same places."""
+    return tensor.untyped_storage().nbytes() == tensor.nbytes and not tensor.storage_offset()
+
+
+def all_of_memory(fit: Callable[[Any], Any] | None) -> Callable[[Any], Any]:
+    """``fit``, which brings results to a layout; CaptureFailed for results that lie within more."""
+
+    def whole(result: Any) -> Any:
+        found = result if fit is None else fit(result)
+        for leaf in pytree.tree_leaves(found):
+            if isinstance(leaf, torch.Tensor) and not is_all_of_memory(leaf):
+                refuse_part(leaf)
+        return found
+
+    return whole
+
+
+def refuse_part(tensor: torch.Tensor) -> NoReturn:
+    """Raise CaptureFailed for what lies in memory of which graphs read a part."""
+    raise CaptureFailed(
+        "as_strided is given the result of a splitting op, which is a part of a larger memory "
+        f"(shape {tuple(tensor.shape)}, strides {tensor.stride()}, offset "
+        f"{tensor.storage_offset()}); graphs read a copy, which has that part alone: {_ADVICE}"
+    )
+
+
+def refuse_addressed(program: Program) -> None:
+    """Raise CaptureFailed where ``program`` gives as_strided an input of its calls."""
+    memory, _ = addressed(program.traced.graph.graph)
+    nodes = [n for n in program.traced.graph.graph.nodes if n.op == "placeholder"]
+    for node, source in zip(nodes, program.traced.inputs, strict=True):
+        if source.tensor is not None and storages(node) & memory:
+            raise CaptureFailed(
+                "as_strided is given an input of the call; graphs read a copy, which has nothing "
+                f"of the memory around it: {_ADVICE}"
+            )
+
+
+def meets(
+    tensors: Sequence[torch.Tensor], size: Sequence[int], stride: Sequence[int], offset: int
+) -> bool:
+    """Whether all that such a view reaches belongs to one of ``tensors`` of one memory."""
+    last = max(map(_last, tensors))
+    if 0 in size:
+        return True
+    if offset < 0 or offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True)) > last:
+        return False
+    own = torch.zeros(last + 1, dtype=torch.bool)
+    for tensor in tensors:
+        own.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).fill_(True)
+    return bool(own.as_strided(size, stride, offset).all())
+
+
+def _last(tensor: torch.Tensor) -> int:
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    return int(tensor.storage_offset() + sum((n - 1) * step for n, step in steps))
