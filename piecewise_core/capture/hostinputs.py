@@ -126,12 +126,15 @@ def _as_kernels_do(fn: Any, numbers: Iterable[torch.Tensor], *args: Any, **kwarg
     operator, (first, second) = _IN_PLACE.get(fn, fn), args[:2]
     is_number = [any(t is n for n in numbers) for t in (first, second)]
     other, number = (second, first) if is_number[0] else (first, second)
+    divides = operator is _ATEN.div.Tensor
     if all(is_number) or not other.is_floating_point() or number.is_complex():
+        return fn(*args, **kwargs)
+    if divides and is_number[0]:  # a number that is divided is rounded first
         return fn(*args, **kwargs)
     short = other.dtype in _SHORT
     wide = torch.float32 if short else other.dtype
     operands = [t if n or not short else t.float() for t, n in zip(args, is_number, strict=False)]
-    if operator is _ATEN.div.Tensor and is_number[1]:
+    if divides:
         operator, operands[1] = _ATEN.mul.Tensor, second.to(wide).reciprocal()
     made = operator(*operands, *args[2:], **kwargs).to(other.dtype)
     return made if fn is _IN_PLACE.get(fn, fn) else first.copy_(made)

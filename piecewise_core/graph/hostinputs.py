@@ -142,9 +142,9 @@ class _Host:
             return ""
         if example.dtype in _SHORT and not any(_dtype(n) == example.dtype for n in node.args):
             return ""  # a whole number is rounded to 16 bits first
-        divides = known.startswith("div") and node.args[1] is taken[0]
-        rounds = example.dtype in _SHORT and number.dtype not in _SHORT
-        return known if divides or rounds else ""
+        if known.startswith("div"):  # a number that is divided is rounded first
+            return known if node.args[1] is taken[0] else ""
+        return known if example.dtype in _SHORT and number.dtype not in _SHORT else ""
 
     def _as_kernels_do(self, node: torch.fx.Node, name: str) -> None:
         """Do the arithmetic of ``node`` in float32 at least, and times an inverse."""
@@ -164,7 +164,7 @@ class _Host:
         first, second = node.args
         operands = [a if a in self.nodes or not short else make("float", a) for a in node.args]
         method = name.removesuffix("_")
-        if method == "div" and second in self.nodes:
+        if method == "div":
             wide = torch.float32 if short else dtype
             method, operands[1] = "mul", make("reciprocal", make("to", second, wide))
         made = make(method, *operands)

@@ -108,7 +108,7 @@ def test_a_literal_number_that_is_returned_is_made_at_every_call():
         (torch.div, ["float", "to", "reciprocal", "mul", "to"]),
         (lambda x, t: x.mul_(t), ["float", "mul", "to", "copy_"]),
         (lambda x, t: x.div_(t), ["float", "to", "reciprocal", "mul", "to", "copy_"]),
-        (lambda x, t: t / x, ["float", "div", "to"]),
+        (lambda x, t: t - x, ["float", "sub", "to"]),
     ],
 )
 def test_short_floats_meet_a_number_in_float32(op, steps):
@@ -132,6 +132,11 @@ def test_a_division_by_a_number_is_a_product_with_its_inverse(x):
 def test_other_arithmetic_with_a_number_stays_as_it_is(x):
     graph = program(lambda x, t: x * t, x, STEP)
     assert runs(graph) == [("cpu", ["to_device"]), ("piece", ["mul"])]
+
+
+def test_a_number_that_is_divided_is_rounded_first_as_in_eager():
+    graph = program(lambda x, t: t / x, SHORT, STEP)
+    assert runs(graph) == [("cpu", ["to_device"]), ("piece", ["truediv"])]
 
 
 @pytest.mark.parametrize("inputs", [(IMAGE, IMAGE), (((4, 8), torch.float32, "cpu"), STEP)])
