@@ -107,7 +107,7 @@ def supervise(name: str, options: argparse.Namespace, *, peers: bool) -> dict[st
     late = time.monotonic() - begun >= options.timeout
     reason = f"killed after {options.timeout:g} s" if late else _reason(code)
     print(f"{name} {reason}; the last lines of its errors:", *last, sep="\n  ", flush=True)
-    # What it told before it crashed, while it was shut down say, is told all the same.
+    # What it told before it crashed, while it was shut down say, is reported all the same.
     return {**(result or {}), "crashed": reason, "stderr": last}
 
 

@@ -58,7 +58,7 @@ class AfterFork:
                 self._leave(entry[1])
         self._entered = [entry for entry in self._entered if entry[0] == mine]
         lost = {id(lock) for lock in list(self._locks) if _free(lock)}
-        # Only now: what is told may take other locks.
+        # Only now: what is reported may take other locks.
         for lock, tell in list(self._locks.items()):
             method = None if tell is None else tell()
             if method is not None:

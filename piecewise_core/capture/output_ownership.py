@@ -108,7 +108,7 @@ class Callers:
     def handed(self, outputs: Iterable[Any]) -> Sequence[Any]:
         """For ``strict``: what to hand out for ``outputs``, and a look at what was before.
 
-        An output of the call before last that is still there is told of. One of the last call
+        An output of the call before last that is still there is reported. One of the last call
         proves nothing: ``y = model(x)`` in a loop holds it until the next call returns.
         """
         if any(ref() is not None for ref in self._older):

@@ -43,7 +43,7 @@ def endpoints_of(fn: Callable[..., Any], structure: Structure, config: Config) -
             hint = hint_in(cell, known, bounds, sizes)
             known.append(trace(fn, structure, auto, cell, bind, assume=False, hint=hint).box)
     except PiecewiseError:
-        pass  # what was found so far is what can be told
+        pass  # what was found so far is what can be reported
     found = _ends(config, known)
     return f". All branches found need: {found}" if found else ""
 

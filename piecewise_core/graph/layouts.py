@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 class Layouts:
-    """Learns real layouts, trace after trace. What a splitting op does is told once.
+    """Learns real layouts, trace after trace. What a splitting op does is reported once.
 
     ``dims``: of the model. ``cuts``: whether a region may be cut where working it out anew asks for
     sizes; else somebody else sees to it that what was asked holds. ``auto``: whether anywhere.

@@ -96,7 +96,7 @@ def declared(platform: Any) -> Declared:
 
 
 def _nothing(*_: Any) -> None:
-    """What is done, and told, where a platform lacks a method."""
+    """What is done, and reported, where a platform lacks a method."""
 
 
 def _none_held(_: Any) -> int:

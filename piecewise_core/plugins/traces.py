@@ -2,7 +2,7 @@
 
 A plugin module is imported whenever it is in question, also when another platform is selected: it
 must print nothing and change nothing. What it prints is kept from standard output, where
-``piecewise doctor --json`` and users' programs write; what it changes is told, with its author.
+``piecewise doctor --json`` and users' programs write; what it changes is reported, with its author.
 """
 
 from __future__ import annotations

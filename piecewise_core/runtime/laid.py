@@ -30,7 +30,7 @@ class Laid:
     per tensor, whether a copy of it would do: one of what shares memory would lose writes.
     ``exact``: whether strides of dims of one element count too, as the program was told of them.
     ``count``: called for each result that is copied. ``several``: whether a result is a sequence of
-    tensors always. ``told``: what a program's user was told of. ``drifts``: whether any was copied.
+    tensors always. ``told``: what was reported so far. ``drifts``: whether any was copied.
     """
 
     def __init__(

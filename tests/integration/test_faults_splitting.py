@@ -125,7 +125,7 @@ def test_splitting_ops_that_match_nothing_are_refused_and_the_candidates_listed(
 
 
 def test_a_list_of_splitting_ops_may_name_some_that_one_model_lacks(caplog):
-    """FAULTS 7: a list serves many models; what is not met is told once, and explain() has it."""
+    """FAULTS 7: a list serves many models; the rest is reported once, and explain() has it."""
     fast, model, x = compiled(Block(), "attend", "halves"), Block(), torch.randn(3, 8)
     model.load_state_dict(fast.state_dict())
     with caplog.at_level("INFO", logger="piecewise_core"):

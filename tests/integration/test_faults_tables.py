@@ -1,4 +1,4 @@
-"""FAULTS 70: a table of the model's that is shorter than ``Dim.max`` is told before captures."""
+"""FAULTS 70: a table of the model that is shorter than ``Dim.max`` is reported before captures."""
 
 from __future__ import annotations
 

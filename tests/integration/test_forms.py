@@ -403,7 +403,7 @@ def test_kept_traces_of_all_forms_are_found(tmp_path, monkeypatch):
     assert (first.stats().graphs, again.stats().graphs) == (5, 0)
 
 
-# Found and told ---------------------------------------------------------------------------
+# Found and reported ---------------------------------------------------------------------------
 
 
 def test_explain_lists_forms_and_their_regions():

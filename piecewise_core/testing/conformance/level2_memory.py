@@ -1,4 +1,4 @@
-"""L2, third part: the memory of graphs is shared, kept and told."""
+"""L2, third part: the memory of graphs is shared, kept and reported."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _BEYOND = 1 << 23
 
 
 class Memory(Conformance):
-    """Pools, weak references, and what is told of memory."""
+    """Pools, weak references, and what is reported of memory."""
 
     @conformance("L2", "GraphDriver.capture_begin", claims=GRAPHS, relies_on=(BASIC, STAYS))
     def test_memory_in_use_is_not_given_out_again(self, case: Case) -> None:

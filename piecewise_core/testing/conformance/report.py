@@ -31,7 +31,7 @@ _FAILS = ("failed", "blocked")
 
 @dataclass(frozen=True)
 class TestResult:
-    """How one test ended. ``seconds`` are told and judged by nobody."""
+    """How one test ended. ``seconds`` are reported, and judged by nobody."""
 
     __test__ = False
 

@@ -290,7 +290,7 @@ def _mutants():
         yield Mutant(kind, f"{what}, captured", program, settings=CAPTURED)
     program = partial(Program, written_untold, calls(4, 4, 6))
     for name, settings in (("", {}), (", captured", CAPTURED), (", cut", CUT)):
-        what = f"a write that is not told{name}"
+        what = f"a write that is not declared{name}"
         yield Mutant(kind, what, program, platform(compiler=ReadsEarly), settings=settings)
 
 
