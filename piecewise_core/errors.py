@@ -31,6 +31,7 @@ __all__ = [
     "Sealed",
     "SizeBranch",
     "StoreError",
+    "TorchUnsupported",
     "TraceFailed",
     "UnknownSplittingOp",
     "UnsupportedModule",
@@ -41,6 +42,10 @@ __all__ = [
 
 class PiecewiseError(Exception):
     """Base of every error that piecewise raises on purpose."""
+
+
+class TorchUnsupported(PiecewiseError, RuntimeError):
+    """The torch that is installed lacks a name of its inside that piecewise needs."""
 
 
 # Config and names -----------------------------------------------------------------

@@ -9,10 +9,11 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 
 from piecewise_core.errors import CaptureFailed
 from piecewise_core.graph.untold import untold
+from piecewise_core.torch_compat import pytree
+from piecewise_core.torch_compat.storages import memory_key
 
 __all__ = ["ValueRead", "only_views", "reshapes", "tensors", "user_line", "written"]
 
@@ -76,8 +77,8 @@ def only_views(result: Any, args: Any, kwargs: Any, changed: Sequence[torch.Tens
     what it writes to.
     """
     found = tensors(result)
-    given = {t.untyped_storage()._cdata for t in tensors((args, kwargs))}
-    return bool(found) and not changed and all(t.untyped_storage()._cdata in given for t in found)
+    given = {memory_key(t) for t in tensors((args, kwargs))}
+    return bool(found) and not changed and all(memory_key(t) in given for t in found)
 
 
 def user_line() -> Callable[[], str]:

@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 
 from piecewise_core.capture.calls import tensors, written
 from piecewise_core.errors import CaptureFailed
 from piecewise_core.graph.collectives import is_collective, is_functional
+from piecewise_core.torch_compat import pytree
+from piecewise_core.torch_compat.operators import schema_of
 
 __all__ = [
     "InPlace",
@@ -41,7 +42,7 @@ def refuse_unrecorded(fn: Any, args: Any, kwargs: Any) -> None:
     """
     if not in_place(fn):
         return
-    if fn._schema.name.partition("::")[2] in _SENDS:
+    if schema_of(fn).name.partition("::")[2] in _SENDS:
         raise CaptureFailed(
             f"{fn} goes from one process to another, which is not recorded; put what sends and "
             "receives into a splitting op"

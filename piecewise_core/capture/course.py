@@ -14,12 +14,14 @@ from typing import Any
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.weak import WeakIdKeyDictionary
 
 from piecewise_core.capture.calls import tensors, written
 from piecewise_core.capture.hostdata import is_lift
 from piecewise_core.graph.structure import is_plain
+from piecewise_core.torch_compat.dispatcher import TorchDispatchMode, without_modes
+from piecewise_core.torch_compat.operators import schema_name
+from piecewise_core.torch_compat.storages import memory_key, storage_key
 
 __all__ = ["Course", "Following"]
 
@@ -66,18 +68,18 @@ class Course:
 
     def is_given(self, tensor: torch.Tensor) -> bool:
         """Whether ``tensor`` lies in the memory of an input."""
-        return tensor.untyped_storage()._cdata in self._given
+        return memory_key(tensor) in self._given
 
     def sharing(self, tensor: torch.Tensor) -> list[torch.Tensor]:
         """The inputs in whose memory ``tensor`` lies."""
-        memory = tensor.untyped_storage()._cdata
-        return [t for t in self._inputs if t.untyped_storage()._cdata == memory]
+        memory = memory_key(tensor)
+        return [t for t in self._inputs if memory_key(t) == memory]
 
     def note(self, op: Any, args: Any, kwargs: Any, result: Any) -> None:
         """One operator ran and gave ``result``."""
         if getattr(op, "namespace", "") in _QUIET:
             return
-        name = getattr(getattr(op, "_schema", None), "name", "")
+        name = schema_name(op)
         text = f"{op} {self._text((args, kwargs), is_lift(op))}"
         source = next(iter(tensors(args)), None) if name in _ITSELF else None
         if source is not None and isinstance(result, torch.Tensor) and _alike(result, source):
@@ -124,11 +126,11 @@ class Course:
     def _at(self, tensor: torch.Tensor) -> int:
         """The number of a tensor's memory."""
         storage = tensor.untyped_storage()
-        found = self._memory.get(storage._cdata)
+        found = self._memory.get(storage_key(storage))
         if found is None:
             # Weak: a run frees its memory as it goes. A number is not given out again meanwhile.
             weak = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
-            found = self._memory[storage._cdata] = weak, len(self._memory)
+            found = self._memory[storage_key(storage)] = weak, len(self._memory)
         return found[1]
 
     def _text(self, value: Any, lifts: bool = False) -> str:
@@ -148,7 +150,7 @@ class Course:
             return f"%{known} {tuple(tensor.shape)}"
         number = self._meet(tensor)
         if lifts:
-            with _disable_current_modes():  # others that look are shown what the model does alone
+            with without_modes():  # others that look are shown what the model does alone
                 return f"%{number} {tensor.dtype} {tensor.tolist()}"
         self._outside.append(tensor)
         return f"%{number} outside {id(tensor)}"

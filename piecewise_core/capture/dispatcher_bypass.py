@@ -14,6 +14,13 @@ from typing import Any
 import torch
 
 from piecewise_core.capture.calls import tensors
+from piecewise_core.torch_compat.dispatcher import (
+    count_dispatch_modes,
+    count_function_modes,
+    has_kernel,
+    key_of_device,
+)
+from piecewise_core.torch_compat.operators import OpOverload, OpOverloadPacket, schema_of
 
 __all__ = ["kernel_of", "modes_active"]
 
@@ -29,7 +36,7 @@ def kernel_of(
     overload = _overload(fn)
     if overload is None:
         return None
-    name = overload._schema.name
+    name = schema_of(overload).name
     definition: Any = _definition(name)
     if definition is None or getattr(definition, "_disabled_kernel", None):
         return None
@@ -38,7 +45,7 @@ def kernel_of(
     if device_type not in registered and _has_another(name, device_type):
         return None
     found = registered.get(device_type, registered.get(None))
-    if found is None or not _as_given(overload._schema.arguments, args, kwargs):
+    if found is None or not _as_given(schema_of(overload).arguments, args, kwargs):
         return None
     return _users_own(found)
 
@@ -51,8 +58,8 @@ def _device_type(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
 
 def _has_another(name: str, device_type: str) -> bool:
     """Whether somebody registered a kernel for the device with ``torch.library.impl``."""
-    key = torch._C._dispatch_key_for_device(device_type)
-    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(name, key))
+    key = key_of_device(device_type)
+    return bool(has_kernel(name, key))
 
 
 def _as_given(declared: Sequence[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
@@ -82,9 +89,9 @@ def _users_own(registered: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _overload(fn: Any) -> Any:
-    if isinstance(fn, torch._ops.OpOverload):
+    if isinstance(fn, OpOverload):
         return fn
-    if isinstance(fn, torch._ops.OpOverloadPacket) and len(fn.overloads()) == 1:  # type: ignore[no-untyped-call]
+    if isinstance(fn, OpOverloadPacket) and len(fn.overloads()) == 1:  # type: ignore[no-untyped-call]
         return getattr(fn, fn.overloads()[0])  # type: ignore[no-untyped-call]
     return None
 
@@ -99,4 +106,4 @@ def _definition(name: str) -> Any:
 
 def modes_active() -> bool:
     """Whether a dispatch or function mode wants to see operators."""
-    return bool(torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack())
+    return bool(count_dispatch_modes() or count_function_modes())

@@ -6,9 +6,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import _disable_current_modes
 
 from piecewise_core.errors import CaptureFailed
+from piecewise_core.torch_compat.dispatcher import DisableTorchFunction, without_modes
+from piecewise_core.torch_compat.operators import schema_name
+from piecewise_core.torch_compat.storages import generator_key
 
 __all__ = ["Draws"]
 
@@ -90,12 +92,12 @@ _SET = (
 
 
 def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    with torch._C.DisableTorchFunction(), _disable_current_modes():
+    with DisableTorchFunction(), without_modes():
         return torch.equal(a, b)
 
 
 def _may_draw(fn: Any) -> bool:
-    name = getattr(getattr(fn, "_schema", None), "name", "")
+    name = schema_name(fn)
     if not name.startswith(("aten::", "prims::")):
         return True  # nobody can tell
     return torch.Tag.nondeterministic_seeded in fn.tags
@@ -107,4 +109,4 @@ def _given(args: Any, kwargs: Any) -> Iterable[Any]:
 
 def _identity(generator: Any) -> int:
     """What two Python objects of one generator share; the dispatcher makes new ones."""
-    return int(generator._cdata)
+    return int(generator_key(generator))

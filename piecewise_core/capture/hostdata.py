@@ -16,6 +16,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from piecewise_core.capture.calls import tensors
 from piecewise_core.capture.valuereads import is_read
 from piecewise_core.graph.hostdata import bytes_of, is_list_of_lists, positions
+from piecewise_core.torch_compat.operators import schema_name
+from piecewise_core.torch_compat.storages import memory_key
 
 __all__ = ["Call", "HostData", "is_lift", "on_host"]
 
@@ -172,7 +174,7 @@ def _target(fn: Any, args: Any, kwargs: Mapping[str, Any]) -> torch.device | Non
     if fn is _TO:
         device = kwargs.get("device")
         return device if device is not None and device.type != "cpu" else None
-    name = getattr(getattr(fn, "_schema", None), "name", "")
+    name = schema_name(fn)
     if name not in _TAKING or args[0].device.type == "cpu":
         return None
     return args[0].device  # type: ignore[no-any-return]
@@ -194,5 +196,5 @@ def _value(tensor: torch.Tensor) -> Any:
 
 
 def _memory(tensor: torch.Tensor) -> int:
-    found: int = tensor.untyped_storage()._cdata
+    found: int = memory_key(tensor)
     return found

@@ -16,6 +16,7 @@ import torch
 
 from piecewise_core.capture.calls import only_views, tensors, written
 from piecewise_core.graph.hostinputs import to_device
+from piecewise_core.torch_compat.storages import memory_key
 
 __all__ = ["HostInputs"]
 
@@ -94,7 +95,7 @@ class HostInputs:
         return tensor.device.type == "cpu" and not self._is_constant(tensor)
 
     def _twin(self, tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-        key = (tensor.untyped_storage()._cdata, tensor.storage_offset(), _layout(tensor, device))
+        key = (memory_key(tensor), tensor.storage_offset(), _layout(tensor, device))
         if key not in self._filled:
             free = self._twins.get(_layout(tensor, device))
             if not free:
@@ -110,11 +111,11 @@ class HostInputs:
             result = fn(*args, **kwargs)
             if only_views(result, args, kwargs, written(fn, args, kwargs)):
                 return result
-            given = {t.untyped_storage()._cdata for t in tensors((args, kwargs))}
+            given = {memory_key(t) for t in tensors((args, kwargs))}
             made = tensors(result)
-            buffers = [None if t.untyped_storage()._cdata in given else _plain(t) for t in made]
+            buffers = [None if memory_key(t) in given else _plain(t) for t in made]
             self._step(fn, args, kwargs, buffers)
-            changed = {t.untyped_storage()._cdata for t in written(fn, args, kwargs)}
+            changed = {memory_key(t) for t in written(fn, args, kwargs)}
             self._filled = {k: t for k, t in self._filled.items() if k[0] not in changed}
             return result
 

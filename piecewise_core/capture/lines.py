@@ -8,6 +8,7 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from piecewise_core.capture.calls import user_line
+from piecewise_core.torch_compat.storages import memory_key, storage_key
 
 __all__ = ["Lines"]
 
@@ -25,9 +26,9 @@ class Lines:
         for tensor in tensors if line else ():
             storage = tensor.untyped_storage()
             weak = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
-            self._at[storage._cdata] = weak, line
+            self._at[storage_key(storage)] = weak, line
 
     def of(self, tensor: torch.Tensor) -> str:
         """The last line that made or wrote the memory of ``tensor``."""
-        found = self._at.get(tensor.untyped_storage()._cdata)
+        found = self._at.get(memory_key(tensor))
         return "" if found is None else found[1]

@@ -7,17 +7,19 @@ from typing import Any, Protocol
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import (
-    TorchDispatchMode,
-    _disable_current_modes,
-    _get_current_dispatch_mode_stack,
-)
 
 from piecewise_core.capture.calls import ValueRead
 from piecewise_core.capture.collectives import waited_for, without_handles
 from piecewise_core.capture.hostdata import Call, on_host
 from piecewise_core.errors import CaptureFailed
 from piecewise_core.graph.composite import parts_of_conversion
+from piecewise_core.torch_compat.dispatcher import (
+    TorchDispatchMode,
+    count_dispatch_modes,
+    mode_stack,
+    without_modes,
+)
+from piecewise_core.torch_compat.operators import HigherOrderOperator, schema_name
 
 __all__ = ["DataInSteps", "Functions", "Operators", "Watcher", "being_watched"]
 
@@ -84,7 +86,7 @@ class Functions(TorchFunctionMode):
             op, target = ("call_method", name) if method else ("call_function", func)
             if self._watcher.is_splitting(op, target, args, kwargs):
                 return self._watcher.split_at_function(func, args, kwargs)
-            if isinstance(func, torch._ops.HigherOrderOperator):
+            if isinstance(func, HigherOrderOperator):
                 raise CaptureFailed(_decides(func))
             in_steps = on_host(func, args, kwargs)
             if in_steps is not None:
@@ -122,7 +124,7 @@ class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         args, kwargs = without_handles((args, kwargs or {}))
         if _wraps_handle(func):
-            with _disable_current_modes():
+            with without_modes():
                 return func(*args, **kwargs)
         if self._watcher.busy:
             return self._watcher.inside(func, args, kwargs)
@@ -140,12 +142,12 @@ class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _wraps_handle(func: Any) -> bool:
     """Whether an operator only makes a tensor of the kind that waits when it is first used."""
-    name: str = getattr(getattr(func, "_schema", None), "name", "")
+    name: str = schema_name(func)
     return name == "_c10d_functional::_wrap_tensor_autograd"
 
 
 def being_watched() -> bool:
     """Whether this thread's operators are recorded: what does not pass the dispatcher is lost."""
-    if not torch._C._len_torch_dispatch_stack():
+    if not count_dispatch_modes():
         return False
-    return any(isinstance(mode, Operators) for mode in _get_current_dispatch_mode_stack())
+    return any(isinstance(mode, Operators) for mode in mode_stack())

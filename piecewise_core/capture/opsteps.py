@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch.nn.attention import SDPBackend
 
 from piecewise_core.errors import CaptureFailed, OpContractBroken
+from piecewise_core.torch_compat import pytree
 
 __all__ = ["Step", "allocate", "form_of", "layout_of", "op_step"]
 

@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import torch
-import torch.utils._pytree as pytree
 
 from piecewise_core.errors import CaptureFailed
 from piecewise_core.graph.effects import addressed
 from piecewise_core.graph.memory import storages
 from piecewise_core.graph.split import Program
+from piecewise_core.torch_compat import pytree
 
 __all__ = ["all_of_memory", "is_all_of_memory", "meets", "refuse_addressed", "refuse_part"]
 

@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 
 from piecewise_core.capture.course import Course
 from piecewise_core.capture.parts import is_all_of_memory, meets, refuse_part
 from piecewise_core.errors import CaptureFailed
+from piecewise_core.torch_compat import pytree
+from piecewise_core.torch_compat.operators import schema_name
+from piecewise_core.torch_compat.storages import memory_key
 
 __all__ = ["Questions", "question"]
 
@@ -75,17 +77,17 @@ class Questions:
         """A splitting op gave ``result``; graphs read copies of the tensors with ``layouts``."""
         for leaf, layout in zip(pytree.tree_leaves(result), layouts, strict=True):
             if layout is not None and not is_all_of_memory(leaf):
-                self._parts.add(leaf.untyped_storage()._cdata)
+                self._parts.add(memory_key(leaf))
 
     def reach(self, func: Any, args: Any, kwargs: Any) -> None:
         """An operator is called. Raises CaptureFailed where it reaches what no copy has."""
-        name = getattr(getattr(func, "_schema", None), "name", "")
+        name = schema_name(func)
         if not name.startswith("aten::as_strided"):
             return
         names = ("self", "size", "stride", "storage_offset")
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         tensor = given["self"]
-        if tensor.untyped_storage()._cdata in self._parts:
+        if memory_key(tensor) in self._parts:
             refuse_part(tensor)
         if not self._course.is_given(tensor):
             return

@@ -8,14 +8,14 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
-from torch.utils._python_dispatch import _disable_current_modes
 
 from piecewise_core.capture.ambient import Ambient
 from piecewise_core.capture.collectives import of_copies, waited
 from piecewise_core.capture.opsteps import Step, allocate, form_of, layout_of, op_step
 from piecewise_core.errors import CaptureFailed
 from piecewise_core.plugins import Declared
+from piecewise_core.torch_compat import pytree
+from piecewise_core.torch_compat.dispatcher import without_modes
 
 __all__ = ["Recorder", "another_path"]
 
@@ -182,7 +182,7 @@ class Recorder:
         """``held``, its tensors of these sizes and strides whatever becomes of the objects."""
         if not self.reshaping:
             return held
-        with torch.inference_mode(False), torch.no_grad(), _disable_current_modes():
+        with torch.inference_mode(False), torch.no_grad(), without_modes():
             return pytree.tree_map_only(torch.Tensor, torch.ops.aten.alias.default, held)
 
     def rehearse(self, run: Callable[[], Any]) -> None:

@@ -10,10 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from piecewise_core.capture.calls import ValueRead, tensors, written
 from piecewise_core.graph.composite import composite_kernel
+from piecewise_core.torch_compat.dispatcher import TorchDispatchMode
+from piecewise_core.torch_compat.operators import schema_of
+from piecewise_core.torch_compat.storages import memory_key
 
 __all__ = ["is_read", "looked_into", "values_read"]
 
@@ -55,7 +57,7 @@ def _sized_by(fn: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:
     """Tensors whose values decide how large a result is."""
     if torch.Tag.dynamic_output_shape not in getattr(fn, "tags", ()):
         return []
-    if fn._schema.name in ("aten::index", "aten::masked_select"):  # sized by masks alone
+    if schema_of(fn).name in ("aten::index", "aten::masked_select"):  # sized by masks alone
         return [t for t in tensors(args[1]) if t.dtype in _MASKS]
     if kwargs.get("output_size") is not None:
         return []
@@ -102,8 +104,8 @@ class _Inside(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _is_fixed(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor holds the same in every run: it was made of nothing that varies."""
-        memory = tensor.untyped_storage()._cdata
-        mine = any(each.untyped_storage()._cdata == memory for each in self._fixed)
+        memory = memory_key(tensor)
+        mine = any(memory_key(each) == memory for each in self._fixed)
         return mine or self._may_read(tensor)
 
     def _note(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
@@ -113,5 +115,5 @@ class _Inside(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._fixed += tensors(result)
             return
         for tensor in written(func, args, kwargs):
-            memory = tensor.untyped_storage()._cdata
-            self._fixed = [t for t in self._fixed if t.untyped_storage()._cdata != memory]
+            memory = memory_key(tensor)
+            self._fixed = [t for t in self._fixed if memory_key(t) != memory]

@@ -30,6 +30,8 @@ from piecewise_core.capture.valuereads import is_read, looked_into, values_read
 from piecewise_core.errors import CaptureFailed
 from piecewise_core.graph.padding.runs import Run
 from piecewise_core.plugins import Declared
+from piecewise_core.torch_compat.operators import HigherOrderOperator
+from piecewise_core.torch_compat.storages import memory_key, storage_key
 
 __all__ = ["WatchingRecorder"]
 
@@ -135,13 +137,13 @@ class WatchingRecorder(Recorder):
     def note(self, found: Iterable[torch.Tensor]) -> None:
         """Count tensors among ``external``, unless this run made their memory."""
         for tensor in found:
-            if tensor.untyped_storage()._cdata not in self._made:
+            if memory_key(tensor) not in self._made:
                 self._outside.setdefault(id(tensor), tensor)
 
     def writes_to(self, tensor: torch.Tensor) -> bool:
         """Whether the runs wrote to the memory of ``tensor``."""
-        memory = tensor.untyped_storage()._cdata
-        return any(storage._cdata == memory for storage, _ in self._before)
+        memory = memory_key(tensor)
+        return any(storage_key(storage) == memory for storage, _ in self._before)
 
     @property
     def asked_for(self) -> frozenset[str]:
@@ -236,7 +238,7 @@ class WatchingRecorder(Recorder):
 
     def split_at_function(self, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """As ``split_at``, from the function mode, where the dispatch mode is still in place."""
-        if not self.capturing and not isinstance(fn, torch._ops.HigherOrderOperator):
+        if not self.capturing and not isinstance(fn, HigherOrderOperator):
             # A torch function says nothing of its writes: its operators do, in this run.
             return self.split_at(fn, args, kwargs)
         with self._below_operators():
@@ -275,14 +277,14 @@ class WatchingRecorder(Recorder):
 
     def _note_made(self, result: Any, given: Any) -> None:
         """New memory among the results; a view of what was given is no new memory."""
-        old = {t.untyped_storage()._cdata for t in tensors(given)}
+        old = {memory_key(t) for t in tensors(given)}
         if self._lines is not None:
             self._lines.saw(tensors(result))
         for tensor in tensors(result):
             self._results_made[id(tensor)] = tensor
             storage = tensor.untyped_storage()
-            if storage._cdata not in old and storage._cdata not in self._made:
-                self._made[storage._cdata] = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+            if storage_key(storage) not in old and storage_key(storage) not in self._made:
+                self._made[storage_key(storage)] = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
 
     def before(self, fn: Any, args: Any, kwargs: Any) -> Call:
         """An ordinary operator is about to run; returns what runs in its place."""
@@ -331,7 +333,7 @@ class WatchingRecorder(Recorder):
 
     def _is_given(self, found: Iterable[torch.Tensor]) -> bool:
         """Whether one of ``found`` is data that the first run neither wrote to nor returned."""
-        return any(t.untyped_storage()._cdata in self._data.given for t in found)
+        return any(memory_key(t) in self._data.given for t in found)
 
     def _note_writes(self, fn: Any, args: Any, kwargs: Any) -> None:
         """Keep a copy of memory that is about to be written and that the run did not make.
@@ -347,8 +349,8 @@ class WatchingRecorder(Recorder):
         self._data.apart(found)
         for tensor in found:
             storage = tensor.untyped_storage()
-            known = {s._cdata for s, _ in self._before}
-            if storage._cdata not in self._made and storage._cdata not in known:
+            known = {storage_key(s) for s, _ in self._before}
+            if storage_key(storage) not in self._made and storage_key(storage) not in known:
                 copy = None if self.capturing else storage.clone()  # type: ignore[no-untyped-call]
                 self._before.append((storage, copy))
 

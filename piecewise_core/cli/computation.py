@@ -25,11 +25,10 @@ def compute(platform: Platform, device_type: str, compiler: CompilerAdaptor) -> 
     the platform or the compiler raises.
     """
     import torch
-    from torch._guards import TracingContext, tracing
-    from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     from piecewise_core.config import Config
+    from piecewise_core.torch_compat.fakes import FakeTensorMode, TracingContext, tracing
 
     inputs = [torch.tensor(rows, dtype=torch.float32).to(device_type) for rows in (_X, _W)]
     graph, mode = _graph(), FakeTensorMode(shape_env=ShapeEnv())

@@ -7,8 +7,6 @@ from typing import Any
 
 import sympy
 import torch
-from torch._guards import TracingContext, tracing
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from piecewise_core.graph import torch_private
@@ -16,6 +14,7 @@ from piecewise_core.graph.memory import storages
 from piecewise_core.graph.sizes import expression, new_size
 from piecewise_core.graph.split import Piece
 from piecewise_core.ranges import Box, Range
+from piecewise_core.torch_compat.fakes import FakeTensorMode, TracingContext, tracing
 
 __all__ = ["Job", "make_job"]
 
@@ -125,8 +124,7 @@ class _Maker:
 
 
 def _evaluate(found: sympy.Basic, sizes: dict[sympy.Symbol, Any]) -> Any:
-    from torch.utils._sympy.interp import sympy_interp
-    from torch.utils._sympy.reference import PythonReferenceAnalysis
+    from piecewise_core.torch_compat.symbols import PythonReferenceAnalysis, sympy_interp
 
     used = {s: sizes[s] for s in found.free_symbols}
     return sympy_interp(PythonReferenceAnalysis, used, found)

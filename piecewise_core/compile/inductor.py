@@ -19,8 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.compiler.config
-from torch._dispatch.python import enable_python_dispatcher
-from torch._guards import TracingContext
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from piecewise_core.compile.constants import take_out
@@ -36,6 +34,7 @@ from piecewise_core.errors import CompilerUnavailable
 from piecewise_core.graph import torch_private
 from piecewise_core.ownership import foreign
 from piecewise_core.protocols import CompiledGraph
+from piecewise_core.torch_compat.fakes import TracingContext, enable_python_dispatcher
 
 if TYPE_CHECKING:
     from piecewise_core.config import Config

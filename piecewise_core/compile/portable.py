@@ -10,13 +10,13 @@ import io
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx._graph_pickler import GraphPickler, Options
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from piecewise_core.compile.examples import Job
 from piecewise_core.graph import torch_private
 from piecewise_core.ranges import Box, Range
+from piecewise_core.torch_compat.fakes import FakeTensorMode
 
 __all__ = ["pack", "unpack"]
 

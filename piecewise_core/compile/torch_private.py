@@ -101,11 +101,11 @@ def _without_autocast(call: Call) -> Call:
 
 def _torchs_wrappers(wrappers: bytes) -> Callable[[Call], Call]:
     from torch._functorch._aot_autograd.aot_autograd_result import InductorOutput
-    from torch._guards import TracingContext, tracing
     from torch._inductor.cudagraph_utils import BoxedDeviceIndex
     from torch._inductor.utils import BoxedBool
-    from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    from piecewise_core.torch_compat.fakes import FakeTensorMode, TracingContext, tracing
 
     class Ready(InductorOutput[Any]):
         """The generated function, in place of a graph that would load it."""

@@ -10,7 +10,6 @@ from typing import Any
 import sympy
 import torch
 from torch.fx.experimental.symbolic_shapes import guard_scalar
-from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 from piecewise_core.config import Dim
 from piecewise_core.frontend.region import NO_BOUND
@@ -20,6 +19,7 @@ from piecewise_core.graph.outputs import OutputCode
 from piecewise_core.graph.sizes import expression
 from piecewise_core.graph.trace import Traced
 from piecewise_core.ranges import Box, Sizes
+from piecewise_core.torch_compat.symbols import SymT, symbol_is_type
 
 __all__ = ["device_type", "reader", "take_in"]
 

@@ -17,6 +17,7 @@ from piecewise_core.runtime.fingerprints import Fingerprints
 from piecewise_core.runtime.marks import Marks
 from piecewise_core.runtime.plan import Steps
 from piecewise_core.runtime.preserved import Preserved
+from piecewise_core.torch_compat.storages import memory_key, storage_key
 
 __all__ = ["Finding", "Lockstep", "copied"]
 
@@ -128,7 +129,7 @@ class Lockstep:
 
     def _watched(self) -> list[Callable[..., Any]]:
         """Pieces as written that keep what they are given, for the compiled ones."""
-        held = {t.untyped_storage()._cdata for t in self.given[1]}
+        held = {memory_key(t) for t in self.given[1]}
 
         def watch(place: int, run: Callable[..., Any], changes: bool) -> Callable[..., Any]:
             def written(*args: Any) -> Any:
@@ -218,7 +219,7 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _lies_in(value: Any, memory: Collection[int]) -> bool:
-    return isinstance(value, torch.Tensor) and value.untyped_storage()._cdata in memory
+    return isinstance(value, torch.Tensor) and memory_key(value) in memory
 
 
 def _end(chain: Steps) -> tuple[Any, ...]:
@@ -249,11 +250,11 @@ def copied(values: Sequence[Any]) -> tuple[Any, ...]:
         if not isinstance(value, torch.Tensor):
             return value
         storage = value.untyped_storage()
-        if storage._cdata not in memory:
-            memory[storage._cdata] = storage.clone()  # type: ignore[no-untyped-call]
+        if storage_key(storage) not in memory:
+            memory[storage_key(storage)] = storage.clone()  # type: ignore[no-untyped-call]
         made = torch.empty(0, dtype=value.dtype, device=value.device)
         return made.set_(
-            memory[storage._cdata], value.storage_offset(), value.size(), value.stride()
+            memory[storage_key(storage)], value.storage_offset(), value.size(), value.stride()
         )
 
     return tuple(map(of, values))

@@ -21,6 +21,7 @@ from piecewise_core.graph.padding.runs import Run
 from piecewise_core.ranges import Sizes
 from piecewise_core.replay.replayable import Facts, Recording
 from piecewise_core.runtime.compared import kept
+from piecewise_core.torch_compat.storages import memory_key
 
 __all__ = ["RecordedRun"]
 
@@ -119,10 +120,10 @@ class RecordedRun:
         written = tuple(i for i, view in enumerate(views) if recorder.writes_to(view))
         self._binder.mutated |= set(written)
         self._binder.expect(recorder.asked_for)
-        own = {view.untyped_storage()._cdata for view in views}
+        own = {memory_key(view) for view in views}
         recorder.note(tensors_in(result, self._objects))
         self.external = recorder.external
-        held = tuple(t for t in self.external if t.untyped_storage()._cdata not in own)
+        held = tuple(t for t in self.external if memory_key(t) not in own)
         changed = tuple(i for i, tensor in enumerate(held) if recorder.writes_to(tensor))
         self.memory = [held[i] for i in changed]
         self.facts = Facts(code.rebuild, code.uses_inputs, written, changed, held)

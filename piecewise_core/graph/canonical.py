@@ -22,6 +22,8 @@ from piecewise_core.graph.memory import storages
 from piecewise_core.graph.sizes import expression
 from piecewise_core.graph.split import Piece
 from piecewise_core.graph.structure import is_plain
+from piecewise_core.torch_compat.operators import OpOverload, OpOverloadPacket
+from piecewise_core.torch_compat.storages import memory_key
 
 __all__ = ["Form", "canonical_form"]
 
@@ -117,7 +119,7 @@ class _Writer:
 
     def _value(self, value: Any) -> str:
         if isinstance(value, torch.Tensor):
-            memory = value.untyped_storage()._cdata
+            memory = memory_key(value)
             shared = ""
             if self._shared is None or memory in self._shared:
                 shared = f" mem{self._memory.setdefault(memory, len(self._memory))}"
@@ -171,7 +173,7 @@ class _Writer:
         return self._seen.only_here(type(value).__qualname__, value)
 
     def _target(self, target: Any) -> str:
-        if isinstance(target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+        if isinstance(target, (OpOverload, OpOverloadPacket)):
             return str(target)
         module = str(getattr(target, "__module__", None))
         name = getattr(target, "__qualname__", None) or getattr(target, "__name__", None)

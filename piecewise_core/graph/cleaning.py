@@ -7,11 +7,11 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.node import map_arg
 
 from piecewise_core.graph.contexts import functorch_units
 from piecewise_core.graph.memory import storages, values
+from piecewise_core.torch_compat.fakes import FakeTensor
 
 __all__ = ["clean"]
 

@@ -8,6 +8,12 @@ from typing import Any
 import torch
 
 from piecewise_core.graph.segments import producer
+from piecewise_core.torch_compat.operators import (
+    OpOverload,
+    OpOverloadPacket,
+    packet_name,
+    schema_of,
+)
 
 __all__ = ["is_collective", "is_functional", "is_wait", "keep_waits", "or_collectives"]
 
@@ -82,9 +88,9 @@ def _behind(made: torch.fx.Node, wait: torch.fx.Node) -> None:
 
 def _name(target: Any) -> tuple[str, str]:
     name = ""
-    if isinstance(target, torch._ops.OpOverload):
-        name = target._schema.name
-    elif isinstance(target, torch._ops.OpOverloadPacket):
-        name = target._qualified_op_name
+    if isinstance(target, OpOverload):
+        name = schema_of(target).name
+    elif isinstance(target, OpOverloadPacket):
+        name = packet_name(target)
     namespace, _, rest = name.partition("::")
     return namespace, rest

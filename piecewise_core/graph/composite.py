@@ -12,6 +12,9 @@ from typing import Any
 
 import torch
 
+from piecewise_core.torch_compat.dispatcher import has_kernel
+from piecewise_core.torch_compat.operators import schema_name
+
 __all__ = ["composite_kernel", "parts_of_conversion"]
 
 _CONVERSIONS = ("aten::to", "aten::type_as")
@@ -25,7 +28,7 @@ def composite_kernel(fn: Any) -> Callable[..., Any] | None:
     """
     key = torch._C.DispatchKey.CompositeImplicitAutograd
     run: Any = getattr(fn, "_op_dk", None)
-    if run is None or not torch._C._dispatch_has_kernel_for_dispatch_key(fn.name(), key):
+    if run is None or not has_kernel(fn.name(), key):
         return None
     return partial(run, key)
 
@@ -35,5 +38,5 @@ def parts_of_conversion(fn: Any) -> Callable[..., Any] | None:
 
     The copy that it makes, if it makes one, is then an operator of its own for every mode.
     """
-    name = getattr(getattr(fn, "_schema", None), "name", "")
+    name = schema_name(fn)
     return composite_kernel(fn) if name in _CONVERSIONS else None

@@ -13,8 +13,6 @@ from typing import Any
 
 import sympy
 import torch
-import torch.utils._pytree as pytree
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from piecewise_core.graph import effects
@@ -29,6 +27,9 @@ from piecewise_core.graph.names import op_name, source_of
 from piecewise_core.graph.sizes import expression
 from piecewise_core.graph.trace import Traced
 from piecewise_core.ranges import Sizes
+from piecewise_core.torch_compat import pytree
+from piecewise_core.torch_compat.fakes import FakeTensorMode, unset_fake_temporarily
+from piecewise_core.torch_compat.storages import memory_key
 
 __all__ = ["NotRun", "disagreement"]
 
@@ -217,7 +218,7 @@ def _is_torchs(node: torch.fx.Node) -> bool:
 
 def _memory(value: Any) -> frozenset[int]:
     tensors = (t for t in values(value) if isinstance(t, torch.Tensor))
-    return frozenset(t.untyped_storage()._cdata for t in tensors)
+    return frozenset(memory_key(t) for t in tensors)
 
 
 def _told(node: torch.fx.Node, now: Any, then: Any) -> str:

@@ -10,11 +10,16 @@ from typing import Any
 
 import sympy
 import torch
-from torch.utils._sympy.functions import FloorDiv, Mod, PythonMod
-from torch.utils._sympy.printers import PythonPrinter
-from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
 from piecewise_core.ranges import Box, Range
+from piecewise_core.torch_compat.symbols import (
+    FloorDiv,
+    Mod,
+    PythonMod,
+    PythonPrinter,
+    ValueRanges,
+    bound_sympy,
+)
 
 __all__ = ["evaluator", "implied", "python_source"]
 

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 
 from piecewise_core.graph.names import op_name, source_of
 from piecewise_core.graph.opfacts import is_foreign
@@ -22,6 +21,7 @@ from piecewise_core.graph.split import Matcher
 from piecewise_core.graph.strides import at, differ
 from piecewise_core.graph.trace import Traced
 from piecewise_core.ranges import Sizes
+from piecewise_core.torch_compat import pytree
 
 __all__ = ["Contracts"]
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import sympy
 import torch
-from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
 from piecewise_core.graph.conditions import evaluator
 from piecewise_core.graph.memory import values
 from piecewise_core.graph.sizes import expression
 from piecewise_core.graph.trace import Traced
 from piecewise_core.ranges import LISTED, Range
+from piecewise_core.torch_compat.symbols import ValueRanges, bound_sympy
 
 __all__ = ["small_derived"]
 

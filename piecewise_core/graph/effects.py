@@ -15,6 +15,12 @@ import torch
 
 from piecewise_core.graph.memory import storages, tensor_inputs, values
 from piecewise_core.graph.untold import untold
+from piecewise_core.torch_compat.operators import (
+    HigherOrderOperator,
+    OpOverload,
+    OpOverloadPacket,
+    schema_of,
+)
 
 __all__ = [
     "addressed",
@@ -68,7 +74,7 @@ def is_pure(node: torch.fx.Node) -> bool:
     name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
     packet = getattr(torch.ops.aten, name, None)
     known = node.op == "call_method" or isinstance(node.target, type(torch.sin))
-    if not known or not isinstance(packet, torch._ops.OpOverloadPacket):
+    if not known or not isinstance(packet, OpOverloadPacket):
         # Not even when it returns what it is given: functorch marks tensors that way.
         return False
     return not any(torch.Tag.nondeterministic_seeded in o.tags for o in _overloads(packet))
@@ -118,22 +124,22 @@ def reshapes(node: torch.fx.Node) -> bool:
     Values that the trace noted for that tensor before then no longer fit it.
     """
     name = getattr(node.target, "__name__", None) if callable(node.target) else str(node.target)
-    if isinstance(node.target, torch._ops.OpOverload):
+    if isinstance(node.target, OpOverload):
         return torch.Tag.inplace_view in node.target.tags
     packet = getattr(torch.ops.aten, name, None) if name and name.endswith("_") else None
-    if not isinstance(packet, torch._ops.OpOverloadPacket):
+    if not isinstance(packet, OpOverloadPacket):
         return name in ("set_", "resize_", "resize_as_")
     return any(torch.Tag.inplace_view in o.tags for o in _overloads(packet))
 
 
 def _by_function(node: torch.fx.Node, target: Any) -> frozenset[int]:
-    if isinstance(target, torch._ops.OpOverload):
+    if isinstance(target, OpOverload):
         return _by_schema(node, (target,))
-    if isinstance(target, torch._ops.OpOverloadPacket):
+    if isinstance(target, OpOverloadPacket):
         return _by_schema(node, _overloads(target))
     if target in _INPLACE_OPERATORS:
         return _of(node.args[:1])
-    if isinstance(target, torch._ops.HigherOrderOperator):
+    if isinstance(target, HigherOrderOperator):
         return _all(node)
     name = getattr(target, "__name__", "")
     told = _told(node, target, name)
@@ -145,7 +151,7 @@ def _by_function(node: torch.fx.Node, target: Any) -> frozenset[int]:
 def _told(node: torch.fx.Node, target: Any, name: str) -> frozenset[int]:
     """What the schemas of a builtin's operators say: ``torch._fused_sgd_`` writes four lists."""
     packet = None if inspect.isfunction(target) else getattr(torch.ops.aten, name, None)
-    if not isinstance(packet, torch._ops.OpOverloadPacket):
+    if not isinstance(packet, OpOverloadPacket):
         return frozenset()
     return _by_schema(node, _overloads(packet))
 
@@ -157,7 +163,7 @@ def _is_inplace_method(name: str) -> bool:
     return name.endswith("_")
 
 
-def _overloads(packet: Any) -> list[torch._ops.OpOverload]:
+def _overloads(packet: Any) -> list[OpOverload]:
     return [getattr(packet, name) for name in packet.overloads()]
 
 
@@ -171,14 +177,14 @@ def _of(items: Iterable[Any]) -> frozenset[int]:
     return frozenset().union(*(storages(n) for n in nodes))
 
 
-def _by_schema(node: torch.fx.Node, overloads: Iterable[torch._ops.OpOverload]) -> frozenset[int]:
+def _by_schema(node: torch.fx.Node, overloads: Iterable[OpOverload]) -> frozenset[int]:
     def given(place: int, name: str) -> Any:
         return node.args[place] if place < len(node.args) else node.kwargs.get(name)
 
     found: list[Any] = []
     for overload in overloads:
-        more = untold(overload._schema, given)
-        for place, argument in enumerate(overload._schema.arguments):
+        more = untold(schema_of(overload), given)
+        for place, argument in enumerate(schema_of(overload).arguments):
             said = argument.alias_info is not None and argument.alias_info.is_write
             if said or argument.name in more:
                 found.append(given(place, argument.name))

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch._C import _functorch
-from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from piecewise_core.graph import effects
+from piecewise_core.torch_compat import functorch
+from piecewise_core.torch_compat.dispatcher import TorchDispatchMode
+from piecewise_core.torch_compat.fakes import FakeTensor, unset_fake_temporarily
 
 __all__ = ["is_plain_fake", "lifted", "literal_value", "value_of"]
 
@@ -56,7 +56,7 @@ def value_of(
 
 def is_plain_fake(value: Any) -> bool:
     """Whether a value is a strided tensor of known sizes, outside of vmap and its like."""
-    if not isinstance(value, FakeTensor) or _functorch.is_functorch_wrapped_tensor(value):
+    if not isinstance(value, FakeTensor) or functorch.is_functorch_wrapped_tensor(value):
         return False
     numbers = (*value.shape, *value.stride()) if value.layout is torch.strided else ("sparse",)
     return all(isinstance(n, int) for n in numbers) and not (value.is_conj() or value.is_neg())

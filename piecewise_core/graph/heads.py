@@ -18,13 +18,13 @@ from itertools import takewhile
 from typing import Any
 
 import torch
-from torch._C import _functorch
-from torch._subclasses.fake_tensor import FakeTensor
 
 from piecewise_core.graph import effects
 from piecewise_core.graph.attention import Attention, attentions
 from piecewise_core.graph.memory import storages
 from piecewise_core.graph.sizes import at_least, expression, hint
+from piecewise_core.torch_compat import functorch
+from piecewise_core.torch_compat.fakes import FakeTensor
 
 __all__ = ["share_heads"]
 
@@ -148,7 +148,7 @@ def _name(node: Any) -> str:
 def _shape(node: Any) -> list[Any]:
     """Sizes as numbers or expressions; [] of what is no ordinary tensor."""
     value = node.meta.get("example_value") if isinstance(node, torch.fx.Node) else None
-    if not isinstance(value, FakeTensor) or _functorch.is_functorch_wrapped_tensor(value):
+    if not isinstance(value, FakeTensor) or functorch.is_functorch_wrapped_tensor(value):
         return []
     return [expression(size) for size in value.shape]
 

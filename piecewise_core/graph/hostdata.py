@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
+
+from piecewise_core.torch_compat.fakes import FakeTensor
 
 __all__ = ["bytes_of", "is_list_of_lists", "number_of", "on_device", "positions", "settle"]
 

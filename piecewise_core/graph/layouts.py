@@ -14,9 +14,6 @@ from typing import Any
 
 import sympy
 import torch
-import torch.utils._pytree as pytree
-from torch._dispatch.python import enable_python_dispatcher
-from torch._subclasses.fake_tensor import FakeTensor
 
 from piecewise_core.config import Dim
 from piecewise_core.errors import TraceFailed
@@ -31,6 +28,9 @@ from piecewise_core.graph.strides import at, differ, fake_like, fitted
 from piecewise_core.graph.torch_private import oblivious_sizes
 from piecewise_core.graph.trace import Traced, hints
 from piecewise_core.ranges import Box
+from piecewise_core.torch_compat import pytree
+from piecewise_core.torch_compat.fakes import FakeTensor, enable_python_dispatcher
+from piecewise_core.torch_compat.storages import memory_key
 
 __all__ = ["Layouts"]
 
@@ -197,7 +197,7 @@ class _Learning:
         given = frozenset().union(*map(storages, tensor_inputs(node)))
         leaves, spec = pytree.tree_flatten(_example(node))
         real = pytree.tree_leaves(self._real[node])
-        memory = [v.untyped_storage()._cdata for v in leaves if isinstance(v, torch.Tensor)]
+        memory = [memory_key(v) for v in leaves if isinstance(v, torch.Tensor)]
         if len(real) != len(leaves) or storages(node) & given or len(set(memory)) < len(memory):
             return
         found = [self._corrected(node, f, r) for f, r in zip(leaves, real, strict=True)]

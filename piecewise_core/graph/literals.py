@@ -17,13 +17,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from piecewise_core.graph import effects
 from piecewise_core.graph.contexts import is_autocast_enter, is_autocast_exit
 from piecewise_core.graph.evaluation import literal_value, value_of
 from piecewise_core.graph.hostdata import bytes_of, number_of, on_device, settle
 from piecewise_core.graph.memory import storages
+from piecewise_core.torch_compat.fakes import FakeTensorMode
 
 __all__ = ["lift_literals", "literals_of"]
 

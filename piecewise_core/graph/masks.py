@@ -11,13 +11,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch._C import _functorch
-from torch._subclasses.fake_tensor import FakeTensor
 
 from piecewise_core.graph import effects
 from piecewise_core.graph.attention import Attention, attentions
 from piecewise_core.graph.memory import storages
 from piecewise_core.graph.segments import segments
+from piecewise_core.torch_compat import functorch
+from piecewise_core.torch_compat.fakes import FakeTensor
 
 __all__ = ["lift_masks"]
 
@@ -52,7 +52,7 @@ def lift_masks(graph: torch.fx.Graph, is_splitting: Callable[[torch.fx.Node], bo
 
 def _is_boolean(mask: Any) -> bool:
     value = mask.meta.get("example_value") if isinstance(mask, torch.fx.Node) else None
-    if not isinstance(value, FakeTensor) or _functorch.is_functorch_wrapped_tensor(value):
+    if not isinstance(value, FakeTensor) or functorch.is_functorch_wrapped_tensor(value):
         return False
     return value.dtype is torch.bool
 

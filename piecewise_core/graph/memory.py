@@ -9,7 +9,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch._C import _functorch
+
+from piecewise_core.torch_compat import functorch
+from piecewise_core.torch_compat.storages import memory_key
 
 __all__ = ["memory_of", "shared", "storages", "tensor_inputs", "values"]
 
@@ -50,7 +52,7 @@ def shared(nodes: Iterable[torch.fx.Node]) -> frozenset[int]:
 
 def memory_of(tensor: torch.Tensor) -> int:
     """The storage's identity; that of the tensor inside, where vmap or grad wrapped one."""
-    while _functorch.is_functorch_wrapped_tensor(tensor):
-        tensor = _functorch.get_unwrapped(tensor)
-    found: int = tensor.untyped_storage()._cdata
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = functorch.get_unwrapped(tensor)
+    found: int = memory_key(tensor)
     return found

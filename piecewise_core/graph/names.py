@@ -15,6 +15,14 @@ from typing import Any
 import torch
 
 from piecewise_core.errors import NothingToSplit, UnknownSplittingOp
+from piecewise_core.torch_compat.operators import (
+    HigherOrderOperator,
+    OpOverload,
+    OpOverloadPacket,
+    overload_name,
+    packet_name,
+    schema_of,
+)
 
 __all__ = ["Matcher", "op_name", "source_of"]
 
@@ -28,11 +36,11 @@ def op_name(node: torch.fx.Node) -> str:
     target = node.target
     if node.op == "call_method":
         return f"torch.Tensor.{target}"
-    if isinstance(target, torch._ops.OpOverload):
-        name = target._schema.name
-        return name if target._overloadname == "default" else f"{name}.{target._overloadname}"
-    if isinstance(target, torch._ops.OpOverloadPacket):
-        return target._qualified_op_name
+    if isinstance(target, OpOverload):
+        name = schema_of(target).name
+        return name if overload_name(target) == "default" else f"{name}.{overload_name(target)}"
+    if isinstance(target, OpOverloadPacket):
+        return str(packet_name(target))
     if callable(target):
         module = getattr(target, "__module__", None) or ""
         name = getattr(target, "__name__", str(target))
@@ -125,7 +133,7 @@ def _nothing(names: Sequence[str], calls: Sequence[torch.fx.Node]) -> NothingToS
 
 def _bodies(node: torch.fx.Node) -> Iterator[torch.fx.Graph]:
     """The graphs that a higher-order operator runs: a branch of torch.cond, say."""
-    if not isinstance(node.target, torch._ops.HigherOrderOperator):
+    if not isinstance(node.target, HigherOrderOperator):
         return
     for used in node.all_input_nodes:
         if used.op == "get_attr":
@@ -157,7 +165,7 @@ def _tagged_unsafe(target: Any) -> bool:
     tag = getattr(torch.Tag, "cudagraph_unsafe", None)
     if tag is None:
         return False
-    if isinstance(target, torch._ops.OpOverloadPacket):
+    if isinstance(target, OpOverloadPacket):
         packet: Any = target
         return any(tag in getattr(packet, o).tags for o in packet.overloads())
     return tag in getattr(target, "tags", ())
@@ -179,7 +187,7 @@ def _operator_test(text: str) -> Callable[[torch.fx.Node], bool]:
     namespace, _, rest = text.partition("::")
     name, _, overload = rest.partition(".")
     packet = getattr(getattr(torch.ops, namespace), name, None)
-    if isinstance(packet, torch._ops.HigherOrderOperator) and not overload:
+    if isinstance(packet, HigherOrderOperator) and not overload:
         return lambda node: node.target is packet
     if packet is None or (overload and overload not in packet.overloads()):
         raise _unknown(text)

@@ -16,6 +16,7 @@ import torch
 from torch._library import simple_registry
 
 from piecewise_core.graph.codefacts import code_digest
+from piecewise_core.torch_compat.operators import OpOverload, OpOverloadPacket, schema_of
 
 __all__ = ["UNKNOWN", "changed_ops", "is_foreign", "op_facts"]
 
@@ -47,42 +48,42 @@ def changed_ops(facts: Mapping[str, str]) -> Iterator[str]:
             yield f"operator {name} has another schema or another fake kernel"
 
 
-def _operators(module: torch.fx.GraphModule) -> Iterator[torch._ops.OpOverload]:
+def _operators(module: torch.fx.GraphModule) -> Iterator[OpOverload]:
     for part in module.modules():
         if isinstance(part, torch.fx.GraphModule):
             for node in part.graph.nodes:
                 yield from _overloads(node.target)
 
 
-def _overloads(target: Any) -> Iterator[torch._ops.OpOverload]:
-    if isinstance(target, torch._ops.OpOverload):
+def _overloads(target: Any) -> Iterator[OpOverload]:
+    if isinstance(target, OpOverload):
         yield target
-    elif isinstance(target, torch._ops.OpOverloadPacket):
+    elif isinstance(target, OpOverloadPacket):
         for name in target.overloads():  # type: ignore[no-untyped-call]
             yield getattr(target, name)
 
 
-def _name(op: torch._ops.OpOverload) -> str:
+def _name(op: OpOverload) -> str:
     return str(op.name())  # type: ignore[no-untyped-call]
 
 
-def _find(name: str) -> torch._ops.OpOverload | None:
+def _find(name: str) -> OpOverload | None:
     space, _, rest = name.partition("::")
     op, _, overload = rest.partition(".")
     try:
         found = getattr(getattr(getattr(torch.ops, space), op), overload or "default")
     except AttributeError:
         return None
-    return found if isinstance(found, torch._ops.OpOverload) else None
+    return found if isinstance(found, OpOverload) else None
 
 
-def _digest(op: torch._ops.OpOverload) -> str:
+def _digest(op: OpOverload) -> str:
     entry = simple_registry.singleton.find(_name(op))
     kernel = entry.fake_impl.kernel
     codes = sorted({code_digest(code) for code in _codes(getattr(kernel, "func", None))})
     if not codes:
         return UNKNOWN
-    return hashlib.sha256("\n".join([str(op._schema), *codes]).encode()).hexdigest()[:32]
+    return hashlib.sha256("\n".join([str(schema_of(op)), *codes]).encode()).hexdigest()[:32]
 
 
 def _codes(function: Any) -> Iterator[CodeType]:

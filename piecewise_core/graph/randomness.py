@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from piecewise_core.torch_compat.operators import OpOverload, OpOverloadPacket, schema_of
+
 __all__ = ["draws", "or_draws"]
 
 _PYTHON = frozenset({
@@ -28,7 +30,7 @@ def draws(node: Any) -> bool:
     overloads = _overloads(node, name)
     if not any(torch.Tag.nondeterministic_seeded in o.tags for o in overloads):
         return False
-    return not all(_switched_off(node, [a.name for a in o._schema.arguments]) for o in overloads)
+    return not all(_switched_off(node, [a.name for a in schema_of(o).arguments]) for o in overloads)
 
 
 def or_draws(matches: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -36,13 +38,13 @@ def or_draws(matches: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda node: matches(node) or draws(node)
 
 
-def _overloads(node: Any, name: str) -> list[torch._ops.OpOverload]:
+def _overloads(node: Any, name: str) -> list[OpOverload]:
     target = node.target
-    if isinstance(target, torch._ops.OpOverload):
+    if isinstance(target, OpOverload):
         return [target]
-    if not isinstance(target, torch._ops.OpOverloadPacket):
+    if not isinstance(target, OpOverloadPacket):
         target = getattr(torch.ops.aten, name, None) if name else None
-    if not isinstance(target, torch._ops.OpOverloadPacket):
+    if not isinstance(target, OpOverloadPacket):
         return []
     packet: Any = target
     return [getattr(packet, overload) for overload in packet.overloads()]

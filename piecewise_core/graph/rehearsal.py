@@ -10,7 +10,6 @@ from typing import Any
 
 import sympy
 import torch
-from torch._C import _functorch
 
 from piecewise_core.graph.canonical import canonical_form
 from piecewise_core.graph.memory import storages, values
@@ -21,6 +20,8 @@ from piecewise_core.graph.split import Piece
 from piecewise_core.graph.strides import at
 from piecewise_core.graph.trace import Traced
 from piecewise_core.ranges import Sizes
+from piecewise_core.torch_compat import functorch
+from piecewise_core.torch_compat.operators import HigherOrderOperator
 
 __all__ = ["Rehearsal", "can_run"]
 
@@ -99,12 +100,12 @@ def can_run(run: Segment) -> bool:
     for node in run.nodes:
         if node.op not in ("call_function", "call_method"):
             return False
-        if isinstance(node.target, torch._ops.HigherOrderOperator):
+        if isinstance(node.target, HigherOrderOperator):
             return False  # which branch runs decides how the result lies
         if any(word in op_name(node) for word in _TOGETHER):
             return False
         tensors = [v for v in values(node.meta.get("example_value")) if isinstance(v, torch.Tensor)]
-        if any(map(_functorch.is_functorch_wrapped_tensor, tensors)):
+        if any(map(functorch.is_functorch_wrapped_tensor, tensors)):
             return False
     return any(map(storages, run.nodes))
 

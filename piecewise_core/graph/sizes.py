@@ -10,12 +10,10 @@ import sympy
 import torch
 from torch._dynamo.source import ConstantSource
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StrictMinMaxConstraint
-from torch.utils._sympy.interp import sympy_interp
-from torch.utils._sympy.reference import PythonReferenceAnalysis
-from torch.utils._sympy.value_ranges import ValueRanges
 
 from piecewise_core.errors import TraceFailed
 from piecewise_core.graph.conditions import python_source
+from piecewise_core.torch_compat.symbols import PythonReferenceAnalysis, ValueRanges, sympy_interp
 
 __all__ = ["SizeWriter", "at_least", "build", "expression", "hint", "new_size"]
 

@@ -32,13 +32,13 @@ from torch._dynamo import convert_frame, exc
 from torch._dynamo.source import AttrSource, NNModuleSource
 from torch._dynamo.symbolic_convert import InstructionTranslator
 from torch._dynamo.utils import dynamo_timed, get_metrics_context
-from torch._guards import CompileContext, TracingContext, compile_context
 from torch.fx.experimental import _config as fx_config
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from piecewise_core.afterfork import after_fork
 from piecewise_core.graph.assumptions import Assumptions, Look, assume
 from piecewise_core.graph.sideeffects import SideEffect, read_side_effects
+from piecewise_core.torch_compat.fakes import CompileContext, TracingContext, compile_context
 
 __all__ = [
     "Capture",

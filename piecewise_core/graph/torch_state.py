@@ -22,6 +22,8 @@ from torch._functorch import config as functorch_config
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
+from piecewise_core.torch_compat.dispatcher import count_dispatch_modes, count_function_modes
+
 __all__ = ["in_force", "set_torch_state", "switches_digest", "torch_state"]
 
 _DEVICES = ("cpu", "cuda", "xpu", "mps", "hpu", "mtia", "ipu", "xla", "maia", "privateuseone")
@@ -64,7 +66,7 @@ def in_force() -> str | None:
             return f"the torch function mode {type(mode).__qualname__}"
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return "a transform of torch.func"
-    if torch._C._len_torch_dispatch_stack():
+    if count_dispatch_modes():
         return "a torch dispatch mode"
     return None
 
@@ -95,7 +97,7 @@ def _flushes_denormals() -> bool:
 
 def _device() -> str:
     """The device of new tensors, without its index where there is none."""
-    return str(torch.get_default_device()) if torch._C._len_torch_function_stack() else "cpu"
+    return str(torch.get_default_device()) if count_function_modes() else "cpu"
 
 
 def _set_device(name: str) -> None:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from piecewise_core.torch_compat import pytree
+from piecewise_core.torch_compat.dispatcher import TorchDispatchMode
 
 __all__ = ["Fingerprints", "Print", "parting"]
 

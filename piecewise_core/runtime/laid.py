@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import torch
-import torch.utils._pytree as pytree
 
 from piecewise_core.errors import OpContractBroken
+from piecewise_core.torch_compat import pytree
 
 __all__ = ["Laid", "Promise"]
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from piecewise_core.errors import UnsupportedModule
 from piecewise_core.runtime.attribute_paths import holders_of
@@ -20,6 +19,8 @@ from piecewise_core.runtime.closure_walk import Anchor, roots_of
 from piecewise_core.runtime.guard_source import reader
 from piecewise_core.runtime.hooks import HookWatch
 from piecewise_core.runtime.module_paths import Place, places_of, tree_of
+from piecewise_core.torch_compat.dispatcher import is_traceable_wrapper_subclass
+from piecewise_core.torch_compat.storages import memory_key
 
 __all__ = ["Parameters", "roots_of"]
 
@@ -167,6 +168,6 @@ def _sharing(tensors: Sequence[Any]) -> list[int]:
     """For each tensor, the first one that lives in the same memory."""
     first: dict[int, int] = {}
     return [
-        first.setdefault(t.untyped_storage()._cdata, i) if isinstance(t, torch.Tensor) else -1
+        first.setdefault(memory_key(t), i) if isinstance(t, torch.Tensor) else -1
         for i, t in enumerate(tensors)
     ]

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch._C import _functorch
 
 from piecewise_core.graph.memory import storages
 from piecewise_core.graph.piecegraph import piece_graph
 from piecewise_core.graph.segments import Segment
 from piecewise_core.graph.split import Program
+from piecewise_core.torch_compat import functorch
 
 __all__ = ["Unit"]
 
@@ -41,9 +41,9 @@ class Unit:
         self._run = made.graph.forward
 
     def __call__(self, *args: Any) -> Any:
-        depth = _functorch.get_dynamic_layer_stack_depth()
+        depth = functorch.get_dynamic_layer_stack_depth()
         try:
             return self._run(*args)
         except BaseException:
-            _functorch.pop_dynamic_layer_stack_and_undo_to_depth(depth)
+            functorch.pop_dynamic_layer_stack_and_undo_to_depth(depth)
             raise

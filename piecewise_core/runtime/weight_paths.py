@@ -11,6 +11,7 @@ from piecewise_core.errors import BundleMismatch
 from piecewise_core.graph.saved.values import NotSavable
 from piecewise_core.graph.tensorfacts import tensor_facts
 from piecewise_core.runtime.module_paths import Place, places_of
+from piecewise_core.torch_compat.storages import memory_key
 
 __all__ = ["find_held", "write_held"]
 
@@ -30,7 +31,7 @@ def write_held(
                 f"a tensor of {tensor.dtype}, shape {tuple(tensor.shape)}, that the model reaches "
                 "otherwise than as a parameter, buffer or attribute of a module: make it a buffer"
             )
-        memory = first.setdefault(tensor.untyped_storage()._cdata, place)
+        memory = first.setdefault(memory_key(tensor), place)
         places = [[number[id(p.root)], list(p.path), p.holder, p.key] for p in known]
         found.append({"places": places, "kind": tensor_facts(tensor), "memory": memory})
     return found
@@ -57,7 +58,7 @@ def find_held(
                 raise BundleMismatch(
                     f"the model's {name} and {_name(other)} are two tensors, and were one"
                 )
-        memory = first.setdefault(tensor.untyped_storage()._cdata, len(tensors))
+        memory = first.setdefault(memory_key(tensor), len(tensors))
         if memory != entry["memory"]:
             raise BundleMismatch(
                 f"the model's {name} shares memory with other tensors than it did; tie the "

@@ -13,11 +13,9 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import torch
-import torch._decomp
-
 from piecewise_core.errors import StoreError
 from piecewise_core.store.sources import function_identity
+from piecewise_core.torch_compat.operators import decomposition_table
 
 __all__ = ["own_lowerings"]
 
@@ -51,7 +49,7 @@ def _foreign(functions: tuple[Any, ...]) -> bool:
 
 
 def _tables() -> Iterator[tuple[str, Mapping[Any, Any]]]:
-    yield "decompositions", torch._decomp.decomposition_table
+    yield "decompositions", decomposition_table
     for module, names in _TABLES.items():
         for name in names:
             table = getattr(sys.modules.get(module), name, None)

@@ -10,13 +10,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 
 from piecewise_core.graph.canonical import Form
 from piecewise_core.graph.memory import values
 from piecewise_core.graph.sizes import expression
 from piecewise_core.graph.split import Piece
 from piecewise_core.ranges import Box
+from piecewise_core.torch_compat.operators import (
+    HigherOrderOperator,
+    OpOverload,
+    OpOverloadPacket,
+    can_decompose,
+    decomposition_table,
+    schema_of,
+)
 
 __all__ = ["PieceFactors", "piece_factors"]
 
@@ -113,7 +120,7 @@ def _foreign(piece: Piece) -> Iterator[str]:
             _layout(node.meta.get("example_value"), names)
         for op in _overloads(node.target) if node.op == "call_function" else ():
             if _is_foreign(op):
-                yield f"{op._schema} gives {_layout(node.meta.get('example_value'), names)}"
+                yield f"{schema_of(op)} gives {_layout(node.meta.get('example_value'), names)}"
 
 
 def _layout(found: Any, names: dict[str, str]) -> str:
@@ -159,4 +166,4 @@ def _is_foreign(op: OpOverload) -> bool:
 
 
 def _is_inlined(op: OpOverload) -> bool:
-    return bool(op._can_decompose()) or op in torch._decomp.decomposition_table
+    return can_decompose(op) or op in decomposition_table

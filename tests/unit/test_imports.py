@@ -26,6 +26,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("config", "counters"),
     ("protocols", "hookspecs"),
     ("plugins",),
+    ("torch_compat",),
     ("graph",),
     ("store",),
     ("compile",),

@@ -6,10 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from piecewise_core.graph.padding.extents import Extent, Value, extent
 from piecewise_core.graph.padding.tape import Noted, Ref
+from piecewise_core.torch_compat.operators import OpOverload
 
 __all__ = ["Call", "Seen", "at_sizes", "together"]
 
@@ -18,7 +17,7 @@ __all__ = ["Call", "Seen", "at_sizes", "together"]
 class Seen:
     """A call of a tape with numbers at several sizes: Refs hold extents in place of sizes."""
 
-    op: torch._ops.OpOverload
+    op: OpOverload
     arguments: Mapping[str, Any]
     results: tuple[Ref, ...]
     place: Callable[[], str]
@@ -32,7 +31,7 @@ class Call:
     the operator gave. ``empty``: whether a padded dim may have no rows at all.
     """
 
-    op: torch._ops.OpOverload
+    op: OpOverload
     arguments: Mapping[str, Any]
     results: tuple[tuple[Extent, ...], ...]
     empty: bool

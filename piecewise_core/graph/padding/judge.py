@@ -16,6 +16,7 @@ from piecewise_core.graph.padding.rule import Mixes, known
 from piecewise_core.graph.padding.table import rule_of
 from piecewise_core.graph.padding.tape import Ref
 from piecewise_core.graph.randomness import draws
+from piecewise_core.torch_compat.operators import schema_of
 
 __all__ = ["Mixing", "cannot_pad", "mixing"]
 
@@ -50,7 +51,7 @@ def mixing(
         try:
             judge.look(call)
         except Mixes as reason:
-            return Mixing(call.op._schema.name, call.place(), str(reason))
+            return Mixing(schema_of(call.op).name, call.place(), str(reason))
     if all(map(judge.can_cut, results)):
         return None
     return Mixing("the result", "", "has rows of padding between a call's own")
@@ -133,7 +134,7 @@ def _number_varies(value: Any) -> bool:
 
 
 def _check_writes(call: Call, made: list[Axes | None]) -> None:
-    for argument in call.op._schema.arguments:
+    for argument in schema_of(call.op).arguments:
         value = call.get(argument.name)
         if argument.alias_info is None or not argument.alias_info.is_write:
             continue
@@ -150,7 +151,7 @@ def _check_writes(call: Call, made: list[Axes | None]) -> None:
 
 def _narrows(call: Call, made: list[Axes | None]) -> bool:
     """Whether results are the beginning of a tensor that goes on behind them."""
-    returns = call.op._schema.returns
+    returns = schema_of(call.op).returns
     if not any(r.alias_info is not None for r in returns):
         return False
     values = call.tensors

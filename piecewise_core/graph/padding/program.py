@@ -10,8 +10,6 @@ from typing import Any
 
 import sympy
 import torch
-from torch._dispatch.python import enable_python_dispatcher
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from piecewise_core.config import Dim
@@ -26,6 +24,7 @@ from piecewise_core.graph.padding.tape import Noting, Ref, Tape, makes_whole_num
 from piecewise_core.graph.sizes import expression, new_size
 from piecewise_core.graph.trace import Traced, hints
 from piecewise_core.ranges import Box, Sizes
+from piecewise_core.torch_compat.fakes import FakeTensorMode, enable_python_dispatcher
 
 __all__ = ["Paddable", "paddable", "unpadded_dims"]
 
@@ -177,8 +176,7 @@ def _told(node: torch.fx.Node | None) -> str:
 
 def _inputs(traced: Traced, sizes: Sequence[Any]) -> Any:
     """Tensors like the traced ones, over ``sizes``."""
-    from torch.utils._sympy.interp import sympy_interp
-    from torch.utils._sympy.reference import PythonReferenceAnalysis
+    from piecewise_core.torch_compat.symbols import PythonReferenceAnalysis, sympy_interp
 
     by_symbol = {symbol: sizes[place] for symbol, place in traced.symbols.items()}
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from piecewise_core.graph.padding.calls import Call
 from piecewise_core.graph.padding.extents import Axis, Extent, Value, added, total, within
+from piecewise_core.torch_compat.operators import schema_of
 
 __all__ = ["below", "inside"]
 
@@ -22,7 +23,7 @@ def below(call: Call) -> Extent | None:
 
     None where nobody knows.
     """
-    name = call.op._schema.name.removeprefix("aten::")
+    name = schema_of(call.op).name.removeprefix("aten::")
     values = call.tensors
     if name == "arange":
         plain = call.get("start", 0) == 0 and call.get("step", 1) == 1

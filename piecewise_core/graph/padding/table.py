@@ -17,6 +17,7 @@ from piecewise_core.graph.padding import (
     windows,
 )
 from piecewise_core.graph.padding.rule import Rule
+from piecewise_core.torch_compat.operators import OpOverload, schema_of
 
 __all__ = ["has_rule", "rule_of"]
 
@@ -33,7 +34,7 @@ _RULES: Mapping[str, Rule] = MappingProxyType(
 )
 
 
-def rule_of(op: torch._ops.OpOverload) -> Rule | None:
+def rule_of(op: OpOverload) -> Rule | None:
     """The rule of an operator; None where there is none.
 
     An operator of anybody's that is tagged ``torch.Tag.pointwise`` says of itself that it treats
@@ -43,17 +44,17 @@ def rule_of(op: torch._ops.OpOverload) -> Rule | None:
         return elementwise.POINTWISE
     if op.namespace != "aten":
         return None
-    return _RULES.get(op._schema.name.partition("::")[2])
+    return _RULES.get(schema_of(op).name.partition("::")[2])
 
 
-def has_rule(op: torch._ops.OpOverload) -> bool:
+def has_rule(op: OpOverload) -> bool:
     """Whether ``rule_of`` knows an operator."""
     return rule_of(op) is not None
 
 
-def _is_pointwise(op: torch._ops.OpOverload) -> bool:
+def _is_pointwise(op: OpOverload) -> bool:
     # torch tags ``equal`` so, which compares whole tensors to one truth value.
-    tensors = bool(op._schema.returns) and all(
-        isinstance(r.type, torch.TensorType) for r in op._schema.returns
+    tensors = bool(schema_of(op).returns) and all(
+        isinstance(r.type, torch.TensorType) for r in schema_of(op).returns
     )
     return torch.Tag.pointwise in op.tags and tensors

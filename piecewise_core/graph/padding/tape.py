@@ -13,11 +13,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch._decomp import decomposition_table
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from piecewise_core.graph.composite import parts_of_conversion
+from piecewise_core.torch_compat.dispatcher import DisableTorchFunction, TorchDispatchMode
+from piecewise_core.torch_compat.operators import (
+    OpOverload,
+    can_decompose,
+    decomposition_table,
+    schema_of,
+)
 
 __all__ = ["Noted", "Noting", "Ref", "Tape", "makes_whole_numbers"]
 
@@ -44,7 +49,7 @@ class Noted:
     in order. ``place``: says where it was called.
     """
 
-    op: torch._ops.OpOverload
+    op: OpOverload
     arguments: Mapping[str, Any]
     results: tuple[Ref, ...]
     place: Callable[[], str]
@@ -56,7 +61,7 @@ class Tape:
     ``knows(op)``: whether there is a rule for an operator.
     """
 
-    def __init__(self, knows: Callable[[torch._ops.OpOverload], bool]) -> None:
+    def __init__(self, knows: Callable[[OpOverload], bool]) -> None:
         self.calls: list[Noted] = []
         self._knows = knows
         self._numbers: Any = WeakIdKeyDictionary()
@@ -72,7 +77,7 @@ class Tape:
 
     def note(self, op: Any, args: Any, kwargs: Any, result: Any, place: Callable[[], str]) -> None:
         """One operator ran and gave ``result``."""
-        if not isinstance(op, torch._ops.OpOverload) or op.namespace in _QUIET:
+        if not isinstance(op, OpOverload) or op.namespace in _QUIET:
             return
         given = tuple(_tensors((tuple(args), dict(kwargs))))
         if not self._knows(op) and self._in_parts(op, args, kwargs, result, given, place):
@@ -102,7 +107,7 @@ class Tape:
         if parts is None:
             return False
         before = len(self.calls)
-        with _without_data(given) as stand_in, torch._C.DisableTorchFunction():
+        with _without_data(given) as stand_in, DisableTorchFunction():
             for tensor in given:
                 self._numbers[stand_in(tensor)] = self.ref(tensor).number
             try:
@@ -146,8 +151,8 @@ def makes_whole_numbers(call: Noted) -> bool:
     return any(whole) and any(d.is_floating_point for d in given)
 
 
-def _parts_of(op: torch._ops.OpOverload) -> Callable[..., Any] | None:
-    if op._can_decompose():
+def _parts_of(op: OpOverload) -> Callable[..., Any] | None:
+    if can_decompose(op):
         return op.decompose
     return decomposition_table.get(op)
 
@@ -179,9 +184,9 @@ def _alike(found: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> boo
     )
 
 
-def _named(op: torch._ops.OpOverload, args: Any, kwargs: Any) -> Iterator[tuple[str, Any]]:
+def _named(op: OpOverload, args: Any, kwargs: Any) -> Iterator[tuple[str, Any]]:
     """Every argument by its name, those left out by their defaults."""
-    for place, argument in enumerate(op._schema.arguments):
+    for place, argument in enumerate(schema_of(op).arguments):
         if place < len(args):
             yield argument.name, args[place]
         elif argument.name in kwargs:

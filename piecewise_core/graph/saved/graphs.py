@@ -15,14 +15,15 @@ from typing import Any
 import sympy
 import torch
 from torch import fx
-from torch._C import _functorch
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from piecewise_core.errors import TraceFailed
 from piecewise_core.graph.memory import values
 from piecewise_core.graph.names import source_of
 from piecewise_core.graph.saved.values import NotSavable, Values
 from piecewise_core.graph.sizes import SizeWriter
+from piecewise_core.torch_compat import functorch
+from piecewise_core.torch_compat.fakes import FakeTensor, FakeTensorMode
+from piecewise_core.torch_compat.storages import memory_key
 
 __all__ = ["GraphReader", "GraphWriter", "constants_from_bytes", "constants_to_bytes"]
 
@@ -131,9 +132,9 @@ class GraphWriter:
             return None
 
     def _layout(self, value: torch.Tensor) -> dict[str, Any]:
-        if _functorch.is_functorch_wrapped_tensor(value):
+        if functorch.is_functorch_wrapped_tensor(value):
             raise NotSavable("a value inside torch.vmap or torch.func.grad")
-        memory = value.untyped_storage()._cdata
+        memory = memory_key(value)
         return {
             "dtype": str(value.dtype).partition(".")[2],
             "device": str(value.device),

@@ -8,7 +8,6 @@ from typing import Any
 
 import sympy
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from piecewise_core.graph.assumptions import Assumptions
@@ -26,6 +25,7 @@ from piecewise_core.graph.sizes import expression, new_size
 from piecewise_core.graph.torch_private import oblivious_sizes
 from piecewise_core.graph.trace import Traced, hints
 from piecewise_core.ranges import Box, Range
+from piecewise_core.torch_compat.fakes import FakeTensorMode
 
 __all__ = ["SavedTrace", "read_trace", "write_trace"]
 

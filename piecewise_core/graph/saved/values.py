@@ -15,6 +15,15 @@ from typing import Any
 import torch
 from torch.overrides import resolve_name
 
+from piecewise_core.torch_compat.operators import (
+    HigherOrderOperator,
+    OpOverload,
+    OpOverloadPacket,
+    overload_name,
+    packet_name,
+    schema_of,
+)
+
 __all__ = ["NotSavable", "Values", "imported", "place_of"]
 
 _MODULES = (
@@ -144,11 +153,11 @@ _READERS: dict[str, Callable[[Values, Any], Any]] = {
 
 
 def _objects(value: Any) -> dict[str, Any] | None:
-    if isinstance(value, torch._ops.OpOverload):
-        return {"op": [value._schema.name, value._overloadname]}
-    if isinstance(value, torch._ops.OpOverloadPacket):
-        return {"packet": value._qualified_op_name}
-    if isinstance(value, torch._ops.HigherOrderOperator):
+    if isinstance(value, OpOverload):
+        return {"op": [schema_of(value).name, overload_name(value)]}
+    if isinstance(value, OpOverloadPacket):
+        return {"packet": packet_name(value)}
+    if isinstance(value, HigherOrderOperator):
         name = value.name()  # type: ignore[no-untyped-call]
         return {"higher": name} if getattr(torch.ops.higher_order, name, None) is value else None
     if isinstance(value, type) or callable(value):

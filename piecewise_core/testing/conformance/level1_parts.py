@@ -158,9 +158,9 @@ def _one_piece(example: torch.Tensor) -> tuple[Any, list[Any], Any]:
     """A piece without sizes, its fake inputs like ``example``, and the context that compilers look
     them up in.
     """
-    from torch._guards import TracingContext, tracing
-    from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    from piecewise_core.torch_compat.fakes import FakeTensorMode, TracingContext, tracing
 
     graph = torch.fx.Graph()
     x = graph.placeholder("x")

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import _disable_current_modes
 
 from piecewise_core.testing.simulated.pool import Memory, poison, poison_of, storage_at
+from piecewise_core.torch_compat.dispatcher import DisableTorchFunction, without_modes
 
 __all__ = ["Frozen", "Layout", "unseen"]
 
@@ -22,7 +22,7 @@ __all__ = ["Frozen", "Layout", "unseen"]
 @contextmanager
 def unseen() -> Iterator[None]:
     """Run torch so that nobody's mode sees it."""
-    with torch._C.DisableTorchFunction(), _disable_current_modes():
+    with DisableTorchFunction(), without_modes():
         yield
 
 

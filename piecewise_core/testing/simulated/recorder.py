@@ -11,8 +11,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode, _push_mode
 
 from piecewise_core.graph.composite import composite_kernel
 from piecewise_core.testing.simulated.device import Device, Stream
@@ -21,6 +19,15 @@ from piecewise_core.testing.simulated.pool import Block, Pool
 from piecewise_core.testing.simulated.recording import Operation, Recording
 from piecewise_core.testing.simulated.shadows import Shadows, is_written
 from piecewise_core.testing.simulated.waits import waits_for_device
+from piecewise_core.torch_compat import pytree
+from piecewise_core.torch_compat.dispatcher import (
+    TorchDispatchMode,
+    count_dispatch_modes,
+    pop_mode,
+    push_mode,
+)
+from piecewise_core.torch_compat.operators import schema_of
+from piecewise_core.torch_compat.storages import generator_key, storage_key
 
 __all__ = ["Capture"]
 
@@ -95,7 +102,7 @@ class Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return args[0]
             blocks: dict[int, Block] = {}
             result = self._results(ran, given, views, blocks)
-            if func._schema.name == "aten::lift_fresh":
+            if schema_of(func).name == "aten::lift_fresh":
                 # A number that Python made a tensor of, ``x[i] = 3.0``; to kernels it is a number.
                 self.recording.numbers.append(given[0])
             if name != self._drop and _has_work(func, ran, blocks):
@@ -105,10 +112,10 @@ class Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _reshape(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Change the sizes or strides of a tensor object, which is nothing to a device."""
         storage = args[0].untyped_storage()
-        before = storage._cdata, storage.nbytes(), storage.data_ptr()
+        before = storage_key(storage), storage.nbytes(), storage.data_ptr()
         func(*args, **kwargs)
         storage = args[0].untyped_storage()
-        if (storage._cdata, storage.nbytes(), storage.data_ptr()) != before:
+        if (storage_key(storage), storage.nbytes(), storage.data_ptr()) != before:
             self._device.forbid_in_capture(
                 f"{func} to other memory", "Make a new tensor, or add the op to splitting_ops."
             )
@@ -177,7 +184,7 @@ class Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _record(
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], blocks: dict[int, Block]
     ) -> None:
-        if func._schema.name.startswith(_ALLOCATES):
+        if schema_of(func).name.startswith(_ALLOCATES):
             return
         frozen_args, frozen_kwargs = pytree.tree_map_only(
             torch.Tensor, lambda t: Frozen(t, self._device.memory), (args, kwargs)
@@ -200,7 +207,7 @@ def _parts(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 def _identity(generator: torch.Generator) -> int:
     """What two Python objects of one generator share; the dispatcher makes new ones."""
-    return int(generator._cdata)  # type: ignore[attr-defined]
+    return int(generator_key(generator))
 
 
 def _replaced(tree: Any, tensors: list[torch.Tensor]) -> Any:
@@ -211,7 +218,7 @@ def _replaced(tree: Any, tensors: list[torch.Tensor]) -> Any:
 
 def _has_work(func: Any, ran: Any, blocks: dict[int, Block]) -> bool:
     """Whether ``func`` does more than to make views of what it was given."""
-    if blocks or any(is_written(argument) for argument in func._schema.arguments):
+    if blocks or any(is_written(argument) for argument in schema_of(func).arguments):
         return True
     return not any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(ran))
 
@@ -219,21 +226,21 @@ def _has_work(func: Any, ran: Any, blocks: dict[int, Block]) -> bool:
 def _push_below(mode: TorchDispatchMode) -> None:
     """Make ``mode`` see what is left when every mode that is active has had its turn.
 
-    ``_push_mode`` and ``_pop_mode`` are torch's own, the same in 2.11 and 2.13.
+    ``push_mode`` and ``pop_mode`` are torch's own, the same in 2.11 and 2.13.
     """
     above = _popped()
-    _push_mode(mode)
+    push_mode(mode)
     for other in reversed(above):
-        _push_mode(other)
+        push_mode(other)
 
 
 def _take_out(mode: TorchDispatchMode) -> None:
     """Undo ``_push_below``, also when modes have come or gone since."""
     for other in reversed(_popped()):
         if other is not mode:
-            _push_mode(other)
+            push_mode(other)
 
 
 def _popped() -> list[TorchDispatchMode]:
     """All active modes, taken off, the top one first."""
-    return [_pop_mode() for _ in range(torch._C._len_torch_dispatch_stack())]
+    return [pop_mode() for _ in range(count_dispatch_modes())]

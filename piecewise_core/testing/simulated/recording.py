@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from piecewise_core.testing.simulated.frozen import Frozen, unseen
 from piecewise_core.testing.simulated.pool import Block, poison
+from piecewise_core.torch_compat import pytree
 
 __all__ = ["Operation", "Recording"]
 

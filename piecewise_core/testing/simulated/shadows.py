@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from piecewise_core.testing.simulated.frozen import Layout
 from piecewise_core.testing.simulated.pool import Block, Memory
+from piecewise_core.torch_compat import pytree
+from piecewise_core.torch_compat.operators import schema_of
 
 __all__ = ["Shadows", "is_written"]
 
@@ -27,7 +28,7 @@ class Shadows:
 
     def prepare(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Make shadows of what ``func`` writes to."""
-        for place, argument in enumerate(func._schema.arguments):
+        for place, argument in enumerate(schema_of(func).arguments):
             if is_written(argument):
                 value = kwargs.get(argument.name, args[place] if place < len(args) else None)
                 for leaf in pytree.tree_leaves(value):

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
+
+from piecewise_core.torch_compat import pytree
+from piecewise_core.torch_compat.operators import schema_of
 
 __all__ = ["UNSAFE", "waits_for_device"]
 
@@ -28,7 +30,7 @@ _INDEXING = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index
 
 def waits_for_device(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether what ``func`` returns, or the size of it, hangs on the values of its arguments."""
-    name = func._schema.name
+    name = schema_of(func).name
     if name in _INDEXING:
         return any(
             isinstance(leaf, torch.Tensor) and leaf.dtype in _MASKS

@@ -8,10 +8,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from piecewise_core.compile.native_piece import NativePiece
+from piecewise_core.torch_compat import pytree
+from piecewise_core.torch_compat.dispatcher import TorchDispatchMode, without_modes
+from piecewise_core.torch_compat.operators import schema_of
+from piecewise_core.torch_compat.storages import memory_key, storage_key
 from piecewise_cpu.arena import Arena
 from piecewise_cpu.kernels import NotFlat, Step, flat_call
 
@@ -59,19 +61,19 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call,misc,unused-
         if torch.Tag.inplace_view in func.tags:
             return _reshaped(func, args, kwargs)
         memory = {_memory(t) for t in _tensors((args, kwargs))}
-        with _disable_current_modes():
+        with without_modes():
             # Sizes and strides as they are now, whatever becomes of the tensor objects.
             fixed_args, fixed_kwargs = pytree.tree_map_only(torch.Tensor, _fixed, (args, kwargs))
         result = self._placed(func(*args, **kwargs), memory)
-        if not func._schema.name.startswith(_ALLOCATES):
-            self._note(partial(func, *fixed_args, **fixed_kwargs), memory, result, func._schema)
+        if not schema_of(func).name.startswith(_ALLOCATES):
+            self._note(partial(func, *fixed_args, **fixed_kwargs), memory, result, schema_of(func))
         return result
 
     def _placed(self, result: Any, memory: set[int]) -> Any:
         """``result``, its new memory in the arena, where other sizes have theirs."""
         leaves, spec = pytree.tree_flatten(result)
         new = [_memory(t) for t in leaves if isinstance(t, torch.Tensor)]
-        with _disable_current_modes():
+        with without_modes():
             placed = [
                 self._copied(leaf)
                 if isinstance(leaf, torch.Tensor)
@@ -110,7 +112,7 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call,misc,unused-
         def unseen(given: Any) -> Any:
             begun, kept = self._arena.mark(), frozenset[int]()
             try:
-                with _disable_current_modes():
+                with without_modes():
                     result = flat(given)
                 kept = frozenset(map(_memory, _tensors(result)))
                 return result
@@ -132,7 +134,7 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call,misc,unused-
 
     def _whole(self, run: Callable[..., Any], args: Sequence[Any], reason: NotFlat) -> Any:
         logger.debug("a piece is replayed as a whole: %s", reason)
-        with _disable_current_modes():
+        with without_modes():
             result = run(*args)
 
         def call() -> Any:
@@ -147,7 +149,7 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call,misc,unused-
 def _repeat(call: Step, result: Any, memory: set[int]) -> Step:
     """``call``, its new results copied to where they were at the capture."""
     leaves = pytree.tree_leaves(result)
-    with _disable_current_modes():
+    with without_modes():
         targets = [
             _fixed(leaf) if isinstance(leaf, torch.Tensor) and _memory(leaf) not in memory else None
             for leaf in leaves
@@ -169,10 +171,10 @@ def _fixed(tensor: torch.Tensor) -> torch.Tensor:
 def _reshaped(func: Any, args: Any, kwargs: Any) -> Any:
     """Change the sizes or strides of a tensor object: nothing that a replay repeats."""
     storage = args[0].untyped_storage()
-    before = storage._cdata, storage.nbytes(), storage.data_ptr()
+    before = storage_key(storage), storage.nbytes(), storage.data_ptr()
     result = func(*args, **kwargs)
     storage = args[0].untyped_storage()
-    if (storage._cdata, storage.nbytes(), storage.data_ptr()) != before:
+    if (storage_key(storage), storage.nbytes(), storage.data_ptr()) != before:
         raise DependsOnValues(f"{func} gives a tensor other memory")
     return result
 
@@ -182,14 +184,14 @@ def _tensors(value: Any) -> list[torch.Tensor]:
 
 
 def _memory(tensor: torch.Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
+    return int(memory_key(tensor))
 
 
 def _depends_on_values(func: Any, args: Any, kwargs: Any) -> bool:
     """Whether values of the arguments decide what Python gets, or how large a result is."""
-    if func._schema.name == "aten::index":  # sized by masks, not by whole numbers
+    if schema_of(func).name == "aten::index":  # sized by masks, not by whole numbers
         return any(t.dtype in (torch.bool, torch.uint8) for t in _tensors(args[1]))
-    if func._schema.name == "aten::repeat_interleave" and kwargs.get("output_size") is not None:
+    if schema_of(func).name == "aten::repeat_interleave" and kwargs.get("output_size") is not None:
         return False
     return not _TELLS_PYTHON.isdisjoint(func.tags)
 

@@ -1,0 +1,34 @@
+"""Torch's dispatcher: its modes and kernels; known in 2.11 to 2.13, no fallback."""
+
+from __future__ import annotations
+
+import torch
+
+from piecewise_core.torch_compat.lookup import needed
+
+with needed():
+    from torch._C import DisableTorchFunction
+    from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
+    from torch.utils._python_dispatch import _disable_current_modes as without_modes
+    from torch.utils._python_dispatch import _get_current_dispatch_mode_stack as mode_stack
+    from torch.utils._python_dispatch import _pop_mode as pop_mode
+    from torch.utils._python_dispatch import _push_mode as push_mode
+
+    count_dispatch_modes = torch._C._len_torch_dispatch_stack
+    count_function_modes = torch._C._len_torch_function_stack
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    key_of_device = torch._C._dispatch_key_for_device
+
+__all__ = [
+    "DisableTorchFunction",
+    "TorchDispatchMode",
+    "count_dispatch_modes",
+    "count_function_modes",
+    "has_kernel",
+    "is_traceable_wrapper_subclass",
+    "key_of_device",
+    "mode_stack",
+    "pop_mode",
+    "push_mode",
+    "without_modes",
+]

@@ -1,0 +1,53 @@
+"""Operators and what torch knows of each; known in 2.11 to 2.13, no fallback."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from piecewise_core.torch_compat.lookup import needed, reader
+
+with needed():
+    from torch._decomp import decomposition_table
+    from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
+
+    all_names = torch._C._dispatch_get_all_op_names
+
+__all__ = [
+    "HigherOrderOperator",
+    "OpOverload",
+    "OpOverloadPacket",
+    "all_names",
+    "can_decompose",
+    "decomposition_table",
+    "overload_name",
+    "packet_name",
+    "schema_name",
+    "schema_of",
+]
+
+_PACKET = torch.ops.aten.add
+_OVERLOAD = _PACKET.Tensor
+
+schema_of = reader(_OVERLOAD, "_schema")
+"""The schema of an OpOverload."""
+
+overload_name = reader(_OVERLOAD, "_overloadname")
+"""The part of an OpOverload's name behind the point."""
+
+packet_name = reader(_PACKET, "_qualified_op_name")
+"""``aten::add``, of an OpOverloadPacket."""
+
+_can_decompose = reader(_OVERLOAD, "_can_decompose")
+
+
+def can_decompose(op: OpOverload) -> bool:
+    """Whether ``op`` is made of other operators."""
+    return bool(_can_decompose(op)())
+
+
+def schema_name(fn: Any) -> str:
+    """``aten::add`` for what has a schema, else ""."""
+    name: str = getattr(getattr(fn, "_schema", None), "name", "")
+    return name

@@ -1,0 +1,26 @@
+"""Torch's part of sympy: what sizes are written in; known in 2.11 to 2.13, no fallback."""
+
+from __future__ import annotations
+
+from piecewise_core.torch_compat.lookup import needed
+
+with needed():
+    from torch.utils._sympy.functions import FloorDiv, Mod, PythonMod
+    from torch.utils._sympy.interp import sympy_interp
+    from torch.utils._sympy.printers import PythonPrinter
+    from torch.utils._sympy.reference import PythonReferenceAnalysis
+    from torch.utils._sympy.symbol import SymT, symbol_is_type
+    from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
+
+__all__ = [
+    "FloorDiv",
+    "Mod",
+    "PythonMod",
+    "PythonPrinter",
+    "PythonReferenceAnalysis",
+    "SymT",
+    "ValueRanges",
+    "bound_sympy",
+    "symbol_is_type",
+    "sympy_interp",
+]
