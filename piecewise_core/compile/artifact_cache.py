@@ -1,4 +1,4 @@
-"""Between a model's scheduler and the store: keys for pieces, loading, publishing."""
+"""Between a model's scheduler and the store: keys for pieces, entries of artifacts and back."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import logging
 import secrets
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 
 from piecewise_core.compile.artifact import Artifact
+from piecewise_core.compile.task import Task
 from piecewise_core.errors import StoreError
 from piecewise_core.graph.canonical import Form
 from piecewise_core.graph.split import Piece
+from piecewise_core.graph.torch_private import compile_lock
 from piecewise_core.plugins import told
 from piecewise_core.protocols import CompiledGraph, CompilerAdaptor
 from piecewise_core.ranges import Box
@@ -75,41 +76,35 @@ class ArtifactCache:
         """The entry of ``ticket``, if the store has it."""
         return None if self.store is None else self.store.get(ticket.key)
 
-    def lock(self, ticket: Ticket) -> AbstractContextManager[bool]:
-        """Held by whoever compiles for ``ticket``; never enter compile_lock inside of it."""
-        return nullcontext(True) if self.store is None else self.store.lock(ticket.key)
-
-    def artifact(
-        self, adaptor: CompilerAdaptor, entry: Entry, key: str, ticket: Ticket
-    ) -> Artifact | None:
+    def artifact(self, adaptor: CompilerAdaptor, entry: Entry, task: Task) -> Artifact | None:
         """The artifact that the compiler makes of ``entry``; None, and a warning, if it refuses.
 
-        ``key``: the piece's canonical key in this process. Where the code does not hold for the
-        whole box, the caller sees to the rest.
+        It holds for its ``serves`` only.
         """
         begun, manifest = time.perf_counter(), entry.manifest
         try:
-            compiled = self._load(adaptor, entry)
+            with compile_lock:
+                compiled = self._load(adaptor, entry)
         except Exception as error:
             logger.warning(
                 "compiler %r cannot load entry %s of the compile store (%s); %s is compiled again",
                 adaptor.name,
                 manifest.key[:12],
                 told(error),
-                ticket.label,
+                task.label,
             )
             return None
         return Artifact(
-            key,
-            ticket.box,
+            task.key,
+            task.box,
             compiled.run,
             adaptor.name,
             time.perf_counter() - begun,
-            ticket.label,
+            task.label,
             manifest.serves,
             manifest.why,
             stored=True,
-            ticket=ticket,
+            ticket=task.ticket,
             compiled=compiled,
         )
 
@@ -126,7 +121,7 @@ class ArtifactCache:
         """The entry of ``blob``, which ``adaptor`` just compiled for ``ticket``."""
         return make_entry(
             ticket,
-            blob,
+            b"" if serves is None else blob,
             serves=serves,
             why=why,
             adaptor=adaptor,
@@ -135,9 +130,9 @@ class ArtifactCache:
             run=self.run,
         )
 
-    def still_holds(self, ticket: Ticket, adaptor: CompilerAdaptor) -> bool:
-        """Whether nothing around has changed since ``ticket`` was made."""
-        return all(ticket.factors.get(n) == v for n, v in surroundings(adaptor).items())
+    def still_holds(self, ticket: Ticket, around: Mapping[str, str]) -> bool:
+        """Whether code that was made in the surroundings ``around`` is what ``ticket`` says."""
+        return all(ticket.factors.get(n) == v for n, v in around.items())
 
     def entry_of(self, made: Artifact, ticket: Ticket) -> Entry:
         """The entry to keep ``made`` by. Raises StoreError when its code cannot be had.
@@ -162,15 +157,6 @@ class ArtifactCache:
             adaptor=made.compiler,
             seconds=made.seconds if found is None else found.manifest.seconds,
         )
-
-    def publish(self, entry: Entry) -> None:
-        """Put ``entry`` into the store, in place of one that could not be loaded."""
-        if self.store is None:
-            return
-        try:
-            self.store.put(entry, replace=True)
-        except StoreError as error:
-            logger.warning("%s is not kept: %s", entry.manifest.label, error)
 
     def say_once(self, label: str, why: str) -> None:
         """Log that something is not kept, once for each reason."""

@@ -12,10 +12,11 @@ from contextlib import suppress
 import sympy
 import torch
 
-from piecewise_core.compile.artifact import Artifact, guarded
+from piecewise_core.compile.artifact import Artifact
 from piecewise_core.compile.artifact_cache import ArtifactCache
 from piecewise_core.compile.eager import EagerCompiler
 from piecewise_core.compile.examples import Job, make_job
+from piecewise_core.compile.task import Task
 from piecewise_core.compile.valid_range import compile_job
 from piecewise_core.config import Config
 from piecewise_core.errors import (
@@ -32,6 +33,8 @@ from piecewise_core.plugins import raised, told
 from piecewise_core.protocols import CompilerAdaptor
 from piecewise_core.ranges import Box
 from piecewise_core.store.entry import Entry, Ticket
+from piecewise_core.store.environment import surroundings
+from piecewise_core.store.single_flight import single_flight
 
 __all__ = ["Maker"]
 
@@ -72,7 +75,82 @@ class Maker:
         )
         return self._cache.entry_of(artifact, ticket)
 
-    def ticket(self, piece: Piece, form: Form, box: Box, label: str) -> tuple[Ticket | None, str]:
+    def task(
+        self, piece: Piece, form: Form, symbols: dict[sympy.Symbol, int], box: Box, label: str
+    ) -> Task:
+        """``piece``, whose canonical form is ``form``, to be had for ``box``."""
+        ticket, unkept = self._ticket(piece, form, box, label)
+        whole = self._whole_key(piece, form, box, label) if ticket is None else ticket.key
+        return Task(piece, symbols, box, form.key, whole, label, ticket, unkept)
+
+    def obtain(self, task: Task) -> Artifact:
+        """Load the piece's code, or compile it, once among all processes of the store.
+
+        It holds for the artifact's ``serves`` only. Raises CompileFailed.
+        """
+        store = None if self._cache is None else self._cache.store
+        return single_flight(store, task.ticket, _InProcess(self, task))
+
+    def load(self, entry: Entry, task: Task) -> Artifact | None:
+        """What the compiler makes of ``entry``; None if it refuses."""
+        return None if self._cache is None else self._cache.artifact(self.adaptor, entry, task)
+
+    def compile(self, task: Task) -> Artifact:
+        """Compile the piece here and now. Raises CompileFailed."""
+        piece, box, label = task.piece, task.box, task.label
+        begun = time.perf_counter()
+        adaptor: CompilerAdaptor = self.adaptor if piece.hazard is None else self._written
+
+        def make() -> Job:
+            return make_job(piece, task.symbols, box)
+
+        try:
+            with no_collection():
+                made = compile_job(adaptor, make, task.name, self._config, self._passes)
+        except CompilerUnavailable as error:
+            self._degrade(error)
+            return self.compile(task)
+        except Exception as error:
+            if isinstance(error, PiecewiseError) and not isinstance(error, PlatformFault):
+                raise
+            raise CompileFailed(
+                f"{label} ({piece.source or 'no source line'}) for sizes {box}: compiler "
+                f"{adaptor.name!r} raised {told(error)}. Try "
+                'compiler="eager" for this model, or report it with the piece that '
+                "explain() prints"
+            ) from raised(error)
+        seconds = time.perf_counter() - begun
+        logger.debug("compiled %s for %s in %.2f s with %s", label, box, seconds, adaptor.name)
+        if made.serves != box:
+            logger.warning("%s for sizes %s: %s", label, box, made.why)
+        return Artifact(
+            task.key,
+            box,
+            made.compiled.run,
+            adaptor.name,
+            seconds,
+            label,
+            made.serves,
+            piece.hazard or made.why or self._degraded,
+            ticket=task.ticket,
+            unkept=task.unkept,
+            compiled=made.compiled,
+        )
+
+    def to_keep(self, made: Artifact) -> Entry | None:
+        """The entry to publish what was just compiled as; None where it is not kept."""
+        if made.ticket is None or self._cache is None or made.compiler == self._written.name:
+            return None
+        try:
+            if not self._cache.still_holds(made.ticket, surroundings(self.adaptor)):
+                raise StoreError("a switch of torch or of the compiler changed meanwhile")
+            return self._cache.entry_of(made, made.ticket)
+        except StoreError as error:
+            made.unkept = str(error)
+            self._cache.say_once(made.owner, made.unkept)
+            return None
+
+    def _ticket(self, piece: Piece, form: Form, box: Box, label: str) -> tuple[Ticket | None, str]:
         """What the piece is kept under; or None, and why not where somebody may wonder."""
         if self._cache is None or self._cache.store is None:
             return None, ""
@@ -85,7 +163,7 @@ class Maker:
             self._cache.say_once(label, str(error))
             return None, str(error)
 
-    def whole_key(self, piece: Piece, form: Form, box: Box, label: str) -> str:
+    def _whole_key(self, piece: Piece, form: Form, box: Box, label: str) -> str:
         """What tells the piece's code from any other in caches below the store: compilers' own.
 
         Where that cannot be told, no two are alike.
@@ -95,101 +173,6 @@ class Maker:
                 return self._cache.named(self.adaptor, piece, form, box, label).key
         return secrets.token_hex(32)
 
-    def obtain(
-        self, piece: Piece, form: Form, symbols: dict[sympy.Symbol, int], box: Box, label: str
-    ) -> Artifact:
-        """Load the piece's code, or compile it, once among all processes of the store.
-
-        Raises CompileFailed.
-        """
-        key = form.key
-        ticket, unkept = self.ticket(piece, form, box, label)
-        if ticket is None or self._cache is None:
-            whole = self.whole_key(piece, form, box, label)
-            made = self._compile(piece, symbols, box, key, whole, label)
-            made.unkept = unkept
-            return made
-        tried = self._cache.find(ticket)
-        found = self._loaded(piece, tried, key, ticket)
-        if found is not None:
-            return found
-        with self._cache.lock(ticket):
-            there = self._cache.find(ticket)
-            if there is not None and (tried is None or there.manifest != tried.manifest):
-                found = self._loaded(piece, there, key, ticket)
-            if found is None:
-                found = self._compile(piece, symbols, box, key, ticket.key, label, ticket)
-        return found
-
-    def _loaded(
-        self, piece: Piece, entry: Entry | None, key: str, ticket: Ticket
-    ) -> Artifact | None:
-        if entry is None or self._cache is None:
-            return None
-        found = self._cache.artifact(self.adaptor, entry, key, ticket)
-        if found is not None and found.serves != found.box:
-            found.run = guarded(found.run, piece, found.serves)
-        return found
-
-    def _compile(
-        self,
-        piece: Piece,
-        symbols: dict[sympy.Symbol, int],
-        box: Box,
-        key: str,
-        whole: str,
-        label: str,
-        ticket: Ticket | None = None,
-    ) -> Artifact:
-        begun = time.perf_counter()
-        adaptor: CompilerAdaptor = self.adaptor if piece.hazard is None else self._written
-
-        def make() -> Job:
-            return make_job(piece, symbols, box)
-
-        try:
-            with no_collection():
-                compilation = compile_job(
-                    adaptor, make, f"{key}-{box}-{whole}", self._config, self._passes
-                )
-        except CompilerUnavailable as error:
-            self._degrade(error)
-            made = self._compile(piece, symbols, box, key, whole, label)
-            made.ticket = ticket  # the store was asked, and is not given what runs as written
-            return made
-        except Exception as error:
-            if isinstance(error, PiecewiseError) and not isinstance(error, PlatformFault):
-                raise
-            raise CompileFailed(
-                f"{label} ({piece.source or 'no source line'}) for sizes {box}: compiler "
-                f"{adaptor.name!r} raised {told(error)}. Try "
-                'compiler="eager" for this model, or report it with the piece that '
-                "explain() prints"
-            ) from raised(error)
-        seconds = time.perf_counter() - begun
-        logger.debug("compiled %s for %s in %.2f s with %s", label, box, seconds, adaptor.name)
-        run = compilation.compiled.run
-        if compilation.serves != box:
-            logger.warning("%s for sizes %s: %s", label, box, compilation.why)
-            run = guarded(run, piece, compilation.serves)
-        note = piece.hazard or compilation.why or self._degraded
-        made = Artifact(key, box, run, adaptor.name, seconds, label, compilation.serves, note)
-        made.ticket, made.compiled = ticket, compilation.compiled
-        if ticket is not None:
-            self._publish(made, ticket)
-        return made
-
-    def _publish(self, made: Artifact, ticket: Ticket) -> None:
-        if self._cache is None:
-            return
-        try:
-            if not self._cache.still_holds(ticket, self.adaptor):
-                raise StoreError("a switch of torch or of the compiler changed meanwhile")
-            self._cache.publish(self._cache.entry_of(made, ticket))
-        except StoreError as error:
-            made.unkept = str(error)
-            self._cache.say_once(made.owner, made.unkept)
-
     def _degrade(self, error: CompilerUnavailable) -> None:
         """Go on uncompiled with one warning, unless that was ruled out."""
         if self._config.check == "strict":
@@ -198,6 +181,27 @@ class Maker:
         self._degraded = str(error)
         text = f"{error} Until then this model runs uncompiled."
         warnings.warn(text, RuntimeWarning, stacklevel=2)
+
+
+class _InProcess:
+    """One task that is compiled on the calling thread, which holds ``compile_lock``."""
+
+    def __init__(self, maker: Maker, task: Task) -> None:
+        self._maker = maker
+        self._task = task
+
+    def load(self, entry: Entry) -> Artifact | None:
+        return self._maker.load(entry, self._task)
+
+    def prepare(self) -> None:
+        """Nothing."""
+
+    def make(self) -> Entry | None:
+        self._made = self._maker.compile(self._task)
+        return self._maker.to_keep(self._made)
+
+    def take(self) -> Artifact:
+        return self._made
 
 
 def _refuse_index(form: Form) -> None:

@@ -15,6 +15,7 @@ import torch
 from piecewise_core.compile.artifact import Artifact, guarded
 from piecewise_core.compile.artifact_cache import ArtifactCache
 from piecewise_core.compile.maker import Maker
+from piecewise_core.compile.task import Task
 from piecewise_core.config import Config
 from piecewise_core.counters import Counters
 from piecewise_core.errors import CaptureFailed, Sealed
@@ -23,7 +24,7 @@ from piecewise_core.graph.split import Piece
 from piecewise_core.graph.torch_private import compile_lock
 from piecewise_core.protocols import CompilerAdaptor
 from piecewise_core.ranges import Box
-from piecewise_core.store.entry import Entry, Ticket
+from piecewise_core.store.entry import Entry
 
 __all__ = ["Outside", "Scheduler", "project", "refuse_in_capture"]
 
@@ -37,22 +38,8 @@ class Outside(Protocol):
         """Whether it can compile with ``adaptor``."""
         ...
 
-    def submit(
-        self,
-        piece: Piece,
-        symbols: dict[sympy.Symbol, int],
-        box: Box,
-        key: str,
-        whole: str,
-        label: str,
-        ticket: Ticket | None,
-        done: Callable[[Piece, Artifact | None], None],
-    ) -> None:
-        """Return at once; call ``done`` later, with None when it failed.
-
-        ``key``: the piece's canonical one. ``whole``: what else its code depends on. ``ticket``:
-        what to look for in the compile store first, and keep the code under.
-        """
+    def submit(self, task: Task, done: Callable[[Task, Artifact | None], None]) -> None:
+        """Return at once; call ``done`` later, with None when it failed."""
         ...
 
 
@@ -150,19 +137,22 @@ class Scheduler:
                     refuse_in_capture(
                         self._is_capturing, f"{label} would be compiled for sizes {own}"
                     )
-                    found = self._maker.obtain(piece, self._form(piece), dict(symbols), own, label)
-                    self.adopt(found)
+                    task = self._maker.task(piece, self._form(piece), dict(symbols), own, label)
+                    found = self._adopt(self._maker.obtain(task), piece)
         if label != found.owner and label not in found.shared_by:
             found.shared_by.append(label)
             self._counters.add("dedup_hits")
         return found
 
-    def adopt(self, artifact: Artifact) -> None:
+    def _adopt(self, artifact: Artifact, piece: Piece) -> Artifact:
         """Take in an artifact compiled or loaded now, or elsewhere."""
+        if artifact.serves != artifact.box:
+            artifact.run = guarded(artifact.run, piece, artifact.serves)
         self._artifacts[artifact.key, artifact.box] = artifact
         self._counters.add("cache_hits" if artifact.stored else "compilations")
         if artifact.ticket is not None and not artifact.stored:
             self._counters.add("cache_misses")
+        return artifact
 
     def request(
         self, piece: Piece, symbols: Mapping[sympy.Symbol, int], box: Box, label: str, by: Outside
@@ -180,26 +170,13 @@ class Scheduler:
             asker = object()
             if self._requested.setdefault((os.getpid(), key, own), asker) is not asker:
                 return  # another thread did at the same time
-            form = self._form(piece)
-            ticket, _ = self._maker.ticket(piece, form, own, label)
-            whole = self._maker.whole_key(piece, form, own, label) if ticket is None else ticket.key
-            by.submit(
-                piece,
-                dict(symbols),
-                own,
-                key,
-                whole,
-                label,
-                ticket,
-                partial(self._take_in, self._turn),
-            )
+            task = self._maker.task(piece, self._form(piece), dict(symbols), own, label)
+            by.submit(task, partial(self._take_in, self._turn))
 
-    def _take_in(self, turn: int, piece: Piece, made: Artifact | None) -> None:
+    def _take_in(self, turn: int, task: Task, made: Artifact | None) -> None:
         if made is None or turn != self._turn or (made.key, made.box) in self._artifacts:
             return
-        if made.serves != made.box:
-            made.run = guarded(made.run, piece, made.serves)
-        self.adopt(made)
+        self._adopt(made, task.piece)
 
     def entry(self, artifact: Artifact) -> Entry:
         """What to keep ``artifact`` by, in the store or elsewhere. Raises StoreError."""
