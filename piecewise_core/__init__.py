@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from piecewise_core.backend import PiecewiseBackend
     from piecewise_core.bundle.save import SaveReport
     from piecewise_core.compiled import CompiledFunction
-    from piecewise_core.frontend.explain import Explanation
+    from piecewise_core.frontend.explanation import Explanation
     from piecewise_core.frontend.warmup import WarmupReport
     from piecewise_core.protocols import AbstractPiecewiseBackend
 
@@ -49,7 +49,7 @@ __all__ = [
 _LAZY = {
     "AbstractPiecewiseBackend": "protocols",
     "CompiledFunction": "compiled",
-    "Explanation": "frontend.explain",
+    "Explanation": "frontend.explanation",
     "PiecewiseBackend": "backend",
     "SaveReport": "bundle.save",
     "WarmupReport": "frontend.warmup",

@@ -14,11 +14,12 @@ import torch
 from piecewise_core.bundle.save import SaveReport, save
 from piecewise_core.counters import Stats
 from piecewise_core.errors import ConfigError, PiecewiseError, UnsupportedModule
+from piecewise_core.frontend.bisectcall import bisect_call
 from piecewise_core.frontend.bisectreport import BisectReport
-from piecewise_core.frontend.explain import Explanation, explain
+from piecewise_core.frontend.explain import explain
+from piecewise_core.frontend.explanation import Explanation
 from piecewise_core.frontend.precompile import capture_all, dump_graphs, release
 from piecewise_core.frontend.session import Session
-from piecewise_core.frontend.suspects import bisect_call
 from piecewise_core.frontend.warmup import WarmupReport, warm_up
 from piecewise_core.runtime.hooks import call_is_forward
 
@@ -50,12 +51,12 @@ class _Controls:
 
     def release(self) -> Self:
         """Give static-graph memory back; captured sizes run without graphs until ``restore``."""
-        release(self._pw_session)
+        release(self._pw_session.shared, self._pw_session.forms)
         return self
 
     def restore(self) -> Self:
         """Capture again what ``release`` freed or a replaced parameter made stale."""
-        capture_all(self._pw_session)
+        capture_all(self._pw_session.shared, self._pw_session.forms)
         return self
 
     def retrace(self) -> Self:
@@ -71,7 +72,7 @@ class _Controls:
 
         What is in them is the platform's business. Raises CaptureFailed where there are none.
         """
-        return dump_graphs(self._pw_session, Path(directory))
+        return dump_graphs(self._pw_session.shared, self._pw_session.forms, Path(directory))
 
     def save(self, path: str | os.PathLike[str]) -> SaveReport:
         """Write everything but the weights to one file, which ``pw.load`` binds to a model.

@@ -220,9 +220,10 @@ class Config:
         names a field gives a ConfigWarning. Raises ConfigError naming the variable.
         """
         environ = os.environ if environ is None else environ
-        for note in config_env.near_misses(environ, [f.name for f in fields(self)]):
+        names = [f.name for f in fields(self)]
+        for note in config_env.near_misses(environ, names):
             warnings.warn(note, ConfigWarning, stacklevel=2)
-        return config_env.override(self, environ)
+        return config_env.override(names, environ, self.replace) or self
 
     def to_dict(self) -> dict[str, Any]:
         """Return every field as plain data that JSON can hold."""

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, TypeVar
 
 from piecewise_core import config_io
 from piecewise_core.errors import ConfigError
 
-if TYPE_CHECKING:
-    from piecewise_core.config import Config
-
 __all__ = ["near_misses", "override"]
+
+C = TypeVar("C")
 
 _PREFIX = "PIECEWISE_"
 _OTHERS = frozenset({"PIECEWISE_CACHE_LIMIT", "PIECEWISE_CACHE_MODE", "PIECEWISE_PLATFORM"})
@@ -22,20 +20,22 @@ _FLAGS = frozenset({"capture_max", "clone_outputs"})
 _STRUCTURED = frozenset({"dynamic", "max_forms", "max_regions", "memory_limit", "verify_rate"})
 
 
-def override(config: Config, environ: Mapping[str, str]) -> Config:
-    """Return ``config`` with the fields that ``environ`` sets replaced.
+def override(
+    fields: Collection[str], environ: Mapping[str, str], replace: Callable[..., C]
+) -> C | None:
+    """Return ``replace(field=value, ...)`` of the ``fields`` that ``environ`` sets; None for none.
 
     Raises ConfigError naming the variable whose value was refused; where the fault lies between
     several settings, naming all of them.
     """
-    given = {f.name: environ.get(_variable(f.name), "").strip() for f in fields(config)}
+    given = {field: environ.get(_variable(field), "").strip() for field in fields}
     texts = {field: text for field, text in given.items() if text}
     if not texts:
-        return config
+        return None
     try:
         changes = {field: _parse(field, text) for field, text in texts.items()}
         changes = config_io.arguments(changes, list(given))
-        return config.replace(**changes)
+        return replace(**changes)
     except ConfigError as error:
         blamed = [f for f in texts if str(error).startswith((f"Config.{f}:", f"Config.{f}["))]
         said = ", ".join(f"{_variable(f)}={texts[f]!r}" for f in blamed or texts)

@@ -17,9 +17,9 @@ from piecewise_core.frontend.session import Session
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.graph.call import constants
 from piecewise_core.graph.garbage import no_collection
+from piecewise_core.graph.savable import NotSavable
 from piecewise_core.graph.saved.calls import read_structure
 from piecewise_core.graph.saved.traces import read_trace
-from piecewise_core.graph.saved.values import NotSavable
 from piecewise_core.graph.signatures import signature_of
 from piecewise_core.graph.structure import Structure
 from piecewise_core.graph.trace import Traced
@@ -68,7 +68,7 @@ def _bind(path: Path, content: Content, fn: Callable[..., Any], setup: Setup) ->
     session = Session(fn, setup, store)
     for structure, held, traces in forms:
         session.adopt(structure, held, traces)
-    for _ in compile_all(session):  # loads; only what the bundle left out is compiled
+    for _ in compile_all(session.forms):  # loads; only what the bundle left out is compiled
         pass
     return session
 

@@ -13,9 +13,9 @@ from piecewise_core.errors import NotTraced, StoreError
 from piecewise_core.frontend.form import Form
 from piecewise_core.frontend.precompile import compile_all
 from piecewise_core.frontend.session import Session
+from piecewise_core.graph.savable import NotSavable, place_of
 from piecewise_core.graph.saved.calls import write_structure
 from piecewise_core.graph.saved.traces import write_trace
-from piecewise_core.graph.saved.values import NotSavable, place_of
 from piecewise_core.runtime.closure_walk import roots_of
 from piecewise_core.runtime.dict_guard import take_along
 from piecewise_core.runtime.weight_paths import write_held
@@ -53,7 +53,7 @@ def save(session: Session, path: Path) -> SaveReport:
     """
     if not session.forms:
         raise NotTraced("nothing to save yet; call the model once, or warmup(), before save()")
-    for _ in compile_all(session):
+    for _ in compile_all(session.forms):
         pass
     left_out: list[str] = []
     entries = {entry.manifest.key: entry for entry in _entries(session, left_out)}

@@ -15,7 +15,6 @@ from piecewise_core.frontend.capturing import Capturing
 from piecewise_core.frontend.coverage import out_of_range
 from piecewise_core.frontend.dispatch import Dispatch
 from piecewise_core.frontend.layoutjudge import LayoutJudge
-from piecewise_core.frontend.precompile import warm
 from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.regions import Regions
 from piecewise_core.frontend.shared import Shared
@@ -45,9 +44,9 @@ class Form:
     not fit it raises, or returns None if there are other forms (``share``). ``read()`` gives the
     model's tensors, or None where they have to be bound anew; ``state()`` is 0 while nothing that
     traces read was written to. ``new``: how these calls differ from those known before, or "".
-    ``give_up``: is told of a form whose first call failed. ``fills``: whether the model, traced
-    before and changed, may fill a memo at its next forward. ``to_warm``: whether the first call
-    warms the form up.
+    ``give_up``: is told of a form whose first call failed. ``warm``: warms it up.
+    ``fills``: whether the model, traced before and changed, may fill a memo at its next forward.
+    ``to_warm``: whether the first call warms the form up.
     """
 
     def __init__(
@@ -56,12 +55,14 @@ class Form:
         structure: Structure,
         new: str,
         give_up: Callable[[Form], None],
+        warm: Callable[[Form], None],
     ) -> None:
         setup, config = shared.setup, shared.config
         self.shared = shared
         self.structure = structure
         self.new = new
         self._give_up = give_up
+        self._warm_up = warm
         self._checked = config.check != "off"
         self.binder = Binder(
             structure,
@@ -80,7 +81,8 @@ class Form:
             self.capturing.begin(self.binder)
         self.verifier: Verifier | None = None
         if config.check == "verify":
-            self.verifier = Verifier(config, shared.counters, FormSubject(self))
+            subject = FormSubject(shared, self.binder, self.capturing)
+            self.verifier = Verifier(config, shared.counters, subject)
         self.dispatch = Dispatch(
             config, shared.counters, shared.background, self._miss, self.capturing, self.verifier
         )
@@ -258,7 +260,7 @@ class Form:
     def _warm(self) -> None:
         """What ``compile_mode="warmup"`` does at the first call."""
         self.to_warm = False
-        warm(self)
+        self._warm_up(self)
 
     def _trace(self, sizes: Sizes) -> None:
         """Trace the region of ``sizes``; dropped if the model changed while it was traced."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from piecewise_core.graph.torch_private import any_autocast, compile_lock
 if TYPE_CHECKING:
     from piecewise_core.frontend.form import Form
     from piecewise_core.frontend.region import Region
-    from piecewise_core.frontend.session import Session
+    from piecewise_core.frontend.shared import Shared
     from piecewise_core.ranges import Box, Sizes
 
 logger = logging.getLogger(__name__)
@@ -61,9 +61,9 @@ def trace_all(form: Form) -> Iterator[Region]:
         known = len(form.regions)
 
 
-def compile_all(session: Session) -> Iterator[tuple[Region, Box, int]]:
+def compile_all(forms: Sequence[Form]) -> Iterator[tuple[Region, Box, int]]:
     """Trace and compile all there is; yields before each piece that is about to compile."""
-    for form in list(session.forms):
+    for form in list(forms):
         yield from compile_form(form)
 
 
@@ -93,30 +93,30 @@ def warm(form: Form) -> None:
         form.capture_all()
 
 
-def capture_all(session: Session) -> list[Sizes]:
+def capture_all(shared: Shared, forms: Sequence[Form]) -> list[Sizes]:
     """Capture every capture size of every form; returns those now served by graphs.
 
     What ``release`` freed, or a replaced parameter made stale, is captured again.
     """
-    with between_builds(session.lock):
-        return [sizes for form in session.forms for sizes in form.capture_all()]
+    with between_builds(shared.lock):
+        return [sizes for form in forms for sizes in form.capture_all()]
 
 
-def release(session: Session) -> list[Sizes]:
+def release(shared: Shared, forms: Sequence[Form]) -> list[Sizes]:
     """Free all graph memory; sizes are served without graphs until they are captured again."""
-    with session.lock:
-        return [sizes for form in session.forms for sizes in form.release()]
+    with shared.lock:
+        return [sizes for form in forms for sizes in form.release()]
 
 
-def dump_graphs(session: Session, directory: Path) -> list[Path]:
+def dump_graphs(shared: Shared, forms: Sequence[Form], directory: Path) -> list[Path]:
     """Write every static graph to a file in ``directory``. Raises CaptureFailed.
 
     Of several forms, each has a folder of its own there, ``form-0`` and so on.
     """
-    if session.shared.memory is None:
+    if shared.memory is None:
         raise CaptureFailed("nothing is captured here; set capture_sizes on a platform that can")
-    with session.lock:
-        plans = [form.capturing.plans for form in session.forms if form.capturing is not None]
+    with shared.lock:
+        plans = [form.capturing.plans for form in forms if form.capturing is not None]
         if len(plans) == 1:
             return plans[0].dump(directory)
         written = [

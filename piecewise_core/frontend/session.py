@@ -15,6 +15,7 @@ from piecewise_core.errors import ConfigError, InputMismatch, UnsupportedSideEff
 from piecewise_core.frontend.building import Unready, between_builds
 from piecewise_core.frontend.form import Form
 from piecewise_core.frontend.newform import failed_form, place_of_call, refusal_of
+from piecewise_core.frontend.precompile import warm
 from piecewise_core.frontend.refusals import check_grad, need_grad, refuse_autocast
 from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.setup import Setup
@@ -242,7 +243,7 @@ class Session:
 
     def _begin(self, structure: Structure, new: str = "") -> Form:
         """One form more. ``new``: how its calls differ from those known before."""
-        form = Form(self.shared, structure, new, self._given_up)
+        form = Form(self.shared, structure, new, self._given_up, warm)
         self.forms.append(form)
         self._share()
         return form

@@ -25,9 +25,9 @@ from piecewise_core.errors import PiecewiseError, StoreError
 from piecewise_core.graph.call import constants
 from piecewise_core.graph.codefacts import function_digest
 from piecewise_core.graph.opfacts import UNKNOWN
+from piecewise_core.graph.savable import NotSavable, place_of
 from piecewise_core.graph.saved.calls import write_structure
 from piecewise_core.graph.saved.traces import SavedTrace, read_trace, write_trace
-from piecewise_core.graph.saved.values import NotSavable, place_of
 from piecewise_core.graph.structure import Structure
 from piecewise_core.graph.torch_settings import settings_text
 from piecewise_core.graph.torch_state import in_force, switches_digest, torch_state

@@ -80,7 +80,7 @@ def warm_up(
     begun, before = time.perf_counter(), session.stats()
     with _bar(progress) as bar:
         task = bar.add_task("tracing", total=None)
-        for region, box, index in compile_all(session):
+        for region, box, index in compile_all(session.forms):
             total = sum(len(r.boxes) * len(r.backends) for r in session.regions)
             bar.update(
                 task,
@@ -89,7 +89,7 @@ def warm_up(
                 description=f"{region.label(index)} for {box}",
             )
         bar.update(task, total=1, completed=1, description="capturing")
-        captured = capture_all(session)
+        captured = capture_all(session.shared, session.forms)
     after = session.stats()
     return WarmupReport(
         regions=len(session.regions),

@@ -36,7 +36,7 @@ from piecewise_core.graph.codefacts import (
     unaskable,
 )
 from piecewise_core.graph.opfacts import changed_ops, op_facts
-from piecewise_core.graph.saved.values import NotSavable, Values, place_of
+from piecewise_core.graph.savable import NotSavable, Values, place_of
 from piecewise_core.graph.structure import is_plain
 from piecewise_core.graph.tensorfacts import tensor_facts
 from piecewise_core.graph.torch_state import torch_state

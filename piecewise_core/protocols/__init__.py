@@ -18,12 +18,16 @@ from __future__ import annotations
 from piecewise_core.protocols.compiler import CompilerAdaptor, CompilerExtras, Passes
 from piecewise_core.protocols.device import DeviceRuntime, RuntimeExtras
 from piecewise_core.protocols.graphs import GraphDriver, GraphExtras
-from piecewise_core.protocols.platform import AbstractPiecewiseBackend, Platform, PlatformExtras
+from piecewise_core.protocols.platform import (
+    AbstractPiecewiseBackend,
+    Platform,
+    PlatformExtras,
+    PlatformInfo,
+)
 from piecewise_core.protocols.values import (
     BudgetContext,
     Capabilities,
     CompiledGraph,
-    PlatformInfo,
     Probe,
     ReplayCall,
 )

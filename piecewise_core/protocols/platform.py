@@ -1,8 +1,9 @@
-"""One kind of device, put together; and what runs a piece on it."""
+"""One kind of device, announced and put together; and what runs a piece on it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from typing_extensions import runtime_checkable
@@ -14,9 +15,9 @@ if TYPE_CHECKING:
     from piecewise_core.protocols.compiler import CompilerAdaptor
     from piecewise_core.protocols.device import DeviceRuntime
     from piecewise_core.protocols.graphs import GraphDriver
-    from piecewise_core.protocols.values import Capabilities
+    from piecewise_core.protocols.values import Capabilities, Probe
 
-__all__ = ["AbstractPiecewiseBackend", "Platform", "PlatformExtras"]
+__all__ = ["AbstractPiecewiseBackend", "Platform", "PlatformExtras", "PlatformInfo"]
 
 
 @runtime_checkable
@@ -32,6 +33,23 @@ class Platform(Protocol):
     graphs: GraphDriver | None
     compiler: CompilerAdaptor
     capabilities: Capabilities
+
+
+@dataclass(frozen=True)
+class PlatformInfo:
+    """One platform as its plugin announces it; cheap, holds no device.
+
+    ``name``: unique, lower case. ``device_type``: torch's device type ("cpu", "cuda").
+    ``api_version``: the API_VERSION it was written for. ``probe``: must not raise and must not
+    initialise a device. ``create``: imports the device stack and returns the Platform; called
+    once, only for the platform that was selected.
+    """
+
+    name: str
+    device_type: str
+    api_version: tuple[int, int]
+    probe: Callable[[], Probe]
+    create: Callable[[], Platform]
 
 
 class PlatformExtras(Protocol):

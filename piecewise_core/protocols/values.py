@@ -9,13 +9,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from piecewise_core.protocols.platform import Platform
-
 __all__ = [
     "BudgetContext",
     "Capabilities",
     "CompiledGraph",
-    "PlatformInfo",
     "Probe",
     "ReplayCall",
 ]
@@ -71,23 +68,6 @@ class ReplayCall:
     captured: tuple[int, ...]
     sizes: tuple[int, ...]
     inputs: Sequence[torch.Tensor]
-
-
-@dataclass(frozen=True)
-class PlatformInfo:
-    """One platform as its plugin announces it; cheap, holds no device.
-
-    ``name``: unique, lower case. ``device_type``: torch's device type ("cpu", "cuda").
-    ``api_version``: the API_VERSION it was written for. ``probe``: must not raise and must not
-    initialise a device. ``create``: imports the device stack and returns the Platform; called
-    once, only for the platform that was selected.
-    """
-
-    name: str
-    device_type: str
-    api_version: tuple[int, int]
-    probe: Callable[[], Probe]
-    create: Callable[[], Platform]
 
 
 @dataclass(frozen=True)

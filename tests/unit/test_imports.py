@@ -1,4 +1,4 @@
-"""Imports go one way: a stage imports only stages to its left. See docs/explanation."""
+"""Imports go one way, type-checking ones too: a stage imports only stages to its left."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,8 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("table",),
     ("afterfork", "interpreter", "ownership"),
     ("config", "counters"),
-    ("protocols", "hookspecs"),
+    ("protocols",),
+    ("hookspecs",),
     ("plugins",),
     ("torch_compat",),
     ("graph",),
@@ -66,11 +68,16 @@ LIGHT = (
 
 @dataclass(frozen=True)
 class Arrow:
-    """One import: ``where`` it stands, from which ``source`` unit, of which dotted ``target``."""
+    """One import: ``where`` it stands, in which dotted ``module``, of which dotted ``target``."""
 
     where: str
-    source: str
+    module: str
     target: str
+
+    @property
+    def source(self) -> str:
+        """The top-level module that it stands in."""
+        return unit_of(self.module)
 
 
 def unit_of(dotted: str) -> str:
@@ -81,15 +88,14 @@ def unit_of(dotted: str) -> str:
 
 
 def arrows(root: Path) -> Iterator[Arrow]:
-    """Every import under ``root``, wherever it stands, but for those under TYPE_CHECKING."""
+    """Every import under ``root``, wherever it stands."""
     for path in sorted(root.rglob("*.py")):
-        parts = path.relative_to(root.parent).with_suffix("").parts
-        module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        module = _dotted(path, root)
         tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
-        for node in _runtime_nodes(tree):
+        for node in ast.walk(tree):
             where = f"{path.relative_to(root.parent)}:{getattr(node, 'lineno', 0)}"
             for target in _targets(node, root):
-                yield Arrow(where, unit_of(module), target)
+                yield Arrow(where, module, target)
 
 
 def wrong(arrow: Arrow) -> str | None:
@@ -117,14 +123,35 @@ def unplaced(root: Path) -> list[str]:
     return sorted(units - RANK.keys())
 
 
-def _runtime_nodes(node: ast.AST) -> Iterator[ast.AST]:
-    """``node`` and all below it, but for the bodies of ``if TYPE_CHECKING:``."""
-    yield node
-    children: Iterator[ast.AST] | list[ast.stmt] = ast.iter_child_nodes(node)
-    if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
-        children = node.orelse
-    for child in children:
-        yield from _runtime_nodes(child)
+def circles(root: Path) -> list[str]:
+    """One circle of imports for each package under ``root`` whose children have any."""
+    modules = {_dotted(path, root) for path in root.rglob("*.py")}
+    inside = {(a.module, a.target) for a in arrows(root) if a.target in modules}
+    found = []
+    for package in sorted(_dotted(path, root) for path in root.rglob("__init__.py")):
+        children: dict[str, set[str]] = {}
+        for names in inside:
+            source, target = (_child(name, package) for name in names)
+            if source is not None and target is not None and source != target:
+                children.setdefault(source, set()).add(target)
+        try:
+            TopologicalSorter(children).prepare()
+        except CycleError as error:
+            found.append(" <- ".join(error.args[1]))
+    return found
+
+
+def _child(module: str, package: str) -> str | None:
+    """The child of ``package`` that ``module`` is or is in; its face is one; None outside."""
+    if module == package:
+        return f"{package}.{FACE}"
+    inside = module.startswith(f"{package}.")
+    return ".".join(module.split(".")[: package.count(".") + 2]) if inside else None
+
+
+def _dotted(path: Path, root: Path) -> str:
+    """The name of the module in file ``path``."""
+    return ".".join(path.relative_to(root.parent).with_suffix("").parts).removesuffix(f".{FACE}")
 
 
 def _targets(node: ast.AST, root: Path) -> list[str]:
@@ -134,9 +161,7 @@ def _targets(node: ast.AST, root: Path) -> list[str]:
     if isinstance(node, ast.ImportFrom):
         if node.level or node.module is None:
             return []  # ruff bans relative imports
-        if node.module == PACKAGE:
-            return [_of_face(alias.name, root) for alias in node.names]
-        return [node.module]
+        return [_named(node.module, alias.name, root) for alias in node.names]
     if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
         name, value = ast.unparse(node.func), node.args[0].value
         if name.endswith(("import_module", "__import__")) and isinstance(value, str):
@@ -144,10 +169,11 @@ def _targets(node: ast.AST, root: Path) -> list[str]:
     return []
 
 
-def _of_face(name: str, root: Path) -> str:
-    """``from piecewise_core import name``: a module of ours, or something that the face defines."""
-    is_module = (root / f"{name}.py").exists() or (root / name).is_dir()
-    return f"{PACKAGE}.{name}" if is_module else PACKAGE
+def _named(package: str, name: str, root: Path) -> str:
+    """``from package import name``: a module of ours, or something that ``package`` defines."""
+    path = root.parent.joinpath(*package.split("."), name)
+    is_module = path.with_suffix(".py").exists() or path.is_dir()
+    return f"{package}.{name}" if is_module else package
 
 
 def write_tree(root: Path, files: dict[str, str]) -> Path:
@@ -185,6 +211,7 @@ def test_every_import_in_core_goes_from_right_to_left():
         ("config_io.py", "import piecewise_core.counters", "config -> counters"),
         ("graph/split.py", "def f():\n    import piecewise_core.store", "graph -> store"),
         ("graph/split.py", "m = importlib.import_module('piecewise_core.api')", "graph -> api"),
+        ("graph/a.py", "if TYPE_CHECKING:\n    from piecewise_core.api import compile", "-> api"),
         ("compile/a.py", "if TYPE_CHECKING:\n    pass\nelse:\n    import piecewise_core.api", "->"),
         ("compile/a.py", "import piecewise_cuda.driver", "core imports the plugin"),
         ("compile/a.py", "import piecewise_core.helpers", "give it a place in the order"),
@@ -203,7 +230,6 @@ def test_the_walker_names_a_wrong_arrow(tmp_path, file, text, complaint):
         ("config.py", "from piecewise_core import config_io, errors"),
         ("config_io.py", "from piecewise_core.config import Config"),
         ("graph/split.py", "from piecewise_core.graph.names import resolve"),
-        ("graph/split.py", "if typing.TYPE_CHECKING:\n    from piecewise_core.api import compile"),
         ("__init__.py", "from piecewise_core.api import compile"),
         ("cli/main.py", "import torch, piecewise_core"),
     ],
@@ -211,6 +237,51 @@ def test_the_walker_names_a_wrong_arrow(tmp_path, file, text, complaint):
 def test_the_walker_lets_a_right_arrow_pass(tmp_path, file, text):
     modules = {f"{name}.py": "" for name in ("config", "config_io", "errors", "api")}
     assert complaints(write_tree(tmp_path, {**modules, file: text})) == []
+
+
+def test_no_imports_in_core_go_in_a_circle():
+    found = circles(ROOT)
+    assert not found, "\n".join(found)
+
+
+TYPES = "if TYPE_CHECKING:\n    "
+FACES = {f"{name}/__init__.py": "" for name in ("graph", "graph/saved")}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"a.py": "import piecewise_core.b", "b.py": "from piecewise_core import a"},
+        {
+            "graph/a.py": "from piecewise_core.graph.b import c",
+            "graph/b.py": f"{TYPES}from piecewise_core.graph.a import d",
+        },
+        {
+            "graph/a.py": "from piecewise_core.graph.saved.b import c",
+            "graph/d.py": "",
+            "graph/saved/b.py": "from piecewise_core.graph.d import e",
+            "graph/saved/f.py": "def g():\n    from piecewise_core.graph import a",
+        },
+        {
+            "graph/__init__.py": "from piecewise_core.graph.a import b",
+            "graph/a.py": f"{TYPES}from piecewise_core.graph import c",
+        },
+    ],
+)
+def test_the_walker_finds_a_circle(tmp_path, files):
+    (found,) = circles(write_tree(tmp_path, FACES | files))
+    assert " <- " in found
+
+
+def test_the_walker_lets_what_only_looks_like_a_circle_pass(tmp_path):
+    files = {
+        "graph/a.py": "from piecewise_core.graph.b import a",
+        "graph/b.py": "from piecewise_core.graph.saved import a",
+        "graph/saved/a.py": "from piecewise_core.graph.saved.b import a\nimport a",
+        "graph/saved/b.py": "from piecewise_core.errors import a",
+        "errors.py": "",
+    }
+    assert circles(write_tree(tmp_path, FACES | files)) == []
 
 
 def test_a_new_top_level_module_without_a_place_is_found(tmp_path):
@@ -237,7 +308,7 @@ def test_importing_piecewise_core_imports_neither_torch_nor_a_plugin():
 
 
 def test_what_a_plugin_imports_brings_in_neither_torch_nor_a_plugin():
-    present = [name for name in LIGHT if _of_face(name, ROOT) != PACKAGE]
+    present = [name for name in LIGHT if _named(PACKAGE, name, ROOT) != PACKAGE]
     light = [f"{PACKAGE}.{name}" for name in present]
     light += [
         found.name

@@ -19,7 +19,6 @@ LONGER: set[str] = {
     "piecewise_core/compiled.py",
     "piecewise_core/config.py",
     "piecewise_core/entry.py:backend",
-    "piecewise_core/frontend/explain.py",
     "piecewise_core/frontend/form.py",
     "piecewise_core/frontend/lockstep.py",
     "piecewise_core/frontend/recorded.py",

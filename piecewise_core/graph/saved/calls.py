@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from piecewise_core.config import Dim
-from piecewise_core.graph.saved.values import NotSavable, Values
+from piecewise_core.graph.savable import NotSavable, Values
 from piecewise_core.graph.structure import Constant, Container, Node, Structure, TensorLeaf
 
 __all__ = ["read_structure", "write_structure"]

@@ -19,7 +19,7 @@ from torch import fx
 from piecewise_core.errors import TraceFailed
 from piecewise_core.graph.memory import values
 from piecewise_core.graph.names import source_of
-from piecewise_core.graph.saved.values import NotSavable, Values
+from piecewise_core.graph.savable import NotSavable, Values
 from piecewise_core.graph.sizes import SizeWriter
 from piecewise_core.torch_compat import functorch
 from piecewise_core.torch_compat.fakes import FakeTensor, FakeTensorMode

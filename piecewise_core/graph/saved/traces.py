@@ -14,13 +14,13 @@ from piecewise_core.graph.assumptions import Assumptions
 from piecewise_core.graph.codefacts import CodeFact
 from piecewise_core.graph.origins import GraphInput
 from piecewise_core.graph.outputs import OutputCode
+from piecewise_core.graph.savable import NotSavable, Values
 from piecewise_core.graph.saved.graphs import (
     GraphReader,
     GraphWriter,
     constants_from_bytes,
     constants_to_bytes,
 )
-from piecewise_core.graph.saved.values import NotSavable, Values
 from piecewise_core.graph.sizes import expression, new_size
 from piecewise_core.graph.torch_private import oblivious_sizes
 from piecewise_core.graph.trace import Traced, hints

@@ -7,12 +7,13 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
-from piecewise_core.testing.conformance.judging import Run, Verdict, judge
+from piecewise_core.testing.conformance.judging import Verdict, judge
 from piecewise_core.testing.conformance.marks import LEVELS, Spec, override_reason, spec_of
+from piecewise_core.testing.conformance.run import Run
 from piecewise_core.testing.conformance.subject import Subject
 
 __all__ = ["Conformance"]
@@ -21,8 +22,8 @@ __all__ = ["Conformance"]
 class Conformance:
     """Wraps every test of the kit when a class with tests is made. See PlatformConformance."""
 
-    platform: Any = None
-    level: str = LEVELS[-1]
+    platform: ClassVar[Any] = None
+    level: ClassVar[str] = LEVELS[-1]
     xfails: str | Path | None = None
     rounds: int = 2000
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from piecewise_core.plugins.attribution import AttributedPlatform
 from piecewise_core.protocols import Platform, ReplayCall
 from piecewise_core.testing.conformance.marks import Spec
+from piecewise_core.testing.conformance.run import Run
 from piecewise_core.testing.conformance.subject import Subject
 from piecewise_core.testing.conformance.verdicts import NotClaimed, Violation
-
-if TYPE_CHECKING:
-    from piecewise_core.testing.conformance.judging import Run
 
 __all__ = ["Case"]
 

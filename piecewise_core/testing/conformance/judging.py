@@ -1,27 +1,22 @@
-"""Decides how one test ends, and remembers how those before it did."""
+"""Decides how one test ends."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from piecewise_core.errors import PiecewiseError
 from piecewise_core.testing.conformance.case import Case
 from piecewise_core.testing.conformance.marks import LEVELS, Spec
-from piecewise_core.testing.conformance.subject import Subject, find_subject
+from piecewise_core.testing.conformance.run import Run
 from piecewise_core.testing.conformance.verdicts import NotClaimed, Violation, told
-from piecewise_core.testing.conformance.xfail import read_xfails
 
-if TYPE_CHECKING:
-    from piecewise_core.testing.conformance.base import Conformance
-
-__all__ = ["FOUND", "KEEPS", "Run", "Verdict", "judge"]
+__all__ = ["FOUND", "KEEPS", "Verdict", "judge"]
 
 FOUND = "test_the_platform_is_found"
 KEEPS = "test_what_create_gives_keeps_the_protocols"
@@ -36,34 +31,6 @@ class Verdict:
 
     outcome: str
     reason: str = ""
-
-
-class Run:
-    """What the tests of one suite share: the subject, outcomes so far, what is made once."""
-
-    def __init__(self, suite: type[Conformance]) -> None:
-        self.suite = suite
-        self.outcomes: dict[str, str] = {}
-        self.kept: dict[str, Any] = {}
-        # From before the plugin was imported, which may change it.
-        self.environ = dict(os.environ)
-        self._subject: Subject | None = None
-        self._xfails: Mapping[str, str] | None = None
-
-    @property
-    def subject(self) -> Subject:
-        """The platform under test. Raises what ``find_subject`` raises."""
-        if self._subject is None:
-            self._subject = find_subject(self.suite.platform)
-        return self._subject
-
-    @property
-    def xfails(self) -> Mapping[str, str]:
-        """Expected failures with their reasons. Raises ConfigError for a file with mistakes."""
-        if self._xfails is None:
-            path = self.suite.xfail_path()
-            self._xfails = {} if path is None else read_xfails(path, self.suite.specs())
-        return self._xfails
 
 
 def judge(run: Run, spec: Spec, test: Callable[[Case], Any]) -> Verdict:

@@ -6,14 +6,11 @@ import contextlib
 import itertools
 import threading
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from piecewise_core.testing.simulated.pool import Memory
 
-if TYPE_CHECKING:
-    from piecewise_core.testing.simulated.recorder import Capture
-
-__all__ = ["Device", "DeviceFault", "Stream"]
+__all__ = ["Device", "DeviceFault", "Running", "Stream"]
 
 
 class DeviceFault(RuntimeError):
@@ -34,12 +31,19 @@ class Stream:
         return f"stream {self.number}"
 
 
+class Running(Protocol):
+    """A capture that runs, on ``stream``; ``spoiled`` ones cannot be replayed."""
+
+    spoiled: bool
+    stream: Stream
+
+
 class Device:
     """One simulated device. ``capture``: the one that runs, whichever thread began it."""
 
     def __init__(self, memory_bytes: int | None) -> None:
         self.memory = Memory(memory_bytes)
-        self.capture: Capture | None = None
+        self.capture: Running | None = None
         self._numbers = itertools.count(1)
         self._default = Stream(0)
         self._current = threading.local()

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from piecewise_core.graph.saved.values import NotSavable, Values, imported, place_of
+from piecewise_core.graph.savable import NotSavable, Values, imported, place_of
 
 VALUES = Values()
 Pair = collections.namedtuple("Pair", "first second")
