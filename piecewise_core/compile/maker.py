@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 
 import sympy
 import torch
@@ -183,22 +184,22 @@ class Maker:
         warnings.warn(text, RuntimeWarning, stacklevel=2)
 
 
+@dataclass
 class _InProcess:
     """One task that is compiled on the calling thread, which holds ``compile_lock``."""
 
-    def __init__(self, maker: Maker, task: Task) -> None:
-        self._maker = maker
-        self._task = task
+    maker: Maker
+    task: Task
 
     def load(self, entry: Entry) -> Artifact | None:
-        return self._maker.load(entry, self._task)
+        return self.maker.load(entry, self.task)
 
     def prepare(self) -> None:
         """Nothing."""
 
     def make(self) -> Entry | None:
-        self._made = self._maker.compile(self._task)
-        return self._maker.to_keep(self._made)
+        self._made = self.maker.compile(self.task)
+        return self.maker.to_keep(self._made)
 
     def take(self) -> Artifact:
         return self._made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -91,57 +92,49 @@ class Background:
         )
 
 
+@dataclass
 class _InWorker:
     """One task that the worker compiles. ``state``, ``around``: as they were when it was asked."""
 
-    def __init__(
-        self,
-        setup: Setup,
-        cache: ArtifactCache,
-        task: Task,
-        state: dict[str, Any],
-        around: dict[str, str],
-        ask: Ask,
-    ) -> None:
-        self._setup = setup
-        self._cache = cache
-        self._task = task
-        self._state = state
-        self._around = around
-        self._ask = ask
-        self._job = b""
+    setup: Setup
+    cache: ArtifactCache
+    task: Task
+    state: dict[str, Any]
+    around: dict[str, str]
+    ask: Ask
+    job: bytes = b""
 
     def load(self, entry: Entry) -> Artifact | None:
-        return self._cache.artifact(self._setup.compiler, entry, self._task)
+        return self.cache.artifact(self.setup.compiler, entry, self.task)
 
     def prepare(self) -> None:
-        if self._job:
+        if self.job:
             return
         with compile_lock:
-            job = make_job(self._task.piece, self._task.symbols, self._task.box)
+            job = make_job(self.task.piece, self.task.symbols, self.task.box)
             with torch.inference_mode(), job.context():
-                for apply in self._setup.passes:
+                for apply in self.setup.passes:
                     apply(job.graph)
-            self._job = pack(job)
+            self.job = pack(job)
 
     def make(self) -> Entry | None:
-        answer, ticket = self._ask(self._request), self._task.ticket
+        answer, ticket = self.ask(self._request), self.task.ticket
         self._answer = answer
         if ticket is None or answer.handle is None:
             return None
-        if not self._cache.still_holds(ticket, self._around):
+        if not self.cache.still_holds(ticket, self.around):
             return None
-        return self._cache.entry(
+        return self.cache.entry(
             ticket,
             answer.handle,
             serves=_box(answer),
             why=answer.why,
-            adaptor=self._setup.compiler.name,
+            adaptor=self.setup.compiler.name,
             seconds=answer.seconds,
         )
 
     def take(self) -> Artifact:
-        answer, adaptor, task = self._answer, self._setup.compiler, self._task
+        answer, adaptor, task = self._answer, self.setup.compiler, self.task
         if answer.handle is None:
             raise _NotMade(answer.error)
         with compile_lock:
@@ -161,9 +154,9 @@ class _InWorker:
         )
 
     def _request(self, serial: int) -> Request:
-        name, config = self._setup.selected.info.name, self._setup.config.to_json()
-        task = self._task
-        return Request(serial, name, config, task.name, self._job, self._state, self._around)
+        name, config = self.setup.selected.info.name, self.setup.config.to_json()
+        task = self.task
+        return Request(serial, name, config, task.name, self.job, self.state, self.around)
 
 
 class _NotMade(Exception):

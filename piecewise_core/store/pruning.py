@@ -133,8 +133,7 @@ def _uses(store: FileStore) -> Iterator[_Use]:
     for key in store.all_keys():
         path = store.path(key)
         with suppress(OSError):
-            size = sum(item.stat(follow_symlinks=False).st_size for item in os.scandir(path))
-            yield _Use(os.stat(path).st_mtime, size, key)
+            yield _Use(os.stat(path).st_mtime, _size(path), key)
 
 
 def _tidy(store: FileStore) -> int:
