@@ -19,12 +19,12 @@ unexport PYTHONPATH PYTHONHOME PIP_TARGET PIP_PREFIX PIP_USER PIP_REQUIRE_VIRTUA
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help check setup demo test lint bench sweep fuzz mutants wheels clean
+.PHONY: help check setup demo test lint bench sweep fuzz mutants matrix wheels wheel-test clean
 
 help: ## list the targets
 	@echo 'usage: make TARGET [PYTHON=python3.12] [VENV=.venv]'
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | while IFS='|' read -r name text; do \
-	    printf '  %-8s %s\n' $$name "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | while IFS='|' read -r name text; do \
+	    printf '  %-10s %s\n' $$name "$$text"; done
 
 setup: $(STAMPS)/piecewise ## make .venv with piecewise and all it is developed with
 
@@ -53,11 +53,19 @@ fuzz: setup ## N random programs through every front against eager: make fuzz N=
 mutants: setup ## programs and platform parts that are silently wrong: check="verify" finds each
 	PYTHONPATH=tests/kit $(PY) -m silent
 
+TORCH ?=
+TESTS ?= tests
+matrix: setup ## the tests on every torch from 2.11 on, each in its own environment: make matrix TORCH=2.14 TESTS=tests/unit
+	PYTHONPATH=tests/kit $(PY) tests/kit/matrix.py $(if $(TORCH),--only $(TORCH)) --tests $(TESTS)
+
 wheels: setup ## wheel and source archive of core and every platform, into dist/
 	rm -rf dist
 	@set -e; for project in . $(PLATFORMS); do \
 	    echo "== $$project"; $(PY) -m build --no-isolation --outdir dist $$project; done
 	$(PY) -m twine check --strict dist/*
+
+wheel-test: wheels ## core and the cpu wheel as users install them: empty environment, example, bundle, uninstall
+	$(PY) tests/kit/installed_wheels.py
 
 clean: ## remove what was built and cached; the environment stays
 	rm -rf dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
