@@ -22,6 +22,8 @@ SHAPE = (4, 32)
 RATES = (0.01, 0.1)
 CALLS = 100
 """Calls of a round: so many that each rate compares a whole number of them."""
+SLICE = 10
+"""Calls of one contender before the next one's turn: what disturbs a round disturbs all of it."""
 DEMO = 0.02
 
 
@@ -55,7 +57,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
     quick = parser.parse_args().quick
     with torch.inference_mode():
-        found = in_turn(calls(), rounds=3 if quick else 15, calls=CALLS)
+        slices = in_turn(calls(), rounds=(3 if quick else 15) * CALLS // SLICE, calls=SLICE)
+    found = {name: _rounds(values) for name, values in slices.items()}
     over = _median([e / s for e, s in zip(found["eager"], found["served"], strict=True)])
     rows: list[Row] = [("eager_over_served", over, "", None)]
     for rate in RATES:
@@ -67,6 +70,12 @@ def main() -> None:
             rows.append((f"added_to_the_demo_at_{rate:g}", added, "", DEMO))
     raw = {f"{n}_ms": [round(s * 1e3, 4) for s in values] for n, values in found.items()}
     report('check="verify" on the CPU', rows, raw)
+
+
+def _rounds(slices: list[float]) -> list[float]:
+    """Seconds of a call, by rounds."""
+    count = CALLS // SLICE
+    return [sum(slices[i : i + count]) / count for i in range(0, len(slices), count)]
 
 
 def _median(values: list[float]) -> float:

@@ -13,7 +13,7 @@ from piecewise_core.frontend.bisectreport import BisectReport, source_lines
 from piecewise_core.frontend.lockstep import Finding, Lockstep
 from piecewise_core.frontend.madeat import made_at
 from piecewise_core.frontend.region import Region
-from piecewise_core.ranges import Sizes
+from piecewise_core.ranges import Sizes, Target
 from piecewise_core.replay.overlap import Overlap
 from piecewise_core.runtime.compared import apart, kept
 from piecewise_core.runtime.fingerprints import Fingerprints, parting
@@ -29,7 +29,7 @@ class Suspect:
     ``tensors``, ``bound``, ``sizes``: as plans take them. ``given``: the caller's own tensors, by
     the same places. ``as_written()``: the model's own results. ``rebuild(outs, tensors, bound)``: a
     result of the program's outputs. ``plan``: the static graphs that serve the call, ``buffers``
-    what they read. ``generators``: of devices. ``target``: in words.
+    what they read. ``generators``: of devices.
     """
 
     region: Region
@@ -42,7 +42,7 @@ class Suspect:
     plan: CapturedPlan | None
     buffers: Sequence[torch.Tensor]
     generators: Sequence[Any]
-    target: str
+    target: Target
 
     @property
     def memory(self) -> list[torch.Tensor]:
@@ -129,7 +129,7 @@ def _report(suspect: Suspect, found: Finding | None) -> BisectReport:
                 "ops": piece.ops,
                 "source": source_lines(piece),
             }
-    return BisectReport(suspect.sizes, suspect.target, **report)
+    return BisectReport(suspect.sizes, str(suspect.target), **report)
 
 
 def _note(suspect: Suspect) -> str:

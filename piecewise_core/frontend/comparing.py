@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,15 +31,16 @@ def due(credit: float, rate: float) -> tuple[float, bool]:
 class Compared:
     """One call run as written and as it is served, and how the two are apart.
 
-    ``result``: the served one; its writes are what stays. ``wanted``: the model's own. ``path``:
-    of the leaf that differs; "memory[0]" is the first that is written to. ``before``, ``after``:
-    what the call writes to, as it was and as the model left it. ``reads``: what it does not.
-    ``damaged``: whether a tensor of the model's was written to that is not to be.
+    ``result``: the served one, ``leaves`` by path; its writes are what stays. ``wanted``: the
+    model's own. ``path``: of the leaf that differs; "memory[0]" is the first that is written to.
+    ``before``, ``after``: what the call writes to, as it was and as the model left it. ``reads``:
+    what it does not. ``damaged``: whether a tensor of the model's was written to that is not to be.
     """
 
     def __init__(
         self,
         result: Any,
+        leaves: Mapping[str, Any],
         wanted: Any,
         found: tuple[str, str] | None,
         before: Preserved,
@@ -48,7 +49,7 @@ class Compared:
         *,
         damaged: bool = False,
     ) -> None:
-        self.result, self.wanted = result, wanted
+        self.result, self.leaves, self.wanted = result, leaves, wanted
         self.path = "" if found is None else found[0]
         self.how = None if found is None else found[1]
         self.damaged = damaged
@@ -104,12 +105,13 @@ def compared(
         raise NoRoom(str(error)) from error
     marks = Marks(held)
     result = served()
+    ours = kept(result)
     with torch.no_grad():
         damaged = marks.changed()
-        found = parted(kept(result), theirs) or _written(after) or _scribbled(given)
+        found = parted(ours, theirs) or _written(after) or _scribbled(given)
     if damaged is not None:
         found = "", f"{described(damaged)} of the model, which it does not write to, was written to"
-    return Compared(result, wanted, found, before, after, given, damaged=damaged is not None)
+    return Compared(result, ours, wanted, found, before, after, given, damaged=damaged is not None)
 
 
 def described(tensor: torch.Tensor) -> str:

@@ -58,7 +58,7 @@ class FormSubject:
             plan,
             buffers,
             _generators(shared.setup),
-            str(target),
+            target,
         )
 
 
@@ -88,5 +88,5 @@ class GraphSubject:
             None,
             (),
             _generators(self._setup),
-            str(target),
+            target,
         )

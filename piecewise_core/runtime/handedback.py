@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -17,22 +17,20 @@ class HandedBack:
     def __init__(self) -> None:
         self._before: dict[int, StorageWeakRef] = {}
 
-    def again(
-        self, result: Mapping[str, Any], wanted: Mapping[str, Any], given: Iterable[torch.Tensor]
-    ) -> str | None:
+    def again(self, result: Mapping[str, Any], allowed: Callable[[], Iterable[Any]]) -> str | None:
         """The path of a result that lies in the memory of an earlier one; None where none does.
 
-        ``result``: by path, as of ``kept``. ``wanted``: as the model gave it: where its own lie in
-        memory that it holds, so may these. ``given``: the call's tensors and the model's.
+        ``result``: by path, as of ``kept``. ``allowed``: gives the tensors in whose memory it may
+        lie; asked for only where a result lies in an earlier one's.
         """
-        allowed = {_address(t) for t in (*given, *wanted.values()) if _is_plain(t)}
-        own = {p: t for p, t in result.items() if _is_plain(t) and _address(t) not in allowed}
-        found = next((p for p, t in own.items() if self._holds(_address(t))), None)
+        plain = {p: t for p, t in result.items() if _is_plain(t)}
+        found = [p for p, t in plain.items() if self._holds(_address(t))]
         self._before = {
             _address(t): StorageWeakRef(t.untyped_storage())  # type: ignore[no-untyped-call]
-            for t in own.values()
+            for t in plain.values()
         }
-        return found
+        may = {_address(t) for t in allowed() if _is_plain(t)} if found else set()
+        return next((p for p in found if _address(plain[p]) not in may), None)
 
     def _holds(self, address: int) -> bool:
         """Whether that memory is an earlier result's, which was not let go of."""

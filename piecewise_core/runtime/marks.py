@@ -24,6 +24,8 @@ class Marks:
         return None
 
     def _taken(self) -> list[torch.Tensor]:
+        if not self._tensors:
+            return []
         with torch.no_grad():
             return [_sums(tensor) for tensor in self._tensors]
 

@@ -35,9 +35,10 @@ class Preserved:
 
     def put_back(self) -> None:
         """Make everything as it was."""
-        with torch.inference_mode():
-            for tensor, value in zip(self._tensors, self._values, strict=True):
-                tensor.copy_(value)
+        if self._tensors:
+            with torch.inference_mode():
+                for tensor, value in zip(self._tensors, self._values, strict=True):
+                    tensor.copy_(value)
         for generator, state in zip(self._generators, self._states, strict=True):
             generator.set_state(state)
 

@@ -38,7 +38,8 @@ class ReadOnly:
                 t.clone() if _differs(t, value) else value
                 for t, value in zip(self._tensors, self._values, strict=True)
             ]
-        self.put_back()
+        if any(left is not value for left, value in zip(self._left, self._values, strict=True)):
+            self.put_back()
 
     def changed(self) -> str | None:
         """How the first tensor is apart from what the first run left of it."""

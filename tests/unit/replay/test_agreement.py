@@ -39,6 +39,17 @@ def test_an_error_in_all_elements_counts_more_than_one_of_the_same_size_in_a_sin
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_numbers_of_one_sign_and_of_any_size_are_compared_alike(dtype, sign):
+    largest = torch.finfo(dtype).max
+    for size in (1.0, largest / 4):
+        x = (torch.linspace(0.5, 1.0, 512, dtype=torch.float64) * sign * size).to(dtype)
+        assert agree([x * (1 - 2 * torch.finfo(dtype).eps)], [x])
+        assert not agree([x * 1.25], [x])
+        assert not agree([x * 0.75], [x])
+
+
 def test_what_is_not_finite_must_lie_in_the_same_places():
     x = torch.tensor([1.0, NAN, INF, -INF])
     assert agree([x], [x])
