@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from piecewise_core.replay.agreement import agree, difference
+from piecewise_core.replay.agreement import agree, difference, multiplies_in_fewer_bits
 
 NAN, INF = float("nan"), float("inf")
 
@@ -67,3 +67,18 @@ def test_eight_bit_floats_are_compared():
     x = torch.tensor([1.0, 2.0, 4.0]).to(torch.float8_e4m3fn)
     assert agree([x], [x])
     assert not agree([x], [torch.tensor([1.0, 2.0, 8.0]).to(torch.float8_e4m3fn)])
+
+
+@pytest.mark.parametrize("value", ["tf32", "ieee"])
+def test_a_precision_that_was_set_for_one_backend_is_no_error(value):
+    matmul = torch.backends.cuda.matmul
+    if not hasattr(torch._C, "_get_fp32_precision_getter"):
+        pytest.skip("this torch has one setting for all backends")
+    before = matmul.fp32_precision
+    try:
+        matmul.fp32_precision = value
+        assert multiplies_in_fewer_bits() == (value == "tf32")
+    finally:
+        matmul.fp32_precision = before
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert not multiplies_in_fewer_bits()
