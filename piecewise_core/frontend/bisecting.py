@@ -13,11 +13,12 @@ from piecewise_core.frontend.bisectreport import BisectReport, source_lines
 from piecewise_core.frontend.lockstep import Finding, Lockstep
 from piecewise_core.frontend.madeat import made_at
 from piecewise_core.frontend.region import Region
-from piecewise_core.ranges import Sizes, Target
+from piecewise_core.ranges import Sizes
 from piecewise_core.replay.overlap import Overlap
 from piecewise_core.runtime.compared import apart, kept
 from piecewise_core.runtime.fingerprints import Fingerprints, parting
 from piecewise_core.runtime.preserved import Preserved
+from piecewise_core.targets import Target
 
 __all__ = ["Suspect", "bisect"]
 
