@@ -81,7 +81,7 @@ class PiecewiseBackend:
         self.backend = backend
         self.is_first_graph = piecewise_compile_index == 0
         self.is_last_graph = piecewise_compile_index == total_piecewise_compiles - 1
-        self.is_full_graph = total_piecewise_compiles == 1
+        self.is_full_graph = self.is_first_graph and self.is_last_graph
         boxes = [(t.kind, t.box) for t in backend.targets]
         self.compile_ranges = [range_key(b) for k, b in boxes if k == "compiled_range"]
         self.compile_sizes = [_sizes(b) for k, b in boxes if k == "compiled_size"]

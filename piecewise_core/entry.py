@@ -19,9 +19,10 @@ from piecewise_core.counters import Counters, process_counters
 from piecewise_core.errors import ConfigError, GradNeeded
 from piecewise_core.frontend.background import Background
 from piecewise_core.frontend.building import Builds, Unready
+from piecewise_core.frontend.coverage import NO_BOUND
 from piecewise_core.frontend.dispatch import Dispatch, Entry
 from piecewise_core.frontend.dynamo_graph import device_type, reader, take_in
-from piecewise_core.frontend.region import NO_BOUND, Region
+from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.setup import prepare
 from piecewise_core.frontend.suspects import GraphSubject
 from piecewise_core.frontend.verifying import Verifier

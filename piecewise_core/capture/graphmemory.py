@@ -80,12 +80,17 @@ class GraphMemory:
 
     def open(self) -> None:
         """Have a pool and a stream to capture on."""
-        if self.pool is None:
+        if not self._plans:
             # What was just traced and compiled leaves garbage, some of it with device memory. All
             # that is older is walked only where memory turns out to be short: it takes long.
             gc.collect(1)
+        self.open_pool()
+        self.stream = self.stream or self.platform.device.new_stream()
+
+    def open_pool(self) -> None:
+        """Have a pool, whose handle pieces are told before anything is captured."""
+        if self.pool is None:
             self.pool = self.platform.graphs.new_pool()
-            self.stream = self.stream or self.platform.device.new_stream()
 
     def once_more(self, attempt: Callable[[], T]) -> T:
         """``attempt()``; when memory runs out for the first time, again without any garbage."""

@@ -67,7 +67,7 @@ class Recorder:
         self._driver = platform.graphs
         self.device_type = platform.device_type
         self._ambient = Ambient(self.device_type)
-        self._pool = pool
+        self.pool = pool
         self.stream = stream
         self._results: list[list[tuple[Any, ...] | None]] = []
         self._sequence: list[Any] = []
@@ -98,15 +98,15 @@ class Recorder:
 
     # Wrapping what the plan calls ------------------------------------------------------
 
-    def piece(self, label: str, run: Callable[..., Any]) -> Callable[..., Any]:
-        """A compilable piece: run in warm-up, captured afterwards."""
+    def piece(self, label: str, run: Callable[..., Any], pool: Any = None) -> Callable[..., Any]:
+        """A compilable piece: run in warm-up, captured afterwards, into ``pool`` or its own."""
 
         def recorded(*args: Any) -> Any:
             self.current = label
             if not self.capturing:
                 self._groups.append(len(self._results))
                 return run(*args)
-            return self._capture(run, args)
+            return self._capture(run, args, pool)
 
         return recorded
 
@@ -199,9 +199,9 @@ class Recorder:
 
     # The second run --------------------------------------------------------------------
 
-    def _capture(self, run: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    def _capture(self, run: Callable[..., Any], args: tuple[Any, ...], pool: Any = None) -> Any:
         following = self._following(len(self.graphs))
-        graph = self._begin_graph()
+        graph = self._begin_graph(pool)
         result = run(*args)
         self._next += [allocate(layout) for layout in following]
         self._driver.capture_end(graph)
@@ -218,13 +218,13 @@ class Recorder:
             return ()
         return tuple(weak(t) for t in pytree.tree_leaves(result) if isinstance(t, torch.Tensor))
 
-    def _begin_graph(self) -> Any:
+    def _begin_graph(self, pool: Any = None) -> Any:
         graph = self._driver.new_graph()
         self.graphs.append(graph)
         register = self._platform.register_generator
         if register is not None and self.generator is not None:
             register(graph, self.generator)
-        self._driver.capture_begin(graph, self._pool, self.stream)
+        self._driver.capture_begin(graph, self.pool if pool is None else pool, self.stream)
         return graph
 
     def _following(self, piece: int) -> list[tuple[Any, ...] | None]:

@@ -24,7 +24,7 @@ class WholeRecorder(Recorder):
     them. They come before the graph, so they may not wait for it.
     """
 
-    def piece(self, label: str, run: Callable[..., Any]) -> Callable[..., Any]:
+    def piece(self, label: str, run: Callable[..., Any], pool: Any = None) -> Callable[..., Any]:
         """Noted for error messages, otherwise as it is."""
         return self._noted(label, run)
 

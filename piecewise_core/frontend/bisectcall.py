@@ -10,7 +10,7 @@ from piecewise_core.frontend.bisecting import bisect
 from piecewise_core.frontend.bisectreport import BisectReport
 from piecewise_core.frontend.building import no_build
 from piecewise_core.frontend.coverage import out_of_range
-from piecewise_core.frontend.region import need
+from piecewise_core.frontend.piececode import need
 from piecewise_core.frontend.session import Session
 from piecewise_core.frontend.suspects import FormSubject
 

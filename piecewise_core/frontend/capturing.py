@@ -119,8 +119,7 @@ class _RegionReplays:
             written += tuple(inputs[i] for i in sorted(region.program.mutated))
 
         def build(recorder: Any) -> Any:
-            only = recorder.operators_only
-            return region.recording_plan(captured, recorder.piece, recorder.op, only)
+            return region.recording_plan(captured, recorder)
 
         # Graphs read the program's literals too; plans number only what comes before them.
         return Recording(build, (*bound, *region.code.literals), written)

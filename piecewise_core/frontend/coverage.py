@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import sys
+from collections.abc import Sequence
 
-from piecewise_core.config import Config
+from piecewise_core.config import Config, Dim
 from piecewise_core.graph.trace import hints
 from piecewise_core.ranges import LISTED, Box, Range, Sizes, cut
 
-__all__ = ["cell_like", "cell_of", "hint_in", "out_of_range", "uncovered"]
+__all__ = ["NO_BOUND", "cell_like", "cell_of", "hint_in", "out_of_range", "unbounded", "uncovered"]
+
+NO_BOUND = sys.maxsize - 1
+"""The upper end of a size that has none."""
+
+
+def unbounded(dims: Sequence[Dim]) -> Box:
+    """The bounds of ``dims`` without upper ends."""
+    return Box(tuple(dim.sizes_to(NO_BOUND) for dim in dims))
 
 
 def out_of_range(config: Config, sizes: Sizes, *, general: bool = True) -> str:

@@ -11,7 +11,8 @@ from piecewise_core.counters import Counters
 from piecewise_core.frontend.background import Background
 from piecewise_core.frontend.building import Unready
 from piecewise_core.frontend.capturing import Capturing
-from piecewise_core.frontend.region import Region, need
+from piecewise_core.frontend.piececode import need
+from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.verifying import Verifier
 from piecewise_core.ranges import Box, Sizes
 from piecewise_core.replay.replayable import Entry

@@ -12,7 +12,7 @@ import torch
 from torch.fx.experimental.symbolic_shapes import guard_scalar
 
 from piecewise_core.config import Dim
-from piecewise_core.frontend.region import NO_BOUND
+from piecewise_core.frontend.coverage import NO_BOUND
 from piecewise_core.graph.cleaning import clean
 from piecewise_core.graph.origins import GraphInput
 from piecewise_core.graph.outputs import OutputCode

@@ -265,6 +265,8 @@ class Form:
     def _trace(self, sizes: Sizes) -> None:
         """Trace the region of ``sizes``; dropped if the model changed while it was traced."""
         with self.shared.lock:
+            if self.shared.memory is not None:
+                self.shared.memory.open_pool()
             regions, version = self._regions, self._version
             parameters = self.parameters.copy()
             if regions.holding(sizes) is not None:
@@ -314,6 +316,8 @@ class Form:
 
         ``bound``: the tensors that the model holds, in the order in which they were bound there.
         """
+        if self.shared.memory is not None:
+            self.shared.memory.open_pool()
         for tensor in bound:
             self.parameters.add(tensor)
         for traced in traces:

@@ -10,9 +10,9 @@ from dataclasses import replace
 
 from piecewise_core.compile.scheduler import refuse_in_capture
 from piecewise_core.errors import PiecewiseError, Sealed, SizeBranch, TraceFailed
-from piecewise_core.frontend.coverage import cell_like, cell_of, hint_in, uncovered
+from piecewise_core.frontend.coverage import cell_like, cell_of, hint_in, unbounded, uncovered
 from piecewise_core.frontend.endpoints import endpoints_of, too_many
-from piecewise_core.frontend.region import Region, unbounded
+from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.shared import Shared
 from piecewise_core.graph.forgotten import forgotten
 from piecewise_core.graph.garbage import no_collection
@@ -179,6 +179,7 @@ class Regions:
             self._config.bounds,
             self._config.sizes,
             shared.setup.backend_class,
+            None if shared.memory is None else shared.memory.pool,
         )
 
     def admit(self, region: Region) -> None:

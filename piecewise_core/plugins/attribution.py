@@ -110,12 +110,14 @@ class _Backend:
     """Stands for what runs one piece in place of core's PiecewiseBackend."""
 
     def __init__(self, of: Any, by: str) -> None:
-        self.of = of
-        self._run = _guarded(of, "Platform.piecewise_backend.__call__", by)
+        vars(self).update(of=of, _run=_guarded(of, "Platform.piecewise_backend.__call__", by))
 
     def __call__(self, *args: Any) -> Any:
         """Run the piece."""
         return self._run(*args)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.of, name, value)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

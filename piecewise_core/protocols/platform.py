@@ -89,7 +89,8 @@ class AbstractPiecewiseBackend(Protocol):
     ) -> None:
         """Set up for one piece; compiles nothing.
 
-        ``graph``: the piece. ``graph_pool``: the platform's pool handle, or None.
+        ``graph``: the piece. ``graph_pool``: the pool that its graphs are captured into; None
+        without graphs. Core sets the attribute anew when ``release()`` freed that pool.
         ``piecewise_compile_index`` of ``total_piecewise_compiles``: this piece's place among
         the compilable ones. ``sym_shape_indices``: positions in ``*args`` that hold the sizes,
         one per dim. ``compiled_graph_for_general_shape``: called without arguments it returns

@@ -19,6 +19,7 @@ from piecewise_core.protocols import Capabilities
 from piecewise_core.ranges import Box, Range
 from piecewise_core.table import TargetTable
 from piecewise_core.targets import plan_targets
+from piecewise_core.testing import SimulatedPlatform
 
 R = Range
 
@@ -362,6 +363,95 @@ def test_a_models_default_backends_drain_as_their_ranges_are_compiled():
     assert all(b.to_be_compiled_ranges == {R(4, 4), R(9, 64)} for b in backends)
     fast.warmup(progress=False)
     assert all(not b.to_be_compiled_ranges for b in backends)
+
+
+CAPTURED = pw.Config(
+    dynamic={"x": {0: pw.Dim("rows", 0, 64)}},
+    splitting_ops=("torch.nn.functional.softmax",),
+    capture_sizes=(8,),
+    capture_max=False,
+    compiler="eager",
+)
+
+
+def with_graphs(kind):
+    place = SimulatedPlatform()
+    place.piecewise_backend = kind
+    pools, make = [], place.graphs.new_pool
+    place.graphs.new_pool = lambda: pools.append(make()) or pools[-1]
+    used, begin = [], place.graphs.capture_begin
+
+    def begun(graph, pool, stream):
+        used.append(pool)
+        begin(graph, pool, stream)
+
+    place.graphs.capture_begin = begun
+    return place, pools, used
+
+
+@pytest.mark.parametrize("inherits", [False, True])
+def test_a_class_is_given_the_pool_that_its_graphs_are_captured_into(inherits):
+    given = []
+    base = pw.PiecewiseBackend if inherits else Minimal
+
+    def init(self, graph, config, graph_pool, *args, **kwargs):
+        base.__init__(self, graph, config, graph_pool, *args, **kwargs)
+        given.append(graph_pool)
+        self.graph_pool = graph_pool
+
+    kind = type("Own", (base,), {"made": [], "__init__": init})
+    place, pools, used = with_graphs(kind)
+    model = Model()
+    fast = pw.compile(model, CAPTURED, place)
+    fast.warmup(torch.randn(8, 8), progress=False)
+    assert given == [pools[0]] * 3
+    assert used == [pools[0]] * 3
+    fast.release()
+    fast.restore()
+    assert len(pools) == 2
+    backends = fast._pw_session.regions[0].backends
+    assert [b.graph_pool for b in backends] == [pools[1]] * 3
+    assert [b.of.graph_pool for b in backends] == [pools[1]] * 3
+    assert used[3:] == [pools[1]] * 3
+    x = torch.randn(8, 8)
+    torch.testing.assert_close(fast(x), model(x))
+    assert fast.stats().calls["replayed"] == 1
+
+
+def test_a_pool_that_a_class_sets_itself_is_where_its_piece_is_captured():
+    class Own(pw.PiecewiseBackend):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            if self.is_first_graph:
+                self.graph_pool = place.graphs.new_pool()
+
+    place, pools, used = with_graphs(Own)
+    model = Model()
+    fast = pw.compile(model, CAPTURED, place)
+    fast.warmup(torch.randn(8, 8), progress=False)
+    assert used == [pools[1], pools[0], pools[0]]
+    x = torch.randn(8, 8)
+    torch.testing.assert_close(fast(x), model(x))
+
+
+def test_without_graphs_there_is_no_pool():
+    fast = compiled(Model())
+    fast(torch.randn(5, 8))
+    assert [b.graph_pool for b in fast._pw_session.regions[0].backends] == [None] * 3
+
+
+def test_what_a_backend_says_is_compiled_is_what_core_takes_as_ready():
+    fast = compiled(Model())
+    fast(torch.randn(5, 8))
+    region = fast._pw_session.regions[0]
+    box = region.targets[1].box
+    assert not region.is_ready(box)
+    for backend in region.backends:
+        backend.runnable(box)
+    assert region.is_ready(box)
+    region.backends[0].range_entries[R(9, 64)].compiled = False
+    region._scheduler.forget()
+    assert not region.is_ready(box)
 
 
 def test_a_piece_of_a_model_called_alone_computes_its_part():
