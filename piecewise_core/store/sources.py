@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["class_identity", "core_digest", "function_identity"]
+__all__ = ["COMPILING", "class_identity", "core_digest", "function_identity"]
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
-_COMPILING = ("graph", "store", "compile")
+COMPILING = ("torch_compat", "graph", "rewrites", "store", "compile")
 """The packages of core that have a part in what is compiled."""
 
 
@@ -48,7 +48,7 @@ def core_digest() -> str:
     """A digest of core's own code that traces, splits and compiles."""
     root = Path(__file__).parents[1]
     digest = hashlib.sha256()
-    for name in _COMPILING:
+    for name in COMPILING:
         for path in sorted((root / name).rglob("*.py")):
             digest.update(path.relative_to(root).as_posix().encode())
             digest.update(hashlib.sha256(path.read_bytes()).digest())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import textwrap
@@ -581,3 +582,16 @@ def test_identities_of_classes_follow_their_files():
     assert sources.class_identity(Other) == sources.class_identity(Other)
     assert sources.core_digest() == sources.core_digest()
     assert replace(Ticket("k", {}, RANGE, "l"), label="m") != Ticket("k", {}, RANGE, "l")
+
+
+def test_core_s_digest_reads_every_package_that_has_a_part_in_what_is_compiled():
+    root = Path(pw.__file__).parent
+    imported = {
+        name
+        for package in sources.COMPILING
+        for path in (root / package).rglob("*.py")
+        for name in re.findall(r"^ *from piecewise_core\.(\w+)", path.read_text(), re.MULTILINE)
+        if (root / name).is_dir()
+    }
+    assert {"graph", "store"} <= imported
+    assert imported - {"protocols", "plugins"} <= set(sources.COMPILING)
