@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform as machine
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -13,15 +14,20 @@ from piecewise_core.errors import PlatformError
 from piecewise_core.plugins.candidates import Candidate, survey
 from piecewise_core.plugins.selection import Selected, select
 from piecewise_core.plugins.torchbuild import torch_build
+from piecewise_core.torch_compat.versions import TESTED, tested_range
 
 __all__ = ["Diagnosis", "diagnose"]
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """``checkups``: one per usable platform. ``error``: why none is active, None if one is."""
+    """``checkups``: one per usable platform. ``error``: why none is active, None if one is.
+
+    ``untested``: how the installed torch stands to the tested range, None where it is inside.
+    """
 
     versions: dict[str, str]
+    untested: str | None
     candidates: tuple[Candidate, ...]
     checkups: tuple[Checkup, ...]
     error: str | None
@@ -33,10 +39,11 @@ class Diagnosis:
         return self.error is None and bool(active) and all(c.computes for c in active)
 
     def to_json(self) -> str:
-        """One JSON object: versions, plugins, checkups, error, healthy."""
+        """One JSON object: versions, tested, plugins, checkups, error, healthy."""
         return json.dumps(
             {
                 "versions": self.versions,
+                "tested": {"torch": tested_range(), "untested": self.untested},
                 "plugins": [_plain(c) for c in self.candidates],
                 "checkups": [asdict(c) | {"computes": c.computes} for c in self.checkups],
                 "error": self.error,
@@ -54,13 +61,15 @@ def diagnose(request: str | None, *, compiling: bool) -> Diagnosis:
     except PlatformError as exc:
         error = str(exc)
     candidates = tuple(_marked(survey(), selected))
+    # With its build ("+cu130"), which the metadata of the wheel may leave out.
+    torch = (torch_build() or {}).get("version", "not installed")
     return Diagnosis(
         versions={
             "piecewise-core": _version("piecewise-core"),
-            # With its build ("+cu130"), which the metadata of the wheel may leave out.
-            "torch": (torch_build() or {}).get("version", "not installed"),
+            "torch": torch,
             "python": machine.python_version(),
         },
+        untested=_untested(torch),
         candidates=candidates,
         checkups=tuple(
             check_up(c, selected, compiling=compiling)
@@ -69,6 +78,22 @@ def diagnose(request: str | None, *, compiling: bool) -> Diagnosis:
         ),
         error=error,
     )
+
+
+def _untested(torch: str) -> str | None:
+    """How version ``torch`` stands to the tested range; None inside of it, or for none at all."""
+    oldest, newest = map(_release, TESTED)
+    release = _release(torch)
+    if not release or oldest <= release <= newest:
+        return None
+    side = "older" if release < oldest else "newer"
+    return f"torch {torch} is {side} than what piecewise is tested with, {tested_range()}"
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """``(2, 13)`` of "2.13.0+cpu"; empty for what is no version."""
+    found = re.match(r"(\d+)\.(\d+)", version)
+    return tuple(map(int, found.groups())) if found else ()
 
 
 def _marked(candidates: Iterable[Candidate], selected: Selected | None) -> Iterable[Candidate]:

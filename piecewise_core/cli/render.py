@@ -8,6 +8,7 @@ from rich.text import Text
 
 from piecewise_core.cli.checkup import Checkup
 from piecewise_core.cli.diagnosis import Diagnosis
+from piecewise_core.torch_compat.versions import tested_range
 
 __all__ = ["render"]
 
@@ -19,6 +20,9 @@ def render(diagnosis: Diagnosis, console: Console | None = None) -> None:
     """Print ``diagnosis`` to ``console``, by default standard output."""
     console = console or Console()
     console.print(_plain(", ".join(f"{n} {v}" for n, v in diagnosis.versions.items())))
+    tested = f"piecewise is tested with torch {tested_range()}"
+    untested = diagnosis.untested and Text(diagnosis.untested, "yellow")
+    console.print(untested or _plain(tested), soft_wrap=True)
     if diagnosis.candidates:
         console.print(_plugins(diagnosis))
     for checkup in diagnosis.checkups:

@@ -121,6 +121,21 @@ def test_the_tables_show_versions_plugins_and_the_computation():
         assert shown in result.stdout
 
 
+@pytest.mark.parametrize(
+    ("version", "side"), [("2.10.1", "older"), ("2.11.0+cu130", None), ("99.0.0a0+git1", "newer")]
+)
+def test_it_says_where_torch_is_outside_of_what_was_tested(version, side, monkeypatch):
+    monkeypatch.setattr(torch.version, "__version__", version)
+    code, report = diagnosed()
+    assert code == 0
+    assert report["versions"]["torch"] == version
+    tested, untested = report["tested"]["torch"], report["tested"]["untested"]
+    assert untested == (
+        side and f"torch {version} is {side} than what piecewise is tested with, {tested}"
+    )
+    assert (untested or f"piecewise is tested with torch {tested}") in doctor().stdout
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["doctor", "--help"]])
 def test_help_imports_no_torch(arguments):
     script = (
