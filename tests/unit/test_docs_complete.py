@@ -1,4 +1,7 @@
-"""The reference names everything a user can name: settings, counters, errors, hooks, commands."""
+"""The reference names everything a user can name: settings, counters, errors, hooks, commands.
+
+Pages are written in lines that a reviewer can read side by side.
+"""
 
 from __future__ import annotations
 
@@ -137,3 +140,28 @@ def test_a_name_in_running_text_or_inside_another_name_is_not_a_mention():
         "The",
         "check",
     ]
+
+
+PAGES = sorted(
+    page
+    for pattern in ("*.md", "docs/**/*.md", "platforms/*/README.md", "findings/README.md")
+    for page in REFERENCE.parents[1].glob(pattern)
+    if page.name != "CHANGELOG.md"
+)
+WIDEST = 120
+
+
+def too_long(markdown: str) -> list[str]:
+    """Lines of prose beyond WIDEST. A row of a table is one line, and output is as it is."""
+    prose = _FENCED.sub("", markdown).splitlines()
+    return [line for line in prose if len(line) > WIDEST and not line.startswith("|")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_line_of_prose_has_at_most_120_characters(page):
+    assert too_long(page.read_text(encoding="utf-8")) == []
+
+
+def test_only_tables_and_blocks_may_be_wider():
+    wide = "a " * 70
+    assert too_long(f"{wide}\n| {wide} |\n```text\n{wide}\n```\n") == [wide]
