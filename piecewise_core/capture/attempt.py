@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from piecewise_core.capture.blame import blamer, explained
+from piecewise_core.capture.blame import blamer, failed_as
 from piecewise_core.capture.buffers import Stage
 from piecewise_core.capture.captured import CapturedPlan
 from piecewise_core.capture.dispatcher_bypass import kernel_of
@@ -19,7 +19,7 @@ from piecewise_core.capture.opsteps import Step
 from piecewise_core.capture.recorder import Recorder
 from piecewise_core.capture.restoring import abandon, restored, same_stream
 from piecewise_core.capture.whole import WholeRecorder
-from piecewise_core.errors import CaptureFailed, PiecewiseError, PlatformFault
+from piecewise_core.errors import CaptureFailed
 from piecewise_core.graph.garbage import no_collection
 from piecewise_core.graph.spans import Spans, storage_span
 from piecewise_core.plugins import Declared, raised
@@ -70,24 +70,15 @@ def capture(
     Raises CaptureFailed naming the piece and what to do, OutOfGraphMemory when memory ran out.
     Stream, ``gc``, random state and the user's tensors are as before in every case.
     """
-    driver = platform.graphs
-    if driver is None:
-        raise CaptureFailed("the platform has no static graphs; set graph_mode='none'")
-    if driver.is_capturing():
-        raise CaptureFailed(
-            "a capture is already running on this stream; call warmup() outside of it"
-        )
-    _refuse_other_device(stream, (*source.inputs, *source.bound))
+    _refuse_impossible(platform, stream, (*source.inputs, *source.bound))
     recorder = recorder_of(platform, pool, stream, source, whole=whole)
     plan = source.build(recorder)
     live_before = platform.live_bytes(pool)
     try:
         outputs = _recorded(platform, recorder, plan, source, sizes, stream, tight=tight)
         kept = {id(t): t for t in (*source.inputs, *source.bound, *recorder.external)}
-        steps, direct, results = _bound(platform, recorder, outputs, kept)
-        if source.owned:
-            copies, results = _copied_out(results, source.inputs)
-            steps, direct = steps + copies, direct + copies
+        own = source.inputs if source.owned else ()
+        steps, direct, results = _bound(platform, recorder, outputs, kept, own)
         del outputs
     except BaseException as error:
         abandon(platform, recorder, stream)
@@ -95,30 +86,19 @@ def capture(
         # What keeps the error, a log handler say, must not keep the capture's memory.
         traceback.clear_frames(error.__traceback__)
         traceback.clear_frames(raised(error).__traceback__)
-        if type(error) is CaptureFailed:  # of ours, and complete but for the size
-            raise CaptureFailed(f"sizes {sizes} cannot be captured: {error}") from error
-        ours = isinstance(error, PiecewiseError) and not isinstance(error, PlatformFault)
-        if not isinstance(error, Exception) or ours:
+        failed = failed_as(platform, recorder.current, sizes, error)
+        if failed is error:
             raise
-        raise explained(platform, recorder.current, sizes, error) from error
+        raise failed from error
     made = tuple(recorder.made)
     recorder.forget()
     if platform.weak_ref is not None:
         _tell_survivors(platform.live_bytes(pool) - live_before, sizes)
     held, graphs = tuple(kept.values()), tuple(recorder.graphs)
-    blame = blamer(platform, sizes, recorder.replays)
+    stage, before, replays = source.stage, platform.before_replay, recorder.sequence.replays
+    blame = blamer(platform, sizes, replays)
     return CapturedPlan(
-        sizes,
-        source.stage,
-        steps,
-        direct,
-        results,
-        graphs,
-        held,
-        platform.before_replay,
-        blame,
-        made,
-        recorder.replays,
+        sizes, stage, steps, direct, results, graphs, held, before, blame, made, replays
     )
 
 
@@ -157,8 +137,15 @@ def _recorded(
     return outputs
 
 
-def _refuse_other_device(stream: Any, tensors: Sequence[torch.Tensor]) -> None:
-    """Kernels go to their tensors' device: a capture on another one would record none of them."""
+def _refuse_impossible(platform: Declared, stream: Any, tensors: Sequence[torch.Tensor]) -> None:
+    """Raise CaptureFailed where nothing can be captured, or nothing of ``tensors``."""
+    if platform.graphs is None:
+        raise CaptureFailed("the platform has no static graphs; set graph_mode='none'")
+    if platform.graphs.is_capturing():
+        raise CaptureFailed(
+            "a capture is already running on this stream; call warmup() outside of it"
+        )
+    # Kernels go to their tensors' device: a capture on another one would record none of them.
     here = getattr(stream, "device", None)
     for tensor in tensors:
         there = tensor.device
@@ -181,7 +168,11 @@ def recorder_of(
 
 
 def _bound(
-    platform: Declared, recorder: Recorder, outputs: Sequence[Any], kept: dict[int, torch.Tensor]
+    platform: Declared,
+    recorder: Recorder,
+    outputs: Sequence[Any],
+    kept: dict[int, torch.Tensor],
+    own: Sequence[torch.Tensor],
 ) -> tuple[tuple[Step, ...], tuple[Step, ...], tuple[Any, ...]]:
     """Steps, the same past the dispatcher, and outputs, over memory that only ``kept`` keeps."""
     weak = platform.weak_ref or _writable
@@ -195,9 +186,12 @@ def _bound(
 
     # Operators write to these in whatever mode calls come in.
     with torch.inference_mode(False):
-        steps, direct = recorder.steps(platform.replayer, release, kernel_of)
+        steps, direct = recorder.sequence.steps(
+            platform.replayer, release, kernel_of, strict=recorder.strict
+        )
         results = tuple(release(o) if isinstance(o, torch.Tensor) else o for o in outputs)
-    return steps, direct, results
+    copies, results = _copied_out(results, own)
+    return steps + copies, direct + copies, results
 
 
 def _copied_out(

@@ -12,12 +12,27 @@ from piecewise_core.errors import CaptureFailed, OutOfGraphMemory, PiecewiseErro
 from piecewise_core.plugins import Declared, raised, told
 from piecewise_core.ranges import Sizes
 
-__all__ = ["blamer", "explained"]
+__all__ = ["blamer", "failed_as"]
 
 logger = logging.getLogger(__name__)
 
 
-def explained(platform: Declared, at: str, sizes: Sizes, error: Exception) -> CaptureFailed:
+def failed_as(
+    platform: Declared, current: str, sizes: Sizes, error: BaseException
+) -> BaseException:
+    """What a capture that ``error`` ended raises: that, or what explains it.
+
+    ``current``: the piece or operator that was captured.
+    """
+    if type(error) is CaptureFailed:  # of ours, and complete but for the size
+        return CaptureFailed(f"sizes {sizes} cannot be captured: {error}")
+    ours = isinstance(error, PiecewiseError) and not isinstance(error, PlatformFault)
+    if not isinstance(error, Exception) or ours:
+        return error
+    return _explained(platform, current, sizes, error)
+
+
+def _explained(platform: Declared, at: str, sizes: Sizes, error: Exception) -> CaptureFailed:
     """What a failed capture of ``sizes`` raises: what failed, whose it is, and what to do.
 
     ``at``: the piece or operator that was captured.

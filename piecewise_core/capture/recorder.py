@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
 
 from piecewise_core.capture.ambient import Ambient
 from piecewise_core.capture.collectives import of_copies, waited
-from piecewise_core.capture.opsteps import Step, allocate, form_of, layout_of, op_step
+from piecewise_core.capture.opsteps import allocate, form_of, layout_of
+from piecewise_core.capture.sequence import OpCall, StepSequence
 from piecewise_core.errors import CaptureFailed
 from piecewise_core.plugins import Declared
 from piecewise_core.torch_compat import pytree
@@ -20,28 +19,11 @@ from piecewise_core.torch_compat.dispatcher import without_modes
 __all__ = ["Recorder", "another_path"]
 
 
-@dataclass
-class _Op:
-    """A splitting op as it was called, and the static buffers that take its results.
-
-    ``around``: puts back around a function what was in force. ``alone``: whether it returns a
-    tensor, rather than something that holds tensors. ``form``: as of ``form_of``.
-    """
-
-    fn: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    around: Callable[[Callable[..., Any]], Callable[..., Any]] | None
-    alone: bool
-    form: list[Any]
-    buffers: list[torch.Tensor | None] = field(default_factory=list)
-
-
 class Recorder:
     """Runs a plan's pieces twice: first to warm up and see what operators return, then to capture.
 
     ``piece(label, run)`` and ``op(fn)`` wrap what the plan calls. After a run with
-    ``capturing`` set, ``graphs`` holds the captured graphs and ``steps(weak)`` the plan.
+    ``capturing`` set, ``graphs`` holds the captured graphs and ``sequence`` all that a call does.
 
     ``made``: what each captured piece gave, in order, by address only; later pieces may take the
     memory. Empty where the driver has no ``weak_ref``.
@@ -70,7 +52,7 @@ class Recorder:
         self.pool = pool
         self.stream = stream
         self._results: list[list[tuple[Any, ...] | None]] = []
-        self._sequence: list[Any] = []
+        self.sequence = StepSequence()
         self._next: list[torch.Tensor | None] = []
         self._seen = 0
         self._forms: list[tuple[Any, list[Any]]] = []
@@ -80,7 +62,6 @@ class Recorder:
         self._groups: list[int] = []
         self.graphs: list[Any] = []
         self.made: list[tuple[torch.Tensor, ...]] = []
-        self.replays: frozenset[int] = frozenset()
         self.generator: Any = None
         self.reshaping = False
         self.capturing = False
@@ -141,7 +122,7 @@ class Recorder:
             self._seen += 1
             around, alone = self._ambient.inside(), spec.is_leaf()
             args, kwargs, fixed = self._fixed((args, kwargs, buffers))
-            self._sequence.append(_Op(fn, args, kwargs, around, alone, form, fixed))
+            self.sequence.append(OpCall(fn, args, kwargs, around, alone, form, fixed))
             return pytree.tree_unflatten(kept, spec)
 
         return recorded
@@ -176,7 +157,7 @@ class Recorder:
         """Have ``fn`` called before the graph that is open, at every replay."""
         around, alone = self._ambient.inside(), len(buffers) == 1
         args, kwargs = self._fixed((args, kwargs))
-        self._sequence.append(_Op(fn, args, kwargs, around, alone, [], list(buffers)))
+        self.sequence.append(OpCall(fn, args, kwargs, around, alone, [], list(buffers)))
 
     def _fixed(self, held: Any) -> Any:
         """``held``, its tensors of these sizes and strides whatever becomes of the objects."""
@@ -208,7 +189,7 @@ class Recorder:
         if self._runs_ops:
             # Capturing ran nothing: the next splitting op must not read garbage.
             self._driver.replay(graph)
-        self._sequence.append(graph)
+        self.sequence.append(graph)
         self.made.append(self._weakly(result))
         return result
 
@@ -245,60 +226,11 @@ class Recorder:
 
     def forget(self) -> None:
         """Let go of every tensor; what was recorded must not wait for a garbage collector."""
-        self._sequence.clear()
+        self.sequence.clear()
         self._next.clear()
         self._results.clear()
         self._forms.clear()
         self.made.clear()
-
-    # The plan --------------------------------------------------------------------------
-
-    def steps(
-        self,
-        replayer: Callable[[Any], Step],
-        weak: Callable[[torch.Tensor], torch.Tensor],
-        kernel: Callable[..., Callable[..., Any] | None] = lambda fn, args, kwargs: None,
-    ) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
-        """What to do at every call; and the same with operators' kernels called directly.
-
-        ``weak``: a tensor over the same memory that may be freed. ``kernel(fn, args, kwargs)``:
-        what may be called in place of a splitting op. ``replays`` has the ids of the replays.
-        """
-        found: list[Step] = []
-        direct: list[Step] = []
-        replays: list[Step] = []
-        for item in self._sequence:
-            if not isinstance(item, _Op):
-                replays.append(replayer(item))
-                found.append(replays[-1])
-                direct.append(replays[-1])
-                continue
-            args = tuple(_mapped(value, weak) for value in item.args)
-            kwargs = {name: _mapped(value, weak) for name, value in item.kwargs.items()}
-            buffers = [None if b is None else weak(b) for b in item.buffers]
-            form = item.form if self.strict else None
-            step = partial(
-                op_step, args=args, kwargs=kwargs, buffers=buffers, alone=item.alone, form=form
-            )
-            if item.around is not None:
-                # What is in force may make the dispatcher do more than to call the kernel.
-                found.append(step(item.around(item.fn)))
-                direct.append(found[-1])
-                continue
-            found.append(step(item.fn))
-            own = kernel(item.fn, args, kwargs)
-            direct.append(found[-1] if own is None else step(own))
-        self.replays = frozenset(map(id, replays))
-        return tuple(found), tuple(direct)
-
-
-def _mapped(value: Any, weak: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """``value`` with its tensors replaced; most are tensors, which a tree takes long to find."""
-    if isinstance(value, torch.Tensor):
-        return weak(value)
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    return pytree.tree_map_only(torch.Tensor, weak, value)
 
 
 def another_path(what: str) -> str:

@@ -12,7 +12,6 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
-from torch.multiprocessing.reductions import StorageWeakRef
 
 from piecewise_core.capture.calls import ValueRead, only_views, reshapes, tensors, written
 from piecewise_core.capture.collectives import InPlace, in_place, refuse_unrecorded
@@ -25,13 +24,14 @@ from piecewise_core.capture.modes import Functions, Operators
 from piecewise_core.capture.opsteps import allocate
 from piecewise_core.capture.questions import Questions
 from piecewise_core.capture.recorder import Recorder, another_path
+from piecewise_core.capture.runmemory import RunMemory
 from piecewise_core.capture.torch_private import as_when_traced, in_backward, without_dynamo
 from piecewise_core.capture.valuereads import is_read, looked_into, values_read
 from piecewise_core.errors import CaptureFailed
 from piecewise_core.graph.padding.runs import Run
 from piecewise_core.plugins import Declared
 from piecewise_core.torch_compat.operators import HigherOrderOperator
-from piecewise_core.torch_compat.storages import memory_key, storage_key
+from piecewise_core.torch_compat.storages import memory_key
 
 __all__ = ["WatchingRecorder"]
 
@@ -39,8 +39,8 @@ __all__ = ["WatchingRecorder"]
 class WatchingRecorder(Recorder):
     """Captures what runs between splitting ops.
 
-    ``is_splitting(node)``: as a Matcher; given stand-ins for graph nodes. ``external``: every
-    tensor that the last run read, or was told of by ``note``, and did not make. ``run``: is told
+    ``is_splitting(node)``: as a Matcher; given stand-ins for graph nodes. ``memory``: what
+    the last run made, read and wrote. ``run``: is told
     of every operator of the first run, and so is ``course``, which begins with the inputs.
     ``lines``: is told where operators run.
     """
@@ -75,10 +75,7 @@ class WatchingRecorder(Recorder):
 
     def _start(self) -> None:
         """Know of nothing that ran."""
-        # Weak: a run must free its memory as it goes. A number is not given out again meanwhile.
-        self._made: dict[int, StorageWeakRef] = {}
-        self._outside: dict[int, torch.Tensor] = {}
-        self._before: list[tuple[torch.UntypedStorage, torch.UntypedStorage | None]] = []
+        self.memory = RunMemory()
         self._works = [False]
         self._results_made: WeakValueDictionary[int, torch.Tensor] = WeakValueDictionary()
         self._draws = Draws()
@@ -118,12 +115,8 @@ class WatchingRecorder(Recorder):
                 self._works[segment] = True  # replays make it anew
 
     def record(self, run: Callable[[], Any]) -> Any:
-        """Captures each stretch that has work.
-
-        What the first run made and the second finds is from outside: a table that is made once.
-        """
-        self._made.clear()
-        self._outside.clear()
+        """Captures each stretch that has work."""
+        self.memory.begin_again()
         self._data.begin()
         self._segment = 0
         self._begin()
@@ -134,17 +127,6 @@ class WatchingRecorder(Recorder):
             raise CaptureFailed(another_path(self.current))
         return result
 
-    def note(self, found: Iterable[torch.Tensor]) -> None:
-        """Count tensors among ``external``, unless this run made their memory."""
-        for tensor in found:
-            if memory_key(tensor) not in self._made:
-                self._outside.setdefault(id(tensor), tensor)
-
-    def writes_to(self, tensor: torch.Tensor) -> bool:
-        """Whether the runs wrote to the memory of ``tensor``."""
-        memory = memory_key(tensor)
-        return any(storage_key(storage) == memory for storage, _ in self._before)
-
     @property
     def asked_for(self) -> frozenset[str]:
         """What was asked of tensors besides values, as a binder knows it."""
@@ -153,27 +135,17 @@ class WatchingRecorder(Recorder):
     @property
     def external(self) -> tuple[torch.Tensor, ...]:
         """As said of the class."""
-        return tuple(self._outside.values())
-
-    @property
-    def writes(self) -> int:
-        """How many memories that they did not make the runs wrote to."""
-        return len(self._before)
+        return self.memory.outside
 
     def put_back(self) -> None:
         """Restore what the runs wrote to memory that they did not make, and random state."""
         self._draws.put_back()
-        for storage, copy in self._before:
-            if copy is not None:
-                storage.copy_(copy)
-        self._before.clear()
+        self.memory.put_back()
 
     def forget(self) -> None:
         """Let go of every tensor."""
         super().forget()
-        self._made.clear()
-        self._outside.clear()
-        self._before.clear()
+        self.memory.forget()
         self._data = HostData()
         self._host = HostInputs(self.device_type, self._data.is_constant, self._add_step)
 
@@ -187,7 +159,7 @@ class WatchingRecorder(Recorder):
             self._next += [allocate(layout) for layout in following]
             self._driver.capture_end(self._open)
             self._driver.replay(self._open)
-            self._sequence.append(self._open)
+            self.sequence.append(self._open)
             self._open = None
         self._segment += 1
 
@@ -214,7 +186,7 @@ class WatchingRecorder(Recorder):
             self._works.append(False)
             self._draws.before(fn, args, kwargs)
         self._note_writes(fn, args, kwargs)
-        self.note(tensors((args, kwargs)))
+        self.memory.read(tensors((args, kwargs)))
         self._busy, self._seen_inside = True, False
         try:
             if in_place(fn):
@@ -277,14 +249,11 @@ class WatchingRecorder(Recorder):
 
     def _note_made(self, result: Any, given: Any) -> None:
         """New memory among the results; a view of what was given is no new memory."""
-        old = {memory_key(t) for t in tensors(given)}
+        found = list(tensors(result))
         if self._lines is not None:
-            self._lines.saw(tensors(result))
-        for tensor in tensors(result):
-            self._results_made[id(tensor)] = tensor
-            storage = tensor.untyped_storage()
-            if storage_key(storage) not in old and storage_key(storage) not in self._made:
-                self._made[storage_key(storage)] = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+            self._lines.saw(found)
+        self._results_made.update({id(tensor): tensor for tensor in found})
+        self.memory.made(found, tensors(given))
 
     def before(self, fn: Any, args: Any, kwargs: Any) -> Call:
         """An ordinary operator is about to run; returns what runs in its place."""
@@ -297,7 +266,7 @@ class WatchingRecorder(Recorder):
             self._data.lifted(args[0], len(self._works) - 1)
             self._note_made(args[0], ())
         self._note_writes(fn, args, kwargs)
-        self.note(tensors((args, kwargs)))
+        self.memory.read(tensors((args, kwargs)))
         if not self.capturing:
             self._draws.before(fn, args, kwargs)
             self._host.met(fn, args, kwargs)
@@ -305,7 +274,7 @@ class WatchingRecorder(Recorder):
         self._draws.again(fn, args, kwargs)
         call = self._data.instead(fn, args, kwargs)
         call = call if call[0] is not fn else self._host.instead(*call)
-        self.note(tensors(call[1:]))
+        self.memory.read(tensors(call[1:]))
         return call
 
     def looked_into(self, fn: Any) -> Any:
@@ -347,12 +316,7 @@ class WatchingRecorder(Recorder):
         if self.capturing and self._is_given(found):
             raise CaptureFailed(another_path(self.current))
         self._data.apart(found)
-        for tensor in found:
-            storage = tensor.untyped_storage()
-            known = {storage_key(s) for s, _ in self._before}
-            if storage_key(storage) not in self._made and storage_key(storage) not in known:
-                copy = None if self.capturing else storage.clone()  # type: ignore[no-untyped-call]
-                self._before.append((storage, copy))
+        self.memory.about_to_write(found, keep=not self.capturing)
 
     @contextmanager
     def _watched(self) -> Iterator[None]:

@@ -117,17 +117,17 @@ class RecordedRun:
         """What the recorded run tells: how to rebuild its result, what it reads and writes."""
         views = self._inputs
         code = result_code(result, views, self._objects)
-        written = tuple(i for i, view in enumerate(views) if recorder.writes_to(view))
+        written = tuple(i for i, view in enumerate(views) if recorder.memory.writes_to(view))
         self._binder.mutated |= set(written)
         self._binder.expect(recorder.asked_for)
         own = {memory_key(view) for view in views}
-        recorder.note(tensors_in(result, self._objects))
+        recorder.memory.read(tensors_in(result, self._objects))
         self.external = recorder.external
         held = tuple(t for t in self.external if memory_key(t) not in own)
-        changed = tuple(i for i, tensor in enumerate(held) if recorder.writes_to(tensor))
+        changed = tuple(i for i, tensor in enumerate(held) if recorder.memory.writes_to(tensor))
         self.memory = [held[i] for i in changed]
         self.facts = Facts(code.rebuild, code.uses_inputs, written, changed, held)
-        self.writes = bool(recorder.writes)
+        self.writes = bool(recorder.memory.writes)
         self._note_places(result, [*(views[i] for i in written), *self.memory])
 
     def _note_places(self, result: Any, memory: Sequence[torch.Tensor]) -> None:

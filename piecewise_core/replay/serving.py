@@ -41,18 +41,40 @@ def serving(
     ``buffers``: what the program writes to in place of the caller's tensors; empty where those are
     what graphs read. ``evicts``: whether the plan may go while the entry stays.
     """
+    back = [(place, buffers[place]) for place in facts.mutated] if buffers else []
+    entry = _replaying(plan, facts, plans.callers, counters, raw, otherwise, back, padding)
+    if overlap is not None:
+        entry = _unless(overlap, entry, otherwise)
+    if evicts:
+        entry = _unless(lambda t, b: plans.get(plan.sizes) is not plan, entry, otherwise)
+    return entry
+
+
+def _unless(asked: Callable[[Any, Any], bool], entry: Entry, otherwise: Entry) -> Entry:
+    """``entry``, but for calls of which ``asked(tensors, bound)`` is true."""
+
+    def asking(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
+        return (otherwise if asked(t, b) else entry)(t, b, sizes, args, kwargs)
+
+    return asking
+
+
+def _replaying(
+    plan: CapturedPlan,
+    facts: Facts,
+    callers: Callers,
+    counters: Counters,
+    raw: Callable[..., Sequence[Any]],
+    otherwise: Entry,
+    back: Sequence[tuple[int, torch.Tensor]],
+    padding: Padding | None,
+) -> Entry:
     calls = counters.calls
     rebuild, uses_inputs = facts.rebuild, facts.uses_inputs
     prepare = plan.stage if plan.before is None else plan.prepare
     captured = plan.sizes
-    back = [(place, buffers[place]) for place in facts.mutated] if buffers else []
-    callers: Callers = plans.callers
 
     def entry(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
-        if evicts and plans.get(captured) is not plan:
-            return otherwise(t, b, sizes, args, kwargs)
-        if overlap is not None and overlap(t, b):
-            return otherwise(t, b, sizes, args, kwargs)
         if callers.owner != get_ident() and not callers.admit():
             return otherwise(t, b, sizes, args, kwargs)
         if sizes != captured and (padding is None or padding.left or padding.calls.asks):

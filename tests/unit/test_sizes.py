@@ -12,8 +12,6 @@ MODULE, FUNCTION = 250, 50
 """Lines of a module, and of a function, its docstring included."""
 
 LONGER: set[str] = {
-    "piecewise_core/capture/attempt.py:capture",
-    "piecewise_core/capture/recorder.py",
     "piecewise_core/capture/torch_driver.py",
     "piecewise_core/capture/watching.py",
     "piecewise_core/compiled.py",
@@ -30,7 +28,6 @@ LONGER: set[str] = {
     "piecewise_core/graph/torch_private.py:capture",
     "piecewise_core/graph/trace.py:trace",
     "piecewise_core/replay/replays.py",
-    "piecewise_core/replay/serving.py:serving",
     "piecewise_core/testing/conformance/case.py",
     "piecewise_core/testing/simulated/driver.py",
 }

@@ -38,8 +38,8 @@ def record(fn):
         recorder.rehearse(fn)
         recorder.capturing = True
         result = recorder.record(fn)
-    sequence = [getattr(item, "fn", "graph") for item in recorder._sequence]
-    steps, _ = recorder.steps(lambda graph: lambda: None, lambda tensor: tensor)
+    sequence = [getattr(item, "fn", "graph") for item in recorder.sequence]
+    steps, _ = recorder.sequence.steps(lambda graph: lambda: None, lambda tensor: tensor)
     return result, sequence, steps
 
 
@@ -129,5 +129,5 @@ def test_one_graph_of_the_whole_forward_comes_behind_what_the_cpu_does():
         recorder.rehearse(plan)
         recorder.capturing = True
         recorder.record(plan)
-    kinds = [hasattr(item, "fn") for item in recorder._sequence]
+    kinds = [hasattr(item, "fn") for item in recorder.sequence]
     assert kinds == [True, True, False]

@@ -32,7 +32,7 @@ def test_tensors_from_outside_are_found_and_those_made_are_not():
     x, w = torch.randn(3), torch.randn(3)
     recorder, _ = watch(lambda: (x.sin() + w).view(3, 1) * torch.ones(1))
     assert {id(t) for t in recorder.external} == {id(x), id(w)}
-    assert recorder.writes == 0
+    assert recorder.memory.writes == 0
 
 
 def test_writes_to_memory_from_outside_are_found_and_put_back():
@@ -46,10 +46,10 @@ def test_writes_to_memory_from_outside_are_found_and_put_back():
         return y
 
     recorder, _ = watch(fn)
-    assert recorder.writes == 2
-    assert recorder.writes_to(state)
-    assert recorder.writes_to(own)
-    assert not recorder.writes_to(x)
+    assert recorder.memory.writes == 2
+    assert recorder.memory.writes_to(state)
+    assert recorder.memory.writes_to(own)
+    assert not recorder.memory.writes_to(x)
     recorder.put_back()
     assert torch.equal(state, torch.zeros(3))
     assert torch.equal(own, torch.zeros(3))
@@ -73,7 +73,7 @@ def test_temporaries_of_a_splitting_function_are_no_writes():
     recorder, _ = watch(
         lambda: torch.nn.functional.softplus(x) + 1, (torch.nn.functional.softplus,)
     )
-    assert recorder.writes == 0
+    assert recorder.memory.writes == 0
 
 
 @pytest.mark.parametrize("read", [torch.Tensor.item, torch.Tensor.tolist, bool, float, int])
@@ -88,7 +88,7 @@ def test_letting_go_leaves_no_tensor():
     recorder, _ = watch(lambda: torch.neg(x.sin()).cos(), (torch.neg,))
     recorder.forget()
     assert recorder.external == ()
-    assert recorder.steps(lambda graph: graph.replay, lambda tensor: tensor) == ((), ())
+    assert recorder.sequence.steps(lambda graph: graph.replay, lambda tensor: tensor) == ((), ())
 
 
 def test_memory_is_freed_as_a_run_goes():
@@ -102,9 +102,9 @@ def test_memory_is_freed_as_a_run_goes():
 
     recorder, result = watch(fn)
     recorder.forget()
-    assert recorder._pool.nbytes <= 3 * 4096
+    assert recorder.pool.nbytes <= 3 * 4096
     del result
-    assert recorder._pool.live_bytes == 0
+    assert recorder.pool.live_bytes == 0
 
 
 def test_what_the_first_run_made_and_the_second_found_is_from_outside():
@@ -117,7 +117,7 @@ def test_what_the_first_run_made_and_the_second_found_is_from_outside():
 
     recorder, _ = watch(fn)
     assert {id(t) for t in recorder.external} == {id(x), id(table[0])}
-    assert recorder.writes == 0
+    assert recorder.memory.writes == 0
 
 
 def test_memory_made_by_the_first_run_is_written_without_going_back():
@@ -130,7 +130,7 @@ def test_memory_made_by_the_first_run_is_written_without_going_back():
         return x + state[0]
 
     recorder, _ = watch(fn)
-    assert recorder.writes_to(state[0])
+    assert recorder.memory.writes_to(state[0])
     recorder.put_back()
     assert torch.isfinite(state[0]).all()
 
@@ -144,7 +144,7 @@ def test_what_only_splitting_operators_read_is_from_outside_too():
 def test_a_result_that_was_not_made_is_from_outside_once_it_is_noted():
     x, w = torch.randn(3), torch.randn(3)
     recorder, (made, given) = watch(lambda: (x.sin(), w))
-    recorder.note([made, given])
+    recorder.memory.read([made, given])
     assert {id(t) for t in recorder.external} == {id(x), id(w)}
 
 
