@@ -13,6 +13,7 @@ import argparse
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -216,6 +217,7 @@ def main() -> int:
     parser.add_argument("--dist", type=Path, default=ROOT / "dist", help="where the wheels lie")
     parser.add_argument("--keep", action="store_true", help="leave the environment, and say where")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the folder is removed
     folder = Path(tempfile.mkdtemp(prefix="piecewise-wheels-"))
     try:
         wheels = [the_wheel(options.dist.resolve(), f"piecewise_{n}") for n in ("core", "cpu")]

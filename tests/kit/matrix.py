@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -40,6 +41,7 @@ class NotInstalled(Exception):
 def main() -> int:
     """Test what is not done yet; 1 unless every release was tested and passed."""
     asked = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that environments are removed
     asked.out.mkdir(parents=True, exist_ok=True)
     results = asked.out / "matrix.jsonl"
     if asked.fresh:
