@@ -27,7 +27,6 @@ from piecewise_core.compile.inductor_factors import inductor_factors
 from piecewise_core.compile.native_code import from_bytes, is_archive, to_bytes, torchs_own
 from piecewise_core.compile.native_piece import NativePiece
 from piecewise_core.compile.private_caches import private_caches
-from piecewise_core.compile.residuals import keep_sums_fusable
 from piecewise_core.compile.torch_private import around, native_code
 from piecewise_core.compile.wrapper_source import NotPortable
 from piecewise_core.errors import CompilerUnavailable
@@ -35,6 +34,7 @@ from piecewise_core.graph import torch_private
 from piecewise_core.ownership import foreign
 from piecewise_core.protocols import CompiledGraph
 from piecewise_core.torch_compat.fakes import TracingContext, enable_python_dispatcher
+from piecewise_core.rewrites.residual_sums import keep_sums_fusable
 
 if TYPE_CHECKING:
     from piecewise_core.config import Config

@@ -13,15 +13,15 @@ from piecewise_core.graph import effects
 from piecewise_core.graph.collectives import keep_waits
 from piecewise_core.graph.contexts import is_autocast_enter, is_autocast_exit
 from piecewise_core.graph.hazards import Hazards
-from piecewise_core.graph.heads import share_heads
 from piecewise_core.graph.hostinputs import bring_to_device
 from piecewise_core.graph.literals import lift_literals
-from piecewise_core.graph.masks import lift_masks
 from piecewise_core.graph.memory import storages
 from piecewise_core.graph.names import op_name, source_of
 from piecewise_core.graph.piecegraph import piece_graph
 from piecewise_core.graph.segments import Segment, is_item, normalise, segments
 from piecewise_core.graph.trace import Traced
+from piecewise_core.rewrites.mask_terms import lift_masks
+from piecewise_core.rewrites.shared_heads import share_heads
 
 __all__ = ["Piece", "Program", "split"]
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from piecewise_core.compile.gemv import single_rows_to_sums
 from piecewise_core.compile.inductor import InductorCompiler
 from piecewise_core.compile.native_code import is_archive
 from piecewise_core.errors import CompilerUnavailable
 from piecewise_core.ownership import foreign
 from piecewise_core.protocols import CompiledGraph
+from piecewise_core.rewrites.one_row_products import single_rows_to_sums
 from piecewise_cuda.parcel import pack, unpack
 from piecewise_cuda.triton_files import collect, put_back
 from piecewise_cuda.triton_private import cache_directories

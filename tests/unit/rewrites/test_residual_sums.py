@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from piecewise_core.compile.residuals import keep_sums_fusable
+from piecewise_core.rewrites.residual_sums import keep_sums_fusable
 
 X, W, B = torch.randn(3, 4), torch.randn(4, 4), torch.randn(4)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from piecewise_core.compile.gemv import single_rows_to_sums
+from piecewise_core.rewrites.one_row_products import single_rows_to_sums
 
 ATEN = torch.ops.aten
 PRODUCTS = (ATEN.mm.default, ATEN.addmm.default)
