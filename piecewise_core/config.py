@@ -61,7 +61,8 @@ class Config:
     survive the next call.
     ``check``: how closely calls are checked. ``verify_rate``: with ``check="verify"`` the share of
     calls that also run as written, to compare. ``max_forms``: forms of calls that are traced, each
-    by itself. ``cache_dir``: a directory; None is the user's cache. ``memory_limit``: bytes for
+    by itself. ``rewrites_off``: names of rewrites, as ``explain()`` lists them, that are left out.
+    ``cache_dir``: a directory; None is the user's cache. ``memory_limit``: bytes for
     static graphs; None is no limit.
     """
 
@@ -83,6 +84,7 @@ class Config:
     check: Literal["off", "cheap", "strict", "verify"] = "cheap"
     verify_rate: float = 0.01
     max_forms: int = 8
+    rewrites_off: Sequence[str] = ()
     cache_dir: str | os.PathLike[str] | None = None
     memory_limit: int | None = None
 
@@ -91,6 +93,7 @@ class Config:
         self._normalise_scalars()
         self._set("splitting_ops", config_fields.names("splitting_ops", self.splitting_ops, notes))
         self._set("dynamic", freeze_dynamic(self.dynamic))
+        self._set("rewrites_off", config_fields.rewrites("rewrites_off", self.rewrites_off, notes))
         self._normalise_sizes(notes)
         if notes:
             # Past __post_init__ and the generated __init__ stands whoever wrote the values.

@@ -14,7 +14,7 @@ C = TypeVar("C")
 
 _PREFIX = "PIECEWISE_"
 _OTHERS = frozenset({"PIECEWISE_CACHE_LIMIT", "PIECEWISE_CACHE_MODE", "PIECEWISE_PLATFORM"})
-_NAMES = frozenset({"splitting_ops"})
+_NAMES = frozenset({"rewrites_off", "splitting_ops"})
 _SIZES = frozenset({"compile_ranges_endpoints", "compile_sizes", "capture_sizes"})
 _FLAGS = frozenset({"capture_max", "clone_outputs"})
 _STRUCTURED = frozenset({"dynamic", "max_forms", "max_regions", "memory_limit", "verify_rate"})

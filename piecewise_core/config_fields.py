@@ -24,6 +24,7 @@ __all__ = [
     "names",
     "nearest",
     "path",
+    "rewrites",
     "share",
     "sizes",
 ]
@@ -112,12 +113,25 @@ def names(field: str, value: object, notes: list[str]) -> tuple[str, ...] | str:
     """
     if isinstance(value, str) and value == "auto":
         return "auto"
-    listed = _listed(field, value, 'a tuple of names such as ("ns::op",), or "auto"')
+    found = rewrites(field, value, notes, "ns::op", ', or "auto"')
+    if "auto" in found:
+        raise ConfigError(f'Config.{field}: "auto" stands alone; drop it or the other names')
+    return found
+
+
+def rewrites(
+    field: str, value: object, notes: list[str], example: str = "mask_terms", more: str = ""
+) -> tuple[str, ...]:
+    """Return names as a tuple without duplicates; whose they are is known when a model is set up.
+
+    ``example``, ``more``: what a message proposes.
+    """
+    listed = _listed(field, value, f'a tuple of names such as ("{example}",){more}')
     for item in listed:
         if not isinstance(item, str) or not item:
-            raise ConfigError(f'Config.{field}: {item!r} is not a name; give strings like "ns::op"')
-        if item == "auto":
-            raise ConfigError(f'Config.{field}: "auto" stands alone; drop it or the other names')
+            raise ConfigError(
+                f'Config.{field}: {item!r} is not a name; give strings like "{example}"'
+            )
     found = tuple(dict.fromkeys(listed))
     if len(found) < len(listed):
         notes.append(f"Config.{field}: {listed} holds duplicates; using {found}")

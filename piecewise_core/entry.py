@@ -60,11 +60,11 @@ def backend(
     counters = Counters()
     process_counters.watch(counters)
     cache = setup.artifact_cache()
-    scheduler = Scheduler(setup.compiler, setup.config, counters, setup.passes, cache=cache)
+    scheduler = Scheduler(setup.compiler, setup.config, counters, setup.rewrites, cache=cache)
     matcher = Matcher(setup.config.splitting_ops, setup.unsafe_ops)
     if matcher:
         matcher.look(graph.graph)
-    program = split(traced, matcher, Layouts(dims, cuts=False), Contracts())
+    program = split(traced, matcher, Layouts(dims, cuts=False), Contracts(), setup.rewrites.program)
     region = Region(
         0,
         program,

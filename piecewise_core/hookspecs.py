@@ -23,7 +23,14 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from piecewise_core.protocols import CompilerAdaptor, Passes, PlatformInfo
+    from piecewise_core.config import Config
+    from piecewise_core.protocols import (
+        CompilerAdaptor,
+        Passes,
+        Platform,
+        PlatformInfo,
+        Rewrite,
+    )
 
 __all__ = ["ENTRY_POINT_GROUP", "PROJECT", "hookimpl", "hookspec"]
 
@@ -48,5 +55,18 @@ def piecewise_compilers() -> Mapping[str, Callable[[], CompilerAdaptor]]:
 
 @hookspec
 def piecewise_passes() -> Passes:
-    """Graph passes to run over every compilable piece, in order, before it is compiled."""
+    """Graph passes to run over every compilable piece, in order, before it is compiled.
+
+    Each becomes a Rewrite of level "piece", named as the function is: ``"module.function"``.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def piecewise_rewrites(platform: Platform, config: Config) -> Iterable[Rewrite]:
+    """Rewrites for models on ``platform``, in the order in which they run at their level.
+
+    Called once per compiled model, and only where this plugin announced that platform, or
+    announces none. ``config``: the model's, its ``compiler`` by name. Since API 1.1.
+    """
     raise NotImplementedError

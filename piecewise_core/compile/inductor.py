@@ -14,16 +14,17 @@ import functools
 import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.compiler.config
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from piecewise_core.compile.constants import take_out
 from piecewise_core.compile.empty_means import nothing_is_nan
 from piecewise_core.compile.inductor_factors import inductor_factors
+from piecewise_core.compile.lowering import lower
 from piecewise_core.compile.native_code import from_bytes, is_archive, to_bytes, torchs_own
 from piecewise_core.compile.native_piece import NativePiece
 from piecewise_core.compile.private_caches import private_caches
@@ -33,8 +34,7 @@ from piecewise_core.errors import CompilerUnavailable
 from piecewise_core.graph import torch_private
 from piecewise_core.ownership import foreign
 from piecewise_core.protocols import CompiledGraph
-from piecewise_core.torch_compat.fakes import TracingContext, enable_python_dispatcher
-from piecewise_core.rewrites.residual_sums import keep_sums_fusable
+from piecewise_core.torch_compat.fakes import TracingContext
 
 if TYPE_CHECKING:
     from piecewise_core.config import Config
@@ -92,14 +92,10 @@ class InductorCompiler:
             torch_private.oblivious_sizes(),
             torch.compiler.config.patch(cache_key_tag=tag),  # type: ignore[attr-defined]
         ):
-            lowered = _lowered(graph, example_inputs)
+            lowered = lower(graph, example_inputs)
             held = [] if lowered is graph else take_out(lowered)
             example_inputs = [*example_inputs, *map(_like, held)]
-            changed = nothing_is_nan(lowered.graph)
-            if _on_gpu(example_inputs):
-                self.rewrite(lowered.graph)
-                changed = True
-            if changed:
+            if nothing_is_nan(lowered.graph):
                 lowered.recompile()
             settings = {**self._settings, **self._answers}
 
@@ -112,7 +108,8 @@ class InductorCompiler:
                     **ways,
                 )
 
-            native = None if _on_gpu(example_inputs) else _native(build, self.library)
+            chosen = str(lowered.meta.get("library", ""))
+            native = None if _on_gpu(example_inputs) else _native(build, self.library, chosen)
             if native is None:
                 artifact: Any = build()
                 native = CompiledGraph(artifact, lambda: _dump(artifact))
@@ -122,7 +119,7 @@ class InductorCompiler:
         """Load what a handle gave, in any process of this machine with this torch."""
         if is_archive(handle):
             code = from_bytes(handle)
-            call = code.call(self.library)
+            call = code.call(functools.partial(self.library, code.chosen))
             return CompiledGraph(NativePiece(call, around(code)), lambda: handle)
         from torch._inductor import config as inductor_config
         from torch._inductor.standalone_compile import CompiledArtifact
@@ -139,17 +136,12 @@ class InductorCompiler:
         """Torch, the settings, and the threads kernels are made for."""
         return inductor_factors(self._settings)
 
-    def library(self, name: str) -> Any:
-        """The function that compiled code on a CPU calls as ``extern_kernels.NAME``."""
-        return torchs_own(name)
+    def library(self, chosen: str, name: str) -> Any:
+        """The function that compiled code on a CPU calls as ``extern_kernels.NAME``.
 
-    def rewrite(self, graph: torch.fx.Graph) -> None:
-        """Change a GPU's piece in place before Inductor has it.
-
-        ``graph``: in ATen operators, with ``meta["val"]``; or as it was traced where it could not
-        be lowered. What changes with the machine must be among ``hash_factors``.
+        ``chosen``: what a rewrite put into the lowered graph's ``meta["library"]``, or nothing.
         """
-        keep_sums_fusable(graph)
+        return torchs_own(name)
 
     def get_ready(self) -> None:
         """Make the compiler's one-time checks now rather than in the first compilation."""
@@ -174,7 +166,9 @@ def _on_gpu(inputs: Sequence[Any]) -> bool:
     return any(isinstance(i, torch.Tensor) and i.device.type != "cpu" for i in inputs)
 
 
-def _native(build: Callable[..., Any], library: Callable[[str], Any]) -> CompiledGraph | None:
+def _native(
+    build: Callable[..., Any], library: Callable[[str, str], Any], chosen: str
+) -> CompiledGraph | None:
     """The piece as native code; None where torch cannot say what it consists of."""
     try:
         artifact = build(aot=True)
@@ -185,8 +179,9 @@ def _native(build: Callable[..., Any], library: Callable[[str], Any]) -> Compile
         return None
     try:
         code, call = native_code(artifact)
-        if any(library(name) is not torchs_own(name) for name in code.library):
-            call = code.call(library)
+        code = replace(code, chosen=chosen)
+        if any(library(chosen, name) is not torchs_own(name) for name in code.library):
+            call = code.call(functools.partial(library, chosen))
         run = NativePiece(call, around(code))
     except NotPortable as error:
         return CompiledGraph(artifact, functools.partial(_not_portable, str(error)))
@@ -218,25 +213,6 @@ def _like(value: torch.Tensor) -> torch.Tensor:
 
 def _not_portable(why: str) -> bytes:
     raise NotPortable(why)
-
-
-def _lowered(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> torch.fx.GraphModule:
-    """The graph in ATen operators, which Inductor's caches can key and save.
-
-    Torch functions and tensor methods are what its caches refuse. A graph that cannot be
-    lowered by itself is compiled as it is.
-    """
-    mode = TracingContext.get().fake_mode
-    if mode is None:
-        return graph
-    try:
-        with torch.inference_mode(False), torch.no_grad(), enable_python_dispatcher(), mode:
-            # A lambda: make_fx counts the parameters of a bound forward wrongly.
-            traced = make_fx(lambda *args: graph(*args), _allow_non_fake_inputs=True)(*inputs)
-    except Exception as error:
-        logger.debug("compiled without lowering first: %s", error)
-        return graph
-    return traced
 
 
 def _dump(artifact: Any) -> bytes:

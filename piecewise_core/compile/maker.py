@@ -6,12 +6,10 @@ import logging
 import secrets
 import time
 import warnings
-from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 
 import sympy
-import torch
 
 from piecewise_core.compile.artifact import Artifact
 from piecewise_core.compile.artifact_cache import ArtifactCache
@@ -33,6 +31,7 @@ from piecewise_core.graph.split import Piece
 from piecewise_core.plugins import raised, told
 from piecewise_core.protocols import CompilerAdaptor
 from piecewise_core.ranges import Box
+from piecewise_core.rewrites import Rewrites
 from piecewise_core.store.entry import Entry, Ticket
 from piecewise_core.store.environment import surroundings
 from piecewise_core.store.single_flight import single_flight
@@ -46,7 +45,7 @@ class Maker:
     """Loads and compiles with one adaptor, and keeps what it compiled.
 
     ``adaptor``: becomes the eager compiler when the compiler's tools turn out to be missing.
-    ``passes``: run over every piece's graph before it is compiled. ``cache``: of the compile
+    ``rewrites``: of every piece, before it is compiled. ``cache``: of the compile
     store; None keeps nothing.
     """
 
@@ -54,14 +53,14 @@ class Maker:
         self,
         adaptor: CompilerAdaptor,
         config: Config,
-        passes: Iterable[Callable[[torch.fx.GraphModule], None]] = (),
+        rewrites: Rewrites | None = None,
         cache: ArtifactCache | None = None,
     ) -> None:
         self.adaptor = adaptor
         self._written = EagerCompiler()
         self._degraded = ""
         self._config = config
-        self._passes = tuple(passes)
+        self._rewrites = rewrites or Rewrites()
         self._cache = cache
 
     def entry(self, artifact: Artifact, piece: Piece, form: Form) -> Entry:
@@ -105,9 +104,12 @@ class Maker:
         def make() -> Job:
             return make_job(piece, task.symbols, box)
 
+        rewrites = self._rewrites
+        if adaptor.name == self._written.name:
+            rewrites = rewrites.without_lowered()
         try:
             with no_collection():
-                made = compile_job(adaptor, make, task.name, self._config, self._passes)
+                made = compile_job(adaptor, make, task.name, self._config, rewrites)
         except CompilerUnavailable as error:
             self._degrade(error)
             return self.compile(task)

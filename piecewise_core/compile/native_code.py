@@ -40,7 +40,7 @@ __all__ = [
 Call = Callable[[list[Any]], Sequence[Any]]
 """Inductor's generated function: takes its arguments in a list, which it empties."""
 
-_FORMAT = 2
+_FORMAT = 3
 _ADDRESS = "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"
 """Variable in which a kernel's library looks for torch's function that gives a tensor's address."""
 
@@ -52,6 +52,7 @@ class NativeCode:
     ``source``: defines ``call``. ``kernels``: name -> shared library. ``library``: names of torch's
     functions that it calls as ``extern_kernels``. ``wrappers``: torch's pickle, or nothing.
     ``autocast``: whether it was compiled inside of it, so that its conversions are in the code.
+    ``chosen``: which functions ``library`` means, where the compiler knows several.
     """
 
     source: str
@@ -59,6 +60,7 @@ class NativeCode:
     library: tuple[str, ...]
     wrappers: bytes = b""
     autocast: bool = False
+    chosen: str = ""
 
     def call(self, library: Callable[[str], Any] | None = None) -> Call:
         """The generated function over the loaded kernels.
@@ -112,6 +114,7 @@ def to_bytes(code: NativeCode) -> bytes:
         "kernels": sorted(code.kernels),
         "library": code.library,
         "autocast": code.autocast,
+        "chosen": code.chosen,
     }
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         archive.writestr("piece.json", json.dumps(head))
@@ -138,7 +141,8 @@ def from_bytes(data: bytes) -> NativeCode:
         }
         source = archive.read("call.py").decode()
         wrappers = archive.read("wrappers.pkl")
-        return NativeCode(source, kernels, tuple(head["library"]), wrappers, head["autocast"])
+        facts = head["autocast"], head["chosen"]
+        return NativeCode(source, kernels, tuple(head["library"]), wrappers, *facts)
 
 
 # Loading ----------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Protocol
 
@@ -24,6 +24,7 @@ from piecewise_core.graph.split import Piece
 from piecewise_core.graph.torch_private import compile_lock
 from piecewise_core.protocols import CompilerAdaptor
 from piecewise_core.ranges import Box
+from piecewise_core.rewrites import Rewrites
 from piecewise_core.store.entry import Entry
 
 __all__ = ["Outside", "Scheduler", "project", "refuse_in_capture"]
@@ -46,7 +47,7 @@ class Outside(Protocol):
 class Scheduler:
     """Compiles pieces through one adaptor and hands equal pieces the same artifact.
 
-    ``passes``: run over every piece's graph before it is compiled. ``counters``: of the model.
+    ``rewrites``: of every piece, before it is compiled. ``counters``: of the model.
     ``is_capturing``: whether the device records what this thread does; nothing compiles then.
     ``cache``: of the compile store; None keeps nothing.
     """
@@ -56,12 +57,12 @@ class Scheduler:
         adaptor: CompilerAdaptor,
         config: Config,
         counters: Counters,
-        passes: Iterable[Callable[[torch.fx.GraphModule], None]] = (),
+        rewrites: Rewrites | None = None,
         is_capturing: Callable[[], bool] | None = None,
         cache: ArtifactCache | None = None,
     ) -> None:
         self.artifact_cache = cache
-        self._maker = Maker(adaptor, config, passes, cache)
+        self._maker = Maker(adaptor, config, rewrites, cache)
         self._counters = counters
         self._is_capturing = is_capturing
         # A model that is traced anew, over and over, must not keep the graphs of every trace: of

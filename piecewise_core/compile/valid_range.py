@@ -8,7 +8,7 @@ each compilation, and sizes that break one are not served by the code.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,12 @@ import sympy
 import torch
 
 from piecewise_core.compile.examples import Job
+from piecewise_core.compile.lowering import rewritten
 from piecewise_core.config import Config
 from piecewise_core.graph.conditions import evaluator, implied
 from piecewise_core.protocols import CompiledGraph, CompilerAdaptor
 from piecewise_core.ranges import Box
+from piecewise_core.rewrites import Rewrites
 
 __all__ = ["Compilation", "compile_job", "valid_range"]
 
@@ -31,6 +33,8 @@ _REPEATED = ("autograd_cache.py", "codecache.py")
 """Where Inductor's caches add again, as one, all the guards of the time when an entry was made."""
 
 _DENSE = 1 << 14
+
+NONE = Rewrites()
 
 
 @dataclass(frozen=True)
@@ -49,16 +53,16 @@ def compile_job(
     make: Callable[[], Job],
     key: str,
     config: Config,
-    passes: Iterable[Callable[[torch.fx.GraphModule], None]] = (),
+    rewrites: Rewrites = NONE,
 ) -> Compilation:
-    """Compile what ``make()`` gives. Raises what passes and compiler raise.
+    """Compile what ``make()`` gives. Raises what rewrites and compiler raise.
 
     A compiler's own cache repeats the guards of the first making without their places. When they
     cost sizes, the job is compiled once more under a key that no cache knows.
     """
-    made, job = _attempt(adaptor, make, key, config, passes)
+    made, job = _attempt(adaptor, make, key, config, rewrites)
     if made.serves != job.box and _repeated_guards(job):
-        made, _ = _attempt(adaptor, make, f"{key}-{secrets.token_hex(8)}", config, passes)
+        made, _ = _attempt(adaptor, make, f"{key}-{secrets.token_hex(8)}", config, rewrites)
     return made
 
 
@@ -67,13 +71,12 @@ def _attempt(
     make: Callable[[], Job],
     key: str,
     config: Config,
-    passes: Iterable[Callable[[torch.fx.GraphModule], None]],
+    rewrites: Rewrites,
 ) -> tuple[Compilation, Job]:
     job = make()
     with torch.inference_mode(), job.context():
-        for apply in passes:
-            apply(job.graph)
-        compiled = adaptor.compile(job.graph, job.inputs, key=key, config=config)
+        graph = rewritten(job.graph, job.inputs, rewrites)
+        compiled = adaptor.compile(graph, job.inputs, key=key, config=config)
     return Compilation(compiled, *valid_range(job)), job
 
 

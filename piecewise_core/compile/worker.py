@@ -43,17 +43,20 @@ def _compile(request: Request, adaptors: dict[str, Any]) -> Answer:
     from piecewise_core.errors import CompileFailed
     from piecewise_core.graph.torch_state import set_torch_state
     from piecewise_core.plugins import attributed, select
+    from piecewise_core.rewrites import list_rewrites
     from piecewise_core.store.environment import surroundings
 
     config = Config.from_json(request.config)
     if request.platform not in adaptors:
-        platform = attributed(select(request.platform, environ={}))
-        adaptors[request.platform] = resolve(config.compiler, platform)
-        configure(adaptors[request.platform], config)
-    adaptor = adaptors[request.platform]
+        selected = select(request.platform, environ={})
+        adaptor = resolve(config.compiler, attributed(selected))
+        configure(adaptor, config)
+        lowered = list_rewrites(selected, config, adaptor).only_lowered()
+        adaptors[request.platform] = adaptor, lowered
+    adaptor, rewrites = adaptors[request.platform]
     set_torch_state(request.state)
     _refuse_differing(surroundings(adaptor), request.surroundings)
-    made = compile_job(adaptor, lambda: unpack(request.job), request.key, config)
+    made = compile_job(adaptor, lambda: unpack(request.job), request.key, config, rewrites)
     serves = made.serves
     handle = made.compiled.handle
     if handle is None:

@@ -113,8 +113,8 @@ class _InWorker:
         with compile_lock:
             job = make_job(self.task.piece, self.task.symbols, self.task.box)
             with torch.inference_mode(), job.context():
-                for apply in self.setup.passes:
-                    apply(job.graph)
+                for rewrite in self.setup.rewrites.piece:
+                    rewrite(job.graph)
             self.job = pack(job)
 
     def make(self) -> Entry | None:

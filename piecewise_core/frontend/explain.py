@@ -7,12 +7,19 @@ from collections.abc import Iterator
 
 from piecewise_core.compile.artifact import Artifact
 from piecewise_core.frontend.capturing import Capturing
-from piecewise_core.frontend.explanation import CodeFacts, Explanation, PieceFacts, RegionFacts
+from piecewise_core.frontend.explanation import (
+    CodeFacts,
+    Explanation,
+    PieceFacts,
+    RegionFacts,
+    RewriteFacts,
+)
 from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.session import Session
 from piecewise_core.graph.split import Piece
 from piecewise_core.graph.wording import shown_form
 from piecewise_core.ranges import Box
+from piecewise_core.rewrites import ListedRewrite
 from piecewise_core.targets import Target
 
 __all__ = ["explain"]
@@ -40,7 +47,15 @@ def explain(session: Session) -> Explanation:
         retraced=session.shared.retraced,
         unmet=session.shared.matcher.unmet,
         forms=tuple(shown_form(form.structure) for form in session.forms),
+        rewrites=tuple(_rewrite(session, one) for one in session.setup.rewrites.listed),
     )
+
+
+def _rewrite(session: Session, one: ListedRewrite) -> RewriteFacts:
+    off = "" if one.on else "rewrites_off"
+    if one.on and one.lowered and session.setup.compiler.name == "eager":
+        off = "nothing is lowered for compiler eager"
+    return RewriteFacts(one.of.name, one.of.level, one.of.key, one.by, off)
 
 
 def _captured(session: Session) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["CodeFacts", "Explanation", "PieceFacts", "RegionFacts"]
+__all__ = ["CodeFacts", "Explanation", "PieceFacts", "RegionFacts", "RewriteFacts"]
 
 _OPS = 4
 """Kinds of operations named per piece."""
@@ -76,6 +76,17 @@ class RegionFacts:
 
 
 @dataclass(frozen=True)
+class RewriteFacts:
+    """One rewrite. ``by``: who brought it. ``off``: why it does not run, or ""."""
+
+    name: str
+    level: str
+    key: str
+    by: str
+    off: str
+
+
+@dataclass(frozen=True)
 class Explanation:
     """Everything ``explain()`` knows. ``str()`` for people, ``to_json()`` for programs.
 
@@ -83,7 +94,7 @@ class Explanation:
     ``as_written``: targets that gave other results than the model, and how. ``unpadded``: why calls
     are not padded in some dims, where padding was asked for. ``retraced``: why the model was last
     traced anew, or "". ``unmet``: names in ``splitting_ops`` that no graph traced so far has.
-    ``forms``: the forms of calls so far, constants by their beginnings.
+    ``forms``: the forms of calls so far, constants by their beginnings. ``rewrites``: in order.
     """
 
     platform: str
@@ -99,6 +110,7 @@ class Explanation:
     retraced: str = ""
     unmet: tuple[str, ...] = ()
     forms: tuple[str, ...] = ()
+    rewrites: tuple[RewriteFacts, ...] = ()
 
     def to_json(self) -> str:
         """The explanation as a JSON object."""
@@ -113,6 +125,7 @@ def _lines(explanation: Explanation) -> Iterator[str]:
     e = explanation
     yield f"platform {e.platform} ({e.reason}), compiler {e.compiler}"
     yield f"dims {', '.join(e.dims) or 'none'}"
+    yield f"rewrites {', '.join(map(_rewrite, e.rewrites)) or 'none'}"
     if not e.regions:
         yield "nothing traced yet: call the model, or warmup() with example arguments"
     for place, form in enumerate(e.forms):
@@ -136,6 +149,11 @@ def _lines(explanation: Explanation) -> Iterator[str]:
     counted = {k: v for k, v in e.stats.items() if k != "calls"}
     yield f"counters: {_counted(counted)}"
     yield f"calls: {_counted(e.stats['calls'])}"
+
+
+def _rewrite(rewrite: RewriteFacts) -> str:
+    text = rewrite.name if rewrite.by == "piecewise-core" else f"{rewrite.name} of {rewrite.by}"
+    return f"{text} (off: {rewrite.off})" if rewrite.off else text
 
 
 def _counted(values: Mapping[str, int]) -> str:

@@ -170,7 +170,9 @@ class Regions:
         shared = self._shared
         if shared.matcher:
             shared.matcher.look(traced.graph.graph)
-        program = split(traced, shared.splits, shared.layouts, shared.contracts)
+        program = split(
+            traced, shared.splits, shared.layouts, shared.contracts, shared.setup.rewrites.program
+        )
         return Region(
             shared.number(),
             program,

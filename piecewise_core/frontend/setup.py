@@ -1,4 +1,4 @@
-"""What a session works with: config, platform, compiler, passes."""
+"""What a session works with: config, platform, compiler, rewrites."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-
-import torch
 
 from piecewise_core.backend import PiecewiseBackend
 from piecewise_core.capture.torch_private import in_bad_fork
@@ -20,12 +18,12 @@ from piecewise_core.graph.randomness import or_draws
 from piecewise_core.plugins import (
     AttributedPlatform,
     Selected,
-    all_passes,
     attributed,
-    discover,
+    origin_of,
     select,
 )
 from piecewise_core.protocols import CompilerAdaptor, Platform
+from piecewise_core.rewrites import Rewrites, list_rewrites
 from piecewise_core.store.environment import Environment, surroundings
 from piecewise_core.store.layered import LayeredStore
 from piecewise_core.store.opening import open_store
@@ -46,7 +44,7 @@ class Setup:
     selected: Selected
     platform: AttributedPlatform
     compiler: CompilerAdaptor
-    passes: tuple[Callable[[torch.fx.GraphModule], None], ...]
+    rewrites: Rewrites
     unsafe_ops: tuple[str, ...]
     backend_class: Callable[..., Any]
     graph_mode: str
@@ -77,8 +75,9 @@ class Setup:
         return {**self._environment().fixed(), **surroundings(self.compiler)}
 
     def _environment(self) -> Environment:
-        name, origin = self.selected.info.name, _origin(self.selected)
-        return Environment(self.platform, name, origin, self.config, self.passes)
+        name, origin = self.selected.info.name, str(origin_of(self.selected) or "")
+        passes, keys = self.rewrites.passes, self.rewrites.keys
+        return Environment(self.platform, name, origin, self.config, passes, keys)
 
     @property
     def lost_device(self) -> bool:
@@ -100,15 +99,6 @@ class Setup:
         return graphs is not None and bool(graphs.is_capturing())
 
 
-def _origin(selected: Selected) -> str:
-    """The distribution that the platform comes from, also where it was given as an object."""
-    if selected.considered:
-        return str(selected.considered[0].origin)
-    package = type(selected.platform).__module__.partition(".")[0]
-    found = [e for e in discover() if e.module.partition(".")[0] == package]
-    return str(found[0]) if found else ""
-
-
 def prepare(config: Config, platform: str | Platform | None, device_type: str | None) -> Setup:
     """Choose platform and compiler. Raises PlatformError and its kinds, and ConfigError."""
     selected = select(platform, device_type)
@@ -116,14 +106,13 @@ def prepare(config: Config, platform: str | Platform | None, device_type: str | 
     compiler = resolve(config.compiler, active)
     settings = config.replace(compiler=compiler.name)
     configure(compiler, settings)
-    own = getattr(compiler, "passes", None)
-    passes = (*(own() if callable(own) else ()), *all_passes())
+    rewrites = list_rewrites(selected, settings, compiler)
     return Setup(
         settings,
         selected,
         active,
         compiler,
-        tuple(passes),
+        rewrites,
         tuple(active.declared.unsafe_ops()),
         active.piecewise_backend or PiecewiseBackend,
         _graph_mode(config, active, selected.info.name),

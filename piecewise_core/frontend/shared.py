@@ -46,7 +46,7 @@ class Shared:
         process_counters.watch(self.counters)
         self.artifact_cache = cache = setup.artifact_cache(front)
         self.scheduler = Scheduler(
-            setup.compiler, self.config, self.counters, setup.passes, setup.is_capturing, cache
+            setup.compiler, self.config, self.counters, setup.rewrites, setup.is_capturing, cache
         )
         in_background = self.config.compile_mode == "background"
         self.background = Background(setup, cache) if in_background else None

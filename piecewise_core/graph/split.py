@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,8 +20,6 @@ from piecewise_core.graph.names import op_name, source_of
 from piecewise_core.graph.piecegraph import piece_graph
 from piecewise_core.graph.segments import Segment, is_item, normalise, segments
 from piecewise_core.graph.trace import Traced
-from piecewise_core.rewrites.mask_terms import lift_masks
-from piecewise_core.rewrites.shared_heads import share_heads
 
 __all__ = ["Piece", "Program", "split"]
 
@@ -88,21 +86,24 @@ def split(
     matcher: Callable[[torch.fx.Node], bool],
     learn: Callable[[Traced, Sequence[Segment]], Traced | None] = lambda traced, runs: None,
     distrust: Callable[[Traced, Matcher], Matcher] = lambda traced, matcher: matcher,
+    rewrites: Iterable[Callable[[torch.fx.GraphModule, Matcher], None]] = (),
 ) -> Program:
     """Cut ``traced`` at the nodes that ``matcher`` accepts.
 
     ``learn``: writes the real strides of what splitting runs return into the trace; whether it
-    changed any. ``distrust``: adds to ``matcher`` what must not be compiled. Takes the graph over
+    changed any. ``distrust``: adds to ``matcher`` what must not be compiled.
+    ``rewrites``: change the graph before it is cut, in order. Takes the graph over
     (it is normalised in place). Raises TraceFailed when a size depends on tensor data.
     """
     graph = traced.graph.graph
     normalise(graph)
     _drop_dead_outputs(graph, traced.output.used)
     lift_literals(traced.graph, matcher)
-    share_heads(graph, matcher)
     _drop_dead_nodes(graph)
     matcher = bring_to_device(graph, matcher)
-    lift_masks(graph, matcher)
+    for rewrite in rewrites:
+        rewrite(traced.graph, matcher)
+        _drop_dead_nodes(graph)
     matcher = distrust(traced, keep_waits(graph, matcher))
     runs = segments(graph, matcher)
     learned = learn(traced, runs)

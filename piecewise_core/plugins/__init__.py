@@ -1,25 +1,30 @@
 """Plugins: found by metadata, loaded one by one, selected with reasons. Imports no torch."""
 
 from piecewise_core.plugins.attribution import AttributedPlatform, attributed, raised, told
+from piecewise_core.plugins.audience import Audience, origin_of
 from piecewise_core.plugins.candidates import Candidate, survey
+from piecewise_core.plugins.compilers import find_compiler
 from piecewise_core.plugins.declared import Declared, declared
 from piecewise_core.plugins.discovery import PluginEntry, discover
-from piecewise_core.plugins.extensions import PluginPass, all_passes, find_compiler
 from piecewise_core.plugins.registration import registered
+from piecewise_core.plugins.rewrites import all_passes, all_rewrites, name_of
 from piecewise_core.plugins.selection import Selected, select
 
 __all__ = [
     "AttributedPlatform",
+    "Audience",
     "Candidate",
     "Declared",
     "PluginEntry",
-    "PluginPass",
     "Selected",
     "all_passes",
+    "all_rewrites",
     "attributed",
     "declared",
     "discover",
     "find_compiler",
+    "name_of",
+    "origin_of",
     "raised",
     "registered",
     "select",

@@ -22,10 +22,11 @@ from piecewise_core.protocols import (
     GraphExtras,
     Platform,
     PlatformExtras,
+    Rewrite,
     RuntimeExtras,
 )
 
-__all__ = ["check_compiler", "check_platform", "differences"]
+__all__ = ["check_compiler", "check_platform", "check_rewrite", "differences"]
 
 _ABSENT = object()
 
@@ -52,6 +53,17 @@ def check_platform(platform: Any, origin: object) -> None:
 def check_compiler(compiler: Any, origin: object) -> None:
     """Raise PluginError listing every difference between ``compiler`` and CompilerAdaptor."""
     _refuse(_compiler(compiler), f"{origin}: {type(compiler).__name__} is not a CompilerAdaptor")
+
+
+def check_rewrite(rewrite: Any, origin: object) -> None:
+    """Raise PluginError listing every difference between ``rewrite`` and Rewrite."""
+    wrong = _attributes(rewrite, Rewrite) + _methods(rewrite, Rewrite, required=True)
+    for name, kind in (("name", str), ("key", str), ("lowered", bool)):
+        wrong += _value(rewrite, "Rewrite", name, kind)
+    level = _read(rewrite, "level")
+    if level is not _ABSENT and level not in ("program", "piece"):
+        wrong.append(f'Rewrite.level is {level!r}, not "program" or "piece"')
+    _refuse(wrong, f"{origin}: {type(rewrite).__name__} is not a Rewrite")
 
 
 def differences(thing: Any, required: type, optional: type) -> list[str]:

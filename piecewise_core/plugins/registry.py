@@ -30,14 +30,14 @@ class Plugin:
         self.entry = entry
         self._manager = manager
 
-    def call(self, hook: str, into: Callable[[Any], T]) -> T | None:
-        """Call ``hook`` and convert what it returns; None when it brings nothing.
+    def call(self, hook: str, into: Callable[[Any], T], **arguments: Any) -> T | None:
+        """Call ``hook`` with ``arguments`` and convert what it returns; None where it has none.
 
         ``into``: runs inside the same guard, so that a generator that fails half-way is
         attributed too. Raises PluginError naming distribution, version and hook.
         """
         try:
-            results = getattr(self._manager.hook, hook)()
+            results = getattr(self._manager.hook, hook)(**arguments)
             return into(results[0]) if results else None
         except PluginError:
             raise

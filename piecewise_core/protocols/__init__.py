@@ -24,6 +24,7 @@ from piecewise_core.protocols.platform import (
     PlatformExtras,
     PlatformInfo,
 )
+from piecewise_core.protocols.rewrites import Rewrite
 from piecewise_core.protocols.values import (
     BudgetContext,
     Capabilities,
@@ -49,8 +50,12 @@ __all__ = [
     "PlatformInfo",
     "Probe",
     "ReplayCall",
+    "Rewrite",
     "RuntimeExtras",
 ]
 
-API_VERSION = (1, 0)
-"""(major, minor) of these Protocols. Core serves plugins of its major and of no newer minor."""
+API_VERSION = (1, 1)
+"""(major, minor) of these Protocols, of the hooks and of `piecewise_core.building_blocks`.
+
+Core serves plugins of its major and of no newer minor.
+"""

@@ -15,10 +15,24 @@ from typing import Any
 
 import torch
 
-__all__ = ["keep_sums_fusable"]
+from piecewise_core.rewrites.entry import GraphRewrite
+
+__all__ = ["keep_sums_fusable", "residual_sums"]
 
 _ADD = torch.ops.aten.add.Tensor
 _MM = torch.ops.aten.mm.default
+
+
+def residual_sums() -> GraphRewrite:
+    """The rewrite ``residual_sums`` of pieces that a GPU runs."""
+    return GraphRewrite(
+        "residual_sums", "piece", "1", lambda g, _: _on_gpu(g) and keep_sums_fusable(g.graph), True
+    )
+
+
+def _on_gpu(graph: torch.fx.GraphModule) -> bool:
+    values = [node.meta.get("val") for node in graph.graph.find_nodes(op="placeholder")]
+    return any(isinstance(v, torch.Tensor) and v.device.type != "cpu" for v in values)
 
 
 def keep_sums_fusable(graph: torch.fx.Graph) -> int:

@@ -33,8 +33,8 @@ class Environment:
     """What a model's pieces are compiled with.
 
     ``distribution``: who brought the platform ("piecewise-cpu 0.1.0"), empty for an instance.
-    ``more``: the place for factors that somebody else declares, by name; they go in as
-    ``more.NAME``.
+    ``rewrites``: keys of those in force besides ``passes``, in order. ``more``: the place for
+    factors that somebody else declares, by name; they go in as ``more.NAME``.
     """
 
     platform: Platform
@@ -42,6 +42,7 @@ class Environment:
     distribution: str
     config: Config
     passes: tuple[Callable[[torch.fx.GraphModule], None], ...] = ()
+    rewrites: tuple[str, ...] = ()
     more: Mapping[str, str] = field(default_factory=dict)
 
     def fixed(self) -> dict[str, str]:
@@ -58,6 +59,7 @@ class Environment:
             "platform.class": class_identity(type(_itself(self.platform))),
             "platform.alignment": str(self.platform.capabilities.alignment),
             "passes": _passes(self.passes),
+            "rewrites": "; ".join(self.rewrites),
             **{f"config.{n}": v for n, v in self.config.cache_factors().items()},
             **machine_factors(),
             **_named("platform", declared(self.platform).fingerprint()),

@@ -96,6 +96,7 @@ def configs(draw: st.DrawFn) -> Config:
         "inputs": draw(st.sampled_from(["copy", "static"])),
         "clone_outputs": draw(st.booleans()),
         "check": draw(st.sampled_from(["off", "cheap", "strict", "verify"])),
+        "rewrites_off": draw(words),
         "verify_rate": draw(st.floats(0, 1, exclude_min=True)),
         "regions": draw(st.sampled_from(["auto", "declared"])),
         "max_regions": draw(st.integers(1, 2**20)),
@@ -168,6 +169,7 @@ def test_the_fields_and_defaults_are_those_of_the_documents() -> None:
         "regions": "auto",
         "max_regions": 64,
         "max_forms": 8,
+        "rewrites_off": (),
         "cache_dir": None,
         "memory_limit": None,
     }
@@ -612,6 +614,7 @@ def test_only_what_changes_an_artifact_by_itself_is_a_cache_factor() -> None:
         "regions": "declared",
         "max_regions": 8,
         "max_forms": 3,
+        "rewrites_off": ("mask_terms",),
         "cache_dir": "elsewhere",
         "memory_limit": 1,
     }

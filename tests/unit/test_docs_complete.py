@@ -75,7 +75,7 @@ def test_every_hook_and_its_arguments_are_in_the_reference(reference):
     check([*hooks, *arguments], reference)
 
 
-CONTRACT = ("CompilerAdaptor", "DeviceRuntime", "GraphDriver", "Platform")
+CONTRACT = ("CompilerAdaptor", "DeviceRuntime", "GraphDriver", "Platform", "Rewrite")
 EXTRAS = ("CompilerExtras", "RuntimeExtras", "GraphExtras", "PlatformExtras")
 VALUES = ("BudgetContext", "Capabilities", "CompiledGraph", "PlatformInfo", "Probe", "ReplayCall")
 
@@ -119,6 +119,13 @@ def test_every_extra_says_what_core_does_without_it():
         for method_name, method in vars(public("protocols", name)).items():
             if inspect.isfunction(method) and not method_name.startswith("_"):
                 assert "Without" in (method.__doc__ or ""), f"{name}.{method_name}"
+
+
+def test_every_building_block_is_on_the_plugins_page():
+    code = code_in((REFERENCE / "plugins.md").read_text(encoding="utf-8"))
+    assert (
+        unmentioned(importlib.import_module("piecewise_core.building_blocks").__all__, code) == []
+    )
 
 
 def test_every_public_name_is_in_the_reference(reference):

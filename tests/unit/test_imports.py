@@ -30,10 +30,12 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("plugins",),
     ("torch_compat",),
     ("graph",),
+    ("rewrites",),
     ("store",),
     ("compile",),
     ("capture",),
     ("replay",),
+    ("building_blocks",),
     ("runtime",),
     ("backend",),
     ("frontend",),
@@ -62,6 +64,7 @@ LIGHT = (
     "protocols",
     "hookspecs",
     "plugins",
+    "building_blocks",
 )
 """What must import neither torch nor a plugin, so that a plugin module may import it freely."""
 

@@ -108,7 +108,7 @@ def test_a_device_module_brings_a_driver_in_place_of_the_runtime(tmp_path):
     driver = (project / "src/piecewise_npu/driver.py").read_text()
     assert 'MODULE = getattr(torch, "npu", torch_npu)' in driver
     plugin = (project / "src/piecewise_npu/plugin.py").read_text()
-    assert 'PlatformInfo("npu", "npu", (1, 0), probe, create)' in plugin
+    assert 'PlatformInfo("npu", "npu", (1, 1), probe, create)' in plugin
 
 
 def test_the_test_file_is_an_import_and_a_class_of_one_line(tmp_path):

@@ -83,7 +83,7 @@ def test_what_an_artifact_of_torch_brings_gets_into_no_cache_of_other_programs(
 
     made = pieces_of(lambda x: (x * 3).sin(), torch.randn(3, 8), dynamic={"x": {0: ROWS}})
     job = make_job(made.compilable[0], made.symbols, Box((Range(0, 64),)))
-    monkeypatch.setattr(inductor, "_native", lambda build, library: None)  # as on a GPU
+    monkeypatch.setattr(inductor, "_native", lambda build, library, chosen: None)  # as on a GPU
     with job.context():
         compiled = InductorCompiler().compile(
             job.graph, job.inputs, key="other-[0, 64]", config=made.config

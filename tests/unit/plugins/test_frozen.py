@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import piecewise_core as pw
-from piecewise_core import hookspecs, protocols
+from piecewise_core import building_blocks, hookspecs, protocols
 from piecewise_core.plugins import all_passes, find_compiler, select
 from piecewise_core.plugins.contract import differences
 
@@ -44,6 +44,7 @@ def read(name: str) -> ModuleType:
 
 
 API = read("api_1_0")
+API_1_1 = read("api_1_1")
 
 
 def methods(protocol):
@@ -103,6 +104,20 @@ def test_all_of_the_contract_is_frozen():
             assert methods(getattr(protocols, name)).keys() <= methods(getattr(API, name)).keys()
     for name in VALUES:
         assert len(fields(getattr(protocols, name))) == len(fields(getattr(API, name)))
+
+
+def test_what_1_1_added_is_there_and_all_of_it_is_frozen():
+    assert protocols.API_VERSION == API_1_1.API_VERSION
+    old, new = API_1_1.Rewrite, protocols.Rewrite
+    assert list(inspect.get_annotations(old)) == list(inspect.get_annotations(new))
+    plugin = type("Rewrite", (old,), dict.fromkeys(inspect.get_annotations(old)))()
+    assert methods(new).keys() == methods(old).keys()
+    assert differences(plugin, new, object) == []
+    for name, arguments in API_1_1.HOOKS.items():
+        assert list(inspect.signature(getattr(hookspecs, name)).parameters) == arguments
+    hooks = {n for n in vars(hookspecs) if n.startswith("piecewise_")}
+    assert hooks == {*API.HOOKS, *API_1_1.HOOKS}
+    assert tuple(building_blocks.__all__) == API_1_1.BUILDING_BLOCKS
 
 
 def today(**others):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from piecewise_core.compile.inductor import InductorCompiler
+from piecewise_core.building_blocks import InductorCompiler
 from piecewise_core.protocols import CompiledGraph
 from piecewise_cpu.driver import CpuGraphDriver
 from piecewise_cpu.linear import library_function
@@ -43,9 +43,9 @@ class CpuInductor(InductorCompiler):
         """Load what a handle gave."""
         return self._announcing(super().load(handle))
 
-    def library(self, name: str) -> Any:
-        """OneDNN's products where they are the faster ones, else torch's."""
-        return library_function(name)
+    def library(self, chosen: str, name: str) -> Any:
+        """OneDNN's products where the piece was made for them, else torch's."""
+        return library_function(chosen, name)
 
     def _announcing(self, made: CompiledGraph) -> CompiledGraph:
         run, driver = made.run, self._driver

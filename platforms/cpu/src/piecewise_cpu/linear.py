@@ -14,15 +14,32 @@ from typing import Any
 
 import torch
 
-__all__ = ["bound", "library_function", "onednn_is_faster"]
+from piecewise_core.building_blocks import GraphRewrite
+
+__all__ = ["bound", "library_function", "onednn_is_faster", "onednn_products"]
 
 _OTHERS = ("AuthenticAMD", "HygonGenuine")
 """Vendors for whose x86 processors MKL takes its general code."""
 
+_ONEDNN = "onednn_products"
 
-def library_function(name: str) -> Callable[..., Any]:
-    """What compiled code finds as ``extern_kernels.NAME``: torch's function, or one as good."""
-    own: dict[str, Any] = {"addmm": _addmm, "mm": _mm} if onednn_is_faster() else {}
+
+def onednn_products() -> GraphRewrite:
+    """The rewrite ``onednn_products``: it names the library and leaves the graph as it is."""
+    return GraphRewrite(_ONEDNN, "piece", f"{onednn_is_faster()}", _choose, lowered=True)
+
+
+def _choose(graph: torch.fx.GraphModule, _: Any) -> None:
+    if onednn_is_faster():
+        graph.meta["library"] = _ONEDNN
+
+
+def library_function(chosen: str, name: str) -> Callable[..., Any]:
+    """What compiled code finds as ``extern_kernels.NAME``: torch's function, or one as good.
+
+    ``chosen``: the library that a rewrite named, or nothing.
+    """
+    own: dict[str, Any] = {"addmm": _addmm, "mm": _mm} if chosen == _ONEDNN else {}
     found: Callable[..., Any] = own.get(name) or getattr(torch, name)
     return found
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from piecewise_core.ownership import make_private
+from piecewise_core.building_blocks import make_private
 
 __all__ = ["Memo"]
 

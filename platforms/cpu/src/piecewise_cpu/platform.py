@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from piecewise_core.config_cache import cache_directory
+from piecewise_core.building_blocks import cache_directory
 from piecewise_core.protocols import Capabilities, CompilerAdaptor, DeviceRuntime, GraphDriver
 from piecewise_cpu.driver import CpuGraphDriver
 from piecewise_cpu.inductor import CpuInductor

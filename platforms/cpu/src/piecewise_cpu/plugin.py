@@ -5,17 +5,30 @@ from __future__ import annotations
 import os
 import platform as machine
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from piecewise_core.hookspecs import hookimpl
-from piecewise_core.protocols import Platform, PlatformInfo, Probe
+from piecewise_core.protocols import Platform, PlatformInfo, Probe, Rewrite
 
-__all__ = ["piecewise_platforms"]
+if TYPE_CHECKING:
+    from piecewise_core.config import Config
+
+__all__ = ["piecewise_platforms", "piecewise_rewrites"]
 
 
 @hookimpl
 def piecewise_platforms() -> Iterator[PlatformInfo]:
     """Announce the one platform of this wheel."""
-    yield PlatformInfo("cpu", "cpu", (1, 0), probe, create)
+    yield PlatformInfo("cpu", "cpu", (1, 1), probe, create)
+
+
+@hookimpl
+def piecewise_rewrites(platform: Platform, config: Config) -> Iterator[Rewrite]:
+    """Products with weights go to oneDNN where it is faster than the BLAS that torch calls."""
+    if config.compiler == "inductor":
+        from piecewise_cpu.linear import onednn_products
+
+        yield onednn_products()
 
 
 def probe() -> Probe:

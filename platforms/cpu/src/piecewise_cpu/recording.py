@@ -9,11 +9,15 @@ from typing import Any
 
 import torch
 
-from piecewise_core.compile.native_piece import NativePiece
-from piecewise_core.torch_compat import pytree
-from piecewise_core.torch_compat.dispatcher import TorchDispatchMode, without_modes
-from piecewise_core.torch_compat.operators import schema_of
-from piecewise_core.torch_compat.storages import memory_key, storage_key
+from piecewise_core.building_blocks import (
+    NativePiece,
+    TorchDispatchMode,
+    memory_key,
+    pytree,
+    schema_of,
+    storage_key,
+    without_modes,
+)
 from piecewise_cpu.arena import Arena
 from piecewise_cpu.kernels import NotFlat, Step, flat_call
 

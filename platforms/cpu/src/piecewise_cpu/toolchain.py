@@ -14,9 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from piecewise_core.config_cache import cache_directory
+from piecewise_core.building_blocks import cache_directory, foreign
 from piecewise_core.errors import CompilerUnavailable
-from piecewise_core.ownership import foreign
 from piecewise_cpu.compiler import Compiler, build_directory, find_compiler, wanted_compilers
 from piecewise_cpu.memo import Memo
 

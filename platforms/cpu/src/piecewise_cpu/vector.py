@@ -17,8 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from piecewise_core.interpreter import careful_children
-from piecewise_core.ownership import foreign, make_private
+from piecewise_core.building_blocks import careful_children, foreign, make_private
 from piecewise_cpu.memo import Memo
 
 __all__ = ["probe_vector_isas"]

@@ -11,12 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from piecewise_core.compile.inductor import InductorCompiler
-from piecewise_core.compile.native_code import is_archive
+from piecewise_core.building_blocks import InductorCompiler, foreign, is_archive
 from piecewise_core.errors import CompilerUnavailable
-from piecewise_core.ownership import foreign
 from piecewise_core.protocols import CompiledGraph
-from piecewise_core.rewrites.one_row_products import single_rows_to_sums
 from piecewise_cuda.parcel import pack, unpack
 from piecewise_cuda.triton_files import collect, put_back
 from piecewise_cuda.triton_private import cache_directories
@@ -60,11 +57,6 @@ class CudaInductor(InductorCompiler):
         # First: loading a piece may start Triton's driver, which looks for its library.
         put_back(files)
         return _with_files(super().load(piece), files)
-
-    def rewrite(self, graph: torch.fx.Graph) -> None:
-        """Products of one row are sums, which Inductor's kernels read faster than cuBLAS does."""
-        single_rows_to_sums(graph)
-        super().rewrite(graph)
 
     def hash_factors(self) -> Mapping[str, str]:
         """Inductor's own, and the device that kernels are made for."""

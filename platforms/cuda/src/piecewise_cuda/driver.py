@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from piecewise_core.capture.torch_driver import TorchGraphDriver
+from piecewise_core.building_blocks import TorchGraphDriver
 from piecewise_cuda.ops import UNSAFE
 
 __all__ = ["CudaGraphDriver"]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
-from piecewise_core.capture.torch_runtime import TorchRuntime
+from piecewise_core.building_blocks import TorchRuntime
 from piecewise_core.errors import PlatformError
 from piecewise_core.protocols import Capabilities, CompilerAdaptor, DeviceRuntime, GraphDriver
 from piecewise_cuda.compiler import CudaInductor

@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from piecewise_core.compile.private_caches import private_caches
+from piecewise_core.building_blocks import private_caches
 from piecewise_cuda import triton_private
 
 __all__ = ["brought", "collect", "keep", "put_back"]

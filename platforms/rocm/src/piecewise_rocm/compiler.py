@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
-from piecewise_core.compile.inductor import InductorCompiler
+from piecewise_core.building_blocks import InductorCompiler
 from piecewise_core.errors import CompilerUnavailable
 
 __all__ = ["RocmInductor"]

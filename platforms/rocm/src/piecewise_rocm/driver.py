@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from piecewise_core.capture.torch_driver import TorchGraphDriver
+from piecewise_core.building_blocks import TorchGraphDriver
 from piecewise_rocm.ops import ADVICE, UNSAFE
 
 __all__ = ["RocmGraphDriver", "use_libraries"]

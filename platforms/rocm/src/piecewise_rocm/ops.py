@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from piecewise_core.capture.torch_advice import Advice
+from piecewise_core.building_blocks import Advice
 
 __all__ = ["ADVICE", "UNSAFE"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 
+from piecewise_core.building_blocks import torch_build
 from piecewise_core.hookspecs import hookimpl
-from piecewise_core.plugins.torchbuild import torch_build
 from piecewise_core.protocols import Platform, PlatformInfo, Probe
 from piecewise_rocm.kfd import Driver, ask_driver
 
@@ -18,7 +18,7 @@ _HIDING = ("HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 @hookimpl
 def piecewise_platforms() -> Iterator[PlatformInfo]:
     """Announce the one platform of this wheel; torch calls AMD's devices "cuda" too."""
-    yield PlatformInfo("rocm", "cuda", (1, 0), probe, create)
+    yield PlatformInfo("rocm", "cuda", (1, 1), probe, create)
 
 
 def probe() -> Probe:

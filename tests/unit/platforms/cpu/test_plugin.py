@@ -17,7 +17,7 @@ def test_the_probe_finds_a_cpu_and_its_facts(monkeypatch):
 
 def test_the_plugin_announces_one_platform():
     (info,) = plugin.piecewise_platforms()
-    assert (info.name, info.device_type, info.api_version) == ("cpu", "cpu", (1, 0))
+    assert (info.name, info.device_type, info.api_version) == ("cpu", "cpu", (1, 1))
 
 
 def test_announcing_and_probing_import_no_torch():

@@ -8,12 +8,15 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
+import piecewise_core as pw
 from piecewise_core.compile.inductor import InductorCompiler
 from piecewise_core.compile.native_code import NativeCode, to_bytes
 from piecewise_core.protocols import CompiledGraph
+from piecewise_core.rewrites.residual_sums import keep_sums_fusable
 from piecewise_cuda import compiler
 from piecewise_cuda.compiler import CudaInductor
 from piecewise_cuda.parcel import pack, unpack
+from piecewise_cuda.plugin import piecewise_rewrites
 
 
 def run(*args):
@@ -116,10 +119,13 @@ def test_products_of_one_row_are_sums_and_residual_sums_stay_fusable():
         total = rows + rows @ weight
         return row @ weight.t(), total, total.sin()
 
-    graph = make_fx(piece, tracing_mode="fake")(
+    module = make_fx(piece, tracing_mode="fake")(
         torch.randn(1, 8), torch.randn(2, 8), torch.randn(8, 8)
-    ).graph
-    CudaInductor().rewrite(graph)
+    )
+    (rows,) = piecewise_rewrites(None, pw.Config(compiler="inductor"))
+    rows.apply(module, lambda node: False)
+    graph = module.graph
+    assert keep_sums_fusable(graph) == 1
     aten = torch.ops.aten
     assert len(graph.find_nodes(op="call_function", target=aten.mm.default)) == 1
     assert len(graph.find_nodes(op="call_function", target=aten.sum.dim_IntList)) == 1

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from piecewise_core.errors import ConfigError, PlatformConflict, PluginError
-from piecewise_core.plugins import all_passes, find_compiler
+from piecewise_core.plugins import find_compiler
 
 COMPILERS = """
 from piecewise_core.hookspecs import hookimpl
@@ -20,21 +20,6 @@ def make():
 @hookimpl
 def piecewise_compilers():
     return {{{name!r}: make}}
-"""
-
-PASSES = """
-from piecewise_core.hookspecs import hookimpl
-
-def tidy(graph):
-    graph.append("tidy")
-
-class Fuse:
-    def __call__(self, graph):
-        raise ValueError("no pattern")
-
-@hookimpl
-def piecewise_passes():
-    return [tidy, Fuse()]
 """
 
 
@@ -104,41 +89,3 @@ def test_a_compiler_of_core_s_own_name_is_refused_since_it_would_never_be_used(s
     install_compiler(site, "acme", name, entry="acme", version="3.2")
     with pytest.raises(ConfigError, match=rf"acme 3\.2: .*'{name}' is a compiler of core's own"):
         find_compiler("acmec")
-
-
-def test_passes_come_by_distribution_and_say_where_they_are_from(site):
-    site.install("zeta", "1.0", entry="a", source=PASSES)
-    site.install("acme", "3.2", entry="z", source=PASSES)
-
-    passes = all_passes()
-    assert [p.key for p in passes] == [
-        "acme==3.2:acme_plugin.tidy",
-        "acme==3.2:acme_plugin.Fuse",
-        "zeta==1.0:zeta_plugin.tidy",
-        "zeta==1.0:zeta_plugin.Fuse",
-    ]
-    graph: list[str] = []
-    passes[0](graph)
-    assert graph == ["tidy"]
-
-
-def test_a_pass_that_raises_is_named(site):
-    site.install("acme", "3.2", entry="acme", source=PASSES)
-    with pytest.raises(PluginError, match=r"acme 3\.2: .*Fuse.*piecewise_passes.*no pattern"):
-        all_passes()[1]([])
-
-
-@pytest.mark.parametrize("broken", ["return 7", "return [7]", "raise OSError('gone')"])
-def test_a_plugin_whose_passes_cannot_be_had_is_logged_and_left_out(site, caplog, broken):
-    site.install(
-        "acme", "3.2", entry="acme", source=PASSES.replace("return [tidy, Fuse()]", broken)
-    )
-    site.install("zeta", entry="zeta", source=PASSES)
-
-    assert [p.origin.distribution for p in all_passes()] == ["zeta", "zeta"]
-    assert "acme 3.2: its hook piecewise_passes failed" in caplog.text
-
-
-def test_a_plugin_without_passes_adds_none(site):
-    site.platform("acme", "acme")
-    assert all_passes() == ()

@@ -1,25 +1,20 @@
-"""Compilers and graph passes that plugins bring, each bound to who brought it."""
+"""Compilers that plugins bring, each bound to who brought it."""
 
 from __future__ import annotations
 
 import difflib
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from piecewise_core.errors import ConfigError, PlatformConflict, PlatformError, PluginError
 from piecewise_core.plugins.attribution import attributed_compiler
 from piecewise_core.plugins.contract import check_compiler
 from piecewise_core.plugins.discovery import PluginEntry, discover
-from piecewise_core.plugins.peek import may_implement
 from piecewise_core.plugins.registry import load
 from piecewise_core.protocols import CompilerAdaptor
 
-if TYPE_CHECKING:
-    import torch
-
-__all__ = ["PluginPass", "all_passes", "find_compiler"]
+__all__ = ["find_compiler"]
 
 log = logging.getLogger(__name__)
 
@@ -27,50 +22,6 @@ _Factory = Callable[[], CompilerAdaptor]
 
 _CORES = frozenset({"eager", "inductor"})
 """Compilers that core resolves itself, so that a plugin's of that name would never be used."""
-
-
-@dataclass(frozen=True)
-class PluginPass:
-    """A graph pass and the plugin it comes from. Call it with a GraphModule, changed in place.
-
-    ``key``: names distribution, version and pass; belongs in the key of whatever it changed.
-    """
-
-    origin: PluginEntry
-    name: str
-    run: Callable[[torch.fx.GraphModule], None]
-
-    @property
-    def key(self) -> str:
-        return f"{self.origin.project}=={self.origin.version}:{self.name}"
-
-    def __call__(self, graph: torch.fx.GraphModule) -> None:
-        """Run the pass. Raises PluginError naming distribution, version and pass."""
-        try:
-            self.run(graph)
-        except Exception as exc:
-            raise PluginError(
-                f"{self.origin}: its graph pass {self.name} (hook piecewise_passes) failed with "
-                f"{type(exc).__name__}: {exc}; update or uninstall {self.origin.distribution}"
-            ) from exc
-
-
-def all_passes() -> tuple[PluginPass, ...]:
-    """The passes of every installed plugin, ordered by distribution, then as each lists them.
-
-    A plugin that fails is logged and left out; one that has no passes is not even imported.
-    """
-    passes: list[PluginPass] = []
-    for entry in discover():
-        if not may_implement(entry, "piecewise_passes"):
-            continue
-        try:
-            functions = load(entry).call("piecewise_passes", _functions) or ()
-        except PlatformError as exc:
-            log.warning("skipping the passes of a piecewise plugin: %s", exc)
-            continue
-        passes += [PluginPass(entry, _name(function), function) for function in functions]
-    return tuple(passes)
 
 
 def find_compiler(name: str, known: Collection[str] = ()) -> CompilerAdaptor:
@@ -124,14 +75,6 @@ def _unknown(name: str, others: Iterable[str], failed: list[PlatformError]) -> s
     return message + "".join(f"\n  - could not ask {exc}" for exc in failed)
 
 
-def _functions(passes: Any) -> tuple[Callable[[torch.fx.GraphModule], None], ...]:
-    functions = tuple(passes)
-    for function in functions:
-        if not callable(function):
-            raise TypeError(f"expected callables that take a GraphModule, got {function!r}")
-    return functions
-
-
 def _factories(compilers: Any) -> dict[str, _Factory]:
     if not isinstance(compilers, Mapping):
         raise TypeError(f"expected a mapping of name to function, got {compilers!r}")
@@ -141,8 +84,3 @@ def _factories(compilers: Any) -> dict[str, _Factory]:
         if name in _CORES:
             raise ValueError(f"{name!r} is a compiler of core's own; give yours another name")
     return dict(compilers)
-
-
-def _name(function: Callable[..., Any]) -> str:
-    named = function if hasattr(function, "__qualname__") else type(function)
-    return f"{named.__module__}.{named.__qualname__}"

@@ -1,0 +1,91 @@
+"""What a platform's plugin may use of core besides Protocols, hooks, errors and Config.
+
+Part of ``API_VERSION``: a name stays, with what it takes and gives, as long as the major version
+does. Nothing here is imported before it is asked for, so that a plugin's module may import
+``torch_build`` from here and still not import torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from piecewise_core.capture.torch_advice import Advice
+    from piecewise_core.capture.torch_driver import TorchGraphDriver
+    from piecewise_core.capture.torch_runtime import TorchRuntime
+    from piecewise_core.compile.inductor import InductorCompiler
+    from piecewise_core.compile.native_code import is_archive
+    from piecewise_core.compile.native_piece import NativePiece
+    from piecewise_core.compile.private_caches import private_caches
+    from piecewise_core.config_cache import cache_directory
+    from piecewise_core.interpreter import careful_children
+    from piecewise_core.ownership import foreign, make_private
+    from piecewise_core.plugins.torchbuild import torch_build
+    from piecewise_core.rewrites.entry import GraphRewrite
+    from piecewise_core.rewrites.one_row_products import one_row_products
+    from piecewise_core.rewrites.residual_sums import residual_sums
+    from piecewise_core.torch_compat import pytree
+    from piecewise_core.torch_compat.dispatcher import TorchDispatchMode, without_modes
+    from piecewise_core.torch_compat.operators import schema_of
+    from piecewise_core.torch_compat.storages import memory_key, storage_key
+
+__all__ = [
+    "Advice",
+    "GraphRewrite",
+    "InductorCompiler",
+    "NativePiece",
+    "TorchDispatchMode",
+    "TorchGraphDriver",
+    "TorchRuntime",
+    "cache_directory",
+    "careful_children",
+    "foreign",
+    "is_archive",
+    "make_private",
+    "memory_key",
+    "one_row_products",
+    "private_caches",
+    "pytree",
+    "residual_sums",
+    "schema_of",
+    "storage_key",
+    "torch_build",
+    "without_modes",
+]
+
+_HOMES = {
+    "Advice": "capture.torch_advice",
+    "GraphRewrite": "rewrites.entry",
+    "InductorCompiler": "compile.inductor",
+    "NativePiece": "compile.native_piece",
+    "TorchDispatchMode": "torch_compat.dispatcher",
+    "TorchGraphDriver": "capture.torch_driver",
+    "TorchRuntime": "capture.torch_runtime",
+    "cache_directory": "config_cache",
+    "careful_children": "interpreter",
+    "foreign": "ownership",
+    "is_archive": "compile.native_code",
+    "make_private": "ownership",
+    "memory_key": "torch_compat.storages",
+    "one_row_products": "rewrites.one_row_products",
+    "private_caches": "compile.private_caches",
+    "pytree": "torch_compat.pytree",
+    "residual_sums": "rewrites.residual_sums",
+    "schema_of": "torch_compat.operators",
+    "storage_key": "torch_compat.storages",
+    "torch_build": "plugins.torchbuild",
+    "without_modes": "torch_compat.dispatcher",
+}
+"""Name -> the module of core that defines it, or that it is."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = import_module(f"piecewise_core.{_HOMES[name]}")
+    return getattr(home, name, home)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,45 @@
+"""What API version 1.1 added to 1.0: not edited once 1.1 is released, see test_frozen.py."""
+
+# ruff: noqa: F821
+from __future__ import annotations
+
+from typing import Protocol
+
+API_VERSION = (1, 1)
+
+
+class Rewrite(Protocol):
+    name: str
+    level: str
+    key: str
+
+    def apply(
+        self, graph: torch.fx.GraphModule, is_splitting: Callable[[torch.fx.Node], bool]
+    ) -> None: ...
+
+
+HOOKS = {"piecewise_rewrites": ["platform", "config"]}
+
+BUILDING_BLOCKS = (
+    "Advice",
+    "GraphRewrite",
+    "InductorCompiler",
+    "NativePiece",
+    "TorchDispatchMode",
+    "TorchGraphDriver",
+    "TorchRuntime",
+    "cache_directory",
+    "careful_children",
+    "foreign",
+    "is_archive",
+    "make_private",
+    "memory_key",
+    "one_row_products",
+    "private_caches",
+    "pytree",
+    "residual_sums",
+    "schema_of",
+    "storage_key",
+    "torch_build",
+    "without_modes",
+)
