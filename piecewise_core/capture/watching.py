@@ -25,6 +25,7 @@ from piecewise_core.capture.opsteps import allocate
 from piecewise_core.capture.questions import Questions
 from piecewise_core.capture.recorder import Recorder, another_path
 from piecewise_core.capture.runmemory import RunMemory
+from piecewise_core.capture.script import Script
 from piecewise_core.capture.torch_private import as_when_traced, in_backward, without_dynamo
 from piecewise_core.capture.valuereads import is_read, looked_into, values_read
 from piecewise_core.errors import CaptureFailed
@@ -80,6 +81,7 @@ class WatchingRecorder(Recorder):
         self._results_made: WeakValueDictionary[int, torch.Tensor] = WeakValueDictionary()
         self._draws = Draws()
         self._data = HostData()
+        self._script = Script()
         self._host = HostInputs(self.device_type, self._data.is_constant, self._add_step)
 
     # The two runs ----------------------------------------------------------------------
@@ -118,6 +120,7 @@ class WatchingRecorder(Recorder):
         """Captures each stretch that has work."""
         self.memory.begin_again()
         self._data.begin()
+        self._script.begin()
         self._segment = 0
         self._begin()
         with self._watched():
@@ -180,6 +183,7 @@ class WatchingRecorder(Recorder):
             )
         self._refuse_reshaping(fn, args, anyway=True)
         refuse_unrecorded(fn, args, kwargs)
+        self._script.note(fn, args, kwargs)
         if self.capturing:
             self._end()
         else:
@@ -262,6 +266,7 @@ class WatchingRecorder(Recorder):
         self._refuse_reshaping(fn, args)
         refuse_unrecorded(fn, args, kwargs)
         self._questions.reach(fn, args, kwargs)
+        self._script.note(fn, args, kwargs)
         if not self.capturing and is_lift(fn):
             self._data.lifted(args[0], len(self._works) - 1)
             self._note_made(args[0], ())

@@ -24,6 +24,7 @@ from piecewise_core.ranges import Sizes
 from piecewise_core.replay.replayable import Entry, Facts, PaddedCalls, Recording
 from piecewise_core.replay.replays import Replays
 from piecewise_core.runtime.closure_walk import anchors_of
+from piecewise_core.runtime.hostrandom import kept_state
 from piecewise_core.runtime.parameters import Parameters, roots_of
 from piecewise_core.runtime.treestate import TreeState
 
@@ -63,6 +64,8 @@ class Recordings:
         self.replays = Replays(memory, setup.config, counters)
         self.objects: list[Any] = []
         self.retraced = ""
+        self._trying: Sizes | None = None
+        self._put_random_back: Callable[[], None] = kept_state()
         self.asks_modes = False
         self._runs: dict[Sizes, RecordedRun] = {}
         self._said_mixing = False
@@ -136,6 +139,7 @@ class Recordings:
             self._state.settle()
             self._watches = True
             self.asks_modes = bool(MODES & self._state.words)
+        self._trying, self._put_random_back = captured, kept_state(self._state.randoms)
         pads = self._config.padding == "capture_sizes"
         run = self._runs[captured] = RecordedRun(
             captured,
@@ -145,7 +149,7 @@ class Recordings:
             pads=pads,
             told=pads or self._config.check == "verify",
         )
-        return run.recording(self._fn, self._splits, self._refuse_random_state)
+        return run.recording(self._fn, self._splits, self._refuse_what_advances)
 
     def facts(self, captured: Sizes) -> Facts | None:
         """What the recorded run told."""
@@ -210,7 +214,11 @@ class Recordings:
         return "" if run is None else run.made_at(path)
 
     def captured(self) -> None:
-        """Look from now on at what graphs read."""
+        """Look from now on at what graphs read; undo what the runs of a failed capture changed."""
+        if self._trying not in self.replays.plans:
+            self._put_random_back()
+            if self._watches:
+                self._state.put_back()
         for run in self._runs.values():
             self._external |= {id(tensor): tensor for tensor in run.external}
         held = [
@@ -224,8 +232,17 @@ class Recordings:
         self._parameters.settle()
         self.ran()
 
-    def _refuse_random_state(self) -> None:
-        """Raise CaptureFailed where the function may ask what state a generator is in."""
+    def _refuse_what_advances(self) -> None:
+        """Raise CaptureFailed where the function may take from an iterator that it holds, or ask
+        what state a generator is in.
+        """
+        kinds = sorted({type(iterator).__qualname__ for iterator in self._state.iterators})
+        if kinds:
+            raise CaptureFailed(
+                f"the function reaches an iterator ({kinds[0]}): a recording would take from it "
+                "more than a call does, and a replay nothing. Take the item outside and pass it as "
+                "an argument"
+            )
         named = sorted(RANDOM_STATE & self._state.words)
         if named:
             raise CaptureFailed(

@@ -126,7 +126,7 @@ class Replayable(Protocol):
         ...
 
     def captured(self) -> None:
-        """A capture was tried."""
+        """A capture was tried, or a run before it."""
         ...
 
     def padded(self, captured: Sizes, outputs: Sequence[Any]) -> PaddedCalls | None:

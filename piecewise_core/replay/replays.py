@@ -234,7 +234,10 @@ class Replays:
         def run(sizes: Sizes) -> None:
             program = programs.get(sizes, programs[largest])
             source = self.reads.source(program, sizes, None, bound, ())
-            try_once(platform, self.memory.stream, source, sizes)
+            try:
+                try_once(platform, self.memory.stream, source, sizes)
+            finally:
+                program.captured()
 
         try_sizes({least, *todo}, run, self._config.dims)
         platform.empty_cache()  # captures cannot use what these runs leave

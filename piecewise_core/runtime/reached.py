@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from functools import partial
 from types import (
+    BuiltinMethodType,
     CellType,
     CodeType,
     FunctionType,
     MappingProxyType,
     MemberDescriptorType,
     MethodType,
+    MethodWrapperType,
     ModuleType,
 )
 from typing import Any
@@ -26,6 +28,7 @@ import torch.utils._device
 from piecewise_core.runtime.classes import is_heap
 from piecewise_core.runtime.closure_walk import reach
 from piecewise_core.runtime.hooks import of_every_module
+from piecewise_core.runtime.hostrandom import is_random
 from piecewise_core.runtime.watch import Poll, class_of
 
 __all__ = ["codes", "reached"]
@@ -47,17 +50,25 @@ _UNSEEN = frozenset(
 """Of modules: hooks that no forward runs, and what torch notes beside those that it does."""
 
 
-def reached(fn: Callable[..., Any], module: torch.nn.Module | None = None) -> Iterator[Any]:
-    """What to watch of all that ``fn`` reaches, and of ``module``, whose forward it is."""
+def reached(
+    fn: Callable[..., Any], module: torch.nn.Module | None = None, met: list[Any] | None = None
+) -> Iterator[Any]:
+    """What to watch of all that ``fn`` reaches, and of ``module``, whose forward it is.
+
+    ``met``: takes in what advances when it is asked, and code names: iterators, random generators.
+    """
     found = reach(fn)
     yield from of_every_module
     yield (vars(torch.utils._device), "CURRENT_DEVICE")
     yield torch.Tensor
     kinds = {type(m) for root in found.roots for m in root.modules()}
     packages = {_package(thing) for thing in (fn, *kinds, *map(type, found.objects))}
-    yield from _Walk(packages - _LIBRARY).containers(
+    walk = _Walk(packages - _LIBRARY)
+    yield from walk.containers(
         [fn, *found.roots, *found.objects, *([] if module is None else [module])]
     )
+    if met is not None:
+        met += walk.advancing()
 
 
 _Found = tuple[list[Any], list[Any]]
@@ -75,6 +86,9 @@ class _Walk:
         self._seen: dict[int, Any] = {}
         self._names = {"forward", "__call__", "__init__"}
         self._classes: list[type] = []
+        self._run: set[str] = set()  # what code mentions that may run at a call
+        self._advancing: list[Any] = []
+        self._attributes: dict[int, str] = {}
 
     def containers(self, starts: Iterable[Any]) -> Iterator[Any]:
         """Every container on the way from ``starts``."""
@@ -86,12 +100,22 @@ class _Walk:
             if not waiting:
                 return
             value = waiting.popleft()
-            if id(value) in self._seen or isinstance(value, _LEAVES) or _is_librarys(value):
+            if id(value) in self._seen or isinstance(value, _LEAVES):
+                continue
+            if is_random(value) or (isinstance(value, Iterator) and not is_heap(type(value))):
+                self._seen[id(value)] = value
+                self._advancing.append(value)
+            if id(value) in self._seen or _is_librarys(value):
                 continue
             self._seen[id(value)] = value
             inner, containers = self._looked_into(value)
             yield from containers
             waiting.extend(inner)
+
+    def advancing(self) -> list[Any]:
+        """What advances on the way; of what is in attributes, what code may name."""
+        named = {None, *self._run}
+        return [i for i in self._advancing if self._attributes.get(id(i)) in named]
 
     def _named(self) -> Iterator[Any]:
         """What classes hold under names that code mentions, and was not met yet."""
@@ -116,11 +140,15 @@ class _Walk:
             return self._of_class(value)
         if isinstance(value, ContextVar):
             return [], [Poll(value, "get", value.get)]
+        if isinstance(value, (BuiltinMethodType, MethodWrapperType)):
+            return [value.__self__], []  # ``next_item = iterator.__next__``
         if isinstance(value, (staticmethod, classmethod)):
             return [value.__func__], []
         if isinstance(value, property):
             return [value.fget], []
         items, watched = _of_container(value)
+        own = getattr(value, "__dict__", None)
+        self._attributes |= {id(v): n for n, v in own.items()} if isinstance(own, dict) else {}
         inner, more = _of_instance(value)
         return [*items, *inner], [*watched, *more]
 
@@ -142,7 +170,10 @@ class _Walk:
             return [], [fn]
         cells = list(fn.__closure__ or ())
         held = [fn.__dict__] if fn.__dict__ else []
-        inner, entries = _globals(fn, self._names)
+        met: set[str] = set()
+        inner, entries = _globals(fn, met)
+        self._names |= met
+        self._run |= met if fn.__name__ != "__init__" else set()
         inner += [*map(_content, cells), *(fn.__defaults__ or ()), fn.__kwdefaults__]
         return [*inner, *fn.__dict__.values()], [fn, *held, *cells, *entries]
 

@@ -16,7 +16,9 @@ import torch
 
 from piecewise_core.graph.questions import WATCHED, words
 from piecewise_core.runtime.classes import alike
+from piecewise_core.runtime.hostrandom import is_random
 from piecewise_core.runtime.reached import codes, reached
+from piecewise_core.runtime.restore import restore
 from piecewise_core.runtime.switches import switches
 from piecewise_core.runtime.watch import Poll, Switch, Watch, asked, identity
 
@@ -29,6 +31,7 @@ class TreeState:
     ``check()`` is 0 while nothing was written; else ``look_again()`` says whether what was written
     differs. ``settle()`` takes everything as it is now for what it should be, ``ran()`` what the
     function itself may have changed: whole numbers that it writes are counters, and are let be.
+    ``put_back()`` undoes what was written since. ``iterators``, ``randoms``: that ``fn`` reaches.
     ``device_type``: the platform's. ``words``: what code that it reaches names of
     `graph.questions.WATCHED`.
     """
@@ -43,11 +46,16 @@ class TreeState:
         self._module = module
         self._counts: set[Any] = set()
         self.words: frozenset[str] = frozenset()
+        self.iterators: list[Any] = []
+        self.randoms: list[Any] = []
         self.check = lambda: 0
 
     def settle(self) -> None:
         """Look anew at all that ``fn`` reaches."""
-        containers = list(reached(self._fn, self._module))
+        met: list[Any] = []
+        containers = list(reached(self._fn, self._module, met))
+        self.randoms = [each for each in met if is_random(each)]
+        self.iterators = [each for each in met if not is_random(each)]
         self.words = frozenset(chain.from_iterable(map(_words, containers)))
         containers += switches(self._device_type, self.words)
         self._watch = Watch(containers)
@@ -82,6 +90,16 @@ class TreeState:
                 grown |= not isinstance(now.get(key), _PLAIN)
         if grown:  # there may be more to look into
             self.settle()
+
+    def put_back(self) -> None:
+        """``fn`` ran for nobody: undo what it changed, as far as containers go."""
+        if not self.check():
+            return
+        for container in self._written():
+            was = self._contents[identity(container)]
+            if not isinstance(container, Switch) and not _same(was, _contents(container)):
+                restore(container, was)
+        self._written()
 
     def _written(self) -> list[Any]:
         concerned = self._watch.changed()
@@ -137,6 +155,11 @@ def _differing(was: dict[Any, Any], now: dict[Any, Any]) -> list[Any]:
         if not tensors and not alike(a, b):
             found.append(name)
     return found
+
+
+def _same(was: dict[Any, Any], now: dict[Any, Any]) -> bool:
+    """Whether the same objects are held under the same names."""
+    return list(was) == list(now) and all(was[name] is now[name] for name in was)
 
 
 def _told(container: Any, name: Any, was: dict[Any, Any], now: dict[Any, Any]) -> str:

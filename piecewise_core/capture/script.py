@@ -1,0 +1,63 @@
+"""What one run was given in Python values, to compare the second run with.
+
+A graph repeats the second run. Where a number came out differently there than in the first, as of
+a counter, a clock or Python's random numbers, every call would have to come out differently.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.utils._pytree as pytree
+
+from piecewise_core.capture.hostdata import is_lift
+from piecewise_core.errors import CaptureFailed
+from piecewise_core.graph.hostdata import bytes_of
+from piecewise_core.graph.structure import is_plain
+
+__all__ = ["Script"]
+
+
+class Script:
+    """Takes in the operators of the first run; those of the second must come in that order.
+
+    Some may be left out: what is made once, a table say, is made in the first.
+    """
+
+    def __init__(self) -> None:
+        self._lines: list[tuple[Any, ...]] = []
+        self._place: int | None = None
+
+    def begin(self) -> None:
+        """The second run begins."""
+        self._place = 0
+
+    def note(self, fn: Any, args: Any, kwargs: Any) -> None:
+        """An operator is called. Raises CaptureFailed where the first run did not call it so."""
+        line = _line(fn, args, kwargs)
+        if self._place is None:
+            self._lines.append(line)
+            return
+        try:
+            self._place = self._lines.index(line, self._place) + 1
+        except ValueError:
+            raise CaptureFailed(_differs(line, self._lines[self._place :])) from None
+
+
+def _line(fn: Any, args: Any, kwargs: Any) -> tuple[Any, ...]:
+    if is_lift(fn):
+        return str(fn), bytes_of(args[0])
+    leaves = pytree.tree_leaves((args, kwargs))
+    return str(fn), *(repr(v) for v in leaves if is_plain(v))
+
+
+def _differs(line: tuple[Any, ...], rest: list[tuple[Any, ...]]) -> str:
+    before = next((other for other in rest if other[0] == line[0]), ())
+    pairs = [(a, b) for a, b in zip(before, line, strict=False) if a != b]
+    told = f" ({pairs[0][0][:40]}, then {pairs[0][1][:40]})" if pairs else ""
+    return (
+        f"{line[0]} was given something else in the second run than in the first{told}; a graph "
+        "repeats one run, so what Python decides must come out the same, which a counter, a clock "
+        "or Python's random numbers do not. Pass it as an argument, or put that code into a "
+        "splitting op"
+    )

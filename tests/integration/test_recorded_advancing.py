@@ -1,0 +1,167 @@
+"""Recorded functions that move Python on: a call takes what a plain call would (FAULTS 54)."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import random
+from collections import deque
+
+import pytest
+import torch
+
+import piecewise_core as pw
+from piecewise_core.testing import SimulatedPlatform
+
+ROWS = {"x": {0: pw.Dim("rows", min=1, max=8)}}
+
+
+def _generator():
+    yield from itertools.count()
+
+
+def _sent():
+    given, place = None, 0
+    while True:
+        given = yield None if given is None else given * 2 + place
+        place += 1
+
+
+def _primed():
+    made = _sent()
+    next(made)
+    return made
+
+
+class Holds:
+    """Has something, and takes from it at each call."""
+
+    def __init__(self, held, take):
+        self.held = held
+        self.take = take
+
+    def __call__(self, x):
+        return x * 2 + self.take(self.held)
+
+
+def _bumped(held):
+    held["count"] += 1
+    return held["count"]
+
+
+ITERATORS = {
+    "generator": lambda: Holds(_generator(), next),
+    "count": lambda: Holds(itertools.count(), next),
+    "bound": lambda: Holds(itertools.count().__next__, lambda held: held()),
+    "for": lambda: Holds(map(float, range(99)), lambda held: next(v for v in held)),
+    "enumerate": lambda: Holds(enumerate(range(99)), lambda held: sum(next(held))),
+    "in a list": lambda: Holds([iter(range(99))], lambda held: next(held[0])),
+    "tensors": lambda: Holds((torch.full((4,), float(v)) for v in range(99)), next),
+    "file": lambda: Holds(io.StringIO("1\n2\n3\n4\n5\n6\n"), lambda held: float(held.readline())),
+}
+CHANGED = {
+    "list": lambda: Holds(list(range(99)), lambda held: held.pop()),
+    "dict": lambda: Holds({"count": 0}, _bumped),
+    "deque": lambda: Holds(deque(range(99)), lambda held: held.popleft()),
+    "appended": lambda: Holds([], lambda held: held.append(1) or len(held)),
+    "random": lambda: Holds(random.Random(1), lambda held: held.random()),
+    "python's random": lambda: Holds(0, lambda held: random.random()),
+    "literal": lambda: Holds({"count": 0}, lambda held: torch.tensor([float(_bumped(held))] * 4)),
+}
+
+
+@pytest.fixture(autouse=True)
+def _inference():
+    with torch.inference_mode():
+        yield
+
+
+def recorded(fn, **changes):
+    settings = {"dynamic": ROWS, "capture_sizes": (4, 8), **changes}
+    return pw.record(fn, pw.Config(**settings), platform=SimulatedPlatform())
+
+
+def run(fn, sizes=(4, 4, 8, 3, 4)):
+    random.seed(0)
+    return [fn(torch.full((size, 4), float(size))).clone() for size in sizes]
+
+
+@pytest.mark.parametrize("warm", [False, True])
+@pytest.mark.parametrize("padding", ["none", "capture_sizes"])
+@pytest.mark.parametrize("name", [*ITERATORS, *CHANGED])
+def test_each_call_takes_one_item_from_the_first_call_on(name, padding, warm):
+    made = {**ITERATORS, **CHANGED}[name]
+    held = made()
+    fast = recorded(lambda x: held(x), padding=padding)
+    if warm:
+        fast.warmup(torch.zeros(4, 4), progress=False)
+    for got, want in zip(run(fast), run(made()), strict=True):
+        assert torch.equal(got, want)
+    why = " ".join(fast.explain().dropped.values())
+    assert ("reaches an iterator" if name in ITERATORS else "second run") in why
+
+
+def test_a_generator_that_is_sent_tensors_is_run_once_a_call():
+    made = _primed()
+    fast = recorded(lambda x: made.send(x))
+    for got, want in zip(run(fast), run(_primed().send), strict=True):
+        assert torch.equal(got, want)
+
+
+def test_what_a_failed_capture_changed_is_as_before():
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.seen, self.last = [], None
+
+        def forward(self, x):
+            self.seen.append(len(x))
+            self.last = x * len(self.seen)
+            return x * float(x.sum().item() > 0)
+
+    model, reference = Model(), Model()
+    for got, want in zip(run(recorded(model)), run(reference), strict=True):
+        assert torch.equal(got, want)
+    assert model.seen == reference.seen
+    assert torch.equal(model.last, reference.last)
+
+
+def test_an_iterator_that_the_function_does_not_name_is_no_reason():
+    class Trainer:
+        def __init__(self):
+            self.batches = iter(range(9))
+            self.scale = 3
+
+        def step(self, x):
+            return x * self.scale
+
+    fast = recorded(Trainer().step)
+    run(fast)
+    assert fast.stats().calls["replayed"] == 4
+
+
+def test_a_number_that_no_operator_is_given_may_count():
+    class Model(torch.nn.Module):
+        calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            return x * 2
+
+    fast = recorded(Model())
+    run(fast)
+    assert fast.stats().calls["replayed"] == 4
+
+
+def test_a_table_that_is_made_once_is_no_other_path():
+    made = {}
+
+    def fn(x):
+        if "table" not in made:
+            made["table"] = torch.arange(4).float() * 3 + 1
+        return x + made["table"]
+
+    fast = recorded(fn)
+    for got, want in zip(run(fast), run(fn), strict=True):
+        assert torch.equal(got, want)
+    assert fast.stats().calls["replayed"] == 4
