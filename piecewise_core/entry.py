@@ -64,7 +64,8 @@ def backend(
     matcher = Matcher(setup.config.splitting_ops, setup.unsafe_ops)
     if matcher:
         matcher.look(graph.graph)
-    program = split(traced, matcher, Layouts(dims, cuts=False), Contracts(), setup.rewrites.program)
+    tried = Contracts((*setup.config.captures, *setup.config.sizes))
+    program = split(traced, matcher, Layouts(dims, cuts=False), tried, setup.rewrites.program)
     region = Region(
         0,
         program,

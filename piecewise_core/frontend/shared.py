@@ -54,7 +54,7 @@ class Shared:
         self.matcher = Matcher(self.config.splitting_ops, setup.unsafe_ops)
         self.splits = setup.splits(self.matcher)
         self.layouts = Layouts(self.config.dims, auto=self.config.regions == "auto")
-        self.contracts = Contracts()
+        self.contracts = Contracts((*self.config.captures, *self.config.sizes))
         self.traces = TraceStore(cache.store, fn, self.config, cache.run)
         self.lock = threading.RLock()
         self.builds = Builds(self.lock)

@@ -30,11 +30,18 @@ logger = logging.getLogger(__name__)
 _SIZES = (16, 1, 2, 3, 5, 8, 24, 33, 64)
 """Sizes that operators are tried at: kernels are chosen by size, and by what divides it."""
 
+_OWN = 8
+"""So many of the sizes that the model compiles or captures besides: each takes a run."""
+
 
 class Contracts:
-    """Tries every distinct operator once per region, on zeros; says once which of them lie."""
+    """Tries every distinct operator once per region, and says once which of them lie.
 
-    def __init__(self) -> None:
+    On zeros first, then on random numbers, at sizes of ours and at ``sizes`` of the model's.
+    """
+
+    def __init__(self, sizes: Sequence[Sizes] = ()) -> None:
+        self._sizes = tuple(sizes)[:_OWN]
         self._told: set[str] = set()
 
     def __call__(self, traced: Traced, matcher: Matcher) -> Matcher:
@@ -51,7 +58,7 @@ class Contracts:
                 continue
             key = _key(node)
             if key not in known:
-                known[key] = _lie(traced, node)
+                known[key] = _lie(traced, node, self._sizes)
                 self._tell(node, known[key])
             if known[key]:
                 yield node
@@ -68,7 +75,7 @@ class Contracts:
             )
 
 
-def _lie(traced: Traced, node: torch.fx.Node) -> str:
+def _lie(traced: Traced, node: torch.fx.Node, own: Sequence[Sizes]) -> str:
     """How ``node`` returns something else than promised; "" where it does not, or cannot tell."""
     run = Segment(True, (), [node])
     if not can_run(run):
@@ -78,8 +85,8 @@ def _lie(traced: Traced, node: torch.fx.Node) -> str:
     except Exception as error:
         logger.debug("%s is not tried: %s: %s", op_name(node), type(error).__name__, error)
         return ""
-    for sizes in _tried(traced):
-        rehearsal = Rehearsal(traced, sizes)
+    for place, sizes in enumerate(_tried(traced, own)):
+        rehearsal = Rehearsal(traced, sizes, noise=place > 0)
         try:
             found = rehearsal.run(made)
             lie = "" if found is None else _broken(node, found[0], rehearsal)
@@ -91,13 +98,17 @@ def _lie(traced: Traced, node: torch.fx.Node) -> str:
     return ""
 
 
-def _tried(traced: Traced) -> Iterator[Sizes]:
+def _tried(traced: Traced, own: Sequence[Sizes]) -> Iterator[Sizes]:
     ranges = traced.box.ranges
     seen: set[Sizes] = set()
     for place in range(len(_SIZES)):
         wanted = (_SIZES[(place + dim) % len(_SIZES)] for dim in range(len(ranges)))
         sizes = tuple(r.nearest(size) for r, size in zip(ranges, wanted, strict=True))
         if sizes not in seen:
+            seen.add(sizes)
+            yield sizes
+    for sizes in own:
+        if sizes in traced.box and sizes not in seen:
             seen.add(sizes)
             yield sizes
 

@@ -39,11 +39,13 @@ class Rehearsal:
     """Runs each distinct splitting run of one trace once, at one choice of sizes.
 
     Inputs are zeros of the traced layouts, so nothing of the user's is read or written; the random
-    state is put back. ``sizes``: of all dims. ``numbers``: the same by symbol.
+    state is put back. ``sizes``: of all dims. ``noise``: whether floats are random numbers instead;
+    whole numbers may be indices. ``numbers``: the same by symbol.
     """
 
-    def __init__(self, traced: Traced, sizes: Sizes = ()) -> None:
+    def __init__(self, traced: Traced, sizes: Sizes = (), *, noise: bool = False) -> None:
         self._traced = traced
+        self._noise = noise
         self.sizes = sizes or tuple(
             r.nearest(16 + 8 * place) for place, r in enumerate(traced.box.ranges)
         )
@@ -92,7 +94,10 @@ class Rehearsal:
         )
         reach = sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
         count = 0 if 0 in shape else 1 + reach
-        return torch.zeros(count, dtype=fake.dtype, device=fake.device).as_strided(shape, stride)
+        made = torch.zeros(count, dtype=fake.dtype, device=fake.device)
+        if self._noise and fake.is_floating_point():
+            made.copy_(torch.randn(count, device=fake.device))
+        return made.as_strided(shape, stride)
 
 
 def can_run(run: Segment) -> bool:

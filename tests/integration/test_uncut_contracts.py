@@ -60,7 +60,17 @@ def raises(x: torch.Tensor) -> torch.Tensor:
     return x * 2
 
 
-for op in (turned, by_size, odd, another_dtype, another_shape, honest, raises):
+@custom_op("uncut::at_twelve", mutates_args=())
+def at_twelve(x: torch.Tensor) -> torch.Tensor:
+    return x.t().contiguous().t() * 2 if x.shape[0] == 12 else x * 2
+
+
+@custom_op("uncut::by_value", mutates_args=())
+def by_value(x: torch.Tensor) -> torch.Tensor:
+    return x.t().contiguous().t() * 2 if bool((x > 1).any()) else x * 2
+
+
+for op in (turned, at_twelve, by_value, by_size, odd, another_dtype, another_shape, honest, raises):
     op.register_fake(lambda x: x.new_empty(x.shape))
 for op in (several, one_more):
     op.register_fake(lambda x: [x.new_empty(x.shape), x.new_empty(x.shape)])
@@ -103,6 +113,17 @@ def check(fast, model):
 @pytest.mark.parametrize("name", STRIDES)
 def test_an_uncut_op_that_lies_about_strides_is_cut_out_and_served(name, captured):
     check(made(STRIDES[name], captured), STRIDES[name])
+
+
+@pytest.mark.parametrize(("name", "sizes"), [("at_twelve", (12,)), ("by_value", ())])
+def test_it_is_tried_at_the_sizes_of_the_model_and_on_random_numbers(name, sizes):
+    def model(x):
+        return getattr(ops, name)(x + 1).sin() + x
+
+    config = pw.Config(dynamic=ROWS, compiler="eager", capture_sizes=sizes, compile_sizes=(9,))
+    fast = pw.compile(model, config, platform=SimulatedPlatform())
+    check(fast, model)
+    assert fast.stats().pieces == 3 * fast.stats().graphs
 
 
 @pytest.mark.inductor
