@@ -117,7 +117,14 @@ def installed(version: str, home: Path) -> tuple[Path, str]:
     subprocess.run([sys.executable, "-m", "venv", home], check=True)
     python = home / "bin" / "python"
     pip = [str(python), "-m", "pip", "--disable-pip-version-check", "-q", "install", "--no-deps"]
-    _run([*pip, "--no-cache-dir", f"torch=={version}"])
+    try:
+        _run([*pip, "--no-cache-dir", f"torch=={version}"])
+    except subprocess.CalledProcessError as error:
+        if "ResolutionImpossible" not in error.stderr:
+            raise
+        raise NotInstalled(
+            "a constraint in pip's settings rules it out: pip config list"
+        ) from error
     (site,) = (home / "lib").glob("python*/site-packages")
     (torch,) = (d for d in distributions(path=[str(site)]) if d.name == "torch")
     asks = _asks(torch)
