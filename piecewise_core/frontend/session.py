@@ -11,17 +11,16 @@ import torch
 from piecewise_core.afterfork import after_fork
 from piecewise_core.capture.modes import being_watched
 from piecewise_core.counters import Counters, Stats
-from piecewise_core.errors import ConfigError, InputMismatch, UnsupportedSideEffect
+from piecewise_core.errors import InputMismatch, UnsupportedSideEffect
 from piecewise_core.frontend.building import Unready, between_builds
 from piecewise_core.frontend.form import Form
-from piecewise_core.frontend.newform import failed_form, place_of_call, refusal_of
-from piecewise_core.frontend.precompile import warm
+from piecewise_core.frontend.forms import Forms
+from piecewise_core.frontend.newform import failed_form
 from piecewise_core.frontend.refusals import check_grad, need_grad, refuse_autocast
 from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.frontend.shared import Shared
-from piecewise_core.graph.binder import AnotherLayout, Bound
-from piecewise_core.graph.describe import bind_arguments, describe_call
+from piecewise_core.graph.binder import AnotherLayout
 from piecewise_core.graph.memory import values
 from piecewise_core.graph.structure import Structure
 from piecewise_core.graph.torch_private import any_autocast
@@ -35,22 +34,12 @@ __all__ = ["Session"]
 logger = logging.getLogger(__name__)
 
 
-class _NoForm:
-    """Stands in for a form before the first call."""
-
-    @staticmethod
-    def bind(*args: Any, **kwargs: Any) -> Any:
-        """Fit no call."""
-        raise InputMismatch("there is no form of calls yet")
-
-
 class Session:
     """Runs ``fn`` through compiled plans.
 
     ``fn``: the callable as the user wrote it; also what the ``eager`` target calls. ``setup``:
     config, platform and compiler. ``front``: where compiled pieces are looked for first. One call
     at a time: a lock serialises threads, but not while one traces or compiles (`building`).
-    ``forms``: in the order in which they were met.
     """
 
     def __init__(self, fn: Callable[..., Any], setup: Setup, front: Store | None = None) -> None:
@@ -60,8 +49,7 @@ class Session:
         self.counters: Counters = shared.counters
         self.scheduler = shared.scheduler
         self.lock = after_fork.frees(shared.lock, self._forked)
-        self.forms: list[Form] = []
-        self._form: Any = _NoForm  # the one that served last: the next call is tried with it first
+        self.forms = Forms(shared)
         self._said_layout = False
         self._left: list[Form] = []
 
@@ -80,7 +68,7 @@ class Session:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run one call. Raises the errors of the group "Call"."""
         with self.lock:
-            form = self._form
+            form = self.forms.last
             tensors: Any = ()
             try:
                 try:
@@ -89,7 +77,7 @@ class Session:
                     return self._as_written(error, args, kwargs)
                 except (InputMismatch, TypeError):
                     try:
-                        form, (tensors, sizes) = self._find(args, kwargs)
+                        form, (tensors, sizes) = self.forms.find(args, kwargs)
                     except AnotherLayout as error:
                         return self._as_written(error, args, kwargs)
                 bound = form.read()
@@ -140,7 +128,7 @@ class Session:
         except Exception as error:
             with self.lock:
                 if unknown:
-                    self._given_up(form)
+                    self.forms.given_up(form)
             refusal = failed_form(form.new, error) if unknown and form.new else None
             if refusal is None:
                 raise
@@ -148,7 +136,7 @@ class Session:
 
     def taken(self, args: Any, kwargs: Any) -> tuple[Form, Any, Any, Sizes]:
         """One call's form, tensors, what the model holds, and sizes, as entries take them."""
-        form, (tensors, sizes) = self._find(args, kwargs)
+        form, (tensors, sizes) = self.forms.find(args, kwargs)
         if torch.is_grad_enabled():
             check_grad(tensors, form.parameters.need_grad())
         return form, tensors, form.bound(), sizes
@@ -163,48 +151,7 @@ class Session:
         self.counters.calls["eager"] += 1
         return self.fn(*args, **kwargs)
 
-    # Forms -----------------------------------------------------------------------------
-
-    def _find(self, args: Any, kwargs: Any) -> tuple[Form, Bound]:
-        """The form of a call that is not of the last one, begun now if there is none yet.
-
-        Raises InputMismatch for what is no form of its own, and AnotherLayout.
-        """
-        found = self._known(args, kwargs)
-        if found is None:
-            for form in [form for form in self.forms if form.is_stale()]:
-                self._drop(form)
-            if torch.is_grad_enabled():
-                check_grad(values((args, kwargs)), need_grad(roots_of(self.fn)))
-            found = self._new(args, kwargs)
-        self._form = found[0]
-        return found
-
-    def _known(self, args: Any, kwargs: Any) -> tuple[Form, Bound] | None:
-        """The known form that takes a call, as it is or copied to the traced layout."""
-        form = self._fitting(args, kwargs)
-        if form is not None:
-            return form, form.binder.bind(*args, **kwargs)
-        for form in self.forms:
-            try:
-                return form, form.binder.bind(*args, **kwargs)
-            except AnotherLayout:
-                raise
-            except InputMismatch:
-                continue
-        return None
-
-    def _new(self, args: Any, kwargs: Any) -> tuple[Form, Bound]:
-        known = len(self.forms)
-        form = self._other(args, kwargs)
-        try:
-            bound = form.binder.bind(*args, **kwargs)
-        except InputMismatch:
-            if len(self.forms) > known:
-                self._drop(form)
-            raise
-        form.to_warm = self.config.compile_mode == "warmup" and not form.regions
-        return form, bound
+    # The model --------------------------------------------------------------------------
 
     def start(self, *args: Any, **kwargs: Any) -> Form:
         """The form of calls like this example, whose sizes mean nothing; begun if it is new.
@@ -212,61 +159,10 @@ class Session:
         Raises InputMismatch for one that is no form of its own, or one too many, and Sealed.
         """
         with self.lock:
-            form = self._fitting(args, kwargs) or self._other(args, kwargs)
-            if self._form is _NoForm:
-                self._form = form
+            form = self.forms.fitting(args, kwargs) or self.forms.other(args, kwargs)
+            if not self.forms.called:
+                self.forms.last = form
             return form
-
-    def _fitting(self, args: Any, kwargs: Any) -> Form | None:
-        """The form that a call has as it is. Raises InputMismatch for what is no call at all."""
-        if self.forms:
-            bind_arguments(self.forms[0].structure.signature, args, kwargs)
-        return next((f for f in self.forms if f.binder.fits(*args, **kwargs) is not None), None)
-
-    def _other(self, args: Any, kwargs: Any) -> Form:
-        """A form for a call that fits none as it is: a new one, or one that refuses it."""
-        self.setup.refuse_lost_device()
-        known = [form.structure for form in self.forms]
-
-        def refusal(place: int) -> str:
-            return refusal_of(self.forms[place].binder, args, kwargs)
-
-        met = {leaf.path for structure in known for leaf in structure.tensors}
-        try:
-            structure = describe_call(self.fn, args, kwargs, self.config, met)
-        except (ConfigError, InputMismatch) as error:
-            if not known:
-                raise
-            raise InputMismatch(f"{refusal(0)}; as a form of its own: {error}") from error
-        place, new = place_of_call(structure, known, refusal, self.config, self.shared.sealed)
-        return self._begin(structure, new) if place is None else self.forms[place]
-
-    def _begin(self, structure: Structure, new: str = "") -> Form:
-        """One form more. ``new``: how its calls differ from those known before."""
-        form = Form(self.shared, structure, new, self._given_up, warm)
-        self.forms.append(form)
-        self._share()
-        return form
-
-    def _drop(self, form: Form) -> None:
-        """Know nothing of a form whose first call failed, or that the model has outgrown."""
-        if form not in self.forms:
-            return
-        form.forget()  # raises when sealed
-        form.release(later=True)
-        self.forms.remove(form)
-        if self._form is form:
-            self._form = self.forms[-1] if self.forms else _NoForm
-        self._share()
-
-    def _given_up(self, form: Form) -> None:
-        """A model whose first call failed may be called in another form next."""
-        if self.shared.sealed != "error":
-            self._drop(form)
-
-    def _share(self) -> None:
-        for form in self.forms:
-            form.share(alone=len(self.forms) == 1)
 
     def _forked(self, lost: bool) -> None:
         """In a forked process. ``lost``: a thread that is not here was in the middle of a call.
@@ -274,9 +170,9 @@ class Session:
         It may have been changing anything. Where the model is sealed nothing changes any more.
         """
         if self.setup.lost_device or (lost and self.shared.sealed != "error"):
+            left = self.forms.forget()
             if self.setup.lost_device:
-                self._left = self.forms  # the driver is not to be asked to free their graphs
-            self.forms, self._form = [], _NoForm
+                self._left = left  # the driver is not to be asked to free their graphs
             self.shared.begin_memory()
         elif lost and self.shared.memory is not None:
             self.shared.memory.callers.begin_anew()
@@ -289,10 +185,10 @@ class Session:
         ``bound``: the tensors that the model holds, in the order in which they were bound there.
         """
         with between_builds(self.lock):
-            form = self._begin(structure)
+            form = self.forms.begin(structure)
             form.adopt(bound, traces)
-            if self._form is _NoForm:
-                self._form = form
+            if not self.forms.called:
+                self.forms.last = form
 
     # Books -----------------------------------------------------------------------------
 

@@ -20,7 +20,6 @@ LONGER: set[str] = {
     "piecewise_core/frontend/form.py",
     "piecewise_core/frontend/lockstep.py",
     "piecewise_core/frontend/recorded.py",
-    "piecewise_core/frontend/session.py",
     "piecewise_core/frontend/verifying.py:_verified",
     "piecewise_core/graph/assumptions.py",
     "piecewise_core/graph/codefacts.py",

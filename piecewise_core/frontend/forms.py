@@ -1,0 +1,145 @@
+"""The forms in which one callable is called: which one takes a call, and when there is one more."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from piecewise_core.errors import ConfigError, InputMismatch
+from piecewise_core.frontend.form import Form
+from piecewise_core.frontend.newform import place_of_call, refusal_of
+from piecewise_core.frontend.precompile import warm
+from piecewise_core.frontend.refusals import check_grad, need_grad
+from piecewise_core.frontend.shared import Shared
+from piecewise_core.graph.binder import AnotherLayout, Bound
+from piecewise_core.graph.describe import bind_arguments, describe_call
+from piecewise_core.graph.memory import values
+from piecewise_core.graph.structure import Structure
+from piecewise_core.runtime.closure_walk import roots_of
+
+__all__ = ["Forms"]
+
+
+class _NoForm:
+    """Stands in for a form before the first call."""
+
+    @staticmethod
+    def bind(*args: Any, **kwargs: Any) -> Any:
+        """Fit no call."""
+        raise InputMismatch("there is no form of calls yet")
+
+
+class Forms(list[Form]):
+    """In the order in which they were met. ``last``: served last, and is tried first."""
+
+    def __init__(self, shared: Shared) -> None:
+        super().__init__()
+        self._shared = shared
+        self.last: Any = _NoForm
+
+    def forget(self) -> list[Form]:
+        """Know of none; returns those there were."""
+        left = list(self)
+        self.clear()
+        self.last = _NoForm
+        return left
+
+    @property
+    def called(self) -> bool:
+        """Whether one of them has served."""
+        return self.last is not _NoForm
+
+    def find(self, args: Any, kwargs: Any) -> tuple[Form, Bound]:
+        """The form of a call that is not of the last one, begun now if there is none yet.
+
+        Raises InputMismatch for what is no form of its own, and AnotherLayout.
+        """
+        found = self._known(args, kwargs)
+        if found is None:
+            for form in [form for form in self if form.is_stale()]:
+                self._drop(form)
+            if torch.is_grad_enabled():
+                check_grad(values((args, kwargs)), need_grad(roots_of(self._shared.fn)))
+            found = self._new(args, kwargs)
+        self.last = found[0]
+        return found
+
+    def _known(self, args: Any, kwargs: Any) -> tuple[Form, Bound] | None:
+        """The known form that takes a call, as it is or copied to the traced layout."""
+        form = self.fitting(args, kwargs)
+        if form is not None:
+            return form, form.binder.bind(*args, **kwargs)
+        for form in self:
+            try:
+                return form, form.binder.bind(*args, **kwargs)
+            except AnotherLayout:
+                raise
+            except InputMismatch:
+                continue
+        return None
+
+    def _new(self, args: Any, kwargs: Any) -> tuple[Form, Bound]:
+        known = len(self)
+        form = self.other(args, kwargs)
+        try:
+            bound = form.binder.bind(*args, **kwargs)
+        except InputMismatch:
+            if len(self) > known:
+                self._drop(form)
+            raise
+        form.to_warm = self._shared.config.compile_mode == "warmup" and not form.regions
+        return form, bound
+
+    def fitting(self, args: Any, kwargs: Any) -> Form | None:
+        """The form that a call has as it is. Raises InputMismatch for what is no call at all."""
+        if self:
+            bind_arguments(self[0].structure.signature, args, kwargs)
+        return next((f for f in self if f.binder.fits(*args, **kwargs) is not None), None)
+
+    def other(self, args: Any, kwargs: Any) -> Form:
+        """A form for a call that fits none as it is: a new one, or one that refuses it."""
+        self._shared.setup.refuse_lost_device()
+        known = [form.structure for form in self]
+
+        def refusal(place: int) -> str:
+            return refusal_of(self[place].binder, args, kwargs)
+
+        met = {leaf.path for structure in known for leaf in structure.tensors}
+        try:
+            structure = describe_call(self._shared.fn, args, kwargs, self._shared.config, met)
+        except (ConfigError, InputMismatch) as error:
+            if not known:
+                raise
+            raise InputMismatch(f"{refusal(0)}; as a form of its own: {error}") from error
+        place, new = place_of_call(
+            structure, known, refusal, self._shared.config, self._shared.sealed
+        )
+        return self.begin(structure, new) if place is None else self[place]
+
+    def begin(self, structure: Structure, new: str = "") -> Form:
+        """One form more. ``new``: how its calls differ from those known before."""
+        form = Form(self._shared, structure, new, self.given_up, warm)
+        self.append(form)
+        self._share()
+        return form
+
+    def _drop(self, form: Form) -> None:
+        """Know nothing of a form whose first call failed, or that the model has outgrown."""
+        if form not in self:
+            return
+        form.forget()  # raises when sealed
+        form.release(later=True)
+        self.remove(form)
+        if self.last is form:
+            self.last = self[-1] if self else _NoForm
+        self._share()
+
+    def given_up(self, form: Form) -> None:
+        """A model whose first call failed may be called in another form next."""
+        if self._shared.sealed != "error":
+            self._drop(form)
+
+    def _share(self) -> None:
+        for form in self:
+            form.share(alone=len(self) == 1)
