@@ -97,6 +97,13 @@ def test_a_loaded_piece_can_be_saved_again(pieces_of):
     assert InductorCompiler().load(handle).handle() == handle
 
 
+def test_what_library_was_chosen_is_kept_with_the_code():
+    from piecewise_core.compile.native_code import NativeCode, to_bytes
+
+    code = NativeCode("def call(args): return extern_kernels.mm(args)", {}, ("mm",), chosen="mine")
+    assert from_bytes(to_bytes(code)) == code
+
+
 def test_another_format_is_refused():
     buffer = BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:

@@ -155,6 +155,22 @@ def test_a_vendor_s_rewrites_run_at_their_levels_with_what_they_want(site):
     assert kinds.count("piece") == kinds.count("lowered") >= 2
 
 
+def test_any_object_with_the_protocol_s_members_is_a_rewrite(site):
+    source = REWRITES.replace(
+        "@hookimpl",
+        """class Own:
+    name, level, key = "own", "piece", "7"
+
+    def apply(self, graph, is_splitting):
+        piece(graph, is_splitting)
+
+@hookimpl""",
+    ).replace('GraphRewrite("acme_piece", "piece", "1", piece)', "Own()")
+    fast, seen = told(site, source=source)
+    assert "piece" in {kind for kind, _ in seen}
+    assert fast.explain().to_json().count('"own"') == 1
+
+
 def test_explain_lists_rewrites_in_the_order_in_which_they_run(site):
     fast, _ = told(site, CONFIG.replace(rewrites_off=("acme_piece", "mask_terms")))
     listed = [(r.name, r.level, r.by, r.off) for r in fast.explain().rewrites]

@@ -7,6 +7,8 @@ import torch
 
 from piecewise_cpu import linear
 
+ONEDNN = linear.onednn_products().name
+
 needs_onednn = pytest.mark.skipif(
     not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")),
     reason="this torch has no oneDNN",
@@ -68,9 +70,23 @@ def test_without_mkl_or_with_onednn_switched_off_torch_s_own_is_called(tmp_path,
     assert not asked(tmp_path / "missing")
 
 
+def test_a_piece_that_no_rewrite_chose_a_library_for_calls_torch(chosen):
+    assert linear.library_function("", "mm") is torch.mm
+    assert linear.library_function("another", "addmm") is torch.addmm
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_the_rewrite_chooses_where_onednn_is_faster_and_its_key_says_so(monkeypatch, faster):
+    monkeypatch.setattr(linear, "onednn_is_faster", lambda: faster)
+    rewrite, graph = linear.onednn_products(), torch.fx.symbolic_trace(torch.nn.ReLU())
+    rewrite.apply(graph, lambda node: False)
+    assert graph.meta.get("library") == (ONEDNN if faster else None)
+    assert rewrite.key == str(faster)
+
+
 def test_other_functions_are_torch_s(chosen):
-    assert linear.library_function("bmm") is torch.bmm
-    assert linear.library_function("convolution") is torch.convolution
+    assert linear.library_function(ONEDNN, "bmm") is torch.bmm
+    assert linear.library_function(ONEDNN, "convolution") is torch.convolution
 
 
 @needs_onednn
@@ -83,7 +99,7 @@ def test_products_are_those_of_torch(chosen, rows, way):
         ("mm", (x, weight.t()), {}),
     ):
         wanted, out = getattr(torch, name)(*given, **extra), torch.empty(rows, 72)
-        function = linear.library_function(name)
+        function = linear.library_function(ONEDNN, name)
         if way == "bound":
             step = linear.bound(function, *given, **extra, out=out)
             step()
@@ -118,10 +134,10 @@ def odd():
 def test_what_is_no_plain_layer_stays_with_torch(chosen, case):
     name, given, extra = list(odd())[case]
     wanted = getattr(torch, name)(*given, **extra)
-    for run in (linear.library_function(name), None):
+    for run in (linear.library_function(ONEDNN, name), None):
         out = torch.empty_like(wanted)
         if run is None:
-            linear.bound(linear.library_function(name), *given, **extra, out=out)()
+            linear.bound(linear.library_function(ONEDNN, name), *given, **extra, out=out)()
         else:
             run(*given, **extra, out=out)
         torch.testing.assert_close(out, wanted, rtol=0, atol=0)
