@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from piecewise_core.rewrites.one_row_products import one_row_products
     from piecewise_core.rewrites.residual_sums import residual_sums
     from piecewise_core.torch_compat import pytree
+    from piecewise_core.torch_compat.cuda import current_device, raw_stream, triton_cache_dir
     from piecewise_core.torch_compat.dispatcher import TorchDispatchMode, without_modes
+    from piecewise_core.torch_compat.inductor import config_if_imported, vector_isas
+    from piecewise_core.torch_compat.libraries import has_mkl, mkldnn_is_on
     from piecewise_core.torch_compat.operators import schema_of
     from piecewise_core.torch_compat.storages import memory_key, storage_key
 
@@ -40,17 +43,24 @@ __all__ = [
     "TorchRuntime",
     "cache_directory",
     "careful_children",
+    "config_if_imported",
+    "current_device",
     "foreign",
+    "has_mkl",
     "is_archive",
     "make_private",
     "memory_key",
+    "mkldnn_is_on",
     "one_row_products",
     "private_caches",
     "pytree",
+    "raw_stream",
     "residual_sums",
     "schema_of",
     "storage_key",
     "torch_build",
+    "triton_cache_dir",
+    "vector_isas",
     "without_modes",
 ]
 
@@ -64,17 +74,24 @@ _HOMES = {
     "TorchRuntime": "capture.torch_runtime",
     "cache_directory": "config_cache",
     "careful_children": "interpreter",
+    "config_if_imported": "torch_compat.inductor",
+    "current_device": "torch_compat.cuda",
     "foreign": "ownership",
+    "has_mkl": "torch_compat.libraries",
     "is_archive": "compile.native_code",
     "make_private": "ownership",
     "memory_key": "torch_compat.storages",
+    "mkldnn_is_on": "torch_compat.libraries",
     "one_row_products": "rewrites.one_row_products",
     "private_caches": "compile.private_caches",
     "pytree": "torch_compat.pytree",
+    "raw_stream": "torch_compat.cuda",
     "residual_sums": "rewrites.residual_sums",
     "schema_of": "torch_compat.operators",
     "storage_key": "torch_compat.storages",
     "torch_build": "plugins.torchbuild",
+    "triton_cache_dir": "torch_compat.cuda",
+    "vector_isas": "torch_compat.inductor",
     "without_modes": "torch_compat.dispatcher",
 }
 """Name -> the module of core that defines it, or that it is."""

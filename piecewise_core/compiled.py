@@ -22,6 +22,8 @@ from piecewise_core.frontend.precompile import capture_all, dump_graphs, release
 from piecewise_core.frontend.session import Session
 from piecewise_core.frontend.warmup import WarmupReport, warm_up
 from piecewise_core.runtime.hooks import call_is_forward
+from piecewise_core.torch_compat.dynamo import OptimizedModule
+from piecewise_core.torch_compat.modules import COMPILED_CALL
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -240,7 +242,7 @@ def _refuse(model: torch.nn.Module) -> None:
         problem = f'its part "{parts[0]}" is compiled already; compile the whole or the part'
     elif isinstance(model, torch.jit.ScriptModule):
         problem = "it is a script module, which cannot be traced; compile the Python model"
-    elif isinstance(model, torch._dynamo.OptimizedModule):
+    elif isinstance(model, OptimizedModule):
         problem = "it comes from torch.compile; compile the original (its _orig_mod)"
     elif isinstance(model, (torch.nn.parallel.DistributedDataParallel, torch.nn.DataParallel)):
         problem = "it is a data-parallel wrapper; compile its .module"
@@ -249,7 +251,7 @@ def _refuse(model: torch.nn.Module) -> None:
             "its forward was replaced on the instance (accelerate's hooks do that); remove the "
             "hooks, or compile a submodule"
         )
-    elif getattr(model, "_compiled_call_impl", None) is not None:
+    elif getattr(model, COMPILED_CALL, None) is not None:
         problem = "its .compile() was called; use a fresh model"
     if problem:
         raise UnsupportedModule(f"{kind.__name__} cannot be compiled: {problem}")

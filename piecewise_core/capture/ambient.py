@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from piecewise_core.graph.torch_private import any_autocast
+from piecewise_core.torch_compat.switches import any_autocast
 
 __all__ = ["Ambient"]
 

@@ -14,6 +14,7 @@ import torch
 from piecewise_core.errors import AddressChanged
 from piecewise_core.graph.structure import Structure, TensorLeaf
 from piecewise_core.ranges import Sizes
+from piecewise_core.torch_compat.storages import copy_all
 
 __all__ = ["FixedInputs", "OwnedInputs", "Stage"]
 
@@ -159,7 +160,7 @@ def _by_dtype(views: Sequence[torch.Tensor]) -> Copier:
 
     def copy(tensors: Sequence[torch.Tensor]) -> None:
         for found, group in groups:
-            torch._foreach_copy_(group, [tensors[i] for i in found])
+            copy_all(group, [tensors[i] for i in found])
 
     return copy
 

@@ -13,6 +13,7 @@ import torch
 from piecewise_core.errors import CaptureFailed
 from piecewise_core.graph.untold import untold
 from piecewise_core.torch_compat import pytree
+from piecewise_core.torch_compat.operators import schema_or_none
 from piecewise_core.torch_compat.storages import memory_key
 
 __all__ = ["ValueRead", "only_views", "reshapes", "tensors", "user_line", "written"]
@@ -45,7 +46,7 @@ def tensors(value: Any) -> list[torch.Tensor]:
 
 def written(fn: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:
     """Tensors that an operator writes to: those of its schema, and those that it does not tell."""
-    schema = getattr(fn, "_schema", None)
+    schema = schema_or_none(fn)
     if schema is None or schema.name in _ONLY_SIZES:
         return []
     found: list[torch.Tensor] = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from piecewise_core.capture.calls import tensors, written
 from piecewise_core.errors import CaptureFailed
 from piecewise_core.graph.collectives import is_collective, is_functional
 from piecewise_core.torch_compat import pytree
+from piecewise_core.torch_compat.collectives import functional_collectives
 from piecewise_core.torch_compat.operators import schema_of
 
 __all__ = [
@@ -140,5 +140,4 @@ def without_handles(value: Any) -> Any:
 
 
 def _waiting_kind() -> Any:
-    module = sys.modules.get("torch.distributed._functional_collectives")
-    return getattr(module, "AsyncCollectiveTensor", None)
+    return getattr(functional_collectives(), "AsyncCollectiveTensor", None)

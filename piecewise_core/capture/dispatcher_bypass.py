@@ -1,8 +1,7 @@
 """The kernel behind a splitting op, called without the dispatcher where that means the same.
 
 An operator made with ``torch.library.custom_op`` is a Python function behind several layers of
-dispatch. Private names, read in torch 2.11 and 2.13: ``torch._library.custom_ops.OPDEFS`` and
-``CustomOpDef._backend_fns`` and ``_disabled_kernel``.
+dispatch.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from piecewise_core.capture.calls import tensors
+from piecewise_core.torch_compat.custom_ops import kernels
 from piecewise_core.torch_compat.dispatcher import (
     count_dispatch_modes,
     count_function_modes,
@@ -37,10 +37,9 @@ def kernel_of(
     if overload is None:
         return None
     name = schema_of(overload).name
-    definition: Any = _definition(name)
-    if definition is None or getattr(definition, "_disabled_kernel", None):
+    registered = kernels(name)
+    if not registered:
         return None
-    registered: dict[Any, Callable[..., Any]] = getattr(definition, "_backend_fns", {})
     device_type = _device_type(args, kwargs)
     if device_type not in registered and _has_another(name, device_type):
         return None
@@ -94,14 +93,6 @@ def _overload(fn: Any) -> Any:
     if isinstance(fn, OpOverloadPacket) and len(fn.overloads()) == 1:  # type: ignore[no-untyped-call]
         return getattr(fn, fn.overloads()[0])  # type: ignore[no-untyped-call]
     return None
-
-
-def _definition(name: str) -> Any:
-    try:
-        from torch._library.custom_ops import OPDEFS
-    except ImportError:
-        return None
-    return OPDEFS.get(name)
 
 
 def modes_active() -> bool:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.utils._pytree as pytree
-
 from piecewise_core.capture.hostdata import is_lift
 from piecewise_core.errors import CaptureFailed
 from piecewise_core.graph.hostdata import bytes_of
 from piecewise_core.graph.structure import is_plain
+from piecewise_core.torch_compat import pytree
 
 __all__ = ["Script"]
 

@@ -18,7 +18,7 @@ import torch
 
 from piecewise_core.capture.torch_advice import Advice, advice_on
 from piecewise_core.capture.torch_memory import DriverMeter, PoolMemory, TorchPool
-from piecewise_core.capture.torch_private import (
+from piecewise_core.torch_compat.graphs import (
     bare_replay,
     leave_pool,
     mode_keyword,

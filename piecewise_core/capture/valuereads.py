@@ -14,7 +14,7 @@ import torch
 from piecewise_core.capture.calls import ValueRead, tensors, written
 from piecewise_core.graph.composite import composite_kernel
 from piecewise_core.torch_compat.dispatcher import TorchDispatchMode
-from piecewise_core.torch_compat.operators import schema_of
+from piecewise_core.torch_compat.operators import schema_of, schema_or_none
 from piecewise_core.torch_compat.storages import memory_key
 
 __all__ = ["is_read", "looked_into", "values_read"]
@@ -34,7 +34,7 @@ def is_read(fn: Any) -> bool:
 
 def values_read(fn: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:
     """Tensors whose values Python is given by an operator, or that decide where its views lie."""
-    schema = getattr(fn, "_schema", None)
+    schema = schema_or_none(fn)
     if schema is None:
         return []
     place = _PLACES.get(fn.name())

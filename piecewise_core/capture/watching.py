@@ -26,11 +26,11 @@ from piecewise_core.capture.questions import Questions
 from piecewise_core.capture.recorder import Recorder, another_path
 from piecewise_core.capture.runmemory import RunMemory
 from piecewise_core.capture.script import Script
-from piecewise_core.capture.torch_private import as_when_traced, in_backward, without_dynamo
 from piecewise_core.capture.valuereads import is_read, looked_into, values_read
 from piecewise_core.errors import CaptureFailed
 from piecewise_core.graph.padding.runs import Run
 from piecewise_core.plugins import Declared
+from piecewise_core.torch_compat.graphs import as_when_traced, in_backward, without_dynamo
 from piecewise_core.torch_compat.operators import HigherOrderOperator
 from piecewise_core.torch_compat.storages import memory_key
 

@@ -12,7 +12,6 @@ from piecewise_core.compile.task import Task
 from piecewise_core.errors import StoreError
 from piecewise_core.graph.canonical import Form
 from piecewise_core.graph.split import Piece
-from piecewise_core.graph.torch_private import compile_lock
 from piecewise_core.plugins import told
 from piecewise_core.protocols import CompiledGraph, CompilerAdaptor
 from piecewise_core.ranges import Box
@@ -27,6 +26,7 @@ from piecewise_core.store.environment import Environment, surroundings
 from piecewise_core.store.misses import Miss, explain_misses
 from piecewise_core.store.pieces import PieceFactors, piece_factors
 from piecewise_core.store.protocol import Store
+from piecewise_core.torch_compat.dynamo import compile_lock
 
 __all__ = ["ArtifactCache"]
 

@@ -9,11 +9,11 @@ import sympy
 import torch
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from piecewise_core.graph import torch_private
 from piecewise_core.graph.memory import storages
 from piecewise_core.graph.sizes import expression, new_size
 from piecewise_core.graph.split import Piece
 from piecewise_core.ranges import Box, Range
+from piecewise_core.torch_compat import dynamo
 from piecewise_core.torch_compat.fakes import FakeTensorMode, TracingContext, tracing
 
 __all__ = ["Job", "make_job"]
@@ -50,7 +50,7 @@ def make_job(piece: Piece, symbols: dict[sympy.Symbol, int], box: Box) -> Job:
     graph = _copied(piece.graph)
     env = ShapeEnv()
     mode = FakeTensorMode(shape_env=env, allow_non_fake_inputs=True)
-    with torch_private.oblivious_sizes():
+    with dynamo.oblivious_sizes():
         values = {
             place: new_size(env, place, span.start, span.end, _hint(span))
             for place, span in zip(piece.dims, box.ranges, strict=True)

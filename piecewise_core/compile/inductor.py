@@ -2,10 +2,6 @@
 
 On a CPU a piece is kept as its generated function and built kernels (ADR 10); elsewhere as the
 artifact that torch itself saves, with the kernels' binaries in it.
-
-Version notes: ``standalone_compile(gm, inputs, dynamic_shapes=..., options=..., aot=...)``,
-``CompiledArtifact.save`` and ``load`` have the same form in torch 2.11 and 2.13; 2.13 adds
-keywords that are not used here. What is private is in ``compile.torch_private``.
 """
 
 from __future__ import annotations
@@ -23,17 +19,17 @@ import torch.compiler.config
 
 from piecewise_core.compile.constants import take_out
 from piecewise_core.compile.empty_means import nothing_is_nan
+from piecewise_core.compile.generated import around, native_code
 from piecewise_core.compile.inductor_factors import inductor_factors
 from piecewise_core.compile.lowering import lower
 from piecewise_core.compile.native_code import from_bytes, is_archive, to_bytes, torchs_own
 from piecewise_core.compile.native_piece import NativePiece
 from piecewise_core.compile.private_caches import private_caches
-from piecewise_core.compile.torch_private import around, native_code
 from piecewise_core.compile.wrapper_source import NotPortable
 from piecewise_core.errors import CompilerUnavailable
-from piecewise_core.graph import torch_private
 from piecewise_core.ownership import foreign
 from piecewise_core.protocols import CompiledGraph
+from piecewise_core.torch_compat import dynamo, inductor
 from piecewise_core.torch_compat.fakes import TracingContext
 
 if TYPE_CHECKING:
@@ -80,8 +76,6 @@ class InductorCompiler:
         config: Config,
     ) -> CompiledGraph:
         """Compile ``graph`` for the ranges of the inputs' symbols."""
-        from torch._inductor import standalone_compile
-
         self.get_ready()
         _refuse_foreign_cache()
         # Inductor's own caches know a symbol by its name, not by its range, an operator by its
@@ -89,7 +83,7 @@ class InductorCompiler:
         # would be handed out for [33, 64].
         tag = f"{torch.compiler.config.cache_key_tag}piecewise:{key}"
         with (
-            torch_private.oblivious_sizes(),
+            dynamo.oblivious_sizes(),
             torch.compiler.config.patch(cache_key_tag=tag),  # type: ignore[attr-defined]
         ):
             lowered = lower(graph, example_inputs)
@@ -100,7 +94,7 @@ class InductorCompiler:
             settings = {**self._settings, **self._answers}
 
             def build(**ways: Any) -> Any:
-                return standalone_compile(
+                return inductor.standalone_compile(
                     lowered,
                     list(example_inputs),
                     dynamic_shapes="from_tracing_context",
@@ -121,15 +115,12 @@ class InductorCompiler:
             code = from_bytes(handle)
             call = code.call(functools.partial(self.library, code.chosen))
             return CompiledGraph(NativePiece(call, around(code)), lambda: handle)
-        from torch._inductor import config as inductor_config
-        from torch._inductor.standalone_compile import CompiledArtifact
-
         with tempfile.TemporaryDirectory(prefix="piecewise-") as folder:
             path = Path(folder) / "artifact"
             path.write_bytes(handle)
             # With more threads it starts processes to compile in, though nothing is compiled.
-            with private_caches(), inductor_config.patch(compile_threads=1):
-                loaded = CompiledArtifact.load(path=str(path), format="binary")
+            with private_caches(), inductor.inductor_config().patch(compile_threads=1):
+                loaded = inductor.artifact_class().load(path=str(path), format="binary")
             return CompiledGraph(loaded, lambda: handle)
 
     def hash_factors(self) -> Mapping[str, str]:
@@ -152,9 +143,7 @@ class InductorCompiler:
 
 def _refuse_foreign_cache() -> None:
     """Raise CompilerUnavailable where others can put code into what Inductor loads from."""
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
-
-    others = foreign(cache_dir(), group=False)  # torch makes it group-writable for some
+    others = foreign(inductor.cache_dir(), group=False)  # torch makes it group-writable for some
     if others is not None:
         raise CompilerUnavailable(
             f"Inductor loads what it builds from its cache, and {others}; set "

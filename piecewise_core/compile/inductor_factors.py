@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from piecewise_core.compile.torch_private import switch_defaults
+from piecewise_core.torch_compat.inductor import inductor_config, switch_defaults, torch_key
 
 __all__ = ["inductor_factors"]
 
@@ -22,9 +22,7 @@ _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 def inductor_factors(settings: Mapping[str, Any]) -> dict[str, str]:
     """Name -> value. ``settings``: Inductor's, as this compiler changes them."""
-    from torch._inductor import config
-
-    portable = config.save_config_portable(ignore_private_configs=False)
+    portable = inductor_config().save_config_portable(ignore_private_configs=False)
     switches = {n: _text(v) for n, v in portable.items() if not _PLACES.search(n)}
     whole = "\n".join(f"{n}={v}" for n, v in sorted(switches.items()))
     return {
@@ -47,8 +45,6 @@ def _torch_key() -> str:
     released = re.fullmatch(r"\d+\.\d+\.\d+(\+(cpu|cu\d+|rocm[\d.]+|xpu))?", torch.__version__)
     if commit and released:
         return commit
-    from torch._inductor.codecache import torch_key
-
     return torch_key().hex()
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from piecewise_core.graph import torch_private
 from piecewise_core.rewrites import Rewrites
+from piecewise_core.torch_compat import dynamo
 from piecewise_core.torch_compat.fakes import TracingContext, enable_python_dispatcher
 
 __all__ = ["lower", "rewritten"]
@@ -32,7 +32,7 @@ def lower(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> torch.fx.GraphM
         return graph
     try:
         with (
-            torch_private.oblivious_sizes(),
+            dynamo.oblivious_sizes(),
             torch.inference_mode(False),
             torch.no_grad(),
             enable_python_dispatcher(),

@@ -26,6 +26,7 @@ import torch
 
 from piecewise_core.compile.wrapper_source import NotPortable, cut_down
 from piecewise_core.config_cache import cache_directory
+from piecewise_core.torch_compat.storages import tensor_address_function
 
 __all__ = [
     "Call",
@@ -186,9 +187,8 @@ def _kernel(data: bytes, folder: Path) -> Callable[..., Any]:
 @contextlib.contextmanager
 def _address() -> Iterator[None]:
     """Tell libraries, while they load, where torch's function is; as Inductor does."""
-    guards: Any = torch._C._dynamo.guards
     before = os.environ.get(_ADDRESS)
-    os.environ[_ADDRESS] = str(guards._torchinductor_pyobject_tensor_data_ptr)
+    os.environ[_ADDRESS] = str(tensor_address_function())
     try:
         yield
     finally:

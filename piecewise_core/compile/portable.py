@@ -1,6 +1,6 @@
 """A compilation job as bytes, for another process of this machine.
 
-``torch.fx._graph_pickler`` (read in torch 2.11 and 2.13) pickles graphs with fake tensors and
+Torch has a pickler for graphs with fake tensors and
 symbols. Only a process's own worker reads these bytes; they are never stored.
 """
 
@@ -10,13 +10,13 @@ import io
 from typing import Any
 
 import torch
-from torch.fx._graph_pickler import GraphPickler, Options
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from piecewise_core.compile.examples import Job
-from piecewise_core.graph import torch_private
 from piecewise_core.ranges import Box, Range
+from piecewise_core.torch_compat import dynamo
 from piecewise_core.torch_compat.fakes import FakeTensorMode
+from piecewise_core.torch_compat.pickler import GraphPickler, Options
 
 __all__ = ["pack", "unpack"]
 
@@ -35,7 +35,7 @@ def pack(job: Job) -> bytes:
 def unpack(data: bytes) -> Job:
     """The job again, in a fake mode of its own."""
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
-    with torch_private.oblivious_sizes():
+    with dynamo.oblivious_sizes():
         found: Any = GraphPickler.loads(io.BytesIO(data).getvalue(), mode)
     graph, inputs, box, dims = found
     if isinstance(graph, torch.fx.GraphModule):

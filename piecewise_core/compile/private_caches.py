@@ -17,8 +17,8 @@ from pathlib import Path
 
 from piecewise_core.afterfork import after_fork
 from piecewise_core.config_cache import cache_directory
-from piecewise_core.graph.torch_private import compile_lock
 from piecewise_core.ownership import make_private
+from piecewise_core.torch_compat.dynamo import compile_lock
 
 __all__ = ["private_caches", "private_directory"]
 

@@ -21,11 +21,11 @@ from piecewise_core.counters import Counters
 from piecewise_core.errors import CaptureFailed, Sealed
 from piecewise_core.graph.canonical import Form, canonical_form
 from piecewise_core.graph.split import Piece
-from piecewise_core.graph.torch_private import compile_lock
 from piecewise_core.protocols import CompilerAdaptor
 from piecewise_core.ranges import Box
 from piecewise_core.rewrites import Rewrites
 from piecewise_core.store.entry import Entry
+from piecewise_core.torch_compat.dynamo import compile_lock
 
 __all__ = ["Outside", "Scheduler", "project", "refuse_in_capture"]
 

@@ -22,6 +22,7 @@ from piecewise_core.graph.conditions import evaluator, implied
 from piecewise_core.protocols import CompiledGraph, CompilerAdaptor
 from piecewise_core.ranges import Box
 from piecewise_core.rewrites import Rewrites
+from piecewise_core.torch_compat.symbols import unreplaced
 
 __all__ = ["Compilation", "compile_job", "valid_range"]
 
@@ -117,8 +118,8 @@ def _symbols(job: Job) -> dict[sympy.Symbol, int]:
     for place, dim in enumerate(job.dims):
         size: Any = job.inputs[dim]
         # The symbol as it was made: by now the compiler may have put a number in its place.
-        if hasattr(size, "node") and isinstance(size.node._expr, sympy.Symbol):
-            found[size.node._expr] = place
+        if hasattr(size, "node") and isinstance(unreplaced(size), sympy.Symbol):
+            found[unreplaced(size)] = place
     return found
 
 

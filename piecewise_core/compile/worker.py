@@ -41,10 +41,10 @@ def _compile(request: Request, adaptors: dict[str, Any]) -> Answer:
     from piecewise_core.compile.valid_range import compile_job
     from piecewise_core.config import Config
     from piecewise_core.errors import CompileFailed
-    from piecewise_core.graph.torch_state import set_torch_state
     from piecewise_core.plugins import attributed, select
     from piecewise_core.rewrites import list_rewrites
     from piecewise_core.store.environment import surroundings
+    from piecewise_core.torch_compat.state import set_torch_state
 
     config = Config.from_json(request.config)
     if request.platform not in adaptors:

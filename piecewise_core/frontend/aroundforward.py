@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from piecewise_core.runtime.hooks import has_hooks
+from piecewise_core.torch_compat.dynamo import OptimizedModule
+from piecewise_core.torch_compat.modules import COMPILED_CALL
 
 __all__ = ["around_forward"]
 
@@ -25,7 +27,7 @@ def around_forward(
     # Properties go before what an instance holds: a replaced forward, a compiled call.
     members = {
         "forward": property(lambda self: serve),
-        "_compiled_call_impl": property(lambda self: None),
+        COMPILED_CALL: property(lambda self: None),
         "__module__": kind.__module__,
         "__doc__": kind.__doc__,
     }
@@ -40,5 +42,5 @@ def around_forward(
 
 def _is_opaque(model: torch.nn.Module) -> bool:
     """Whether its call does not go to a forward that another could stand in for."""
-    kinds = (torch.jit.ScriptModule, torch._dynamo.OptimizedModule)
+    kinds = (torch.jit.ScriptModule, OptimizedModule)
     return isinstance(model, kinds) or hasattr(model, "_pw_session")

@@ -18,13 +18,13 @@ from piecewise_core.compile.portable import pack
 from piecewise_core.compile.task import Task
 from piecewise_core.errors import StoreError
 from piecewise_core.frontend.setup import Setup
-from piecewise_core.graph.torch_private import compile_lock
-from piecewise_core.graph.torch_state import torch_state
 from piecewise_core.protocols import CompilerAdaptor
 from piecewise_core.ranges import Box, Range
 from piecewise_core.store.entry import Entry
 from piecewise_core.store.environment import surroundings
 from piecewise_core.store.single_flight import single_flight
+from piecewise_core.torch_compat.dynamo import compile_lock
+from piecewise_core.torch_compat.state import torch_state
 
 __all__ = ["Background"]
 

@@ -29,7 +29,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Hashable, Iterator
 
-from piecewise_core.graph.torch_private import compile_lock
+from piecewise_core.torch_compat.dynamo import compile_lock
 
 __all__ = ["Builds", "Unready", "between_builds", "no_build"]
 

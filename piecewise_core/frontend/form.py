@@ -25,12 +25,12 @@ from piecewise_core.graph.call import constants
 from piecewise_core.graph.lying import Lying
 from piecewise_core.graph.questions import FACTS, IDENTITY
 from piecewise_core.graph.structure import Structure, TensorLeaf, objects_in
-from piecewise_core.graph.torch_private import compile_lock
 from piecewise_core.graph.trace import Traced
 from piecewise_core.ranges import Sizes
 from piecewise_core.runtime.closure_walk import reach
 from piecewise_core.runtime.parameters import Parameters
 from piecewise_core.runtime.tracestate import TraceState
+from piecewise_core.torch_compat.dynamo import compile_lock
 
 __all__ = ["Form"]
 

@@ -19,9 +19,9 @@ from piecewise_core.graph.memory import storages
 from piecewise_core.graph.paths import same_path
 from piecewise_core.graph.segments import is_size
 from piecewise_core.graph.structure import Container, Node, Structure, TensorLeaf
-from piecewise_core.graph.torch_private import compile_lock
 from piecewise_core.graph.trace import Traced, trace
 from piecewise_core.ranges import Box
+from piecewise_core.torch_compat.dynamo import compile_lock
 
 __all__ = ["LayoutJudge"]
 

@@ -16,10 +16,10 @@ from piecewise_core.compile.scheduler import Outside, Scheduler
 from piecewise_core.config import Config
 from piecewise_core.frontend.building import Unready
 from piecewise_core.graph.split import Program
-from piecewise_core.graph.torch_private import compile_lock
 from piecewise_core.ranges import Box, Sizes
 from piecewise_core.table import TargetTable
 from piecewise_core.targets import Target, plan_targets
+from piecewise_core.torch_compat.dynamo import compile_lock
 
 __all__ = ["PieceCode", "Runnable", "as_it_is", "need"]
 

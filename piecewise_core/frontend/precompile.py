@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from piecewise_core.errors import CaptureFailed, SizeBranch, TraceFailed
 from piecewise_core.frontend.building import between_builds
 from piecewise_core.frontend.refusals import refuse_autocast
-from piecewise_core.graph.torch_private import any_autocast, compile_lock
+from piecewise_core.torch_compat.dynamo import compile_lock
+from piecewise_core.torch_compat.switches import any_autocast
 
 if TYPE_CHECKING:
     from piecewise_core.frontend.form import Form

@@ -21,12 +21,12 @@ from piecewise_core.frontend.refusals import check_grad, need_grad, refuse_autoc
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.graph.binder import Binder
 from piecewise_core.graph.describe import describe_call
-from piecewise_core.graph.torch_private import any_autocast
 from piecewise_core.ranges import Sizes
 from piecewise_core.replay.replayable import Entry
 from piecewise_core.runtime.parameters import roots_of
 from piecewise_core.table import TargetTable
 from piecewise_core.targets import Target, capture_targets
+from piecewise_core.torch_compat.switches import any_autocast
 
 __all__ = ["RecordedCalls"]
 

@@ -23,11 +23,11 @@ from piecewise_core.frontend.shared import Shared
 from piecewise_core.graph.binder import AnotherLayout
 from piecewise_core.graph.memory import values
 from piecewise_core.graph.structure import Structure
-from piecewise_core.graph.torch_private import any_autocast
 from piecewise_core.graph.trace import Traced
 from piecewise_core.ranges import Sizes
 from piecewise_core.runtime.closure_walk import roots_of
 from piecewise_core.store.protocol import Store
+from piecewise_core.torch_compat.switches import any_autocast
 
 __all__ = ["Session"]
 

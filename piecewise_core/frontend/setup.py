@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from piecewise_core.backend import PiecewiseBackend
-from piecewise_core.capture.torch_private import in_bad_fork
 from piecewise_core.compile.adaptors import configure, resolve
 from piecewise_core.compile.artifact_cache import ArtifactCache
 from piecewise_core.config import Config
@@ -28,6 +27,7 @@ from piecewise_core.store.environment import Environment, surroundings
 from piecewise_core.store.layered import LayeredStore
 from piecewise_core.store.opening import open_store
 from piecewise_core.store.protocol import Store
+from piecewise_core.torch_compat.graphs import in_bad_fork
 
 __all__ = ["Setup", "prepare"]
 

@@ -16,9 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-import torch._dynamo.config
 import torch.distributed
-from torch.fx.experimental import _config as fx_config
 
 from piecewise_core.config import Config
 from piecewise_core.errors import PiecewiseError, StoreError
@@ -29,8 +27,6 @@ from piecewise_core.graph.savable import NotSavable, place_of
 from piecewise_core.graph.saved.calls import write_structure
 from piecewise_core.graph.saved.traces import SavedTrace, read_trace, write_trace
 from piecewise_core.graph.structure import Structure
-from piecewise_core.graph.torch_settings import settings_text
-from piecewise_core.graph.torch_state import in_force, switches_digest, torch_state
 from piecewise_core.graph.trace import Traced
 from piecewise_core.ranges import Box, Sizes
 from piecewise_core.runtime.closure_walk import roots_of
@@ -40,6 +36,9 @@ from piecewise_core.store.entry import Entry, Ticket, make_entry, make_ticket, n
 from piecewise_core.store.machine import machine_factors
 from piecewise_core.store.protocol import Store
 from piecewise_core.store.sources import core_digest
+from piecewise_core.torch_compat.dynamo import dynamo_config, fx_config
+from piecewise_core.torch_compat.settings import settings_text
+from piecewise_core.torch_compat.state import in_force, switches_digest, torch_state
 
 __all__ = ["TraceStore"]
 
@@ -188,7 +187,7 @@ def _around() -> Iterator[str]:
     for name, value in torch_state().items():
         yield f"{name}={value}"
     yield switches_digest()
-    for config in (torch._dynamo.config, fx_config):
+    for config in (dynamo_config, fx_config):
         yield settings_text(config)
     distributed = torch.distributed
     if distributed.is_available() and distributed.is_initialized():

@@ -39,7 +39,7 @@ from piecewise_core.graph.opfacts import changed_ops, op_facts
 from piecewise_core.graph.savable import NotSavable, Values, place_of
 from piecewise_core.graph.structure import is_plain
 from piecewise_core.graph.tensorfacts import tensor_facts
-from piecewise_core.graph.torch_state import torch_state
+from piecewise_core.torch_compat.state import torch_state
 
 __all__ = ["Assumptions", "Fact", "Look", "Scope", "aliases", "assume", "is_number"]
 

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from piecewise_core.config import Dim
-from piecewise_core.graph import torch_private
 from piecewise_core.graph.input_mutation import changeable
 from piecewise_core.graph.structure import Constant, Container, Node, Structure, TensorLeaf, leaves
 from piecewise_core.ranges import Box, Sizes
+from piecewise_core.torch_compat import dynamo
 
 __all__ = ["constants", "entry", "example"]
 
@@ -37,7 +37,7 @@ def example(leaf: TensorLeaf, dims: Sequence[Dim], cell: Box, hint: Sizes) -> to
     for i, named in leaf.dims.items():
         span = cell.ranges[place[named.name]]
         if not span.is_single_size():
-            torch_private.mark_dynamic(made, i, span.start, span.end)
+            dynamo.mark_dynamic(made, i, span.start, span.end)
     return made
 
 

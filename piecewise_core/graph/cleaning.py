@@ -12,16 +12,18 @@ from torch.fx.node import map_arg
 from piecewise_core.graph.contexts import functorch_units
 from piecewise_core.graph.memory import storages, values
 from piecewise_core.torch_compat.fakes import FakeTensor
+from piecewise_core.torch_compat.targets import (
+    check_size,
+    enter_inference,
+    exit_inference,
+    set_grad,
+)
 
 __all__ = ["clean"]
 
-_GRAD_MODE = (
-    torch._C._set_grad_enabled,
-    torch.autograd.grad_mode._enter_inference_mode,
-    torch.autograd.grad_mode._exit_inference_mode,
-)
+_GRAD_MODE = (set_grad, enter_inference, exit_inference)
 _DROPOUTS = (torch.nn.functional.dropout, torch.dropout)
-_ASSERTS = (torch.ops.aten._assert_scalar.default, torch._check)
+_ASSERTS = (torch.ops.aten._assert_scalar.default, check_size)
 _COMPARISONS = (operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge)
 
 

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from piecewise_core.graph.structure import is_plain
+from piecewise_core.torch_compat.targets import marked_constant
 
 __all__ = [
     "CodeFact",
@@ -104,7 +105,7 @@ def unaskable(values: Iterable[Any]) -> Iterator[str]:
         id(vars(module)) for module in list(sys.modules.values()) if hasattr(module, "__dict__")
     }
     for function in (f for value in values for f in _functions(value)):
-        if getattr(function, "_dynamo_marked_constant", False):
+        if marked_constant(function):
             yield f"the result of {function.__qualname__}, which was declared constant"
         elif id(function.__globals__) not in scopes and function.__code__.co_names:
             yield f"the globals of {function.__qualname__}, which are those of no module"
@@ -122,7 +123,7 @@ def _functions(value: Any) -> Iterator[FunctionType]:
     for base in kind.__mro__:
         if base.__module__.partition(".")[0] not in ("builtins", "torch"):
             for held in vars(base).values():
-                if getattr(held, "_dynamo_marked_constant", False):
+                if marked_constant(held):
                     yield held
 
 

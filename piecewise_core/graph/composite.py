@@ -1,8 +1,4 @@
-"""Operators that are made of others, which modes are shown whole in inference mode.
-
-Private names of torch, the same in 2.11 and 2.13: ``OpOverload._op_dk`` and
-``torch._C._dispatch_has_kernel_for_dispatch_key``.
-"""
+"""Operators that are made of others, which modes are shown whole in inference mode."""
 
 from __future__ import annotations
 
@@ -10,10 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
-
-from piecewise_core.torch_compat.dispatcher import has_kernel
-from piecewise_core.torch_compat.operators import schema_name
+from piecewise_core.torch_compat.dispatcher import DispatchKey, has_kernel
+from piecewise_core.torch_compat.operators import runs_by_key, schema_name
 
 __all__ = ["composite_kernel", "parts_of_conversion"]
 
@@ -26,8 +20,8 @@ def composite_kernel(fn: Any) -> Callable[..., Any] | None:
     Not ``decompose``: that prefers torch's Python twin, which may do otherwise (a dropout that
     drops nothing is a copy there).
     """
-    key = torch._C.DispatchKey.CompositeImplicitAutograd
-    run: Any = getattr(fn, "_op_dk", None)
+    key = DispatchKey.CompositeImplicitAutograd
+    run = runs_by_key(fn)
     if run is None or not has_kernel(fn.name(), key):
         return None
     return partial(run, key)

@@ -30,6 +30,7 @@ from piecewise_core.ranges import Sizes
 from piecewise_core.torch_compat import pytree
 from piecewise_core.torch_compat.fakes import FakeTensorMode, unset_fake_temporarily
 from piecewise_core.torch_compat.storages import memory_key
+from piecewise_core.torch_compat.targets import exit_autocast
 
 __all__ = ["NotRun", "disagreement"]
 
@@ -145,7 +146,7 @@ class _Run(torch.fx.Interpreter):
     def leave(self) -> None:
         """Leave what a run that broke off had entered."""
         for entered in reversed(self._entered):
-            torch.amp.autocast_mode._exit_autocast(entered)  # type: ignore[no-untyped-call]
+            exit_autocast(entered)
         self._entered.clear()
 
     def _compare(self, node: torch.fx.Node, made: Any) -> None:

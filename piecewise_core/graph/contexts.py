@@ -11,6 +11,8 @@ from collections.abc import Iterable
 
 import torch
 
+from piecewise_core.torch_compat.targets import enter_autocast, exit_autocast
+
 __all__ = ["functorch_units", "is_autocast_enter", "is_autocast_exit", "is_switch"]
 
 _SWITCHES = ("_sdpa_kernel", "_backend_from_string", "_set_deterministic_algorithms")
@@ -18,12 +20,12 @@ _SWITCHES = ("_sdpa_kernel", "_backend_from_string", "_set_deterministic_algorit
 
 def is_autocast_enter(node: torch.fx.Node) -> bool:
     """Whether the node begins an autocast region."""
-    return node.target is torch.amp.autocast_mode._enter_autocast
+    return node.target is enter_autocast
 
 
 def is_autocast_exit(node: torch.fx.Node) -> bool:
     """Whether the node ends an autocast region."""
-    return node.target is torch.amp.autocast_mode._exit_autocast
+    return node.target is exit_autocast
 
 
 def is_switch(node: torch.fx.Node) -> bool:

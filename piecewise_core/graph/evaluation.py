@@ -11,6 +11,7 @@ from piecewise_core.graph import effects
 from piecewise_core.torch_compat import functorch
 from piecewise_core.torch_compat.dispatcher import TorchDispatchMode
 from piecewise_core.torch_compat.fakes import FakeTensor, unset_fake_temporarily
+from piecewise_core.torch_compat.targets import is_conversion
 
 __all__ = ["is_plain_fake", "lifted", "literal_value", "value_of"]
 
@@ -87,15 +88,14 @@ def _is_torchs(target: Any) -> bool:
     """Whether a function is torch's own: what others do besides, nobody knows."""
     if isinstance(target, type):
         return issubclass(target, torch.Tensor) or target.__module__.partition(".")[0] == "torch"
-    kind = type(target)
     builtin = isinstance(target, type(torch.sin))
-    return builtin or kind.__module__ == "torch._dynamo.utils"
+    return builtin or is_conversion(target)
 
 
 def _is_function_of_values(node: torch.fx.Node) -> bool:
     if node.op == "call_method":
         return node.target in _CONVERSIONS or effects.is_pure(node)
-    converts = node.target in _FROM_DATA or type(node.target).__module__ == "torch._dynamo.utils"
+    converts = node.target in _FROM_DATA or is_conversion(node.target)
     return node.op == "call_function" and (converts or effects.is_pure(node))
 
 

@@ -25,10 +25,10 @@ from piecewise_core.graph.names import op_name, source_of
 from piecewise_core.graph.rehearsal import Rehearsal
 from piecewise_core.graph.segments import Segment
 from piecewise_core.graph.strides import at, differ, fake_like, fitted
-from piecewise_core.graph.torch_private import oblivious_sizes
 from piecewise_core.graph.trace import Traced, hints
 from piecewise_core.ranges import Box
 from piecewise_core.torch_compat import pytree
+from piecewise_core.torch_compat.dynamo import oblivious_sizes
 from piecewise_core.torch_compat.fakes import FakeTensor, enable_python_dispatcher
 from piecewise_core.torch_compat.storages import memory_key
 

@@ -19,10 +19,12 @@ from piecewise_core.torch_compat.operators import (
     HigherOrderOperator,
     OpOverload,
     OpOverloadPacket,
+    all_names,
     overload_name,
     packet_name,
     schema_of,
 )
+from piecewise_core.torch_compat.targets import PUBLIC_MODULES, builtin_function
 
 __all__ = ["Matcher", "op_name", "source_of"]
 
@@ -44,11 +46,7 @@ def op_name(node: torch.fx.Node) -> str:
     if callable(target):
         module = getattr(target, "__module__", None) or ""
         name = getattr(target, "__name__", str(target))
-        if module in ("torch._C._nn", "torch._C._nn.functional"):
-            module = "torch.nn.functional"
-        elif not module or module == "torch._C._VariableFunctions":
-            module = "torch"
-        return f"{module}.{name}"
+        return f"{PUBLIC_MODULES.get(module, module)}.{name}"
     return str(target)
 
 
@@ -201,7 +199,7 @@ def _operator_test(text: str) -> Callable[[torch.fx.Node], bool]:
             return False
         if node.op == "call_method":
             return node.target == name
-        builtin = type(node.target) is type(torch._C._nn.gelu)
+        builtin = type(node.target) is builtin_function
         return builtin and getattr(node.target, "__name__", None) == name
 
     return matches
@@ -224,7 +222,7 @@ def _torch_function(text: str) -> Any:
 
 
 def _unknown(text: str) -> UnknownSplittingOp:
-    registered = {name.partition(".")[0] for name in torch._C._dispatch_get_all_op_names()}
+    registered = {name.partition(".")[0] for name in all_names()}
     functions = {f"torch.nn.functional.{n}" for n in dir(torch.nn.functional) if n[:1] != "_"}
     functions |= {f"torch.{n}" for n in dir(torch) if callable(getattr(torch, n)) and n[:1] != "_"}
     pool = sorted(registered | functions)

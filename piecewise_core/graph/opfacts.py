@@ -1,8 +1,6 @@
 """Operators from outside torch that a trace holds, and whether they are still the same.
 
-A trace believes what an operator's fake kernel says of its results. Read in torch 2.11 and 2.13:
-``torch._library.simple_registry`` holds fake kernels registered from Python, and a ``CustomOpDef``
-its own as ``_abstract_fn``.
+A trace believes what an operator's fake kernel says of its results.
 """
 
 from __future__ import annotations
@@ -13,9 +11,9 @@ from types import CodeType, FunctionType
 from typing import Any
 
 import torch
-from torch._library import simple_registry
 
 from piecewise_core.graph.codefacts import code_digest
+from piecewise_core.torch_compat.custom_ops import fake_kernel, fake_of
 from piecewise_core.torch_compat.operators import OpOverload, OpOverloadPacket, schema_of
 
 __all__ = ["UNKNOWN", "changed_ops", "is_foreign", "op_facts"]
@@ -78,9 +76,7 @@ def _find(name: str) -> OpOverload | None:
 
 
 def _digest(op: OpOverload) -> str:
-    entry = simple_registry.singleton.find(_name(op))
-    kernel = entry.fake_impl.kernel
-    codes = sorted({code_digest(code) for code in _codes(getattr(kernel, "func", None))})
+    codes = sorted({code_digest(code) for code in _codes(fake_kernel(_name(op)))})
     if not codes:
         return UNKNOWN
     return hashlib.sha256("\n".join([str(schema_of(op)), *codes]).encode()).hexdigest()[:32]
@@ -95,7 +91,7 @@ def _codes(function: Any) -> Iterator[CodeType]:
         if value is None or id(value) in seen:
             continue
         seen.add(id(value))
-        open_ends.append(getattr(value, "_abstract_fn", None))
+        open_ends.append(fake_of(value))
         if isinstance(value, FunctionType):
             yield value.__code__
             open_ends += [c.cell_contents for c in value.__closure__ or () if _is_set(c)]

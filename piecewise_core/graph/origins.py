@@ -10,10 +10,10 @@ import sympy
 import torch
 
 from piecewise_core.graph import markers
+from piecewise_core.graph.frame import Capture
 from piecewise_core.graph.input_mutation import refuse_changed
 from piecewise_core.graph.outputs import OutputCode, rebuild_code
 from piecewise_core.graph.structure import Structure, is_plain
-from piecewise_core.graph.torch_private import Capture
 
 __all__ = ["GraphInput", "read_off"]
 

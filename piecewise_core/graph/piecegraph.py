@@ -15,6 +15,7 @@ from piecewise_core.graph.memory import values
 from piecewise_core.graph.names import source_of
 from piecewise_core.graph.segments import Segment, is_item, is_size, producer
 from piecewise_core.graph.sizes import build, expression
+from piecewise_core.torch_compat.targets import exit_autocast
 
 __all__ = ["PieceGraph", "piece_graph"]
 
@@ -69,7 +70,7 @@ class _Builder:
         for node in self._run.nodes:
             self._copy(node, opened)
         for entered in reversed(opened):
-            self._graph.call_function(torch.amp.autocast_mode._exit_autocast, (entered,))
+            self._graph.call_function(exit_autocast, (entered,))
         for node in outputs:
             if is_item(node) and node not in self._map:
                 self._map[node] = self._item(node)

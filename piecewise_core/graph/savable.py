@@ -23,16 +23,14 @@ from piecewise_core.torch_compat.operators import (
     packet_name,
     schema_of,
 )
+from piecewise_core.torch_compat.targets import FUNCTION_MODULES
 
 __all__ = ["NotSavable", "Values", "imported", "place_of"]
 
 _MODULES = (
     "torch",
     "torch.nn.functional",
-    "torch._C._nn",
-    "torch._C._linalg",
-    "torch._C._special",
-    "torch._C._fft",
+    *FUNCTION_MODULES,
     "torch.Tensor",
     "operator",
     "math",

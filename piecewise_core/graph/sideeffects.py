@@ -1,8 +1,8 @@
 """What traced code changes besides tensors, read off Dynamo's own list of side effects.
 
-Private names of torch, read in 2.11.0 and 2.13.0: ``SideEffects._get_modified_vars``,
-``store_attr_mutations``, ``mutation_user_stacks``; the mutation types; ``ConstDictVariable.items``;
-``LazyVariableTracker.original_value``; ``grapharg`` in a placeholder's meta.
+Read in torch 2.11.0 and 2.13.0: of side effects ``store_attr_mutations`` and
+``mutation_user_stacks``; ``ConstDictVariable.items``; ``LazyVariableTracker.original_value``;
+``grapharg`` in a placeholder's meta.
 """
 
 from __future__ import annotations
@@ -15,10 +15,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch._dynamo import variables
-from torch._dynamo.variables.base import AttributeMutationNew, ValueMutationNew
 
 from piecewise_core.graph.effects import is_inplace
+from piecewise_core.torch_compat.dynamo import (
+    AttributeMutationNew,
+    ConstDictVariable,
+    LazyVariableTracker,
+    TensorVariable,
+    ValueMutationNew,
+    modified_variables,
+)
 
 __all__ = ["SideEffect", "read_side_effects"]
 
@@ -42,17 +48,17 @@ def read_side_effects(effects: Any, scope: Mapping[str, Any]) -> Iterator[SideEf
 
     ``scope``: what Dynamo's names for places, ``L['fn'].x`` say, are looked up in.
     """
-    for var in effects._get_modified_vars():
+    for var in modified_variables(effects):
         if isinstance(var.mutation_type, (AttributeMutationNew, ValueMutationNew)):
             continue
         where = _where(effects.mutation_user_stacks.get(var))
         stored = effects.store_attr_mutations.get(var)
-        if isinstance(var, variables.TensorVariable):
+        if isinstance(var, TensorVariable):
             # Writes to a tensor's numbers are in the graph; to its attributes, nowhere else.
             if stored:
                 yield SideEffect(_describe(var, list(stored)), where, True, lambda: None)
             continue
-        if isinstance(var, variables.ConstDictVariable) and stored is None:
+        if isinstance(var, ConstDictVariable) and stored is None:
             yield _of_dict(var, where, scope)
         else:
             yield _of_attributes(var, where, stored, effects)
@@ -108,11 +114,11 @@ def _restores(var: Any, name: str, stored: Any) -> bool:
 
 def _stands_for(var: Any, value: Any) -> bool:
     """Whether ``var`` is ``value`` itself, perhaps written to, or an equal constant."""
-    if isinstance(var, variables.LazyVariableTracker):
+    if isinstance(var, LazyVariableTracker):
         if not var.is_realized():
             return var.original_value() is value
         var = var.realize()
-    if not isinstance(var, variables.TensorVariable):
+    if not isinstance(var, TensorVariable):
         found = var.as_python_constant()
         return found is value or (type(found) is type(value) and bool(found == value))
     node: Any = var.proxy.node

@@ -8,11 +8,11 @@ from typing import Any
 
 import sympy
 import torch
-from torch._dynamo.source import ConstantSource
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StrictMinMaxConstraint
 
 from piecewise_core.errors import TraceFailed
 from piecewise_core.graph.conditions import python_source
+from piecewise_core.torch_compat.dynamo import ConstantSource
 from piecewise_core.torch_compat.symbols import PythonReferenceAnalysis, ValueRanges, sympy_interp
 
 __all__ = ["SizeWriter", "at_least", "build", "expression", "hint", "new_size"]

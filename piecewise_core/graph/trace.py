@@ -11,11 +11,12 @@ import torch
 
 from piecewise_core.config import Config
 from piecewise_core.errors import PiecewiseError, TraceFailed, UnsupportedSideEffect
-from piecewise_core.graph import call, guards, torch_private
+from piecewise_core.graph import call, guards
 from piecewise_core.graph.assumptions import Assumptions
 from piecewise_core.graph.cleaning import clean
 from piecewise_core.graph.effects import written_by_layout
 from piecewise_core.graph.forgotten import forgotten
+from piecewise_core.graph.frame import Capture, capture
 from piecewise_core.graph.memory import values
 from piecewise_core.graph.origins import GraphInput, read_off
 from piecewise_core.graph.outputs import OutputCode
@@ -27,6 +28,7 @@ from piecewise_core.graph.sideeffects import SideEffect
 from piecewise_core.graph.sizes import expression
 from piecewise_core.graph.structure import Structure
 from piecewise_core.ranges import Box, Sizes
+from piecewise_core.torch_compat import dynamo
 
 __all__ = ["Traced", "hints", "trace"]
 
@@ -104,7 +106,7 @@ def trace(
     entry = call.entry(structure)
     try:
         with torch.inference_mode():
-            captured = torch_private.capture(entry, (fn, objects, *examples))
+            captured = capture(entry, (fn, objects, *examples))
     except PiecewiseError:
         raise
     except Exception as error:  # Dynamo's own kinds, and whatever the model's code raised
@@ -150,8 +152,8 @@ def _explain(error: Exception, structure: Structure, hint: Sizes) -> str:
     tried = f"\nTraced with dim {sizes}; every size in bounds must work." if sizes else ""
     if len(dims) > 1:
         tried += " Dims that are always equal need one Dim name."
-    place = torch_private.place_of(error)
-    own = isinstance(error, torch_private.trace_errors)
+    place = dynamo.place_of(error)
+    own = isinstance(error, dynamo.trace_errors)
     what = f"{'' if own else f'{type(error).__name__}: '}{str(error).strip()}"
     return (
         f"the model cannot be traced to one whole graph, which piecewise needs"
@@ -181,7 +183,7 @@ def _refuse_side_effects(effects: Sequence[SideEffect]) -> None:
         )
 
 
-def _symbols(captured: torch_private.Capture, structure: Structure) -> dict[sympy.Symbol, int]:
+def _symbols(captured: Capture, structure: Structure) -> dict[sympy.Symbol, int]:
     """Every symbol that stands for a dim, by the fake tensors that Dynamo made of the examples."""
     place = {d.name: i for i, d in enumerate(structure.dims)}
     env = captured.shape_env

@@ -23,7 +23,6 @@ from piecewise_core.config import Config
 from piecewise_core.counters import Counters
 from piecewise_core.errors import ConfigError, Sealed
 from piecewise_core.graph.binder import Binder
-from piecewise_core.graph.torch_private import compile_lock
 from piecewise_core.plugins import Declared
 from piecewise_core.ranges import Sizes
 from piecewise_core.replay.overlap import Overlap
@@ -32,6 +31,7 @@ from piecewise_core.replay.reads import Reads
 from piecewise_core.replay.replayable import Entry, Facts, Replayable
 from piecewise_core.replay.serving import serving
 from piecewise_core.replay.trials import try_sizes
+from piecewise_core.torch_compat.dynamo import compile_lock
 
 __all__ = ["Replays", "graph_memory"]
 

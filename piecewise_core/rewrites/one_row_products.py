@@ -21,6 +21,7 @@ import torch
 from torch.fx.node import Argument
 
 from piecewise_core.rewrites.entry import GraphRewrite
+from piecewise_core.torch_compat.inductor import force_stride_order
 
 __all__ = ["one_row_products", "single_rows_to_sums"]
 
@@ -85,10 +86,8 @@ def _product(node: torch.fx.Node) -> tuple[Any, torch.fx.Node, torch.fx.Node] | 
 
 def _in_memory(graph: torch.fx.Graph, row: torch.fx.Node) -> torch.fx.Node:
     """``row``, computed once: every output reads all of it."""
-    from torch._inductor.inductor_prims import force_stride_order
-
     strides = [row.meta["val"].shape[1], 1]
-    return _call(graph, force_stride_order, row, strides)
+    return _call(graph, force_stride_order(), row, strides)
 
 
 def _sum(

@@ -25,6 +25,7 @@ from piecewise_core.graph.memory import storages
 from piecewise_core.graph.sizes import at_least, expression, hint
 from piecewise_core.torch_compat import functorch
 from piecewise_core.torch_compat.fakes import FakeTensor
+from piecewise_core.torch_compat.storages import fused_attention
 
 __all__ = ["share_heads"]
 
@@ -184,7 +185,7 @@ def _chosen(
     value: torch.Tensor,
     mask: torch.Tensor | None = None,
 ) -> bool:
-    choice: int = torch._fused_sdp_choice(
+    choice: int = fused_attention(
         query, key, value, mask, call.dropout, call.causal, scale=None, enable_gqa=True
     )
     return choice > 0  # 0: the general way; -1: none at all

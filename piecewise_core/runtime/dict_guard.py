@@ -35,6 +35,7 @@ import torch
 from piecewise_core.compile.private_caches import private_directory
 from piecewise_core.config_cache import cache_directory
 from piecewise_core.ownership import foreign, make_private
+from piecewise_core.torch_compat.storages import tensor_address_function
 
 __all__ = ["CHANGED", "MOVED", "SAME", "Unchanged", "bring", "native", "take_along"]
 
@@ -75,8 +76,7 @@ class Unchanged:
     def _natively(
         self, module: Any, dicts: tuple[dict[str, Any], ...], tensors: tuple[torch.Tensor, ...]
     ) -> None:
-        guards: Any = torch._C._dynamo.guards
-        address_of = guards._torchinductor_pyobject_tensor_data_ptr
+        address_of = tensor_address_function()
         before = struct.pack(f"{len(tensors)}P", *(t.data_ptr() for t in tensors))
         stamp = bytearray()
         self.settle = functools.partial(module.stamp, dicts, stamp)
@@ -113,8 +113,7 @@ def native() -> Any:
 
 
 def _started(path: Path) -> Any:
-    guards: Any = torch._C._dynamo.guards
-    guards._torchinductor_pyobject_tensor_data_ptr  # noqa: B018  # an older or newer torch
+    tensor_address_function()  # an older or newer torch may have none
     module = _load(path)
     module.stamp((), bytearray())  # since Python 3.12 this takes one of a few watchers
     return module

@@ -6,17 +6,22 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch.nn.modules import module as of_all_modules
 from torch.utils.hooks import RemovableHandle
+
+from piecewise_core.torch_compat.modules import (
+    COMPILED_CALL,
+    backward_hooks,
+    backward_pre_hooks,
+    forward_hooks,
+    forward_hooks_of,
+    forward_pre_hooks,
+    forward_pre_hooks_of,
+    is_jit_tracing,
+)
 
 __all__ = ["HookWatch", "call_is_forward", "has_hooks", "of_every_module"]
 
-# Of every module in the process; torch's names, the same in 2.11.0 and 2.13.0.
-_before: dict[int, Any] = of_all_modules._global_forward_pre_hooks
-_after: dict[int, Any] = of_all_modules._global_forward_hooks
-_before_backward: dict[int, Any] = of_all_modules._global_backward_pre_hooks
-_after_backward: dict[int, Any] = of_all_modules._global_backward_hooks
-of_every_module = (_before, _after, _before_backward, _after_backward)
+of_every_module = (forward_pre_hooks, forward_hooks, backward_pre_hooks, backward_hooks)
 """The dicts of hooks that run for every module of the process."""
 
 
@@ -27,19 +32,18 @@ def call_is_forward(state: dict[str, Any]) -> bool:
         or state["_forward_pre_hooks"]
         or state["_backward_hooks"]
         or state["_backward_pre_hooks"]
-        or _after
-        or _before
-        or _after_backward
-        or _before_backward
+        or any(of_every_module)
         or "forward" in state
-        or "_compiled_call_impl" in state
-        or torch._C._get_tracing_state()
+        or COMPILED_CALL in state
+        or is_jit_tracing()
     )
 
 
 def has_hooks(state: dict[str, Any]) -> bool:
     """Whether a module has forward hooks, its own or everyone's. ``state``: its ``__dict__``."""
-    return bool(state["_forward_hooks"] or state["_forward_pre_hooks"] or _after or _before)
+    return bool(
+        state["_forward_hooks"] or state["_forward_pre_hooks"] or forward_hooks or forward_pre_hooks
+    )
 
 
 class HookWatch:
@@ -70,4 +74,4 @@ class HookWatch:
 
 
 def _dicts(module: torch.nn.Module) -> tuple[dict[int, object], dict[int, object]]:
-    return module._forward_pre_hooks, module._forward_hooks  # type: ignore[return-value]
+    return forward_pre_hooks_of(module), forward_hooks_of(module)

@@ -19,7 +19,7 @@ from piecewise_core.runtime.closure_walk import Anchor, roots_of
 from piecewise_core.runtime.guard_source import reader
 from piecewise_core.runtime.hooks import HookWatch
 from piecewise_core.runtime.module_paths import Place, places_of, tree_of
-from piecewise_core.torch_compat.dispatcher import is_traceable_wrapper_subclass
+from piecewise_core.torch_compat.dispatcher import is_traceable_wrapper_subclass, no_torch_function
 from piecewise_core.torch_compat.storages import memory_key
 
 __all__ = ["Parameters", "roots_of"]
@@ -153,8 +153,7 @@ class Parameters:
 def _has_own_dispatch(tensor: torch.Tensor) -> bool:
     """Whether operators on the tensor do, or return, something of its class's own."""
     kind = type(tensor)
-    off: Any = torch._C._disabled_torch_function_impl
-    plain = kind is torch.Tensor or kind.__torch_function__ is off
+    plain = kind is torch.Tensor or kind.__torch_function__ is no_torch_function
     return not plain or is_traceable_wrapper_subclass(tensor)
 
 

@@ -23,13 +23,13 @@ from types import (
 from typing import Any
 
 import torch
-import torch.utils._device
 
 from piecewise_core.runtime.classes import is_heap
 from piecewise_core.runtime.closure_walk import reach
 from piecewise_core.runtime.hooks import of_every_module
 from piecewise_core.runtime.hostrandom import is_random
 from piecewise_core.runtime.watch import Poll, class_of
+from piecewise_core.torch_compat.modules import default_device
 
 __all__ = ["codes", "reached"]
 
@@ -59,7 +59,7 @@ def reached(
     """
     found = reach(fn)
     yield from of_every_module
-    yield (vars(torch.utils._device), "CURRENT_DEVICE")
+    yield (default_device, "CURRENT_DEVICE")
     yield torch.Tensor
     kinds = {type(m) for root in found.roots for m in root.modules()}
     packages = {_package(thing) for thing in (fn, *kinds, *map(type, found.objects))}

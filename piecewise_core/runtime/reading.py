@@ -10,7 +10,6 @@ from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
-import torch.utils._device
 
 from piecewise_core.graph.assumptions import Fact, Scope, aliases, is_number
 from piecewise_core.graph.structure import is_plain
@@ -19,6 +18,7 @@ from piecewise_core.runtime.expressions import Expressions
 from piecewise_core.runtime.holdings import ABSENT, SOME, Holdings, behind
 from piecewise_core.runtime.hooks import of_every_module
 from piecewise_core.runtime.watch import Poll
+from piecewise_core.torch_compat.modules import default_device
 
 __all__ = ["Reading"]
 
@@ -199,9 +199,8 @@ class Reading:
             self.holdings.all_keys(hooks)
         self._hooked = [tuple(hooks) for hooks in of_every_module]
         self.holdings.classes.add(torch.Tensor)
-        device = vars(torch.utils._device)
-        self._device = device.get("CURRENT_DEVICE")
-        self.holdings.entry(device, "CURRENT_DEVICE", self._device)
+        self._device = default_device.get("CURRENT_DEVICE")
+        self.holdings.entry(default_device, "CURRENT_DEVICE", self._device)
 
 
 def _is_itself(value: Any) -> bool:

@@ -16,25 +16,18 @@ import torch.backends.mha
 import torch.backends.opt_einsum
 
 from piecewise_core.runtime.watch import Switch
+from piecewise_core.torch_compat.switches import (
+    ALWAYS,
+    CUBLAS,
+    CUDNN,
+    MKLDNN,
+    asking,
+    precision_getter,
+)
 
 __all__ = ["switches"]
 
-_ALWAYS = (
-    *("get_default_dtype", "is_autocast_cache_enabled"),
-    *("_get_deterministic_algorithms", "_get_deterministic_algorithms_warn_only"),
-    *("_get_deterministic_fill_uninitialized_memory", "_get_math_sdp_allow_fp16_bf16_reduction"),
-    *("_get_flash_sdp_enabled", "_get_mem_efficient_sdp_enabled", "_get_math_sdp_enabled"),
-    *("_get_cudnn_sdp_enabled", "_get_overrideable_sdp_enabled", "_get_fa3_sdp_enabled"),
-)
-"""Functions of torch, or of its C module, with a plain answer."""
-
-_CUBLAS = (
-    *("_get_cublas_allow_fp16_reduced_precision_reduction", "_get_cublas_allow_fp16_accumulation"),
-    "_get_cublas_allow_bf16_reduced_precision_reduction",
-)
-_CUDNN = ("_get_cudnn_enabled", "_get_cudnn_deterministic")
-_MKLDNN = ("_get_mkldnn_enabled", "_get_mkldnn_deterministic")
-_LIBRARIES: Mapping[str, tuple[str, ...]] = {"cpu": _MKLDNN, "cuda": (*_CUDNN, *_CUBLAS)}
+_LIBRARIES: Mapping[str, tuple[str, ...]] = {"cpu": MKLDNN, "cuda": (*CUDNN, *CUBLAS)}
 """Those of the libraries that operators call, by device."""
 
 _PRECISIONS = (
@@ -60,20 +53,19 @@ def switches(device_type: str, words: Collection[str]) -> list[Switch]:
 
 
 def _always(device_type: str) -> Iterator[_Asked]:
-    for name in (*_ALWAYS, *_LIBRARIES.get(device_type, ())):
-        ask = getattr(torch, name, None) or getattr(torch._C, name, None)
+    for name in (*ALWAYS, *_LIBRARIES.get(device_type, ())):
+        ask = asking(name)
         if ask is not None:
             yield name.lstrip("_"), ask
     yield from _precisions(_ROUNDING.get(device_type, (("generic", "all"),)))
 
 
 def _precisions(places: Collection[tuple[str, str]]) -> Iterator[_Asked]:
-    getter = getattr(torch._C, "_get_fp32_precision_getter", None)
-    if getter is None:
+    if precision_getter is None:
         yield "get_float32_matmul_precision", torch.get_float32_matmul_precision
         return
     for backend, kind in places:
-        yield f"{backend}.{kind}.fp32_precision", partial(getter, backend, kind)
+        yield f"{backend}.{kind}.fp32_precision", partial(precision_getter, backend, kind)
 
 
 def _named(words: Collection[str]) -> Iterator[_Asked]:
@@ -97,8 +89,9 @@ def _functions(*names: str) -> Callable[[], Iterator[_Asked]]:
 
     def found() -> Iterator[_Asked]:
         for name in names:
-            if hasattr(torch._C, name):
-                yield name.lstrip("_"), partial(getattr(torch._C, name))
+            ask = asking(name)
+            if ask is not None:
+                yield name.lstrip("_"), partial(ask)
 
     return found
 
@@ -127,13 +120,13 @@ def _environment() -> Iterator[_Asked]:
 
 
 _BY_WORD: Mapping[str, Callable[[], Iterator[_Asked]]] = {
-    "allow_bf16_reduced_precision_reduction": _functions(*_CUBLAS),
-    "allow_fp16_accumulation": _functions(*_CUBLAS),
-    "allow_fp16_reduced_precision_reduction": _functions(*_CUBLAS),
+    "allow_bf16_reduced_precision_reduction": _functions(*CUBLAS),
+    "allow_fp16_accumulation": _functions(*CUBLAS),
+    "allow_fp16_reduced_precision_reduction": _functions(*CUBLAS),
     "allow_tf32": _tf32,
     "autocast": _autocast,
     "benchmark": _functions("_get_cudnn_benchmark"),
-    "cudnn": _functions(*_CUDNN),
+    "cudnn": _functions(*CUDNN),
     "custom_fwd": _autocast,
     "fp32_precision": _all_precisions,
     "get_autocast_cpu_dtype": _autocast,
@@ -144,7 +137,7 @@ _BY_WORD: Mapping[str, Callable[[], Iterator[_Asked]]] = {
     "get_num_threads": _functions("get_num_threads"),
     "getenv": _environment,
     "is_anomaly_enabled": _functions("is_anomaly_enabled"),
-    "mkldnn": _functions(*_MKLDNN),
+    "mkldnn": _functions(*MKLDNN),
     "opt_einsum": _einsum,
     "strategy": _einsum,
 }

@@ -16,12 +16,12 @@ import torch
 
 from piecewise_core.config import Config
 from piecewise_core.errors import StoreError
-from piecewise_core.graph.torch_state import in_force, switches_digest, torch_state
 from piecewise_core.plugins import declared
 from piecewise_core.protocols import CompilerAdaptor, Platform
 from piecewise_core.store.lowerings import own_lowerings
 from piecewise_core.store.machine import machine_factors
 from piecewise_core.store.sources import class_identity, core_digest, function_identity
+from piecewise_core.torch_compat.state import in_force, switches_digest, torch_state
 
 __all__ = ["Environment", "compiler_factors", "surroundings", "torch_settings"]
 

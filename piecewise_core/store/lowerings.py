@@ -9,22 +9,15 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from piecewise_core.errors import StoreError
 from piecewise_core.store.sources import function_identity
+from piecewise_core.torch_compat.inductor import lowering_tables
 from piecewise_core.torch_compat.operators import decomposition_table
 
 __all__ = ["own_lowerings"]
-
-_TABLES: Mapping[str, tuple[str, ...]] = {
-    "torch._inductor.decomposition": ("decompositions", "fast_random_decomps"),
-    "torch._inductor.lowering": ("lowerings", "user_lowerings"),
-}
-"""Of modules that are looked at only where somebody imported them."""
-
 
 _PYTHONS = frozenset({"_operator", "builtins", "math"})
 
@@ -50,11 +43,8 @@ def _foreign(functions: tuple[Any, ...]) -> bool:
 
 def _tables() -> Iterator[tuple[str, Mapping[Any, Any]]]:
     yield "decompositions", decomposition_table
-    for module, names in _TABLES.items():
-        for name in names:
-            table = getattr(sys.modules.get(module), name, None)
-            if isinstance(table, Mapping):
-                yield f"inductor.{name}", table
+    for name, table in lowering_tables():
+        yield f"inductor.{name}", table
 
 
 def _is_torchs(function: Any) -> bool:

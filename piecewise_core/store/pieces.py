@@ -22,6 +22,7 @@ from piecewise_core.torch_compat.operators import (
     OpOverloadPacket,
     can_decompose,
     decomposition_table,
+    higher_order_name,
     schema_of,
 )
 
@@ -78,7 +79,7 @@ def _obstacles(piece: Piece, form: Form) -> Iterator[str]:
         yield f"it refers to {name}, which another process cannot tell from others of its kind"
     for target in _targets(piece.graph):
         if isinstance(target, HigherOrderOperator):
-            name = str(getattr(target, "_name", target))
+            name = str(higher_order_name(target))
             if not _PLAIN_HIGHER_ORDER.fullmatch(name):
                 yield f"it calls {name}, which may refer to tables of this process"
         for op in _overloads(target):

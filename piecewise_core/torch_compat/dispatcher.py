@@ -7,7 +7,7 @@ import torch
 from piecewise_core.torch_compat.lookup import needed
 
 with needed():
-    from torch._C import DisableTorchFunction
+    from torch._C import DisableTorchFunction, DispatchKey
     from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
     from torch.utils._python_dispatch import _disable_current_modes as without_modes
     from torch.utils._python_dispatch import _get_current_dispatch_mode_stack as mode_stack
@@ -17,10 +17,12 @@ with needed():
     count_dispatch_modes = torch._C._len_torch_dispatch_stack
     count_function_modes = torch._C._len_torch_function_stack
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    no_torch_function = torch._C._disabled_torch_function_impl
     key_of_device = torch._C._dispatch_key_for_device
 
 __all__ = [
     "DisableTorchFunction",
+    "DispatchKey",
     "TorchDispatchMode",
     "count_dispatch_modes",
     "count_function_modes",
@@ -28,6 +30,7 @@ __all__ = [
     "is_traceable_wrapper_subclass",
     "key_of_device",
     "mode_stack",
+    "no_torch_function",
     "pop_mode",
     "push_mode",
     "without_modes",

@@ -12,8 +12,10 @@ with needed():
         peek_interpreter_stack,
         pop_dynamic_layer_stack_and_undo_to_depth,
     )
+    from torch._functorch import config as functorch_config
 
 __all__ = [
+    "functorch_config",
     "get_dynamic_layer_stack_depth",
     "get_unwrapped",
     "is_functorch_wrapped_tensor",

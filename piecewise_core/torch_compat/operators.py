@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,10 +22,13 @@ __all__ = [
     "all_names",
     "can_decompose",
     "decomposition_table",
+    "higher_order_name",
     "overload_name",
     "packet_name",
+    "runs_by_key",
     "schema_name",
     "schema_of",
+    "schema_or_none",
 ]
 
 _PACKET = torch.ops.aten.add
@@ -49,5 +53,21 @@ def can_decompose(op: OpOverload) -> bool:
 
 def schema_name(fn: Any) -> str:
     """``aten::add`` for what has a schema, else ""."""
-    name: str = getattr(getattr(fn, "_schema", None), "name", "")
+    name: str = getattr(schema_or_none(fn), "name", "")
     return name
+
+
+def schema_or_none(fn: Any) -> Any:
+    """The schema of an OpOverload; None of anything else."""
+    return getattr(fn, "_schema", None)
+
+
+def runs_by_key(fn: Any) -> Callable[..., Any] | None:
+    """What runs the kernel that an operator has for a dispatch key, given first; None without."""
+    found: Callable[..., Any] | None = getattr(fn, "_op_dk", None)
+    return found
+
+
+def higher_order_name(operator: HigherOrderOperator) -> str:
+    """``cond``, say."""
+    return str(getattr(operator, "_name", operator))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from piecewise_core.torch_compat.lookup import needed
 
 with needed():
@@ -23,4 +25,11 @@ __all__ = [
     "bound_sympy",
     "symbol_is_type",
     "sympy_interp",
+    "unreplaced",
 ]
+
+
+def unreplaced(size: Any) -> Any:
+    """The expression of a SymInt as it was made, without what was put in its symbols' place."""
+    with needed():
+        return size.node._expr

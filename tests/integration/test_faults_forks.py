@@ -20,7 +20,7 @@ PRELUDE = """
     import os, select, signal, sys, threading, time
     import torch
     import piecewise_core as pw
-    from piecewise_core.graph.torch_private import compile_lock
+    from piecewise_core.torch_compat.dynamo import compile_lock
     from piecewise_core.protocols import CompiledGraph
     from piecewise_core.testing import SimulatedPlatform
 

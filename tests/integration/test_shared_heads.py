@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import piecewise_core as pw
+from piecewise_core.rewrites import shared_heads
 from piecewise_core.testing import SimulatedPlatform
 
 ATTENTION = ("torch.nn.functional.scaled_dot_product_attention",)
@@ -288,7 +289,7 @@ def test_asking_torch_for_a_kernel_takes_no_room_for_a_whole_batch(monkeypatch):
         asked.append([t.shape[0] for t in (query, key, value)])
         return real(query, key, value, mask, *rest, **named)
 
-    monkeypatch.setattr(torch, "_fused_sdp_choice", noting)
+    monkeypatch.setattr(shared_heads, "fused_attention", noting)
     model = Grouped(by_expanding).eval()
     fast = compiled(model)
     check(fast, model)

@@ -24,7 +24,7 @@ LONGER: set[str] = {
     "piecewise_core/graph/assumptions.py",
     "piecewise_core/graph/codefacts.py",
     "piecewise_core/graph/saved/graphs.py",
-    "piecewise_core/graph/torch_private.py:capture",
+    "piecewise_core/graph/frame.py:capture",
     "piecewise_core/graph/trace.py:trace",
     "piecewise_core/replay/replays.py",
     "piecewise_core/testing/conformance/case.py",

@@ -13,7 +13,6 @@ import torch
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from piecewise_core.config import Dim
-from piecewise_core.graph import torch_private
 from piecewise_core.graph.conditions import evaluator
 from piecewise_core.graph.names import op_name, source_of
 from piecewise_core.graph.padding.calls import at_sizes
@@ -24,6 +23,7 @@ from piecewise_core.graph.padding.tape import Noting, Ref, Tape, makes_whole_num
 from piecewise_core.graph.sizes import expression, new_size
 from piecewise_core.graph.trace import Traced, hints
 from piecewise_core.ranges import Box, Sizes
+from piecewise_core.torch_compat import dynamo
 from piecewise_core.torch_compat.fakes import FakeTensorMode, enable_python_dispatcher
 
 __all__ = ["Paddable", "paddable", "unpadded_dims"]
@@ -87,7 +87,7 @@ class _Run:
         self._node: torch.fx.Node | None = None
         self._functions: dict[sympy.Basic, Callable[..., Any]] = {}
         mode = FakeTensorMode(shape_env=self._env, allow_non_fake_inputs=True)
-        with torch_private.oblivious_sizes(), torch.inference_mode():
+        with dynamo.oblivious_sizes(), torch.inference_mode():
             self._sizes = [
                 new_size(self._env, i, span.start, span.end, hint)
                 for i, (span, hint) in enumerate(

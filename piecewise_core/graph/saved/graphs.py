@@ -23,7 +23,7 @@ from piecewise_core.graph.savable import NotSavable, Values
 from piecewise_core.graph.sizes import SizeWriter
 from piecewise_core.torch_compat import functorch
 from piecewise_core.torch_compat.fakes import FakeTensor, FakeTensorMode
-from piecewise_core.torch_compat.storages import memory_key
+from piecewise_core.torch_compat.storages import memory_key, negated
 
 __all__ = ["GraphReader", "GraphWriter", "constants_from_bytes", "constants_to_bytes"]
 
@@ -260,7 +260,7 @@ class GraphReader:
                 typed = base if base.dtype == dtype else base.view(dtype)
                 made = typed.as_strided(size, stride, self.number(saved["offset"]))
             made = torch.conj(made) if saved["conj"] else made
-            made = torch._neg_view(made) if saved["neg"] else made
+            made = negated(made) if saved["neg"] else made
             # What the mode itself makes of a meta tensor, without going through its dispatch.
             return FakeTensor(self._mode, made, device)
 

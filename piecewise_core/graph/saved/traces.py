@@ -22,9 +22,9 @@ from piecewise_core.graph.saved.graphs import (
     constants_to_bytes,
 )
 from piecewise_core.graph.sizes import expression, new_size
-from piecewise_core.graph.torch_private import oblivious_sizes
 from piecewise_core.graph.trace import Traced, hints
 from piecewise_core.ranges import Box, Range
+from piecewise_core.torch_compat.dynamo import oblivious_sizes
 from piecewise_core.torch_compat.fakes import FakeTensorMode
 
 __all__ = ["SavedTrace", "read_trace", "write_trace"]

@@ -15,6 +15,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from piecewise_core.testing.simulated.pool import Memory, poison, poison_of, storage_at
 from piecewise_core.torch_compat.dispatcher import DisableTorchFunction, without_modes
+from piecewise_core.torch_compat.storages import negated, storage_of
 
 __all__ = ["Frozen", "Layout", "unseen"]
 
@@ -59,7 +60,7 @@ class Layout:
             tensor.set_(storage, self.offset, self.size, self.stride)
         if self.conjugate:
             tensor = tensor.conj()
-        return torch._neg_view(tensor) if self.negative else tensor
+        return negated(tensor) if self.negative else tensor
 
 
 class Frozen:
@@ -95,4 +96,5 @@ class Frozen:
         """The storage that had the memory, if it still lives."""
         if self._owner is None:
             return None
-        return torch.UntypedStorage._new_with_weak_ptr(self._owner.cdata)
+        found: torch.UntypedStorage | None = storage_of(self._owner.cdata)
+        return found

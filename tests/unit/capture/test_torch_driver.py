@@ -12,10 +12,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from piecewise_core.capture import torch_driver, torch_private
+from piecewise_core.capture import torch_driver
 from piecewise_core.capture.torch_driver import TorchGraphDriver
 from piecewise_core.plugins.contract import differences
 from piecewise_core.protocols import GraphDriver
+from piecewise_core.torch_compat import graphs
 
 INVALID = "CUDA error: operation failed due to a previous error during capture"
 
@@ -169,7 +170,7 @@ def test_workspaces_are_let_go_of_after_a_failure_too(module, freed):
 
 
 def test_a_device_without_such_a_library_frees_nothing():
-    torch_private.workspace_freer("cpu")()
+    graphs.workspace_freer("cpu")()
 
 
 def test_the_driver_keeps_the_contract(module):
@@ -354,7 +355,7 @@ def test_replays_and_dumps_go_to_the_graph(module, tmp_path):
 
 
 def test_the_replay_of_torch_s_own_graphs_has_no_python_around_it():
-    replay = torch_private.bare_replay
+    replay = graphs.bare_replay
     own = type("CUDAGraph", (Graph,), {"replay": lambda self: 1, "__module__": "torch.cuda.graphs"})
     other = type("CUDAGraph", (Graph,), {"replay": lambda self: 2, "__module__": "torch_npu"})
     assert replay(own()).__func__ is Graph.replay
@@ -474,15 +475,15 @@ def test_a_pool_is_left_only_if_it_was_being_allocated_to(monkeypatch):
 
     monkeypatch.setattr(torch._C, "_acme_endAllocateToPool", end, raising=False)
     monkeypatch.setattr(torch._C, "_acme_releasePool", release, raising=False)
-    torch_private.leave_pool("acme", 2, (0, 1))
-    torch_private.leave_pool("other", 2, (0, 2))
+    graphs.leave_pool("acme", 2, (0, 1))
+    graphs.leave_pool("other", 2, (0, 2))
     assert told == []
-    torch_private.leave_pool("acme", 2, (0, 2))
+    graphs.leave_pool("acme", 2, (0, 2))
     assert told == [("end", 2, (0, 2)), ("release", 2, (0, 2))]
 
 
 def test_the_private_names_are_still_there():
-    assert torch_private.storage_over(0, torch.device("cpu"), 0) is not None
+    assert graphs.storage_over(0, torch.device("cpu"), 0) is not None
 
 
 # Advice ---------------------------------------------------------------------------------

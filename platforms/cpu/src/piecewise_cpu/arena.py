@@ -7,6 +7,8 @@ from collections.abc import Container, Sequence
 
 import torch
 
+from piecewise_core.building_blocks import storage_key
+
 __all__ = ["Arena"]
 
 
@@ -43,11 +45,11 @@ class Arena:
     def take_back(self, since: int, kept: Container[int] = ()) -> None:
         """Let what was handed out ``since`` a mark be handed out again.
 
-        ``kept``: identities (``_cdata``) of storages that are still to be read.
+        ``kept``: identities of storages that are still to be read.
         """
         given = self._given[since:]
-        self._given[since:] = [block for block in given if block._cdata in kept]
-        self._free += [block for block in given if block._cdata not in kept]
+        self._given[since:] = [block for block in given if storage_key(block) in kept]
+        self._free += [block for block in given if storage_key(block) not in kept]
 
     def empty_strided(
         self, size: Sequence[int], stride: Sequence[int], dtype: torch.dtype

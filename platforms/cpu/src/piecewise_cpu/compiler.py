@@ -11,7 +11,8 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+
+from piecewise_core.building_blocks import config_if_imported
 
 __all__ = ["Compiler", "build_directory", "find_compiler", "wanted_compilers"]
 
@@ -27,7 +28,7 @@ class Compiler:
 
 def wanted_compilers(environ: Mapping[str, str]) -> tuple[str, ...]:
     """Names that Inductor looks for, in its order: ``config.cpp.cxx``, which comes from CXX."""
-    config: Any = sys.modules.get("torch._inductor.config")
+    config = config_if_imported()
     if config is None:  # importing it takes a second, and would only read CXX
         return (environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++"),)
     named = config.cpp.cxx

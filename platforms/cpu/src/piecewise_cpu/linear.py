@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from piecewise_core.building_blocks import GraphRewrite
+from piecewise_core.building_blocks import GraphRewrite, has_mkl, mkldnn_is_on
 
 __all__ = ["bound", "library_function", "onednn_is_faster", "onednn_products"]
 
@@ -55,7 +55,7 @@ def onednn_is_faster(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
         words = cpuinfo.read_text(encoding="utf-8", errors="replace").split(maxsplit=99)
     except (AttributeError, OSError):
         return False
-    both = torch._C.has_mkl and torch._C._get_mkldnn_enabled()
+    both = has_mkl and mkldnn_is_on()
     return both and any(vendor in words for vendor in _OTHERS)
 
 

@@ -17,7 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from piecewise_core.building_blocks import careful_children, foreign, make_private
+from piecewise_core.building_blocks import careful_children, foreign, make_private, vector_isas
+from piecewise_core.errors import TorchUnsupported
 from piecewise_cpu.memo import Memo
 
 __all__ = ["probe_vector_isas"]
@@ -45,7 +46,11 @@ def probe_vector_isas(
         if not _can_hold_programs(builds):
             return {}
         known = memo.known()
-        works = (ask or _ask_inductor)(str(builds), known)
+        try:
+            works = (ask or _ask_inductor)(str(builds), known)
+        except (TorchUnsupported, AttributeError) as error:  # it would only have saved time
+            log.debug("Inductor probes by itself: %s", error)
+            return {}
         if works and not known:
             memo.record()
     return {"cpp.vec_isa_ok": True} if works else {}
@@ -71,12 +76,11 @@ def _can_hold_programs(directory: Path) -> bool:
 
 def _ask_inductor(builds: str, known: bool) -> bool:
     """Whether the set that Inductor would choose works; ``known``: it did in an earlier process."""
-    from torch._inductor import config, cpu_vec_isa
-    from torch._inductor.runtime.cache_dir_utils import temporary_cache_dir
+    config, cpu_vec_isa, test_program, temporary_cache_dir = vector_isas()
 
     def proved(isa: Any) -> bool:
         # Of its own: choosing changes an instance's flags for a while.
-        return bool(type(isa)().check_build(cpu_vec_isa.VecISA._avx_code))
+        return bool(type(isa)().check_build(test_program))
 
     flags = set(cpu_vec_isa.x86_isa_checker())
     sets = [i for i in cpu_vec_isa.supported_vec_isa_list if set(str(i).split()) <= flags]

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from piecewise_core.building_blocks import current_device, raw_stream
+
 __all__ = ["bare_launch"]
 
 _KNOWN = ("launch_cooperative_grid", "launch_pdl", "global_scratch_size", "profile_scratch_size")
@@ -31,9 +33,9 @@ def bare_launch(
     That device is made current where it is not, as torch's own operators and replays do.
     ``current``: tells the caller's, by default torch does. Make it while ``index`` is current.
     """
-    device_of = current or torch._C._cuda_getDevice
+    device_of = current or current_device()
     begin, front, back = _parts(compiled, grid)
-    stream_of = torch._C._cuda_getCurrentRawStream
+    stream_of = raw_stream()
 
     # One frame: it runs at every replay.
     def launch(*arguments: Any) -> None:

@@ -30,6 +30,8 @@ from typing import Any
 
 import torch
 
+from piecewise_core.building_blocks import triton_cache_dir
+
 __all__ = [
     "Library",
     "cache_directories",
@@ -71,8 +73,6 @@ def cache_directories() -> list[Path]:
         logger.debug("Triton's cache is not found (%s: %s)", type(error).__name__, error)
         return []
     try:
-        from torch._inductor.runtime.cache_dir_utils import triton_cache_dir
-
         cuda: Any = torch.cuda
         found.append(triton_cache_dir(cuda.current_device() if cuda.is_initialized() else 0))
     except Exception as error:  # it makes a directory, which may fail, and asks for a user's name

@@ -54,17 +54,17 @@ CPUS = {
 @pytest.mark.parametrize("cpuinfo", CPUS)
 def test_the_processor_s_vendor_decides(cpuinfo, tmp_path, monkeypatch):
     (tmp_path / "cpuinfo").write_text(cpuinfo)
-    monkeypatch.setattr(torch._C, "has_mkl", True)
+    monkeypatch.setattr(linear, "has_mkl", True)
     found = asked(tmp_path / "cpuinfo")
     assert found == (CPUS[cpuinfo] and torch._C._get_mkldnn_enabled())
 
 
 def test_without_mkl_or_with_onednn_switched_off_torch_s_own_is_called(tmp_path, monkeypatch):
     (tmp_path / "cpuinfo").write_text("vendor_id\t: AuthenticAMD\n")
-    monkeypatch.setattr(torch._C, "has_mkl", False)
+    monkeypatch.setattr(linear, "has_mkl", False)
     assert not asked(tmp_path / "cpuinfo")
-    monkeypatch.setattr(torch._C, "has_mkl", True)
-    monkeypatch.setattr(torch._C, "_get_mkldnn_enabled", lambda: False)
+    monkeypatch.setattr(linear, "has_mkl", True)
+    monkeypatch.setattr(linear, "mkldnn_is_on", lambda: False)
     assert not asked(tmp_path / "cpuinfo")
     monkeypatch.undo()
     assert not asked(tmp_path / "missing")

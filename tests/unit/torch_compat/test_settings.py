@@ -7,7 +7,7 @@ import sys
 
 PROGRAM = """
 from types import SimpleNamespace
-from piecewise_core.graph.torch_settings import settings_text
+from piecewise_core.torch_compat.settings import settings_text
 
 held = {"names": {"a", "b", "c", "d"}, "maps": {k: {k, "z"} for k in {"x", "y"}}, "call": print}
 config = SimpleNamespace(

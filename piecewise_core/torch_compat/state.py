@@ -18,11 +18,16 @@ import torch
 import torch.backends.mha
 import torch.backends.opt_einsum
 import torch.utils.deterministic
-from torch._functorch import config as functorch_config
-from torch.overrides import _get_current_function_mode_stack
-from torch.utils._device import DeviceContext
 
 from piecewise_core.torch_compat.dispatcher import count_dispatch_modes, count_function_modes
+from piecewise_core.torch_compat.functorch import functorch_config, peek_interpreter_stack
+from piecewise_core.torch_compat.lookup import needed, optional
+from piecewise_core.torch_compat.switches import any_autocast
+
+with needed():
+    from torch.overrides import _get_current_function_mode_stack
+    from torch.utils._device import DeviceContext
+
 
 __all__ = ["in_force", "set_torch_state", "switches_digest", "torch_state"]
 
@@ -41,7 +46,7 @@ class _Switch:
 def torch_state() -> dict[str, Any]:
     """Every switch's value now: plain, equal in every process where it means the same."""
     found = {name: switch.read() for name, switch in _SWITCHES.items()}
-    if torch._C._is_any_autocast_enabled():
+    if any_autocast():
         found["autocast"] = _autocast()
     return found
 
@@ -64,7 +69,7 @@ def in_force() -> str | None:
     for mode in _get_current_function_mode_stack():  # type: ignore[no-untyped-call]
         if type(mode) is not DeviceContext:
             return f"the torch function mode {type(mode).__qualname__}"
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if peek_interpreter_stack() is not None:
         return "a transform of torch.func"
     if count_dispatch_modes():
         return "a torch dispatch mode"
@@ -189,9 +194,7 @@ def _called() -> Iterator[tuple[str, _Switch]]:
 
 
 def _function(name: str) -> Callable[..., Any] | None:
-    found: Any = torch if name else None
-    for part in filter(None, name.split(".")):
-        found = getattr(found, part, None)
+    found = optional(name) if name else None
     return found if callable(found) else None
 
 

@@ -1,67 +1,47 @@
-"""Every private name of torch that tracing needs, with the versions it was read in.
+"""One frame captured by Dynamo: its graph, its own code around that, and what it took for granted.
 
-Read in torch 2.11.0 and 2.13.0, where all of it has the same shape:
+Of what Dynamo gives back, read in torch 2.11.0 and 2.13.0, where all of it has the same shape:
 
-- ``torch._dynamo.convert_frame._get_frame`` and ``compile_frame``: what ``fullgraph_capture`` is
-  made of. Used in its place because side effects can be read only while the compiler runs.
 - ``InstructionTranslator.current_tx().output.side_effects``: what the traced code changed.
 - ``DynamoOutput.graph_capture_output(...).get_runtime_env().forward_callable(...)``: the code
   that feeds the graph and rebuilds its outputs; run once, to read off both.
-- ``ShapeEnv.guards`` and ``var_to_range``.
 - ``GraphCaptureOutput.output_graph.guards``, ``import_sources`` and ``traced_code``; of a Guard its
   ``name`` (a method in some builds), ``create_fn_name()`` and the keywords of its ``create_fn``.
 - In 2.11 a HASATTR guard is of the attribute itself (an ``AttrSource``), later of what may have it.
-- In 2.11 a convolution on a CPU asks for its sizes before it takes oneDNN; later it need not.
 - In 2.11 the frame's code does not bring its builtins along; they are given to it.
 """
 
 from __future__ import annotations
 
 import builtins
-import contextlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import CodeType, ModuleType
 from typing import Any
 
 import torch
-import torch._dynamo as dynamo
-from torch._dynamo import config as dynamo_config
-from torch._dynamo import convert_frame, exc
-from torch._dynamo.source import AttrSource, NNModuleSource
-from torch._dynamo.symbolic_convert import InstructionTranslator
-from torch._dynamo.utils import dynamo_timed, get_metrics_context
-from torch.fx.experimental import _config as fx_config
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from piecewise_core.afterfork import after_fork
 from piecewise_core.graph.assumptions import Assumptions, Look, assume
 from piecewise_core.graph.sideeffects import SideEffect, read_side_effects
+from piecewise_core.torch_compat.dynamo import (
+    AttrSource,
+    InstructionTranslator,
+    NNModuleSource,
+    compile_frame,
+    dynamo_config,
+    dynamo_timed,
+    get_compile_id,
+    get_frame,
+    get_metrics_context,
+    oblivious_sizes,
+    without_size_choices,
+)
 from piecewise_core.torch_compat.fakes import CompileContext, TracingContext, compile_context
 
-__all__ = [
-    "Capture",
-    "any_autocast",
-    "capture",
-    "compile_lock",
-    "mark_dynamic",
-    "oblivious_sizes",
-    "place_of",
-    "trace_errors",
-]
-
-any_autocast: Callable[[], bool] = torch._C._is_any_autocast_enabled
-"""Whether autocast is on for some device."""
-
-compile_lock = after_fork.frees(convert_frame.compile_lock)
-"""Dynamo's own lock: neither it nor Inductor may run in two threads at once.
-
-A forked child has it free, which torch itself does not see to.
-"""
-
-trace_errors = (exc.TorchDynamoException,)
-"""What Dynamo raises when it cannot trace to one graph."""
+__all__ = ["Capture", "capture"]
 
 
 @dataclass(frozen=True)
@@ -82,55 +62,9 @@ class Capture:
     code: tuple[CodeType, ...]
 
 
-@contextlib.contextmanager
-def oblivious_sizes() -> Iterator[None]:
-    """Sizes are ordinary inside: no symbol is specialised to 0 or 1, or to batches below 16.
-
-    Enter it under ``compile_lock`` only.
-    """
-    config: Any = fx_config  # its functions are put there at import, unseen by type checkers
-    patch = config.patch(backed_size_oblivious=True)
-    with after_fork.leaves(patch), after_fork.leaves(_one_convolution()):
-        yield
-
-
-@contextlib.contextmanager
-def _one_convolution() -> Iterator[None]:
-    """Nobody asks whether a convolution has the 16 rows that NNPACK is used from.
-
-    Where oneDNN is on, it takes those at run time, so the answer would change nothing.
-    """
-    if not (torch._C._has_mkldnn and torch._C._get_mkldnn_enabled()):
-        yield
-        return
-    with torch.backends.nnpack.flags(enabled=False):
-        yield
-
-
-@contextlib.contextmanager
-def _no_choice_by_sizes() -> Iterator[None]:
-    """In torch 2.11 a convolution asks for sizes that only choose its kernel, unless oneDNN is off.
-
-    For the trace alone: calls, and a compiler's choice of kernels, have it as it was.
-    """
-    if torch.__version__ >= "2.12" or not torch._C._get_mkldnn_enabled():
-        yield
-        return
-    torch._C._set_mkldnn_enabled(False)
-    try:
-        yield
-    finally:
-        torch._C._set_mkldnn_enabled(True)
-
-
-def mark_dynamic(tensor: torch.Tensor, dim: int, low: int, high: int) -> None:
-    """Make ``dim`` of an example symbolic, ``low`` to ``high`` inclusive."""
-    dynamo.mark_dynamic(tensor, dim, min=low, max=high)
-
-
 def capture(entry: Callable[..., Any], args: Sequence[Any]) -> Capture:
-    """Capture ``entry(*args)`` as one whole graph. Raises ``trace_errors``."""
-    frame = convert_frame._get_frame(entry, tuple(args))
+    """Capture ``entry(*args)`` as one whole graph. Raises ``dynamo.trace_errors``."""
+    frame = get_frame(entry, tuple(args))
     found: dict[str, Any] = {}
     scope = {"L": frame.locals, "G": frame.globals}
 
@@ -155,12 +89,12 @@ def capture(entry: Callable[..., Any], args: Sequence[Any]) -> Capture:
     with (
         after_fork.leaves(settings),
         oblivious_sizes(),
-        after_fork.leaves(_no_choice_by_sizes()),
+        after_fork.leaves(without_size_choices()),
         get_metrics_context(),
         dynamo_timed("fullgraph_capture"),
-        compile_context(CompileContext(convert_frame.get_compile_id({}))),
+        compile_context(CompileContext(get_compile_id({}))),
     ):
-        output = convert_frame.compile_frame(
+        output = compile_frame(
             frame.code,
             frame.globals,
             frame.locals,
@@ -224,10 +158,3 @@ def _look(guard: Any) -> Look:
 
 def _name(source: Any) -> str:
     return str(source.name if isinstance(source.name, str) else source.name())
-
-
-def place_of(error: BaseException) -> str:
-    """``file:line`` of the user's code that Dynamo stopped at, or ""."""
-    stack = getattr(error, "real_stack", None) or ()
-    frames = [f for f in stack if not f.filename.startswith("<piecewise")]
-    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""

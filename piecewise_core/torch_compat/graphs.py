@@ -1,7 +1,4 @@
-"""The private parts of torch that graph drivers rest on, each with a way to do without.
-
-Present and the same in torch 2.11 and 2.13.
-"""
+"""What graph drivers rest on; known in 2.11 to 2.13, each with a way to do without."""
 
 from __future__ import annotations
 
@@ -11,9 +8,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch._dynamo import convert_frame
 
 from piecewise_core.afterfork import after_fork
+from piecewise_core.torch_compat.dynamo import compile_lock
 
 __all__ = [
     "as_when_traced",
@@ -118,7 +115,7 @@ def without_dynamo() -> Iterator[None]:
     whole process's, so one thread at a time does; the others' calls run as written meanwhile.
     """
     with contextlib.ExitStack() as stack:
-        stack.enter_context(convert_frame.compile_lock)
+        stack.enter_context(compile_lock)
         with contextlib.suppress(RuntimeError):  # inside of a function that Dynamo runs
             stack.enter_context(after_fork.leaves(torch.compiler.set_stance("force_eager")))
         yield

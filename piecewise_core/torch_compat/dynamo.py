@@ -1,0 +1,129 @@
+"""Dynamo, which traces; known in 2.11 to 2.13, alike in both, no fallback.
+
+``get_frame`` and ``compile_frame`` are what ``fullgraph_capture`` is made of. They are used in its
+place because side effects can be read only while the compiler runs. In 2.11 a convolution on a CPU
+asks for its sizes before it takes oneDNN; later it need not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+
+from piecewise_core.afterfork import after_fork
+from piecewise_core.torch_compat.libraries import has_mkldnn, mkldnn_is_on, set_mkldnn
+from piecewise_core.torch_compat.lookup import needed
+
+with needed():
+    import torch._dynamo as dynamo
+    from torch._dynamo import OptimizedModule, convert_frame
+    from torch._dynamo import config as dynamo_config
+    from torch._dynamo.convert_frame import _get_frame as get_frame
+    from torch._dynamo.convert_frame import compile_frame, get_compile_id
+    from torch._dynamo.exc import TorchDynamoException
+    from torch._dynamo.source import AttrSource, ConstantSource, NNModuleSource
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+    from torch._dynamo.utils import dynamo_timed, get_metrics_context
+    from torch._dynamo.variables import ConstDictVariable, LazyVariableTracker, TensorVariable
+    from torch._dynamo.variables.base import AttributeMutationNew, ValueMutationNew
+    from torch.fx.experimental import _config as fx_config
+
+__all__ = [
+    "AttrSource",
+    "AttributeMutationNew",
+    "ConstDictVariable",
+    "ConstantSource",
+    "InstructionTranslator",
+    "LazyVariableTracker",
+    "NNModuleSource",
+    "OptimizedModule",
+    "TensorVariable",
+    "ValueMutationNew",
+    "compile_frame",
+    "compile_lock",
+    "dynamo_config",
+    "dynamo_timed",
+    "fx_config",
+    "get_compile_id",
+    "get_frame",
+    "get_metrics_context",
+    "mark_dynamic",
+    "modified_variables",
+    "oblivious_sizes",
+    "place_of",
+    "trace_errors",
+    "without_size_choices",
+]
+
+compile_lock = after_fork.frees(convert_frame.compile_lock)
+"""Dynamo's own lock: neither it nor Inductor may run in two threads at once.
+
+A forked child has it free, which torch itself does not see to.
+"""
+
+trace_errors = (TorchDynamoException,)
+"""What Dynamo raises when it cannot trace to one graph."""
+
+
+@contextlib.contextmanager
+def oblivious_sizes() -> Iterator[None]:
+    """Sizes are ordinary inside: no symbol is specialised to 0 or 1, or to batches below 16.
+
+    Enter it under ``compile_lock`` only.
+    """
+    config: Any = fx_config  # its functions are put there at import, unseen by type checkers
+    with needed():
+        patch = config.patch(backed_size_oblivious=True)
+    with after_fork.leaves(patch), after_fork.leaves(_one_convolution()):
+        yield
+
+
+@contextlib.contextmanager
+def _one_convolution() -> Iterator[None]:
+    """Nobody asks whether a convolution has the 16 rows that NNPACK is used from.
+
+    Where oneDNN is on, it takes those at run time, so the answer would change nothing.
+    """
+    if not (has_mkldnn and mkldnn_is_on()):
+        yield
+        return
+    with torch.backends.nnpack.flags(enabled=False):
+        yield
+
+
+@contextlib.contextmanager
+def without_size_choices() -> Iterator[None]:
+    """In torch 2.11 a convolution asks for sizes that only choose its kernel, unless oneDNN is off.
+
+    For the trace alone: calls, and a compiler's choice of kernels, have it as it was.
+    """
+    if torch.__version__ >= "2.12" or not mkldnn_is_on():
+        yield
+        return
+    set_mkldnn(False)
+    try:
+        yield
+    finally:
+        set_mkldnn(True)
+
+
+def mark_dynamic(tensor: torch.Tensor, dim: int, low: int, high: int) -> None:
+    """Make ``dim`` of an example symbolic, ``low`` to ``high`` inclusive."""
+    dynamo.mark_dynamic(tensor, dim, min=low, max=high)
+
+
+def place_of(error: BaseException) -> str:
+    """``file:line`` of the user's code that Dynamo stopped at, or ""."""
+    stack = getattr(error, "real_stack", None) or ()
+    frames = [f for f in stack if not f.filename.startswith("<piecewise")]
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+
+
+def modified_variables(effects: Any) -> Iterable[Any]:
+    """What stands for the objects that the traced code changes, in Dynamo's list ``effects``."""
+    with needed():
+        found: Iterable[Any] = effects._get_modified_vars()
+    return found

@@ -1,0 +1,106 @@
+"""Inductor, imported when it is first needed; known in 2.11 to 2.13, no fallback.
+
+``standalone_compile(gm, inputs, dynamic_shapes=..., options=..., aot=...)`` and
+``CompiledArtifact.save`` and ``load`` have the same form in 2.11 and 2.13; 2.13 adds keywords that
+are not used here. ``config._config`` holds each switch's ``default``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from piecewise_core.torch_compat.lookup import needed
+
+__all__ = [
+    "artifact_class",
+    "cache_dir",
+    "config_if_imported",
+    "force_stride_order",
+    "inductor_config",
+    "lowering_tables",
+    "standalone_compile",
+    "switch_defaults",
+    "torch_key",
+    "vector_isas",
+]
+
+_TABLES: Mapping[str, tuple[str, ...]] = {
+    "torch._inductor.decomposition": ("decompositions", "fast_random_decomps"),
+    "torch._inductor.lowering": ("lowerings", "user_lowerings"),
+}
+
+
+def standalone_compile(*args: Any, **kwargs: Any) -> Any:
+    """Compile a graph to an artifact."""
+    with needed():
+        from torch._inductor import standalone_compile as compile_graph
+    return compile_graph(*args, **kwargs)
+
+
+def artifact_class() -> Any:
+    """The class of such an artifact, whose ``load`` reads one from a file."""
+    with needed():
+        from torch._inductor.standalone_compile import CompiledArtifact
+    return CompiledArtifact
+
+
+def inductor_config() -> Any:
+    """The module of Inductor's switches."""
+    with needed():
+        from torch._inductor import config
+    return config
+
+
+def config_if_imported() -> Any:
+    """The same, or None while nobody has imported it, which takes a second."""
+    return sys.modules.get("torch._inductor.config")
+
+
+def switch_defaults() -> dict[str, Any]:
+    """Inductor's switches and the values that they have unless somebody changes them."""
+    with needed():
+        entries: dict[str, Any] = inductor_config()._config
+        return {name: entry.default for name, entry in entries.items()}
+
+
+def cache_dir() -> str:
+    """Where Inductor keeps what it makes."""
+    with needed():
+        from torch._inductor.runtime.cache_dir_utils import cache_dir as found
+    return found()
+
+
+def torch_key() -> bytes:
+    """A digest of torch's own files."""
+    with needed():
+        from torch._inductor.codecache import torch_key as found
+    return found()
+
+
+def force_stride_order() -> Any:
+    """The operator that lays a tensor out in given strides."""
+    with needed():
+        from torch._inductor.inductor_prims import force_stride_order as found
+    return found
+
+
+def lowering_tables() -> Iterator[tuple[str, Mapping[Any, Any]]]:
+    """Inductor's tables of how operators are lowered, of modules that somebody has imported."""
+    for module, names in _TABLES.items():
+        for name in names:
+            table = getattr(sys.modules.get(module), name, None)
+            if isinstance(table, Mapping):
+                yield name, table
+
+
+def vector_isas() -> tuple[Any, Any, str, Any]:
+    """Inductor's switches, its module of instruction sets, a program that uses them, and a context
+    in which it keeps what it builds in a given directory.
+    """
+    with needed():
+        from torch._inductor import config, cpu_vec_isa
+        from torch._inductor.runtime.cache_dir_utils import temporary_cache_dir
+
+        return config, cpu_vec_isa, cpu_vec_isa.VecISA._avx_code, temporary_cache_dir
