@@ -14,8 +14,10 @@ PLATFORMS := $(patsubst %/pyproject.toml,%,$(sort $(wildcard platforms/*/pyproje
 PLATFORM_SOURCES := $(wildcard $(addsuffix /src,$(PLATFORMS)))
 BENCHMARKS := $(filter-out benchmarks/_%,$(sort $(wildcard benchmarks/*.py)))
 
-# Settings of the user's that would send the environment's packages elsewhere.
+# Settings of the user's that would send the environment's packages elsewhere, or have every process
+# that a test starts compile all of core's modules again.
 unexport PYTHONPATH PYTHONHOME PIP_TARGET PIP_PREFIX PIP_USER PIP_REQUIRE_VIRTUALENV
+unexport PYTHONDONTWRITEBYTECODE
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
