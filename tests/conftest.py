@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 
 import pytest
+from fresh_process import FreshProcesses
 from hypothesis import settings
 
 # A deadline would be a timed test. `pytest --hypothesis-profile=long` is the long run.
@@ -36,3 +37,11 @@ def without_accelerators(monkeypatch):
 def _no_compile_store(monkeypatch):
     """Neither read nor fill the user's compile store; tests of the store name one of their own."""
     monkeypatch.setenv("PIECEWISE_CACHE_MODE", "off")
+
+
+@pytest.fixture(scope="session")
+def fresh_processes():
+    """Processes that begin with torch imported and nothing of ours; quicker than interpreters."""
+    processes = FreshProcesses()
+    yield processes
+    processes.close()

@@ -10,8 +10,6 @@ import gc
 import logging
 import os
 import signal
-import subprocess
-import sys
 import textwrap
 import threading
 import time
@@ -348,7 +346,7 @@ def test_the_worker_ends_with_the_model(notes):
 
 
 @pytest.mark.parametrize("busy", [False, True], ids=["idle", "in mid-compile"])
-def test_no_worker_outlives_the_interpreter(notes, busy):
+def test_no_worker_outlives_the_interpreter(notes, busy, fresh_processes):
     script = f"""
         import pathlib, time, torch
         import piecewise_core as pw
@@ -365,9 +363,7 @@ def test_no_worker_outlives_the_interpreter(notes, busy):
     """
     if busy:
         (notes / "hang").touch()
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True
-    )
+    done = fresh_processes.run(textwrap.dedent(script))
     assert (done.returncode, done.stderr) == (0, "")
     assert eventually(lambda: int(done.stdout) not in workers())
 
@@ -375,7 +371,8 @@ def test_no_worker_outlives_the_interpreter(notes, busy):
 # Forks ------------------------------------------------------------------------------
 
 FORKING = """
-    import os, pathlib, sys, time, torch
+    import os, pathlib, sys, time, torch, warnings
+    warnings.simplefilter("ignore", DeprecationWarning)
     import piecewise_core as pw
     torch.set_grad_enabled(False)
     notes, when = pathlib.Path(sys.argv[1]), sys.argv[2]
@@ -422,16 +419,9 @@ FORKING = """
 
 @pytest.mark.parametrize("when", ["asked", "compiling", "compiled"])
 def test_a_forked_child_has_a_worker_of_its_own_and_leaves_the_parent_s_alone(
-    notes, when, tmp_path
+    notes, when, monkeypatch, fresh_processes
 ):
-    path = tmp_path / "program.py"
-    path.write_text(textwrap.dedent(FORKING))
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore::DeprecationWarning", str(path), str(notes), when],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    done = fresh_processes.run(textwrap.dedent(FORKING), str(notes), when)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.split() == ["child", "True", "ended", "0", "parent", "True"]

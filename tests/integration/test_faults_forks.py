@@ -7,8 +7,6 @@ what ``child`` says, and the parent goes on.
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import textwrap
 
 import pytest
@@ -17,7 +15,8 @@ if not hasattr(os, "fork"):
     pytest.skip("this system does not fork", allow_module_level=True)
 
 PRELUDE = """
-    import os, select, signal, sys, threading, time
+    import os, select, signal, sys, threading, time, warnings
+    warnings.simplefilter("ignore", DeprecationWarning)
     import torch
     import piecewise_core as pw
     from piecewise_core.torch_compat.dynamo import compile_lock
@@ -104,18 +103,13 @@ PRELUDE = """
 
 
 @pytest.fixture
-def program(tmp_path):
+def program(fresh_processes, monkeypatch):
     """Run a program behind PRELUDE in a process of its own; the lines it printed."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
     def run(text, timeout=240):
-        path = tmp_path / "program.py"
-        path.write_text(textwrap.dedent(PRELUDE) + textwrap.dedent(text))
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore::DeprecationWarning", str(path)],
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        done = fresh_processes.run(
+            textwrap.dedent(PRELUDE) + textwrap.dedent(text), timeout=timeout
         )
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
         return done.stdout.split()

@@ -184,18 +184,16 @@ def check(fast, sizes=(3, 0, 1, 20)):
 """
 
 
-def run_script(body: str) -> subprocess.CompletedProcess[str]:
-    """Run a program in a fresh interpreter: a fork of this one would have pytest's threads."""
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-c", PRELUDE + textwrap.dedent(body)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+@pytest.fixture
+def run_script(fresh_processes) -> Callable[[str], subprocess.CompletedProcess[str]]:
+    """Run a program in a fresh process: a fork of this one would have pytest's threads."""
+    start = "import warnings\nwarnings.simplefilter('error')\n" + PRELUDE
+    return lambda body: fresh_processes.run(start + textwrap.dedent(body), timeout=120)
 
 
-def test_a_forked_child_goes_on_with_the_model_and_so_does_the_parent(without_accelerators):
+def test_a_forked_child_goes_on_with_the_model_and_so_does_the_parent(
+    without_accelerators, run_script
+):
     """FAULTS 31. Where torch sees a device, Dynamo initialises it, and no child can use it."""
     done = run_script("""
         fresh, called, warmed = (make(compile_ranges_endpoints=(8,)) for _ in range(3))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -209,11 +207,9 @@ with torch.inference_mode():
 """
 
 
-def test_precisions_set_through_both_of_torchs_interfaces_raise_nothing_here():
+def test_precisions_set_through_both_of_torchs_interfaces_raise_nothing_here(fresh_processes):
     # In a process of its own: torch does not forget that both were used.
-    done = subprocess.run(
-        [sys.executable, "-c", MIXED], capture_output=True, text=True, timeout=120
-    )
+    done = fresh_processes.run(MIXED, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import subprocess
-import sys
 import warnings
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -177,14 +175,15 @@ def test_the_driver_keeps_the_contract(module):
     assert differences(TorchGraphDriver(module), GraphDriver, GraphDriver) == []
 
 
-def test_a_driver_over_torch_cuda_initialises_nothing():
+def test_a_driver_over_torch_cuda_initialises_nothing(fresh_processes):
     script = (
         "import torch; from piecewise_core.capture.torch_driver import TorchGraphDriver\n"
         "driver = TorchGraphDriver(torch.cuda)\n"
         "driver.new_pool, driver.unsafe_ops(), driver.explain(KeyError())\n"
         "assert not torch.cuda.is_initialized()"
     )
-    subprocess.run([sys.executable, "-c", script], check=True)
+    done = fresh_processes.run(script)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_graphs_of_torch_xpu_take_no_error_mode():

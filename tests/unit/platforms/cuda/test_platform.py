@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 import torch._inductor.config as inductor
@@ -22,13 +19,14 @@ def test_the_platform_keeps_the_contract():
     check_platform(CudaPlatform(), "piecewise-cuda")
 
 
-def test_making_the_platform_initialises_nothing():
+def test_making_the_platform_initialises_nothing(fresh_processes):
     script = (
         "import torch; from piecewise_cuda.plugin import create\n"
         "platform = create(); platform.graphs.explain(KeyError())\n"
         "assert not torch.cuda.is_initialized()"
     )
-    subprocess.run([sys.executable, "-c", script], check=True)
+    done = fresh_processes.run(script)
+    assert done.returncode == 0, done.stderr
 
 
 @without_device

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -26,12 +24,13 @@ def test_the_platform_keeps_the_contract():
     check_platform(RocmPlatform(), "piecewise-rocm")
 
 
-def test_making_the_platform_initialises_nothing():
+def test_making_the_platform_initialises_nothing(fresh_processes):
     script = (
         "import torch; from piecewise_rocm.plugin import create\n"
         "create(); assert not torch.cuda.is_initialized()"
     )
-    subprocess.run([sys.executable, "-c", script], check=True)
+    done = fresh_processes.run(script)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.skipif(torch.version.hip is not None, reason="this torch is a ROCm build")

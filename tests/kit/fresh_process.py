@@ -1,0 +1,117 @@
+"""Programs in new processes, for which one process has imported torch: importing it takes seconds.
+
+That process imports nothing else, runs nothing and forks for each program; what a program sees is a
+process that has begun with ``import torch._dynamo``. One that is to find torch not yet imported, or
+whose variables say what torch does when it is imported, needs an interpreter of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import types
+from pathlib import Path
+from typing import Any
+
+__all__ = ["FreshProcesses"]
+
+
+class FreshProcesses:
+    """Runs programs, one at a time. The process that they are forked from starts with the first."""
+
+    def __init__(self) -> None:
+        self._parent: subprocess.Popen[bytes] | None = None
+
+    def run(
+        self, program: str, *arguments: str, timeout: float = 240
+    ) -> subprocess.CompletedProcess[str]:
+        """Run ``program`` with this process's environment, until it ends."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "program.py"
+            path.write_text(program)
+            command = [str(path), *arguments]
+            if sys.platform != "linux":  # elsewhere torch's threads may not survive a fork
+                return subprocess.run(
+                    [sys.executable, *command], capture_output=True, text=True, timeout=timeout
+                )
+            code = self._forked(command, Path(folder), timeout)
+            out, err = (Path(folder, name).read_text() for name in ("out", "err"))
+            return subprocess.CompletedProcess(command, code, out, err)
+
+    def close(self) -> None:
+        """End the process."""
+        if self._parent is not None:
+            with self._parent:
+                self._parent.kill()
+
+    def _forked(self, command: list[str], folder: Path, timeout: float) -> int:
+        if self._parent is None:
+            self._parent = subprocess.Popen(
+                [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+            )
+        asked = {
+            "command": command,
+            "folder": str(folder),
+            "cwd": os.getcwd(),
+            "environ": dict(os.environ),
+        }
+        asks, answers = self._parent.stdin, self._parent.stdout
+        assert asks is not None
+        assert answers is not None
+        asks.write(json.dumps(asked).encode() + b"\n")
+        child = int(answers.readline())
+        ended, _, _ = select.select([answers], [], [], timeout)
+        if not ended:
+            os.kill(child, signal.SIGKILL)
+        code = int(answers.readline())
+        if not ended:
+            raise subprocess.TimeoutExpired(command, timeout)
+        return code
+
+
+def _next_program() -> dict[str, Any]:
+    """In the process that forks, until stdin closes; in each child, what it is to run."""
+    for line in sys.stdin.buffer:
+        child = os.fork()
+        if child == 0:
+            return json.loads(line)
+        print(child, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    sys.exit()
+
+
+def _become(asked: dict[str, Any]) -> None:
+    """Take on what a new process would have."""
+    os.environ.clear()
+    os.environ.update(asked["environ"])
+    os.chdir(asked["cwd"])
+    folder = Path(asked["folder"])
+    flags = os.O_WRONLY | os.O_CREAT
+    for number, opened in enumerate(
+        (
+            os.open(os.devnull, os.O_RDONLY),
+            os.open(folder / "out", flags),
+            os.open(folder / "err", flags),
+        )
+    ):
+        os.dup2(opened, number)
+        os.close(opened)
+    named = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
+    sys.path[:] = [*dict.fromkeys([str(folder), *named, *sys.path[1:]])]
+    sys.argv[:] = asked["command"]
+
+
+if __name__ == "__main__":
+    import torch._dynamo  # noqa: F401
+
+    _become(_next_program())
+    with open(sys.argv[0]) as _file:
+        _code = compile(_file.read(), sys.argv[0], "exec")
+    sys.modules["__main__"] = _main = types.ModuleType("__main__")
+    _main.__file__ = sys.argv[0]
+    exec(_code, _main.__dict__)
