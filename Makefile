@@ -36,9 +36,10 @@ demo: setup ## MiniLM on text of varying size: eager, torch.compile and piecewis
 test: setup ## every test but the slow ones (those: pytest -m slow)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal
 
-lint: setup ## format, lint, types, import order, and that the docs name everything
+lint: setup ## format, lint, duplicates, types, import order, and that the docs name everything
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
+	$(PY) -m pylint piecewise_core $(wildcard $(addsuffix /piecewise_*,$(PLATFORM_SOURCES)))
 	$(PY) -m mypy --strict piecewise_core $(PLATFORM_SOURCES)
 	$(PY) -m pytest -q tests/unit/test_imports.py tests/unit/test_sizes.py tests/unit/test_docs_complete.py
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 __all__ = ["UNSAFE"]
 
+# pylint: disable=duplicate-code
+# As the simulated device's list begins: what a plan on a CPU cannot hold is this wheel's to say.
 UNSAFE = (
     "aten::item",
     "aten::_local_scalar_dense",
