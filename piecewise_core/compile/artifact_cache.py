@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from piecewise_core.compile.artifact import Artifact
 from piecewise_core.compile.task import Task
@@ -94,45 +94,26 @@ class ArtifactCache:
                 task.label,
             )
             return None
-        return Artifact(
-            task.key,
-            task.box,
-            compiled.run,
-            adaptor.name,
-            time.perf_counter() - begun,
-            task.label,
-            manifest.serves,
-            manifest.why,
-            stored=True,
-            ticket=task.ticket,
-            compiled=compiled,
-        )
+        seconds = time.perf_counter() - begun
+        artifact = task.made(compiled, adaptor.name, seconds, manifest.serves, manifest.why)
+        artifact.stored = True
+        return artifact
 
-    def entry(
-        self,
-        ticket: Ticket,
-        blob: bytes,
-        *,
-        serves: Box | None,
-        why: str,
-        adaptor: str,
-        seconds: float,
-    ) -> Entry:
-        """The entry of ``blob``, which ``adaptor`` just compiled for ``ticket``."""
-        return make_entry(
-            ticket,
-            b"" if serves is None else blob,
-            serves=serves,
-            why=why,
-            adaptor=adaptor,
-            seconds=seconds,
-            made=now(),
-            run=self.run,
-        )
+    def to_keep(self, made: Artifact, around: Callable[[], Mapping[str, str]]) -> Entry | None:
+        """The entry to publish what was just compiled as; None where it is not kept.
 
-    def still_holds(self, ticket: Ticket, around: Mapping[str, str]) -> bool:
-        """Whether code that was made in the surroundings ``around`` is what ``ticket`` says."""
-        return all(ticket.factors.get(n) == v for n, v in around.items())
+        ``around``: gives the surroundings that it was made in.
+        """
+        if made.ticket is None:
+            return None
+        try:
+            if any(made.ticket.factors.get(n) != v for n, v in around().items()):
+                raise StoreError("a switch of torch or of the compiler changed meanwhile")
+            return self.entry_of(made, made.ticket)
+        except StoreError as error:
+            made.unkept = str(error)
+            self.say_once(made.owner, made.unkept)
+            return None
 
     def entry_of(self, made: Artifact, ticket: Ticket) -> Entry:
         """The entry to keep ``made`` by. Raises StoreError when its code cannot be had.
@@ -149,13 +130,15 @@ class ArtifactCache:
             return found
         if found is not None and blob == found.artifact:
             return found
-        return self.entry(
+        return make_entry(
             ticket,
             blob,
             serves=made.serves,
             why=made.note,
             adaptor=made.compiler,
             seconds=made.seconds if found is None else found.manifest.seconds,
+            made=now(),
+            run=self.run,
         )
 
     def say_once(self, label: str, why: str) -> None:

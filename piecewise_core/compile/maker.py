@@ -8,6 +8,7 @@ import time
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import sympy
 
@@ -126,32 +127,14 @@ class Maker:
         logger.debug("compiled %s for %s in %.2f s with %s", label, box, seconds, adaptor.name)
         if made.serves != box:
             logger.warning("%s for sizes %s: %s", label, box, made.why)
-        return Artifact(
-            task.key,
-            box,
-            made.compiled.run,
-            adaptor.name,
-            seconds,
-            label,
-            made.serves,
-            piece.hazard or made.why or self._degraded,
-            ticket=task.ticket,
-            unkept=task.unkept,
-            compiled=made.compiled,
-        )
+        note = piece.hazard or made.why or self._degraded
+        return task.made(made.compiled, adaptor.name, seconds, made.serves, note)
 
     def to_keep(self, made: Artifact) -> Entry | None:
         """The entry to publish what was just compiled as; None where it is not kept."""
-        if made.ticket is None or self._cache is None or made.compiler == self._written.name:
+        if self._cache is None or made.compiler == self._written.name:
             return None
-        try:
-            if not self._cache.still_holds(made.ticket, surroundings(self.adaptor)):
-                raise StoreError("a switch of torch or of the compiler changed meanwhile")
-            return self._cache.entry_of(made, made.ticket)
-        except StoreError as error:
-            made.unkept = str(error)
-            self._cache.say_once(made.owner, made.unkept)
-            return None
+        return self._cache.to_keep(made, partial(surroundings, self.adaptor))
 
     def _ticket(self, piece: Piece, form: Form, box: Box, label: str) -> tuple[Ticket | None, str]:
         """What the piece is kept under; or None, and why not where somebody may wonder."""

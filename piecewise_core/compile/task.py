@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 import sympy
 
+from piecewise_core.compile.artifact import Artifact
 from piecewise_core.graph.split import Piece
+from piecewise_core.protocols import CompiledGraph
 from piecewise_core.ranges import Box
 from piecewise_core.store.entry import Ticket
 
@@ -36,3 +38,21 @@ class Task:
     def name(self) -> str:
         """What the compiler, and caches of its own, know the code by."""
         return f"{self.key}-{self.box}-{self.whole}"
+
+    def made(
+        self, compiled: CompiledGraph, by: str, seconds: float, serves: Box | None, note: str
+    ) -> Artifact:
+        """What the compiler called ``by`` made of it. It holds for ``serves`` only."""
+        return Artifact(
+            self.key,
+            self.box,
+            compiled.run,
+            by,
+            seconds,
+            self.label,
+            serves,
+            note,
+            ticket=self.ticket,
+            unkept=self.unkept,
+            compiled=compiled,
+        )

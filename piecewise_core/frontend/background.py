@@ -18,7 +18,7 @@ from piecewise_core.compile.portable import pack
 from piecewise_core.compile.task import Task
 from piecewise_core.errors import StoreError
 from piecewise_core.frontend.setup import Setup
-from piecewise_core.protocols import CompilerAdaptor
+from piecewise_core.protocols import CompiledGraph, CompilerAdaptor
 from piecewise_core.ranges import Box, Range
 from piecewise_core.store.entry import Entry
 from piecewise_core.store.environment import surroundings
@@ -118,40 +118,20 @@ class _InWorker:
             self.job = pack(job)
 
     def make(self) -> Entry | None:
-        answer, ticket = self.ask(self._request), self.task.ticket
-        self._answer = answer
-        if ticket is None or answer.handle is None:
-            return None
-        if not self.cache.still_holds(ticket, self.around):
-            return None
-        return self.cache.entry(
-            ticket,
-            answer.handle,
-            serves=_box(answer),
-            why=answer.why,
-            adaptor=self.setup.compiler.name,
-            seconds=answer.seconds,
-        )
-
-    def take(self) -> Artifact:
-        answer, adaptor, task = self._answer, self.setup.compiler, self.task
+        answer = self.ask(self._request)
         if answer.handle is None:
             raise _NotMade(answer.error)
+        self._handle = answer.handle
+        unloaded = CompiledGraph(_unloaded, lambda: self._handle)
+        name, serves = self.setup.compiler.name, _box(answer)
+        self._made = self.task.made(unloaded, name, answer.seconds, serves, answer.why)
+        return self.cache.to_keep(self._made, lambda: self.around)
+
+    def take(self) -> Artifact:
         with compile_lock:
-            compiled = adaptor.load(answer.handle)  # type: ignore[attr-defined]
-        return Artifact(
-            task.key,
-            task.box,
-            compiled.run,
-            adaptor.name,
-            answer.seconds,
-            task.label,
-            _box(answer),
-            answer.why,
-            ticket=task.ticket,
-            unkept=task.unkept,
-            compiled=compiled,
-        )
+            compiled = self.setup.compiler.load(self._handle)  # type: ignore[attr-defined]
+        self._made.run, self._made.compiled = compiled.run, compiled
+        return self._made
 
     def _request(self, serial: int) -> Request:
         name, config = self.setup.selected.info.name, self.setup.config.to_json()
@@ -161,6 +141,10 @@ class _InWorker:
 
 class _NotMade(Exception):
     """The worker's answer is an error."""
+
+
+def _unloaded(*args: object) -> list[object]:
+    raise StoreError("code of the worker's was run before it was loaded")
 
 
 def _box(answer: Answer) -> Box | None:
