@@ -66,15 +66,8 @@ def backend(
         matcher.look(graph.graph)
     tried = Contracts((*setup.config.captures, *setup.config.sizes))
     program = split(traced, matcher, Layouts(dims, cuts=False), tried, setup.rewrites.program)
-    region = Region(
-        0,
-        program,
-        setup.config,
-        scheduler,
-        setup.config.bounds,
-        setup.config.sizes,
-        setup.backend_class,
-    )
+    bounds, sizes = setup.config.bounds, setup.config.sizes
+    region = Region(0, program, setup.config, scheduler, bounds, sizes, setup.backend_class)
     counters.add("graphs")
     counters.add("pieces", len(program.pieces))
     counters.add("compilable_pieces", len(program.compilable))
@@ -88,7 +81,7 @@ def backend(
         verifier = Verifier(setup.config, counters, GraphSubject(setup))
     miss = _as_written(region, counters)
     dispatch = Dispatch(setup.config, counters, background, miss, verifier=verifier)
-    dispatch.install(setup.config.bounds, [region])
+    dispatch.install(bounds, [region])
     return _Runner(dispatch, reader(traced))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -26,6 +26,9 @@ from piecewise_core.runtime.parameters import Parameters
 __all__ = ["Regions"]
 
 logger = logging.getLogger(__name__)
+
+Trace = Callable[[Box, Sizes], Traced]
+"""Traces one form of calls for a box, at some of its sizes."""
 
 _ALONE = 3
 """Regions of one size, and no other, after which each size is traced by itself: it is faster."""
@@ -81,7 +84,12 @@ class Regions:
             if found is not None:
                 return self.take(found)
             begun = time.perf_counter()
-            traced = self._traced(structure, cell, hint, sizes, parameters)
+            fn, config, bind = shared.fn, self._config, parameters.add
+
+            def trace(box: Box, at: Sizes) -> Traced:
+                return trace_region(fn, structure, config, box, bind, at)
+
+            traced = self._traced(trace, structure, cell, hint, sizes)
             if not traced.cuts:
                 traced = replace(traced, cuts=self._outside())
             seconds = time.perf_counter() - begun
@@ -116,50 +124,37 @@ class Regions:
         return tuple(f"not as in region {i}: {'; '.join(cuts)}" for i, cuts in found if cuts)[-1:]
 
     def _traced(
-        self,
-        structure: Structure,
-        cell: Box,
-        hint: Sizes,
-        sizes: Sizes,
-        parameters: Parameters,
+        self, trace: Trace, structure: Structure, cell: Box, hint: Sizes, sizes: Sizes
     ) -> Traced:
         """The trace of ``cell`` at ``hint``; at ``sizes`` where the model raises at the hint."""
-        config, bind = self._config, parameters.add
+        config = self._config
         try:
-            found = trace_region(self._shared.fn, structure, config, cell, bind, hint)
+            found = trace(cell, hint)
         except SizeBranch as error:
             every = "" if self._auto else endpoints_of(self._shared.fn, structure, config)
             raise SizeBranch(f"{error}{every}{forgotten(structure, str(error))}") from None
         except TraceFailed:
             with suppress(PiecewiseError):
-                return self._elsewhere(structure, cell, hint, sizes, parameters)
+                return self._elsewhere(trace, cell, hint, sizes)
             raise
         if found.box == cell or not found.unsettled:
             return found
         # Within fewer sizes torch can tell how some of them compare.
         with suppress(PiecewiseError):
-            again = trace_region(self._shared.fn, structure, config, found.box, bind, hint)
+            again = trace(found.box, hint)
             return replace(again, cuts=found.cuts)
         return found
 
-    def _elsewhere(
-        self,
-        structure: Structure,
-        cell: Box,
-        hint: Sizes,
-        sizes: Sizes,
-        parameters: Parameters,
-    ) -> Traced:
+    def _elsewhere(self, trace: Trace, cell: Box, hint: Sizes, sizes: Sizes) -> Traced:
         """The trace of ``cell`` at ``sizes``: the model raises at the hint. Raises TraceFailed."""
         alone = Box.single(sizes)
         if not self._auto or cell == alone:
             raise TraceFailed("there is no other way to trace it")
-        config, bind = self._config, parameters.add
         if self.known:
-            return trace_region(self._shared.fn, structure, config, alone, bind, sizes)
+            return trace(alone, sizes)
         if hint == sizes or min(sizes) < 2:
             raise TraceFailed("there is no other size to trace it at")
-        traced = trace_region(self._shared.fn, structure, config, cell, bind, sizes)
+        traced = trace(cell, sizes)
         pairs = zip(traced.box.ranges, cell.ranges, strict=True)
         if any(r.is_single_size() and not c.is_single_size() for r, c in pairs):
             raise TraceFailed("all sizes but one raise: something else has to vary with them")

@@ -113,14 +113,8 @@ def trace(
         raise TraceFailed(_explain(error, structure, hint)) from error.with_traceback(None)
     _refuse_side_effects(captured.side_effects)
     symbols = _symbols(captured, structure)
-    held = guards.region(
-        guards.collect(captured.shape_env),
-        symbols,
-        cell,
-        hint,
-        structure.dims,
-        config.legal_cuts,
-    )
+    asked = guards.collect(captured.shape_env)
+    held = guards.region(asked, symbols, cell, hint, structure.dims, config.legal_cuts)
     try:
         inputs, output = read_off(captured, structure, (fn, objects), examples, objects, bind)
     finally:
@@ -132,17 +126,10 @@ def trace(
     asks = asks or (assumptions is not None and names_one(f for _, _, f in assumptions.facts))
     words = watched_words(captured.code)
     _refuse_addresses(words)
+    asks = asks or IDENTITY in words
+    graph, read = captured.graph, reads(captured.code)
     return Traced(
-        captured.graph,
-        inputs,
-        symbols,
-        held.box,
-        output,
-        assumptions,
-        asks or IDENTITY in words,
-        reads(captured.code),
-        words,
-        held.cuts,
+        graph, inputs, symbols, held.box, output, assumptions, asks, read, words, held.cuts
     )
 
 

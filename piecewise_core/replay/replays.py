@@ -8,7 +8,7 @@ place, and goes on there.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,6 @@ from piecewise_core.capture.captured import CapturedPlan
 from piecewise_core.capture.graphmemory import GraphMemory
 from piecewise_core.capture.output_ownership import Callers
 from piecewise_core.capture.plans import CapturedPlans, largest_first
-from piecewise_core.capture.trial import try_once
 from piecewise_core.config import Config
 from piecewise_core.counters import Counters
 from piecewise_core.errors import ConfigError, Sealed
@@ -30,7 +29,7 @@ from piecewise_core.replay.padding import Padding
 from piecewise_core.replay.reads import Reads
 from piecewise_core.replay.replayable import Entry, Facts, Replayable
 from piecewise_core.replay.serving import serving
-from piecewise_core.replay.trials import try_sizes
+from piecewise_core.replay.trials import try_new
 from piecewise_core.torch_compat.dynamo import compile_lock
 
 __all__ = ["Replays", "graph_memory"]
@@ -214,33 +213,13 @@ class Replays:
         order = largest_first(programs)
         most = max((program.graphs_per_size for program in programs.values()), default=0)
         todo = self.plans.budget(most, order)
-        self._try(programs, [sizes for sizes in todo if sizes not in self.plans.owed], bound)
+        new = [sizes for sizes in todo if sizes not in self.plans.owed]
+        if new and self.sealed is None and self.memory.callers.may_overwrite():
+            try_new(self.memory, self.reads, self._config, programs, new, bound)
         for sizes in todo:
             self.plan(programs[sizes], sizes, None, bound)
         self.memory.measure()
         return [sizes for sizes in order if sizes in self.plans]
-
-    def _try(self, programs: Mapping[Sizes, Replayable], todo: Sequence[Sizes], bound: Any) -> None:
-        """Run what was never captured once, the smallest size first. Raises OutOfRange."""
-        if not todo or self.sealed is not None or not self.memory.callers.may_overwrite():
-            return
-        self.memory.open()
-        platform = self.memory.platform
-
-        largest = largest_first(todo)[0]
-        # One that the model surely takes, to compare with.
-        least = tuple(max(span.start, 1) for span in self._config.bounds.ranges)
-
-        def run(sizes: Sizes) -> None:
-            program = programs.get(sizes, programs[largest])
-            source = self.reads.source(program, sizes, None, bound, ())
-            try:
-                try_once(platform, self.memory.stream, source, sizes)
-            finally:
-                program.captured()
-
-        try_sizes({least, *todo}, run, self._config.dims)
-        platform.empty_cache()  # captures cannot use what these runs leave
 
     def release(self, *, later: bool = False) -> list[Sizes]:
         """Free all graph memory; sizes have no graphs until they are captured again.

@@ -9,19 +9,52 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from piecewise_core.config import Dim
+import torch
+
+from piecewise_core.capture.graphmemory import GraphMemory
+from piecewise_core.capture.plans import largest_first
+from piecewise_core.capture.trial import try_once
+from piecewise_core.config import Config, Dim
 from piecewise_core.errors import OutOfRange
 from piecewise_core.plugins import raised, told
 from piecewise_core.ranges import Sizes
+from piecewise_core.replay.reads import Reads
+from piecewise_core.replay.replayable import Replayable
 
-__all__ = ["try_sizes"]
+__all__ = ["try_new", "try_sizes"]
 
 logger = logging.getLogger(__name__)
 
 _BEYOND = ("device-side assert", "index out of", "out of bounds", "out of range")
 """What devices, compilers and torch say of an index that is too large."""
+
+
+def try_new(
+    memory: GraphMemory,
+    reads: Reads,
+    config: Config,
+    programs: Mapping[Sizes, Replayable],
+    new: Sequence[Sizes],
+    bound: Sequence[torch.Tensor],
+) -> None:
+    """Run what was never captured once, the smallest size first. Raises OutOfRange."""
+    memory.open()
+    largest = largest_first(new)[0]
+    # One that the model surely takes, to compare with.
+    least = tuple(max(span.start, 1) for span in config.bounds.ranges)
+
+    def run(sizes: Sizes) -> None:
+        program = programs.get(sizes, programs[largest])
+        source = reads.source(program, sizes, None, bound, ())
+        try:
+            try_once(memory.platform, memory.stream, source, sizes)
+        finally:
+            program.captured()
+
+    try_sizes({least, *new}, run, config.dims)
+    memory.platform.empty_cache()  # captures cannot use what these runs leave
 
 
 def try_sizes(order: Iterable[Sizes], run: Callable[[Sizes], None], dims: Sequence[Dim]) -> None:
