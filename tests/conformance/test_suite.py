@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -275,6 +276,13 @@ def test_every_failure_explains_itself():
 def test_the_user_s_pytest_settings_do_not_reach_the_run(monkeypatch):
     monkeypatch.setenv("PYTEST_ADDOPTS", "--no-such-option")
     assert run(suite_for(SimulatedPlatform, level="L0"))[OVERRIDES].outcome == "passed"
+
+
+def test_what_its_caller_froze_stays_frozen():
+    gc.freeze()
+    before = gc.get_freeze_count()
+    run(suite_for(SimulatedPlatform, level="L0"), OVERRIDES)
+    assert gc.get_freeze_count() >= before
 
 
 def test_an_interrupt_is_told_as_such():

@@ -74,11 +74,13 @@ def _alone() -> Iterator[None]:
     before = {name: os.environ.pop(name, None) for name in (*_FOREIGN, _NO_PLUGINS)}
     os.environ[_NO_PLUGINS] = "1"
     gc.collect()
+    frozen = gc.get_freeze_count()
     gc.freeze()  # or every collection that tests ask for walks all of torch
     try:
         yield
     finally:
-        gc.unfreeze()
+        if not frozen:  # what the caller froze stays so
+            gc.unfreeze()
         del os.environ[_NO_PLUGINS]
         os.environ.update({name: value for name, value in before.items() if value is not None})
 
