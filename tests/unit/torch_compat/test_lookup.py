@@ -90,3 +90,21 @@ for _ in range(2):
     first, second = done.stdout.splitlines()
     assert first == second
     assert f"torch {torch.__version__} has no {owner}.{name}," in first
+
+
+@pytest.mark.inductor
+def test_a_name_that_only_a_compilation_needs_is_no_failure_of_the_compiler():
+    code = """
+import torch
+import torch._inductor.runtime.cache_dir_utils as places
+import piecewise_core as pw
+del places.cache_dir
+try:
+    model = torch.nn.Linear(2, 2).requires_grad_(False)
+    pw.compile(model, pw.Config(compiler="inductor"))(torch.zeros(3, 2))
+except pw.errors.PiecewiseError as error:
+    print(type(error).__name__, error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    said = f"TorchUnsupported torch {torch.__version__} has no torch._inductor"
+    assert done.stdout.startswith(f"{said}.runtime.cache_dir_utils.cache_dir,"), done.stdout
