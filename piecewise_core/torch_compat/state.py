@@ -28,7 +28,6 @@ with needed():
     from torch.overrides import _get_current_function_mode_stack
     from torch.utils._device import DeviceContext
 
-
 __all__ = ["in_force", "set_torch_state", "switches_digest", "torch_state"]
 
 _DEVICES = ("cpu", "cuda", "xpu", "mps", "hpu", "mtia", "ipu", "xla", "maia", "privateuseone")
@@ -184,18 +183,13 @@ _CALLED: Mapping[str, tuple[str, str]] = {
 
 def _called() -> Iterator[tuple[str, _Switch]]:
     for name, (getter, setter) in _CALLED.items():
-        read = _function(getter)
+        read = optional(getter)
         if read is None:
             continue
         if isinstance(read(), (bool, int, str, list, torch.dtype)):
-            yield name, _Switch(read, _function(setter))
+            yield name, _Switch(read, optional(setter))
         else:  # an enum of torch's, which does not pickle
             yield name, _Switch(functools.partial(_told, read))
-
-
-def _function(name: str) -> Callable[..., Any] | None:
-    found = optional(name) if name else None
-    return found if callable(found) else None
 
 
 def _told(read: Callable[[], Any]) -> str:

@@ -26,7 +26,6 @@ LONGER: set[str] = {
     "piecewise_core/graph/saved/graphs.py",
     "piecewise_core/graph/frame.py:capture",
     "piecewise_core/runtime/reached.py",
-    "piecewise_core/torch_compat/state.py",
     "piecewise_core/testing/conformance/case.py",
     "piecewise_core/testing/simulated/driver.py",
 }
