@@ -65,14 +65,14 @@ def prepare(module: Any, arguments: Sequence[torch.Tensor]) -> Any:
     """Trace and compile everything, capture nothing; returns the session."""
     session = module._pw_session
     session.start(*arguments)
-    for _ in precompile.compile_all(session):
+    for _ in precompile.compile_all(session.forms):
         pass
     return session
 
 
 def capture_all(session: Any) -> list[tuple[int, ...]]:
     """Capture every capture size; those now served by graphs."""
-    found: list[tuple[int, ...]] = precompile.capture_all(session)
+    found: list[tuple[int, ...]] = precompile.capture_all(session.shared, session.forms)
     return found
 
 
@@ -105,7 +105,7 @@ class Stopwatch:
     WATCHED = (
         ("rehearsal run", "piecewise_core.capture.recorder", "Recorder.rehearse"),
         ("recording", "piecewise_core.capture.recorder", "Recorder.record"),
-        ("steps", "piecewise_core.capture.recorder", "Recorder.steps"),
+        ("steps", "piecewise_core.capture.sequence", "StepSequence.steps"),
         ("capture_begin", "piecewise_core.capture.torch_driver", "TorchGraphDriver.capture_begin"),
         ("capture_end", "piecewise_core.capture.torch_driver", "TorchGraphDriver.capture_end"),
         ("replay once", "piecewise_core.capture.torch_driver", "TorchGraphDriver.replay"),
