@@ -21,7 +21,7 @@ from piecewise_core.compile.constants import take_out
 from piecewise_core.compile.empty_means import nothing_is_nan
 from piecewise_core.compile.generated import around, native_code
 from piecewise_core.compile.inductor_factors import inductor_factors
-from piecewise_core.compile.lowering import lower
+from piecewise_core.compile.lowering import is_lowered, lower
 from piecewise_core.compile.native_code import from_bytes, is_archive, to_bytes, torchs_own
 from piecewise_core.compile.native_piece import NativePiece
 from piecewise_core.compile.private_caches import private_caches
@@ -87,7 +87,7 @@ class InductorCompiler:
             torch.compiler.config.patch(cache_key_tag=tag),  # type: ignore[attr-defined]
         ):
             lowered = lower(graph, example_inputs)
-            held = [] if lowered is graph else take_out(lowered)
+            held = take_out(lowered) if is_lowered(lowered) else []
             example_inputs = [*example_inputs, *map(_like, held)]
             if nothing_is_nan(lowered.graph):
                 lowered.recompile()

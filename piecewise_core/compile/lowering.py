@@ -13,12 +13,17 @@ from piecewise_core.rewrites import Rewrites
 from piecewise_core.torch_compat import dynamo
 from piecewise_core.torch_compat.fakes import TracingContext, enable_python_dispatcher
 
-__all__ = ["lower", "rewritten"]
+__all__ = ["is_lowered", "lower", "rewritten"]
 
 logger = logging.getLogger(__name__)
 
 _LOWERED = "piecewise_lowered"
 """Entry of a module's ``meta``: it is in ATen operators already."""
+
+
+def is_lowered(graph: torch.fx.GraphModule) -> bool:
+    """Whether ``graph`` is one that ``lower`` made."""
+    return _LOWERED in graph.meta
 
 
 def lower(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> torch.fx.GraphModule:
@@ -28,7 +33,7 @@ def lower(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> torch.fx.GraphM
     lowered by itself is given back as it is.
     """
     mode = TracingContext.get().fake_mode
-    if mode is None or _LOWERED in graph.meta:
+    if mode is None or is_lowered(graph):
         return graph
     try:
         with (

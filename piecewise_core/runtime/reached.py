@@ -83,7 +83,8 @@ class _Walk:
 
     def __init__(self, packages: set[str]) -> None:
         self._packages = packages
-        self._seen: dict[int, Any] = {}
+        # Every import writes to it, a compiler's for each kernel: modules are no state of a call.
+        self._seen: dict[int, Any] = {id(sys.modules): sys.modules}
         self._names = {"forward", "__call__", "__init__"}
         self._classes: list[type] = []
         self._run: set[str] = set()  # what code mentions that may run at a call

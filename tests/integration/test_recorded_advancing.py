@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import itertools
 import random
+import sys
 from collections import deque
+from types import ModuleType
 
 import pytest
 import torch
@@ -164,4 +166,19 @@ def test_a_table_that_is_made_once_is_no_other_path():
     fast = recorded(fn)
     for got, want in zip(run(fast), run(fn), strict=True):
         assert torch.equal(got, want)
+    assert fast.stats().calls["replayed"] == 4
+
+
+def test_a_function_that_asks_what_is_imported_stays_recorded_when_more_is(monkeypatch):
+    def model(x):
+        return x if "no_such_module" in sys.modules else torch.softmax(x, -1) * 2
+
+    fast = pw.record(
+        model, pw.Config(dynamic=ROWS, capture_sizes=(4,)), platform=SimulatedPlatform()
+    )
+    for number in range(4):
+        monkeypatch.setitem(sys.modules, f"made_for_a_kernel_{number}", ModuleType("kernel"))
+        x = torch.randn(4, 3)
+        torch.testing.assert_close(fast(x), model(x))
+    assert fast.stats().retraces == 0
     assert fast.stats().calls["replayed"] == 4

@@ -58,6 +58,30 @@ def test_results_and_writes_equal_eager_at_every_size_of_every_range():
     assert fast.stats().compilations == 2 * 3
 
 
+def test_no_tensor_stays_in_a_graph_that_a_rewrite_had_lowered(pieces_of):
+    """Inductor would copy it to the device at every call, which no capture allows."""
+    from piecewise_core.compile.examples import make_job
+    from piecewise_core.compile.lowering import lower
+    from piecewise_core.ranges import Box, Range
+
+    def model(x):
+        y = x.clone()
+        y[:, 0] = 3.0
+        return y * 2
+
+    made = pieces_of(model, torch.randn(3, 8), dynamic={"x": {0: ROWS}})
+    job = make_job(made.compilable[0], made.symbols, Box((Range(0, 64),)))
+    with job.context():
+        lowered = lower(job.graph, job.inputs)
+        assert lowered.graph.find_nodes(op="get_attr")
+        compiled = InductorCompiler().compile(
+            lowered, job.inputs, key="test-lowered", config=made.config
+        )
+    assert not lowered.graph.find_nodes(op="get_attr")
+    x = torch.randn(3, 8)
+    torch.testing.assert_close(compiled.run(3, x)[0], model(x))
+
+
 def test_its_code_can_be_handed_over_and_loaded(pieces_of):
     from piecewise_core.compile.examples import make_job
     from piecewise_core.ranges import Box, Range
