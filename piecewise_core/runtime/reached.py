@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import io
 import sys
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -103,7 +104,7 @@ class _Walk:
             value = waiting.popleft()
             if id(value) in self._seen or isinstance(value, _LEAVES):
                 continue
-            if is_random(value) or (isinstance(value, Iterator) and not is_heap(type(value))):
+            if is_random(value) or _is_iterator(value):
                 self._seen[id(value)] = value
                 self._advancing.append(value)
             if id(value) in self._seen or _is_librarys(value):
@@ -177,6 +178,13 @@ class _Walk:
         self._run |= met if fn.__name__ != "__init__" else set()
         inner += [*map(_content, cells), *(fn.__defaults__ or ()), fn.__kwdefaults__]
         return [*inner, *fn.__dict__.values()], [fn, *held, *cells, *entries]
+
+
+def _is_iterator(value: Any) -> bool:
+    """Whether a value is one that a call may take from; what a logger writes to is none."""
+    if not isinstance(value, Iterator) or is_heap(type(value)):
+        return False
+    return not isinstance(value, io.IOBase) or (not value.closed and value.readable())
 
 
 def _is_librarys(value: Any) -> bool:

@@ -182,3 +182,20 @@ def test_a_function_that_asks_what_is_imported_stays_recorded_when_more_is(monke
         torch.testing.assert_close(fast(x), model(x))
     assert fast.stats().retraces == 0
     assert fast.stats().calls["replayed"] == 4
+
+
+def test_a_function_that_may_write_to_a_stream_is_recorded(tmp_path):
+    with (tmp_path / "log").open("w") as stream:
+
+        def model(x):
+            if x.shape[0] > 100:
+                stream.write("many")
+            return torch.softmax(x, -1)
+
+        fast = pw.record(
+            model, pw.Config(dynamic=ROWS, capture_sizes=(4,)), platform=SimulatedPlatform()
+        )
+        for _ in range(3):
+            x = torch.randn(4, 3)
+            torch.testing.assert_close(fast(x), model(x))
+    assert fast.stats().calls["replayed"] == 3
