@@ -16,6 +16,7 @@ import torch
 
 from piecewise_core.capture.calls import only_views, tensors, written
 from piecewise_core.graph.hostinputs import to_device
+from piecewise_core.torch_compat.dispatcher import without_modes
 from piecewise_core.torch_compat.storages import memory_key
 
 __all__ = ["HostInputs"]
@@ -36,6 +37,7 @@ class HostInputs:
     """One recording's. ``is_constant(tensor)``: whether every run makes it of Python data.
 
     ``step(fn, args, kwargs, buffers)``: takes what is to be done before the graph that is open.
+    ``unfilled``: twins that this graph reads, and their values of now.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class HostInputs:
         self._step = step
         self._twins: dict[Any, list[torch.Tensor]] = {}
         self._filled: dict[Any, torch.Tensor] = {}
+        self.unfilled: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def runs_there(self, fn: Any, args: Any, kwargs: Any) -> bool:
         """Whether an operator runs on the CPU alone, on what may be another value next time."""
@@ -75,6 +78,17 @@ class HostInputs:
             return partial(_as_kernels_do, fn, twins.values()), args, kwargs
         return fn, args, kwargs
 
+    def fill(self) -> None:
+        """Give the twins of the graph that was captured their values, before it runs there.
+
+        The steps that do so run at replays alone. Memory that nobody filled may be positions out of
+        bounds, which end a device's context.
+        """
+        with torch.inference_mode(False), torch.no_grad(), without_modes():
+            for twin, value in self.unfilled:
+                twin.copy_(value)
+        self.unfilled.clear()
+
     def _taken(self, fn: Any, args: Any, kwargs: Any) -> list[tuple[torch.Tensor, torch.device]]:
         """Tensors of the CPU that an operator of the device reads, and the device they go to."""
         device = None if self._device_type == "cpu" else self._target(args, kwargs)
@@ -102,6 +116,8 @@ class HostInputs:
                 return tensor  # another path than the first run's: the device will refuse it
             self._filled[key] = free.pop()
             self._step(to_device, (tensor, device), {}, [self._filled[key]])
+            with without_modes():
+                self.unfilled.append((self._filled[key], tensor.clone()))
         return self._filled[key]
 
     def _on_cpu(self, fn: Any) -> Callable[..., Any]:

@@ -161,6 +161,7 @@ class WatchingRecorder(Recorder):
         if self._open is not None:
             self._next += [allocate(layout) for layout in following]
             self._driver.capture_end(self._open)
+            self._host.fill()
             self._driver.replay(self._open)
             self.sequence.append(self._open)
             self._open = None

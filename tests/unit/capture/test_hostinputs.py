@@ -54,6 +54,23 @@ def test_an_operator_of_the_device_is_given_a_copy_that_is_made_before_each_repl
     assert result.device.type == "meta"
 
 
+def test_copies_have_their_values_before_the_captured_graph_runs_there(monkeypatch):
+    """Memory that nobody filled may be positions out of bounds, which end a device's context."""
+    x, t, happened = image(), torch.tensor(3.0), []
+    copy_ = torch.Tensor.copy_
+
+    def copied(into, value):
+        happened.append((into.device.type, value.tolist()))
+        return copy_(into, value)
+
+    monkeypatch.setattr(torch.Tensor, "copy_", copied)
+    monkeypatch.setattr(Driver, "replay", lambda self, graph: happened.append("replay"))
+    _, sequence, _ = record(lambda: x * t + 1)
+    assert sequence.count("graph") == 1
+    assert happened[-1] == "replay"
+    assert ("meta", 3.0) in happened[:-1]
+
+
 def test_what_the_cpu_computes_is_computed_again_before_each_replay():
     x, t = image(), torch.tensor(2.0)
     seen = []
