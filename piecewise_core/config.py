@@ -24,6 +24,7 @@ _CHOICES = {
     "padding": ("none", "capture_sizes"),
     "out_of_range": ("error", "general", "eager"),
     "compile_mode": ("lazy", "warmup", "background"),
+    "capture": ("first", "lazy"),
     "inputs": ("copy", "static"),
     "regions": ("declared", "auto"),
     "check": ("off", "cheap", "strict", "verify"),
@@ -52,8 +53,9 @@ class Config:
     "capture_sizes". ``capture_sizes``: sizes that hold static graphs; the maximum joins them
     unless ``capture_max`` is False; the one size of a model without dims is ``()``.
     ``graph_mode``: None means "piecewise" when there are capture sizes and the platform has
-    graphs, else "none"; any other, without dims, captures the size ``()``. ``padding``: whether a
-    call is padded up to a capture size. ``out_of_range``: what a size outside the bounds does.
+    graphs, else "none"; any other, without dims, captures the size ``()``. ``capture``: whether a
+    size is captured at its first call or, "lazy", at its second. ``padding``: whether a call is
+    padded up to a capture size. ``out_of_range``: what a size outside the bounds does.
     ``compiler``: a name; None is the platform's own. ``compile_mode``: when compilation happens.
     ``regions``: whether a branch of the model on a size cuts the sizes by itself, up to
     ``max_regions`` regions traced, or at listed endpoints only.
@@ -73,6 +75,7 @@ class Config:
     capture_sizes: Sequence[int | Sizes] = ()
     capture_max: bool = True
     graph_mode: GraphMode | None = None
+    capture: Literal["first", "lazy"] = "first"
     padding: Literal["none", "capture_sizes"] = "none"
     out_of_range: Literal["error", "general", "eager"] = "error"
     compiler: str | None = None

@@ -27,10 +27,11 @@ class CapturedPlans:
 
     ``memory``: what their graphs lie in, with those of other forms. ``dropped``: sizes that have no
     plan, and why; they are served by compiled ranges. ``owed``: sizes that ``release`` freed, or
-    let be tried anew: capturing them again is no news.
+    let be tried anew: capturing them again is no news. ``called``: sizes that were served without,
+    to be captured at their next call if ``lazy``.
     """
 
-    def __init__(self, memory: GraphMemory, mode: str = "piecewise") -> None:
+    def __init__(self, memory: GraphMemory, mode: str = "piecewise", *, lazy: bool = False) -> None:
         self.memory = memory
         self.callers = memory.callers
         self._platform = memory.platform
@@ -39,7 +40,8 @@ class CapturedPlans:
         self._plans: dict[Sizes, CapturedPlan] = {}
         self.dropped: dict[Sizes, str] = {}
         self.owed: set[Sizes] = set()
-        self._told = False
+        self._told, self._lazy = False, lazy
+        self.called: set[Sizes] = set()
 
     def __contains__(self, sizes: object) -> bool:
         return sizes in self._plans
@@ -53,6 +55,12 @@ class CapturedPlans:
         if found is not None:
             self.memory.used(self, sizes)
         return found
+
+    def is_early(self, sizes: Sizes) -> bool:
+        """Whether a call of ``sizes`` is too early to capture them."""
+        return self._lazy and not any(
+            sizes in known for known in (self.called, self.owed, self._plans)
+        )
 
     def budget(self, graphs_per_size: int, sizes: list[Sizes]) -> list[Sizes]:
         """The sizes that the device has graph handles for: the ends are kept, the middle thinned.

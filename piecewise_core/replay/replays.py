@@ -58,7 +58,7 @@ class Replays:
         self._config = config
         self._counters = counters
         self.reads = Reads(memory.platform, config)
-        self.plans = CapturedPlans(memory, mode)
+        self.plans = CapturedPlans(memory, mode, lazy=config.capture == "lazy")
         self.released = False
         self.sealed: str | None = None
 
@@ -92,8 +92,10 @@ class Replays:
             if captured in self.plans.dropped:
                 put(sizes, otherwise)
                 return otherwise(t, b, sizes, args, kwargs)
-            plan = self._plan_for(program, captured, (t, kept), b, sizes)
+            given, early = (t, kept), self.plans.is_early(captured)
+            plan = None if early else self._plan_for(program, captured, given, b, sizes)
             if plan is None:
+                self.plans.called.add(captured)
                 return otherwise(t, b, sizes, args, kwargs)
             entry = self._serving(program, plan, otherwise)
             self._refuse_lost_writes(program.facts(captured), t, args, kwargs)
@@ -107,7 +109,7 @@ class Replays:
 
         Raises Sealed.
         """
-        if self.released or captured in self.plans.dropped:
+        if self.released or captured in self.plans.dropped or self.plans.is_early(captured):
             return False
         if captured in self.plans:
             return True

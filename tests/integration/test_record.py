@@ -224,6 +224,19 @@ def test_greedy_tokens_over_64_steps_are_those_of_eager():
 # Sizes ------------------------------------------------------------------------------------------
 
 
+def test_a_lazy_capture_is_at_the_second_call_of_its_size():
+    def double(x):
+        return x * 2
+
+    config = pw.Config(dynamic={"x": {0: N}}, capture_sizes=(4,), capture_max=False, capture="lazy")
+    recorded = pw.record(double, config, platform=SimulatedPlatform())
+    for expected in (0, 1, 1):
+        x = torch.randn(4, 3)
+        torch.testing.assert_close(recorded(x), x * 2)
+        assert recorded.stats().captures == expected
+    assert recorded.stats().calls["replayed"] == 2
+
+
 def test_uncaptured_sizes_run_as_they_are():
     fast = recorded(lambda x: x.sin() + x.shape[0], capture_sizes=(4, 16))
     for size in (4, 3, 16, 5):

@@ -89,6 +89,7 @@ def configs(draw: st.DrawFn) -> Config:
         "capture_sizes": draw(size_lists(used)),
         "capture_max": draw(st.booleans()),
         "graph_mode": draw(st.sampled_from([None, "none", "piecewise", "full"])),
+        "capture": draw(st.sampled_from(["first", "lazy"])),
         "padding": draw(st.sampled_from(["none", "capture_sizes"])),
         "out_of_range": draw(st.sampled_from(["error", "general", "eager"])),
         "compiler": draw(st.one_of(st.none(), NAMES)),
@@ -158,6 +159,7 @@ def test_the_fields_and_defaults_are_those_of_the_documents() -> None:
         "capture_sizes": (),
         "capture_max": True,
         "graph_mode": None,
+        "capture": "first",
         "padding": "none",
         "out_of_range": "error",
         "compiler": None,
@@ -538,7 +540,9 @@ def test_a_slip_in_an_enumerated_field_is_told_the_nearest_and_all_values(
     assert message.endswith(f"; did you mean {meant!r}?")
 
 
-@pytest.mark.parametrize("field", ["padding", "out_of_range", "compile_mode", "inputs", "check"])
+@pytest.mark.parametrize(
+    "field", ["padding", "out_of_range", "compile_mode", "capture", "inputs", "check"]
+)
 @pytest.mark.parametrize("value", [None, True, 1, ["lazy"], ""])
 def test_an_enumerated_field_takes_its_own_values_only(field: str, value: object) -> None:
     assert refused(**{field: value}).startswith(f"Config.{field}: {value!r} is not one of ")
@@ -603,6 +607,7 @@ def test_only_what_changes_an_artifact_by_itself_is_a_cache_factor() -> None:
         "capture_sizes": (8,),
         "capture_max": False,
         "graph_mode": "full",
+        "capture": "lazy",
         "padding": "capture_sizes",
         "out_of_range": "eager",
         "compiler": "inductor",

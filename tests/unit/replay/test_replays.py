@@ -113,6 +113,18 @@ def test_the_first_call_captures_and_the_next_replay():
 
 
 @torch.inference_mode()
+def test_a_lazy_capture_is_at_the_second_call_of_its_size_and_warmup_does_not_wait():
+    door = Door(Program(lambda x: x * 2), capture="lazy")
+    for turn in (1.0, 2.0, 3.0):
+        torch.testing.assert_close(door(torch.full((4, 3), turn)), torch.full((4, 3), turn * 2))
+    assert (door.program.tried, door.plain, door.counters.calls["replayed"]) == (1, 1, 2)
+    warm = Door(Program(lambda x: x * 2), capture="lazy")
+    assert warm.replays.capture_all([(warm.program, (4,))], ()) == [(4,)]
+    warm(torch.ones(4, 3))
+    assert (warm.plain, warm.counters.calls["replayed"]) == (0, 1)
+
+
+@torch.inference_mode()
 def test_writes_go_back_to_the_caller_once_a_call():
     door, x = Door(Program(lambda x: x.add_(1), mutated=(0,))), torch.zeros(4, 3)
     for turn in (1.0, 2.0, 3.0):
