@@ -38,7 +38,7 @@ class Recordings:
 
     ``module``: whose forward ``fn`` is, if of one. ``eagerly``: serves a call without graphs.
     ``freed``: is told when no size has graphs any more. ``objects``: the calls' constants.
-    ``asks_modes``: whether the function may ask for torch's modes.
+    ``asks_modes``: the questions for torch's modes that the function may ask.
     """
 
     graphs_per_size = 1
@@ -66,9 +66,10 @@ class Recordings:
         self.retraced = ""
         self._trying: Sizes | None = None
         self._put_random_back: Callable[[], None] = kept_state()
-        self.asks_modes = False
+        self.asks_modes: frozenset[str] = frozenset()
         self._runs: dict[Sizes, RecordedRun] = {}
         self._said_mixing = False
+        self._said_modes = False
         self._state = TreeState(fn, setup.selected.info.device_type, module)
         self._watches = False
         self._binder: Binder | None = None
@@ -138,7 +139,7 @@ class Recordings:
         if not self._watches and self._config.check != "off":
             self._state.settle()
             self._watches = True
-            self.asks_modes = bool(MODES & self._state.words)
+            self.asks_modes = MODES & self._state.words
         self._trying, self._put_random_back = captured, kept_state(self._state.randoms)
         pads = self._config.padding == "capture_sizes"
         run = self._runs[captured] = RecordedRun(
@@ -179,8 +180,20 @@ class Recordings:
         return run.padded
 
     def in_another_mode(self) -> bool:
-        """Whether a call is made in other modes than recordings are, and the function may ask."""
-        return self.asks_modes and not torch.is_inference_mode_enabled()
+        """Whether a call that may ask is made where answers are others than while recording."""
+        if not self.asks_modes or torch.is_inference_mode_enabled():
+            return False
+        if self.asks_modes == {"is_grad_enabled"} and not torch.is_grad_enabled():
+            return False  # no_grad answers as inference mode does
+        if not self._said_modes:
+            logger.warning(
+                "the function may ask %s, which answers otherwise outside torch.inference_mode(): "
+                "such calls run as written; call it under torch.inference_mode()%s",
+                " and ".join(sorted(self.asks_modes)),
+                " or torch.no_grad()" if self.asks_modes == {"is_grad_enabled"} else "",
+            )
+        self._said_modes = True
+        return True
 
     def course(self, captured: Sizes, served: Entry, t: Any, sizes: Sizes) -> Course | None:
         """What calls of ``sizes`` do that lie as recorded; None where graphs do not serve them.

@@ -224,6 +224,25 @@ def test_a_call_with_gradients_enabled_that_needs_none_gets_the_answer_of_its_mo
                 check(fast, fn, [FACTS["plain"]] * 2)
 
 
+def test_what_answers_alike_in_both_modes_is_replayed_in_both():
+    """transformers' models ask for gradients; `no_grad` answers as inference mode does."""
+    fn = ASKING_FACTS["grad mode"]
+    fast = recorded(fn)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with torch.inference_mode(False), mode():
+            check(fast, fn, [FACTS["plain"]] * 3)
+    assert fast.stats().calls["replayed"] == 6
+
+
+def test_a_call_that_runs_as_written_for_its_mode_is_said_once(caplog):
+    fn = ASKING_FACTS["inference mode"]
+    fast = recorded(fn)
+    with torch.inference_mode(False), torch.no_grad():
+        check(fast, fn, [FACTS["plain"]] * 4)
+    [said] = [r.message for r in caplog.records if "inference_mode" in r.message]
+    assert "is_inference_mode_enabled" in said and "run as written" in said
+
+
 @pytest.mark.parametrize("first", ["apart", "one"])
 def test_one_tensor_given_twice_is_another_call_than_two(first):
     def one():
