@@ -12,6 +12,7 @@ import sympy
 import torch
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from piecewise_core.afterfork import after_fork
 from piecewise_core.config import Dim
 from piecewise_core.graph.conditions import evaluator
 from piecewise_core.graph.names import op_name, source_of
@@ -87,7 +88,11 @@ class _Run:
         self._node: torch.fx.Node | None = None
         self._functions: dict[sympy.Basic, Callable[..., Any]] = {}
         mode = FakeTensorMode(shape_env=self._env, allow_non_fake_inputs=True)
-        with dynamo.oblivious_sizes(), torch.inference_mode():
+        with (
+            dynamo.oblivious_sizes(),
+            after_fork.leaves(dynamo.without_size_choices()),  # as the trace was made
+            torch.inference_mode(),
+        ):
             self._sizes = [
                 new_size(self._env, i, span.start, span.end, hint)
                 for i, (span, hint) in enumerate(
