@@ -14,13 +14,7 @@ from piecewise_core.config import Config
 from piecewise_core.errors import ConfigError, PlatformError
 from piecewise_core.graph.collectives import or_collectives
 from piecewise_core.graph.randomness import or_draws
-from piecewise_core.plugins import (
-    AttributedPlatform,
-    Selected,
-    attributed,
-    origin_of,
-    select,
-)
+from piecewise_core.plugins import AttributedPlatform, Selected, attributed, select
 from piecewise_core.protocols import CompilerAdaptor, Platform
 from piecewise_core.rewrites import Rewrites, list_rewrites
 from piecewise_core.store.environment import Environment, surroundings
@@ -75,7 +69,7 @@ class Setup:
         return {**self._environment().fixed(), **surroundings(self.compiler)}
 
     def _environment(self) -> Environment:
-        name, origin = self.selected.info.name, str(origin_of(self.selected) or "")
+        name, origin = self.selected.info.name, str(self.selected.origin or "")
         passes, keys = self.rewrites.passes, self.rewrites.keys
         return Environment(self.platform, name, origin, self.config, passes, keys)
 

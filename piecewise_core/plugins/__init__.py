@@ -1,7 +1,7 @@
 """Plugins: found by metadata, loaded one by one, selected with reasons. Imports no torch."""
 
 from piecewise_core.plugins.attribution import AttributedPlatform, attributed, raised, told
-from piecewise_core.plugins.audience import Audience, origin_of
+from piecewise_core.plugins.audience import Audience
 from piecewise_core.plugins.candidates import Candidate, survey
 from piecewise_core.plugins.compilers import find_compiler
 from piecewise_core.plugins.declared import Declared, declared
@@ -24,7 +24,6 @@ __all__ = [
     "discover",
     "find_compiler",
     "name_of",
-    "origin_of",
     "raised",
     "registered",
     "select",

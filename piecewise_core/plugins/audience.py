@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 from piecewise_core.plugins.announce import announced
-from piecewise_core.plugins.discovery import PluginEntry, discover
+from piecewise_core.plugins.discovery import PluginEntry
 from piecewise_core.plugins.peek import may_implement
 from piecewise_core.plugins.registry import load
 from piecewise_core.plugins.selection import Selected
 
-__all__ = ["Audience", "origin_of"]
-
-
-def origin_of(selected: Selected) -> PluginEntry | None:
-    """The plugin that the platform comes from, also where it was given as an object."""
-    if selected.considered:
-        return selected.considered[0].origin
-    package = type(selected.platform).__module__.partition(".")[0]
-    return next((e for e in discover() if e.module.partition(".")[0] == package), None)
+__all__ = ["Audience"]
 
 
 class Audience:
@@ -24,12 +16,13 @@ class Audience:
 
     Its own plugin does, and one that announces no platform at all. One that announces others does
     not, and one that announces the same name does where ``selected`` comes from no plugin.
+    ``installed``: all that there are.
     """
 
     def __init__(self, selected: Selected) -> None:
         self._name = selected.info.name
-        origin = origin_of(selected)
-        self._origin = origin if origin in discover() else None
+        self.installed = selected.installed
+        self._origin = selected.origin if selected.origin in self.installed else None
 
     def has(self, entry: PluginEntry) -> bool:
         """Whether it does. May import it. Raises PluginError where that, or a hook, fails."""

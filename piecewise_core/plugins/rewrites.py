@@ -90,7 +90,7 @@ def _brought(
     audience: Audience | None,
     **asked: Any,
 ) -> Iterator[tuple[PluginEntry, tuple[Any, ...]]]:
-    for entry in discover():
+    for entry in discover() if audience is None else audience.installed:
         try:
             if not may_implement(entry, hook) or not (audience is None or audience.has(entry)):
                 continue

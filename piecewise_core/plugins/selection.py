@@ -35,12 +35,24 @@ _DEVICE_ADVICE = {
 
 @dataclass(frozen=True)
 class Selected:
-    """The platform in use, and why. ``considered``: it, first, and every other candidate."""
+    """The platform in use, and why. ``considered``: it, first, and every other candidate.
+
+    ``installed``: every plugin that there was when it was selected.
+    """
 
     info: PlatformInfo
     platform: Platform
     reason: str
     considered: tuple[Candidate, ...]
+    installed: tuple[PluginEntry, ...] = ()
+
+    @property
+    def origin(self) -> PluginEntry | None:
+        """The plugin that the platform comes from, also where it was given as an object."""
+        if self.considered:
+            return self.considered[0].origin
+        package = type(self.platform).__module__.partition(".")[0]
+        return next((e for e in self.installed if e.module.partition(".")[0] == package), None)
 
 
 def select(
@@ -59,14 +71,17 @@ def select(
     ApiVersionMismatch, ProbeFailed or ProbeInitialisedDevice. A broken plugin that was not asked
     for is logged, and kept in ``considered``.
     """
-    if request is not None and not isinstance(request, str):
-        return _given(request, device_type)
-    if request is not None:
-        return _by_name(request, f"platform={request!r}", device_type)
+    installed = discover()
     wanted = (os.environ if environ is None else environ).get(VARIABLE, "").strip()
-    if wanted:
-        return _by_name(wanted, f"{VARIABLE}={wanted}", device_type)
-    return _by_order(device_type)
+    if isinstance(request, str):
+        found = _by_name(request, f"platform={request!r}", device_type, installed)
+    elif request is not None:
+        found = _given(request, device_type)
+    elif wanted:
+        found = _by_name(wanted, f"{VARIABLE}={wanted}", device_type, installed)
+    else:
+        found = _by_order(device_type, installed)
+    return replace(found, installed=installed)
 
 
 def _given(platform: Platform, device_type: str | None) -> Selected:
@@ -89,7 +104,9 @@ def _given(platform: Platform, device_type: str | None) -> Selected:
 # By name --------------------------------------------------------------------------
 
 
-def _by_name(wanted: str, asked: str, device_type: str | None) -> Selected:
+def _by_name(
+    wanted: str, asked: str, device_type: str | None, installed: Iterable[PluginEntry]
+) -> Selected:
     """Load the plugin whose entry point has this name; the others only if there is none."""
     name, _, distribution = wanted.partition("@")
     seen: list[Candidate] = []
@@ -104,7 +121,7 @@ def _by_name(wanted: str, asked: str, device_type: str | None) -> Selected:
             seen.append(candidate)
         return chosen
 
-    rest = list(discover())
+    rest = list(installed)
     found = claims(local())
     if not found:
         likely = [e for e in rest if e.name == name and _is_from(e, distribution)]
@@ -154,9 +171,8 @@ def _is_from(entry: PluginEntry, distribution: str) -> bool:
 # By order -------------------------------------------------------------------------
 
 
-def _by_order(device_type: str | None) -> Selected:
+def _by_order(device_type: str | None, installed: Iterable[PluginEntry]) -> Selected:
     """Go down the tiers; plugins of a lower tier are not even imported once one fits."""
-    entries = discover()
     builtin = _ACCELERATORS | _CPU
     tiers: list[tuple[str, Callable[[PluginEntry], bool]]] = [
         ("the out-of-tree platform that is available", lambda e: e.project not in builtin),
@@ -166,7 +182,7 @@ def _by_order(device_type: str | None) -> Selected:
     seen: list[Candidate] = []
     found = _pick("registered in this process", local(), device_type, seen)
     for why, belongs in tiers:
-        members = [e for e in entries if belongs(e)]
+        members = [e for e in installed if belongs(e)]
         if found is None:
             announced = (c for e in members for c in announce(e))
             found = _pick(why, announced, device_type, seen)

@@ -3,9 +3,12 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
+import torch
 
+import piecewise_core as pw
 from piecewise_core.plugins import all_passes, select
 from piecewise_core.plugins.discovery import PluginEntry, discover
 
@@ -63,6 +66,14 @@ def test_importing_the_platforms_imports_neither_torch_nor_a_plugin():
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_one_compiled_model_looks_for_plugins_once(monkeypatch):
+    looked, look = [], metadata.entry_points
+    monkeypatch.setattr(metadata, "entry_points", lambda **k: looked.append(k) or look(**k))
+
+    pw.compile(torch.nn.Linear(2, 2), pw.Config(compiler="eager"), "cpu")
+    assert looked.count({"group": "piecewise"}) == 1
 
 
 def test_of_fifty_installed_platforms_the_one_that_is_asked_for_is_imported(site, monkeypatch):
