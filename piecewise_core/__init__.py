@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from piecewise_core.backend import PiecewiseBackend
     from piecewise_core.bundle.save import SaveReport
     from piecewise_core.compiled import CompiledFunction
+    from piecewise_core.compiled_module import CompiledModule
     from piecewise_core.frontend.explanation import Explanation
     from piecewise_core.frontend.warmup import WarmupReport
     from piecewise_core.protocols import AbstractPiecewiseBackend
@@ -30,6 +31,7 @@ __all__ = [
     "AbstractPiecewiseBackend",
     "Box",
     "CompiledFunction",
+    "CompiledModule",
     "Config",
     "ConfigWarning",
     "Dim",
@@ -49,6 +51,7 @@ __all__ = [
 _LAZY = {
     "AbstractPiecewiseBackend": "protocols",
     "CompiledFunction": "compiled",
+    "CompiledModule": "compiled_module",
     "Explanation": "frontend.explanation",
     "PiecewiseBackend": "backend",
     "SaveReport": "bundle.save",

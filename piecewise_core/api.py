@@ -8,13 +8,14 @@ import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, Protocol, overload
 
 import torch
 
 from piecewise_core.bundle.content import read_content
 from piecewise_core.bundle.load import bind, config_of
-from piecewise_core.compiled import CompiledFunction, compiled_module
+from piecewise_core.compiled import CompiledFunction
+from piecewise_core.compiled_module import CompiledModule, compiled_module
 from piecewise_core.config import Config
 from piecewise_core.errors import BundleMismatch, ConfigError
 from piecewise_core.frontend.recorded import RecordedFunction
@@ -26,13 +27,21 @@ from piecewise_core.runtime.parameters import roots_of
 
 __all__ = ["compile", "load", "record"]
 
-Model = TypeVar("Model", bound=torch.nn.Module)
+
+class Decorator(Protocol):
+    """``pw.compile`` without a model."""
+
+    @overload
+    def __call__(self, model: torch.nn.Module) -> CompiledModule: ...
+
+    @overload
+    def __call__(self, model: Callable[..., Any]) -> CompiledFunction: ...
 
 
 @overload
-def compile(  # type: ignore[overload-overlap]  # a module is callable too; the first form wins
-    model: Model, config: Config | None = None, platform: str | Platform | None = None
-) -> Model: ...
+def compile(
+    model: torch.nn.Module, config: Config | None = None, platform: str | Platform | None = None
+) -> CompiledModule: ...
 
 
 @overload
@@ -46,7 +55,7 @@ def compile(
 @overload
 def compile(
     model: None = None, config: Config | None = None, platform: str | Platform | None = None
-) -> Callable[[Any], Any]: ...
+) -> Decorator: ...
 
 
 def compile(
@@ -89,6 +98,26 @@ def compile(
         return compiled_module(model, make)
     Matcher(config.splitting_ops)  # a misspelt name is an error here, not at the first call
     return CompiledFunction(model, make)
+
+
+@overload
+def load(
+    path: str | os.PathLike[str],
+    model: torch.nn.Module,
+    platform: str | Platform | None = None,
+    *,
+    on_mismatch: Literal["error", "recompile"] = "error",
+) -> CompiledModule: ...
+
+
+@overload
+def load(
+    path: str | os.PathLike[str],
+    model: Callable[..., Any],
+    platform: str | Platform | None = None,
+    *,
+    on_mismatch: Literal["error", "recompile"] = "error",
+) -> CompiledFunction: ...
 
 
 def load(

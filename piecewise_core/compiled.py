@@ -1,4 +1,4 @@
-"""What ``pw.compile`` returns: the same methods on a function and on a module."""
+"""What ``pw.compile`` gives for a function, and the methods that a module has too."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
-import torch
-
 from piecewise_core.bundle.save import SaveReport, save
 from piecewise_core.counters import Stats
-from piecewise_core.errors import ConfigError, PiecewiseError, UnsupportedModule
+from piecewise_core.errors import ConfigError, PiecewiseError
 from piecewise_core.frontend.bisectcall import bisect_call
 from piecewise_core.frontend.bisectreport import BisectReport
 from piecewise_core.frontend.explain import explain
@@ -21,17 +19,14 @@ from piecewise_core.frontend.explanation import Explanation
 from piecewise_core.frontend.precompile import capture_all, dump_graphs, release
 from piecewise_core.frontend.session import Session
 from piecewise_core.frontend.warmup import WarmupReport, warm_up
-from piecewise_core.runtime.hooks import call_is_forward
-from piecewise_core.torch_compat.dynamo import OptimizedModule
-from piecewise_core.torch_compat.modules import COMPILED_CALL
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["CompiledFunction", "compiled_module"]
+__all__ = ["CompiledFunction", "Controls"]
 
 
-class _Controls:
+class Controls:
     """Warm-up, seal and books of one session."""
 
     _pw_session: Session
@@ -103,16 +98,20 @@ class _Controls:
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise PiecewiseError(
-            f"a {type(self).__name__} cannot be pickled; pickle the original and compile it again "
+            f"a {self._pw_kind()} cannot be pickled; pickle the original and compile it again "
             "where it is loaded"
         )
+
+    def _pw_kind(self) -> str:
+        """What this is, for messages."""
+        return type(self).__name__
 
 
 _SLOT = "_pw_compiled"
 """Where an instance's ``__dict__`` has its compiled methods."""
 
 
-class CompiledFunction(_Controls):
+class CompiledFunction(Controls):
     """A compiled function; on a class it is a method, compiled for each instance."""
 
     def __init__(self, fn: Callable[..., Any], make: Callable[..., Session]) -> None:
@@ -166,92 +165,3 @@ class _Methods:
 
     def __reduce__(self) -> tuple[type[_Methods], tuple[()]]:
         return _Methods, ()
-
-
-class _ModuleFace(_Controls):
-    """The part of a compiled module that is not the model's.
-
-    Slots keep it out of the attributes that both modules share.
-    """
-
-    __slots__ = ("_pw_make", "_pw_original", "_pw_session")
-
-    _pw_make: Callable[..., Session]
-    _pw_original: torch.nn.Module
-
-    def __copy__(self) -> torch.nn.Module:
-        return compiled_module(copy.copy(self._pw_original), self._pw_make)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> torch.nn.Module:
-        return compiled_module(copy.deepcopy(self._pw_original, memo), self._pw_make)
-
-
-def compiled_module(model: torch.nn.Module, make: Callable[..., Session]) -> torch.nn.Module:
-    """A module of the model's own kind that shares all its state and runs compiled.
-
-    Parameters, buffers, hooks, config and attributes are the model's: what is set on one is set
-    on the other. ``isinstance(result, type(model))`` holds. ``make``: session of a callable.
-    Raises UnsupportedModule.
-    """
-    _refuse(model)
-    kind = type(model)
-
-    @functools.wraps(kind.forward)
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return _untraced(self._pw_session, args, kwargs)
-        return self._pw_session(*args, **kwargs)
-
-    members = {"forward": forward, "__module__": kind.__module__, "__doc__": kind.__doc__}
-    if kind.__call__ is torch.nn.Module.__call__:
-        members["__call__"] = _call
-    made: Any = type(f"Compiled{kind.__name__}", (_ModuleFace, kind), members)
-    compiled = made.__new__(made)
-    # One state, two faces: both modules read and write the same attributes.
-    object.__setattr__(compiled, "__dict__", model.__dict__)
-    object.__setattr__(compiled, "_pw_original", model)
-    object.__setattr__(compiled, "_pw_make", make)
-    object.__setattr__(compiled, "_pw_session", make(model.forward))
-    found: torch.nn.Module = compiled
-    return found
-
-
-def _call(self: Any, *args: Any, **kwargs: Any) -> Any:
-    """``nn.Module.__call__``, in one frame instead of three where there are no hooks."""
-    if call_is_forward(self.__dict__) and not torch.compiler.is_compiling():
-        return self._pw_session(*args, **kwargs)
-    return torch.nn.Module.__call__(self, *args, **kwargs)
-
-
-@torch.compiler.disable(  # type: ignore[no-untyped-call, untyped-decorator]
-    reason="piecewise has compiled it already; compile the whole or the part"
-)
-def _untraced(session: Session, args: Any, kwargs: Any) -> Any:
-    """Run inside a model that another compiler traces: that trace breaks here."""
-    return session(*args, **kwargs)
-
-
-def _refuse(model: torch.nn.Module) -> None:
-    """Raise UnsupportedModule for what cannot run through its class's forward."""
-    kind = type(model)
-    problem = ""
-    parts = [name for name, part in model.named_modules() if name and isinstance(part, _ModuleFace)]
-    if isinstance(model, _ModuleFace):
-        problem = "it is compiled already; compile the original, with the config you want"
-    elif parts:
-        problem = f'its part "{parts[0]}" is compiled already; compile the whole or the part'
-    elif isinstance(model, torch.jit.ScriptModule):
-        problem = "it is a script module, which cannot be traced; compile the Python model"
-    elif isinstance(model, OptimizedModule):
-        problem = "it comes from torch.compile; compile the original (its _orig_mod)"
-    elif isinstance(model, (torch.nn.parallel.DistributedDataParallel, torch.nn.DataParallel)):
-        problem = "it is a data-parallel wrapper; compile its .module"
-    elif "forward" in vars(model):
-        problem = (
-            "its forward was replaced on the instance (accelerate's hooks do that); remove the "
-            "hooks, or compile a submodule"
-        )
-    elif getattr(model, COMPILED_CALL, None) is not None:
-        problem = "its .compile() was called; use a fresh model"
-    if problem:
-        raise UnsupportedModule(f"{kind.__name__} cannot be compiled: {problem}")

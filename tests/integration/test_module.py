@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -74,7 +75,9 @@ def test_a_compiled_module_is_of_its_models_kind_with_its_signature_and_document
     assert inspect.signature(fast.forward) == inspect.signature(model.forward)
     assert fast.forward.__doc__ == "Run the layers."
     assert type(fast).__doc__ == Model.__doc__
-    assert type(fast).__name__ == "CompiledModel"
+    assert type(fast).__name__ == "Model"
+    assert isinstance(fast, pw.CompiledModule)
+    assert not isinstance(model, pw.CompiledModule)
 
 
 def test_state_has_the_same_keys_and_the_same_tensors():
@@ -102,8 +105,41 @@ def test_attributes_methods_and_properties_are_the_models_both_ways():
 
 def test_its_representation_shows_the_layers():
     fast = compiled(Model())
-    assert repr(fast).startswith("CompiledModel(")
+    assert repr(fast) == repr(fast._pw_original)
     assert "(first): Linear(in_features=8, out_features=8, bias=True)" in repr(fast)
+
+
+def test_its_class_makes_models_that_are_not_compiled():
+    model = Model()
+    fast = compiled(model)
+    other = type(fast)()
+    other.load_state_dict(fast.state_dict())
+    assert type(other) is Model
+    assert_serves(other, model)
+
+
+def test_its_class_is_found_under_the_models_own_name():
+    kind = type(compiled(Model()))
+    assert (kind.__name__, kind.__qualname__) == (Model.__name__, Model.__qualname__)
+    assert kind.__module__ == Model.__module__
+    assert getattr(sys.modules[kind.__module__], kind.__qualname__) is Model
+
+
+def test_a_compiled_hugging_face_model_is_saved_under_its_models_name(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48}
+    config = transformers.BertConfig(vocab_size=60, num_hidden_layers=1, **sizes)
+    model = transformers.BertModel(config).eval()
+    fast = compiled(model, {"input_ids": {1: pw.Dim("length", min=1, max=16)}})
+    fast.save_pretrained(tmp_path)
+    assert model.config.architectures in (None, ["BertModel"])
+    again = type(fast).from_pretrained(tmp_path)
+    assert type(again) is transformers.BertModel
+    assert again.config.architectures == ["BertModel"]
+    ids = torch.randint(0, 60, (2, 5))
+    torch.testing.assert_close(
+        fast(input_ids=ids).last_hidden_state, again(input_ids=ids).last_hidden_state
+    )
 
 
 def test_a_submodule_registered_on_either_face_is_on_both():
@@ -428,7 +464,7 @@ def test_a_deep_copy_of_a_parent_copies_its_compiled_part():
     twin = copy.deepcopy(parent)
     x = torch.randn(3, 4)
     torch.testing.assert_close(twin(x), parent(x))
-    assert type(twin.part).__name__ == "CompiledModel"
+    assert isinstance(twin.part, pw.CompiledModule)
     assert twin.part.first.weight is not parent.part.first.weight
 
 
@@ -436,9 +472,9 @@ def test_pickling_is_refused_and_the_original_and_its_state_still_pickle(tmp_pat
     model = Model()
     fast = compiled(model)
     assert_serves(fast, model)
-    with pytest.raises(PiecewiseError, match=r"CompiledModel cannot be pickled"):
+    with pytest.raises(PiecewiseError, match=r"a compiled Model cannot be pickled"):
         pickle.dumps(fast)
-    with pytest.raises(PiecewiseError, match=r"CompiledModel cannot be pickled"):
+    with pytest.raises(PiecewiseError, match=r"a compiled Model cannot be pickled"):
         torch.save(Parent(fast), tmp_path / "parent.pt")
     pickle.loads(pickle.dumps(model))
     torch.save(fast.state_dict(), tmp_path / "state.pt")

@@ -41,6 +41,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("frontend",),
     ("bundle",),
     ("compiled",),
+    ("compiled_module",),
     ("api",),
     (FACE,),
     ("testing", "entry"),
