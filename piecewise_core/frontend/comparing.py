@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,9 +14,9 @@ from piecewise_core.runtime.marks import Marks
 from piecewise_core.runtime.preserved import Preserved
 from piecewise_core.runtime.readonly import ReadOnly
 
-__all__ = ["DUE", "Compared", "NoRoom", "compared", "due"]
+__all__ = ["Compared", "NoRoom", "Turns", "compared"]
 
-DUE = 1.0 - 1e-9
+_DUE = 1.0 - 1e-9
 """Credit at which a call is compared: shares such as 0.1 do not add up to 1 exactly."""
 
 
@@ -22,10 +24,28 @@ class NoRoom(Exception):
     """There is no memory to run the model as written beside what serves it."""
 
 
-def due(credit: float, rate: float) -> tuple[float, bool]:
-    """The credit of a target behind one call more, and whether that call is to be compared."""
-    credit += rate
-    return (credit - 1.0, True) if credit >= DUE else (credit, False)
+class Turns:
+    """Which calls of a target are compared: a share of them, evenly spread.
+
+    ``left``: how many calls come before the next one that is; below zero, none is any more. Who
+    serves a call that is not compared takes one off.
+    """
+
+    def __init__(self, rate: float) -> None:
+        self._rate = rate
+        self._credit = 0.0
+        self.left = 0
+        self.begin()
+
+    def begin(self) -> None:
+        """A call was compared, or none yet: count to the next."""
+        calls = max(math.ceil(min((_DUE - self._credit) / self._rate, sys.maxsize)), 1)
+        self._credit += calls * self._rate - 1.0
+        self.left = calls - 1
+
+    def end(self) -> None:
+        """Compare no more."""
+        self.left = -1
 
 
 class Compared:

@@ -10,7 +10,7 @@ import torch
 
 from piecewise_core.config import Config
 from piecewise_core.counters import Counters
-from piecewise_core.frontend.comparing import NoRoom, compared, due
+from piecewise_core.frontend.comparing import NoRoom, Turns, compared
 from piecewise_core.ranges import Sizes
 
 __all__ = ["RecordedVerifier"]
@@ -32,16 +32,21 @@ class RecordedVerifier:
         self._rate = config.verify_rate if config.check == "verify" else 0.0
         self._counters = counters
         self._generators = generators
-        self._credit: dict[Key, float] = {}
+        self._turns: dict[Key, Turns] = {}
         self.wrong: dict[Key, str] = {}
 
     def is_due(self, key: Key) -> bool:
         """Whether this call is one to compare."""
         if not self._rate:
             return False
-        credit, now = due(self._credit.get(key, 0.0), self._rate)
-        self._credit[key] = credit
-        return now
+        turns = self._turns.get(key)
+        if turns is None:
+            turns = self._turns[key] = Turns(self._rate)
+        if turns.left == 0:
+            turns.begin()
+            return True
+        turns.left -= 1
+        return False
 
     def check(
         self,
@@ -71,7 +76,7 @@ class RecordedVerifier:
                 "others",
                 key[0],
             )
-            self._credit[key] = float("-inf")
+            self._turns[key].end()
             return done.result
         self._counters.add("verified")
         self._counters.add("wrong")

@@ -10,8 +10,7 @@ from piecewise_core.config import Config
 from piecewise_core.counters import Counters
 from piecewise_core.errors import OpContractBroken
 from piecewise_core.frontend.bisecting import Suspect, bisect
-from piecewise_core.frontend.building import Unready
-from piecewise_core.frontend.comparing import DUE, Compared, NoRoom, compared
+from piecewise_core.frontend.comparing import Compared, NoRoom, Turns, compared
 from piecewise_core.frontend.region import Region
 from piecewise_core.ranges import Sizes
 from piecewise_core.runtime.compared import kept
@@ -52,7 +51,7 @@ class Verifier:
         self._counters = counters
         self._subject = subject
         self.wrong: dict[Key, str] = {}
-        self._unsure: set[Key] = set()
+        self._turns: dict[Key, Turns] = {}
         self._handed: dict[Key, HandedBack] = {}
         self._beyond: dict[int, list[Entry]] = {}
 
@@ -67,7 +66,7 @@ class Verifier:
     def forget(self) -> None:
         """The model is traced anew: what was wrong may be no more."""
         self.wrong.clear()
-        self._unsure.clear()
+        self._turns.clear()
         self._handed.clear()
         self._beyond.clear()
 
@@ -84,27 +83,24 @@ class Verifier:
     def _sampled(
         self, serving: list[Entry], entries: list[Entry], place: int, region: Region, target: Target
     ) -> Entry:
-        rate, credit, uneven = self._rate, 0.0, self._uneven
+        key, uneven = (region.index, target), self._uneven
+        turns = self._turns.setdefault(key, Turns(self._rate))
 
         def entry(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
-            nonlocal credit
-            if uneven is not None and sizes[0] in uneven:
-                return entries[place](t, b, sizes, args, kwargs)  # the model takes no such size
-            before, credit = credit, credit + rate
-            key = (region.index, target)
+            if turns.left:  # nothing more at these, which are most
+                result = entries[place](t, b, sizes, args, kwargs)
+                turns.left -= 1
+                return result
+            if uneven is not None and sizes[0] in uneven:  # the model takes no such size
+                return entries[place](t, b, sizes, args, kwargs)
             try:
-                if credit < DUE:
-                    return entries[place](t, b, sizes, args, kwargs)
-                credit -= 1.0
-                if key in self._unsure:
-                    return entries[place](t, b, sizes, args, kwargs)
-                return self._verified(key, entries[place], region, (t, b, sizes, args, kwargs))
-            except Unready:  # the call comes again, and is as due as it was
-                credit = before
-                raise
+                result = self._verified(key, entries[place], region, (t, b, sizes, args, kwargs))
             finally:
                 if key in self.wrong:
                     serving[place] = self._written(region)
+            if turns.left == 0:  # after an exception the call comes again, and is as due as it was
+                turns.begin()
+            return result
 
         return entry
 
@@ -119,8 +115,7 @@ class Verifier:
         return entry
 
     def _verified(self, key: Key, served: Entry, region: Region, call: Any) -> Any:
-        target = key[1]
-        suspect = self._subject.suspect(region, target, *call)
+        suspect = self._subject.suspect(region, key[1], *call)
         # Weights are many, and what writes to them does so at every call: the first one tells.
         held = () if key in self._handed else suspect.held
         try:
@@ -134,15 +129,15 @@ class Verifier:
                 draws=region.draws is not None,
             )
         except NoRoom as error:
-            logger.info("calls of %s are not verified now: %s", target, error)
+            logger.info("calls of %s are not verified now: %s", key[1], error)
             return served(*call)
         self._look_for_shared(key, suspect, done)
         if done.how is not None and region.draws is not None:
-            self._unsure.add(key)
+            self._turns[key].end()
             logger.warning(
                 "calls of %s cannot be verified: %s draws random numbers, and compiled code "
                 "draws others",
-                target,
+                key[1],
                 region.draws,
             )
             return done.result
@@ -150,9 +145,15 @@ class Verifier:
         if done.how is None:
             return done.result
         self._counters.add("wrong")
+        return self._convicted(key, region, call, suspect, done)
+
+    def _convicted(
+        self, key: Key, region: Region, call: Any, suspect: Suspect, done: Compared
+    ) -> Any:
+        """Say what is wrong, and give the model's own results. Raises OpContractBroken."""
         done.rewind()
         # With the graphs that there are by now: the call may have been the first of its size.
-        report = bisect(self._subject.suspect(region, target, *call))
+        report = bisect(self._subject.suspect(region, key[1], *call))
         line = "" if report.source else suspect.made_at(done.path)
         self.wrong[key] = f"{done.how}; {report.blamed}{f', from {line}' if line else ''}"
         logger.error(
@@ -160,13 +161,13 @@ class Verifier:
             "This call has the model's own results, and calls of this target run as written from "
             "now on",
             call[2],
-            target,
+            key[1],
             self.wrong[key],
         )
         done.leave()
         if done.damaged:
             raise OpContractBroken(
-                f"calls of {target} wrote to what is not theirs: {self.wrong[key]}. Load the "
+                f"calls of {key[1]} wrote to what is not theirs: {self.wrong[key]}. Load the "
                 "model's weights again, and use another compiler or platform"
             )
         return done.wanted

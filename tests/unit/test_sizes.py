@@ -19,7 +19,6 @@ LONGER: set[str] = {
     "piecewise_core/frontend/lockstep.py",
     "piecewise_core/frontend/recorded.py",
     "piecewise_core/frontend/recordings.py",
-    "piecewise_core/frontend/verifying.py:_verified",
     "piecewise_core/graph/assumptions.py",
     "piecewise_core/graph/codefacts.py",
     "piecewise_core/graph/saved/graphs.py",
