@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from piecewise_core.config import Config, Dim
 from piecewise_core.graph.trace import hints
 from piecewise_core.ranges import LISTED, Box, Range, Sizes, cut
 
-__all__ = ["NO_BOUND", "cell_like", "cell_of", "hint_in", "out_of_range", "unbounded", "uncovered"]
+__all__ = [
+    "NO_BOUND",
+    "cell_like",
+    "cell_of",
+    "fixes",
+    "hint_in",
+    "out_of_range",
+    "unbounded",
+    "uncovered",
+]
 
 NO_BOUND = sys.maxsize - 1
 """The upper end of a size that has none."""
@@ -67,16 +76,29 @@ def _without(span: Range, other: Range) -> Range | None:
     return span if span.intersect(other) is None else span.without(other)
 
 
-def hint_in(cell: Box, known: list[Box], bounds: Box, sizes: Sizes) -> Sizes:
-    """Sizes to trace ``cell`` with: those called, in dims where the model takes several paths.
+def fixes(box: Box, cell: Box) -> bool:
+    """Whether a region in ``cell`` has one size of a dim that has several there."""
+    pairs = zip(box.ranges, cell.ranges, strict=True)
+    return any(r.is_single_size() and not c.is_single_size() for r, c in pairs)
 
-    In others the usual ones: a model is not specialised by what it happened to see first.
+
+def hint_in(
+    cell: Box, known: list[Box], bounds: Box, sizes: Sizes, fixed: Collection[int] = ()
+) -> Sizes:
+    """Sizes to trace ``cell`` with: those called, so that the trace holds for the call.
+
+    The usual ones in place of 0 and 1, which are none to trace with, and, while nothing is known,
+    of sizes that may be equal to others by accident: another dim's, or one of ``fixed``. The usual
+    ones too in dims where the model takes one path only.
     """
     usual = hints(cell)
     found: list[int] = []
     for place, (span, size) in enumerate(zip(cell.ranges, sizes, strict=True)):
         cut = any(b.ranges[place] != bounds.ranges[place] for b in known)
-        wanted = size if cut and size > 1 else usual[place]
+        own = cut or not (known or size in fixed or sizes.count(size) > 1)
+        wanted = size if own and size > 1 else usual[place]
+        if cut and size <= 1:
+            wanted = span.nearest(2)  # the likeliest to do as that size
         while not cut and wanted in found and wanted < span.end:
             wanted = span.nearest(wanted + 1)
         found.append(wanted)

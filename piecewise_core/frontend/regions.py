@@ -10,7 +10,14 @@ from dataclasses import replace
 
 from piecewise_core.compile.scheduler import refuse_in_capture
 from piecewise_core.errors import PiecewiseError, Sealed, SizeBranch, TraceFailed
-from piecewise_core.frontend.coverage import cell_like, cell_of, hint_in, unbounded, uncovered
+from piecewise_core.frontend.coverage import (
+    cell_like,
+    cell_of,
+    fixes,
+    hint_in,
+    unbounded,
+    uncovered,
+)
 from piecewise_core.frontend.endpoints import endpoints_of, too_many
 from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.shared import Shared
@@ -75,10 +82,10 @@ class Regions:
         """
         shared = self._shared
         boxes = [r.general_box for r in self.known]
-        cell, hint = self._cell(boxes, sizes)
+        cell, hint = self._cell(boxes, sizes, structure.fixed_sizes)
         self._check_sealed(cell)
         refuse_in_capture(shared.setup.is_capturing, f"sizes {cell} would be traced")
-        ticket = shared.traces.ticket(structure, cell, hint) if shared.kept else None
+        ticket = shared.traces.ticket(structure, cell) if shared.kept else None
         with no_collection():
             found = shared.traces.find(ticket, structure, parameters)
             if found is not None:
@@ -101,10 +108,11 @@ class Regions:
         )  # only now: a trace that is refused later would be taken next time
         return region
 
-    def _cell(self, boxes: list[Box], sizes: Sizes) -> tuple[Box, Sizes]:
+    def _cell(self, boxes: list[Box], sizes: Sizes, fixed: frozenset[int]) -> tuple[Box, Sizes]:
         """Where a region around ``sizes`` may lie, and the sizes to trace it with.
 
-        Raises SizeBranch where there would be too many.
+        ``fixed``: sizes of tensor dims that do not vary. Raises SizeBranch where there would be too
+        many.
         """
         outer = self.outer_bounds
         if not self._auto:
@@ -116,7 +124,7 @@ class Regions:
             raise SizeBranch(too_many(self._config, sizes, boxes, list(cuts)))
         alone = len(boxes) >= _ALONE and all(box.is_single_size() for box in boxes)
         cell = Box.single(sizes) if alone else cell_like(boxes, outer, sizes)
-        return cell, hint_in(cell, boxes, outer, sizes)
+        return cell, hint_in(cell, boxes, outer, sizes, fixed)
 
     def _outside(self) -> tuple[str, ...]:
         """What cuts a region of which nothing was asked: its sizes lie outside of others."""
@@ -137,6 +145,8 @@ class Regions:
             with suppress(PiecewiseError):
                 return self._elsewhere(trace, cell, hint, sizes)
             raise
+        if not self.known and self._auto:
+            self._check_others(trace, cell, found.box, hint)
         if found.box == cell or not found.unsettled:
             return found
         # Within fewer sizes torch can tell how some of them compare.
@@ -144,6 +154,19 @@ class Regions:
             again = trace(found.box, hint)
             return replace(again, cuts=found.cuts)
         return found
+
+    def _check_others(self, trace: Trace, cell: Box, box: Box, hint: Sizes) -> None:
+        """Raise TraceFailed where all sizes but the traced one raise: something fixes it."""
+        if not fixes(box, cell):
+            return
+        other = hints(cell)
+        pairs = zip(cell.ranges, other, hint, strict=True)
+        other = tuple(r.nearest(a + 1) if a == b else a for r, a, b in pairs)
+        try:
+            trace(cell, other)
+        except TraceFailed as error:
+            if type(error) is TraceFailed:  # others are of paths that another region may take
+                raise
 
     def _elsewhere(self, trace: Trace, cell: Box, hint: Sizes, sizes: Sizes) -> Traced:
         """The trace of ``cell`` at ``sizes``: the model raises at the hint. Raises TraceFailed."""
@@ -155,8 +178,7 @@ class Regions:
         if hint == sizes or min(sizes) < 2:
             raise TraceFailed("there is no other size to trace it at")
         traced = trace(cell, sizes)
-        pairs = zip(traced.box.ranges, cell.ranges, strict=True)
-        if any(r.is_single_size() and not c.is_single_size() for r, c in pairs):
+        if fixes(traced.box, cell):
             raise TraceFailed("all sizes but one raise: something else has to vary with them")
         return traced
 

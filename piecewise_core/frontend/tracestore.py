@@ -28,7 +28,7 @@ from piecewise_core.graph.saved.calls import write_structure
 from piecewise_core.graph.saved.traces import SavedTrace, read_trace, write_trace
 from piecewise_core.graph.structure import Structure
 from piecewise_core.graph.trace import Traced
-from piecewise_core.ranges import Box, Sizes
+from piecewise_core.ranges import Box
 from piecewise_core.runtime.closure_walk import roots_of
 from piecewise_core.runtime.parameters import Parameters
 from piecewise_core.runtime.weight_paths import find_held, write_held
@@ -60,8 +60,8 @@ class TraceStore:
         self._config = config
         self._run = run
 
-    def ticket(self, structure: Structure, cell: Box, hint: Sizes) -> Ticket | None:
-        """What the trace of ``cell`` at ``hint`` is kept under; None where it cannot be."""
+    def ticket(self, structure: Structure, cell: Box) -> Ticket | None:
+        """What a trace of ``cell`` is kept under, at whatever sizes; None where it cannot be."""
         if self._store is None:
             return None
         unknown = in_force()
@@ -73,7 +73,7 @@ class TraceStore:
         except NotSavable as why:
             logger.info("traces are not kept in the compile store: %s", why)
             return None
-        factors = {**fixed, "trace.sizes": str(cell), "trace.at": str(hint)}
+        factors = {**fixed, "trace.sizes": str(cell)}
         return make_ticket(factors, cell, f"trace of {fixed['trace.of']}")
 
     def find(

@@ -112,6 +112,12 @@ class Structure:
     tensors: tuple[TensorLeaf, ...]
     dims: tuple[Dim, ...]
 
+    @property
+    def fixed_sizes(self) -> frozenset[int]:
+        """The sizes of all tensor dims that do not vary."""
+        tensors = self.tensors
+        return frozenset(s for t in tensors for i, s in enumerate(t.sizes) if i not in t.dims)
+
     def where(self, dim: Dim) -> list[tuple[TensorLeaf, int]]:
         """Every (tensor, tensor dim) that carries ``dim``."""
         return [(t, i) for t in self.tensors for i, d in t.dims.items() if d.name == dim.name]

@@ -95,6 +95,22 @@ def test_captured_sizes_are_replayed_by_graphs_of_their_own_region(fn):
     assert fast.stats().calls["replayed"] > 0
 
 
+def chain(x):
+    for rest in range(31):
+        if x.shape[0] % 31 == rest:
+            return x * (rest + 1)
+    return x
+
+
+@pytest.mark.parametrize("fn", [chain, thresholds, padded, listed], ids=lambda fn: fn.__name__)
+@pytest.mark.parametrize("rows", [8, 19, 33, 40])
+def test_the_first_call_takes_one_trace_that_of_the_region_it_needs(fn, rows):
+    fast = pw.compile(fn, pw.Config(dynamic=dims(), compiler="eager"))
+    check(fast, fn, [rows])
+    assert fast.stats().graphs == 1
+    check(fast, fn, range(1, 41, 3))
+
+
 def test_groups_of_rows_are_one_region_of_multiples():
     fast = pw.compile(groups, pw.Config(dynamic=dims(), compiler="eager"))
     check(fast, groups, (16, 8, 40, 24))
