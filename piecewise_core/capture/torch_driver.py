@@ -7,37 +7,19 @@ drives ``capture_begin`` and ``capture_end`` themselves.
 from __future__ import annotations
 
 import contextlib
-import logging
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from piecewise_core.capture.torch_advice import Advice, advice_on
+from piecewise_core.capture.torch_captures import OpenCapture, TorchCaptures
 from piecewise_core.capture.torch_memory import DriverMeter, PoolMemory, TorchPool
-from piecewise_core.torch_compat.graphs import (
-    bare_replay,
-    leave_pool,
-    mode_keyword,
-    storage_over,
-    workspace_freer,
-)
+from piecewise_core.torch_compat.graphs import bare_replay, storage_over, workspace_freer
 
 __all__ = ["TorchGraphDriver"]
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Open:
-    """The capture that runs."""
-
-    graph: Any
-    pool: TorchPool
-    stream: Any
 
 
 class TorchGraphDriver:
@@ -68,16 +50,14 @@ class TorchGraphDriver:
         self._advice = tuple(advice)
         self._unsafe = tuple(unsafe_ops)
         self._debug = debug
-        self._mode = mode_keyword(self._class, error_mode)
-        self._open: _Open | None = None
+        self._captures = TorchCaptures(module, self._device_type, self._class, error_mode)
+        self._open: OpenCapture | None = None
         self._pools: weakref.WeakKeyDictionary[Any, TorchPool] = weakref.WeakKeyDictionary()
         self._newest: weakref.ref[TorchPool] | None = None
         self._memory = PoolMemory(module)
         self._read = False
         self._first = False
         self._free_workspaces = workspace_freer(self._device_type)
-        # Torch's host allocator keeps a pointer to each graph whose capture never ended.
-        self._kept: list[Any] = []
         if hasattr(self._class, "register_generator_state"):
             self.register_generator = _register_generator
 
@@ -113,17 +93,16 @@ class TorchGraphDriver:
         if self._module.current_stream() != stream:
             raise RuntimeError(f"{stream} is not the current stream; make it current to capture")
         if pool.anchor is None:
-            pool.anchor = self._anchor(pool, stream)
+            pool.anchor = self._captures.anchor(pool, stream)
         if self._first:
             self._free_workspaces()
             self._first = False
         pool.meter.open()
-        self._open = _Open(graph, pool, stream)
+        self._open = OpenCapture(graph, pool, stream)
         try:
-            graph.capture_begin(pool=pool.handle, **self._mode)
+            self._captures.begin(self._open)
         except BaseException:
             self._open = None
-            self._forget(graph, pool.handle, stream)
             raise
 
     def capture_end(self, graph: Any) -> None:
@@ -132,11 +111,12 @@ class TorchGraphDriver:
         if self._module.current_stream() != running.stream:
             raise RuntimeError(f"end the capture on {running.stream}, where it began")
         try:
-            _end(graph)
+            self._captures.end(graph)
         except BaseException:
-            self._recover(running)
+            self._captures.recover(running)
             raise
-        self._open = None
+        finally:
+            self._open = None
         self._read = False
         self._newest = weakref.ref(running.pool)
         self._pools[graph] = running.pool
@@ -170,12 +150,13 @@ class TorchGraphDriver:
             return
         with self._module.stream(running.stream):
             try:
-                _end(graph)
+                self._captures.end(graph)
             except RuntimeError:  # an error has invalidated the capture
-                self._recover(running)
+                self._captures.recover(running)
             else:
-                self._open = None
                 graph.reset()
+            finally:
+                self._open = None
 
     # Memory ---------------------------------------------------------------------------
 
@@ -225,47 +206,10 @@ class TorchGraphDriver:
 
     # In private -----------------------------------------------------------------------
 
-    def _running(self, graph: Any) -> _Open:
+    def _running(self, graph: Any) -> OpenCapture:
         if self._open is None or self._open.graph is not graph:
             raise RuntimeError("the graph is not being captured; call capture_begin first")
         return self._open
-
-    def _recover(self, running: _Open) -> None:
-        """Make torch end a capture that the driver has ended already.
-
-        ``capture_end`` of an invalidated capture raises before it tells the allocators and the
-        generators, which then refuse to serve. So a helper's capture is begun on the stream, into
-        a pool of its own, and the graph ends that one instead.
-        """
-        self._open = None
-        helper, handle = self._class(), self._module.graph_pool_handle()
-        try:
-            helper.capture_begin(pool=handle, **self._mode)
-            _end(running.graph)
-        except RuntimeError as exc:
-            logger.debug("a failed capture was left without its graph's help: %s", exc)
-            self._forget(running.graph, running.pool.handle, running.stream)
-        running.graph.reset()
-        self._forget(helper, handle, running.stream)
-
-    def _forget(self, graph: Any, handle: Any, stream: Any) -> None:
-        """Make a graph empty whose capture never ended."""
-        index = getattr(getattr(stream, "device", None), "index", None) or 0
-        leave_pool(self._device_type, index, handle)
-        graph.reset()
-        self._kept.append(graph)
-
-    def _anchor(self, pool: TorchPool, stream: Any) -> Any:
-        """A graph that does next to nothing, and the memory that it does it to."""
-        device = getattr(stream, "device", None) or self._device_type
-        scratch = torch.zeros(1, device=device)
-        graph = self._class()
-        graph.capture_begin(pool=pool.handle, **self._mode)
-        try:
-            scratch.zero_()
-        finally:
-            _end(graph)
-        return graph, scratch
 
     def _in_pool(self, address: int) -> bool:
         pool = self._newest() if self._newest is not None else None
@@ -273,13 +217,6 @@ class TorchGraphDriver:
             self._memory.read(pool.handle)
             self._read = True
         return pool is not None and self._memory.holds(address)
-
-
-def _end(graph: Any) -> None:
-    """End a capture. That the graph is empty is no error: one would leave generators capturing."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        graph.capture_end()
 
 
 def _register_generator(graph: Any, generator: torch.Generator) -> None:

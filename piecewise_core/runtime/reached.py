@@ -6,17 +6,14 @@ import functools
 import gc
 import io
 import sys
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
-from functools import partial
 from types import (
     BuiltinMethodType,
-    CellType,
     CodeType,
     FunctionType,
     MappingProxyType,
-    MemberDescriptorType,
     MethodType,
     MethodWrapperType,
     ModuleType,
@@ -27,28 +24,29 @@ import torch
 
 from piecewise_core.runtime.classes import is_heap
 from piecewise_core.runtime.closure_walk import reach
+from piecewise_core.runtime.contents import (
+    OWN,
+    Found,
+    content_of,
+    globals_of,
+    of_container,
+    of_instance,
+)
 from piecewise_core.runtime.hooks import of_every_module
 from piecewise_core.runtime.hostrandom import is_random
-from piecewise_core.runtime.watch import Poll, class_of
+from piecewise_core.runtime.watch import Poll
 from piecewise_core.torch_compat.modules import default_device
 
-__all__ = ["codes", "reached"]
+__all__ = ["reached"]
 
 _MOST = 50_000
 """Objects looked into; what lies beyond is not watched."""
 
 _LEAVES = (str, bytes, int, float, complex, type(None), ModuleType, torch.Tensor, CodeType)
-_OWN = frozenset({"torch", "piecewise_core"})
 _LIBRARY = sys.stdlib_module_names - {
     *("builtins", "collections", "types", "functools", "dataclasses", "enum"),
     *("os", "_thread", "contextvars", "_contextvars", "__main__"),
 }
-_UNSEEN = frozenset(
-    name
-    for name in vars(torch.nn.Module())
-    if ("hooks" in name and name not in ("_forward_hooks", "_forward_pre_hooks")) or "set" in name
-)
-"""Of modules: hooks that no forward runs, and what torch notes beside those that it does."""
 
 
 def reached(
@@ -70,10 +68,6 @@ def reached(
     )
     if met is not None:
         met += walk.advancing()
-
-
-_Found = tuple[list[Any], list[Any]]
-"""What to look into next, and what to watch."""
 
 
 class _Walk:
@@ -129,7 +123,7 @@ class _Walk:
                 ):
                     yield value
 
-    def _looked_into(self, value: Any) -> _Found:
+    def _looked_into(self, value: Any) -> Found:
         if isinstance(value, MethodType):
             return [value.__self__, value.__func__], []
         if isinstance(value, FunctionType):
@@ -148,35 +142,35 @@ class _Walk:
             return [value.__func__], []
         if isinstance(value, property):
             return [value.fget], []
-        items, watched = _of_container(value)
+        items, watched = of_container(value)
         own = getattr(value, "__dict__", None)
         self._attributes |= {id(v): n for n, v in own.items()} if isinstance(own, dict) else {}
-        inner, more = _of_instance(value)
+        inner, more = of_instance(value)
         return [*items, *inner], [*watched, *more]
 
-    def _of_class(self, kind: type) -> _Found:
+    def _of_class(self, kind: type) -> Found:
         """The class and its bases; of those that are not torch's, what code may name."""
         watched: list[Any] = [c for c in kind.__mro__ if is_heap(c)]
         inner: list[Any] = []
         for each in list(watched):
-            if _package(each) not in _OWN:
+            if _package(each) not in OWN:
                 self._classes.append(each)
                 inner += [vars(each)[name] for name in self._names & vars(each).keys()]
             elif isinstance(vars(each).get("forward"), FunctionType):
-                watched += _globals(vars(each)["forward"], set())[1]
+                watched += globals_of(vars(each)["forward"], set())[1]
         return inner, watched
 
-    def _of_function(self, fn: FunctionType) -> _Found:
+    def _of_function(self, fn: FunctionType) -> Found:
         """Its closure, defaults and attributes, and the globals that its code names."""
         if _package(fn) in sys.modules and _package(fn) not in self._packages:
             return [], [fn]
         cells = list(fn.__closure__ or ())
         held = [fn.__dict__] if fn.__dict__ else []
         met: set[str] = set()
-        inner, entries = _globals(fn, met)
+        inner, entries = globals_of(fn, met)
         self._names |= met
         self._run |= met if fn.__name__ != "__init__" else set()
-        inner += [*map(_content, cells), *(fn.__defaults__ or ()), fn.__kwdefaults__]
+        inner += [*map(content_of, cells), *(fn.__defaults__ or ()), fn.__kwdefaults__]
         return [*inner, *fn.__dict__.values()], [fn, *held, *cells, *entries]
 
 
@@ -193,83 +187,10 @@ def _is_librarys(value: Any) -> bool:
     What an operator of torch's calls runs at every replay, or is native.
     """
     kind = value if isinstance(value, (type, FunctionType)) else type(value)
-    if _package(kind) in _OWN:
+    if _package(kind) in OWN:
         return not isinstance(value, (type, torch.nn.Module))
     return _package(kind) in _LIBRARY
 
 
 def _package(thing: Any) -> str:
     return str(getattr(thing, "__module__", "")).partition(".")[0]
-
-
-def _of_container(value: Any) -> _Found:
-    """The items of a list, a dict, a set and the like."""
-    if isinstance(value, dict):
-        order = [Poll(value, "order", partial(list, value))] if _is_moved_in(value) else []
-        return list(value.values()), [value, *order]
-    if isinstance(value, list):
-        return list(value), [value]
-    if isinstance(value, tuple):
-        return list(value), []
-    if isinstance(value, (set, frozenset)):
-        return list(value), [Poll(value, "items", partial(set, value))]
-    if isinstance(value, deque):
-        return list(value), [Poll(value, "items", partial(list, value))]
-    return [], []
-
-
-def _is_moved_in(value: dict[Any, Any]) -> bool:
-    """Whether its order may change without a write."""
-    return isinstance(value, OrderedDict) and len(value) > 1
-
-
-def _of_instance(value: Any) -> _Found:
-    """Attributes, in a dict or in slots, and the class."""
-    kind = type(value)
-    own = getattr(value, "__dict__", None)
-    held = [own] if isinstance(own, dict) else []
-    skipped = _UNSEEN if isinstance(value, torch.nn.Module) else ()
-    inner = [v for d in held for n, v in d.items() if n not in skipped]
-    if not is_heap(kind):
-        return inner, [*held]
-    slots = [n for c in kind.__mro__ if is_heap(c) for n, v in vars(c).items() if _is_slot(v)]
-    polls = [Poll(value, n, partial(getattr, value, n)) for n in slots]
-    values = [getattr(value, n, None) for n in slots]
-    return [*inner, *values, kind], [*held, *polls, class_of(value)]
-
-
-def _is_slot(value: Any) -> bool:
-    return isinstance(value, MemberDescriptorType)
-
-
-def _globals(fn: FunctionType, met: set[str]) -> _Found:
-    """The globals that the code names, and of modules among them what it may name there.
-
-    ``met``: takes in all names that the code mentions.
-    """
-    names = {n for code in codes(fn.__code__) for n in code.co_names}
-    met |= names
-    named = [n for n in names if n in fn.__globals__]
-    inner = [fn.__globals__[n] for n in named]
-    entries: list[Any] = [(fn.__globals__, n) for n in named]
-    for module in [m for m in inner if isinstance(m, ModuleType)]:
-        held = vars(module)
-        entries += [(held, n) for n in names if n in held]
-        if module.__name__.partition(".")[0] not in _OWN:
-            inner += [held[n] for n in names if n in held]
-    return inner, entries
-
-
-def codes(code: CodeType) -> Iterator[CodeType]:
-    """``code``, and that of the functions made in it."""
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from codes(constant)
-
-
-def _content(cell: CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # not assigned yet
-        return None

@@ -16,8 +16,9 @@ import torch
 
 from piecewise_core.graph.questions import WATCHED, words
 from piecewise_core.runtime.classes import alike
+from piecewise_core.runtime.contents import codes
 from piecewise_core.runtime.hostrandom import is_random
-from piecewise_core.runtime.reached import codes, reached
+from piecewise_core.runtime.reached import reached
 from piecewise_core.runtime.restore import restore
 from piecewise_core.runtime.switches import switches
 from piecewise_core.runtime.watch import Poll, Switch, Watch, asked, identity

@@ -12,7 +12,6 @@ MODULE, FUNCTION = 250, 50
 """Lines of a module, and of a function, its docstring included."""
 
 LONGER: set[str] = {
-    "piecewise_core/capture/torch_driver.py",
     "piecewise_core/capture/watching.py",
     "piecewise_core/config.py",
     "piecewise_core/frontend/form.py",
@@ -23,7 +22,6 @@ LONGER: set[str] = {
     "piecewise_core/graph/codefacts.py",
     "piecewise_core/graph/saved/graphs.py",
     "piecewise_core/graph/frame.py:capture",
-    "piecewise_core/runtime/reached.py",
     "piecewise_core/testing/conformance/case.py",
     "piecewise_core/testing/simulated/driver.py",
 }
