@@ -37,7 +37,7 @@ class ConfigWarning(UserWarning):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(config_io.PlainData):
     """Say how a model is cut, compiled, captured and called.
 
     Fields hold normal forms whatever container they are given in: tuples, sorted, without
@@ -230,36 +230,6 @@ class Config:
         for note in config_env.near_misses(environ, names):
             warnings.warn(note, ConfigWarning, stacklevel=2)
         return config_env.override(names, environ, self.replace) or self
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return every field as plain data that JSON can hold."""
-        return {f.name: config_io.plain(getattr(self, f.name)) for f in fields(self)}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Config:
-        """Return the Config that ``data`` describes, written as ``to_dict`` writes it.
-
-        A missing field has its default. Raises ConfigError for an unknown one, naming the nearest.
-        """
-        return cls(**config_io.arguments(data, [f.name for f in fields(cls)]))
-
-    def to_json(self) -> str:
-        """Return the fields as a JSON object."""
-        return config_io.dump_json(self.to_dict())
-
-    @classmethod
-    def from_json(cls, text: str) -> Config:
-        """Return the Config that a JSON object describes; see ``from_dict``."""
-        return cls.from_dict(config_io.load_json(text))
-
-    def to_toml(self) -> str:
-        """Return the fields as TOML, those that are None left out. Needs the extra ``toml``."""
-        return config_io.dump_toml(self.to_dict())
-
-    @classmethod
-    def from_toml(cls, text: str) -> Config:
-        """Return the Config that a TOML document describes; see ``from_dict``."""
-        return cls.from_dict(config_io.load_toml(text))
 
     def cache_factors(self) -> dict[str, str]:
         """Return the fields that belong in a compile-cache key by themselves.

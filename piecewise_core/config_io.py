@@ -8,32 +8,86 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Mapping
+from dataclasses import fields
 from typing import Any
+
+from typing_extensions import Self
 
 from piecewise_core.config_dims import Dim
 from piecewise_core.config_fields import nearest
 from piecewise_core.errors import ConfigError
 
-__all__ = [
-    "arguments",
-    "check_keys",
-    "dump_json",
-    "dump_toml",
-    "load_json",
-    "load_toml",
-    "plain",
-]
+__all__ = ["PlainData", "arguments", "check_keys"]
 
 
-def plain(value: Any) -> Any:
+class PlainData:
+    """The part of Config that writes and reads it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return every field as plain data that JSON can hold."""
+        config: Any = self
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(config)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Return the Config that ``data`` describes, written as ``to_dict`` writes it.
+
+        A missing field has its default. Raises ConfigError for an unknown one, naming the nearest.
+        """
+        config: Any = cls
+        return cls(**arguments(data, [f.name for f in fields(config)]))
+
+    def to_json(self) -> str:
+        """Return the fields as a JSON object."""
+        import json
+
+        return json.dumps(self.to_dict(), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Return the Config that a JSON object describes; see ``from_dict``."""
+        import json
+
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise ConfigError(f"Config: not JSON: {error}") from error
+        return cls.from_dict(data)
+
+    def to_toml(self) -> str:
+        """Return the fields as TOML, those that are None left out. Needs the extra ``toml``."""
+        try:
+            import tomli_w
+        except ModuleNotFoundError as error:
+            raise _no_toml("writing TOML needs tomli-w") from error
+        return tomli_w.dumps({k: v for k, v in self.to_dict().items() if v is not None})
+
+    @classmethod
+    def from_toml(cls, text: str) -> Self:
+        """Return the Config that a TOML document describes; see ``from_dict``."""
+        if sys.version_info >= (3, 11):
+            import tomllib
+        else:
+            try:
+                import tomli as tomllib
+            except ModuleNotFoundError as error:
+                raise _no_toml("reading TOML on Python 3.10 needs tomli") from error
+        try:
+            data = tomllib.loads(text)
+        except ValueError as error:
+            raise ConfigError(f"Config: not TOML: {error}") from error
+        return cls.from_dict(data)
+
+
+def _plain(value: Any) -> Any:
     """Return a normalised field as lists, dicts with string keys, and scalars."""
     if isinstance(value, Dim):
         found: dict[str, Any] = {"name": value.name, "min": value.min, "max": value.max}
         return found if value.multiple_of == 1 else {**found, "multiple_of": value.multiple_of}
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, tuple):
-        return [plain(item) for item in value]
+        return [_plain(item) for item in value]
     return value
 
 
@@ -60,47 +114,6 @@ def check_keys(data: Mapping[Any, Any], known: Collection[str]) -> None:
             raise ConfigError(
                 f"Config: {key!r} is not a field ({', '.join(known)}){nearest(key, known)}"
             )
-
-
-def dump_json(data: Mapping[str, Any]) -> str:
-    """Return ``data`` as indented JSON."""
-    import json
-
-    return json.dumps(data, indent=2)
-
-
-def load_json(text: str) -> Any:
-    """Return what ``text`` holds. Raises ConfigError when it is not JSON."""
-    import json
-
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ConfigError(f"Config: not JSON: {error}") from error
-
-
-def dump_toml(data: Mapping[str, Any]) -> str:
-    """Return ``data`` as TOML without what is None, which TOML cannot say."""
-    try:
-        import tomli_w
-    except ModuleNotFoundError as error:
-        raise _no_toml("writing TOML needs tomli-w") from error
-    return tomli_w.dumps({key: value for key, value in data.items() if value is not None})
-
-
-def load_toml(text: str) -> Any:
-    """Return what ``text`` holds. Raises ConfigError when it is not TOML."""
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        try:
-            import tomli as tomllib
-        except ModuleNotFoundError as error:
-            raise _no_toml("reading TOML on Python 3.10 needs tomli") from error
-    try:
-        return tomllib.loads(text)
-    except ValueError as error:
-        raise ConfigError(f"Config: not TOML: {error}") from error
 
 
 def _no_toml(what: str) -> ConfigError:

@@ -13,7 +13,6 @@ MODULE, FUNCTION = 250, 50
 
 LONGER: set[str] = {
     "piecewise_core/capture/watching.py",
-    "piecewise_core/config.py",
     "piecewise_core/frontend/form.py",
     "piecewise_core/frontend/lockstep.py",
     "piecewise_core/frontend/recorded.py",
