@@ -36,14 +36,14 @@ class TorchCaptures:
         self._module = module
         self._device_type = device_type
         self._make = make
-        self._mode = mode_keyword(make, error_mode)
+        self.mode = mode_keyword(make, error_mode)
         # Torch's host allocator keeps a pointer to each graph whose capture never ended.
         self._kept: list[Any] = []
 
     def begin(self, opened: OpenCapture) -> None:
         """Start recording. When it fails the graph is empty."""
         try:
-            opened.graph.capture_begin(pool=opened.pool.handle, **self._mode)
+            opened.graph.capture_begin(pool=opened.pool.handle, **self.mode)
         except BaseException:
             self._forget(opened.graph, opened.pool.handle, opened.stream)
             raise
@@ -63,7 +63,7 @@ class TorchCaptures:
         """
         helper, handle = self._make(), self._module.graph_pool_handle()
         try:
-            helper.capture_begin(pool=handle, **self._mode)
+            helper.capture_begin(pool=handle, **self.mode)
             self.end(opened.graph)
         except RuntimeError as exc:
             logger.debug("a failed capture was left without its graph's help: %s", exc)
@@ -76,7 +76,7 @@ class TorchCaptures:
         device = getattr(stream, "device", None) or self._device_type
         scratch = torch.zeros(1, device=device)
         graph = self._make()
-        graph.capture_begin(pool=pool.handle, **self._mode)
+        graph.capture_begin(pool=pool.handle, **self.mode)
         try:
             scratch.zero_()
         finally:

@@ -187,8 +187,8 @@ def test_a_driver_over_torch_cuda_initialises_nothing(fresh_processes):
 
 
 def test_the_graphs_of_torch_xpu_take_no_error_mode():
-    assert TorchGraphDriver(torch.xpu)._mode == {}
-    assert TorchGraphDriver(torch.cuda)._mode == {"capture_error_mode": "thread_local"}
+    assert TorchGraphDriver(torch.xpu)._captures.mode == {}
+    assert TorchGraphDriver(torch.cuda)._captures.mode == {"capture_error_mode": "thread_local"}
 
 
 # Capture ----------------------------------------------------------------------------
