@@ -21,8 +21,6 @@ LONGER: set[str] = {
     "piecewise_core/graph/codefacts.py",
     "piecewise_core/graph/saved/graphs.py",
     "piecewise_core/graph/frame.py:capture",
-    "piecewise_core/testing/conformance/case.py",
-    "piecewise_core/testing/simulated/driver.py",
 }
 """What is longer and shall not stay so; nothing is added here."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from typing import Any, TypeVar
 
 from piecewise_core.plugins.attribution import AttributedPlatform
@@ -24,9 +25,6 @@ class Case:
     def __init__(self, run: Run, spec: Spec) -> None:
         self.spec = spec
         self._run = run
-        self._platform: Any = None
-        self._pool: Any = None
-        self._stream: Any = None
         self._graphs: list[Any] = []
         self._inside = False
 
@@ -52,15 +50,12 @@ class Case:
         """The class that the test is part of."""
         return self._run.suite
 
-    @property
+    @cached_property
     def platform(self) -> Platform:
         """The platform, made; given to core as it is."""
-        if self._platform is None:
-            self._platform = self.subject.make()
-        made: Platform = self._platform
-        return made
+        return self.subject.make()
 
-    @property
+    @cached_property
     def _attributed(self) -> AttributedPlatform:
         """The platform in stand-ins, so that what a method raises names the method."""
         return AttributedPlatform(self.platform, str(self.subject.origin))
@@ -140,11 +135,9 @@ class Case:
         self.device.synchronize()
         got, expected = got.detach().cpu(), expected.detach().cpu()
         same_kind = (got.shape, got.dtype) == (expected.shape, expected.dtype)
-        if same_kind and exact:
-            holds = torch.equal(got, expected)
-        else:
-            slack = 1e-2 if got.dtype in (torch.float16, torch.bfloat16) else 1e-4
-            holds = same_kind and torch.allclose(got, expected, rtol=slack, atol=slack)
+        loose = 1e-2 if got.dtype in (torch.float16, torch.bfloat16) else 1e-4
+        slack = 0.0 if exact else loose
+        holds = same_kind and torch.allclose(got, expected, rtol=slack, atol=slack)
         self.require(holds, did, _shown(expected), _shown(got), change)
 
     # Tensors and graphs ----------------------------------------------------------------
@@ -161,19 +154,15 @@ class Case:
 
         return torch.zeros(*shape).to(self.device_type)
 
-    @property
+    @cached_property
     def pool(self) -> Any:
         """The pool of this test."""
-        if self._pool is None:
-            self._pool = self.driver.new_pool()
-        return self._pool
+        return self.driver.new_pool()
 
-    @property
+    @cached_property
     def stream(self) -> Any:
         """The stream that this test captures on."""
-        if self._stream is None:
-            self._stream = self.device.new_stream()
-        return self._stream
+        return self.device.new_stream()
 
     def new_graph(self) -> Any:
         """An empty graph, reset when the test ends."""
@@ -250,7 +239,7 @@ class Case:
                 self.leave(graph) if self.driver.is_capturing() else None
             with contextlib.suppress(Exception):
                 self.driver.reset(graph)
-        self._pool = None
+        vars(self).pop("pool", None)
 
 
 def _shown(tensor: Any) -> str:

@@ -120,7 +120,7 @@ class SimulatedDriver:
                 "capture_end on another thread or stream than capture_begin",
                 "End a capture where it began.",
             )
-        recording = self._leave_capture(graph)
+        recording = self._leave_capture(graph, capture)
         if next(self._ends) == self._fail_at:
             raise DeviceFault("the capture failed (fail_capture_at)", "This failure was asked for.")
         if capture.spoiled:
@@ -140,8 +140,7 @@ class SimulatedDriver:
 
     def reset(self, graph: Any) -> None:
         """Free the graph; with its last graph and tensor a pool gives its memory back."""
-        if graph.capture is not None:
-            self._leave_capture(graph)
+        self.abort_capture(graph)
         graph.recording = None
         gone = self._graphs.pop(id(graph), None)
         if gone is not None:
@@ -155,7 +154,7 @@ class SimulatedDriver:
     def abort_capture(self, graph: Any) -> None:
         """Leave a capture that went wrong; nothing if there is none."""
         if graph.capture is not None:
-            self._leave_capture(graph)
+            self._leave_capture(graph, graph.capture)
 
     # Memory ---------------------------------------------------------------------------
 
@@ -245,9 +244,6 @@ class SimulatedDriver:
             self._graphs[id(graph)] = gone
         graph.pool = pool
 
-    def _leave_capture(self, graph: SimulatedGraph) -> Recording:
-        capture = graph.capture
-        if capture is None:
-            raise DeviceFault("there is no capture to leave", "Begin one first.")
+    def _leave_capture(self, graph: SimulatedGraph, capture: Capture) -> Recording:
         graph.capture = self._device.capture = None
         return capture.end()
