@@ -13,11 +13,19 @@ import torch
 from piecewise_core.errors import CaptureFailed
 from piecewise_core.graph.untold import untold
 from piecewise_core.torch_compat import pytree
+from piecewise_core.torch_compat.graphs import in_backward
 from piecewise_core.torch_compat.operators import schema_or_none
 from piecewise_core.torch_compat.storages import memory_key
 
-__all__ = ["ValueRead", "only_views", "reshapes", "tensors", "user_line", "written"]
-
+__all__ = [
+    "ValueRead",
+    "only_views",
+    "refuse_in_backward",
+    "reshapes",
+    "tensors",
+    "user_line",
+    "written",
+]
 
 _ONLY_SIZES = frozenset({
     "aten::detach_", "aten::t_", "aten::squeeze_", "aten::unsqueeze_", "aten::transpose_",
@@ -52,8 +60,8 @@ def written(fn: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:
     found: list[torch.Tensor] = []
     named = untold(schema, lambda place, name: _given(schema, place, name, args, kwargs))
     for place, argument in enumerate(schema.arguments):
-        told = argument.alias_info is not None and argument.alias_info.is_write
-        if told or argument.name in named:
+        declared = argument.alias_info is not None and argument.alias_info.is_write
+        if declared or argument.name in named:
             found += tensors(_given(schema, place, argument.name, args, kwargs))
     return found
 
@@ -80,6 +88,19 @@ def only_views(result: Any, args: Any, kwargs: Any, changed: Sequence[torch.Tens
     found = tensors(result)
     given = {memory_key(t) for t in tensors((args, kwargs))}
     return bool(found) and not changed and all(memory_key(t) in given for t in found)
+
+
+def refuse_in_backward(fn: Any) -> None:
+    """Raise CaptureFailed for a splitting op that runs in a backward pass.
+
+    Autograd puts this thread's modes back after each node: a capture of CPU tensors that ends or
+    begins within one would be lost, or go on for good.
+    """
+    if in_backward():
+        raise CaptureFailed(
+            f"{fn} is a splitting op and runs in a backward pass, within which no capture can "
+            "end; put all that calls autograd into a splitting op"
+        )
 
 
 def user_line() -> Callable[[], str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -138,6 +139,15 @@ class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = waited_for(func, self._watcher.looked_into(func)(*args, **kwargs))
         self._watcher.saw(func, args, kwargs, result)
         return result
+
+    @contextmanager
+    def left(self) -> Iterator[None]:
+        """Step out of it: a driver may keep a mode of its own beneath it."""
+        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        try:
+            yield
+        finally:
+            self.__enter__()  # type: ignore[no-untyped-call]
 
 
 def _wraps_handle(func: Any) -> bool:
