@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from piecewise_core.capture import torch_driver
+from piecewise_core.capture import torch_captures, torch_driver
 from piecewise_core.capture.torch_driver import TorchGraphDriver
 from piecewise_core.plugins.contract import differences
 from piecewise_core.protocols import GraphDriver
@@ -112,7 +112,7 @@ def module():
 def left(monkeypatch):
     """The pools that the allocator was told to leave."""
     found = []
-    monkeypatch.setattr(torch_driver, "leave_pool", lambda *what: found.append(what))
+    monkeypatch.setattr(torch_captures, "leave_pool", lambda *what: found.append(what))
     return found
 
 
