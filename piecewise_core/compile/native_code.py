@@ -117,12 +117,17 @@ def to_bytes(code: NativeCode) -> bytes:
         "autocast": code.autocast,
         "chosen": code.chosen,
     }
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        archive.writestr("piece.json", json.dumps(head))
-        archive.writestr("call.py", code.source)
-        archive.writestr("wrappers.pkl", code.wrappers)
-        for place, name in enumerate(sorted(code.kernels)):
-            archive.writestr(f"kernels/{place}.so", code.kernels[name])
+    members: dict[str, str | bytes] = {
+        "piece.json": json.dumps(head),
+        "call.py": code.source,
+        "wrappers.pkl": code.wrappers,
+    }
+    for place, name in enumerate(sorted(code.kernels)):
+        members[f"kernels/{place}.so"] = code.kernels[name]
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in members.items():
+            # Its date is no clock's, so that equal code gives equal bytes.
+            archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED, compresslevel=1)
     return buffer.getvalue()
 
 

@@ -104,6 +104,15 @@ def test_what_library_was_chosen_is_kept_with_the_code():
     assert from_bytes(to_bytes(code)) == code
 
 
+def test_equal_code_is_equal_bytes_whenever_it_is_made(monkeypatch):
+    from piecewise_core.compile.native_code import NativeCode, to_bytes
+
+    code = NativeCode("def call(args): return args", {}, ())
+    made = to_bytes(code)
+    monkeypatch.setattr("time.localtime", lambda *_: (2031, 5, 7, 11, 13, 17, 2, 127, 0))
+    assert to_bytes(code) == made
+
+
 def test_another_format_is_refused():
     buffer = BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:

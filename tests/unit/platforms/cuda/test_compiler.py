@@ -100,7 +100,9 @@ def test_a_loaded_piece_hands_on_what_it_brought_and_what_came_since(files):
     assert unpack(loaded.handle()) == (b"artifact", {"KEY/a.so": b"a", "KEY/b.so": b"b"})
 
 
-@pytest.mark.parametrize("plain", [b"artifact", to_bytes(NativeCode("", {}, ()))])
+@pytest.mark.parametrize(
+    "plain", [b"artifact", to_bytes(NativeCode("", {}, ()))], ids=["of torch", "native"]
+)
 def test_a_piece_without_a_wrapper_loads(plain, files, loads):
     loaded = CudaInductor().load(plain)
     assert loads[-1] == ("load", plain)

@@ -31,7 +31,9 @@ def test_files_of_one_content_are_kept_once():
 
 
 @pytest.mark.parametrize(
-    "piece", [b"", b"an artifact of torch's", to_bytes(NativeCode("", {}, ()))]
+    "piece",
+    [b"", b"an artifact of torch's", to_bytes(NativeCode("", {}, ()))],
+    ids=["none", "of torch", "native"],
 )
 def test_a_piece_without_files_is_left_as_it_is(piece):
     assert unpack(piece) == (piece, {})
