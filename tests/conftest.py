@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 
 import pytest
 from fresh_process import FreshProcesses
@@ -17,9 +18,17 @@ settings.load_profile("default")
 
 
 def pytest_collection_finish():
-    """Keep what is imported and collected out of every later collection of garbage."""
+    """Take out of every test what costs time and tells nothing.
+
+    What is imported and collected stays out of later collections of garbage, and these come more
+    seldom: what tracing leaves needs no collector. Pytest's handlers stay off the log that torch
+    writes for machines; pytest adds them to every logger that does not propagate, and with any
+    handler torch makes these records, graphs and stacks in full, as it does in nobody's process.
+    """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
+    logging.getLogger("torch.__trace").propagate = True
 
 
 @pytest.fixture

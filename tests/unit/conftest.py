@@ -29,7 +29,7 @@ class Pieces:
     symbols: dict[sympy.Symbol, int]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def pieces_of() -> Callable[..., Pieces]:
     """``pieces_of(fn, *examples, dynamic={...})``."""
 

@@ -8,6 +8,7 @@ import shutil
 import sys
 import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -36,11 +37,23 @@ def fresh(tmp_path, monkeypatch) -> Iterator[None]:
     gc.collect()  # Python has a handful of watchers of dicts, and each module keeps one
 
 
+@pytest.fixture(scope="module")
+def library(tmp_path_factory) -> Any:
+    """The C module, built once for all tests that are not about building it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PIECEWISE_CACHE_DIR", str(tmp_path_factory.mktemp("built")))
+        patch.delenv("CC", raising=False)
+        forget()
+        module = dict_guard.native()
+        forget()
+    assert module is not None
+    return module
+
+
 @pytest.fixture(params=[pytest.param("c", marks=needs_compiler), "python"])
-def way(request, fresh, monkeypatch, tmp_path) -> str:
-    if request.param == "python":
-        monkeypatch.setenv("PATH", str(tmp_path))
-    assert (dict_guard.native() is None) == (request.param == "python")
+def way(request, monkeypatch) -> str:
+    module = request.getfixturevalue("library") if request.param == "c" else None
+    monkeypatch.setattr(dict_guard, "native", lambda: module)
     return request.param
 
 
