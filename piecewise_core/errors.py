@@ -5,6 +5,8 @@ Each message says what happened, with the values, and what to change.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 __all__ = [
     "AddressChanged",
     "ApiVersionMismatch",
@@ -83,7 +85,12 @@ class UnsupportedOutput(TraceFailed):
 
 
 class UnsupportedSideEffect(TraceFailed):
-    """The traced code changes a Python object that outlives the call."""
+    """The traced code changes a Python object that outlives the call.
+
+    ``undo``: puts back what a forward as written changes; empty where that cannot be.
+    """
+
+    undo: Sequence[Callable[[], None]] = ()
 
 
 class UnsupportedModule(TraceFailed):

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from piecewise_core.errors import OutOfRange, Sealed, TraceFailed
+from piecewise_core.errors import OutOfRange, Sealed, TraceFailed, UnsupportedSideEffect
 from piecewise_core.frontend.building import Unready
 from piecewise_core.frontend.capturing import Capturing
 from piecewise_core.frontend.coverage import out_of_range
@@ -46,7 +46,9 @@ class Form:
     traces read was written to. ``new``: how these calls differ from those known before, or "".
     ``give_up``: is told of a form whose first call failed. ``warm``: warms it up.
     ``fills``: whether the model, traced before and changed, may fill a memo at its next forward.
-    ``to_warm``: whether the first call warms the form up.
+    ``to_warm``: whether the first call warms the form up. ``filling``: whether a forward as written
+    has just filled a memo, ``alone``: and the call's sizes are traced by themselves. ``filled``:
+    how often that was.
     """
 
     def __init__(
@@ -87,7 +89,8 @@ class Form:
             config, shared.counters, shared.background, self._miss, self.capturing, self.verifier
         )
         self.dispatch.raw = self.binder.raw
-        self.fills = self.to_warm = False
+        self.fills = self.to_warm = self.alone = self.filling = False
+        self.filled = 0
         # Of what traces go by: what was begun under another one is dropped.
         self._version = 0
         self._begin_anew()
@@ -273,12 +276,14 @@ class Form:
                 return
         try:
             with compile_lock:
-                made = regions.make(self.structure, sizes, parameters)
+                alone, once = self.alone, self.filling
+                made = regions.make(self.structure, sizes, parameters, alone=alone, once=once)
                 if self.capturing is not None:
                     self.capturing.padded.of(made)  # runs the program on symbols
-        except TraceFailed:
+        except TraceFailed as error:
             with self.shared.lock:
-                if not self.regions and self._version == version:
+                fills = isinstance(error, UnsupportedSideEffect) and error.undo
+                if not self.regions and self._version == version and not fills:
                     self._give_up(self)
             raise
         with self.shared.lock:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from piecewise_core.errors import CaptureFailed, SizeBranch, TraceFailed
+from piecewise_core.errors import CaptureFailed, SizeBranch, TraceFailed, UnsupportedSideEffect
 from piecewise_core.frontend.building import between_builds
 from piecewise_core.frontend.refusals import refuse_autocast
 from piecewise_core.torch_compat.dynamo import compile_lock
@@ -46,6 +46,13 @@ def trace_all(form: Form) -> Iterator[Region]:
         try:
             form.region_for(sizes)
         except TraceFailed as error:
+            if isinstance(error, UnsupportedSideEffect) and not form.regions:
+                refusal = UnsupportedSideEffect(
+                    f"{error}. Where the first forward alone changes them, call the compiled model "
+                    "once before warmup()"
+                )
+                refusal.undo = error.undo  # of compile_mode="warmup", whose first call may fill
+                raise refusal from None
             unique = isinstance(error, SizeBranch) or form.shared.config.regions == "declared"
             if unique or not form.regions:
                 raise

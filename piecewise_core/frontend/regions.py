@@ -9,7 +9,13 @@ from contextlib import suppress
 from dataclasses import replace
 
 from piecewise_core.compile.scheduler import refuse_in_capture
-from piecewise_core.errors import PiecewiseError, Sealed, SizeBranch, TraceFailed
+from piecewise_core.errors import (
+    PiecewiseError,
+    Sealed,
+    SizeBranch,
+    TraceFailed,
+    UnsupportedSideEffect,
+)
 from piecewise_core.frontend.coverage import (
     cell_like,
     cell_of,
@@ -74,15 +80,26 @@ class Regions:
         config = self._config
         return unbounded(config.dims) if config.out_of_range == "general" else config.bounds
 
-    def make(self, structure: Structure, sizes: Sizes, parameters: Parameters) -> Region:
+    def make(
+        self,
+        structure: Structure,
+        sizes: Sizes,
+        parameters: Parameters,
+        *,
+        alone: bool = False,
+        once: bool = False,
+    ) -> Region:
         """One more region, around ``sizes``: traced, unless the compile store has its trace.
 
-        Binds the tensors that the trace meets in ``parameters``. Raises Sealed, CaptureFailed in a
-        capture, and what tracing raises.
+        ``alone``: of these sizes and no others. ``once``: a forward as written made its
+        changes. Binds the tensors that the trace meets in ``parameters``. Raises Sealed,
+        CaptureFailed in a capture, and what tracing raises.
         """
         shared = self._shared
         boxes = [r.general_box for r in self.known]
         cell, hint = self._cell(boxes, sizes, structure.fixed_sizes)
+        if alone:
+            cell, hint = Box.single(sizes), sizes
         self._check_sealed(cell)
         refuse_in_capture(shared.setup.is_capturing, f"sizes {cell} would be traced")
         ticket = shared.traces.ticket(structure, cell) if shared.kept else None
@@ -97,6 +114,8 @@ class Regions:
                 return trace_region(fn, structure, config, box, bind, at)
 
             traced = self._traced(trace, structure, cell, hint, sizes)
+            if once and traced.keeps:
+                raise UnsupportedSideEffect("it writes at every call")
             if not traced.cuts:
                 traced = replace(traced, cuts=self._outside())
             seconds = time.perf_counter() - begun

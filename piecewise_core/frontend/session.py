@@ -13,6 +13,7 @@ from piecewise_core.capture.modes import being_watched
 from piecewise_core.counters import Counters, Stats
 from piecewise_core.errors import InputMismatch, UnsupportedSideEffect
 from piecewise_core.frontend.building import Unready, between_builds
+from piecewise_core.frontend.filling import filled
 from piecewise_core.frontend.form import Form
 from piecewise_core.frontend.forms import Forms
 from piecewise_core.frontend.newform import failed_form
@@ -113,12 +114,12 @@ class Session:
         try:
             try:
                 self.shared.builds.have(unready)
-            except UnsupportedSideEffect:
+            except UnsupportedSideEffect as error:
+                if not form.fills:
+                    return filled(self.shared, self.forms, form, unready, error, args, kwargs)
                 # A model that was traced before and changed may fill a memo at its next forward,
                 # as a recurrent layer does for replaced weights: once as written, then traced.
                 with self.lock:
-                    if not form.fills:
-                        raise
                     form.fills = False
                     self.counters.calls["eager"] += 1
                     return self.fn(*args, **kwargs)

@@ -122,7 +122,9 @@ def capture(entry: Callable[..., Any], args: Sequence[Any]) -> Capture:
         found.update(graph=torch.fx.GraphModule({}, empty), shape_env=shape_env, side_effects=())
 
     def assumed(fn: Callable[..., Any], objects: Sequence[Any]) -> Assumptions:
-        looks = map(_look, captured.output_graph.guards)
+        # What is written as it was must go on being so.
+        kept = [Look(place, "CONSTANT_MATCH") for effect in effects for place in effect.kept]
+        looks = [*map(_look, captured.output_graph.guards), *kept]
         imports = {**captured.import_sources, **_modules(frame.globals)}
         code = captured.traced_code
         named = {n: v for n, v in frame.globals.items() if n.startswith("___unnamed_scope")}

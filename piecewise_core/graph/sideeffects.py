@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from piecewise_core.graph.effects import is_inplace
+from piecewise_core.graph.structure import is_plain
 from piecewise_core.torch_compat.dynamo import (
     AttributeMutationNew,
     ConstDictVariable,
@@ -35,12 +36,16 @@ class SideEffect:
 
     ``changes``: whether it ends otherwise than it began; ``self.count += 1`` on a tensor does
     not. ``undo``: puts back what the object held, for use after the frame's own code ran.
+    ``undoable``: whether all of it can be put back. ``kept``: places that are written, and that
+    hold the same constants before and after.
     """
 
     what: str
     where: str
     changes: bool
     undo: Callable[[], None]
+    undoable: bool = False
+    kept: tuple[str, ...] = ()
 
 
 def read_side_effects(effects: Any, scope: Mapping[str, Any]) -> Iterator[SideEffect]:
@@ -58,8 +63,11 @@ def read_side_effects(effects: Any, scope: Mapping[str, Any]) -> Iterator[SideEf
             if stored:
                 yield SideEffect(_describe(var, list(stored)), where, True, lambda: None)
             continue
-        if isinstance(var, ConstDictVariable) and stored is None:
-            yield _of_dict(var, where, scope)
+        held = _held(var, scope) if stored is None else None
+        if isinstance(var, ConstDictVariable) and isinstance(held, dict):
+            yield _of_dict(var, where, held)
+        elif type(held) is list:
+            yield _of_list(var, where, held)
         else:
             yield _of_attributes(var, where, stored, effects)
 
@@ -70,24 +78,23 @@ def _of_attributes(
     names = [n for n, v in (stored or {}).items() if not _restores(var, n, v)]
     changes = stored is None or bool(names) or _changed_contents(var, effects)
     held = getattr(var, "value", None) if stored else None  # a list's value may hold no constants
-    before = {n: getattr(held, n) for n in stored or () if hasattr(held, n)}
+    before = {n: getattr(held, n, _MISSING) for n in stored or ()}
 
     def undo() -> None:
         for name, value in before.items():
-            if getattr(held, name) is not value:
+            if value is _MISSING:
+                if hasattr(held, name):
+                    delattr(held, name)
+            elif getattr(held, name, _MISSING) is not value:
                 setattr(held, name, value)
 
-    return SideEffect(_describe(var, names), where, changes, undo)
+    kept = [n for n in stored or () if n not in names and is_plain(before[n])]
+    places = tuple(f"{_source(var)}.{name}" for name in kept)
+    undoable = held is not None and not _changed_contents(var, effects)
+    return SideEffect(_describe(var, names), where, changes, undo, undoable, places)
 
 
-def _of_dict(var: Any, where: str, scope: Mapping[str, Any]) -> SideEffect:
-    try:
-        held: dict[Any, Any] = eval(_source(var), dict(scope))
-        after = {key.vt.as_python_constant(): item for key, item in var.items.items()}
-        same = list(held) == list(after)
-        same = same and all(_stands_for(item, held[key]) for key, item in after.items())
-    except Exception:
-        return SideEffect(_describe(var, ()), where, True, lambda: None)
+def _of_dict(var: Any, where: str, held: dict[Any, Any]) -> SideEffect:
     before = dict(held)
 
     def undo() -> None:
@@ -95,7 +102,35 @@ def _of_dict(var: Any, where: str, scope: Mapping[str, Any]) -> SideEffect:
             held.clear()
             held.update(before)
 
-    return SideEffect(_describe(var, ()), where, not same, undo)
+    try:
+        after = {key.vt.as_python_constant(): item for key, item in var.items.items()}
+        same = list(held) == list(after)
+        same = same and all(_stands_for(item, held[key]) for key, item in after.items())
+    except Exception:
+        same = False
+    kept = [key for key, value in before.items() if is_plain(key) and is_plain(value)]
+    places = tuple(f"{_source(var)}[{key!r}]" for key in kept) if same else ()
+    return SideEffect(_describe(var, ()), where, not same, undo, True, places)
+
+
+def _of_list(var: Any, where: str, held: list[Any]) -> SideEffect:
+    before = list(held)
+
+    def undo() -> None:
+        held[:] = before
+
+    return SideEffect(_describe(var, ()), where, True, undo, True)
+
+
+def _held(var: Any, scope: Mapping[str, Any]) -> Any:
+    """The container that ``var`` stands for, as it is before the frame's own code runs."""
+    try:
+        return eval(_source(var), dict(scope))
+    except Exception:
+        return None
+
+
+_MISSING = object()
 
 
 def _changed_contents(var: Any, effects: Any) -> bool:

@@ -14,10 +14,10 @@ from piecewise_core.errors import PiecewiseError, TraceFailed, UnsupportedSideEf
 from piecewise_core.graph import call, guards
 from piecewise_core.graph.assumptions import Assumptions
 from piecewise_core.graph.cleaning import clean
-from piecewise_core.graph.effects import written_by_layout
+from piecewise_core.graph.effects import writes, written_by_layout
 from piecewise_core.graph.forgotten import forgotten
 from piecewise_core.graph.frame import Capture, capture
-from piecewise_core.graph.memory import values
+from piecewise_core.graph.memory import storages, values
 from piecewise_core.graph.origins import GraphInput, read_off
 from piecewise_core.graph.outputs import OutputCode
 from piecewise_core.graph.questions import ADDRESSES, IDENTITY, mentions
@@ -43,7 +43,8 @@ class Traced:
     ``asks_layout``: whether another layout of an input may have been traced to another graph.
     ``reads_layout``: whether code that was traced called for a tensor's strides. ``words``: what
     it names of `graph.questions.WATCHED`. ``cuts``: the guards that keep the box from being
-    larger, and the lines that asked.
+    larger, and the lines that asked. ``keeps``: whether code that was traced writes to Python
+    objects what they hold.
     """
 
     graph: torch.fx.GraphModule
@@ -56,6 +57,7 @@ class Traced:
     reads_layout: bool = False
     words: frozenset[str] = frozenset()
     cuts: tuple[str, ...] = ()
+    keeps: bool = False
 
     @property
     def unsettled(self) -> bool:
@@ -111,7 +113,7 @@ def trace(
         raise
     except Exception as error:  # Dynamo's own kinds, and whatever the model's code raised
         raise TraceFailed(_explain(error, structure, hint)) from error.with_traceback(None)
-    _refuse_side_effects(captured.side_effects)
+    _refuse_side_effects(captured.side_effects, captured.graph.graph)
     symbols = _symbols(captured, structure)
     asked = guards.collect(captured.shape_env)
     held = guards.region(asked, symbols, cell, hint, structure.dims, config.legal_cuts)
@@ -128,8 +130,9 @@ def trace(
     _refuse_addresses(words)
     asks = asks or IDENTITY in words
     graph, read = captured.graph, reads(captured.code)
+    keeps = any(effect.kept for effect in captured.side_effects)
     return Traced(
-        graph, inputs, symbols, held.box, output, assumptions, asks, read, words, held.cuts
+        graph, inputs, symbols, held.box, output, assumptions, asks, read, words, held.cuts, keeps
     )
 
 
@@ -159,15 +162,24 @@ def _refuse_addresses(words: frozenset[str]) -> None:
         )
 
 
-def _refuse_side_effects(effects: Sequence[SideEffect]) -> None:
+def _refuse_side_effects(effects: Sequence[SideEffect], graph: torch.fx.Graph) -> None:
     changes = [e for e in effects if e.changes]
     if changes:
         listed = "; ".join(f"{e.what} at {e.where}" for e in changes)
-        raise UnsupportedSideEffect(
+        refusal = UnsupportedSideEffect(
             f"the model changes Python objects that outlive the call: {listed}. A traced program "
             "cannot repeat that: keep the value in a tensor or buffer and write to it in place, or "
             "move the change out of the compiled part"
         )
+        if all(e.undoable for e in changes) and not _writes_inputs(graph):
+            refusal.undo = [e.undo for e in changes]
+        raise refusal
+
+
+def _writes_inputs(graph: torch.fx.Graph) -> bool:
+    """Whether the program writes to tensors that are not its own."""
+    written = frozenset().union(*map(writes, graph.nodes))
+    return any(storages(node) & written for node in graph.nodes if node.op == "placeholder")
 
 
 def _symbols(captured: Capture, structure: Structure) -> dict[sympy.Symbol, int]:

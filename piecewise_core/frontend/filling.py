@@ -1,0 +1,72 @@
+"""A memo that a forward fills, a flag that it sets: once as written, then traced behind that."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from piecewise_core.errors import UnsupportedSideEffect
+from piecewise_core.frontend.building import Unready
+from piecewise_core.frontend.form import Form
+from piecewise_core.frontend.refusals import check_grad, need_grad
+from piecewise_core.frontend.shared import Shared
+from piecewise_core.graph.memory import values
+from piecewise_core.runtime.closure_walk import roots_of
+
+__all__ = ["filled"]
+
+logger = logging.getLogger(__name__)
+
+
+def filled(
+    shared: Shared,
+    forms: Iterable[Form],
+    form: Form,
+    unready: Unready,
+    error: UnsupportedSideEffect,
+    args: Any,
+    kwargs: Any,
+) -> Any:
+    """Serve a call of ``form`` as written, and build what it lacks from what that left behind.
+
+    ``unready``: what could not be built, by ``error``, which is raised where the model writes
+    again: what it wrote is put back then.
+    """
+    if not error.undo:
+        raise error
+    if form.filled >= shared.config.max_regions:
+        raise UnsupportedSideEffect(
+            f"{error}. It was served as written {form.filled} times, as many as max_regions "
+            "allows, to fill what is changed; it is changed again whenever the sizes are others"
+        )
+    with shared.lock:
+        if torch.is_grad_enabled():
+            check_grad(values((args, kwargs)), need_grad(roots_of(shared.fn)))
+        result = shared.fn(*args, **kwargs)
+        for each in forms:  # whose traces may have read what has changed
+            if each.state():
+                each.state_changed()
+    if not any(_built(shared, form, unready, alone=alone) for alone in (False, True)):
+        with shared.lock:
+            for undo in error.undo:
+                undo()
+        raise error
+    form.filled += 1
+    shared.counters.calls["eager"] += 1
+    logger.info("a call was served as written, since %s", error)
+    return result
+
+
+def _built(shared: Shared, form: Form, unready: Unready, *, alone: bool) -> bool:
+    """Whether a filled model is traced. ``alone``: for the call's sizes by themselves."""
+    form.filling, form.alone = True, alone
+    try:
+        shared.builds.have(unready)
+    except UnsupportedSideEffect:
+        return False
+    finally:
+        form.filling = form.alone = False
+    return True

@@ -1,0 +1,176 @@
+"""A memo or a flag that the first forward fills: once as written, then traced behind that."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import piecewise_core as pw
+from piecewise_core.errors import UnsupportedSideEffect
+from piecewise_core.testing import SimulatedPlatform
+
+MEMO: dict[int, float] = {}
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients():
+    with torch.inference_mode():
+        yield
+
+
+class Flag(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight, self.scale, self.ready = torch.nn.Parameter(torch.randn(4)), None, False
+
+    def forward(self, x):
+        if not self.ready:
+            self.scale, self.ready = self.weight * 2, True
+        return x * self.scale
+
+
+class Memo(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.by_size = {}
+
+    def forward(self, x):
+        rows = x.shape[0]
+        if rows not in self.by_size:
+            self.by_size[rows] = torch.arange(rows, dtype=x.dtype)[:, None]
+        return x + self.by_size[rows]
+
+
+class Table(torch.nn.Module):
+    """Grows when a call is longer than all before."""
+
+    def __init__(self):
+        super().__init__()
+        self.known, self.table = 0, None
+
+    def forward(self, x):
+        rows = x.shape[0]
+        if rows > self.known:
+            self.known, self.table = rows, torch.arange(rows, dtype=x.dtype).sin()[:, None]
+        return x + self.table[:rows]
+
+
+class LastSizes(torch.nn.Module):
+    """Fills anew whenever the sizes change."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes, self.ones = None, None
+
+    def forward(self, x):
+        if self.sizes != x.shape:
+            self.sizes, self.ones = x.shape, torch.ones(x.shape)
+        return x + self.ones
+
+
+class NotesItsSize(torch.nn.Module):
+    def forward(self, x):
+        self.rows = x.shape[0]
+        return x * self.rows
+
+
+class WritesAnArgument(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.seen = None
+
+    def forward(self, x):
+        self.seen = x + 1
+        x.add_(1)
+        return x * 2
+
+
+class GlobalMemo(torch.nn.Module):
+    def forward(self, x):
+        rows = x.shape[0]
+        if rows not in MEMO:
+            MEMO[rows] = float(rows)
+        return x * MEMO[rows]
+
+
+def compiled(model, **settings):
+    dynamic = {"x": {0: pw.Dim("rows", 1, 32)}}
+    platform = settings.pop("platform", "cpu")
+    config = pw.Config(dynamic=dynamic, compiler="eager", **settings)
+    return pw.compile(model, config, platform=platform)
+
+
+def contents(value):
+    if isinstance(value, torch.Tensor):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {k: contents(v) for k, v in value.items()}
+    return value
+
+
+def state(model):
+    held = {k: v for k, v in vars(model).items() if k[:1] != "_"}
+    return contents(held)
+
+
+@pytest.mark.parametrize("kind", [Flag, Memo, Table, LastSizes, GlobalMemo])
+@pytest.mark.parametrize("graphs", [False, True], ids=["plain", "captured"])
+def test_what_the_first_forward_fills_is_filled_once_and_then_traced(kind, graphs):
+    torch.manual_seed(0)
+    model = kind()
+    torch.manual_seed(0)
+    written = kind()
+    settings = {"capture_sizes": (5, 9), "capture_max": False, "platform": SimulatedPlatform()}
+    fast = compiled(model, **(settings if graphs else {}))
+    for rows in (5, 9, 9, 1, 31, 5, 9):
+        x = torch.randn(rows, 4)
+        torch.testing.assert_close(fast(x), written(x))
+        assert state(model) == state(written)
+    assert fast.stats().calls["eager"] < 7
+
+
+def test_a_flag_costs_one_call_as_written_and_one_trace():
+    fast = compiled(Flag())
+    for rows in (5, 9, 1):
+        fast(torch.randn(rows, 4))
+    stats = fast.stats()
+    assert (stats.calls["eager"], stats.graphs, stats.retraces) == (1, 1, 0)
+
+
+def test_a_memo_that_is_cleared_is_filled_again():
+    model = Memo()
+    fast, x = compiled(model), torch.randn(5, 4)
+    for _ in range(3):
+        torch.testing.assert_close(fast(x), x + torch.arange(5)[:, None])
+        model.by_size.clear()
+        torch.testing.assert_close(fast(x), x + torch.arange(5)[:, None])
+        assert list(model.by_size) == [5]
+
+
+@pytest.mark.parametrize("kind", [NotesItsSize, WritesAnArgument])
+def test_a_model_that_writes_at_every_call_is_refused_and_nothing_has_happened(kind):
+    model, x = kind(), torch.ones(5, 4)
+    before = state(model)
+    for _ in range(2):
+        with pytest.raises(UnsupportedSideEffect, match=r"test_first_forward\.py"):
+            compiled(model)(x)
+    assert state(model) == before
+    assert torch.equal(x, torch.ones(5, 4))
+
+
+def test_filling_anew_at_every_size_ends_where_regions_do():
+    fast = compiled(LastSizes(), max_regions=3)
+    for rows in (5, 6, 7):
+        fast(torch.randn(rows, 4))
+    with pytest.raises(UnsupportedSideEffect, match="served as written 3 times"):
+        fast(torch.randn(8, 4))
+
+
+def test_warm_up_of_a_memo_says_to_call_the_model_first():
+    fast, x = compiled(Flag()), torch.randn(5, 4)
+    with pytest.raises(UnsupportedSideEffect, match=r"call the compiled model once before warmup"):
+        fast.warmup(x, progress=False)
+    fast(x)
+    fast.warmup(x, progress=False)
+    fast.seal()
+    fast(torch.randn(9, 4))
