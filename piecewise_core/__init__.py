@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from piecewise_core.bundle.save import SaveReport
     from piecewise_core.compiled import CompiledFunction
     from piecewise_core.compiled_module import CompiledModule
+    from piecewise_core.frontend.door.facts import DynamoGraph
+    from piecewise_core.frontend.door.registry import dynamo_graphs
     from piecewise_core.frontend.explanation import Explanation
     from piecewise_core.frontend.warmup import WarmupReport
     from piecewise_core.protocols import AbstractPiecewiseBackend
@@ -35,6 +37,7 @@ __all__ = [
     "Config",
     "ConfigWarning",
     "Dim",
+    "DynamoGraph",
     "Explanation",
     "PiecewiseBackend",
     "Range",
@@ -43,6 +46,7 @@ __all__ = [
     "WarmupReport",
     "compile",
     "counters",
+    "dynamo_graphs",
     "errors",
     "load",
     "record",
@@ -52,11 +56,13 @@ _LAZY = {
     "AbstractPiecewiseBackend": "protocols",
     "CompiledFunction": "compiled",
     "CompiledModule": "compiled_module",
+    "DynamoGraph": "frontend.door.facts",
     "Explanation": "frontend.explanation",
     "PiecewiseBackend": "backend",
     "SaveReport": "bundle.save",
     "WarmupReport": "frontend.warmup",
     "compile": "api",
+    "dynamo_graphs": "frontend.door.registry",
     "load": "api",
     "record": "api",
 }

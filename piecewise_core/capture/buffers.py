@@ -6,12 +6,12 @@ beginning.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from piecewise_core.errors import AddressChanged
+from piecewise_core.graph.lying import dense_strides
 from piecewise_core.graph.structure import Structure, TensorLeaf
 from piecewise_core.ranges import Sizes
 from piecewise_core.torch_compat.storages import copy_all
@@ -49,7 +49,7 @@ class OwnedInputs:
         with torch.inference_mode(False):
             self._storage = [
                 torch.zeros(
-                    max((math.prod(self._shape(leaf, sizes)) for sizes in largest), default=0),
+                    max((self._extent(leaf, sizes) for sizes in largest), default=0),
                     dtype=leaf.dtype,
                     device=leaf.device,
                 )
@@ -59,28 +59,37 @@ class OwnedInputs:
     def views(self, sizes: Sizes) -> tuple[torch.Tensor, ...]:
         """The buffers as tensors of the traced layouts, for capture size ``sizes``."""
         return tuple(
-            _dense(storage, self._shape(leaf, sizes), leaf.order)
+            storage.as_strided(self._shape(leaf, sizes), self._strides(leaf, sizes))
             for leaf, storage in zip(self._structure.tensors, self._storage, strict=True)
         )
 
     def stage(self, sizes: Sizes) -> Stage:
         """The copy into ``views(sizes)``; rows beyond a call's own sizes become zeros."""
         views = self.views(sizes)
+        if any(leaf.strides is not None for leaf in self._structure.tensors):
+            return self._one_by_one(views)
         at_once = _apart(views, self._stager)
         if at_once is not None and all(map(self._only_outermost, self._structure.tensors)):
             filling = at_once
             return lambda tensors, own: filling(tensors)
-        copy = at_once or _by_dtype(views)
-        dims = [
-            {axis: self._place[d.name] for axis, d in leaf.dims.items()}
-            for leaf in self._structure.tensors
-        ]
+        copy, padded = at_once or _by_dtype(views), self._one_by_one(views)
 
         def stage(tensors: Sequence[torch.Tensor], own: Sizes) -> None:
             if own == sizes:
                 copy(tensors)
                 return
+            padded(tensors, own)
+
+        return stage
+
+    def _one_by_one(self, views: Sequence[torch.Tensor]) -> Stage:
+        """Copies of each input by itself; of what repeats its elements, each element once."""
+        dims = [tuple(leaf.dims) for leaf in self._structure.tensors]
+
+        def stage(tensors: Sequence[torch.Tensor], own: Sizes) -> None:
             for view, tensor, axes in zip(views, tensors, dims, strict=True):
+                for axis in _repeated(view, tensor):
+                    view, tensor = view.narrow(axis, 0, 1), tensor.narrow(axis, 0, 1)
                 _padded_copy(view, tensor, axes)
 
         return stage
@@ -89,6 +98,17 @@ class OwnedInputs:
         """Whether a call's own elements are the first of the buffer's, whatever its sizes."""
         outer = next((a for a in leaf.order if a in leaf.dims or leaf.sizes[a] != 1), None)
         return all(axis == outer for axis in leaf.dims)
+
+    def _extent(self, leaf: TensorLeaf, sizes: Sizes) -> int:
+        """Elements from the first to the last, those between them included."""
+        shape = self._shape(leaf, sizes)
+        steps = zip(shape, self._strides(leaf, sizes), strict=True)
+        return 1 + sum((n - 1) * step for n, step in steps) if 0 not in shape else 0
+
+    def _strides(self, leaf: TensorLeaf, sizes: Sizes) -> tuple[int, ...]:
+        """Those of the traced layout."""
+        shape = self._shape(leaf, sizes)
+        return dense_strides(shape, leaf.order) if leaf.strides is None else leaf.strides(sizes)
 
     def _shape(self, leaf: TensorLeaf, sizes: Sizes) -> list[int]:
         return [
@@ -165,17 +185,13 @@ def _by_dtype(views: Sequence[torch.Tensor]) -> Copier:
     return copy
 
 
-def _dense(storage: torch.Tensor, shape: Sequence[int], order: Sequence[int]) -> torch.Tensor:
-    """The beginning of ``storage`` as a dense tensor whose dims lie in memory as ``order``."""
-    strides = [0] * len(shape)
-    step = 1
-    for axis in reversed(order):
-        strides[axis] = step
-        step *= max(shape[axis], 1)
-    return storage.as_strided(list(shape), strides)
+def _repeated(view: torch.Tensor, tensor: torch.Tensor) -> list[int]:
+    """Axes along which all of a buffer is one element, and a call has one."""
+    steps = enumerate(view.stride())
+    return [a for a, step in steps if not step and view.shape[a] > 1 and tensor.shape[a]]
 
 
-def _padded_copy(view: torch.Tensor, tensor: torch.Tensor, axes: Mapping[int, int]) -> None:
+def _padded_copy(view: torch.Tensor, tensor: torch.Tensor, axes: Sequence[int]) -> None:
     inner = view
     for axis in axes:
         size = tensor.shape[axis]

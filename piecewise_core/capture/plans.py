@@ -49,6 +49,11 @@ class CapturedPlans:
     def __len__(self) -> int:
         return len(self._plans)
 
+    @property
+    def captured(self) -> tuple[Sizes, ...]:
+        """The sizes that have plans."""
+        return tuple(self._plans)
+
     def get(self, sizes: Sizes) -> CapturedPlan | None:
         """The plan of ``sizes``, noted as used; None when it has to be captured, or cannot."""
         found = self._plans.get(sizes)

@@ -16,9 +16,15 @@ from piecewise_core.counters import Counters
 from piecewise_core.frontend.paddeddims import PaddedDims, PaddedRegion
 from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.setup import Setup
-from piecewise_core.graph.binder import Binder
 from piecewise_core.ranges import Sizes
-from piecewise_core.replay.replayable import Entry, Facts, PaddedCalls, Recording
+from piecewise_core.replay.replayable import (
+    Calls,
+    Entry,
+    Facts,
+    PaddedCalls,
+    Recording,
+    Replayable,
+)
 from piecewise_core.replay.replays import Replays
 from piecewise_core.targets import Target, capture_targets
 
@@ -28,11 +34,18 @@ __all__ = ["Capturing", "Entry"]
 class Capturing:
     """The replays of a form's regions, and in which dims their calls are padded.
 
-    ``memory``: what the graphs of all forms lie in.
+    ``memory``: what the graphs of all forms lie in. ``front``: what stands before a region's
+    program.
     """
 
-    def __init__(self, setup: Setup, counters: Counters, memory: GraphMemory) -> None:
-        self._config = setup.config
+    def __init__(
+        self,
+        setup: Setup,
+        counters: Counters,
+        memory: GraphMemory,
+        front: Callable[[Replayable], Replayable] = lambda program: program,
+    ) -> None:
+        self._config, self._front = setup.config, front
         self.replays = Replays(memory, setup.config, counters, setup.graph_mode)
         self.padded = PaddedDims(self._config)
 
@@ -41,7 +54,7 @@ class Capturing:
         """The captured plans."""
         return self.replays.plans
 
-    def begin(self, binder: Binder) -> None:
+    def begin(self, binder: Calls) -> None:
         """Note what calls look like."""
         self.replays.begin(binder)
 
@@ -87,8 +100,8 @@ class Capturing:
         """
         return self.replays.plan(self._program(region), captured, tensors, bound, sizes)
 
-    def _program(self, region: Region) -> _RegionReplays:
-        return _RegionReplays(region, self._config.inputs == "static", self.padded)
+    def _program(self, region: Region) -> Replayable:
+        return self._front(_RegionReplays(region, self._config.inputs == "static", self.padded))
 
 
 @dataclass(frozen=True)

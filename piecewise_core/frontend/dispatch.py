@@ -138,11 +138,14 @@ class Dispatch:
         return pending
 
     def _pending_replay(self, region: Region, target: Target) -> Entry:
-        captured = target.capture or ()
+        return self.replay(region, target.capture or (), self._put)
+
+    def replay(self, region: Region, captured: Sizes, put: Callable[[Sizes, Entry], None]) -> Entry:
+        """What serves a size that may have to be captured; ``put`` has another take its place."""
         otherwise = self._without_graphs(region)
         if self._capturing is None:
             return otherwise
-        replays = self._capturing.pending(region, captured, otherwise, self._put)
+        replays = self._capturing.pending(region, captured, otherwise, put)
 
         def pending(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
             under = region.fallback(captured)

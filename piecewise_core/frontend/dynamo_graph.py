@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,42 +15,67 @@ from torch.fx.experimental.symbolic_shapes import guard_scalar
 from piecewise_core.config import Dim
 from piecewise_core.frontend.coverage import NO_BOUND
 from piecewise_core.graph.cleaning import clean
+from piecewise_core.graph.effects import writes
+from piecewise_core.graph.memory import storages
 from piecewise_core.graph.origins import GraphInput
 from piecewise_core.graph.outputs import OutputCode
-from piecewise_core.graph.sizes import expression
+from piecewise_core.graph.sizes import expression, hint
 from piecewise_core.graph.trace import Traced
 from piecewise_core.ranges import Box, Sizes
+from piecewise_core.torch_compat.dynamo import is_marked_static
 from piecewise_core.torch_compat.symbols import SymT, symbol_is_type
 
-__all__ = ["device_type", "reader", "take_in"]
+__all__ = ["device_type", "held_inputs", "reader", "take_in"]
+
+_LARGE = 1 << 20
+"""Bytes of an input that a graph writes to and reads where it lies: a cache."""
 
 
 def take_in(graph: torch.fx.GraphModule) -> tuple[list[Dim], Traced]:
     """Return the graph's dims, and the graph (changed in place) as a trace.
 
     Dims are its symbols, named after the inputs that carry them: ``x[0]``, or ``n`` for an int.
-    Every input counts as a call's tensor: Dynamo reads parameters by itself.
+    Parameters, buffers and what else rarely moves count as tensors that the model holds, though
+    Dynamo hands them in; so does large memory that is written to, which no graph should copy.
     """
     clean(graph)
     _fix_floats(graph.graph)
     placeholders = [n for n in graph.graph.nodes if n.op == "placeholder"]
+    held = held_inputs(graph.graph)
     symbols: dict[sympy.Symbol, int] = {}
     dims: list[Dim] = []
     for symbol, (size, name) in _carriers(placeholders).items():
         symbols[symbol] = len(dims)
         dims.append(_dim(size, name))
-    place = itertools.count()
-    values = [n.meta.get("example_value") for n in placeholders]
+    place, bound = itertools.count(), itertools.count()
     inputs = tuple(
         GraphInput(size=v.node.expr)
-        if isinstance(v, torch.SymInt)
-        else GraphInput(tensor=next(place))
-        for v in values
+        if isinstance(v := n.meta.get("example_value"), torch.SymInt)
+        else (GraphInput(bound=next(bound)) if n in held else GraphInput(tensor=next(place)))
+        for n in placeholders
     )
     result = next(n for n in graph.graph.nodes if n.op == "output").args[0]
     everything = OutputCode("", lambda o, t, b: o, False, None, tuple(range(len(result))), ())
     box = Box(tuple(d.sizes for d in dims))
     return dims, Traced(graph, inputs, symbols, box, everything)
+
+
+def held_inputs(graph: torch.fx.Graph) -> dict[torch.fx.Node, bool]:
+    """The inputs that are held, in order; whether Dynamo marked them."""
+    placeholders = [n for n in graph.nodes if n.op == "placeholder"]
+    written = frozenset[int]().union(*(writes(n) for n in graph.nodes))
+    found = {}
+    for node in placeholders:
+        if is_marked_static(node):
+            found[node] = True
+        elif storages(node) & written and _nbytes(node) >= _LARGE:
+            found[node] = False
+    return found
+
+
+def _nbytes(node: torch.fx.Node) -> int:
+    value: Any = node.meta.get("example_value")
+    return math.prod(int(hint(size)) for size in value.shape) * int(value.element_size())
 
 
 def _fix_floats(graph: torch.fx.Graph) -> None:
@@ -92,17 +118,22 @@ def _dim(size: torch.SymInt, name: str) -> Dim:
     return Dim(name, min=max(low, 0), max=min(high, NO_BOUND))
 
 
-def reader(traced: Traced) -> Callable[[Sequence[Any]], tuple[tuple[Any, ...], Sizes]]:
-    """``read(inputs)``: the tensors among the inputs, and every dim's size."""
+def reader(
+    traced: Traced,
+) -> Callable[[Sequence[Any]], tuple[tuple[Any, ...], tuple[Any, ...], Sizes]]:
+    """``read(inputs)``: the tensors of a call, those that are held, and every dim's size."""
     sources = [""] * len(traced.box.ranges)
-    tensors = ""
+    tensors = held = ""
     placeholders = [n for n in traced.graph.graph.nodes if n.op == "placeholder"]
     for place, node in enumerate(placeholders):
         value: Any = node.meta.get("example_value")
         if isinstance(value, torch.SymInt):
             carried: dict[str, Any] = {f"i[{place}]": value}
         else:
-            tensors += f"i[{place}], "
+            if traced.inputs[place].bound is None:
+                tensors += f"i[{place}], "
+            else:
+                held += f"i[{place}], "
             shape = value.shape if isinstance(value, torch.Tensor) else ()
             carried = {f"i[{place}].shape[{axis}]": size for axis, size in enumerate(shape)}
         for source, size in carried.items():
@@ -111,8 +142,8 @@ def reader(traced: Traced) -> Callable[[Sequence[Any]], tuple[tuple[Any, ...], S
                 sources[dim] = sources[dim] or source
     names: dict[str, Any] = {}
     sizes = "".join(f"{source}, " for source in sources)
-    exec(f"def read(i):\n return ({tensors}), ({sizes})", names)
-    found: Callable[[Sequence[Any]], tuple[tuple[Any, ...], Sizes]] = names["read"]
+    exec(f"def read(i):\n return ({tensors}), ({held}), ({sizes})", names)
+    found: Callable[..., Any] = names["read"]
     return found
 
 

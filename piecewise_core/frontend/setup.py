@@ -93,9 +93,14 @@ class Setup:
         return graphs is not None and bool(graphs.is_capturing())
 
 
-def prepare(config: Config, platform: str | Platform | None, device_type: str | None) -> Setup:
-    """Choose platform and compiler. Raises PlatformError and its kinds, and ConfigError."""
-    selected = select(platform, device_type)
+def prepare(
+    config: Config, platform: str | Platform | Selected | None, device_type: str | None
+) -> Setup:
+    """Choose platform and compiler, or take a platform that was selected before.
+
+    Raises PlatformError and its kinds, and ConfigError.
+    """
+    selected = platform if isinstance(platform, Selected) else select(platform, device_type)
     active = attributed(selected)
     compiler = resolve(config.compiler, active)
     settings = config.replace(compiler=compiler.name)

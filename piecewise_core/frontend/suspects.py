@@ -21,6 +21,16 @@ def _generators(setup: Setup) -> list[Any]:
     return [] if rng is None else [rng()]
 
 
+def _graphs(capturing: Capturing | None, target: Target, t: Any) -> tuple[Any, list[Any]]:
+    """The static graphs that serve a call by now, and what they read."""
+    if target.capture is None or capturing is None:
+        return None, []
+    # A replay would write over what another thread may be reading.
+    free = capturing.plans.callers.may_overwrite()
+    plan = capturing.plans.get(target.capture) if free else None
+    return plan, [] if plan is None else list(capturing.replays.reads.of(target.capture, t))
+
+
 class FormSubject:
     """A model that pw.compile took: as written is the model itself."""
 
@@ -39,13 +49,7 @@ class FormSubject:
         """One call, for bisection; with the static graphs that serve it by now."""
         shared, capturing = self._shared, self._capturing
         given = self._binder.raw(*args, **kw)
-        plan, buffers = None, []
-        if target.capture is not None and capturing is not None:
-            # A replay would write over what another thread may be reading.
-            free = capturing.plans.callers.may_overwrite()
-            plan = capturing.plans.get(target.capture) if free else None
-            if plan is not None:
-                buffers = list(capturing.replays.reads.of(target.capture, t))
+        plan, buffers = _graphs(capturing, target, t)
         output = region.program.traced.output
         return Suspect(
             region,
@@ -65,8 +69,9 @@ class FormSubject:
 class GraphSubject:
     """A graph of torch.compile's: as written is the graph as Dynamo gave it."""
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Setup, capturing: Capturing | None = None) -> None:
         self._setup = setup
+        self._capturing = capturing
 
     def as_written(self, region: Region, t: Any, b: Any, sizes: Sizes, args: Any, kw: Any) -> Any:
         """Run one call of the graph as it is."""
@@ -77,6 +82,7 @@ class GraphSubject:
     ) -> Suspect:
         """One call, for bisection."""
         output = region.program.traced.output
+        plan, buffers = _graphs(self._capturing, target, t)
         return Suspect(
             region,
             t,
@@ -85,8 +91,8 @@ class GraphSubject:
             t,
             lambda: self.as_written(region, t, b, sizes, args, kw),
             output.rebuild,
-            None,
-            (),
+            plan,
+            buffers,
             _generators(self._setup),
             target,
         )

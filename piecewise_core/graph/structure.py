@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import enum
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from piecewise_core.config import Dim
+from piecewise_core.ranges import Sizes
 
 __all__ = [
     "Constant",
@@ -49,6 +50,7 @@ class TensorLeaf:
     ``sizes``: the example's sizes (those of named dims mean nothing). ``order``: tensor dims
     from the largest stride to the smallest, the layout that the program is traced for. ``gaps``:
     memory lies between its elements; only ever traced to see whether that makes a difference.
+    ``strides``: those of a call of some sizes, where ``order`` does not tell them.
     """
 
     path: str
@@ -59,6 +61,7 @@ class TensorLeaf:
     dims: Mapping[int, Dim]
     order: tuple[int, ...]
     gaps: bool = False
+    strides: Callable[[Sizes], tuple[int, ...]] | None = None
 
     @property
     def is_contiguous(self) -> bool:

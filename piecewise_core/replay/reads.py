@@ -10,10 +10,9 @@ from piecewise_core.capture.attempt import Source
 from piecewise_core.capture.buffers import FixedInputs, OwnedInputs
 from piecewise_core.config import Config
 from piecewise_core.errors import ConfigError
-from piecewise_core.graph.binder import Binder
 from piecewise_core.plugins import Declared
 from piecewise_core.ranges import Sizes
-from piecewise_core.replay.replayable import Replayable
+from piecewise_core.replay.replayable import Calls, Replayable
 
 __all__ = ["Reads"]
 
@@ -28,15 +27,17 @@ class Reads:
         self._platform = platform
         self._captures = config.captures
         self.static = config.inputs == "static"
-        self._binder: Binder | None = None
+        self._binder: Calls | None = None
         self._owned: OwnedInputs | None = None
+        self._unlisted: dict[Sizes, OwnedInputs] = {}
 
-    def begin(self, binder: Binder) -> None:
+    def begin(self, binder: Calls) -> None:
         """Note what calls look like."""
         self._owned, self._binder = None, binder
+        self._unlisted.clear()
 
     @property
-    def binder(self) -> Binder:
+    def binder(self) -> Calls:
         """The binder of the calls. Raises ConfigError before the first."""
         if self._binder is None:
             raise ConfigError("capture before the first call; call the model or warmup() first")
@@ -44,11 +45,11 @@ class Reads:
 
     def buffers(self, captured: Sizes) -> tuple[torch.Tensor, ...]:
         """Our own, at a captured size; none where graphs read the caller's."""
-        return () if self.static else self._own().views(captured)
+        return () if self.static else self._own(captured).views(captured)
 
     def of(self, captured: Sizes, tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         """What the graphs of a captured size read: our buffers, or the caller's ``tensors``."""
-        return tensors if self.static else self._own().views(captured)
+        return tensors if self.static else self._own(captured).views(captured)
 
     def source(
         self,
@@ -59,7 +60,7 @@ class Reads:
         sizes: Sizes,
     ) -> Source:
         """What to capture, with a call's ``tensors``, of ``sizes``, staged if there are any."""
-        inputs = self._fixed(tensors) if self.static else self._own()
+        inputs = self._fixed(tensors) if self.static else self._own(captured)
         stage = inputs.stage(captured)
         if tensors is not None:
             stage(tensors, sizes)
@@ -83,8 +84,14 @@ class Reads:
             )
         return FixedInputs(self.binder.structure, tensors)
 
-    def _own(self) -> OwnedInputs:
+    def _own(self, captured: Sizes) -> OwnedInputs:
+        """One allocation for all listed sizes; a size that nobody listed has its own."""
+        structure, stager = self.binder.structure, self._platform.stager
+        if captured not in self._captures:
+            found = self._unlisted.get(captured)
+            if found is None:
+                found = self._unlisted[captured] = OwnedInputs(structure, (captured,), stager)
+            return found
         if self._owned is None:
-            structure = self.binder.structure
-            self._owned = OwnedInputs(structure, self._captures, self._platform.stager)
+            self._owned = OwnedInputs(structure, self._captures, stager)
         return self._owned

@@ -12,9 +12,10 @@ from typing import Any, Protocol
 import torch
 
 from piecewise_core.capture.recorder import Recorder
+from piecewise_core.graph.structure import Structure
 from piecewise_core.ranges import Sizes
 
-__all__ = ["Alone", "Entry", "Facts", "PaddedCalls", "Rebuild", "Recording", "Replayable"]
+__all__ = ["Alone", "Calls", "Entry", "Facts", "PaddedCalls", "Rebuild", "Recording", "Replayable"]
 
 Entry = Callable[..., Any]
 """Serves calls of one target: ``entry(tensors, bound, sizes, args, kwargs) -> result``."""
@@ -69,6 +70,17 @@ class Alone:
     wild: bool
     serves: bool = False
     result: Any = None
+
+
+class Calls(Protocol):
+    """What calls look like: a Binder, or what stands for one where another has bound them.
+
+    ``raw``: gives a call's own tensors. ``bind``: refuses a call whose inputs cannot be copies.
+    """
+
+    structure: Structure
+    raw: Callable[..., tuple[torch.Tensor, ...]]
+    bind: Callable[..., Any]
 
 
 class PaddedCalls(Protocol):

@@ -21,13 +21,12 @@ from piecewise_core.capture.plans import CapturedPlans, largest_first
 from piecewise_core.config import Config
 from piecewise_core.counters import Counters
 from piecewise_core.errors import ConfigError, Sealed
-from piecewise_core.graph.binder import Binder
 from piecewise_core.plugins import Declared
 from piecewise_core.ranges import Sizes
 from piecewise_core.replay.overlap import Overlap
 from piecewise_core.replay.padding import Padding
 from piecewise_core.replay.reads import Reads
-from piecewise_core.replay.replayable import Entry, Facts, Replayable
+from piecewise_core.replay.replayable import Calls, Entry, Facts, Replayable
 from piecewise_core.replay.serving import serving
 from piecewise_core.replay.trials import try_new
 from piecewise_core.torch_compat.dynamo import compile_lock
@@ -62,7 +61,7 @@ class Replays:
         self.released = False
         self.sealed: str | None = None
 
-    def begin(self, binder: Binder) -> None:
+    def begin(self, binder: Calls) -> None:
         """Note what calls look like; what was captured of calls that looked otherwise goes."""
         if len(self.plans):
             self.plans.release(later=True)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from piecewise_core.capture.captured import CapturedPlan
+from piecewise_core.capture.copied_outputs import copier
 from piecewise_core.capture.dispatcher_bypass import modes_active
 from piecewise_core.capture.output_ownership import IN_USE, Callers
 from piecewise_core.capture.plans import CapturedPlans
@@ -72,7 +73,7 @@ def _replaying(
     calls = counters.calls
     rebuild, uses_inputs = facts.rebuild, facts.uses_inputs
     prepare = plan.stage if plan.before is None else plan.prepare
-    captured = plan.sizes
+    captured, copies = plan.sizes, copier(plan.outputs)
 
     def entry(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
         if callers.owner != get_ident() and not callers.admit():
@@ -103,7 +104,7 @@ def _replaying(
         if callers.strict:
             outs = callers.handed(outs)
         if callers.cloning:
-            outs = [o.clone() if isinstance(o, torch.Tensor) else o for o in outs]
+            outs = copies(outs)
         return build(outs, raw(*args, **kwargs) if uses_inputs else t, b)
 
     return entry

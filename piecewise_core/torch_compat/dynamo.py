@@ -50,6 +50,7 @@ __all__ = [
     "get_compile_id",
     "get_frame",
     "get_metrics_context",
+    "is_marked_static",
     "mark_dynamic",
     "modified_variables",
     "oblivious_sizes",
@@ -66,6 +67,15 @@ A forked child has it free, which torch itself does not see to.
 
 trace_errors = (TorchDynamoException,)
 """What Dynamo raises when it cannot trace to one graph."""
+
+
+def is_marked_static(placeholder: torch.fx.Node) -> bool:
+    """Whether an input of a Dynamo graph is a parameter, a buffer, or marked by its maker.
+
+    Such a tensor rarely moves. No guard asks for its address, and seldom one for its identity.
+    """
+    described = placeholder.meta.get("tensor_dict") or {}
+    return bool(described.get("_dynamo_static_input_type"))
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from piecewise_core.torch_compat.lookup import needed, reader
+from piecewise_core.torch_compat.lookup import needed, optional, reader
 
 __all__ = [
     "copy_all",
@@ -14,6 +14,7 @@ __all__ = [
     "generator_key",
     "memory_key",
     "negated",
+    "same_addresses",
     "storage_key",
     "storage_of",
     "tensor_address_function",
@@ -43,6 +44,17 @@ def memory_key(tensor: torch.Tensor) -> int:
     """Equal for tensors that share memory, while one of them lives."""
     found: int = storage_key(tensor.untyped_storage())
     return found
+
+
+def _same_addresses(tensors: list[Any], addresses: list[int | None], places: list[int]) -> bool:
+    return all(tensors[place].data_ptr() == addresses[place] for place in places)
+
+
+same_addresses: Any = optional("_C._tensors_data_ptrs_at_indices_equal", _same_addresses)
+"""``same_addresses(tensors, addresses, places)``: whether the tensors at ``places`` lie there.
+
+In C, for the cost of one call, it takes lists only.
+"""
 
 
 def tensor_address_function() -> int:

@@ -1,0 +1,1 @@
+"""torch.compile's door: graphs that Dynamo traced and guards, in pieces, captured."""

@@ -1,0 +1,108 @@
+"""A Dynamo graph's static graphs, for one place of the tensors that the model holds.
+
+No guard of Dynamo's asks where tensors lie. Layers that are compiled as one code come with their
+own parameters each, and parameters move: each set of addresses has graphs of its own.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from piecewise_core.frontend.capturing import Capturing
+from piecewise_core.frontend.dispatch import Dispatch
+from piecewise_core.frontend.door.calls import DoorCalls
+from piecewise_core.frontend.door.sizes import UnlistedSizes
+from piecewise_core.frontend.door.views import DoorProgram, Views
+from piecewise_core.frontend.region import Region
+from piecewise_core.frontend.suspects import GraphSubject
+from piecewise_core.frontend.verifying import Verifier
+from piecewise_core.replay.replayable import Entry, Replayable
+
+__all__ = ["Held"]
+
+
+class Held:
+    """Serves calls whose held tensors lie at ``addresses``.
+
+    ``at``: the same, by places among a call's inputs. ``bound``: these tensors, under objects of
+    our own: the caller's may go, and then we are told.
+    ``gone``: is called when one of ``marked``, places of parameters and buffers, is no more.
+    ``serve``: ``(tensors, bound, sizes, args, kwargs) -> result``.
+    """
+
+    def __init__(
+        self,
+        made: Any,
+        calls: DoorCalls,
+        bound: Sequence[torch.Tensor],
+        marked: Sequence[int],
+        gone: Callable[[], None],
+    ) -> None:
+        setup = made.setup
+        self.addresses = [t.data_ptr() for t in bound]
+        self.at: list[int | None] = [None] * made.inputs
+        for place, address in zip(made.places, self.addresses, strict=True):
+            self.at[place] = address
+        with torch.inference_mode(False):
+            self.bound = tuple(map(_over, bound))
+        tell = weakref.WeakMethod(gone)
+        self._refs = [weakref.ref(bound[i], lambda _: _call(tell())) for i in marked]
+        self._marked = marked
+        views: Views = {}
+
+        def front(program: Replayable) -> Replayable:
+            return DoorProgram(program, views)
+
+        self.capturing = Capturing(setup, made.counters, made.memory.graphs, front)
+        self.capturing.begin(calls)
+        self.verifier: Verifier | None = None
+        if setup.config.check == "verify":
+            subject = GraphSubject(setup, self.capturing)
+            self.verifier = Verifier(setup.config, made.counters, subject)
+        self.dispatch = Dispatch(
+            setup.config, made.counters, made.background, made.miss, self.capturing, self.verifier
+        )
+        self._install(made, made.region)
+
+    def _install(self, made: Any, region: Region) -> None:
+        dispatch = self.dispatch
+        dispatch.install(made.setup.config.bounds, [region])
+        free = made.setup.is_capturing
+        self._sizes = UnlistedSizes(
+            region, dispatch, self.capturing, self.verifier, lambda: not free()
+        )
+        self.serve: Entry = self._sizes.serve if made.every_size else self._listed
+
+    def _listed(self, t: Any, b: Any, sizes: Any, args: Any, kwargs: Any) -> Any:
+        dispatch = self.dispatch
+        return dispatch.serving[dispatch.find(*sizes)](t, b, sizes, args, kwargs)
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether a held tensor is gone, or lies elsewhere by now."""
+        pairs = zip(self._refs, self._marked, strict=True)
+        return any(ref() is None or ref().data_ptr() != self.addresses[i] for ref, i in pairs)  # type: ignore[union-attr]
+
+    def release(self) -> None:
+        """Free the graphs, and let the tensors go. It serves no call any more."""
+        plans = self.capturing.replays
+        plans.release(later=not plans.memory.callers.cloning)
+        self._sizes.forget()
+        self.bound, self._refs = (), []
+
+
+def _over(tensor: torch.Tensor) -> torch.Tensor:
+    """Another tensor over the same memory."""
+    made = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return made.set_(
+        tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride()
+    )
+
+
+def _call(tell: Any) -> None:
+    if tell is not None:
+        tell()

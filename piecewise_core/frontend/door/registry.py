@@ -1,0 +1,65 @@
+"""The graphs that torch.compile has from here."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from piecewise_core.frontend.door.facts import DynamoGraph, facts
+from piecewise_core.frontend.door.graph import DoorGraph
+from piecewise_core.frontend.door.make import make
+from piecewise_core.frontend.door.memory import DoorMemories
+from piecewise_core.frontend.door.options import asked
+
+__all__ = ["door", "dynamo_graphs"]
+
+logger = logging.getLogger(__name__)
+
+
+class _Door:
+    """Makes graphs ready, and knows them for as long as Dynamo uses them."""
+
+    def __init__(self) -> None:
+        self._numbered: weakref.WeakValueDictionary[int, DoorGraph] = weakref.WeakValueDictionary()
+        self._count = itertools.count()
+        self._memories = DoorMemories()
+        self._told: set[str] = set()
+
+    def take(
+        self, graph: torch.fx.GraphModule, options: Mapping[str, Any] | None, mode: str | None
+    ) -> DoorGraph:
+        """Make one graph ready."""
+        wanted = asked(options, mode)
+        self._tell(wanted.without_effect())
+        made = make(graph, wanted, self._memories, self._tell)
+        self._numbered[next(self._count)] = made
+        return made
+
+    @property
+    def graphs(self) -> list[DoorGraph]:
+        """Those that Dynamo still has, in the order in which it made them."""
+        return [graph for _, graph in sorted(self._numbered.items())]
+
+    def reset(self) -> None:
+        """Free all static graphs."""
+        for graph in self.graphs:
+            graph.release()
+
+    def _tell(self, what: str) -> None:
+        if what and what not in self._told:
+            self._told.add(what)
+            logger.warning("%s", what)
+
+
+door = _Door()
+"""The process's, as Dynamo's code is."""
+
+
+def dynamo_graphs() -> tuple[DynamoGraph, ...]:
+    """What there is to say of every graph that torch.compile has from here, the oldest first."""
+    return facts(door.graphs)
