@@ -105,9 +105,8 @@ class Forms(list[Form]):
         def refusal(place: int) -> str:
             return refusal_of(self[place].binder, args, kwargs)
 
-        met = {leaf.path for structure in known for leaf in structure.tensors}
         try:
-            structure = describe_call(self._shared.fn, args, kwargs, self._shared.config, met)
+            structure = describe_call(self._shared.fn, args, kwargs, self._shared.config)
         except (ConfigError, InputMismatch) as error:
             if not known:
                 raise

@@ -136,7 +136,10 @@ class Binder:
                         f"{leaf.path} dim {dim}; one name is one size at every call: pass equal "
                         "sizes, or give the two dims different names in Config.dynamic"
                     )
-        return tuple(sizes[d.name][0] for d in self.structure.dims)
+        # A dim that calls of this form are without changes nothing: it has its least size.
+        return tuple(
+            sizes[d.name][0] if d.name in sizes else d.sizes.start for d in self.structure.dims
+        )
 
     def _fit(
         self, leaf: TensorLeaf, tensor: torch.Tensor, others: Iterable[torch.Tensor]

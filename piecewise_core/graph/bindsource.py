@@ -218,7 +218,8 @@ class _Writer:
                 tests += [f"{t} == {e}" for t, e in zip(targets, expected, strict=True) if t != e]
             if self._exact or not leaf.is_contiguous:
                 tests.append(f"{at}.stride() == {_tuple(_strides(leaf, expected))}")
-        return lines, tests
+        absent = [d for d in self.structure.dims if d.name not in known]
+        return [*lines, *(f"{size_name[d.name]} = {d.sizes.start}" for d in absent)], tests
 
 
 def _apart(names: list[str]) -> list[str]:

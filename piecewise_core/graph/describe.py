@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -40,13 +40,11 @@ def describe_call(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     config: Config,
-    met: Collection[str] = (),
 ) -> Structure:
     """Describe the call ``fn(*args, **kwargs)`` in the form in which the caller wrote it.
 
-    ``met``: paths of tensors in calls of other forms, which this one may be without.
     Raises InputMismatch when the arguments do not fit the signature, ConfigError when
-    ``config.dynamic`` names an argument or dim that the call does not have.
+    ``config.dynamic`` names an argument that no call has, or no dim of this one's.
     """
     names = names_of(fn)
     bound = bind_arguments(names.taken, args, kwargs)
@@ -57,8 +55,7 @@ def describe_call(
     }
     structure = Structure(names.taken, arguments, tuple(walk.tensors), config.dims)
     try:
-        lacking = {u for u in walk.unused.difference(met) if not names.may_be_left_out(u)}
-        _check_all_used(structure, lacking)
+        _check_all_used(structure, {u for u in walk.unused if not names.takes(u)})
     except ConfigError:
         bind_arguments(names.shown, args, kwargs)  # a slip in the call rather than in the config
         raise
@@ -121,9 +118,6 @@ class _Walk:
                 tuple(range(len(value))),
                 tuple(self.node(v, f"{path}.{k}") for k, v in enumerate(value)),
             )
-        if value is None:  # an optional tensor, or what would hold some, left out
-            inner = f"{path}."
-            self.unused -= {u for u in self.unused if u == path or u.startswith(inner)}
         return Constant(path, value, by_identity=not is_plain(value))
 
     def _tensor(self, value: torch.Tensor, path: str) -> TensorLeaf:
@@ -168,19 +162,22 @@ def _refuse_kind(value: torch.Tensor, path: str) -> None:
 
 
 def _check_all_used(structure: Structure, unused: set[str]) -> None:
-    """Every name in Config.dynamic stands for something, and every dim has a size."""
+    """Every name in Config.dynamic may stand for something, and some dim has a size.
+
+    What this call is without, one of another form may have.
+    """
     have = ", ".join(f'"{t.path}"' for t in structure.tensors) or "none"
     if unused:
         raise ConfigError(
             f"Config.dynamic names {', '.join(repr(m) for m in sorted(unused))}, and the call has "
             f"no such tensor argument; its tensors are {have}"
         )
-    for dim in structure.dims:
-        if not structure.where(dim):
-            raise ConfigError(
-                f'dim "{dim.name}" of Config.dynamic is in none of the tensors of this call, which '
-                f"are {have}; pass the argument that has it, or take the dim out"
-            )
+    if structure.dims and not any(map(structure.where, structure.dims)):
+        listed = ", ".join(f'"{dim.name}"' for dim in structure.dims)
+        raise ConfigError(
+            f"dim {listed} of Config.dynamic is in none of the tensors of this call, which "
+            f"are {have}; pass the argument that has it, or take the dim out"
+        )
 
 
 def _dynamic(config: Config, names: Names) -> dict[str, dict[int, Dim]]:

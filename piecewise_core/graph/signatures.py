@@ -117,10 +117,9 @@ class Names:
                     return f"{parameter.name}.{key}"
         return key
 
-    def may_be_left_out(self, name: str) -> bool:
-        """Whether ``name`` is, or lies in, an argument that is None where a call has none."""
-        parameter = self.shown.parameters.get(name.partition(".")[0])
-        return parameter is not None and parameter.default is None
+    def takes(self, name: str) -> bool:
+        """Whether some call may have an argument ``name``, or one that it lies in."""
+        return name.partition(".")[0] in self.shown.parameters
 
 
 def names_of(fn: Callable[..., Any]) -> Names:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import piecewise_core as pw
-from piecewise_core.errors import InputMismatch, Sealed, SizeBranch
+from piecewise_core.errors import ConfigError, InputMismatch, PiecewiseError, Sealed, SizeBranch
 from piecewise_core.testing import SimulatedPlatform
 
 ROWS = pw.Dim("rows", min=0, max=16)
@@ -216,8 +216,9 @@ def test_a_decorated_model_may_be_called_without_what_dims_are_named_in():
 
 def test_a_name_in_dynamic_that_no_call_had_is_a_slip():
     fast = made("uncaptured", lambda x, **more: x + 1, dynamic={"x": {0: ROWS}, "lat": {0: ROWS}})
-    with pytest.raises(pw.errors.ConfigError, match="no such tensor argument"):
-        fast(torch.ones(2, 6), late=torch.ones(2, 6))
+    fast(torch.ones(2, 6), late=torch.ones(2, 6))
+    with pytest.raises(InputMismatch, match=r'name it in Config.dynamic: {"more.late"'):
+        fast(torch.ones(3, 6), late=torch.ones(3, 6))
 
 
 def test_another_layout_is_copied_whatever_the_number_of_forms():
@@ -579,3 +580,78 @@ def test_another_thread_does_not_overwrite_results_of_another_form():
     thread.join()
     torch.testing.assert_close(held, kept)
     torch.testing.assert_close(got[0], original(fast)(x, cache=cache))
+
+
+# What Config.dynamic names, and only some forms have --------------------------------------------
+
+
+def of_a_dict(x, extra):
+    return x * extra["a"] if "a" in extra else x * 2
+
+
+def of_keywords(x, **more):
+    return x * more["a"] if "a" in more else x * 2
+
+
+def of_a_list(x, *extra):
+    return x * extra[0] if extra else x * 2
+
+
+def of_a_number(x, extra):
+    return x * extra
+
+
+NAMED_LATER = [
+    (
+        of_a_dict,
+        "extra.a",
+        lambda n: [((), {"extra": {}}), ((), {"extra": {"a": torch.randn(n, 6)}})],
+    ),
+    (of_keywords, "a", lambda n: [((), {}), ((), {"a": torch.randn(n, 6)})]),
+    (of_a_list, 1, lambda n: [((), {}), ((torch.randn(n, 6),), {})]),
+    (of_a_number, "extra", lambda n: [((2.0,), {}), ((torch.randn(n, 6),), {})]),
+]
+
+
+@pytest.mark.parametrize("captured", [(), (4, 8)], ids=["compiled", "captured"])
+@pytest.mark.parametrize(("model", "name", "forms"), NAMED_LATER)
+def test_a_name_that_only_a_later_form_has_is_of_use_when_that_comes(model, name, forms, captured):
+    config = {"dynamic": {"x": {0: ROWS}, name: {0: ROWS}}, "capture_sizes": captured}
+    fast = made("uncaptured", model, platform=SimulatedPlatform(), **config, capture_max=False)
+    for n in (4, 3, 8, 0, 4):
+        x = torch.randn(n, 6)
+        for args, kwargs in forms(n):
+            torch.testing.assert_close(fast(x, *args, **kwargs), model(x, *args, **kwargs))
+    assert fast.stats().calls["eager"] == 0
+
+
+def test_a_name_that_no_call_can_have_is_refused_at_the_first():
+    fast = made("uncaptured", of_a_number, dynamic={"x": {0: ROWS}, "extras": {0: ROWS}})
+    with pytest.raises(ConfigError, match="names 'extras'"):
+        fast(torch.randn(3, 6), 2.0)
+
+
+def test_a_misspelt_name_is_told_at_the_next_size_of_the_argument_that_was_meant():
+    fast = made("uncaptured", of_a_dict, dynamic={"x": {0: ROWS}, "extra.b": {0: ROWS}})
+    fast(torch.randn(4, 6), {"a": torch.randn(1, 6)})  # one row serves every size of x
+    with pytest.raises(PiecewiseError, match=r"extra\.a"):
+        fast(torch.randn(4, 6), {"a": torch.randn(4, 6)})
+
+
+@pytest.mark.parametrize("first", [0, 1], ids=["without it first", "with it first"])
+@pytest.mark.parametrize("place", ["uncaptured", "simulated"])
+def test_a_form_may_be_without_a_dim_of_another(place, first):
+    def model(x, context=None):
+        return x * 2 if context is None else x + context.sum()
+
+    width = pw.Dim("width", min=3, max=16, multiple_of=2)
+    config = {"dynamic": {"x": {0: ROWS}, "context": {0: width}}}
+    if place == "simulated":
+        config["capture_sizes"] = [(4, 4), (8, 6)]
+    fast = made(place, model, **config)
+    for n in (4, 3, 8, 1, 8, 4):
+        x, context = torch.randn(n, 6), torch.randn(4 if n < 8 else 6, 6)
+        pair = [((x,), {}), ((x, context), {})]
+        for args, _ in (pair, pair[::-1])[first]:
+            torch.testing.assert_close(fast(*args), model(*args))
+    assert fast.stats().calls["eager"] == 0
