@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import textwrap
 from dataclasses import dataclass
@@ -325,14 +324,17 @@ print(json.dumps({
 
 
 @pytest.mark.inductor
-def test_in_a_fresh_process_without_compiler_it_starts_no_process_and_no_dynamo(tmp_path):
+def test_in_a_fresh_process_without_compiler_it_starts_no_process_and_no_dynamo(
+    tmp_path, fresh_processes
+):
     path, report = saved(tmp_path, compiler="inductor")
     assert report.left_out == ()
     moved = tmp_path / "elsewhere" / "renamed"
     moved.parent.mkdir()
     path.rename(moved)
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(PROGRAM), str(moved)],
+    done = fresh_processes.run(
+        textwrap.dedent(PROGRAM),
+        str(moved),
         env={
             "PATH": "",
             "HOME": str(tmp_path),
@@ -341,9 +343,6 @@ def test_in_a_fresh_process_without_compiler_it_starts_no_process_and_no_dynamo(
             "OMP_NUM_THREADS": str(torch.get_num_threads()),
             "MODULES": json.dumps([ROOT, *(p for p in sys.path if p)]),
         },
-        capture_output=True,
-        text=True,
-        check=False,
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -235,20 +233,14 @@ def torchs_own(x):
 
 
 @pytest.mark.inductor
-def test_a_bundle_brings_its_literals_to_another_process(tmp_path):
+def test_a_bundle_brings_its_literals_to_another_process(tmp_path, fresh_processes):
     config = pw.Config(dynamic=ROWS, compiler="inductor", **CAPTURED)
     fast = pw.compile(everything, config, platform="cpu")
     check(fast, everything, (3, 3))
     report = fast.save(tmp_path / "model.pwb")
     assert report.left_out == ()
     paths = json.dumps([ROOT, *(p for p in sys.path if p)])
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(tmp_path / "model.pwb"), paths],
-        env={**os.environ, "PIECEWISE_CACHE_MODE": "off"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = fresh_processes.run(PROGRAM, str(tmp_path / "model.pwb"), paths)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == [0, 0, 2]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import textwrap
 
 import pytest
@@ -75,7 +73,7 @@ def refused(fn, *inputs, **options) -> str:
 # Found by torch ---------------------------------------------------------------------
 
 
-def test_a_fresh_interpreter_needs_no_import_of_ours():
+def test_a_fresh_process_needs_no_import_of_ours(fresh_processes):
     script = """
         import sys, torch
         assert "piecewise_core" not in sys.modules
@@ -89,9 +87,7 @@ def test_a_fresh_interpreter_needs_no_import_of_ours():
                 torch.testing.assert_close(fast(x), model(x))
         print(dict(sys.modules["piecewise_core"].counters.calls))
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True
-    )
+    done = fresh_processes.run(textwrap.dedent(script))
     assert done.returncode == 0, done.stderr
     assert "'general': 1" in done.stdout
     assert "'compiled_range': 3" in done.stdout

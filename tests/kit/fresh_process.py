@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import types
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +29,27 @@ class FreshProcesses:
         self._parent: subprocess.Popen[bytes] | None = None
 
     def run(
-        self, program: str, *arguments: str, timeout: float = 240
+        self,
+        program: str,
+        *arguments: str,
+        env: Mapping[str, str] | None = None,
+        timeout: float = 240,
     ) -> subprocess.CompletedProcess[str]:
-        """Run ``program`` with this process's environment, until it ends."""
+        """Run ``program`` until it ends. ``env``: its variables, by default this process's."""
+        environ = dict(os.environ if env is None else env)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "program.py"
             path.write_text(program)
             command = [str(path), *arguments]
             if sys.platform != "linux":  # elsewhere torch's threads may not survive a fork
                 return subprocess.run(
-                    [sys.executable, *command], capture_output=True, text=True, timeout=timeout
+                    [sys.executable, *command],
+                    env=environ,
+                    capture_output=True,
+                    text=True,
+                    timeout=timeout,
                 )
-            code = self._forked(command, Path(folder), timeout)
+            code = self._forked(command, Path(folder), environ, timeout)
             out, err = (Path(folder, name).read_text() for name in ("out", "err"))
             return subprocess.CompletedProcess(command, code, out, err)
 
@@ -49,7 +59,9 @@ class FreshProcesses:
             with self._parent:
                 self._parent.kill()
 
-    def _forked(self, command: list[str], folder: Path, timeout: float) -> int:
+    def _forked(
+        self, command: list[str], folder: Path, environ: dict[str, str], timeout: float
+    ) -> int:
         if self._parent is None:
             self._parent = subprocess.Popen(
                 [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
@@ -58,7 +70,7 @@ class FreshProcesses:
             "command": command,
             "folder": str(folder),
             "cwd": os.getcwd(),
-            "environ": dict(os.environ),
+            "environ": environ,
         }
         asks, answers = self._parent.stdin, self._parent.stdout
         assert asks is not None

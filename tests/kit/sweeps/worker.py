@@ -78,7 +78,7 @@ def run_family(name: str, results: Path) -> Counter[str]:
 def main() -> None:
     """Serve names from standard input until it ends."""
     results, limit, passes = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:] or list(PASSES)
-    known = {label(op): op for op in operators()}
+    known: dict[str, object] = {}
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     with torch.inference_mode():
@@ -87,6 +87,7 @@ def main() -> None:
             if name.startswith("family:"):
                 counts = run_family(name, results)
             else:
+                known = known or {label(op): op for op in operators()}  # takes seconds
                 counts = run(known[name], results, limit, passes)
             print(", ".join(f"{v} {k}" for k, v in sorted(counts.items())) or "nothing", flush=True)
 

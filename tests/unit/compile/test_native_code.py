@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import subprocess
 import sys
 import zipfile
 from io import BytesIO
@@ -64,23 +63,23 @@ def compiled(pieces_of, fn, *examples):
 
 @pytest.mark.inductor
 @pytest.mark.parametrize("fn", [gelu, gelu_and_view])
-def test_a_piece_loads_in_a_process_that_has_no_compiler_and_starts_none(pieces_of, tmp_path, fn):
+def test_a_piece_loads_in_a_process_that_has_no_compiler_and_starts_none(
+    pieces_of, tmp_path, fn, fresh_processes
+):
     made = compiled(pieces_of, fn, torch.randn(3, 8), torch.zeros(()))
     assert isinstance(made.run, NativePiece)
     handle = made.handle()
     assert is_archive(handle)
     (tmp_path / "piece").write_bytes(handle)
-    done = subprocess.run(
-        [sys.executable, "-c", LOADS, str(tmp_path / "piece")],
+    done = fresh_processes.run(
+        LOADS,
+        str(tmp_path / "piece"),
         env={
             "PATH": "",
             "HOME": str(tmp_path),
             "TMPDIR": str(tmp_path),
             "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
         },
-        capture_output=True,
-        text=True,
-        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("[] ")

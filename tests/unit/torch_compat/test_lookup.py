@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from types import ModuleType
 
 import pytest
@@ -73,7 +71,7 @@ def test_this_torch_is_in_the_tested_range():
         ("torch.nn.modules.module", "_global_forward_hooks"),
     ],
 )
-def test_compiling_with_a_torch_that_lacks_a_name_says_which(owner, name):
+def test_compiling_with_a_torch_that_lacks_a_name_says_which(owner, name, fresh_processes):
     code = f"""
 import importlib, sys
 import torch, torch._dynamo
@@ -86,14 +84,15 @@ for _ in range(2):
     except pw.errors.TorchUnsupported as error:
         print(error)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = fresh_processes.run(code)
+    assert done.returncode == 0, done.stderr
     first, second = done.stdout.splitlines()
     assert first == second
     assert f"torch {torch.__version__} has no {owner}.{name}," in first
 
 
 @pytest.mark.inductor
-def test_a_name_that_only_a_compilation_needs_is_no_failure_of_the_compiler():
+def test_a_name_that_only_a_compilation_needs_is_no_failure_of_the_compiler(fresh_processes):
     code = """
 import torch
 import torch._inductor.runtime.cache_dir_utils as places
@@ -105,6 +104,7 @@ try:
 except pw.errors.PiecewiseError as error:
     print(type(error).__name__, error)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = fresh_processes.run(code)
+    assert done.returncode == 0, done.stderr
     said = f"TorchUnsupported torch {torch.__version__} has no torch._inductor"
     assert done.stdout.startswith(f"{said}.runtime.cache_dir_utils.cache_dir,"), done.stdout

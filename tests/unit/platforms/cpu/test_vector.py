@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from fresh_process import FreshProcesses
 
 from piecewise_cpu.vector import probe_vector_isas
 
@@ -75,14 +74,11 @@ assert settings == ({"cpp.vec_isa_ok": True} if chosen else {}), (settings, chos
 
 @pytest.mark.inductor
 @pytest.mark.parametrize("capability", ["", "avx2"])
-def test_inductor_chooses_what_it_would_have_chosen(tmp_path: Path, capability: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", CHOOSES, str(tmp_path)],
-        env={**os.environ, "ATEN_CPU_CAPABILITY": capability} if capability else dict(os.environ),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def test_inductor_chooses_what_it_would_have_chosen(
+    tmp_path: Path, capability: str, fresh_processes: FreshProcesses
+) -> None:
+    chosen = {"ATEN_CPU_CAPABILITY": capability} if capability else {}
+    done = fresh_processes.run(CHOOSES, str(tmp_path), env={**os.environ, **chosen})
     assert done.returncode == 0, done.stderr
 
 
