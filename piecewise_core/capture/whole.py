@@ -40,6 +40,8 @@ class WholeRecorder(Recorder):
                 f"{fn} is made by the host, and no graph of the whole forward repeats it; use "
                 'graph_mode="piecewise"'
             )
+        if why := getattr(fn, "varying", ""):
+            raise CaptureFailed(f'{why}, which no graph has; use graph_mode="piecewise"')
         inside, before = self._inside(waited(fn), fit), super().op(fn, fit)
 
         def recorded(*args: Any, **kwargs: Any) -> Any:

@@ -10,7 +10,7 @@ import torch
 
 from piecewise_core.capture.captured import CapturedPlan
 from piecewise_core.capture.graphmemory import GraphMemory
-from piecewise_core.capture.parts import refuse_addressed
+from piecewise_core.capture.parts import refuse_addressed, refuse_varying
 from piecewise_core.capture.plans import CapturedPlans
 from piecewise_core.counters import Counters
 from piecewise_core.frontend.paddeddims import PaddedDims, PaddedRegion
@@ -127,6 +127,7 @@ class _RegionReplays:
         region = self.region
         if not self.static:
             refuse_addressed(region.program)
+        refuse_varying(region.program)
         written = tuple(bound[i] for i in region.written_bound)
         if self.static:
             written += tuple(inputs[i] for i in sorted(region.program.mutated))

@@ -17,6 +17,7 @@ from piecewise_core.frontend.explanation import (
 from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.session import Session
 from piecewise_core.graph.split import Piece
+from piecewise_core.graph.varying import varies, why_varying
 from piecewise_core.graph.wording import shown_form
 from piecewise_core.ranges import Box
 from piecewise_core.rewrites import ListedRewrite
@@ -118,7 +119,8 @@ def _region(session: Session, form: int, region: Region, first: dict[str, str]) 
 
 def _splitting(session: Session, region: Region, piece: Piece) -> PieceFacts:
     name = f"region {region.index} piece {piece.index}"
-    return PieceFacts(name, "splitting", _ops(piece), piece.source, (), "", "", ())
+    note = why_varying(next(filter(varies, piece.nodes))) if piece.varies else ""
+    return PieceFacts(name, "splitting", _ops(piece), piece.source, (), "", note, ())
 
 
 def _compilable(

@@ -11,6 +11,7 @@ from torch.fx.node import map_arg
 
 from piecewise_core.graph.contexts import functorch_units
 from piecewise_core.graph.memory import storages, values
+from piecewise_core.graph.varying import varies
 from piecewise_core.torch_compat.fakes import FakeTensor
 from piecewise_core.torch_compat.targets import (
     check_size,
@@ -24,14 +25,15 @@ __all__ = ["clean"]
 _GRAD_MODE = (set_grad, enter_inference, exit_inference)
 _DROPOUTS = (torch.nn.functional.dropout, torch.dropout)
 _ASSERTS = (torch.ops.aten._assert_scalar.default, check_size)
+_SIZES = (torch.ops.aten.sym_size.int, torch.ops.aten.sym_storage_offset.default)
 _COMPARISONS = (operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge)
 
 
 def clean(module: torch.fx.GraphModule) -> None:
     """Remove grad-mode switches (everything runs under inference mode) and settled size checks.
 
-    A size check that tracing settled is a guard already; the regions account for it. Inside
-    ``torch.func.grad`` the switches stay: it needs them.
+    A size check that tracing settled is a guard already; the regions account for it. Those of
+    sizes that depend on data stay. Inside ``torch.func.grad`` the switches stay: it needs them.
     """
     _take_out_dropouts(module.graph)
     alone = [unit[0] for unit in functorch_units(module.graph.nodes) if len(unit) == 1]
@@ -83,9 +85,21 @@ def _drops_nothing(node: torch.fx.Node) -> bool:
 
 
 def _is_size_check(node: torch.fx.Node) -> bool:
+    if node.target in _SIZES:
+        return varies(node)
     if node.target in _ASSERTS:
+        if varies(node):
+            return _is_sure(node.args[0])
         return not _is_tensor(node.args[0])
     return node.target in _COMPARISONS and not any(_is_tensor(a) for a in node.args)
+
+
+def _is_sure(arg: Any) -> bool:
+    """Whether a check says no more than that a size of a tensor is not negative."""
+    node: Any = arg
+    if isinstance(node, torch.fx.Node) and node.target is operator.ge and node.args[1] == 0:
+        node = node.args[0]
+    return isinstance(node, torch.fx.Node) and node.target in _SIZES
 
 
 def _is_tensor(arg: Any) -> bool:

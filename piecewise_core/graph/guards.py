@@ -19,6 +19,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from piecewise_core.config import Dim
 from piecewise_core.errors import SizeBranch, TraceFailed
 from piecewise_core.graph.conditions import evaluator, implied
+from piecewise_core.graph.varying import is_varying
 from piecewise_core.ranges import Box, Range, Sizes
 
 __all__ = ["Guard", "Held", "collect", "region"]
@@ -45,7 +46,8 @@ def collect(shape_env: ShapeEnv) -> list[Guard]:
     """Every guard of ``shape_env``, those that only narrowed a symbol's range included."""
     guards = [Guard(shape_env.replace(g.expr), _place(g.sloc)) for g in shape_env.guards]
     for symbol, value in shape_env.replacements.items():
-        if symbol != value:
+        # What data decides is asserted by the graph itself.
+        if symbol != value and not is_varying(symbol):
             asked = (g.sloc for g in shape_env.guards if symbol in g.expr.free_symbols)
             place = next(map(_place, asked), "the trace")
             guards.append(Guard(sympy.Eq(symbol, value, evaluate=False), place))

@@ -96,4 +96,5 @@ def result(example: Any, place: int) -> Any:
         made: Any = torch.empty(0).as_subclass(_Result)
         made._pw_place = place
         return made
-    return SizeMarker.of(int(hint(example)), f"o[{place}]", place)
+    known = hint(example)  # None where data decides
+    return SizeMarker.of(0 if known is None else int(known), f"o[{place}]", place)

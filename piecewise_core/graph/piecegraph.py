@@ -117,14 +117,14 @@ class _Builder:
                 if is_size(size):
                     used |= _symbols_of(size.meta["example_value"])
         unknown = used - set(self._symbols)
-        if unknown:
+        if unknown and not self._run.varies:
             where = source_of(self._run.nodes[0]) or "a piece"
             raise TraceFailed(
                 f"sizes {sorted(map(str, unknown))} in {where} depend on tensor data; piecewise "
                 "needs sizes that follow from the inputs' sizes. Move the data-dependent part out "
                 "of the compiled model"
             )
-        return used
+        return used - unknown
 
     def _symbol_values(self) -> dict[sympy.Symbol, torch.SymInt]:
         found: dict[sympy.Symbol, torch.SymInt] = {}

@@ -21,6 +21,7 @@ from piecewise_core.graph.contexts import (
 )
 from piecewise_core.graph.effects import is_view
 from piecewise_core.graph.memory import values
+from piecewise_core.graph.varying import varies
 
 __all__ = ["Segment", "is_item", "is_size", "normalise", "producer", "segments"]
 
@@ -32,12 +33,13 @@ class Segment:
     """A run of nodes between cuts.
 
     ``splitting``: runs as written, never compiled. ``entered``: autocast regions that are open
-    where the run begins.
+    where the run begins. ``varies``: whether sizes in it depend on data; then it is splitting.
     """
 
     splitting: bool
     entered: tuple[torch.fx.Node, ...]
     nodes: list[torch.fx.Node] = field(default_factory=list)
+    varies: bool = False
 
     @property
     def has_work(self) -> bool:
@@ -46,8 +48,11 @@ class Segment:
 
 
 def is_size(node: torch.fx.Node) -> bool:
-    """Whether a node's value is made of sizes only: an int, a SymInt, a torch.Size."""
-    if node.op == "output" or "example_value" not in node.meta:
+    """Whether a node's value is made of sizes only: an int, a SymInt, a torch.Size.
+
+    Not where one depends on data: it cannot be computed from the dims.
+    """
+    if node.op == "output" or "example_value" not in node.meta or varies(node):
         return False
     found = list(values(node.meta["example_value"]))
     return bool(found) and all(isinstance(v, _SCALARS) for v in found)
@@ -118,10 +123,11 @@ def segments(graph: torch.fx.Graph, is_splitting: Callable[[torch.fx.Node], bool
     found: list[Segment] = []
     entered: list[torch.fx.Node] = []
     for unit in functorch_units(_working(graph)):
-        splitting = any(map(is_splitting, unit))
+        varying = any(map(varies, unit))
+        splitting = varying or any(map(is_splitting, unit))
         first = unit[0]
         if splitting:
-            _begin_splitting(found, entered)
+            _begin_splitting(found, entered, varying)
         elif _needs_own(first, found):
             found.append(Segment(False, tuple(entered)))
         found[-1].nodes += unit
@@ -134,9 +140,12 @@ def segments(graph: torch.fx.Graph, is_splitting: Callable[[torch.fx.Node], bool
     return _joined(working)
 
 
-def _begin_splitting(found: list[Segment], entered: list[torch.fx.Node]) -> None:
+def _begin_splitting(found: list[Segment], entered: list[torch.fx.Node], varying: bool) -> None:
     """Open a splitting run, unless one is open; switches right before it belong to it."""
+    if found and found[-1].splitting and found[-1].varies == varying:
+        return
     if found and found[-1].splitting:
+        found.append(Segment(True, tuple(entered), varies=varying))
         return
     before = found[-1].nodes if found else []
     start = place = len(before)
@@ -145,7 +154,7 @@ def _begin_splitting(found: list[Segment], entered: list[torch.fx.Node]) -> None
         start = place if is_switch(before[place]) else start
     switches = before[start:]
     del before[start:]
-    found.append(Segment(True, tuple(entered), switches))
+    found.append(Segment(True, tuple(entered), switches, varying))
 
 
 def _needs_own(node: torch.fx.Node, found: list[Segment]) -> bool:
@@ -176,7 +185,8 @@ def _joined(found: Iterable[Segment]) -> list[Segment]:
     joined: list[Segment] = []
     for segment in found:
         last = joined[-1] if joined else None
-        if last and last.splitting and segment.splitting and last.entered == segment.entered:
+        alike = last and (last.splitting, last.varies) == (segment.splitting, segment.varies)
+        if last and alike and last.splitting and last.entered == segment.entered:
             last.nodes += segment.nodes
         else:
             joined.append(segment)

@@ -20,6 +20,7 @@ from piecewise_core.graph.names import op_name, source_of
 from piecewise_core.graph.piecegraph import piece_graph
 from piecewise_core.graph.segments import Segment, is_item, normalise, segments
 from piecewise_core.graph.trace import Traced
+from piecewise_core.graph.varying import varies
 
 __all__ = ["Piece", "Program", "split"]
 
@@ -32,7 +33,8 @@ class Piece:
     autocast regions to open around a splitting piece. Compilable ones have the rest: ``graph``,
     whose placeholders take the sizes of all dims and then the values of ``inputs``, and whose
     output is the tuple of the values of ``outputs``. ``dims``: places of the dims that the piece
-    depends on, ascending. ``hazard``: why this piece must run as written, or None.
+    depends on, ascending. ``hazard``: why this piece must run as written, or None. ``varies``:
+    whether its sizes depend on data; it is splitting then, and has ``inputs`` and ``outputs`` too.
     """
 
     index: int
@@ -44,6 +46,7 @@ class Piece:
     inputs: tuple[torch.fx.Node, ...] = ()
     outputs: tuple[torch.fx.Node, ...] = ()
     hazard: str | None = None
+    varies: bool = False
 
     @property
     def ops(self) -> tuple[str, ...]:
@@ -96,6 +99,8 @@ def split(
     (it is normalised in place). Raises TraceFailed when a size depends on tensor data.
     """
     graph = traced.graph.graph
+    cut = matcher
+    matcher = lambda node: cut(node) or varies(node)  # noqa: E731
     normalise(graph)
     _drop_dead_outputs(graph, traced.output.used)
     lift_literals(traced.graph, matcher)
@@ -168,12 +173,15 @@ class _Pieces:
                 self._run_of[node] = self._run_of[node.args[0]]
 
     def piece(self, index: int, run: Segment) -> Piece:
-        if run.splitting:
+        if run.splitting and not run.varies:
             return Piece(index, True, tuple(run.nodes), run.entered)
         outputs = self._outputs(index)
         traced = self._traced
         made = piece_graph(traced.graph, traced.symbols, len(traced.box.ranges), run, outputs)
         nodes = tuple(n for n in run.nodes if not (is_autocast_enter(n) or is_autocast_exit(n)))
+        if run.varies:
+            parts = made.graph, made.dims, made.inputs, outputs
+            return Piece(index, True, tuple(run.nodes), run.entered, *parts, varies=True)
         hazard = self._hazards.of(index, made.inputs, outputs)
         return Piece(index, False, nodes, (), made.graph, made.dims, made.inputs, outputs, hazard)
 
@@ -182,7 +190,7 @@ class _Pieces:
         return tuple(
             node
             for node in self._graph.nodes
-            if self._run_of.get(node) == index and self._leaves(node) and storages(node)
+            if self._run_of.get(node) == index and self._leaves(node) and _goes(node)
         )
 
     def _leaves(self, node: torch.fx.Node) -> bool:
@@ -192,3 +200,8 @@ class _Pieces:
         return any(
             user.op == "output" or self._run_of.get(user, index) != index for user in node.users
         )
+
+
+def _goes(node: torch.fx.Node) -> bool:
+    """Whether a value can leave its piece: a tensor, or a number that data decides."""
+    return bool(storages(node)) or varies(node)

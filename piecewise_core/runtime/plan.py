@@ -89,7 +89,7 @@ class PlanCode:
 
     def lay_piece(self, index: int, compiler: str) -> Laid:
         """What brings the results of compilable piece ``index`` to the layout promised."""
-        return self._writer.lay_piece(self._program.compilable[index], compiler)
+        return self._writer.promises.lay_piece(self._program.compilable[index], compiler)
 
     def written(self) -> Plan:
         """The plan with every piece as written: valid for every size, compiles nothing."""

@@ -9,15 +9,17 @@ from typing import Any
 import torch
 
 from piecewise_core.graph.contexts import functorch_units
-from piecewise_core.graph.effects import addressed, is_view, written_by_layout
-from piecewise_core.graph.memory import memory_of, storages, tensor_inputs, values
-from piecewise_core.graph.names import op_name, source_of
+from piecewise_core.graph.effects import is_view
+from piecewise_core.graph.memory import storages
 from piecewise_core.graph.segments import is_item
 from piecewise_core.graph.split import Piece, Program
-from piecewise_core.runtime.laid import Laid, Promise
+from piecewise_core.graph.varying import varies_itself
+from piecewise_core.runtime.laid import Laid
 from piecewise_core.runtime.planlines import Line, freeing
 from piecewise_core.runtime.planunits import Unit
 from piecewise_core.runtime.planvalues import PlanValues
+from piecewise_core.runtime.promises import Promises
+from piecewise_core.runtime.varyingunit import VaryingUnit
 
 __all__ = ["PlanSource"]
 
@@ -28,24 +30,20 @@ class PlanSource:
     ``names``: what the source uses, ``_piece0``, ``_overlap`` and ``_written`` left out. ``ops``:
     the name that each operation of a splitting piece is called by, views left out. ``laid``: by
     that name, what brings its results to the layout promised. ``whole``: names of those of whose
-    results the program takes elements by where they lie. ``count``: called for each that is
-    copied for it.
+    results the program takes elements by where they lie. ``promises``: what results must be.
+    ``count``: called for each that is copied for it.
     """
 
     def __init__(self, program: Program, count: Callable[[], None] = lambda: None) -> None:
         self._program = program
-        self._count = count
-        self._told: set[str] = set()
         self._values = PlanValues(program)
         self.names = self._values.names
         self.laid: dict[str, Laid] = {}
         self.ops: dict[torch.fx.Node, str] = {}
         self._units: dict[torch.fx.Node, Unit] = {}
-        # Where the layout decides what is computed, a copy in another one is no way out.
-        self._decided = written_by_layout(program.traced.graph.graph)
-        self._addressed, self._needed = addressed(program.traced.graph.graph)
         self.whole: set[str] = set()
         self._dims = [f"s{i}" for i in range(len(program.traced.box.ranges))]
+        self.promises = Promises(program, self._values, self._dims, count)
 
     def text(self, *, check: bool, guarded: bool, stepwise: bool = False, laid: bool = True) -> str:
         """The source.
@@ -60,10 +58,12 @@ class PlanSource:
         lines: list[Line] = []
         place = 0
         for piece in self._program.pieces:
-            if piece.splitting:
+            if piece.varies:
+                lines.append(self._varying(piece))
+            elif piece.splitting:
                 lines += self._splitting(piece, check, laid)
             else:
-                lines.append(self._call(piece, place))
+                lines.append(self._call(piece, f"_piece{place}"))
                 place += 1
             if stepwise:
                 lines.append(self._made(piece))
@@ -78,18 +78,18 @@ class PlanSource:
         """The statement that was just written."""
         return Line(text, frozenset(self._values.used), depth)
 
-    def _call(self, piece: Piece, place: int) -> Line:
-        """The line that calls a compilable piece."""
+    def _call(self, piece: Piece, name: str) -> Line:
+        """The line that calls what runs a piece."""
         self._values.begin()
         arguments = ", ".join([*self._dims, *(self._values.source(n) for n in piece.inputs)])
-        call = f"_piece{place}({arguments})"
+        call = f"{name}({arguments})"
         results = "".join(f"{self._values.local(n)}, " for n in piece.outputs)
         return self._line(f"{results}= {call}" if results else call)
 
     def _made(self, piece: Piece) -> Line:
         """The line that gives away what a piece made."""
         self._values.begin()
-        nodes = piece.nodes if piece.splitting else piece.outputs
+        nodes = piece.nodes if piece.splitting and not piece.varies else piece.outputs
         made = [self._values.source(n) for n in nodes if self._values.is_tensor(n)]
         return self._line(f"yield {piece.index}, ({''.join(f'{m}, ' for m in made)})")
 
@@ -125,6 +125,17 @@ class PlanSource:
         results = "".join(f"{self._values.local(n)}, " for n in unit.outputs)
         return self._line(f"{results}= {call}" if results else call, depth)
 
+    def _varying(self, piece: Piece) -> Line:
+        """The line that runs a piece whose sizes depend on data."""
+        first = piece.nodes[0]
+        if first not in self.ops:
+            laid = [
+                None if varies_itself(n) else self.promises.lay_varying(n, piece)
+                for n in piece.outputs
+            ]
+            self.ops[first] = self._values.name(VaryingUnit(self._program, piece, laid))
+        return self._call(piece, self.ops[first])
+
     def _items(self, node: torch.fx.Node, depth: int) -> Iterator[Line]:
         """The lines that take a result apart, whatever is nested in what."""
         for user in node.users:
@@ -154,9 +165,9 @@ class PlanSource:
             return self._values.name(target)
         if node not in self.ops:
             self.ops[node] = self._values.name(target)
-            if storages(node) & self._addressed:
+            if storages(node) & self.promises.addressed:
                 self.whole.add(self.ops[node])
-            laid = self.lay_op(node, self._piece)
+            laid = self.promises.lay_op(node, self._piece)
             if laid is not None:
                 self.laid[self.ops[node]] = laid
         return self.ops[node]
@@ -173,60 +184,6 @@ class PlanSource:
             # What costs little at every call; dims of size 1 may send it the long way round.
             fitted = f"if {value}.stride() != {self._values.size(alone.stride())}: {fitted}"
         yield self._line(fitted, depth)
-
-    def _promise(self, tensors: Sequence[torch.Tensor]) -> Promise:
-        """What ``tensors`` are at sizes."""
-        size, name = self._values.size, self._values.name
-        each = [f"({name(t.dtype)}, {size(tuple(t.shape))}, {size(t.stride())}), " for t in tensors]
-        source = f"lambda {', '.join(self._dims)}: ({''.join(each)})"
-        made: Promise = eval(compile(source, "<piecewise promise>", "eval"), self.names)
-        return made
-
-    def lay_op(self, node: torch.fx.Node, piece: Piece) -> Laid | None:
-        """What checks a splitting op's results; None where the program reshapes them in place."""
-        if storages(node) & self._program.reshaped:
-            return None
-        tensors = [v for v in values(node.meta.get("example_value")) if _is_plain(v)]
-        given = frozenset().union(*map(storages, tensor_inputs(node)))
-        where = f"piece {piece.index}{', ' + source_of(node) if source_of(node) else ''}"
-        return Laid(
-            f"splitting op {op_name(node)} ({where})",
-            "its fake kernel",
-            "correct its register_fake, or return .contiguous()",
-            self._promise(tensors),
-            [False] * len(tensors) if node in self._needed else self._own(tensors, given),
-            self._count,
-            exact=self._program.traced.reads_layout,
-            told=self._told,
-        )
-
-    def lay_piece(self, piece: Piece, compiler: str) -> Laid:
-        """What checks the results of a compilable piece's code, made by ``compiler``."""
-        tensors = [n.meta["example_value"] for n in piece.outputs]
-        given = frozenset().union(*map(storages, piece.inputs))
-        where = f"piece {piece.index}{', ' + piece.source if piece.source else ''}"
-        return Laid(
-            f"the code of compiler {compiler!r} for {where}",
-            "the traced graph",
-            "the compiler must keep what that gives",
-            self._promise(tensors),
-            self._own(tensors, given),
-            self._count,
-            several=True,
-            told=self._told,
-        )
-
-    def _own(self, tensors: Sequence[torch.Tensor], given: frozenset[int]) -> list[bool]:
-        """Per tensor, whether a copy does: nobody shares its memory or asks how it lies."""
-        memory = [memory_of(t) for t in tensors]
-        if self._program.traced.reads_layout:
-            return [False] * len(tensors)
-        taken = given | self._decided
-        return [m not in taken and memory.count(m) == 1 for m in memory]
-
-
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, torch.Tensor)
 
 
 class _Autocast:

@@ -23,6 +23,7 @@ from piecewise_core.graph.padding.table import has_rule
 from piecewise_core.graph.padding.tape import Noting, Ref, Tape, makes_whole_numbers
 from piecewise_core.graph.sizes import expression, new_size
 from piecewise_core.graph.trace import Traced, hints
+from piecewise_core.graph.varying import line_of, varies
 from piecewise_core.ranges import Box, Sizes
 from piecewise_core.torch_compat import dynamo
 from piecewise_core.torch_compat.fakes import FakeTensorMode, enable_python_dispatcher
@@ -53,6 +54,11 @@ def paddable(traced: Traced) -> Paddable:
     open_dims = [i for i, span in enumerate(box.ranges) if not span.is_single_size()]
     if not open_dims:
         return Paddable(frozenset(), {})
+    found = next(filter(varies, traced.graph.graph.nodes), None)
+    if found is not None:
+        why = "makes sizes that depend on data"
+        mixes = Mixing(op_name(found), line_of(found), why)
+        return Paddable(frozenset(), dict.fromkeys(open_dims, mixes))
     try:
         run = _Run(traced)
     except Exception as error:  # a program that cannot be looked at is one that nobody knows

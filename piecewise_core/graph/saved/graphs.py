@@ -21,6 +21,7 @@ from piecewise_core.graph.memory import values
 from piecewise_core.graph.names import source_of
 from piecewise_core.graph.savable import NotSavable, Values
 from piecewise_core.graph.sizes import SizeWriter
+from piecewise_core.graph.varying import varies, why_varying
 from piecewise_core.torch_compat import functorch
 from piecewise_core.torch_compat.fakes import FakeTensor, FakeTensorMode
 from piecewise_core.torch_compat.storages import memory_key, negated
@@ -70,6 +71,8 @@ class GraphWriter:
         return self._values.encode(value)
 
     def _node(self, module: fx.GraphModule, node: fx.Node) -> dict[str, Any]:
+        if varies(node):
+            raise NotSavable(why_varying(node))
         found = {
             "op": node.op,
             "name": node.name,

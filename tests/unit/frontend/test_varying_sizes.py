@@ -1,0 +1,210 @@
+"""Sizes that depend on data: what has them runs as written, the rest as ever."""
+
+import pytest
+import torch
+
+import piecewise_core as pw
+from piecewise_core.errors import SizeBranch, TraceFailed
+from piecewise_core.testing import SimulatedPlatform
+
+_POSITIVE = torch.tensor([[1.0, -1.0, 2.0], [3.0, 4.0, -5.0], [-1.0, 1.0, 0.5]])
+_CALLS = (_POSITIVE, -torch.ones(3, 3), torch.eye(3), torch.ones(4, 3), torch.eye(5, 3))
+
+
+def nonzero(x):
+    return x.nonzero()
+
+
+def selected(x):
+    return x[x > 0]
+
+
+def sizes(x):
+    kept = x[x > 0]
+    return kept, kept.shape[0], 2 * kept.shape[0] + 1
+
+
+def counts(x):
+    return torch.bincount((x > 0).long().flatten())
+
+
+def values_and_places(x):
+    return torch.unique(x, return_inverse=True, return_counts=True)
+
+
+def repeated(x):
+    return torch.repeat_interleave(x, (x[:, 0] > 0).long() + 1, dim=0)
+
+
+def prefix(x):
+    return x[: (x[:, 0] > 0).sum().item()] * 2
+
+
+def made(x):
+    return torch.zeros((x > 0).sum().item(), 2)
+
+
+def listed(x):
+    a, b = (x[:2, 0] > 0).long().tolist()
+    return torch.ones(a + 1, b + 2)
+
+
+def scaled(x):
+    return x * x.sum().item()
+
+
+def two_sizes(x):
+    above, below = x[x > 0], x[x <= 0]
+    return torch.cat([above, below]), above.shape[0] + below.shape[0]
+
+
+def together(x):
+    return x[x > 0] + (x * 2)[x > 0]
+
+
+def parts(x):
+    return torch.tensor_split(x, (x[:, 0] > 0).sum().reshape(1).cpu())
+
+
+def summed(x):
+    return torch.relu(x) + x[x > 0].sum()
+
+
+FUNCTIONS = (nonzero, selected, sizes, counts, values_and_places, repeated, prefix, made, listed,
+             scaled, two_sizes, together, parts, summed)  # fmt: skip
+
+
+def compiled(fn, **settings):
+    config = {"dynamic": {"x": {0: pw.Dim("rows", 1, 16)}}, "compiler": "eager"}
+    platform = settings.pop("platform", "cpu")
+    return pw.compile(fn, pw.Config(**{**config, **settings}), platform=platform)
+
+
+@pytest.mark.parametrize("fn", FUNCTIONS)
+def test_any_number_of_results_is_as_without_piecewise(fn):
+    served = compiled(fn)
+    for x in _CALLS:
+        torch.testing.assert_close(served(x), fn(x), rtol=0, atol=0)
+    assert served.stats().graphs == 1
+
+
+@pytest.mark.parametrize("platform", [SimulatedPlatform(), "cpu"], ids=["simulated", "cpu"])
+@pytest.mark.parametrize("fn", [nonzero, sizes, prefix, scaled, summed])
+def test_captured_sizes_give_the_same_for_other_data(fn, platform):
+    served = compiled(fn, platform=platform, graph_mode="piecewise", capture_sizes=[3, 4])
+    for x in (*_CALLS, *_CALLS):
+        torch.testing.assert_close(served(x), fn(x), rtol=0, atol=0)
+
+
+@pytest.mark.inductor
+def test_inductor_compiles_what_lies_around():
+    served = compiled(summed, compiler="inductor")
+    for x in _CALLS:
+        torch.testing.assert_close(served(x), summed(x))
+
+
+class Decoder(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = torch.nn.Linear(3, 4), torch.nn.Linear(4, 2)
+
+    def forward(self, x):
+        hidden = torch.relu(self.first(x))
+        kept = (hidden[:, 0] > 0).nonzero().squeeze(1)
+        hidden = hidden + hidden[kept].sum(0)
+        q = hidden[None, None]
+        return self.last(torch.nn.functional.scaled_dot_product_attention(q, q, q)[0, 0])
+
+
+def test_once_sizes_are_the_dims_again_pieces_are_captured():
+    torch.manual_seed(0)
+    model = Decoder().requires_grad_(False)
+    served = compiled(
+        model,
+        platform=SimulatedPlatform(),
+        capture_sizes=[3],
+        splitting_ops=["torch.nn.functional.scaled_dot_product_attention"],
+    )
+    for _ in range(3):
+        for x in _CALLS[:3]:
+            torch.testing.assert_close(served(x), model(x))
+    assert served.stats().calls["replayed"] == 9
+
+
+def test_explain_names_the_line_that_makes_such_sizes():
+    served = compiled(nonzero)
+    served(_POSITIVE)
+    assert "runs as written: torch.Tensor.nonzero at" in str(served.explain())
+    assert f"{__file__.rpartition('/')[2]}:{nonzero.__code__.co_firstlineno + 1}" in str(
+        served.explain()
+    )
+
+
+def test_a_size_that_the_model_asserts_is_asserted_at_every_call():
+    def bounded(x):
+        count = (x > 0).sum().item()
+        torch._check(count <= 3)
+        return torch.ones(count)
+
+    served = compiled(bounded)
+    assert served(torch.eye(3)).shape == (3,)
+    with pytest.raises(SizeBranch, match=r"u0 <= 3, at .*test_varying_sizes\.py:\d+"):
+        served(torch.ones(3, 3))
+    assert served(-torch.eye(3)).shape == (0,)
+
+
+def test_a_shape_that_python_saw_otherwise_is_refused_by_name():
+    def alone(x):
+        row = x[x[:, 0] > 0].squeeze(0)
+        return row.sum(0) if row.dim() == 2 else row * 2
+
+    served = compiled(alone)
+    torch.testing.assert_close(served(_POSITIVE), alone(_POSITIVE))
+    with pytest.raises(SizeBranch, match=r"squeeze gives shape .* here \(3,\)"):
+        served(torch.eye(3))
+
+
+def test_what_torch_takes_for_equal_sizes_is_compared():
+    def added(x):
+        chosen = x.flatten()[x.flatten() > 0] + x.flatten()
+        return chosen * 2 if chosen.shape[0] == x.numel() else chosen
+
+    served = compiled(added)
+    torch.testing.assert_close(served(torch.ones(4, 3)), added(torch.ones(4, 3)))
+    one = torch.zeros(2, 3)
+    one[0, 0] = 1.0  # broadcast in eager
+    with pytest.raises(SizeBranch, match="depend on data"):
+        served(one)
+
+
+def test_a_branch_on_such_a_size_is_refused_with_its_line():
+    def branching(x):
+        kept = x[x > 0]
+        return kept.sum() if kept.shape[0] > 3 else kept.sum() * 2
+
+    with pytest.raises(TraceFailed, match=r"test_varying_sizes\.py:\d+"):
+        compiled(branching)(_POSITIVE)
+
+
+def test_calls_are_not_padded():
+    served = compiled(
+        summed, platform=SimulatedPlatform(), capture_sizes=[8], padding="capture_sizes"
+    )
+    for x in _CALLS:
+        torch.testing.assert_close(served(x), summed(x))
+    assert served.stats().padded_rows == 0
+
+
+def test_such_traces_are_not_kept(tmp_path):
+    for _ in range(2):
+        served = compiled(scaled, cache_dir=str(tmp_path))
+        for x in _CALLS:
+            torch.testing.assert_close(served(x), scaled(x))
+        assert served.stats().graphs == 1
+
+
+def test_every_call_may_be_verified_and_looked_at():
+    served = compiled(summed, check="verify", verify_rate=1.0)
+    for x in _CALLS:
+        torch.testing.assert_close(served(x), summed(x))
+    assert not served.bisect(_POSITIVE).differs
