@@ -87,10 +87,12 @@ class UnsupportedOutput(TraceFailed):
 class UnsupportedSideEffect(TraceFailed):
     """The traced code changes a Python object that outlives the call.
 
-    ``undo``: puts back what a forward as written changes; empty where that cannot be.
+    ``undo``: puts back what a forward as written changes; empty where that cannot be. ``writes``:
+    whether it writes to tensors that are not its own, too.
     """
 
     undo: Sequence[Callable[[], None]] = ()
+    writes: bool = False
 
 
 class UnsupportedModule(TraceFailed):

@@ -15,6 +15,8 @@ from piecewise_core.frontend.refusals import check_grad, need_grad
 from piecewise_core.frontend.shared import Shared
 from piecewise_core.graph.memory import values
 from piecewise_core.runtime.closure_walk import roots_of
+from piecewise_core.runtime.preserved import Preserved
+from piecewise_core.runtime.readonly import ReadOnly
 
 __all__ = ["filled"]
 
@@ -45,19 +47,28 @@ def filled(
     with shared.lock:
         if torch.is_grad_enabled():
             check_grad(values((args, kwargs)), need_grad(roots_of(shared.fn)))
+        held = ReadOnly(_writable(shared, args, kwargs) if error.writes else ())
+        drawn = Preserved((), (), draws=True)
         result = shared.fn(*args, **kwargs)
         for each in forms:  # whose traces may have read what has changed
             if each.state():
                 each.state_changed()
     if not any(_built(shared, form, unready, alone=alone) for alone in (False, True)):
         with shared.lock:
-            for undo in error.undo:
+            for undo in (*error.undo, held.put_back, drawn.put_back):
                 undo()
         raise error
     form.filled += 1
     shared.counters.calls["eager"] += 1
     logger.info("a call was served as written, since %s", error)
     return result
+
+
+def _writable(shared: Shared, args: Any, kwargs: Any) -> list[torch.Tensor]:
+    """What a forward may write to: a call's tensors, and those that modules hold beside weights."""
+    modules = [m for root in roots_of(shared.fn) for m in root.modules()]
+    kept = [*args, *kwargs.values(), *(vars(m) for m in modules), *(m._buffers for m in modules)]
+    return [each for each in values(kept) if isinstance(each, torch.Tensor)]
 
 
 def _built(shared: Shared, form: Form, unready: Unready, *, alone: bool) -> bool:

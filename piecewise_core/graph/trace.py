@@ -171,7 +171,8 @@ def _refuse_side_effects(effects: Sequence[SideEffect], graph: torch.fx.Graph) -
             "cannot repeat that: keep the value in a tensor or buffer and write to it in place, or "
             "move the change out of the compiled part"
         )
-        if all(e.undoable for e in changes) and not _writes_inputs(graph):
+        refusal.writes = _writes_inputs(graph)
+        if all(e.undoable for e in changes):
             refusal.undo = [e.undo for e in changes]
         raise refusal
 

@@ -10,6 +10,7 @@ from piecewise_core.errors import UnsupportedSideEffect
 from piecewise_core.testing import SimulatedPlatform
 
 MEMO: dict[int, float] = {}
+ROWS = pw.Dim("rows", 1, 32)
 
 
 @pytest.fixture(autouse=True)
@@ -94,9 +95,9 @@ class GlobalMemo(torch.nn.Module):
 
 
 def compiled(model, **settings):
-    dynamic = {"x": {0: pw.Dim("rows", 1, 32)}}
+    settings = {"dynamic": {"x": {0: ROWS}}, **settings}
     platform = settings.pop("platform", "cpu")
-    config = pw.Config(dynamic=dynamic, compiler="eager", **settings)
+    config = pw.Config(compiler="eager", **settings)
     return pw.compile(model, config, platform=platform)
 
 
@@ -174,3 +175,46 @@ def test_warm_up_of_a_memo_says_to_call_the_model_first():
     fast.warmup(x, progress=False)
     fast.seal()
     fast(torch.randn(9, 4))
+
+
+class Rows(torch.nn.Module):
+    """Fills a table, or fills it ``every`` time; and writes to tensors of all kinds."""
+
+    def __init__(self, *, every=False):
+        super().__init__()
+        self.table, self.every, self.aside = None, every, torch.zeros(())
+        self.register_buffer("rows", torch.zeros(()))
+
+    def forward(self, x, into):
+        self.rows.add_(x.shape[0])
+        self.aside.add_(1)
+        into.add_(x)
+        if self.table is None or self.every:
+            self.table = x.sum(0) + torch.rand(())
+        return x * self.table
+
+
+@pytest.mark.parametrize("captured", [(), (3, 5)], ids=["compiled", "captured"])
+def test_a_model_that_writes_to_tensors_fills_its_memo_and_writes_once(captured):
+    model, plain = Rows(), Rows()
+    named = {"x": {0: ROWS}, "into": {0: ROWS}}
+    sizes = {"capture_sizes": captured, "capture_max": False}
+    fast = compiled(model, dynamic=named, platform=SimulatedPlatform(), **sizes)
+    for rows in (5, 3, 5, 1):
+        x, mine, theirs = torch.randn(rows, 4), torch.zeros(rows, 4), torch.zeros(rows, 4)
+        torch.manual_seed(0)
+        got = fast(x, mine)
+        torch.manual_seed(0)
+        torch.testing.assert_close((got, mine), (plain(x, theirs), theirs))
+    assert (model.rows, model.aside) == (plain.rows, plain.aside)
+    assert fast.stats().calls["eager"] == 1
+
+
+def test_what_a_refused_forward_wrote_to_tensors_is_put_back():
+    model, x, into = Rows(every=True), torch.randn(5, 4), torch.zeros(5, 4)
+    states = torch.get_rng_state()
+    with pytest.raises(UnsupportedSideEffect, match="table"):
+        compiled(model, dynamic={"x": {0: ROWS}, "into": {0: ROWS}})(x, into)
+    assert (model.rows, model.aside, model.table) == (0, 0, None)
+    assert not into.any()
+    assert torch.equal(torch.get_rng_state(), states)
