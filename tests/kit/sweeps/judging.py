@@ -6,6 +6,7 @@ import dataclasses
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import torch
@@ -90,12 +91,26 @@ def same(
             raise Wrong(f"result {place}: {_line(differs)}") from None
 
 
-def _plain(value: Any) -> Any:
-    """``value`` with dataclasses as dicts, which pytree does not open."""
+def _plain(value: Any, inside: tuple[int, ...] = ()) -> Any:
+    """``value`` with dataclasses and objects that hold something, a cache, as dicts by name.
+
+    pytree does not open them, and two caches that hold the same are no equal objects. ``inside``:
+    identities of the objects that it lies in.
+    """
+    if id(value) in inside:
+        return "itself"
+    inside = (*inside, id(value))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name, None)) for f in dataclasses.fields(value)}
+        return {
+            f.name: _plain(getattr(value, f.name, None), inside) for f in dataclasses.fields(value)
+        }
     if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
+        return {k: _plain(v, inside) for k, v in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(map(_plain, value))
-    return value
+        return type(value)(_plain(v, inside) for v in value)
+    if isinstance(value, (torch.Tensor, type, Enum)) or callable(value):
+        return value
+    held = getattr(value, "__dict__", None)
+    if not held:
+        return value
+    return {"class": type(value).__name__, **{k: _plain(v, inside) for k, v in held.items()}}
