@@ -152,8 +152,10 @@ class PieceCode:
     def build(self, box: Box) -> None:
         """Compile what serves ``box``. Call it without the call lock; plans are made under that."""
         with compile_lock:
-            for _ in self.runnables(box):
-                pass
+            for index, run in self.runnables(box):
+                # A class that dispatches by itself asks in the middle of a call: it finds all made.
+                for asked in {self.general_box, box} if run is self.backends[index] else ():
+                    self.compile_piece(index, asked)
         self._built.add(box)
 
     def is_asked(self, box: Box) -> bool:

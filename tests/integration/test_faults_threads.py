@@ -139,9 +139,9 @@ def halted(gate, fn):
     assert thread.ended()
 
 
-def made(fn, **changes):
+def made(fn, *, platform=None, **changes):
     """A model of 1 to 16 rows in ranges 1-4, 5-8, 9-16, and its compiler."""
-    platform = SimulatedPlatform()
+    platform = platform or SimulatedPlatform()
     platform.compiler = compiler = Compiler()
     settings = {
         "dynamic": {"x": {0: pw.Dim("rows", min=1, max=16)}},
@@ -186,6 +186,37 @@ def test_a_ready_size_is_served_while_another_compiles(changes):
             same(Thread(lambda: fast(three).clone()).get(), three)
     same(compiling.get(), six)
     same(fast(six), six)
+
+
+class ByItself:
+    """A platform's own class with only ``__call__``, in two kinds: it asks for what it runs."""
+
+    ranges = False
+
+    def __init__(self, graph, config, pool, place, total, sizes, general, backend, **later):
+        self.place, self.sizes, self.general, self.owner = place, sizes, general, backend
+
+    def __call__(self, *args):
+        if not self.ranges:
+            return self.general()(*args)
+        found = self.owner.table.find(*(args[i] for i in self.sizes))
+        return self.owner.compile_piece(self.place, self.owner.targets[found].box)(*args)
+
+
+@pytest.mark.parametrize("ranges", [False, True], ids=["general graph", "ranges"])
+def test_a_ready_size_is_served_while_a_class_that_asks_in_calls_gets_another(ranges):
+    platform = SimulatedPlatform()
+    platform.piecewise_backend = type("Own", (ByItself,), {"ranges": ranges})
+    fast, compiler = made(double, platform=platform)
+    three, six = torch.randn(3, 2), torch.randn(6, 2)
+    for _ in range(3):
+        same(fast(three), three)
+    with halted(compiler.gate, lambda: fast(six).clone()) as compiling:
+        same(Thread(lambda: fast(three).clone()).get(), three)
+    same(compiling.get(), six)
+    before = compiler.made
+    same(fast(six), six)
+    assert compiler.made == before
 
 
 def test_a_ready_size_is_served_while_another_region_is_traced():
