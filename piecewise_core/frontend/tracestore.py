@@ -21,7 +21,7 @@ import torch.distributed
 from piecewise_core.config import Config
 from piecewise_core.errors import PiecewiseError, StoreError
 from piecewise_core.graph.call import constants
-from piecewise_core.graph.codefacts import function_digest
+from piecewise_core.graph.codedigests import function_digest
 from piecewise_core.graph.opfacts import UNKNOWN
 from piecewise_core.graph.savable import NotSavable, place_of
 from piecewise_core.graph.saved.calls import write_structure

@@ -6,37 +6,19 @@ file, which lies elsewhere on another machine.
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import importlib
 import inspect
-import linecache
-import os
-import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from types import CellType, CodeType, FunctionType, MethodType, ModuleType
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
-import torch
-
-from piecewise_core.graph.structure import is_plain
+from piecewise_core.graph.codedigests import TORCH, code_behind, code_digest, file_digest
 from piecewise_core.torch_compat.targets import marked_constant
 
-__all__ = [
-    "CodeFact",
-    "Found",
-    "changed",
-    "class_digest",
-    "code_digest",
-    "code_facts",
-    "function_digest",
-    "lists_attributes",
-    "unaskable",
-]
+__all__ = ["CodeFact", "Found", "changed", "code_facts", "lists_attributes", "unaskable"]
 
-_TORCH = os.path.dirname(torch.__file__) + os.sep
 _OURS = "<piecewise"
 """How the file names of code that core makes begin."""
 _LISTS_ALL = frozenset({"__dict__", "dir", "vars"})
@@ -76,11 +58,11 @@ def code_facts(codes: Iterable[CodeType], values: Iterable[Any] = ()) -> Found:
     digested: set[CodeType] | None = None
     facts, unasked = set(), []
     for code in set(codes):
-        if code.co_filename.startswith((_TORCH, _OURS)):
+        if code.co_filename.startswith((TORCH, _OURS)):
             continue
         module = modules.get(code.co_filename)
         if module is not None and _is_named(sys.modules[module], code):
-            digest, file = code_digest(code), _file_digest(code.co_filename)
+            digest, file = code_digest(code), file_digest(code.co_filename)
             facts.add(CodeFact(module, _name(code), digest, file))
             continue
         if digested is None:
@@ -95,7 +77,7 @@ def lists_attributes(codes: Iterable[CodeType]) -> bool:
     return any(
         _LISTS_ALL.intersection(code.co_names)
         for code in codes
-        if not code.co_filename.startswith((_TORCH, _OURS))
+        if not code.co_filename.startswith((TORCH, _OURS))
     )
 
 
@@ -116,7 +98,7 @@ def _functions(value: Any) -> Iterator[FunctionType]:
     if isinstance(value, (FunctionType, MethodType)):
         found = inspect.unwrap(value)
         found = getattr(found, "__func__", found)
-        if isinstance(found, FunctionType) and not found.__code__.co_filename.startswith(_TORCH):
+        if isinstance(found, FunctionType) and not found.__code__.co_filename.startswith(TORCH):
             yield found
         return
     kind = value if isinstance(value, type) else type(value)
@@ -138,7 +120,7 @@ def _held(value: Any) -> Iterator[CodeType]:
 
 
 def _with_nested(value: Any) -> Iterator[CodeType]:
-    for code in (*_behind(value), *_behind(getattr(value, "__func__", None))):
+    for code in (*code_behind(value), *code_behind(getattr(value, "__func__", None))):
         yield code
         yield from _nested(code)
 
@@ -163,7 +145,7 @@ def changed(facts: Iterable[CodeFact]) -> Iterator[str]:
             continue
         codes = _codes(module, fact.name)
         if codes is None:
-            same = _file_digest(getattr(module, "__file__", None) or "") == fact.file
+            same = file_digest(getattr(module, "__file__", None) or "") == fact.file
         else:
             same = fact.digest in map(code_digest, codes)
         if not same:
@@ -171,103 +153,8 @@ def changed(facts: Iterable[CodeFact]) -> Iterator[str]:
             yield f"the code of {fact.module}.{fact.name} {what}"
 
 
-@functools.lru_cache(4096)
-def code_digest(code: CodeType) -> str:
-    """A digest of what the code does: no file, no line numbers."""
-    return _digest(_content(code))
-
-
-def function_digest(value: Any) -> str:
-    """``code_digest`` of a function or method with its defaults; "" for torch's, whose version
-    counts, and others.
-    """
-    function = inspect.unwrap(value)
-    code = getattr(function, "__code__", None)
-    if code is None or code.co_filename.startswith(_TORCH):
-        return ""
-    by_name = getattr(function, "__kwdefaults__", None) or {}
-    defaults = [*(getattr(function, "__defaults__", None) or ()), *sorted(by_name.items())]
-    return _digest((code_digest(code), *map(_default, defaults))) if defaults else code_digest(code)
-
-
-def class_digest(kind: type) -> str:
-    """A digest of the methods of a class and its bases, torch's left out; "" without any.
-
-    A method that somebody added to a class of torch's says nothing: where it was called, the trace
-    ran through its code.
-    """
-    found = [
-        (name, code_digest(code))
-        for base in kind.__mro__
-        if base.__module__ != "builtins"
-        for name, value in sorted(vars(base).items())
-        for code in _behind(value)
-        if not code.co_filename.startswith(_TORCH) and not _is_added(kind, base, name)
-    ]
-    return _digest(found) if found else ""
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(repr(content).encode()).hexdigest()[:32]
-
-
-def _default(value: Any) -> Any:
-    """What a default tells; of what is not compared by value, its type alone."""
-    if type(value) in (tuple, list):
-        return [_default(item) for item in value]
-    if is_plain(value):
-        return _content(value)
-    return f"{type(value).__module__}:{type(value).__qualname__}"
-
-
-def _is_added(kind: type, base: type, name: str) -> bool:
-    """Whether ``base`` is torch's and did not have ``name`` by itself."""
-    file = getattr(sys.modules.get(base.__module__), "__file__", None) or ""
-    if not file.startswith(_TORCH) or any(name in vars(b) for b in kind.__mro__ if b is not base):
-        return False
-    return name not in _names_in(file)
-
-
-@functools.cache
-def _names_in(file: str) -> frozenset[str]:
-    """Whatever might be a name in a source file."""
-    return frozenset(re.findall(r"\w+", "".join(linecache.getlines(file))))
-
-
-def _content(value: Any) -> Any:
-    if isinstance(value, CodeType):
-        return (
-            value.co_code,
-            value.co_names,
-            value.co_varnames,
-            value.co_freevars,
-            value.co_cellvars,
-            value.co_argcount,
-            value.co_posonlyargcount,
-            value.co_kwonlyargcount,
-            value.co_flags,
-            [_content(c) for c in value.co_consts],
-        )
-    if isinstance(value, tuple):
-        return tuple(map(_content, value))
-    if isinstance(value, frozenset):
-        return sorted(map(repr, value))  # its own order changes from process to process
-    return repr(value)
-
-
 def _name(code: CodeType) -> str:
     return getattr(code, "co_qualname", code.co_name)  # Python 3.10 knows the last part only
-
-
-def _file_digest(path: str) -> str:
-    try:
-        with open(path, "rb") as file:
-            return hashlib.sha256(file.read()).hexdigest()[:32]
-    except OSError:
-        return ""
-
-
-# By name ------------------------------------------------------------------------------
 
 
 def _codes(module: ModuleType, name: str) -> list[CodeType] | None:
@@ -281,31 +168,8 @@ def _codes(module: ModuleType, name: str) -> list[CodeType] | None:
             value = inspect.getattr_static(value, part)
         except AttributeError:
             return None
-    whole = [c for c in _behind(value) if _name(c) == outer]
+    whole = [c for c in code_behind(value) if _name(c) == outer]
     return whole if not inner else [c for code in whole for c in _nested(code) if _name(c) == name]
-
-
-def _behind(value: Any) -> Iterator[CodeType]:
-    """The code of a function, and of what its decorators hold it in."""
-    seen: set[int] = set()
-    open_ends = [value]
-    while open_ends:
-        value = open_ends.pop()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        if isinstance(value, FunctionType):
-            yield value.__code__
-            open_ends += [c.cell_contents for c in value.__closure__ or () if _is_function(c)]
-        held = ("__func__", "__wrapped__", "fget", "func")
-        open_ends += [found for n in held if (found := getattr(value, n, None)) is not None]
-
-
-def _is_function(cell: CellType) -> bool:
-    try:
-        return isinstance(cell.cell_contents, FunctionType)
-    except ValueError:  # not assigned yet
-        return False
 
 
 def _nested(code: CodeType) -> Iterator[CodeType]:

@@ -24,7 +24,8 @@ import torch
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from piecewise_core.afterfork import after_fork
-from piecewise_core.graph.assumptions import Assumptions, Look, assume
+from piecewise_core.graph.assumptions import Assumptions, assume
+from piecewise_core.graph.looks import Look
 from piecewise_core.graph.sideeffects import SideEffect, read_side_effects
 from piecewise_core.torch_compat.dynamo import (
     AttrSource,
@@ -78,33 +79,7 @@ def capture(entry: Callable[..., Any], args: Sequence[Any]) -> Capture:
         )
         return graph
 
-    settings = dynamo_config.patch(
-        assume_static_by_default=True,
-        automatic_dynamic_shapes=False,
-        specialize_int=True,
-        specialize_float=True,
-        # Recurrent layers, which Dynamo leaves out by default: traced, each is one operator.
-        allow_rnn=True,
-    )
-    with (
-        after_fork.leaves(settings),
-        oblivious_sizes(),
-        after_fork.leaves(without_size_choices()),
-        get_metrics_context(),
-        dynamo_timed("fullgraph_capture"),
-        compile_context(CompileContext(get_compile_id({}))),
-    ):
-        output = compile_frame(
-            frame.code,
-            frame.globals,
-            frame.locals,
-            frame.builtins,
-            frame.closure,
-            compiler_fn=keep,
-            one_graph=True,
-            restart_reasons=set(),
-        )
-    captured = output.graph_capture_output(frame.argdefs, frame.kwdefaults)
+    captured = _compiled(frame, keep).graph_capture_output(frame.argdefs, frame.kwdefaults)
     runtime = captured.get_runtime_env()
 
     def run(compiled_fn: Callable[..., Any], given: Sequence[Any]) -> Any:
@@ -132,6 +107,36 @@ def capture(entry: Callable[..., Any], args: Sequence[Any]) -> Capture:
 
     graph, env, effects = found["graph"], found["shape_env"], found["side_effects"]
     return Capture(graph, env, run, effects, assumed, tuple(captured.traced_code))
+
+
+def _compiled(frame: Any, keep: Callable[..., Any]) -> Any:
+    """What Dynamo makes of a frame as one graph, which ``keep`` is given."""
+    settings = dynamo_config.patch(
+        assume_static_by_default=True,
+        automatic_dynamic_shapes=False,
+        specialize_int=True,
+        specialize_float=True,
+        # Recurrent layers, which Dynamo leaves out by default: traced, each is one operator.
+        allow_rnn=True,
+    )
+    with (
+        after_fork.leaves(settings),
+        oblivious_sizes(),
+        after_fork.leaves(without_size_choices()),
+        get_metrics_context(),
+        dynamo_timed("fullgraph_capture"),
+        compile_context(CompileContext(get_compile_id({}))),
+    ):
+        return compile_frame(
+            frame.code,
+            frame.globals,
+            frame.locals,
+            frame.builtins,
+            frame.closure,
+            compiler_fn=keep,
+            one_graph=True,
+            restart_reasons=set(),
+        )
 
 
 def _modules(scope: Mapping[str, Any]) -> dict[str, str]:

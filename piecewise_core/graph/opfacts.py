@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from piecewise_core.graph.codefacts import code_digest
+from piecewise_core.graph.codedigests import code_digest
 from piecewise_core.torch_compat.custom_ops import fake_kernel, fake_of
 from piecewise_core.torch_compat.operators import OpOverload, OpOverloadPacket, schema_of
 

@@ -7,7 +7,7 @@ import functools
 import re
 from typing import Any, Protocol
 
-from piecewise_core.graph.assumptions import Scope
+from piecewise_core.graph.facts import Scope
 
 __all__ = ["Expressions", "Notes"]
 

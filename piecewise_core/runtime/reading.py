@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from piecewise_core.graph.assumptions import Fact, Scope, aliases, is_number
+from piecewise_core.graph.facts import Fact, Scope, aliases
+from piecewise_core.graph.identity import is_number
 from piecewise_core.graph.structure import is_plain
 from piecewise_core.runtime.classes import alike, is_heap
 from piecewise_core.runtime.expressions import Expressions

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from piecewise_core.graph.assumptions import Assumptions, Fact, Scope
+from piecewise_core.graph.assumptions import Assumptions
+from piecewise_core.graph.facts import Evaluated, Fact, Scope
 from piecewise_core.runtime.reading import Reading
 from piecewise_core.runtime.switches import switches
 from piecewise_core.runtime.watch import Switch, Watch
@@ -81,7 +82,7 @@ class TraceState:
         place = now.differs(before)
         if place is not None:
             fact, scope = self._facts[place]
-            why = fact.broken(scope)
+            why = fact.broken(Evaluated(scope))
             self.beyond_facts = why is None
             return why or f"{fact.text} is another object"
         other = now.surroundings_differ(before)

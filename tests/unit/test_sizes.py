@@ -16,10 +16,6 @@ LONGER: set[str] = {
     "piecewise_core/frontend/lockstep.py",
     "piecewise_core/frontend/recorded.py",
     "piecewise_core/frontend/recordings.py",
-    "piecewise_core/graph/assumptions.py",
-    "piecewise_core/graph/codefacts.py",
-    "piecewise_core/graph/saved/graphs.py",
-    "piecewise_core/graph/frame.py:capture",
 }
 """What is longer and shall not stay so; nothing is added here."""
 

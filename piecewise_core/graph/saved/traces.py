@@ -15,12 +15,8 @@ from piecewise_core.graph.codefacts import CodeFact
 from piecewise_core.graph.origins import GraphInput
 from piecewise_core.graph.outputs import OutputCode
 from piecewise_core.graph.savable import NotSavable, Values
-from piecewise_core.graph.saved.graphs import (
-    GraphReader,
-    GraphWriter,
-    constants_from_bytes,
-    constants_to_bytes,
-)
+from piecewise_core.graph.saved.graphreader import GraphReader, constants_from_bytes
+from piecewise_core.graph.saved.graphwriter import GraphWriter, constants_to_bytes
 from piecewise_core.graph.sizes import expression, new_size
 from piecewise_core.graph.trace import Traced, hints
 from piecewise_core.ranges import Box, Range

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 import piecewise_core as pw
-from piecewise_core.graph.codefacts import CodeFact, changed, code_digest, code_facts
+from piecewise_core.graph.codedigests import code_digest
+from piecewise_core.graph.codefacts import CodeFact, changed, code_facts
 
 SCALE = 2.0
 

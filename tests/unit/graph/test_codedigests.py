@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from piecewise_core.graph.codefacts import class_digest, function_digest
+from piecewise_core.graph.codedigests import class_digest, function_digest
 
 
 def scaled(x, by=2, *, bias=None):

@@ -1,8 +1,6 @@
-"""A traced graph as JSON: its nodes, and of each value its sizes, layout and memory.
+"""A traced graph from JSON, over the symbols of a new ShapeEnv.
 
-Sizes are saved as Python source over ``s0``, ``s1``, ..., one per dim, and come back as symbols of
-a new ShapeEnv; tensors come back fake, sharing memory as they did. Constant tensors that the trace
-made lie beside the JSON.
+Tensors come back fake, sharing memory as they did; constant tensors as they were.
 """
 
 from __future__ import annotations
@@ -12,23 +10,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import sympy
 import torch
 from torch import fx
 
-from piecewise_core.errors import TraceFailed
-from piecewise_core.graph.memory import values
-from piecewise_core.graph.names import source_of
-from piecewise_core.graph.savable import NotSavable, Values
-from piecewise_core.graph.sizes import SizeWriter
-from piecewise_core.graph.varying import varies, why_varying
-from piecewise_core.torch_compat import functorch
+from piecewise_core.graph.savable import Values
 from piecewise_core.torch_compat.fakes import FakeTensor, FakeTensorMode
-from piecewise_core.torch_compat.storages import memory_key, negated
+from piecewise_core.torch_compat.storages import negated
 
-__all__ = ["GraphReader", "GraphWriter", "constants_from_bytes", "constants_to_bytes"]
-
-_SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
+__all__ = ["GraphReader", "constants_from_bytes"]
 
 
 class _Math:
@@ -51,110 +40,6 @@ _ARITHMETIC: Mapping[str, Any] = {
     "torch": torch,
 }
 """What the source of a size may call; none of it adds a guard."""
-
-
-class GraphWriter:
-    """Writes graphs over one trace's symbols. ``tensors``: the constants met, in order."""
-
-    def __init__(self, symbols: Mapping[sympy.Symbol, int]) -> None:
-        self._size = SizeWriter(symbols)
-        self._values = Values(encode_more=self._special)
-        self._memory: dict[int, int] = {}
-        self.tensors: list[torch.Tensor] = []
-
-    def graph(self, module: fx.GraphModule) -> list[Any]:
-        """One entry per node. Raises NotSavable."""
-        return [self._node(module, node) for node in module.graph.nodes]
-
-    def value(self, value: Any) -> Any:
-        """An argument, size or plain value. Raises NotSavable."""
-        return self._values.encode(value)
-
-    def _node(self, module: fx.GraphModule, node: fx.Node) -> dict[str, Any]:
-        if varies(node):
-            raise NotSavable(why_varying(node))
-        found = {
-            "op": node.op,
-            "name": node.name,
-            "target": self._target(module, node),
-            "args": self.value(node.args),
-            "kwargs": self.value(node.kwargs),
-            "value": self._meaning(node.meta.get("example_value")),
-            "source": source_of(node) or None,
-        }
-        return {k: v for k, v in found.items() if v is not None}
-
-    def _target(self, module: fx.GraphModule, node: fx.Node) -> Any:
-        if node.op == "call_function":
-            return self.value(node.target)
-        if node.op == "get_attr":
-            return self._attribute(module, str(node.target))
-        if node.op == "call_module":
-            raise NotSavable(f"a call of module {node.target}, which is no traced code")
-        return str(node.target)
-
-    def _attribute(self, module: fx.GraphModule, target: str) -> Any:
-        held: Any = module
-        for part in target.split("."):
-            held = getattr(held, part)
-        if isinstance(held, fx.GraphModule):
-            return {"name": target, "graph": self.graph(held)}
-        if isinstance(held, torch.Tensor) and not isinstance(held, FakeTensor):
-            self.tensors.append(held.detach())
-            where = str(held.device)
-            return {"name": target, "tensor": len(self.tensors) - 1, "device": where}
-        raise NotSavable(f"attribute {target}, a {type(held).__qualname__}")
-
-    def _special(self, value: Any) -> Any:
-        if isinstance(value, fx.Node):
-            return {"node": value.name}
-        if isinstance(value, _SYMBOLIC):
-            return {"size": self.source(value)}
-        if isinstance(value, torch.Tensor):
-            return {"tensor": self._layout(value)}
-        if isinstance(value, fx.immutable_collections.immutable_list):
-            return {"list": [self.value(v) for v in value]}
-        if isinstance(value, fx.immutable_collections.immutable_dict):
-            return {"dict": [[self.value(k), self.value(v)] for k, v in value.items()]}
-        return None
-
-    def source(self, value: Any) -> str:
-        """A size as Python source. Raises NotSavable."""
-        try:
-            return self._size(value)
-        except TraceFailed as error:
-            raise NotSavable(f"a size that depends on data: {error}") from error
-
-    def _meaning(self, value: Any) -> Any:
-        """What is known of a node's value; None for what nobody asks about."""
-        try:
-            return self.value(value)
-        except NotSavable:
-            if any(isinstance(v, torch.Tensor) for v in values(value)):
-                raise
-            return None
-
-    def _layout(self, value: torch.Tensor) -> dict[str, Any]:
-        if functorch.is_functorch_wrapped_tensor(value):
-            raise NotSavable("a value inside torch.vmap or torch.func.grad")
-        memory = memory_key(value)
-        return {
-            "dtype": str(value.dtype).partition(".")[2],
-            "device": str(value.device),
-            "shape": [self.source(s) for s in value.shape],
-            "stride": [self.source(s) for s in value.stride()],
-            "offset": self.source(value.storage_offset()),
-            "memory": self._memory.setdefault(memory, len(self._memory)),
-            "conj": value.is_conj(),
-            "neg": value.is_neg(),
-        }
-
-
-def constants_to_bytes(tensors: Sequence[torch.Tensor]) -> bytes:
-    """Constant tensors, on the CPU."""
-    buffer = io.BytesIO()
-    torch.save([t.cpu() for t in tensors], buffer)
-    return buffer.getvalue()
 
 
 def constants_from_bytes(data: bytes) -> list[torch.Tensor]:
