@@ -75,7 +75,7 @@ def save(session: Session, path: Path) -> SaveReport:
 def _form(session: Session, form: Form) -> SavedForm:
     return SavedForm(
         write_structure(form.structure),
-        write_held(form.parameters.tensors, roots_of(session.fn)),
+        write_held(form.model.parameters.tensors, roots_of(session.fn)),
         tuple(write_trace(region.program.traced) for region in form.regions),
     )
 

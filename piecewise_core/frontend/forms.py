@@ -9,7 +9,6 @@ import torch
 from piecewise_core.errors import ConfigError, InputMismatch
 from piecewise_core.frontend.form import Form
 from piecewise_core.frontend.newform import place_of_call, refusal_of
-from piecewise_core.frontend.precompile import warm
 from piecewise_core.frontend.refusals import check_grad, need_grad
 from piecewise_core.frontend.shared import Shared
 from piecewise_core.graph.binder import AnotherLayout, Bound
@@ -118,7 +117,7 @@ class Forms(list[Form]):
 
     def begin(self, structure: Structure, new: str = "") -> Form:
         """One form more. ``new``: how its calls differ from those known before."""
-        form = Form(self._shared, structure, new, self.given_up, warm)
+        form = Form(self._shared, structure, new, self.given_up)
         self.append(form)
         self._share()
         return form

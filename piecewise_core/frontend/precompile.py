@@ -42,7 +42,7 @@ def trace_all(form: Form) -> Iterator[Region]:
     """
     known = len(form.regions)
     raising: list[Sizes] = []
-    while (sizes := form.uncovered(raising)) is not None:
+    while (sizes := form.regions.uncovered(raising)) is not None:
         try:
             form.region_for(sizes)
         except TraceFailed as error:
@@ -95,6 +95,7 @@ def compile_form(form: Form) -> Iterator[tuple[Region, Box, int]]:
 
 def warm(form: Form) -> None:
     """Trace, compile and capture all there is of one form."""
+    form.to_warm = False
     for _ in compile_form(form):
         pass
     with between_builds(form.shared.lock):

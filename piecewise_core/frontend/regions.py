@@ -47,31 +47,31 @@ _ALONE = 3
 """Regions of one size, and no other, after which each size is traced by itself: it is faster."""
 
 
-class Regions:
-    """Grows by one region at a time; ``known`` has them in the order in which they were made."""
+class Regions(list[Region]):
+    """In the order in which they were made."""
 
     def __init__(self, shared: Shared) -> None:
-        self.known: list[Region] = []
+        super().__init__()
         self._shared = shared
         self._config = shared.config
         self._auto = self._config.regions == "auto"
 
     def forget(self) -> None:
         """Drop all of them; the counters stay."""
-        for region in self.known:
+        for region in self:
             self._shared.give_back(region.index)
-        self.known = []
+        self.clear()
 
     def holding(self, sizes: Sizes) -> Region | None:
         """The region that holds ``sizes``, if there is one yet."""
-        return next((r for r in self.known if sizes in r.general_box), None)
+        return next((r for r in self if sizes in r.general_box), None)
 
     def uncovered(self, without: Sequence[Sizes] = ()) -> Sizes | None:
         """Some sizes in bounds that no region holds yet; None when all are held.
 
         ``without``: sizes that do not count.
         """
-        held = [r.general_box for r in self.known]
+        held = [r.general_box for r in self]
         return uncovered([*held, *map(Box.single, without)], self._config.bounds)
 
     @property
@@ -96,7 +96,7 @@ class Regions:
         CaptureFailed in a capture, and what tracing raises.
         """
         shared = self._shared
-        boxes = [r.general_box for r in self.known]
+        boxes = [r.general_box for r in self]
         cell, hint = self._cell(boxes, sizes, structure.fixed_sizes)
         if alone:
             cell, hint = Box.single(sizes), sizes
@@ -139,7 +139,7 @@ class Regions:
             cell = cell_of(boxes, outer, sizes)
             return cell, hints(cell)
         if len(boxes) >= self._config.max_regions:
-            cuts = dict.fromkeys(cut for r in self.known for cut in r.program.traced.cuts)
+            cuts = dict.fromkeys(cut for r in self for cut in r.program.traced.cuts)
             raise SizeBranch(too_many(self._config, sizes, boxes, list(cuts)))
         alone = len(boxes) >= _ALONE and all(box.is_single_size() for box in boxes)
         cell = Box.single(sizes) if alone else cell_like(boxes, outer, sizes)
@@ -147,7 +147,7 @@ class Regions:
 
     def _outside(self) -> tuple[str, ...]:
         """What cuts a region of which nothing was asked: its sizes lie outside of others."""
-        found = [(r.index, r.program.traced.cuts) for r in self.known]
+        found = [(r.index, r.program.traced.cuts) for r in self]
         return tuple(f"not as in region {i}: {'; '.join(cuts)}" for i, cuts in found if cuts)[-1:]
 
     def _traced(
@@ -164,7 +164,7 @@ class Regions:
             with suppress(PiecewiseError):
                 return self._elsewhere(trace, cell, hint, sizes)
             raise
-        if not self.known and self._auto:
+        if not self and self._auto:
             self._check_others(trace, cell, found.box, hint)
         if found.box == cell or not found.unsettled:
             return found
@@ -192,7 +192,7 @@ class Regions:
         alone = Box.single(sizes)
         if not self._auto or cell == alone:
             raise TraceFailed("there is no other way to trace it")
-        if self.known:
+        if self:
             return trace(alone, sizes)
         if hint == sizes or min(sizes) < 2:
             raise TraceFailed("there is no other size to trace it at")
@@ -222,7 +222,7 @@ class Regions:
 
     def admit(self, region: Region) -> None:
         """Know one region more."""
-        self.known.append(region)
+        self.append(region)
         counters = self._shared.counters
         counters.add("pieces", len(region.program.pieces))
         counters.add("compilable_pieces", len(region.program.compilable))

@@ -81,13 +81,13 @@ class Session:
                         form, (tensors, sizes) = self.forms.find(args, kwargs)
                     except AnotherLayout as error:
                         return self._as_written(error, args, kwargs)
-                bound = form.read()
+                bound = form.model.read()
                 if bound is None:
                     bound = form.rebound()
-                if form.state() and form.state_changed():
+                if form.model.check() and form.state_changed():
                     bound = ()
                 if torch.is_grad_enabled():
-                    check_grad(tensors, form.parameters.need_grad())
+                    check_grad(tensors, form.model.parameters.need_grad())
                 if any_autocast():
                     refuse_autocast()
                 if being_watched():
@@ -139,7 +139,7 @@ class Session:
         """One call's form, tensors, what the model holds, and sizes, as entries take them."""
         form, (tensors, sizes) = self.forms.find(args, kwargs)
         if torch.is_grad_enabled():
-            check_grad(tensors, form.parameters.need_grad())
+            check_grad(tensors, form.model.parameters.need_grad())
         return form, tensors, form.bound(), sizes
 
     def _as_written(self, why: Exception, args: Any, kwargs: Any) -> Any:
@@ -187,7 +187,12 @@ class Session:
         """
         with between_builds(self.lock):
             form = self.forms.begin(structure)
-            form.adopt(bound, traces)
+            if self.shared.memory is not None:
+                self.shared.memory.open_pool()
+            for tensor in bound:
+                form.model.parameters.add(tensor)
+            for traced in traces:
+                form.admit(form.regions.take(traced))
             if not self.forms.called:
                 self.forms.last = form
 

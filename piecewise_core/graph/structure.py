@@ -26,7 +26,6 @@ __all__ = [
     "TensorLeaf",
     "is_plain",
     "leaves",
-    "objects_in",
 ]
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, enum.Enum, type(Ellipsis))
@@ -124,12 +123,6 @@ class Structure:
     def where(self, dim: Dim) -> list[tuple[TensorLeaf, int]]:
         """Every (tensor, tensor dim) that carries ``dim``."""
         return [(t, i) for t in self.tensors for i, d in t.dims.items() if d.name == dim.name]
-
-
-def objects_in(structure: Structure) -> list[Any]:
-    """The constants that are compared by identity, in order."""
-    found = [leaf for node in structure.arguments.values() for leaf in leaves(node)]
-    return [leaf.value for leaf in found if isinstance(leaf, Constant) and leaf.by_identity]
 
 
 def leaves(node: Node) -> Iterator[Leaf]:

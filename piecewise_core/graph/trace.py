@@ -20,7 +20,7 @@ from piecewise_core.graph.frame import Capture, capture
 from piecewise_core.graph.memory import storages, values
 from piecewise_core.graph.origins import GraphInput, read_off
 from piecewise_core.graph.outputs import OutputCode
-from piecewise_core.graph.questions import ADDRESSES, IDENTITY, mentions
+from piecewise_core.graph.questions import ADDRESSES, FACTS, IDENTITY, mentions
 from piecewise_core.graph.questions import asks as reads
 from piecewise_core.graph.questions import named as names_one
 from piecewise_core.graph.questions import words as watched_words
@@ -58,6 +58,12 @@ class Traced:
     words: frozenset[str] = frozenset()
     cuts: tuple[str, ...] = ()
     keeps: bool = False
+
+    @property
+    def asked(self) -> frozenset[str]:
+        """What calls must answer as the traced one, since its code names the question."""
+        found = {kind for kind, names in FACTS.items() if names & self.words}
+        return frozenset(found | {"apart"} if IDENTITY in self.words else found)
 
     @property
     def unsettled(self) -> bool:

@@ -1,0 +1,99 @@
+"""What the traces of one form of calls rest on: the model's tensors, and Python state they read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from piecewise_core.frontend.layoutjudge import LayoutJudge
+from piecewise_core.frontend.region import Region
+from piecewise_core.frontend.shared import Shared
+from piecewise_core.graph.call import constants
+from piecewise_core.graph.lying import Lying
+from piecewise_core.graph.structure import Structure, TensorLeaf, is_plain
+from piecewise_core.graph.trace import Traced
+from piecewise_core.runtime.closure_walk import reach
+from piecewise_core.runtime.parameters import Parameters
+from piecewise_core.runtime.tracestate import TraceState
+
+__all__ = ["ModelState"]
+
+
+class ModelState:
+    """``read()`` gives the tensors, or None where they have to be bound anew; ``check()`` is 0
+    while nothing that traces read was written to.
+
+    ``structure``: of the calls. ``parameters``: the tensors; a copy of them is added to while a
+    region is traced. ``version``: of all this: what was traced under another one is dropped.
+    """
+
+    def __init__(self, shared: Shared, structure: Structure, regions: Sequence[Region]) -> None:
+        self._shared = shared
+        self._structure = structure
+        self._regions = regions
+        self._checked = shared.config.check != "off"
+        self.version = 0
+        self.forget()
+
+    def forget(self) -> None:
+        """Know nothing of the model; no tensors yet."""
+        self.version += 1
+        self._shared.follow()
+        self._judge = LayoutJudge(self._shared.fn, self._shared.config)
+        self._watched = TraceState(self._shared.setup.selected.info.device_type)
+        self.check: Callable[[], int] = self._watched.check
+        objects = [value for value in constants(self._structure) if not is_plain(value)]
+        found = reach(self._shared.fn, objects)
+        self.parameters = Parameters(
+            found.roots,
+            found.called,
+            found.anchors,
+            found.objects,
+            checked=self._checked,
+            every=self._shared.memory is not None,
+        )
+        self.read: Callable[[], tuple[torch.Tensor, ...] | None] = tuple
+
+    def watch(self, traced: Traced) -> None:
+        """Watch what one trace took for granted, besides tensors."""
+        self.version += 1
+        if self._checked:
+            fn, objects = self._shared.fn, constants(self._structure)
+            self._watched.add(traced.assumptions, fn, objects, traced.words)
+
+    def settle(self) -> None:
+        """Go by what was added and watched; call after each trace."""
+        self.parameters.settle()
+        self.read = self.parameters.read
+        self.check = self._watched.check
+
+    def rebind(self) -> bool:
+        """Take the tensors now in place, if they are of the kinds traced; whether they are."""
+        if not self.parameters.rebind():
+            return False
+        self.version += 1
+        self.read = self.parameters.read
+        return True
+
+    def look_again(self) -> str | None:
+        """What is no longer as a trace found it, in one sentence; None after a false alarm."""
+        why = self._watched.look_again()
+        self.check = self._watched.check
+        if why is not None:
+            if self._watched.switched:
+                self._shared.scheduler.forget()
+            self._shared.kept &= not self._watched.beyond_facts
+        return why
+
+    def layout_matters(self, leaf: TensorLeaf, lying: Lying) -> bool:
+        """Whether the model does something else where an input lies so."""
+        boxes = [r.general_box for r in self._regions if r.program.traced.asks_layout]
+        may_trace = self._shared.sealed is None and not self._shared.setup.is_capturing()
+
+        def binding() -> Callable[[torch.Tensor], int]:
+            return self.parameters.copy().add  # for a trace that nothing is served from
+
+        return self._judge.matters(
+            self._structure, boxes, leaf, lying, binding, may_trace=may_trace
+        )
