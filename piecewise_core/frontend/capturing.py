@@ -128,7 +128,7 @@ class _RegionReplays:
         if not self.static:
             refuse_addressed(region.program)
         refuse_varying(region.program)
-        written = tuple(bound[i] for i in region.written_bound)
+        written = tuple(bound[i] for i in sorted(region.program.mutated_bound))
         if self.static:
             written += tuple(inputs[i] for i in sorted(region.program.mutated))
 

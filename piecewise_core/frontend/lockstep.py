@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from piecewise_core.capture.captured import CapturedPlan
-from piecewise_core.frontend.region import Region
+from piecewise_core.frontend.suspects import Suspect
 from piecewise_core.graph.effects import writes
 from piecewise_core.ranges import Sizes
 from piecewise_core.replay.agreement import difference
@@ -32,35 +31,22 @@ class Finding:
 
 
 class Lockstep:
-    """Runs one call's ways side by side.
+    """Runs one call's ways side by side; the inputs of its static graphs are staged.
 
-    ``plan``: the static graphs that serve the call, if any do. ``inputs``: what they read, staged.
-    ``generators``: of devices. After ``find``, ``written`` has the outputs as written and
-    ``given`` what that run was given and wrote to, ``prints`` its fingerprints, whose places are
-    pieces, and ``damaged`` whether
-    compiled code wrote to a tensor of the model's that it must not.
+    After ``find``, ``written`` has the outputs as written and ``given`` what that run was given and
+    wrote to, ``prints`` its fingerprints, whose places are pieces, and ``damaged`` whether compiled
+    code wrote to a tensor of the model's that it must not.
     """
 
-    def __init__(
-        self,
-        region: Region,
-        tensors: Sequence[torch.Tensor],
-        bound: Sequence[torch.Tensor],
-        sizes: Sizes,
-        plan: CapturedPlan | None,
-        inputs: Sequence[torch.Tensor],
-        generators: Sequence[Any],
-    ) -> None:
-        self._region = region
-        self._call = (tensors, bound, sizes)
-        self._plan = plan
-        self._inputs = inputs
-        self._generators = generators
+    def __init__(self, suspect: Suspect) -> None:
+        self._suspect = suspect
+        self._region = suspect.region
+        self._plan = suspect.plan
         self._piece = 0
         self._pending: list[tuple[int, tuple[Any, ...], tuple[Any, ...]]] = []
         self.written: tuple[Any, ...] = ()
         self.damaged = False
-        self.given = _copies(region, tensors, bound)
+        self.given = _copies(suspect)
         self._mode = Fingerprints(lambda: self._piece)
         self.prints = self._mode.prints
 
@@ -72,8 +58,7 @@ class Lockstep:
         return found
 
     def _findings(self) -> Iterator[Finding]:
-        sizes = self._call[2]
-        written = self._chain(self._watched(), self.given, sizes)
+        written = self._chain(self._watched(), self.given, self._suspect.sizes)
         own, larger, replays = self._served()
         # A forward captured as one graph leaves nothing between its pieces to look at.
         by_piece = self._plan is not None and len(self._plan.made) == len(
@@ -154,13 +139,10 @@ class Lockstep:
         """The compiled chains at the call's own sizes and at the captured ones, and the replays."""
         if self._plan is None:
             return None, None, None
-        tensors, bound, sizes = self._call
-        captured = self._plan.sizes
-        own = self._chain(self._runs(sizes), _copies(self._region, tensors, bound), sizes)
-        given = [t.clone() for t in self._inputs]
-        larger = self._chain(
-            self._runs(captured), (given, _copies(self._region, tensors, bound)[1]), captured
-        )
+        sizes, captured = self._suspect.sizes, self._plan.sizes
+        own = self._chain(self._runs(sizes), _copies(self._suspect), sizes)
+        given = [t.clone() for t in self._suspect.buffers], _copies(self._suspect)[1]
+        larger = self._chain(self._runs(captured), given, captured)
         return own, larger, self._plan.walk()
 
     def _runs(self, sizes: Sizes) -> list[Callable[..., Any]]:
@@ -173,7 +155,7 @@ class Lockstep:
 
     def _compiled(self, index: int, as_written: Sequence[torch.Tensor]) -> Iterator[Finding]:
         for place, args, left in self._pending:
-            run = self._runs(self._call[2])[place]
+            run = self._runs(self._suspect.sizes)[place]
             weights = Marks(a for a, b in zip(args, left, strict=True) if a is b and _is_tensor(a))
             found = _apart(_tensors(run(*args)), as_written)
             if weights.changed() is not None:
@@ -187,8 +169,7 @@ class Lockstep:
 
     def _padded(self, own: Sequence[torch.Tensor], larger: Sequence[torch.Tensor]) -> str | None:
         """Compare what can be cut: dims of the call, at whose ends padding lies."""
-        sizes, captured = self._call[2], self._plan.sizes if self._plan else ()
-        dims = set(zip(captured, sizes, strict=True))
+        dims = set(zip(self._plan.sizes if self._plan else (), self._suspect.sizes, strict=True))
         cut, wanted = [], []
         for a, b in zip(larger, own, strict=True):
             pairs = list(zip(a.shape, b.shape, strict=True)) if a.dim() == b.dim() else [(1, 0)]
@@ -200,7 +181,7 @@ class Lockstep:
         return _apart(cut, wanted)
 
     def _state(self) -> Preserved:
-        return Preserved((), self._generators, draws=True)
+        return Preserved((), self._suspect.generators, draws=True)
 
 
 def _apart(got: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> str | None:
@@ -219,7 +200,7 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _lies_in(value: Any, memory: Collection[int]) -> bool:
-    return isinstance(value, torch.Tensor) and memory_key(value) in memory
+    return _is_tensor(value) and memory_key(value) in memory
 
 
 def _end(chain: Steps) -> tuple[Any, ...]:
@@ -231,14 +212,12 @@ def _end(chain: Steps) -> tuple[Any, ...]:
     raise RuntimeError("a plan has more pieces than its program")
 
 
-def _copies(
-    region: Region, tensors: Sequence[torch.Tensor], bound: Sequence[torch.Tensor]
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+def _copies(suspect: Suspect) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """A call's tensors, those that the program writes to as copies."""
-    program = region.program
+    program = suspect.region.program
     return (
-        [t.clone() if i in program.mutated else t for i, t in enumerate(tensors)],
-        [t.clone() if i in program.mutated_bound else t for i, t in enumerate(bound)],
+        [t.clone() if i in program.mutated else t for i, t in enumerate(suspect.tensors)],
+        [t.clone() if i in program.mutated_bound else t for i, t in enumerate(suspect.bound)],
     )
 
 

@@ -123,7 +123,7 @@ class PaddedRegion:
 
 def _hindrance(region: Region) -> str:
     """What keeps every dim from being padded, whatever operators do."""
-    if region.program.mutated or region.written_bound:
+    if region.program.mutated or region.program.mutated_bound:
         return (
             "calls are not padded: the model writes to memory of the caller's or its own, and what "
             "rows of padding write could not be taken back"

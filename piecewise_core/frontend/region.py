@@ -10,8 +10,6 @@ from piecewise_core.capture.recorder import Recorder
 from piecewise_core.errors import OutOfRange
 from piecewise_core.frontend.coverage import out_of_range
 from piecewise_core.frontend.piececode import PieceCode, Runnable, as_it_is
-from piecewise_core.graph.effects import writes
-from piecewise_core.graph.memory import storages
 from piecewise_core.graph.names import op_name, source_of
 from piecewise_core.graph.padding.program import Paddable, paddable
 from piecewise_core.graph.randomness import draws
@@ -126,18 +124,6 @@ class Region(PieceCode):
     def paddable(self) -> Paddable:
         """The dims in which rows of padding cannot reach a call's own."""
         return paddable(self.program.traced)
-
-    @functools.cached_property
-    def written_bound(self) -> tuple[int, ...]:
-        """Places of the model's own tensors that the program writes to."""
-        graph = self.program.traced.graph.graph
-        written = frozenset().union(*(writes(node) for node in graph.nodes))
-        placeholders = [n for n in graph.nodes if n.op == "placeholder"]
-        return tuple(
-            source.bound
-            for node, source in zip(placeholders, self.program.traced.inputs, strict=True)
-            if source.bound is not None and storages(node) & written
-        )
 
 
 def _fitted(run: Runnable, laid: Laid, dims: int) -> Runnable:

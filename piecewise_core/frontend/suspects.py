@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from piecewise_core.frontend.bisecting import Suspect
+import torch
+
+from piecewise_core.capture.captured import CapturedPlan
 from piecewise_core.frontend.capturing import Capturing
+from piecewise_core.frontend.madeat import made_at
 from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.frontend.shared import Shared
@@ -13,7 +18,59 @@ from piecewise_core.graph.binder import Binder
 from piecewise_core.ranges import Sizes
 from piecewise_core.targets import Target
 
-__all__ = ["FormSubject", "GraphSubject"]
+__all__ = ["FormSubject", "GraphSubject", "Suspect"]
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """One call and what serves it.
+
+    ``tensors``, ``bound``, ``sizes``: as plans take them. ``given``: the caller's own tensors, by
+    the same places. ``as_written()``: the model's own results. ``rebuild(outs, tensors, bound)``: a
+    result of the program's outputs. ``plan``: the static graphs that serve the call, ``buffers``
+    what they read. ``generators``: of devices.
+    """
+
+    region: Region
+    tensors: Sequence[torch.Tensor]
+    bound: Sequence[torch.Tensor]
+    sizes: Sizes
+    given: Sequence[torch.Tensor]
+    as_written: Callable[[], Any]
+    rebuild: Callable[[Sequence[Any], Sequence[Any], Sequence[Any]], Any]
+    plan: CapturedPlan | None
+    buffers: Sequence[torch.Tensor]
+    generators: Sequence[Any]
+    target: Target
+
+    @property
+    def memory(self) -> list[torch.Tensor]:
+        """The caller's and the model's tensors that the call writes to."""
+        return self.written_of(self.given, self.bound)
+
+    def written_of(
+        self, tensors: Sequence[torch.Tensor], bound: Sequence[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """Those of a call's tensors and the model's that the program writes to."""
+        program = self.region.program
+        written = [tensors[i] for i in sorted(program.mutated)]
+        return written + [bound[i] for i in sorted(program.mutated_bound)]
+
+    @property
+    def reads(self) -> list[torch.Tensor]:
+        """The caller's tensors that nothing is to write to."""
+        mutated = self.region.program.mutated
+        return [tensor for i, tensor in enumerate(self.given) if i not in mutated]
+
+    @property
+    def held(self) -> list[torch.Tensor]:
+        """The model's tensors that nothing is to write to."""
+        mutated = self.region.program.mutated_bound
+        return [tensor for i, tensor in enumerate(self.bound) if i not in mutated]
+
+    def made_at(self, path: str) -> str:
+        """The line that makes a leaf of the result; for another path, that writes to memory."""
+        return made_at(self.region.program, self.rebuild, (self.tensors, self.bound), path)
 
 
 def _generators(setup: Setup) -> list[Any]:

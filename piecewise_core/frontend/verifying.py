@@ -9,9 +9,10 @@ from typing import Any, Protocol
 from piecewise_core.config import Config
 from piecewise_core.counters import Counters
 from piecewise_core.errors import OpContractBroken
-from piecewise_core.frontend.bisecting import Suspect, bisect
+from piecewise_core.frontend.bisecting import bisect
 from piecewise_core.frontend.comparing import Compared, NoRoom, Turns, compared
 from piecewise_core.frontend.region import Region
+from piecewise_core.frontend.suspects import Suspect
 from piecewise_core.ranges import Sizes
 from piecewise_core.runtime.compared import kept
 from piecewise_core.runtime.handedback import HandedBack

@@ -12,7 +12,6 @@ MODULE, FUNCTION = 250, 50
 """Lines of a module, and of a function, its docstring included."""
 
 LONGER: set[str] = {
-    "piecewise_core/frontend/lockstep.py",
     "piecewise_core/frontend/recorded.py",
     "piecewise_core/frontend/recordings.py",
 }
