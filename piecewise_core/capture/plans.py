@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from piecewise_core.errors import CaptureFailed, OutOfGraphMemory
 from piecewise_core.protocols import BudgetContext
 from piecewise_core.ranges import Sizes
 
-__all__ = ["CapturedPlans", "largest_first"]
+__all__ = ["CapturedPlans", "dump_plans", "largest_first"]
 
 logger = logging.getLogger(__name__)
 
@@ -194,15 +194,13 @@ class CapturedPlans:
     def dump(self, directory: Path) -> list[Path]:
         """Write each graph to a file of its own in ``directory``, made if need be.
 
-        Raises CaptureFailed where there is no graph or the driver cannot write any.
+        Raises CaptureFailed where the driver cannot write any.
         """
         write = self._platform.dump
         if write is None:
             raise CaptureFailed(
                 "this platform's graphs cannot be written out: its driver has no method dump"
             )
-        if not self._plans:
-            raise CaptureFailed("there are no graphs; call warmup() with capture_sizes first")
         directory.mkdir(parents=True, exist_ok=True)
         written = []
         for sizes, plan in self._plans.items():
@@ -212,6 +210,19 @@ class CapturedPlans:
                 write(graph, path)
                 written.append(path)
         return written
+
+
+def dump_plans(plans: Sequence[CapturedPlans], directory: Path) -> list[Path]:
+    """Write every graph of all forms of calls to ``directory``; returns the files.
+
+    Of several forms, each has a folder of its own, ``form-0`` and so on. Raises CaptureFailed.
+    """
+    if not any(map(len, plans)):
+        raise CaptureFailed("there are no graphs; call warmup() with capture_sizes first")
+    if len(plans) == 1:
+        return plans[0].dump(directory)
+    held = [(place, each) for place, each in enumerate(plans) if len(each)]
+    return [path for place, each in held for path in each.dump(directory / f"form-{place}")]
 
 
 def _thinned(sizes: list[Sizes], room: int) -> list[Sizes]:

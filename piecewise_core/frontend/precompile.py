@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from piecewise_core.capture.plans import dump_plans
 from piecewise_core.errors import CaptureFailed, SizeBranch, TraceFailed, UnsupportedSideEffect
 from piecewise_core.frontend.building import between_builds
 from piecewise_core.frontend.refusals import refuse_autocast
@@ -118,22 +119,9 @@ def release(shared: Shared, forms: Sequence[Form]) -> list[Sizes]:
 
 
 def dump_graphs(shared: Shared, forms: Sequence[Form], directory: Path) -> list[Path]:
-    """Write every static graph to a file in ``directory``. Raises CaptureFailed.
-
-    Of several forms, each has a folder of its own there, ``form-0`` and so on.
-    """
+    """Write every static graph to a file in ``directory``, as ``dump_plans``."""
     if shared.memory is None:
         raise CaptureFailed("nothing is captured here; set capture_sizes on a platform that can")
     with shared.lock:
         plans = [form.capturing.plans for form in forms if form.capturing is not None]
-        if len(plans) == 1:
-            return plans[0].dump(directory)
-        written = [
-            path
-            for place, held in enumerate(plans)
-            if len(held)
-            for path in held.dump(directory / f"form-{place}")
-        ]
-    if not written:
-        raise CaptureFailed("there are no graphs; call warmup() with capture_sizes first")
-    return written
+        return dump_plans(plans, directory)

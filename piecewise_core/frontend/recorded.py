@@ -13,11 +13,11 @@ import torch
 
 from piecewise_core.afterfork import after_fork
 from piecewise_core.capture.modes import being_watched
+from piecewise_core.capture.plans import dump_plans
 from piecewise_core.counters import Counters, Stats, process_counters
 from piecewise_core.errors import ConfigError, NotTraced
 from piecewise_core.frontend.newform import place_of_call, refusal_of
 from piecewise_core.frontend.recordedcalls import RecordedCalls
-from piecewise_core.frontend.recordings import Recordings
 from piecewise_core.frontend.results import RecordedFacts
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.frontend.warmup import WarmupReport
@@ -57,10 +57,6 @@ class RecordedFunction:
         self._forms: list[RecordedCalls] = []
         self._calls = self._begin()  # the form that served last: the next call is tried with it
 
-    @property
-    def _recordings(self) -> Recordings:
-        return self._calls.recordings
-
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run one call."""
         calls = self._calls
@@ -78,7 +74,7 @@ class RecordedFunction:
         """
         begun = time.perf_counter()
         with self._lock:
-            self._recordings.refresh()
+            self._calls.recordings.refresh()
             forms = self._started
             if args or kwargs or (not forms and not self._config.dims):
                 forms = [self._like(args, kwargs)]
@@ -91,7 +87,14 @@ class RecordedFunction:
             for form in forms:
                 sizes = [target.capture or () for target in form.targets]
                 captured += [each for each in _captured(form, sizes) if each not in captured]
-            return self._report(captured, begun)
+            stats = self.stats()
+            return WarmupReport(
+                targets=len(captured),
+                seconds=time.perf_counter() - begun,
+                captured=tuple(captured),
+                graph_bytes=stats.pool_bytes + stats.driver_bytes,
+                dropped=tuple(t for form in self._forms for t in form.recordings.replays.dropped()),
+            )
 
     def seal(self, on_miss: str = "error") -> RecordedFunction:
         """From now on a capture is an error, or a warning."""
@@ -131,11 +134,7 @@ class RecordedFunction:
 
         Of several forms of calls, each has a folder of its own there, ``form-0`` and so on.
         """
-        plans = [form.recordings.replays.plans for form in self._forms]
-        if len(plans) == 1:
-            return plans[0].dump(Path(directory))
-        held = [(place, each) for place, each in enumerate(plans) if len(each)]
-        return [p for place, each in held for p in each.dump(Path(directory) / f"form-{place}")]
+        return dump_plans([form.recordings.replays.plans for form in self._forms], Path(directory))
 
     def stats(self) -> Stats:
         """The counters so far."""
@@ -148,23 +147,10 @@ class RecordedFunction:
         info = self._setup.selected.info
         found = {key: why for form in self._forms for key, why in form.verifier.wrong.items()}
         wrong = {captured: why for (captured, _), why in found.items()}
-        retraced = self._recordings.retraced
+        retraced = self._calls.recordings.retraced
         counts = self.stats().to_dict()
         dropped = {size: why for each in plans for size, why in each.dropped.items()}
         return RecordedFacts(info.name, tuple(sizes), dropped, counts, wrong, retraced)
-
-    def _report(self, captured: list[Sizes], begun: float) -> WarmupReport:
-        stats = self.stats()
-        return WarmupReport(
-            regions=0,
-            targets=len(captured),
-            compilations=0,
-            dedup_hits=0,
-            seconds=time.perf_counter() - begun,
-            captured=tuple(captured),
-            graph_bytes=stats.pool_bytes + stats.driver_bytes,
-            dropped=tuple(t for form in self._forms for t in form.recordings.replays.dropped()),
-        )
 
     # Forms -----------------------------------------------------------------------------
 

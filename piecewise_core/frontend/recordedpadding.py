@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from piecewise_core.capture.calls import user_line
-from piecewise_core.capture.course import Course, Following
+from piecewise_core.capture.course import Following
 from piecewise_core.capture.modes import DataInSteps
+from piecewise_core.frontend.recordedrun import RecordedRun
 from piecewise_core.frontend.results import Padded, tensors_in
 from piecewise_core.graph.padding.judge import cannot_pad
 from piecewise_core.graph.padding.runs import Run, between
@@ -22,12 +23,9 @@ __all__ = ["PaddedRecording"]
 class PaddedRecording:
     """Learns each size from one call that runs as it is, and serves the next by ``captured``.
 
-    ``larger``: the run that was captured; ``outputs``: what its replays give. ``eagerly``: runs a
-    call as it is. ``tell``: the log. ``raw``: picks a call's own tensors. ``objects``: the calls'
-    constants. ``rng``: gives the device's generator. ``writes``: whether the function writes to
-    memory that it did not make: what padded rows write could not be taken back. ``compares``:
-    whether results are compared at all. ``follow``: gives what takes down the course of a run.
-    ``line``: of the place of an output, where it is made.
+    ``recorded``: the run that was captured, ``larger`` its operators; ``outputs``: what its replays
+    give. ``eagerly``: runs a call as it is. ``report``: the log. ``rng``: gives the device's
+    generator. ``compares``: whether results are compared at all.
     """
 
     checked = 0  # each size is compared when it is learned
@@ -35,38 +33,30 @@ class PaddedRecording:
 
     def __init__(
         self,
+        recorded: RecordedRun,
         larger: Run,
         captured: Sizes,
         outputs: Sequence[Any],
         eagerly: Entry,
-        tell: Callable[[str], None],
-        raw: Callable[..., Sequence[Any]],
-        objects: Sequence[Any],
+        report: Callable[[str], None],
         rng: Callable[[], Any] | None,
         *,
-        writes: bool,
         compares: bool,
-        follow: Callable[[Sizes, Sequence[torch.Tensor]], Course],
-        line: Callable[[int], str],
     ) -> None:
+        self._recorded = recorded
         self._larger = larger
         self._captured = captured
         self._outputs = outputs
         self._eagerly = eagerly
-        self._tell = tell
-        self._raw = raw
-        self._objects = objects
+        self._report = report
         self._rng = rng
-        self._writes = writes
         self._compares = compares
-        self._follow = follow
-        self.made_at = line
         self._known: dict[Sizes, Padded] = {}
         self._refused: set[Sizes] = set()
 
     def allows(self, sizes: Sizes) -> bool:
-        """Whether nothing found so far is against it."""
-        return not self._writes and sizes not in self._refused
+        """Whether nothing found so far is against it; what padding writes cannot be taken back."""
+        return not self._recorded.writes and sizes not in self._refused
 
     def learns(self, sizes: Sizes) -> bool:
         """Whether no call of ``sizes`` ran yet."""
@@ -74,16 +64,17 @@ class PaddedRecording:
 
     def alone(self, t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Alone:
         """Run a call as it is, once: what it returns is what padding must give."""
-        raw = self._raw(*args, **kwargs)
+        raw = self._recorded.binder.raw(*args, **kwargs)
+        objects = self._recorded.objects
         before = self._random_state()
         run = Run(raw, user_line)
-        course = self._follow(sizes, raw)
+        course = self._recorded.follow(sizes, raw)
         with run.noted(), Following(course), DataInSteps():
             result = self._eagerly(t, b, sizes, args, kwargs)
         course.returned(result)
-        found = tensors_in(result, self._objects)
+        found = tensors_in(result, objects)
         run.returned(found)
-        known = self._known[sizes] = Padded(result, raw, self._objects, sizes)
+        known = self._known[sizes] = Padded(result, raw, objects, sizes)
         after = self._random_state()
         drew = before is None or after is None or not torch.equal(before, after)
         if not known.fits(self._outputs, self._captured):
@@ -98,10 +89,14 @@ class PaddedRecording:
         comparable = self._compares and not drew
         return Alone(found, comparable, not run.rounds, serves=True, result=result)
 
+    def made_at(self, place: int) -> str:
+        """By the run that was captured."""
+        return self._recorded.made_at(f"result {place}")
+
     def refuse(self, sizes: Sizes, why: str) -> None:
         """Calls of ``sizes`` run as they are."""
         self._refused.add(sizes)
-        self._tell(why)
+        self._report(why)
 
     def cut(self, outputs: Sequence[Any], sizes: Sizes) -> tuple[Sequence[Any], Rebuild]:
         """As the call gave it that was learned from."""

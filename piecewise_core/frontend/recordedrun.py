@@ -14,12 +14,11 @@ from piecewise_core.capture.course import Course
 from piecewise_core.capture.lines import Lines
 from piecewise_core.capture.watching import WatchingRecorder
 from piecewise_core.errors import CaptureFailed
-from piecewise_core.frontend.recordedpadding import PaddedRecording
 from piecewise_core.frontend.results import arguments, result_code, tensors_in
 from piecewise_core.graph.binder import Binder
 from piecewise_core.graph.padding.runs import Run
 from piecewise_core.ranges import Sizes
-from piecewise_core.replay.replayable import Facts, Recording
+from piecewise_core.replay.replayable import Facts, PaddedCalls, Recording
 from piecewise_core.runtime.compared import kept
 from piecewise_core.torch_compat.storages import memory_key
 
@@ -29,8 +28,8 @@ __all__ = ["RecordedRun"]
 class RecordedRun:
     """Runs ``fn`` on ``inputs``, what graphs will read, and notes what it does.
 
-    ``objects``: the calls' constants. ``pads``: whether padding is asked for; ``told``: whether
-    somebody may ask for the line that made a result.
+    ``binder``: of the calls, ``objects`` their constants. ``pads``: whether padding is asked for;
+    ``keeps_lines``: whether somebody may ask for the line that made a result.
 
     ``facts``: for replays, once it is captured. ``memory``: what it writes to besides inputs.
     ``external``: every tensor that it read and did not make. ``writes``: whether it wrote to memory
@@ -46,12 +45,12 @@ class RecordedRun:
         objects: list[Any],
         *,
         pads: bool,
-        told: bool,
+        keeps_lines: bool,
     ) -> None:
         self._inputs = inputs
-        self._binder = binder
-        self._objects = objects
-        self._lines = Lines() if told else None
+        self.binder = binder
+        self.objects = objects
+        self._lines = Lines() if keeps_lines else None
         self._places: dict[str, str] = {}
         self._own = Course(inputs)
         self.courses = {captured: self._own}
@@ -60,7 +59,7 @@ class RecordedRun:
         self.memory: list[torch.Tensor] = []
         self.external: tuple[torch.Tensor, ...] = ()
         self.writes = False
-        self.padded: PaddedRecording | None = None
+        self.padded: PaddedCalls | None = None
 
     def recording(
         self, fn: Callable[..., Any], splits: Callable[[Any], bool], check: Callable[[], None]
@@ -76,8 +75,8 @@ class RecordedRun:
                 else:
                     self._own.returned(result)
                     if self.run is not None:
-                        self.run.returned(tensors_in(result, self._objects))
-                return tuple(tensors_in(result, self._objects))
+                        self.run.returned(tensors_in(result, self.objects))
+                return tuple(tensors_in(result, self.objects))
 
             return run
 
@@ -103,7 +102,7 @@ class RecordedRun:
         return self._places.get(path, "")
 
     def _called(self, fn: Callable[..., Any], t: Sequence[torch.Tensor]) -> Any:
-        args, kwargs = arguments(self._binder.structure, t)
+        args, kwargs = arguments(self.binder.structure, t)
         before = [dict(vars(tensor)) for tensor in t]
         result = without_handles(fn(*args, **kwargs))
         if [dict(vars(tensor)) for tensor in t] != before:
@@ -116,12 +115,12 @@ class RecordedRun:
     def _note(self, result: Any, recorder: WatchingRecorder) -> None:
         """What the recorded run tells: how to rebuild its result, what it reads and writes."""
         views = self._inputs
-        code = result_code(result, views, self._objects)
+        code = result_code(result, views, self.objects)
         written = tuple(i for i, view in enumerate(views) if recorder.memory.writes_to(view))
-        self._binder.mutated |= set(written)
-        self._binder.expect(recorder.asked_for)
+        self.binder.mutated |= set(written)
+        self.binder.expect(recorder.asked_for)
         own = {memory_key(view) for view in views}
-        recorder.memory.read(tensors_in(result, self._objects))
+        recorder.memory.read(tensors_in(result, self.objects))
         self.external = recorder.external
         held = tuple(t for t in self.external if memory_key(t) not in own)
         changed = tuple(i for i, tensor in enumerate(held) if recorder.memory.writes_to(tensor))
@@ -137,7 +136,7 @@ class RecordedRun:
             return
         leaves = kept(result)
         leaves |= {f"memory[{i}]": tensor for i, tensor in enumerate(memory)}
-        found = tensors_in(result, self._objects)
+        found = tensors_in(result, self.objects)
         leaves |= {f"result {i}": tensor for i, tensor in enumerate(found)}
         self._places = {
             path: lines.of(leaf) for path, leaf in leaves.items() if isinstance(leaf, torch.Tensor)

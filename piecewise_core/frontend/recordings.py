@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,15 +12,16 @@ import torch
 from piecewise_core.capture.course import Course
 from piecewise_core.capture.graphmemory import GraphMemory
 from piecewise_core.counters import Counters
-from piecewise_core.errors import CaptureFailed, ConfigError, Sealed
+from piecewise_core.errors import ConfigError, Sealed
 from piecewise_core.frontend.recordedpadding import PaddedRecording
 from piecewise_core.frontend.recordedrun import RecordedRun
+from piecewise_core.frontend.refusals import refuse_advancing
 from piecewise_core.frontend.results import arguments
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.graph.binder import Binder
 from piecewise_core.graph.call import constants
 from piecewise_core.graph.names import Matcher
-from piecewise_core.graph.questions import MODES, RANDOM_STATE
+from piecewise_core.graph.questions import MODES
 from piecewise_core.ranges import Sizes
 from piecewise_core.replay.replayable import Entry, Facts, PaddedCalls, Recording
 from piecewise_core.replay.replays import Replays
@@ -148,9 +150,9 @@ class Recordings:
             self._binder,
             self.objects,
             pads=pads,
-            told=pads or self._config.check == "verify",
+            keeps_lines=pads or self._config.check == "verify",
         )
-        return run.recording(self._fn, self._splits, self._refuse_what_advances)
+        return run.recording(self._fn, self._splits, partial(refuse_advancing, self._state))
 
     def facts(self, captured: Sizes) -> Facts | None:
         """What the recorded run told."""
@@ -160,22 +162,12 @@ class Recordings:
     def padded(self, captured: Sizes, outputs: Sequence[Any]) -> PaddedCalls | None:
         """By the rules on what ran at either size, and what calls gave by themselves."""
         run = self._runs.get(captured)
-        if run is None or run.run is None or self._binder is None:
+        if run is None or run.run is None:
             return None
         rng = self._setup.platform.declared.rng
+        compares = self._config.check != "off"
         run.padded = PaddedRecording(
-            run.run,
-            captured,
-            outputs,
-            self._eagerly,
-            self._refuse,
-            self._binder.raw,
-            self.objects,
-            rng,
-            writes=run.writes,
-            compares=self._config.check != "off",
-            follow=run.follow,
-            line=lambda place: run.made_at(f"result {place}"),
+            run, run.run, captured, outputs, self._eagerly, self._refuse, rng, compares=compares
         )
         return run.padded
 
@@ -244,24 +236,6 @@ class Recordings:
             self._parameters.add(tensor)
         self._parameters.settle()
         self.ran()
-
-    def _refuse_what_advances(self) -> None:
-        """Raise CaptureFailed where the function may take from an iterator that it holds, or ask
-        what state a generator is in.
-        """
-        kinds = sorted({type(iterator).__qualname__ for iterator in self._state.iterators})
-        if kinds:
-            raise CaptureFailed(
-                f"the function reaches an iterator ({kinds[0]}): a recording would take from it "
-                "more than a call does, and a replay nothing. Take the item outside and pass it as "
-                "an argument"
-            )
-        named = sorted(RANDOM_STATE & self._state.words)
-        if named:
-            raise CaptureFailed(
-                f"the function names {named[0]}: a replay cannot ask what state a random generator "
-                "is in. Ask outside and pass the answer as an argument"
-            )
 
     def _refuse(self, text: str) -> None:
         """Some calls are not padded; said once."""

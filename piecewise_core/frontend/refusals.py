@@ -1,4 +1,4 @@
-"""What a call is refused for whatever its arguments: gradients, autocast."""
+"""What calls are refused for whatever their arguments: gradients, autocast, state that moves on."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 
-from piecewise_core.errors import GradNeeded, InputMismatch
+from piecewise_core.errors import CaptureFailed, GradNeeded, InputMismatch
+from piecewise_core.graph.questions import RANDOM_STATE
+from piecewise_core.runtime.treestate import TreeState
 
-__all__ = ["check_grad", "need_grad", "refuse_autocast"]
+__all__ = ["check_grad", "need_grad", "refuse_advancing", "refuse_autocast"]
 
 
 def check_grad(tensors: Iterable[Any], held: bool) -> None:
@@ -34,3 +36,20 @@ def refuse_autocast() -> None:
         "called inside torch.autocast, which what was traced or recorded outside of it cannot "
         "follow; enter autocast inside the model's forward, or convert the model with .to(dtype)"
     )
+
+
+def refuse_advancing(state: TreeState) -> None:
+    """Raise CaptureFailed for what takes from an iterator, or asks for a generator's state."""
+    kinds = sorted({type(iterator).__qualname__ for iterator in state.iterators})
+    if kinds:
+        raise CaptureFailed(
+            f"the function reaches an iterator ({kinds[0]}): a recording would take from it more "
+            "than a call does, and a replay nothing. Take the item outside and pass it as an "
+            "argument"
+        )
+    named = sorted(RANDOM_STATE & state.words)
+    if named:
+        raise CaptureFailed(
+            f"the function names {named[0]}: a replay cannot ask what state a random generator is "
+            "in. Ask outside and pass the answer as an argument"
+        )

@@ -30,11 +30,11 @@ class WarmupReport:
     is ``graph_bytes``. ``dropped``: capture sizes that are not, with the reason.
     """
 
-    regions: int
-    targets: int
-    compilations: int
-    dedup_hits: int
-    seconds: float
+    regions: int = 0
+    targets: int = 0
+    compilations: int = 0
+    dedup_hits: int = 0
+    seconds: float = 0.0
     as_written: tuple[str, ...] = ()
     captured: tuple[tuple[int, ...], ...] = ()
     graph_bytes: int = 0

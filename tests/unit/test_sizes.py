@@ -12,8 +12,6 @@ MODULE, FUNCTION = 250, 50
 """Lines of a module, and of a function, its docstring included."""
 
 LONGER: set[str] = {
-    "piecewise_core/frontend/recorded.py",
-    "piecewise_core/frontend/recordings.py",
 }
 """What is longer and shall not stay so; nothing is added here."""
 
