@@ -54,7 +54,7 @@ def take_in(graph: torch.fx.GraphModule) -> tuple[list[Dim], Traced]:
         else (GraphInput(bound=next(bound)) if n in held else GraphInput(tensor=next(place)))
         for n in placeholders
     )
-    result = next(n for n in graph.graph.nodes if n.op == "output").args[0]
+    result: Any = graph.graph.output_node().args[0]
     everything = OutputCode("", lambda o, t, b: o, False, None, tuple(range(len(result))), ())
     box = Box(tuple(d.sizes for d in dims))
     return dims, Traced(graph, inputs, symbols, box, everything)

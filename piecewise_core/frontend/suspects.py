@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +10,14 @@ import torch
 
 from piecewise_core.capture.captured import CapturedPlan
 from piecewise_core.frontend.capturing import Capturing
-from piecewise_core.frontend.madeat import made_at
 from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.frontend.shared import Shared
 from piecewise_core.graph.binder import Binder
+from piecewise_core.graph.effects import writes
+from piecewise_core.graph.names import source_of
 from piecewise_core.ranges import Sizes
+from piecewise_core.runtime.compared import kept
 from piecewise_core.targets import Target
 
 __all__ = ["FormSubject", "GraphSubject", "Suspect"]
@@ -69,8 +71,18 @@ class Suspect:
         return [tensor for i, tensor in enumerate(self.bound) if i not in mutated]
 
     def made_at(self, path: str) -> str:
-        """The line that makes a leaf of the result; for another path, that writes to memory."""
-        return made_at(self.region.program, self.rebuild, (self.tensors, self.bound), path)
+        """The line that makes the leaf of the result at ``path``, or "".
+
+        A path of no leaf stands for memory that is written to: the last line that writes to any.
+        """
+        program = self.region.program
+        marks = [torch.empty(0) for _ in program.values]
+        leaf = kept(self.rebuild(marks, self.tensors, self.bound)).get(path)
+        for mark, value in zip(marks, program.values, strict=True):
+            if mark is leaf and isinstance(value, torch.fx.Node):
+                return source_of(value)
+        nodes = [n for piece in program.pieces for n in piece.nodes]
+        return _last([n for n in nodes if writes(n)]) or _last(nodes)
 
 
 def _generators(setup: Setup) -> list[Any]:
@@ -153,3 +165,8 @@ class GraphSubject:
             _generators(self._setup),
             target,
         )
+
+
+def _last(nodes: Iterable[torch.fx.Node]) -> str:
+    lines = [line for line in map(source_of, nodes) if line]
+    return lines[-1] if lines else ""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 from piecewise_core.config import Config
 from piecewise_core.counters import Counters
@@ -12,32 +12,18 @@ from piecewise_core.errors import OpContractBroken
 from piecewise_core.frontend.bisecting import bisect
 from piecewise_core.frontend.comparing import Compared, NoRoom, Turns, compared
 from piecewise_core.frontend.region import Region
-from piecewise_core.frontend.suspects import Suspect
+from piecewise_core.frontend.suspects import FormSubject, GraphSubject, Suspect
 from piecewise_core.ranges import Sizes
+from piecewise_core.replay.replayable import Entry
 from piecewise_core.runtime.compared import kept
 from piecewise_core.runtime.handedback import HandedBack
 from piecewise_core.targets import Target
 
-__all__ = ["Subject", "Verifier"]
+__all__ = ["Verifier"]
 
 logger = logging.getLogger(__name__)
 
-Entry = Callable[..., Any]
 Key = tuple[int, Target]
-
-
-class Subject(Protocol):
-    """What the verified model is asked."""
-
-    def as_written(self, region: Region, t: Any, b: Any, sizes: Sizes, args: Any, kw: Any) -> Any:
-        """Run one call of the model as its user wrote it."""
-        ...
-
-    def suspect(
-        self, region: Region, target: Target, t: Any, b: Any, sizes: Sizes, args: Any, kw: Any
-    ) -> Suspect:
-        """One call, for bisection."""
-        ...
 
 
 class Verifier:
@@ -46,7 +32,9 @@ class Verifier:
     ``wrong``: targets found to give other results, and how; they are served as written.
     """
 
-    def __init__(self, config: Config, counters: Counters, subject: Subject) -> None:
+    def __init__(
+        self, config: Config, counters: Counters, subject: FormSubject | GraphSubject
+    ) -> None:
         self._rate = config.verify_rate
         self._uneven = config.uneven
         self._counters = counters

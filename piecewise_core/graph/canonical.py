@@ -110,9 +110,7 @@ class _Writer:
         return f"{node.op} {target} {self._arg(node.args)} {self._arg(kwargs)}"
 
     def _attribute(self, target: str) -> str:
-        found: Any = self._module
-        for part in target.split("."):
-            found = getattr(found, part)
+        found = operator.attrgetter(target)(self._module)
         if isinstance(found, torch.fx.GraphModule):
             return "{" + "\n".join(_Writer(found, (), self._seen).lines()) + "}"
         return self._seen.only_here(type(found).__qualname__, found)

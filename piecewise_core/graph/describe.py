@@ -106,18 +106,12 @@ class _Walk:
         if isinstance(value, torch.Tensor):
             return self._tensor(value, path)
         kind = type(value)
-        if kind in (dict, OrderedDict):
-            keys = tuple(value)
-            return Container(
-                path, kind, keys, tuple(self.node(value[k], f"{path}.{k}") for k in keys)
-            )
+        held: dict[Any, Any] | None = value if kind in (dict, OrderedDict) else None
         if kind in (list, tuple) or (isinstance(value, tuple) and hasattr(value, "_fields")):
-            return Container(
-                path,
-                kind,
-                tuple(range(len(value))),
-                tuple(self.node(v, f"{path}.{k}") for k, v in enumerate(value)),
-            )
+            held = dict(enumerate(value))
+        if held is not None:
+            children = tuple(self.node(v, f"{path}.{k}") for k, v in held.items())
+            return Container(path, kind, tuple(held), children)
         return Constant(path, value, by_identity=not is_plain(value))
 
     def _tensor(self, value: torch.Tensor, path: str) -> TensorLeaf:

@@ -14,11 +14,13 @@ from typing import Any
 import torch
 
 from piecewise_core.graph.memory import storages, tensor_inputs, values
+from piecewise_core.graph.names import called_name
 from piecewise_core.graph.untold import untold
 from piecewise_core.torch_compat.operators import (
     HigherOrderOperator,
     OpOverload,
     OpOverloadPacket,
+    overloads_of,
     schema_of,
 )
 
@@ -28,7 +30,6 @@ __all__ = [
     "is_inplace",
     "is_pure",
     "is_view",
-    "may_copy",
     "reshapes",
     "writes",
     "written_by_layout",
@@ -71,24 +72,22 @@ def is_pure(node: torch.fx.Node) -> bool:
         return False
     if node.target is operator.getitem:
         return True
-    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
-    packet = getattr(torch.ops.aten, name, None)
+    overloads = overloads_of(getattr(torch.ops.aten, called_name(node), None))
     known = node.op == "call_method" or isinstance(node.target, type(torch.sin))
-    if not known or not isinstance(packet, OpOverloadPacket):
+    if not known or not overloads:
         # Not even when it returns what it is given: functorch marks tensors that way.
         return False
-    return not any(torch.Tag.nondeterministic_seeded in o.tags for o in _overloads(packet))
+    return not any(torch.Tag.nondeterministic_seeded in o.tags for o in overloads)
 
 
-def may_copy(node: torch.fx.Node) -> bool:
+def _may_copy(node: torch.fx.Node) -> bool:
     """Whether the layout of what a node is given decides if its value is a view or a copy."""
-    name = getattr(node.target, "__name__", "") if callable(node.target) else str(node.target)
-    return node.op in ("call_function", "call_method") and name.partition(".")[0] in _EITHER
+    return called_name(node).partition(".")[0] in _EITHER
 
 
 def written_by_layout(graph: torch.fx.Graph) -> frozenset[int]:
     """Memory of which its layout decides what a write reaches: ``x.reshape(-1).add_(1)``."""
-    either = [node for node in graph.nodes if may_copy(node)]
+    either = [node for node in graph.nodes if _may_copy(node)]
     if not either:
         return frozenset()
     written = frozenset().union(*map(writes, graph.nodes))
@@ -101,8 +100,7 @@ def written_by_layout(graph: torch.fx.Graph) -> frozenset[int]:
 
 def goes_by_memory(node: torch.fx.Node) -> bool:
     """Whether a node takes elements by where they lie."""
-    name = getattr(node.target, "__name__", "") if callable(node.target) else str(node.target)
-    return name.partition(".")[0].startswith("as_strided")
+    return called_name(node).startswith("as_strided")
 
 
 def addressed(graph: torch.fx.Graph) -> tuple[frozenset[int], frozenset[torch.fx.Node]]:
@@ -123,37 +121,29 @@ def reshapes(node: torch.fx.Node) -> bool:
 
     Values that the trace noted for that tensor before then no longer fit it.
     """
-    name = getattr(node.target, "__name__", None) if callable(node.target) else str(node.target)
-    if isinstance(node.target, OpOverload):
-        return torch.Tag.inplace_view in node.target.tags
-    packet = getattr(torch.ops.aten, name, None) if name and name.endswith("_") else None
-    if not isinstance(packet, OpOverloadPacket):
-        return name in ("set_", "resize_", "resize_as_")
-    return any(torch.Tag.inplace_view in o.tags for o in _overloads(packet))
+    name = called_name(node)
+    found = overloads_of(node.target) or (
+        overloads_of(getattr(torch.ops.aten, name, None)) if name.endswith("_") else ()
+    )
+    named = name in ("set_", "resize_", "resize_as_")
+    return any(torch.Tag.inplace_view in o.tags for o in found) if found else named
 
 
 def _by_function(node: torch.fx.Node, target: Any) -> frozenset[int]:
-    if isinstance(target, OpOverload):
-        return _by_schema(node, (target,))
-    if isinstance(target, OpOverloadPacket):
-        return _by_schema(node, _overloads(target))
+    if isinstance(target, (OpOverload, OpOverloadPacket)):
+        return _by_schema(node, overloads_of(target))
     if target in _INPLACE_OPERATORS:
         return _of(node.args[:1])
     if isinstance(target, HigherOrderOperator):
         return _all(node)
     name = getattr(target, "__name__", "")
-    told = _told(node, target, name)
-    if name.endswith("_") and not name.endswith("__"):
-        return told | _of([node.args[0] if node.args else next(iter(node.kwargs.values()), None)])
-    return told | _of([node.kwargs.get("out")]) | _by_arguments(node, target)
-
-
-def _told(node: torch.fx.Node, target: Any, name: str) -> frozenset[int]:
-    """What the schemas of a builtin's operators say: ``torch._fused_sgd_`` writes four lists."""
+    # What the schemas of a builtin's operators say: ``torch._fused_sgd_`` writes four lists.
     packet = None if inspect.isfunction(target) else getattr(torch.ops.aten, name, None)
-    if not isinstance(packet, OpOverloadPacket):
-        return frozenset()
-    return _by_schema(node, _overloads(packet))
+    written = _by_schema(node, overloads_of(packet))
+    if name.endswith("_") and not name.endswith("__"):
+        first = node.args[0] if node.args else next(iter(node.kwargs.values()), None)
+        return written | _of([first])
+    return written | _of([node.kwargs.get("out")]) | _by_arguments(node, target)
 
 
 def _is_inplace_method(name: str) -> bool:
@@ -161,10 +151,6 @@ def _is_inplace_method(name: str) -> bool:
         # __setitem__, and __iadd__ and its like; not __invert__, __index__ or __int__.
         return name == "__setitem__" or getattr(operator, name, None) in _INPLACE_OPERATORS
     return name.endswith("_")
-
-
-def _overloads(packet: Any) -> list[OpOverload]:
-    return [getattr(packet, name) for name in packet.overloads()]
 
 
 def _all(node: torch.fx.Node) -> frozenset[int]:

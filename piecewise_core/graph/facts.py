@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from piecewise_core.graph.identity import VALUES, contents, identity, is_number
-from piecewise_core.graph.tensorfacts import tensor_facts
+from piecewise_core.graph.identity import VALUES, contents, identity, is_number, tensor_facts
 
 __all__ = ["Evaluated", "Fact", "Question", "Scope", "aliases", "answer_of", "readable"]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from piecewise_core.graph.names import called_name
 from piecewise_core.torch_compat.fakes import FakeTensor
 
 __all__ = ["bytes_of", "is_list_of_lists", "number_of", "on_device", "positions", "settle"]
@@ -69,9 +70,8 @@ def on_device(
     That is lists of numbers in an index, and literals of the CPU. ``values``: the literals known;
     ``hold``: makes a node of a tensor. None where there is nothing of that kind.
     """
-    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
     indexing = node.target in _INDEXING
-    if not indexing and name not in _TAKING:
+    if not indexing and called_name(node) not in _TAKING:
         return None
     into = node.args[0]
     example = into.meta.get("example_value") if isinstance(into, torch.fx.Node) else None

@@ -18,9 +18,8 @@ import torch
 from piecewise_core.graph.codedigests import class_digest, code_digest, function_digest
 from piecewise_core.graph.savable import NotSavable, Values, place_of
 from piecewise_core.graph.structure import is_plain
-from piecewise_core.graph.tensorfacts import tensor_facts
 
-__all__ = ["VALUES", "contents", "identity", "is_number"]
+__all__ = ["VALUES", "contents", "identity", "is_number", "tensor_facts"]
 
 VALUES = Values()
 
@@ -60,6 +59,33 @@ def identity(value: Any) -> Any:
         if _is_opaque(kind):
             found["held"] = _held(value)
     return {**found, "code": code} if code else found
+
+
+def tensor_facts(tensor: torch.Tensor) -> dict[str, Any]:
+    """Name -> answer, as JSON. Not its device's index, which changes from process to process."""
+    kind = type(tensor)
+    found: dict[str, Any] = {
+        "class": f"{kind.__module__}:{kind.__qualname__}",
+        "dtype": str(tensor.dtype).partition(".")[2],
+        "device": tensor.device.type,
+        "shape": [int(size) for size in tensor.shape],
+    }
+    if tensor.layout is torch.strided:
+        found["stride"] = [int(step) for step in tensor.stride()]
+        found["offset"] = int(tensor.storage_offset())
+    else:
+        found["layout"] = str(tensor.layout)
+    asked = {
+        "requires_grad": tensor.requires_grad,
+        "computed": not tensor.is_leaf,
+        "conjugate": tensor.is_conj(),
+        "negative": tensor.is_neg(),
+        "named": any(getattr(tensor, "names", ())),
+        "grad": tensor.is_leaf and tensor.grad is not None,
+        "index": tensor.device.index is not None,
+    }
+    found["is"] = [name for name, answer in asked.items() if answer]
+    return found
 
 
 def contents(value: Any) -> Any:

@@ -8,6 +8,7 @@ strides, so it had better be compiled for the real ones.
 from __future__ import annotations
 
 import logging
+import operator
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -187,10 +188,7 @@ class _Learning:
     def _value(self, node: torch.fx.Node) -> Any:
         if node.op != "get_attr" or _example(node) is not None:
             return node.meta["example_value"]
-        found: Any = self._traced.graph
-        for part in str(node.target).split("."):
-            found = getattr(found, part)
-        return found
+        return operator.attrgetter(str(node.target))(self._traced.graph)
 
     def _correct(self, node: torch.fx.Node) -> None:
         """Put real strides in place of those of results that are in memory of their own."""

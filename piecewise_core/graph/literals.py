@@ -13,6 +13,7 @@ program fills new memory with it instead, which compilers make no memory of at a
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -88,8 +89,7 @@ class _Lifting:
         """Memory that the program writes to or returns."""
         nodes = self._graph.nodes
         written = frozenset().union(*map(effects.writes, nodes))
-        output = next(n for n in reversed(nodes) if n.op == "output")
-        return written.union(*map(storages, output.all_input_nodes))
+        return written.union(*map(storages, self._graph.output_node().all_input_nodes))
 
     def _move(self, node: torch.fx.Node) -> None:
         """Lists and literals that ``node`` would bring from the host to a device, brought now."""
@@ -185,9 +185,7 @@ def _held(module: torch.fx.GraphModule, kind: type) -> list[Any]:
     """What of ``kind`` the nodes of ``module`` name, each once."""
     found: dict[int, Any] = {}
     for node in module.graph.find_nodes(op="get_attr"):
-        held: Any = module
-        for part in str(node.target).split("."):
-            held = getattr(held, part)
+        held = operator.attrgetter(str(node.target))(module)
         if isinstance(held, kind):
             found[id(held)] = held
     return list(found.values())

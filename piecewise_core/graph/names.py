@@ -9,7 +9,6 @@ import operator
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,12 +20,13 @@ from piecewise_core.torch_compat.operators import (
     OpOverloadPacket,
     all_names,
     overload_name,
+    overloads_of,
     packet_name,
     schema_of,
 )
 from piecewise_core.torch_compat.targets import PUBLIC_MODULES, builtin_function
 
-__all__ = ["Matcher", "op_name", "source_of"]
+__all__ = ["Matcher", "called_name", "op_name", "source_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -50,19 +50,16 @@ def op_name(node: torch.fx.Node) -> str:
     return str(target)
 
 
+def called_name(node: Any) -> str:
+    """The bare name of the function or method that a node calls, or ""."""
+    return str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+
+
 def source_of(node: torch.fx.Node) -> str:
     """``file:line`` of the user code that made ``node``, or ""."""
     found = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
     found = [f for f in found if not f[0].startswith("<piecewise")]
     return f"{found[-1][0]}:{found[-1][1]}" if found else ""
-
-
-@dataclass(frozen=True)
-class _Name:
-    """One resolved name: the text given, and the test that a node must pass."""
-
-    text: str
-    matches: Callable[[torch.fx.Node], bool]
 
 
 class Matcher:
@@ -75,7 +72,7 @@ class Matcher:
     def __init__(self, names: Sequence[str] | str, unsafe: Iterable[str] = ()) -> None:
         self.auto = names == "auto"
         texts = list(unsafe) if self.auto else list(names)
-        self._names = [_resolve(text) for text in texts]
+        self._names = {text: _test_of(text) for text in texts}
         self._met: set[str] = set()
         self._looked = False
 
@@ -88,7 +85,7 @@ class Matcher:
             return False
         if self.auto and _tagged_unsafe(node.target):
             return True
-        if any(name.matches(node) for name in self._names):
+        if any(matches(node) for matches in self._names.values()):
             return True
         return any(self(inner) for body in _bodies(node) for inner in body.nodes)
 
@@ -96,7 +93,7 @@ class Matcher:
     def unmet(self) -> tuple[str, ...]:
         """The names given that no graph looked at has."""
         given = () if self.auto or not self._looked else self._names
-        return tuple(name.text for name in given if name.text not in self._met)
+        return tuple(name for name in given if name not in self._met)
 
     def look(self, graph: torch.fx.Graph) -> None:
         """Note which names ``graph`` has; tells once of those that the first one lacks.
@@ -106,9 +103,9 @@ class Matcher:
         if self.auto or not self._names:
             return
         calls = list(_calls(graph))
-        met = {n.text for n in self._names if any(n.matches(c) for c in calls)}
+        met = {name for name, matches in self._names.items() if any(map(matches, calls))}
         if not self._looked and not met:
-            raise _nothing([n.text for n in self._names], calls)
+            raise _nothing(list(self._names), calls)
         first, self._looked = not self._looked, True
         self._met |= met
         if first and self.unmet:
@@ -163,22 +160,20 @@ def _tagged_unsafe(target: Any) -> bool:
     tag = getattr(torch.Tag, "cudagraph_unsafe", None)
     if tag is None:
         return False
-    if isinstance(target, OpOverloadPacket):
-        packet: Any = target
-        return any(tag in getattr(packet, o).tags for o in packet.overloads())
-    return tag in getattr(target, "tags", ())
+    return any(tag in getattr(each, "tags", ()) for each in overloads_of(target) or [target])
 
 
-def _resolve(text: str) -> _Name:
+def _test_of(text: str) -> Callable[[torch.fx.Node], bool]:
+    """The test that a node must pass to be what ``text`` names. Raises UnknownSplittingOp."""
     if "::" in text:
-        return _Name(text, _operator_test(text))
+        return _operator_test(text)
     if text.startswith("torch.Tensor.") and hasattr(torch.Tensor, text[13:]):
         method = text[13:]
-        return _Name(text, lambda node: node.op == "call_method" and node.target == method)
+        return lambda node: node.op == "call_method" and node.target == method
     function = _torch_function(text)
     if function is None:
         raise _unknown(text)
-    return _Name(text, lambda node: node.target is function)
+    return lambda node: node.target is function
 
 
 def _operator_test(text: str) -> Callable[[torch.fx.Node], bool]:

@@ -14,7 +14,7 @@ import torch
 
 from piecewise_core.graph.codedigests import code_digest
 from piecewise_core.torch_compat.custom_ops import fake_kernel, fake_of
-from piecewise_core.torch_compat.operators import OpOverload, OpOverloadPacket, schema_of
+from piecewise_core.torch_compat.operators import OpOverload, overloads_of, schema_of
 
 __all__ = ["UNKNOWN", "changed_ops", "is_foreign", "op_facts"]
 
@@ -28,7 +28,7 @@ _TORCH = frozenset(
 
 def is_foreign(target: Any) -> bool:
     """Whether the target of a graph's node is an operator that is not torch's."""
-    return any(op.namespace not in _TORCH for op in _overloads(target))
+    return any(op.namespace not in _TORCH for op in overloads_of(target))
 
 
 def op_facts(module: torch.fx.GraphModule) -> dict[str, str]:
@@ -50,15 +50,7 @@ def _operators(module: torch.fx.GraphModule) -> Iterator[OpOverload]:
     for part in module.modules():
         if isinstance(part, torch.fx.GraphModule):
             for node in part.graph.nodes:
-                yield from _overloads(node.target)
-
-
-def _overloads(target: Any) -> Iterator[OpOverload]:
-    if isinstance(target, OpOverload):
-        yield target
-    elif isinstance(target, OpOverloadPacket):
-        for name in target.overloads():  # type: ignore[no-untyped-call]
-            yield getattr(target, name)
+                yield from overloads_of(node.target)
 
 
 def _name(op: OpOverload) -> str:

@@ -49,7 +49,7 @@ def read_off(
         markers.argument(t, leaf.index, leaf.dims)
         for t, leaf in zip(examples, structure.tensors, strict=True)
     ]
-    output = next(n for n in captured.graph.graph.nodes if n.op == "output")
+    output: Any = captured.graph.graph.output_node()
     made = [markers.result(n.meta.get("example_value"), i) for i, n in enumerate(output.args[0])]
     seen: list[Any] = []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -59,9 +60,7 @@ class _Form:
         if node.op != "get_attr":
             what = source if source is not None else _called(node)
             return [f"{node.op} {what} {arguments}"]
-        held: Any = node.graph.owning_module
-        for part in str(node.target).split("."):
-            held = getattr(held, part)
+        held = operator.attrgetter(str(node.target))(node.graph.owning_module)
         if not isinstance(held, torch.fx.GraphModule):
             return [f"object {id(held)}"]
         return ["body of", *(line for inner in held.graph.nodes for line in self._line(inner))]

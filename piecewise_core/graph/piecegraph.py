@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -183,10 +184,7 @@ def _is_module(module: torch.fx.GraphModule, node: torch.fx.Node) -> bool:
     """Whether a node names a submodule (the body of a higher-order operator)."""
     if node.op != "get_attr":
         return False
-    found: Any = module
-    for part in str(node.target).split("."):
-        found = getattr(found, part)
-    return isinstance(found, torch.nn.Module)
+    return isinstance(operator.attrgetter(str(node.target))(module), torch.nn.Module)
 
 
 def _symbols_of(value: Any) -> set[sympy.Symbol]:

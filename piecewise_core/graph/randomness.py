@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from piecewise_core.torch_compat.operators import OpOverload, OpOverloadPacket, schema_of
+from piecewise_core.graph.names import called_name
+from piecewise_core.torch_compat.operators import overloads_of, schema_of
 
 __all__ = ["draws", "or_draws"]
 
@@ -23,11 +24,11 @@ _SWITCHES = ("training", "train")
 
 def draws(node: Any) -> bool:
     """Whether ``node`` draws random numbers; dropout that is switched off does not."""
-    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+    name = called_name(node)
     if inspect.isfunction(node.target):
         known = node.target.__module__ == "torch.nn.functional" and name.rstrip("_") in _PYTHON
         return known and not _switched_off(node, inspect.signature(node.target).parameters)
-    overloads = _overloads(node, name)
+    overloads = overloads_of(node.target) or overloads_of(getattr(torch.ops.aten, name, None))
     if not any(torch.Tag.nondeterministic_seeded in o.tags for o in overloads):
         return False
     return not all(_switched_off(node, [a.name for a in schema_of(o).arguments]) for o in overloads)
@@ -36,18 +37,6 @@ def draws(node: Any) -> bool:
 def or_draws(matches: Callable[[Any], bool]) -> Callable[[Any], bool]:
     """``matches``, and every node that draws random numbers."""
     return lambda node: matches(node) or draws(node)
-
-
-def _overloads(node: Any, name: str) -> list[OpOverload]:
-    target = node.target
-    if isinstance(target, OpOverload):
-        return [target]
-    if not isinstance(target, OpOverloadPacket):
-        target = getattr(torch.ops.aten, name, None) if name else None
-    if not isinstance(target, OpOverloadPacket):
-        return []
-    packet: Any = target
-    return [getattr(packet, overload) for overload in packet.overloads()]
 
 
 def _switched_off(node: Any, parameters: Iterable[str]) -> bool:

@@ -124,21 +124,16 @@ def split(
     return Program(
         traced,
         pieces,
-        tuple(_output(graph).args[0]),  # type: ignore[arg-type]
+        tuple(graph.output_node().args[0]),  # type: ignore[arg-type]
         mutated=_written_inputs(traced, written, "tensor"),
         mutated_bound=_written_inputs(traced, written, "bound"),
         reshaped=reshaped,
     )
 
 
-def _output(graph: torch.fx.Graph) -> torch.fx.Node:
-    found: torch.fx.Node = next(n for n in reversed(graph.nodes) if n.op == "output")
-    return found
-
-
 def _drop_dead_outputs(graph: torch.fx.Graph, used: Sequence[int]) -> None:
     """Results that the call does not return become None, so that no piece computes them."""
-    output = _output(graph)
+    output = graph.output_node()
     results: Any = output.args[0]
     output.args = (tuple(a if i in used else None for i, a in enumerate(results)),)
 

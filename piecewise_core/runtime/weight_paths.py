@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from piecewise_core.errors import BundleMismatch
+from piecewise_core.graph.identity import tensor_facts
 from piecewise_core.graph.savable import NotSavable
-from piecewise_core.graph.tensorfacts import tensor_facts
 from piecewise_core.runtime.module_paths import Place, places_of
 from piecewise_core.torch_compat.storages import memory_key
 

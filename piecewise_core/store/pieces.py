@@ -19,10 +19,10 @@ from piecewise_core.ranges import Box
 from piecewise_core.torch_compat.operators import (
     HigherOrderOperator,
     OpOverload,
-    OpOverloadPacket,
     can_decompose,
     decomposition_table,
     higher_order_name,
+    overloads_of,
     schema_of,
 )
 
@@ -82,7 +82,7 @@ def _obstacles(piece: Piece, form: Form) -> Iterator[str]:
             name = str(higher_order_name(target))
             if not _PLAIN_HIGHER_ORDER.fullmatch(name):
                 yield f"it calls {name}, which may refer to tables of this process"
-        for op in _overloads(target):
+        for op in overloads_of(target):
             if _is_foreign(op) and _is_inlined(op):
                 yield (
                     f"it calls {op}, which compilers replace by its Python code, whose version "
@@ -119,7 +119,7 @@ def _foreign(piece: Piece) -> Iterator[str]:
     for node in piece.graph.graph.nodes if piece.graph is not None else ():
         if node.op == "placeholder":  # numbers the symbols, whatever operators do with them
             _layout(node.meta.get("example_value"), names)
-        for op in _overloads(node.target) if node.op == "call_function" else ():
+        for op in overloads_of(node.target) if node.op == "call_function" else ():
             if _is_foreign(op):
                 yield f"{schema_of(op)} gives {_layout(node.meta.get('example_value'), names)}"
 
@@ -151,15 +151,6 @@ def _targets(graph: torch.fx.GraphModule | None) -> Iterator[Any]:
             for node in module.graph.nodes:
                 if node.op == "call_function":
                     yield node.target
-
-
-def _overloads(target: Any) -> list[OpOverload]:
-    if isinstance(target, OpOverload):
-        return [target]
-    if isinstance(target, OpOverloadPacket):
-        names: list[str] = target.overloads()  # type: ignore[no-untyped-call]
-        return [getattr(target, name) for name in names]
-    return []
 
 
 def _is_foreign(op: OpOverload) -> bool:

@@ -24,6 +24,7 @@ __all__ = [
     "decomposition_table",
     "higher_order_name",
     "overload_name",
+    "overloads_of",
     "packet_name",
     "runs_by_key",
     "schema_name",
@@ -44,6 +45,16 @@ packet_name = reader(_PACKET, "_qualified_op_name")
 """``aten::add``, of an OpOverloadPacket."""
 
 _can_decompose = reader(_OVERLOAD, "_can_decompose")
+
+
+def overloads_of(target: Any) -> list[OpOverload]:
+    """An operator itself, or all of a packet's; none of anything else."""
+    if isinstance(target, OpOverload):
+        return [target]
+    if isinstance(target, OpOverloadPacket):
+        names: list[str] = target.overloads()  # type: ignore[no-untyped-call]
+        return [getattr(target, name) for name in names]
+    return []
 
 
 def can_decompose(op: OpOverload) -> bool:
