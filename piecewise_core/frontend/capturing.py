@@ -28,7 +28,7 @@ from piecewise_core.replay.replayable import (
 from piecewise_core.replay.replays import Replays
 from piecewise_core.targets import Target, capture_targets
 
-__all__ = ["Capturing", "Entry"]
+__all__ = ["Capturing"]
 
 
 class Capturing:

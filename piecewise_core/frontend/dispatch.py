@@ -20,7 +20,7 @@ from piecewise_core.runtime.plan import Plan
 from piecewise_core.table import TargetTable
 from piecewise_core.targets import Target
 
-__all__ = ["Dispatch", "Entry"]
+__all__ = ["Dispatch"]
 
 
 class Dispatch:
@@ -81,15 +81,13 @@ class Dispatch:
         """Serve one call by the region's general graph, as written while it is not compiled."""
         box = region.general_box
         if self._background is not None and not region.is_ready(box):
-            plan = region.written_plan()
+            serve = self._steady(region, region.written_plan(), "general")
         elif self._checks and not region.served:
-            self._plan(region, box)
-            result = self._first(region, box, "general")(t, b, sizes, args, kwargs)
-            region.served = True
-            return result
+            need(region, box)
+            serve = self._first(region, box, "general")
         else:
-            plan = self._plan(region, box)
-        result = self._steady(region, plan, "general")(t, b, sizes, args, kwargs)
+            serve = self._steady(region, self._plan(region, box), "general")
+        result = serve(t, b, sizes, args, kwargs)
         region.served = True
         return result
 

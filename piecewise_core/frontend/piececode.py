@@ -16,7 +16,7 @@ from piecewise_core.compile.scheduler import Outside, Scheduler
 from piecewise_core.config import Config
 from piecewise_core.frontend.building import Unready
 from piecewise_core.graph.split import Program
-from piecewise_core.ranges import Box, Sizes
+from piecewise_core.ranges import Box
 from piecewise_core.table import TargetTable
 from piecewise_core.targets import Target, plan_targets
 from piecewise_core.torch_compat.dynamo import compile_lock
@@ -43,8 +43,6 @@ class PieceCode:
         program: Program,
         config: Config,
         scheduler: Scheduler,
-        bounds: Box,
-        sizes: tuple[Sizes, ...],
         backend_class: Callable[..., Any] = PiecewiseBackend,
         pool: Any = None,
     ) -> None:
@@ -52,10 +50,11 @@ class PieceCode:
         self.program = program
         self._config = config
         self.general_box = program.traced.box
+        bounds = config.bounds
         self.box = self.general_box.intersect(bounds)
         endpoints = config.endpoints_by_dim or ((),) * len(bounds.ranges)
         self.targets: tuple[Target, ...] = (
-            () if self.box is None else plan_targets(self.box, endpoints, sizes)
+            () if self.box is None else plan_targets(self.box, endpoints, config.sizes)
         )
         self.table = TargetTable(self.box or bounds, self.targets)
         # Eager refuses what has no value without elements, a maximum; compiled code makes one up.

@@ -214,8 +214,6 @@ class Regions(list[Region]):
             program,
             self._config,
             shared.scheduler,
-            self._config.bounds,
-            self._config.sizes,
             shared.setup.backend_class,
             None if shared.memory is None else shared.memory.pool,
         )

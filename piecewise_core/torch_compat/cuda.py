@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
@@ -15,15 +14,13 @@ __all__ = ["current_device", "raw_stream", "triton_cache_dir"]
 def current_device() -> Callable[[], int]:
     """The C function that gives the index of the current device."""
     with needed():
-        found: Any = torch._C._cuda_getDevice
-    return found  # type: ignore[no-any-return]
+        return torch._C._cuda_getDevice
 
 
 def raw_stream() -> Callable[[int], int]:
     """The C function that gives the address of a device's current stream."""
     with needed():
-        found: Any = torch._C._cuda_getCurrentRawStream
-    return found  # type: ignore[no-any-return]
+        return torch._C._cuda_getCurrentRawStream
 
 
 def triton_cache_dir(device: int) -> str:

@@ -1,4 +1,4 @@
-"""Tapes as the rules read them: every number as it is at several sizes."""
+"""Tapes as the rules read them: every number as it is at several sizes, an extent."""
 
 from __future__ import annotations
 
@@ -10,17 +10,7 @@ from piecewise_core.graph.padding.extents import Extent, Value, extent
 from piecewise_core.graph.padding.tape import Noted, Ref
 from piecewise_core.torch_compat.operators import OpOverload
 
-__all__ = ["Call", "Seen", "at_sizes", "together"]
-
-
-@dataclass(frozen=True)
-class Seen:
-    """A call of a tape with numbers at several sizes: Refs hold extents in place of sizes."""
-
-    op: OpOverload
-    arguments: Mapping[str, Any]
-    results: tuple[Ref, ...]
-    place: Callable[[], str]
+__all__ = ["Call", "at_sizes", "together"]
 
 
 @dataclass(frozen=True)
@@ -49,12 +39,12 @@ class Call:
         return [v for value in self.arguments.values() for v in _values(value)]
 
 
-def at_sizes(tape: Sequence[Noted], number: Callable[[Any], Any]) -> list[Seen]:
+def at_sizes(tape: Sequence[Noted], number: Callable[[Any], Any]) -> list[Noted]:
     """A tape whose numbers are symbols. ``number``: what a symbol is at the sizes looked at."""
     return [_mapped(call, number) for call in tape]
 
 
-def together(tapes: Sequence[Sequence[Noted]]) -> list[Seen] | None:
+def together(tapes: Sequence[Sequence[Noted]]) -> list[Noted] | None:
     """Runs of one program at several sizes as one; None where they ran other operators."""
     if len({len(tape) for tape in tapes}) != 1:
         return None
@@ -74,7 +64,7 @@ def _values(value: Any) -> list[Value]:
     return [v for part in value for v in _values(part)] if isinstance(value, tuple) else []
 
 
-def _mapped(call: Noted, number: Callable[[Any], Any]) -> Seen:
+def _mapped(call: Noted, number: Callable[[Any], Any]) -> Noted:
     def of(value: Any) -> Any:
         if isinstance(value, Ref):
             return Ref(value.number, tuple(map(number, value.shape)), value.dtype)
@@ -83,15 +73,15 @@ def _mapped(call: Noted, number: Callable[[Any], Any]) -> Seen:
         return number(value)
 
     arguments = {name: of(value) for name, value in call.arguments.items()}
-    return Seen(call.op, arguments, of(call.results), call.place)
+    return Noted(call.op, arguments, of(call.results), call.place)
 
 
-def _merged_call(calls: Sequence[Noted]) -> Seen:
+def _merged_call(calls: Sequence[Noted]) -> Noted:
     first = calls[0]
     if any(c.op is not first.op or c.arguments.keys() != first.arguments.keys() for c in calls):
         raise _Different
     arguments = {name: _merged([c.arguments[name] for c in calls]) for name in first.arguments}
-    return Seen(first.op, arguments, _merged([c.results for c in calls]), first.place)
+    return Noted(first.op, arguments, _merged([c.results for c in calls]), first.place)
 
 
 def _merged(values: Sequence[Any]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 __all__ = [
@@ -63,10 +63,6 @@ class Value:
     def dims(self) -> int:
         """How many dims it has."""
         return len(self.axes or ())
-
-    def with_axes(self, axes: Axes) -> Value:
-        """The same with other dims."""
-        return replace(self, axes=axes)
 
 
 def extent(numbers: Sequence[Any]) -> Any:

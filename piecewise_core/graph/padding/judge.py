@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from piecewise_core.graph.padding.calls import Call, Seen
+from piecewise_core.graph.padding.calls import Call
 from piecewise_core.graph.padding.extents import Axes, Value, Varies, axes_of, total, varies
 from piecewise_core.graph.padding.rowplaces import below
 from piecewise_core.graph.padding.rule import Mixes, known
 from piecewise_core.graph.padding.table import rule_of
-from piecewise_core.graph.padding.tape import Ref
+from piecewise_core.graph.padding.tape import Noted, Ref
 from piecewise_core.graph.randomness import draws
 from piecewise_core.torch_compat.operators import schema_of
 
@@ -34,7 +34,7 @@ class Mixing:
 
 
 def mixing(
-    calls: Iterable[Seen],
+    calls: Iterable[Noted],
     inputs: Iterable[Ref],
     results: Iterable[Ref] = (),
     *,
@@ -78,18 +78,18 @@ class _Judge:
         axes = self._value(ref).axes
         return axes is not None and all(len(a) == 1 or not varies(a) for a in axes)
 
-    def look(self, seen: Seen) -> None:
+    def look(self, noted: Noted) -> None:
         """Ask one operator's rule, and note what it makes."""
-        arguments = {name: self._value(value) for name, value in seen.arguments.items()}
-        shapes = tuple(ref.shape for ref in seen.results)
-        call = Call(seen.op, arguments, shapes, self._empty)
+        arguments = {name: self._value(value) for name, value in noted.arguments.items()}
+        shapes = tuple(ref.shape for ref in noted.results)
+        call = Call(noted.op, arguments, shapes, self._empty)
         if varies(shapes) or any(map(varies, arguments.values())):
             axes = _asked(call)
         else:
             axes = [axes_of(shape) for shape in shapes]  # nothing that it sees is padded
         _check_writes(call, axes)
         narrow, limit = _narrows(call, axes), below(call)
-        for ref, found in zip(seen.results, axes, strict=True):
+        for ref, found in zip(noted.results, axes, strict=True):
             if found is not None and tuple(map(total, found)) != ref.shape:
                 raise Mixes("gave another shape than its rule says")
             places = None if ref.dtype.is_floating_point else limit

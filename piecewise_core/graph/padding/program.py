@@ -27,6 +27,7 @@ from piecewise_core.graph.varying import line_of, varies
 from piecewise_core.ranges import Box, Sizes
 from piecewise_core.torch_compat import dynamo
 from piecewise_core.torch_compat.fakes import FakeTensorMode, enable_python_dispatcher
+from piecewise_core.torch_compat.symbols import PythonReferenceAnalysis, sympy_interp
 
 __all__ = ["Paddable", "paddable", "unpadded_dims"]
 
@@ -91,7 +92,6 @@ class _Run:
         self._box = traced.box
         self._env = ShapeEnv()
         self._tape = Tape(has_rule)
-        self._node: torch.fx.Node | None = None
         self._functions: dict[sympy.Basic, Callable[..., Any]] = {}
         mode = FakeTensorMode(shape_env=self._env, allow_non_fake_inputs=True)
         with (
@@ -112,8 +112,9 @@ class _Run:
                 for value, source in zip(values, traced.inputs, strict=True)
                 if source.tensor is not None
             ]
-            with enable_python_dispatcher(), mode, Noting(self._tape, self._place):
-                _Placed(traced.graph, self._at).run(*values)
+            placed = _Placed(traced.graph)
+            with enable_python_dispatcher(), mode, Noting(self._tape, placed.place):
+                placed.run(*values)
         self._symbols = [
             expression(size) if isinstance(size, torch.SymInt) else None for size in self._sizes
         ]
@@ -158,37 +159,27 @@ class _Run:
             self._functions[expr] = evaluator(renamed, names)
         return self._functions[expr]
 
-    def _at(self, node: torch.fx.Node) -> None:
-        self._node = node
-
-    def _place(self) -> Callable[[], str]:
-        node = self._node
-        return lambda: _told(node)
-
 
 class _Placed(torch.fx.Interpreter):
     """Runs a graph and says which node runs."""
 
-    def __init__(self, graph: torch.fx.GraphModule, at: Callable[[torch.fx.Node], None]) -> None:
-        super().__init__(graph)
-        self._at = at
-
     def run_node(self, n: torch.fx.Node) -> Any:
-        self._at(n)
+        self._node = n
         return super().run_node(n)
 
+    def place(self) -> Callable[[], str]:
+        """What says where the node is that runs now."""
+        node = self._node
 
-def _told(node: torch.fx.Node | None) -> str:
-    if node is None:
-        return ""
-    name, source = op_name(node), source_of(node)
-    return f"{source} ({name})" if source else name
+        def text() -> str:
+            name, source = op_name(node), source_of(node)
+            return f"{source} ({name})" if source else name
+
+        return text
 
 
 def _inputs(traced: Traced, sizes: Sequence[Any]) -> Any:
     """Tensors like the traced ones, over ``sizes``."""
-    from piecewise_core.torch_compat.symbols import PythonReferenceAnalysis, sympy_interp
-
     by_symbol = {symbol: sizes[place] for symbol, place in traced.symbols.items()}
 
     def number(value: Any) -> Any:

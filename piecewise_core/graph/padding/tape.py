@@ -16,6 +16,8 @@ import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
 from piecewise_core.graph.composite import parts_of_conversion
+from piecewise_core.graph.memory import values
+from piecewise_core.torch_compat import pytree
 from piecewise_core.torch_compat.dispatcher import DisableTorchFunction, TorchDispatchMode
 from piecewise_core.torch_compat.operators import (
     OpOverload,
@@ -79,7 +81,7 @@ class Tape:
         """One operator ran and gave ``result``."""
         if not isinstance(op, OpOverload) or op.namespace in _QUIET:
             return
-        given = tuple(_tensors((tuple(args), dict(kwargs))))
+        given = _tensors((args, kwargs))
         if not self._knows(op) and self._in_parts(op, args, kwargs, result, given, place):
             return
         arguments = {name: self._kept(value) for name, value in _named(op, args, kwargs)}
@@ -112,8 +114,9 @@ class Tape:
                 self._numbers[stand_in(tensor)] = self.ref(tensor).number
             try:
                 with Noting(self, lambda: place):
-                    made = parts(*_mapped(args, stand_in), **_mapped(kwargs, stand_in))
-                found, wanted = list(_tensors(made)), list(_tensors(result))
+                    own, named = pytree.tree_map_only(torch.Tensor, stand_in, (args, kwargs))
+                    made = parts(*own, **named)
+                found, wanted = _tensors(made), _tensors(result)
                 if made is not NotImplemented and _alike(found, wanted):
                     for real, made_of in zip(wanted, found, strict=True):
                         self._numbers[real] = self.ref(made_of).number
@@ -195,22 +198,5 @@ def _named(op: OpOverload, args: Any, kwargs: Any) -> Iterator[tuple[str, Any]]:
             yield argument.name, argument.default_value
 
 
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for part in value:
-            yield from _tensors(part)
-    elif isinstance(value, dict):
-        yield from _tensors(tuple(value.values()))
-
-
-def _mapped(value: Any, stand_in: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    if isinstance(value, torch.Tensor):
-        return stand_in(value)
-    if isinstance(value, dict):
-        return {name: _mapped(v, stand_in) for name, v in value.items()}
-    if isinstance(value, (tuple, list)):
-        kind = list if isinstance(value, list) else tuple
-        return kind(_mapped(v, stand_in) for v in value)
-    return value
+def _tensors(value: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in values(value) if isinstance(leaf, torch.Tensor)]
