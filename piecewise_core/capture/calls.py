@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from piecewise_core.errors import CaptureFailed
-from piecewise_core.graph.untold import untold
+from piecewise_core.graph.unsaid_writes import unsaid_writes
 from piecewise_core.torch_compat import pytree
 from piecewise_core.torch_compat.graphs import in_backward
 from piecewise_core.torch_compat.operators import schema_or_none
@@ -58,7 +58,7 @@ def written(fn: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:
     if schema is None or schema.name in _ONLY_SIZES:
         return []
     found: list[torch.Tensor] = []
-    named = untold(schema, lambda place, name: _given(schema, place, name, args, kwargs))
+    named = unsaid_writes(schema, lambda place, name: _given(schema, place, name, args, kwargs))
     for place, argument in enumerate(schema.arguments):
         declared = argument.alias_info is not None and argument.alias_info.is_write
         if declared or argument.name in named:

@@ -69,7 +69,7 @@ class LaidOtherwise:
                 self._known.clear()
             self._known[key] = weakref.ref(recorded), same
             if not same:
-                self._tell(raw)
+                self._report(raw)
             return result
         serve = served if same else self._eagerly
         return serve(t, b, sizes, args, kwargs)
@@ -108,7 +108,7 @@ class LaidOtherwise:
         code = result_code(result, raw, objects)
         return course, code.rebuild([t.clone() for t in tensors_in(result, objects)], raw, ())
 
-    def _tell(self, raw: Sequence[torch.Tensor]) -> None:
+    def _report(self, raw: Sequence[torch.Tensor]) -> None:
         """Log it, once as a warning."""
         laid = ", ".join(str(tuple(x.stride())) for x in raw)
         logger.log(

@@ -8,7 +8,7 @@ With numbers for sizes operators decide as they do in eager, so the two can be c
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import sympy
@@ -141,7 +141,7 @@ class _Run(torch.fx.Interpreter):
             try:
                 getattr(self, node.op)(node.target, *real)
             except (IndexError, RuntimeError, ValueError) as error:
-                raise _Differs(_told(node, f"{type(error).__name__}: {error}", "a value")) from None
+                raise _Differs(_text(node, f"{type(error).__name__}: {error}", "a value")) from None
 
     def leave(self) -> None:
         """Leave what a run that broke off had entered."""
@@ -152,26 +152,16 @@ class _Run(torch.fx.Interpreter):
     def _compare(self, node: torch.fx.Node, made: Any) -> None:
         traced, found = list(values(node.meta["example_value"])), list(values(made))
         if len(traced) != len(found):
-            raise _Differs(_told(node, f"{len(found)} values", f"{len(traced)}"))
+            raise _Differs(_text(node, f"{len(found)} values", f"{len(traced)}"))
         for then, now in zip(traced, found, strict=True):
             if isinstance(then, torch.Tensor) or isinstance(now, torch.Tensor):
-                before, here = self._layout(then), _layout_of(now)
+                before, here = _layout(then, self._numbers), _layout(now, lambda size: size)
                 if before is not None and before != here:
-                    raise _Differs(_told(node, here, before))
+                    raise _Differs(_text(node, here, before))
             elif isinstance(then, (torch.SymInt, torch.SymFloat, torch.SymBool)):
                 number = self._numbers(then)
                 if number is not None and not isinstance(now, torch.SymInt) and number != now:
-                    raise _Differs(_told(node, now, number))
-
-    def _layout(self, tensor: Any) -> Any:
-        """The traced tensor's kind, shape and strides at these sizes; None where data decides."""
-        if not isinstance(tensor, torch.Tensor):
-            return None if tensor is None else type(tensor)
-        shape = [self._numbers(s) for s in tensor.shape]
-        if tensor.layout is not torch.strided:
-            return None if None in shape else _kind(tensor, shape, shape)
-        stride = [self._numbers(s) for s in tensor.stride()]
-        return None if None in shape or None in stride else _kind(tensor, shape, stride)
+                    raise _Differs(_text(node, now, number))
 
     def shared_otherwise(self, written: frozenset[int]) -> str | None:
         """Where memory ``written``, of the trace, is shared otherwise than was traced."""
@@ -179,7 +169,7 @@ class _Run(torch.fx.Interpreter):
         for place, (node, made) in enumerate(self._values):
             then, now = traced.of(place, storages(node)), found.of(place, _memory(made))
             if then != now and (then | now) & traced.all(written):
-                return _told(node, "memory of its own or another's", "the opposite")
+                return _text(node, "memory of its own or another's", "the opposite")
         return None
 
 
@@ -198,16 +188,16 @@ class _First:
         return frozenset(self._first[m] for m in memory if m in self._first)
 
 
-def _layout_of(value: Any) -> Any:
+def _layout(value: Any, number: Callable[[Any], Any]) -> Any:
+    """A tensor's kind, shape and strides; None where ``number`` has none for a size of it."""
     if not isinstance(value, torch.Tensor):
         return None if value is None else type(value)
-    shape = list(value.shape)
-    return _kind(value, shape, list(value.stride()) if value.layout is torch.strided else shape)
-
-
-def _kind(tensor: torch.Tensor, shape: list[Any], stride: list[Any]) -> Any:
-    told = [s for n, s in zip(shape, stride, strict=True) if n != 1] if 0 not in shape else []
-    return tensor.dtype, str(tensor.device), tensor.layout, tuple(shape), tuple(told)
+    shape = [number(size) for size in value.shape]
+    stride = [number(s) for s in value.stride()] if value.layout is torch.strided else shape
+    if any(size is None for size in (*shape, *stride)):
+        return None
+    steps = [s for n, s in zip(shape, stride, strict=True) if n != 1] if 0 not in shape else []
+    return value.dtype, str(value.device), value.layout, tuple(shape), tuple(steps)
 
 
 def _is_torchs(node: torch.fx.Node) -> bool:
@@ -222,7 +212,7 @@ def _memory(value: Any) -> frozenset[int]:
     return frozenset(memory_key(t) for t in tensors)
 
 
-def _told(node: torch.fx.Node, now: Any, then: Any) -> str:
+def _text(node: torch.fx.Node, now: Any, then: Any) -> str:
     where = source_of(node)
     return f"{op_name(node)}{f' at {where}' if where else ''} gives {now}, traced as {then}"
 

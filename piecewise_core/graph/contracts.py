@@ -42,7 +42,7 @@ class Contracts:
 
     def __init__(self, sizes: Sequence[Sizes] = ()) -> None:
         self._sizes = tuple(sizes)[:_OWN]
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
 
     def __call__(self, traced: Traced, matcher: Matcher) -> Matcher:
         """``matcher``, which accepts what lies too."""
@@ -59,14 +59,14 @@ class Contracts:
             key = _key(node)
             if key not in known:
                 known[key] = _lie(traced, node, self._sizes)
-                self._tell(node, known[key])
+                self._report(node, known[key])
             if known[key]:
                 yield node
 
-    def _tell(self, node: torch.fx.Node, lie: str) -> None:
+    def _report(self, node: torch.fx.Node, lie: str) -> None:
         name = op_name(node)
-        if lie and name not in self._told:
-            self._told.add(name)
+        if lie and name not in self._reported:
+            self._reported.add(name)
             logger.warning(
                 "operator %s (%s) %s; it is cut out and runs as written: correct its register_fake",
                 name,

@@ -15,7 +15,7 @@ import torch
 
 from piecewise_core.graph.memory import storages, tensor_inputs, values
 from piecewise_core.graph.names import called_name
-from piecewise_core.graph.untold import untold
+from piecewise_core.graph.unsaid_writes import unsaid_writes
 from piecewise_core.torch_compat.operators import (
     HigherOrderOperator,
     OpOverload,
@@ -169,7 +169,7 @@ def _by_schema(node: torch.fx.Node, overloads: Iterable[OpOverload]) -> frozense
 
     found: list[Any] = []
     for overload in overloads:
-        more = untold(schema_of(overload), given)
+        more = unsaid_writes(schema_of(overload), given)
         for place, argument in enumerate(schema_of(overload).arguments):
             said = argument.alias_info is not None and argument.alias_info.is_write
             if said or argument.name in more:

@@ -38,6 +38,7 @@ from piecewise_core.torch_compat.dynamo import (
     get_frame,
     get_metrics_context,
     oblivious_sizes,
+    source_name,
     without_size_choices,
 )
 from piecewise_core.torch_compat.fakes import CompileContext, TracingContext, compile_context
@@ -154,14 +155,10 @@ def _look(guard: Any) -> Look:
     given = getattr(guard.create_fn, "keywords", None) or {}
     key = given.get("attr", given.get("key"))
     if kind == "DUPLICATE_INPUT" and given.get("source_b") is not None:
-        key = _name(given["source_b"])
+        key = source_name(given["source_b"])
     if kind == "HASATTR" and key is None:  # torch 2.11
         of = guard.originating_source
         of = of.base if isinstance(of, NNModuleSource) else of
         if isinstance(of, AttrSource):
             source, key = of.base, of.member
-    return Look(_name(source), kind, key)
-
-
-def _name(source: Any) -> str:
-    return str(source.name if isinstance(source.name, str) else source.name())
+    return Look(source_name(source), kind, key)

@@ -49,7 +49,7 @@ class Layouts:
         self._dims = dims
         self._auto = auto
         self._cuts = cuts
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
 
     def __call__(self, traced: Traced, runs: Sequence[Segment]) -> Traced | None:
         """Write real strides into ``traced``; None where all are as promised.
@@ -74,7 +74,7 @@ class Layouts:
             if traced.reads_layout:
                 raise TraceFailed(_misled(node, real, promised))
             if changed:
-                self._tell(node, real, promised)
+                self._report(node, real, promised)
         if not changed:
             learning.undo()
             return None
@@ -90,10 +90,10 @@ class Layouts:
         free: Sequence[Sequence[int]] | None = None if self._auto else ((),) * len(self._dims)
         return region(asked, symbols, box, hints(box), self._dims, free).box
 
-    def _tell(self, node: torch.fx.Node, real: Sequence[int], promised: Sequence[int]) -> None:
+    def _report(self, node: torch.fx.Node, real: Sequence[int], promised: Sequence[int]) -> None:
         name = op_name(node)
-        if name not in self._told:
-            self._told.add(name)
+        if name not in self._reported:
+            self._reported.add(name)
             logger.info(
                 "splitting op %s (%s) returns strides %s where its fake kernel promises %s; what "
                 "follows is compiled for the real layout",

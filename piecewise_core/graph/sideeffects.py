@@ -25,6 +25,7 @@ from piecewise_core.torch_compat.dynamo import (
     TensorVariable,
     ValueMutationNew,
     modified_variables,
+    source_name,
 )
 
 __all__ = ["SideEffect", "read_side_effects"]
@@ -89,7 +90,7 @@ def _of_attributes(
                 setattr(held, name, value)
 
     kept = [n for n in stored or () if n not in names and is_plain(before[n])]
-    places = tuple(f"{_source(var)}.{name}" for name in kept)
+    places = tuple(f"{source_name(var.source)}.{name}" for name in kept)
     undoable = held is not None and not _changed_contents(var, effects)
     return SideEffect(_describe(var, names), where, changes, undo, undoable, places)
 
@@ -109,7 +110,7 @@ def _of_dict(var: Any, where: str, held: dict[Any, Any]) -> SideEffect:
     except Exception:
         same = False
     kept = [key for key, value in before.items() if is_plain(key) and is_plain(value)]
-    places = tuple(f"{_source(var)}[{key!r}]" for key in kept) if same else ()
+    places = tuple(f"{source_name(var.source)}[{key!r}]" for key in kept) if same else ()
     return SideEffect(_describe(var, ()), where, not same, undo, True, places)
 
 
@@ -125,7 +126,7 @@ def _of_list(var: Any, where: str, held: list[Any]) -> SideEffect:
 def _held(var: Any, scope: Mapping[str, Any]) -> Any:
     """The container that ``var`` stands for, as it is before the frame's own code runs."""
     try:
-        return eval(_source(var), dict(scope))
+        return eval(source_name(var.source), dict(scope))
     except Exception:
         return None
 
@@ -164,15 +165,9 @@ def _stands_for(var: Any, value: Any) -> bool:
     return node.meta["grapharg"].example is value
 
 
-def _source(var: Any) -> str:
-    """Dynamo's name for where a value comes from."""
-    name = var.source.name
-    return name if isinstance(name, str) else str(name())
-
-
 def _describe(var: Any, names: Sequence[str]) -> str:
     try:
-        source = _source(var)
+        source = source_name(var.source)
     except Exception:
         source = ""
     source = source.replace("L['fn'].__self__", "model").replace("L['fn']", "model")

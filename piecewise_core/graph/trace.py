@@ -11,7 +11,7 @@ import torch
 
 from piecewise_core.config import Config
 from piecewise_core.errors import PiecewiseError, TraceFailed, UnsupportedSideEffect
-from piecewise_core.graph import call, guards
+from piecewise_core.graph import call, guards, questions
 from piecewise_core.graph.assumptions import Assumptions
 from piecewise_core.graph.cleaning import clean
 from piecewise_core.graph.effects import writes, written_by_layout
@@ -20,10 +20,6 @@ from piecewise_core.graph.frame import Capture, capture
 from piecewise_core.graph.memory import storages, values
 from piecewise_core.graph.origins import GraphInput, read_off
 from piecewise_core.graph.outputs import OutputCode
-from piecewise_core.graph.questions import ADDRESSES, FACTS, IDENTITY, mentions
-from piecewise_core.graph.questions import asks as reads
-from piecewise_core.graph.questions import named as names_one
-from piecewise_core.graph.questions import words as watched_words
 from piecewise_core.graph.sideeffects import SideEffect
 from piecewise_core.graph.sizes import expression
 from piecewise_core.graph.structure import Structure
@@ -62,8 +58,8 @@ class Traced:
     @property
     def asked(self) -> frozenset[str]:
         """What calls must answer as the traced one, since its code names the question."""
-        found = {kind for kind, names in FACTS.items() if names & self.words}
-        return frozenset(found | {"apart"} if IDENTITY in self.words else found)
+        found = {kind for kind, names in questions.FACTS.items() if names & self.words}
+        return frozenset(found | {"apart"} if questions.IDENTITY in self.words else found)
 
     @property
     def unsettled(self) -> bool:
@@ -130,12 +126,12 @@ def trace(
             effect.undo()
     clean(captured.graph)
     assumptions = captured.assume(fn, objects) if assume else None
-    asks = mentions(captured.code) or bool(written_by_layout(captured.graph.graph))
-    asks = asks or (assumptions is not None and names_one(f for _, _, f in assumptions.facts))
-    words = watched_words(captured.code)
+    asks = questions.mentions(captured.code) or bool(written_by_layout(captured.graph.graph))
+    answers = () if assumptions is None else (answer for _, _, answer in assumptions.facts)
+    words = questions.words(captured.code)
     _refuse_addresses(words)
-    asks = asks or IDENTITY in words
-    graph, read = captured.graph, reads(captured.code)
+    asks = asks or questions.named(answers) or questions.IDENTITY in words
+    graph, read = captured.graph, questions.asks(captured.code)
     keeps = any(effect.kept for effect in captured.side_effects)
     return Traced(
         graph, inputs, symbols, held.box, output, assumptions, asks, read, words, held.cuts, keeps
@@ -159,7 +155,7 @@ def _explain(error: Exception, structure: Structure, hint: Sizes) -> str:
 
 
 def _refuse_addresses(words: frozenset[str]) -> None:
-    named = sorted(words & ADDRESSES)
+    named = sorted(words & questions.ADDRESSES)
     if named:
         raise TraceFailed(
             f"the model's code names Tensor.{named[0]}: where a tensor lies in memory is another "
@@ -196,7 +192,7 @@ def _symbols(captured: Capture, structure: Structure) -> dict[sympy.Symbol, int]
     by_name: dict[str, int] = {}
     for symbol, sources in env.var_to_sources.items():
         for source in sources:
-            name = source.name if isinstance(source.name, str) else source.name()
+            name = dynamo.source_name(source)
             by_name.setdefault(str(symbol), -1)
             for leaf in structure.tensors:
                 for dim, named in leaf.dims.items():

@@ -55,6 +55,7 @@ __all__ = [
     "modified_variables",
     "oblivious_sizes",
     "place_of",
+    "source_name",
     "trace_errors",
     "without_size_choices",
 ]
@@ -130,6 +131,11 @@ def place_of(error: BaseException) -> str:
     stack = getattr(error, "real_stack", None) or ()
     frames = [f for f in stack if not f.filename.startswith("<piecewise")]
     return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+
+
+def source_name(source: Any) -> str:
+    """Dynamo's name for where a value comes from: an attribute, or a method in some builds."""
+    return str(source.name if isinstance(source.name, str) else source.name())
 
 
 def modified_variables(effects: Any) -> Iterable[Any]:

@@ -82,9 +82,9 @@ def switches_digest() -> str:
     makes it an error wherever the environment has CI set (2.13), so a bundle made by continuous
     integration would be refused where it is served.
     """
-    told = getattr(functorch_config, "_compile_ignored_keys", ())
+    ignored = getattr(functorch_config, "_compile_ignored_keys", ())
     values = functorch_config.get_config_copy().items()
-    text = "\n".join(f"{n}={v!r}" for n, v in sorted(values) if n not in {*told, *_CHECKS})
+    text = "\n".join(f"{n}={v!r}" for n, v in sorted(values) if n not in {*ignored, *_CHECKS})
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -123,10 +123,10 @@ def _attribute(owner: Any, name: str) -> _Switch:
     def write(value: Any) -> None:
         setattr(owner, name, value)
 
-    return _Switch(lambda: _told_precision(getattr(owner, name)), write)
+    return _Switch(lambda: _plain_precision(getattr(owner, name)), write)
 
 
-def _told_precision(value: Any) -> Any:
+def _plain_precision(value: Any) -> Any:
     """A precision that nobody set is the general one, which is exact unless somebody set that."""
     if value != "none":
         return value
@@ -189,10 +189,10 @@ def _called() -> Iterator[tuple[str, _Switch]]:
         if isinstance(read(), (bool, int, str, list, torch.dtype)):
             yield name, _Switch(read, optional(setter))
         else:  # an enum of torch's, which does not pickle
-            yield name, _Switch(functools.partial(_told, read))
+            yield name, _Switch(functools.partial(_text_of, read))
 
 
-def _told(read: Callable[[], Any]) -> str:
+def _text_of(read: Callable[[], Any]) -> str:
     return str(read())
 
 

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from piecewise_core.graph.padding.calls import Call
 from piecewise_core.graph.padding.extents import Axes, Value, axes_of, varies
-from piecewise_core.graph.padding.rule import Mixes, Rule, broadcast, fixed, known, place, places
+from piecewise_core.graph.padding.rule import (
+    Mixes,
+    Rule,
+    along,
+    broadcast,
+    fixed,
+    fixed_tensors,
+    known,
+    place,
+    places,
+)
 
 __all__ = ["POINTWISE", "RULES"]
 
@@ -22,8 +32,7 @@ def _like(call: Call) -> list[Axes]:
 def _per_channel(call: Call) -> list[Axes]:
     """A parameter per channel, dim 1."""
     first, *others = call.tensors
-    for other in others:
-        fixed(known(other), "has parameters that vary")
+    fixed_tensors(others, "has parameters that vary")
     fixed(known(first)[1:2], "has a parameter per row")
     return [known(first)]
 
@@ -34,9 +43,7 @@ def _along(what: str, name: str = "dim") -> Rule:
     def apply(call: Call) -> list[Axes]:
         first = call.tensors[0]
         axes = known(first)
-        for each in call.tensors[1:]:
-            if varies(each):
-                raise Mixes(what)
+        fixed_tensors(call.tensors[1:], what)
         fixed((axes[i] for i in places(call.get(name), first)), what)
         return [axes] * len(call.results)
 
@@ -59,8 +66,7 @@ def _last_dims(count_of: str) -> Rule:
         first, *others = call.tensors
         axes = known(first)
         count = len(call[count_of])
-        for other in others:
-            fixed(known(other), "has parameters that vary")
+        fixed_tensors(others, "has parameters that vary")
         fixed(axes[len(axes) - count :], "normalises over it")
         statistics: list[Axes | None] = [
             (*axes[: len(axes) - count], *(() for _ in range(count)))
@@ -76,8 +82,7 @@ def _batch_norm(call: Call) -> list[Axes | None]:
     if call.get("training", "no_training" not in call.op.__name__):
         fixed((a for i, a in enumerate(axes) if i != 1), "normalises over it")
     fixed(axes[1:2], "has a parameter per row")
-    for other in others:
-        fixed(known(other), "has parameters that vary")
+    fixed_tensors(others, "has parameters that vary")
     return [axes, *[None] * (len(call.results) - 1)]
 
 
@@ -86,14 +91,12 @@ def _groups(call: Call) -> list[Axes | None]:
     first, *others = call.tensors
     axes = known(first)
     fixed(axes[1:], "normalises over it")
-    for other in others:
-        fixed(known(other), "has parameters that vary")
+    fixed_tensors(others, "has parameters that vary")
     return [axes, *[None] * (len(call.results) - 1)]
 
 
 def _glu(call: Call) -> list[Axes]:
-    first = call["self"]
-    axes, at = known(first), place(call["dim"], first.dims)
+    axes, at = along(call)
     fixed(axes[at : at + 1], "halves it")
     return [(*axes[:at], axes_of(call.results[0])[at], *axes[at + 1 :])]
 
@@ -106,12 +109,6 @@ def _triangle(call: Call) -> list[Axes]:
     return [axes]
 
 
-def _first_only(value: Value, others: list[Value], what: str) -> list[Axes]:
-    for other in others:
-        fixed(known(other), what)
-    return [known(value)]
-
-
 def _looked_up(call: Call) -> list[Axes]:
     """Each element is looked for among others, which must be fixed."""
     given = {"input", "self", "elements"}
@@ -119,7 +116,8 @@ def _looked_up(call: Call) -> list[Axes]:
     others = [v for v in call.tensors if v not in values]
     if len(values) != 1:
         raise Mixes("looks it up")
-    return _first_only(values[0], others, "looks among rows of it")
+    fixed_tensors(others, "looks among rows of it")
+    return [known(values[0])]
 
 
 POINTWISE = Rule(_pointwise)

@@ -7,7 +7,15 @@ import torch
 from piecewise_core.graph.padding.calls import Call
 from piecewise_core.graph.padding.extents import Axes, Axis, Value, axes_of
 from piecewise_core.graph.padding.rowplaces import inside
-from piecewise_core.graph.padding.rule import Mixes, Rule, broadcast, fixed, known, place
+from piecewise_core.graph.padding.rule import (
+    Mixes,
+    Rule,
+    along,
+    broadcast,
+    fixed,
+    fixed_tensors,
+    known,
+)
 
 __all__ = ["RULES"]
 
@@ -44,8 +52,7 @@ def _indexed(call: Call) -> list[Axes]:
 
 def _index_written(call: Call) -> list[Axes]:
     axes = known(call["self"])
-    for value in call.tensors[1:]:
-        fixed(known(value), "writes to places that rows of padding name too")
+    fixed_tensors(call.tensors[1:], "writes to places that rows of padding name too")
     for i, value in enumerate(call["indices"]):
         if isinstance(value, Value):
             fixed(axes[i : i + 1], _PICKED)
@@ -53,15 +60,13 @@ def _index_written(call: Call) -> list[Axes]:
 
 
 def _index_selected(call: Call) -> list[Axes]:
-    value = call["self"]
-    axes, at = known(value), place(call["dim"], value.dims)
+    axes, at = along(call)
     _picked(axes[at], call["index"])
     return [(*axes[:at], *known(call["index"]), *axes[at + 1 :])]
 
 
 def _gathered(call: Call) -> list[Axes]:
-    value = call["self"]
-    axes, at = known(value), place(call["dim"], value.dims)
+    axes, at = along(call)
     index = known(call["index"] if "index" in call.arguments else call["indices"])
     fixed(axes[at : at + 1], _PICKED)
     if len(index) != len(axes):
@@ -72,8 +77,7 @@ def _gathered(call: Call) -> list[Axes]:
 
 def _scattered(call: Call) -> list[Axes]:
     """Each row writes to its own row."""
-    value = call["self"]
-    axes, at = known(value), place(call["dim"], value.dims)
+    axes, at = along(call)
     for other in call.tensors[1:]:
         found = known(other)
         if len(found) != len(axes):
@@ -87,8 +91,7 @@ def _scattered(call: Call) -> list[Axes]:
 
 def _added_at(call: Call) -> list[Axes]:
     """Whole slices written to places of one dim."""
-    value = call["self"]
-    axes, at = known(value), place(call["dim"], value.dims)
+    axes, at = along(call)
     fixed((axes[at], *known(call["index"])), "writes to places of it by index")
     source = call.get("source", call.get("src"))
     if isinstance(source, Value):

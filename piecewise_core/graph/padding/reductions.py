@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from piecewise_core.graph.padding.calls import Call
 from piecewise_core.graph.padding.extents import Axes, axes_of
-from piecewise_core.graph.padding.rule import Rule, fixed, known, place, places
+from piecewise_core.graph.padding.rule import Rule, along, fixed, known, places
 
 __all__ = ["RULES"]
 
@@ -21,8 +21,7 @@ def _reduced(call: Call) -> list[Axes]:
 
 def _largest(call: Call) -> list[Axes]:
     """``topk`` and ``kthvalue``."""
-    value = call["self"]
-    axes, at = known(value), place(call.get("dim", -1), value.dims)
+    axes, at = along(call, -1)
     fixed(axes[at : at + 1], "picks from it by value")
     if "k" in call.arguments and "sorted" in call.arguments:
         return [(*axes[:at], axes_of((r[at],))[0], *axes[at + 1 :]) for r in call.results]

@@ -21,9 +21,11 @@ __all__ = [
     "Mixes",
     "Rule",
     "agreed",
+    "along",
     "broadcast",
     "fewest",
     "fixed",
+    "fixed_tensors",
     "known",
     "place",
     "places",
@@ -64,6 +66,18 @@ def fixed(axes: Iterable[Axis], what: str) -> None:
     """Refuse dims that vary. ``what``: what the operator does along them."""
     if any(map(varies, axes)):
         raise Mixes(what)
+
+
+def fixed_tensors(values: Iterable[Value], what: str) -> None:
+    """Refuse tensors with dims that vary."""
+    for value in values:
+        fixed(known(value), what)
+
+
+def along(call: Call, otherwise: int | None = None) -> tuple[Axes, int]:
+    """The dims of ``self``, and the place of the one that ``dim`` names, or ``otherwise``."""
+    value, dim = call["self"], call.get("dim", otherwise)
+    return known(value), place(dim, value.dims)
 
 
 def agreed(axes: Iterable[Axis]) -> Axis:

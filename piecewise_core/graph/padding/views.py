@@ -16,6 +16,7 @@ from piecewise_core.graph.padding.rule import (
     Mixes,
     Rule,
     agreed,
+    along,
     broadcast,
     fewest,
     fixed,
@@ -87,16 +88,15 @@ def _repeated(call: Call) -> list[Axes]:
 
 def _stretched(call: Call) -> list[Axes]:
     """Each row several times, side by side."""
-    value, count = call["self"], call.get("repeats")
+    count = call.get("repeats")
     if call.get("dim") is None or not isinstance(count, int):
         raise Mixes("repeats rows by counts that it reads, or of a tensor that it flattens")
-    axes, at = known(value), place(call["dim"], value.dims)
+    axes, at = along(call)
     return [(*axes[:at], joined((axes[at], (count,))), *axes[at + 1 :])]
 
 
 def _selected(call: Call) -> list[Axes]:
-    value = call["self"]
-    axes, at = known(value), place(call["dim"], value.dims)
+    axes, at = along(call)
     index = call["index"]
     if varies(axes[at]) and (len(axes[at]) > 1 or not 0 <= index < fewest(axes[at], call)):
         raise Mixes("picks a row by its place from the end, or one that small calls lack")
@@ -104,8 +104,7 @@ def _selected(call: Call) -> list[Axes]:
 
 
 def _sliced(call: Call) -> list[Axes]:
-    value = call["self"]
-    axes, at = known(value), place(call["dim"], value.dims)
+    axes, at = along(call)
     start = call.get("start") or 0
     if varies(axes[at]) and call.get("step", 1) != 1:
         raise Mixes("takes every other row of it")
@@ -114,8 +113,7 @@ def _sliced(call: Call) -> list[Axes]:
 
 
 def _pieces(call: Call) -> list[Axes]:
-    value = call["self"]
-    axes, at = known(value), place(call.get("dim", 0), value.dims)
+    axes, at = along(call, 0)
     if varies(axes[at]) and len(call.results) > 1:
         raise Mixes("takes it apart")
     if varies(axes[at]):
@@ -124,8 +122,7 @@ def _pieces(call: Call) -> list[Axes]:
 
 
 def _unbound(call: Call) -> list[Axes]:
-    value = call["self"]
-    axes, at = known(value), place(call.get("dim", 0), value.dims)
+    axes, at = along(call, 0)
     fixed(axes[at : at + 1], "takes it apart")
     return [(*axes[:at], *axes[at + 1 :])] * len(call.results)
 

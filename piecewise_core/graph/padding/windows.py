@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from piecewise_core.graph.padding.calls import Call
 from piecewise_core.graph.padding.extents import Axes, axes_of
-from piecewise_core.graph.padding.rule import Rule, fixed, known
+from piecewise_core.graph.padding.rule import Rule, fixed, fixed_tensors, known
 
 __all__ = ["RULES"]
 
@@ -19,8 +19,7 @@ def _batched(dims: int | None) -> Rule:
     def apply(call: Call) -> list[Axes]:
         value, *others = call.tensors
         axes = known(value)
-        for other in others:
-            fixed(known(other), "has weights that vary")
+        fixed_tensors(others, "has weights that vary")
         has_batch = value.dims == (others[0].dims if dims is None else dims)
         fixed(axes[1:] if has_batch else axes, _NEIGHBOURS)
         lead = axes[:1] if has_batch else ()

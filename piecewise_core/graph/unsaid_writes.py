@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["untold"]
+__all__ = ["unsaid_writes"]
 
 _STATISTICS = ("running_mean", "running_var")
 _TRAINING: Mapping[str, str] = {
@@ -25,7 +25,7 @@ _ALWAYS = frozenset({
 _COLLECTED = ("tensors", "output", "outputs", "output_tensor", "output_tensors", "output_lists")
 
 
-def untold(schema: Any, given: Callable[[int, str], Any]) -> tuple[str, ...]:
+def unsaid_writes(schema: Any, given: Callable[[int, str], Any]) -> tuple[str, ...]:
     """Names of the arguments that an operator writes to unsaid.
 
     ``given(place, name)``: what the call passes for an argument.
