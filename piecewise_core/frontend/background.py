@@ -123,7 +123,9 @@ class _InWorker:
             raise _NotMade(answer.error)
         self._handle = answer.handle
         unloaded = CompiledGraph(_unloaded, lambda: self._handle)
-        name, serves = self.setup.compiler.name, _box(answer)
+        name = self.setup.compiler.name
+        ends = answer.serves
+        serves = None if ends is None else Box(tuple(map(Range.read, ends)))
         self._made = self.task.made(unloaded, name, answer.seconds, serves, answer.why)
         return self.cache.to_keep(self._made, lambda: self.around)
 
@@ -145,8 +147,3 @@ class _NotMade(Exception):
 
 def _unloaded(*args: object) -> list[object]:
     raise StoreError("code of the worker's was run before it was loaded")
-
-
-def _box(answer: Answer) -> Box | None:
-    ends = answer.serves
-    return None if ends is None else Box(tuple(map(Range.read, ends)))

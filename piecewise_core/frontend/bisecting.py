@@ -43,7 +43,8 @@ def _bisected(suspect: Suspect, before: Preserved) -> BisectReport:
     pass_over = Lockstep(suspect)
     found = pass_over.find()
     tensors, bound = pass_over.given
-    how = apart(kept(suspect.rebuild(pass_over.written, tensors, bound)), wanted)
+    rebuild = suspect.region.program.traced.output.rebuild
+    how = apart(kept(rebuild(pass_over.written, tensors, bound)), wanted)
     if how is None:
         how = apart(kept(suspect.written_of(tensors, bound)), kept(left))
     if how is not None and not pass_over.damaged:

@@ -122,9 +122,8 @@ class Regions(list[Region]):
         shared.counters.add("graphs")
         entry = shared.traces.entry(ticket, traced, parameters, seconds)
         region = self.take(traced)
-        shared.traces.keep(
-            entry
-        )  # only now: a trace that is refused later would be taken next time
+        # Only now: a trace that is refused later would be taken next time.
+        shared.traces.keep(entry)
         return region
 
     def _cell(self, boxes: list[Box], sizes: Sizes, fixed: frozenset[int]) -> tuple[Box, Sizes]:

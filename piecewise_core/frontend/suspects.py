@@ -28,9 +28,8 @@ class Suspect:
     """One call and what serves it.
 
     ``tensors``, ``bound``, ``sizes``: as plans take them. ``given``: the caller's own tensors, by
-    the same places. ``as_written()``: the model's own results. ``rebuild(outs, tensors, bound)``: a
-    result of the program's outputs. ``plan``: the static graphs that serve the call, ``buffers``
-    what they read. ``generators``: of devices.
+    the same places. ``as_written()``: the model's own results. ``generators``: of devices.
+    ``target``: what serves the call. ``plan``: its static graphs, ``buffers`` what they read.
     """
 
     region: Region
@@ -39,11 +38,10 @@ class Suspect:
     sizes: Sizes
     given: Sequence[torch.Tensor]
     as_written: Callable[[], Any]
-    rebuild: Callable[[Sequence[Any], Sequence[Any], Sequence[Any]], Any]
-    plan: CapturedPlan | None
-    buffers: Sequence[torch.Tensor]
     generators: Sequence[Any]
     target: Target
+    plan: CapturedPlan | None = None
+    buffers: Sequence[torch.Tensor] = ()
 
     @property
     def memory(self) -> list[torch.Tensor]:
@@ -77,7 +75,8 @@ class Suspect:
         """
         program = self.region.program
         marks = [torch.empty(0) for _ in program.values]
-        leaf = kept(self.rebuild(marks, self.tensors, self.bound)).get(path)
+        rebuild = program.traced.output.rebuild
+        leaf = kept(rebuild(marks, self.tensors, self.bound)).get(path)
         for mark, value in zip(marks, program.values, strict=True):
             if mark is leaf and isinstance(value, torch.fx.Node):
                 return source_of(value)
@@ -118,8 +117,6 @@ class FormSubject:
         """One call, for bisection; with the static graphs that serve it by now."""
         shared, capturing = self._shared, self._capturing
         given = self._binder.raw(*args, **kw)
-        plan, buffers = _graphs(capturing, target, t)
-        output = region.program.traced.output
         return Suspect(
             region,
             t,
@@ -127,11 +124,9 @@ class FormSubject:
             sizes,
             given,
             lambda: shared.fn(*args, **kw),
-            output.rebuild,
-            plan,
-            buffers,
             _generators(shared.setup),
             target,
+            *_graphs(capturing, target, t),
         )
 
 
@@ -150,8 +145,6 @@ class GraphSubject:
         self, region: Region, target: Target, t: Any, b: Any, sizes: Sizes, args: Any, kw: Any
     ) -> Suspect:
         """One call, for bisection."""
-        output = region.program.traced.output
-        plan, buffers = _graphs(self._capturing, target, t)
         return Suspect(
             region,
             t,
@@ -159,11 +152,9 @@ class GraphSubject:
             sizes,
             t,
             lambda: self.as_written(region, t, b, sizes, args, kw),
-            output.rebuild,
-            plan,
-            buffers,
             _generators(self._setup),
             target,
+            *_graphs(self._capturing, target, t),
         )
 
 

@@ -106,7 +106,8 @@ class TraceStore:
         if any(a is not b for a, b in zip(known, held, strict=False)) or len(held) < len(known):
             raise StoreError("other tensors were bound before")
         saved = SavedTrace(data["trace"], base64.b64decode(data["constants"]))
-        traced = read_trace(saved, next((t.device for t in held), _device(structure)))
+        devices = (*(t.device for t in held), *(leaf.device for leaf in structure.tensors))
+        traced = read_trace(saved, next(iter(devices), None))
         if traced.assumptions is None:
             raise StoreError("it does not say what it took for granted")
         wrong = next(iter(traced.assumptions.broken(self.fn, constants(structure))), None)
@@ -204,7 +205,3 @@ def _refuse_unknown(traced: Traced) -> None:
 
 def _digest(texts: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
-
-
-def _device(structure: Structure) -> torch.device | None:
-    return next((leaf.device for leaf in structure.tensors), None)

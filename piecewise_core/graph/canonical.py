@@ -18,7 +18,7 @@ from typing import Any
 import sympy
 import torch
 
-from piecewise_core.graph.memory import storages
+from piecewise_core.graph.memory import shared
 from piecewise_core.graph.sizes import expression
 from piecewise_core.graph.split import Piece
 from piecewise_core.graph.structure import is_plain
@@ -87,9 +87,7 @@ class _Writer:
         self._number: dict[torch.fx.Node, int] = {}
         self._symbols: dict[str, str] = {}
         self._memory: dict[int, int] = {}
-        self._shared = {
-            s for n in inputs for s in storages(n) if sum(s in storages(m) for m in inputs) > 1
-        } if len(inputs) < 512 else None  # fmt: skip
+        self._shared = shared(inputs)
 
     def lines(self) -> list[str]:
         found = []
@@ -117,14 +115,13 @@ class _Writer:
 
     def _value(self, value: Any) -> str:
         if isinstance(value, torch.Tensor):
-            memory = memory_key(value)
-            shared = ""
-            if self._shared is None or memory in self._shared:
-                shared = f" mem{self._memory.setdefault(memory, len(self._memory))}"
+            memory, number = memory_key(value), ""
+            if memory in self._shared:
+                number = f" mem{self._memory.setdefault(memory, len(self._memory))}"
             return (
                 f"{value.dtype} {self._seen.device(value.device)} {self._sizes(value.shape)} "
                 f"{self._sizes(value.stride())} +{self._sizes((value.storage_offset(),))}"
-                f"{' conj' if value.is_conj() else ''}{' neg' if value.is_neg() else ''}{shared}"
+                f"{' conj' if value.is_conj() else ''}{' neg' if value.is_neg() else ''}{number}"
             )
         if value is None:
             return "unused size"

@@ -68,7 +68,8 @@ def code_facts(codes: Iterable[CodeType], values: Iterable[Any] = ()) -> Found:
         if digested is None:
             digested = {c for value in values for c in _held(value)}
         if code not in digested:
-            unasked.append(f"the code of {_where(code)}, which cannot be imported")
+            where = f"{code.co_filename}:{code.co_firstlineno}"
+            unasked.append(f"the code of {_name(code)} ({where}), which cannot be imported")
     return Found(tuple(sorted(facts)), tuple(unasked))
 
 
@@ -129,10 +130,6 @@ def _is_named(module: ModuleType, code: CodeType) -> bool:
     """Whether ``code`` is what goes by its name in ``module``."""
     codes = _codes(module, _name(code))
     return (codes is None and not hasattr(CodeType, "co_qualname")) or code in (codes or ())
-
-
-def _where(code: CodeType) -> str:
-    return f"{_name(code)} ({code.co_filename}:{code.co_firstlineno})"
 
 
 def changed(facts: Iterable[CodeFact]) -> Iterator[str]:

@@ -15,7 +15,7 @@ from piecewise_core.torch_compat.operators import (
     schema_of,
 )
 
-__all__ = ["is_collective", "is_functional", "is_wait", "keep_waits", "or_collectives"]
+__all__ = ["is_collective", "is_functional", "keep_waits", "or_collectives"]
 
 _FUNCTIONAL = ("_c10d_functional", "_c10d_functional_autograd")
 _NONE = ("wait_tensor", "_wrap_tensor_autograd")
@@ -33,12 +33,6 @@ def is_collective(target: Any) -> bool:
     return is_functional(target) or _name(target)[0] == "c10d"
 
 
-def is_wait(target: Any) -> bool:
-    """Whether an operator waits for a functional collective."""
-    namespace, name = _name(target)
-    return namespace in _FUNCTIONAL and name == "wait_tensor"
-
-
 def or_collectives(matches: Callable[[Any], bool]) -> Callable[[Any], bool]:
     """``matches``, and every collective: the host makes it, which no graph of a CPU repeats."""
     return lambda node: matches(node) or is_collective(node.target)
@@ -52,27 +46,23 @@ def keep_waits(
     A wait that a cut parts from its collective is put right behind it: a result is neither copied
     nor captured before it is there.
     """
-    waits = [n for n in graph.nodes if n.op == "call_function" and is_wait(n.target)]
+    waits = {n: made for n in graph.nodes if (made := _collective_of(n)) is not None}
     if not waits:
         return matches
     order = {node: place for place, node in enumerate(graph.nodes)}
     cuts = [place for node, place in order.items() if matches(node)]
-    for wait in reversed(waits):
-        made = _collective_of(wait)
-        if made is not None and any(order[made] <= cut < order[wait] for cut in cuts):
+    for wait, made in reversed(waits.items()):
+        if any(order[made] <= cut < order[wait] for cut in cuts):
             _behind(made, wait)
-    return lambda node: matches(node) or _waits_for(node, matches)
+    return lambda node: matches(node) or (node in waits and matches(waits[node]))
 
 
-def _waits_for(node: torch.fx.Node, matches: Callable[[torch.fx.Node], bool]) -> bool:
-    if node.op != "call_function" or not is_wait(node.target):
-        return False
-    made = _collective_of(node)
-    return made is not None and matches(made)
-
-
-def _collective_of(wait: torch.fx.Node) -> torch.fx.Node | None:
-    given = wait.args[0] if wait.args else None
+def _collective_of(node: torch.fx.Node) -> torch.fx.Node | None:
+    """The functional collective that ``node`` waits for; None where it is no such wait."""
+    namespace, name = _name(node.target)
+    if node.op != "call_function" or namespace not in _FUNCTIONAL or name != "wait_tensor":
+        return None
+    given = node.args[0] if node.args else None
     made = producer(given) if isinstance(given, torch.fx.Node) else None
     return made if made is not None and is_functional(made.target) else None
 

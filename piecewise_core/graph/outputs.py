@@ -136,14 +136,12 @@ class _Writer:
                 f"{self._key(k, path)}: {self.node(v, f'{path}[{k!r}]')}" for k, v in value.items()
             )
             return f"{{{items}}}" if kind is dict else f"{self.name(kind)}({{{items}}})"
-        if kind is list or kind is tuple or kind is torch.Size:
+        of_torch = isinstance(value, tuple) and hasattr(kind, "n_sequence_fields")
+        if kind in (list, tuple, torch.Size) or of_torch:
             items = "".join(f"{self.node(v, f'{path}[{i}]')}, " for i, v in enumerate(value))
-            if kind is torch.Size:
-                return f"{self.name(kind)}(({items}))"
-            return f"[{items}]" if kind is list else f"({items})"
-        if isinstance(value, tuple) and hasattr(kind, "n_sequence_fields"):
-            items = "".join(f"{self.node(v, f'{path}[{i}]')}, " for i, v in enumerate(value))
-            return f"{self.name(kind)}(({items}))"
+            if kind is list:
+                return f"[{items}]"
+            return f"({items})" if kind is tuple else f"{self.name(kind)}(({items}))"
         if isinstance(value, tuple) and hasattr(value, "_fields"):
             items = "".join(
                 f"{self.node(v, f'{path}.{f}')}, "

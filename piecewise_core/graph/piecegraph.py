@@ -66,8 +66,11 @@ class _Builder:
         inputs = self._inputs()
         dims = self._place_symbols(dim_count, inputs)
         for node in inputs:
-            self._map[node] = self._placeholder(node)
-        opened = [self._reopen(node) for node in self._run.entered]
+            made = self._map[node] = self._graph.placeholder(node.name)
+            made.meta["example_value"] = node.meta.get("example_value")
+        for node in self._run.entered:
+            self._map[node] = self._graph.node_copy(node, self._map.__getitem__)
+        opened = [self._map[node] for node in self._run.entered]
         for node in self._run.nodes:
             self._copy(node, opened)
         for entered in reversed(opened):
@@ -139,16 +142,6 @@ class _Builder:
                     if isinstance(symbol, sympy.Symbol):
                         found[symbol] = size
         return found
-
-    def _placeholder(self, node: torch.fx.Node) -> torch.fx.Node:
-        made = self._graph.placeholder(node.name)
-        made.meta["example_value"] = node.meta.get("example_value")
-        return made
-
-    def _reopen(self, node: torch.fx.Node) -> torch.fx.Node:
-        made = self._graph.node_copy(node, lambda n: self._map[n])
-        self._map[node] = made
-        return made
 
     def _copy(self, node: torch.fx.Node, opened: list[torch.fx.Node]) -> None:
         self._map[node] = self._graph.node_copy(node, self._value)

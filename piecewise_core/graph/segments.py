@@ -128,7 +128,8 @@ def segments(graph: torch.fx.Graph, is_splitting: Callable[[torch.fx.Node], bool
         first = unit[0]
         if splitting:
             _begin_splitting(found, entered, varying)
-        elif _needs_own(first, found):
+        elif not found or (found[-1].splitting and not is_switch(first)):
+            # A switch behind a splitting op stays with it.
             found.append(Segment(False, tuple(entered)))
         found[-1].nodes += unit
         if is_autocast_enter(first):
@@ -155,11 +156,6 @@ def _begin_splitting(found: list[Segment], entered: list[torch.fx.Node], varying
     switches = before[start:]
     del before[start:]
     found.append(Segment(True, tuple(entered), switches, varying))
-
-
-def _needs_own(node: torch.fx.Node, found: list[Segment]) -> bool:
-    """Whether a node that is not splitting begins a run; a switch behind a splitting op stays."""
-    return not found or (found[-1].splitting and not is_switch(node))
 
 
 def _working(graph: torch.fx.Graph) -> Iterator[torch.fx.Node]:

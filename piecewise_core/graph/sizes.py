@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -122,26 +123,9 @@ def _called(function: Callable[..., Any], value: Any, *rest: Any) -> Any:
 class _Nodes(PythonReferenceAnalysis):
     """Torch's table of what each kind of expression means, where it cannot be traced as it is."""
 
-    @staticmethod
-    def int_truediv(a: Any, b: Any) -> Any:
-        return a / b
-
-    @staticmethod
-    def floor_to_int(x: Any, dtype: torch.dtype) -> Any:
-        return _called(math.floor, x)
-
-    @staticmethod
-    def ceil_to_int(x: Any, dtype: torch.dtype) -> Any:
-        return _called(math.ceil, x)
-
-    @staticmethod
-    def trunc_to_int(x: Any, dtype: torch.dtype) -> Any:
-        return _called(math.trunc, x)
-
-    @staticmethod
-    def round_to_int(a: Any, dtype: torch.dtype) -> Any:
-        return _called(round, a)
-
-    @staticmethod
-    def round_decimal(a: Any, b: Any) -> Any:
-        return _called(round, a, b)
+    int_truediv = staticmethod(operator.truediv)
+    floor_to_int = staticmethod(lambda x, dtype: _called(math.floor, x))
+    ceil_to_int = staticmethod(lambda x, dtype: _called(math.ceil, x))
+    trunc_to_int = staticmethod(lambda x, dtype: _called(math.trunc, x))
+    round_to_int = staticmethod(lambda x, dtype: _called(round, x))
+    round_decimal = staticmethod(lambda x, digits: _called(round, x, digits))

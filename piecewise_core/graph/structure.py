@@ -20,7 +20,6 @@ from piecewise_core.ranges import Sizes
 __all__ = [
     "Constant",
     "Container",
-    "Leaf",
     "Node",
     "Structure",
     "TensorLeaf",
@@ -97,7 +96,6 @@ class Container:
         return self.is_mapping and len(self.keys) > 1
 
 
-Leaf = TensorLeaf | Constant
 Node = TensorLeaf | Constant | Container
 
 
@@ -125,7 +123,7 @@ class Structure:
         return [(t, i) for t in self.tensors for i, d in t.dims.items() if d.name == dim.name]
 
 
-def leaves(node: Node) -> Iterator[Leaf]:
+def leaves(node: Node) -> Iterator[TensorLeaf | Constant]:
     """The leaves below ``node``, in order."""
     if isinstance(node, Container):
         for child in node.children:

@@ -28,11 +28,9 @@ def write_structure(structure: Structure) -> dict[str, Any]:
 def _bare(signature: inspect.Signature) -> inspect.Signature:
     """Names and kinds only: annotations and defaults print differently from place to place."""
     bare = [p.replace(annotation=p.empty, default=p.empty) for p in signature.parameters.values()]
-    return signature.replace(parameters=_ordered(bare), return_annotation=signature.empty)
-
-
-def _ordered(parameters: Sequence[inspect.Parameter]) -> list[inspect.Parameter]:
-    return sorted(parameters, key=lambda p: p.kind)
+    return signature.replace(
+        parameters=sorted(bare, key=lambda p: p.kind), return_annotation=signature.empty
+    )
 
 
 def _write(node: Node) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -145,13 +145,9 @@ def _assumptions(held: Assumptions) -> dict[str, Any]:
 
 def _read_assumptions(data: Mapping[str, Any]) -> Assumptions:
     return Assumptions(
-        tuple((s, _question(q), a) for s, q, a in data["facts"]),
+        tuple((s, q and (q[0], q[1]), a) for s, q, a in data["facts"]),
         dict(data["imports"]),
         tuple(CodeFact(**fact) for fact in data["code"]),
         dict(data["settings"]),
         dict(data["ops"]),
     )
-
-
-def _question(data: Sequence[Any] | None) -> tuple[str, Any] | None:
-    return None if data is None else (data[0], data[1])
