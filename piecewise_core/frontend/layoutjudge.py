@@ -34,14 +34,14 @@ class LayoutJudge:
     For models whose code mentions layouts only: most of those ask for something else.
     """
 
-    def __init__(self, fn: Callable[..., Any], config: Config) -> None:
+    def __init__(self, fn: Callable[..., Any], structure: Structure, config: Config) -> None:
         self._fn = fn
+        self._structure = structure
         self._config = config
         self._known: dict[tuple[Box, int, Lying], bool] = {}
 
     def matters(
         self,
-        structure: Structure,
         boxes: Sequence[Box],
         leaf: TensorLeaf,
         lying: Lying,
@@ -61,7 +61,7 @@ class LayoutJudge:
             if key not in self._known:
                 if not may_trace:
                     return True
-                differs = partial(self._differs, structure, box, leaf, lying, binding())
+                differs = partial(self._differs, box, leaf, lying, binding())
                 raise Unready(("layout", *key), partial(self._learn, key, differs))
             if self._known[key]:
                 return True
@@ -71,19 +71,14 @@ class LayoutJudge:
         self._known[key] = differs()
 
     def _differs(
-        self,
-        structure: Structure,
-        box: Box,
-        leaf: TensorLeaf,
-        lying: Lying,
-        bind: Callable[[torch.Tensor], int],
+        self, box: Box, leaf: TensorLeaf, lying: Lying, bind: Callable[[torch.Tensor], int]
     ) -> bool:
         other = replace(leaf, order=lying.order, gaps=lying.gaps)
         try:
             with compile_lock:
                 one, two = (
                     trace(self._fn, traced, self._config, box, bind, assume=False)
-                    for traced in (structure, _with(structure, other))
+                    for traced in (self._structure, _with(self._structure, other))
                 )
                 found = one.box != two.box or _written(one) != _written(two)
                 found = found or any(map(goes_by_memory, one.graph.graph.nodes))

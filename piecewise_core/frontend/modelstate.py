@@ -40,7 +40,7 @@ class ModelState:
         """Know nothing of the model; no tensors yet."""
         self.version += 1
         self._shared.follow()
-        self._judge = LayoutJudge(self._shared.fn, self._shared.config)
+        self._judge = LayoutJudge(self._shared.fn, self._structure, self._shared.config)
         self._watched = TraceState(self._shared.setup.selected.info.device_type)
         self.check: Callable[[], int] = self._watched.check
         objects = [value for value in constants(self._structure) if not is_plain(value)]
@@ -94,6 +94,4 @@ class ModelState:
         def binding() -> Callable[[torch.Tensor], int]:
             return self.parameters.copy().add  # for a trace that nothing is served from
 
-        return self._judge.matters(
-            self._structure, boxes, leaf, lying, binding, may_trace=may_trace
-        )
+        return self._judge.matters(boxes, leaf, lying, binding, may_trace=may_trace)

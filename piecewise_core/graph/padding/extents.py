@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterable, Sequence
+import operator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,25 +90,19 @@ def axes_of(shape: Iterable[Extent]) -> Axes:
 
 def total(axis: Axis) -> Extent:
     """The number of elements of an axis."""
-    found: Extent = 1
-    for factor in axis:
-        found = _times(found, factor)
+    found: Extent = functools.reduce(functools.partial(_each, operator.mul), axis, 1)
     return found
 
 
 def added(a: Extent, number: int) -> Extent:
     """``a`` and a fixed number."""
-    if not isinstance(a, Varies):
-        return a + number
-    found: Extent = extent([x + number for x in a])
+    found: Extent = _each(operator.add, a, number)
     return found
 
 
 def within(a: Extent, b: Extent) -> bool:
     """Whether ``a`` is never more than ``b``."""
-    if isinstance(a, Varies) or isinstance(b, Varies):
-        return all(x <= y for x, y in _pairs(a, b))
-    return a <= b
+    return _each(operator.le, a, b) is True
 
 
 def regroup(axes: Axes, shape: Sequence[Extent]) -> Axes | None:
@@ -150,7 +146,7 @@ def _taken(left: list[Extent], size: Extent) -> Axis | None:
                 return None
             taken.append(common)
             left[0] = first // common
-            size = _exact(size, common)
+            size = _each(operator.floordiv, size, common)
             continue
         common = math.gcd(first, size)
         if common != size and common != first:
@@ -180,10 +176,6 @@ def _common(first: Extent, size: Extent) -> int:
     return math.gcd(*numbers)
 
 
-def _exact(size: Extent, by: int) -> Extent:
-    return extent([s // by for s in size]) if isinstance(size, Varies) else size // by
-
-
 def _plain(axis: Axis) -> Axis:
     """Without ones, and with fixed factors side by side made one."""
     made: list[Extent] = []
@@ -197,26 +189,18 @@ def _plain(axis: Axis) -> Axis:
     return tuple(made)
 
 
-def _times(a: Extent, b: Extent) -> Extent:
-    if not isinstance(a, Varies) and not isinstance(b, Varies):
-        return a * b
-    found: Extent = extent([x * y for x, y in _pairs(a, b)])
-    return found
-
-
 def _divided(a: Extent, b: Extent) -> Extent | None:
     """``a / b`` where that leaves no remainder anywhere."""
-    if not isinstance(a, Varies) and not isinstance(b, Varies):
-        return a // b if b and a % b == 0 else (1 if a == b else None)
-    pairs = _pairs(a, b)
-    if any(y == 0 or x % y for x, y in pairs):
+    if _each(lambda x, y: y != 0 and x % y == 0, a, b) is not True:
         return 1 if a == b else None
-    found: Extent = extent([x // y for x, y in pairs])
+    found: Extent = _each(operator.floordiv, a, b)
     return found
 
 
-def _pairs(a: Extent, b: Extent) -> list[tuple[int, int]]:
-    count = len(a) if isinstance(a, Varies) else len(b)  # type: ignore[arg-type]
-    first = a if isinstance(a, Varies) else (a,) * count
-    second = b if isinstance(b, Varies) else (b,) * count
-    return list(zip(first, second, strict=True))
+def _each(function: Callable[..., Any], *numbers: Extent) -> Any:
+    """``function`` of ``numbers``; at each of the sizes looked at where one of them varies."""
+    count = next((len(n) for n in numbers if isinstance(n, Varies)), 0)
+    if not count:
+        return function(*numbers)
+    columns = [n if isinstance(n, Varies) else (n,) * count for n in numbers]
+    return extent(list(map(function, *columns)))
