@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from piecewise_core.errors import ConfigError, InputMismatch
 from piecewise_core.frontend.form import Form
 from piecewise_core.frontend.newform import place_of_call, refusal_of
-from piecewise_core.frontend.refusals import check_grad, need_grad
+from piecewise_core.frontend.refusals import refuse_grad
 from piecewise_core.frontend.shared import Shared
 from piecewise_core.graph.binder import AnotherLayout, Bound
 from piecewise_core.graph.describe import bind_arguments, describe_call
 from piecewise_core.graph.memory import values
 from piecewise_core.graph.structure import Structure
-from piecewise_core.runtime.closure_walk import roots_of
 
 __all__ = ["Forms"]
 
@@ -58,8 +55,7 @@ class Forms(list[Form]):
         if found is None:
             for form in [form for form in self if form.is_stale()]:
                 self._drop(form)
-            if torch.is_grad_enabled():
-                check_grad(values((args, kwargs)), need_grad(roots_of(self._shared.fn)))
+            refuse_grad(self._shared.fn, values((args, kwargs)))
             found = self._new(args, kwargs)
         self.last = found[0]
         return found
@@ -99,20 +95,16 @@ class Forms(list[Form]):
     def other(self, args: Any, kwargs: Any) -> Form:
         """A form for a call that fits none as it is: a new one, or one that refuses it."""
         self._shared.setup.refuse_lost_device()
-        known = [form.structure for form in self]
-
-        def refusal(place: int) -> str:
-            return refusal_of(self[place].binder, args, kwargs)
-
+        binders = [form.binder for form in self]
         try:
             structure = describe_call(self._shared.fn, args, kwargs, self._shared.config)
         except (ConfigError, InputMismatch) as error:
-            if not known:
+            if not binders:
                 raise
-            raise InputMismatch(f"{refusal(0)}; as a form of its own: {error}") from error
-        place, new = place_of_call(
-            structure, known, refusal, self._shared.config, self._shared.sealed
-        )
+            why = refusal_of(binders[0], args, kwargs)
+            raise InputMismatch(f"{why}; as a form of its own: {error}") from error
+        config, sealed = self._shared.config, self._shared.sealed
+        place, new = place_of_call(structure, binders, args, kwargs, config, sealed)
         return self.begin(structure, new) if place is None else self[place]
 
     def begin(self, structure: Structure, new: str = "") -> Form:

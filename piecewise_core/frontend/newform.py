@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from piecewise_core.config import Config
@@ -43,16 +43,18 @@ def failed_form(new: str, error: Exception) -> PiecewiseError | None:
 
 def place_of_call(
     call: Structure,
-    known: Sequence[Structure],
-    refusal: Callable[[int], str],
+    binders: Sequence[Binder],
+    args: Any,
+    kwargs: Any,
     config: Config,
     sealed: str | None,
 ) -> tuple[int | None, str]:
     """The place of the form that the call has, sizes and layouts aside; None where it is new.
 
-    ``refusal(place)``: why it does not have a form. The text beside None says how the new form
-    differs from the nearest one. Raises InputMismatch for a slip and for a form too many, Sealed.
+    ``binders``: of the forms that are known. The text beside None says how the new form differs
+    from the nearest one. Raises InputMismatch for a slip and for a form too many, Sealed.
     """
+    known = [binder.structure for binder in binders]
     found = [differences(structure, call) for structure in known]
     if [] in found:
         return found.index([]), ""
@@ -63,8 +65,8 @@ def place_of_call(
     if slip is None and all(map(_never, found)):
         slip = nearest
     if slip is not None:
-        raise InputMismatch(refusal(slip))
-    why = refusal(nearest)
+        raise InputMismatch(refusal_of(binders[slip], args, kwargs))
+    why = refusal_of(binders[nearest], args, kwargs)
     if sealed is not None:
         text = (
             f"{why}. Calls of another form would be traced after seal(); warmup() with an example "

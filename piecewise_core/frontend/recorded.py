@@ -16,7 +16,7 @@ from piecewise_core.capture.modes import being_watched
 from piecewise_core.capture.plans import dump_plans
 from piecewise_core.counters import Counters, Stats, process_counters
 from piecewise_core.errors import ConfigError, NotTraced
-from piecewise_core.frontend.newform import place_of_call, refusal_of
+from piecewise_core.frontend.newform import place_of_call
 from piecewise_core.frontend.recordedcalls import RecordedCalls
 from piecewise_core.frontend.results import RecordedFacts
 from piecewise_core.frontend.setup import Setup
@@ -195,14 +195,8 @@ class RecordedFunction:
             if form.binder.fits(*args, **kwargs) is not None:
                 return form
         call = describe_call(known[0].fn, args, kwargs, self._config)
-        structures = [form.binder.structure for form in known]
-        place, _ = place_of_call(
-            call,
-            structures,
-            lambda place: refusal_of(known[place].binder, args, kwargs),
-            self._config,
-            self._sealed,
-        )
+        binders = [form.binder for form in known]
+        place, _ = place_of_call(call, binders, args, kwargs, self._config, self._sealed)
         return None if place is None else known[place]
 
     def _elsewhere(

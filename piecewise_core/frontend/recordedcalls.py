@@ -17,13 +17,12 @@ from piecewise_core.frontend.coverage import out_of_range
 from piecewise_core.frontend.laidotherwise import LaidOtherwise
 from piecewise_core.frontend.recordedverify import RecordedVerifier
 from piecewise_core.frontend.recordings import Recordings
-from piecewise_core.frontend.refusals import check_grad, need_grad, refuse_autocast
+from piecewise_core.frontend.refusals import refuse_autocast, refuse_grad
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.graph.binder import Binder
 from piecewise_core.graph.describe import describe_call
 from piecewise_core.ranges import Sizes
 from piecewise_core.replay.replayable import Entry
-from piecewise_core.runtime.parameters import roots_of
 from piecewise_core.table import TargetTable
 from piecewise_core.targets import Target, capture_targets
 from piecewise_core.torch_compat.switches import any_autocast
@@ -85,8 +84,7 @@ class RecordedCalls:
                 if other is None:
                     raise
                 return other(*args, **kwargs)
-            if torch.is_grad_enabled():
-                check_grad(tensors, need_grad(roots_of(self.fn)))
+            refuse_grad(self.fn, tensors)
             if any_autocast():
                 refuse_autocast()
             if not watched:

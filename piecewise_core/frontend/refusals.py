@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 
 from piecewise_core.errors import CaptureFailed, GradNeeded, InputMismatch
 from piecewise_core.graph.questions import RANDOM_STATE
+from piecewise_core.runtime.closure_walk import roots_of
 from piecewise_core.runtime.treestate import TreeState
 
-__all__ = ["check_grad", "need_grad", "refuse_advancing", "refuse_autocast"]
+__all__ = ["check_grad", "refuse_advancing", "refuse_autocast", "refuse_grad"]
 
 
 def check_grad(tensors: Iterable[Any], held: bool) -> None:
@@ -25,9 +26,11 @@ def check_grad(tensors: Iterable[Any], held: bool) -> None:
         )
 
 
-def need_grad(roots: Iterable[torch.nn.Module]) -> bool:
-    """Whether a parameter of ``roots`` requires gradients."""
-    return any(p.requires_grad for root in roots for p in root.parameters())
+def refuse_grad(fn: Callable[..., Any], tensors: Iterable[Any]) -> None:
+    """The same while gradients are enabled, where the parameters are those that ``fn`` reaches."""
+    if torch.is_grad_enabled():
+        roots = roots_of(fn)
+        check_grad(tensors, any(p.requires_grad for root in roots for p in root.parameters()))
 
 
 def refuse_autocast() -> None:

@@ -17,7 +17,7 @@ from piecewise_core.frontend.filling import filled
 from piecewise_core.frontend.form import Form
 from piecewise_core.frontend.forms import Forms
 from piecewise_core.frontend.newform import failed_form
-from piecewise_core.frontend.refusals import check_grad, need_grad, refuse_autocast
+from piecewise_core.frontend.refusals import check_grad, refuse_autocast, refuse_grad
 from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.frontend.shared import Shared
@@ -26,7 +26,6 @@ from piecewise_core.graph.memory import values
 from piecewise_core.graph.structure import Structure
 from piecewise_core.graph.trace import Traced
 from piecewise_core.ranges import Sizes
-from piecewise_core.runtime.closure_walk import roots_of
 from piecewise_core.store.protocol import Store
 from piecewise_core.torch_compat.switches import any_autocast
 
@@ -144,8 +143,7 @@ class Session:
 
     def _as_written(self, why: Exception, args: Any, kwargs: Any) -> Any:
         """Serve a call by the model itself; said once."""
-        if torch.is_grad_enabled():
-            check_grad(values((args, kwargs)), need_grad(roots_of(self.fn)))
+        refuse_grad(self.fn, values((args, kwargs)))
         if not self._said_layout:
             self._said_layout = True
             logger.warning("%s; such calls run as written", why)
