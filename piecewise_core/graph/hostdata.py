@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from piecewise_core.graph.memory import values
 from piecewise_core.graph.names import called_name
 from piecewise_core.torch_compat.fakes import FakeTensor
 
@@ -37,17 +38,17 @@ def bytes_of(value: torch.Tensor) -> bytes:
     return ctypes.string_at(flat.data_ptr(), flat.nbytes) if flat.nbytes else b""
 
 
-def settle(node: torch.fx.Node, values: Mapping[torch.fx.Node, torch.Tensor]) -> None:
+def settle(node: torch.fx.Node, known: Mapping[torch.fx.Node, torch.Tensor]) -> None:
     """Write out the dtype and device that ``node`` would take from a tensor that it is given.
 
-    Of ``x.new_tensor(numbers)``, and of ``known.to(x)`` and ``known.type_as(x)``, where ``values``
-    has what is known: they make the same of every ``x`` that the trace holds for.
+    Of ``x.new_tensor(numbers)``, and of ``known.to(x)`` and ``known.type_as(x)``, where ``known``
+    has the literals: they make the same of every ``x`` that the trace holds for.
     """
     if node.op != "call_method" or len(node.args) < 2:
         return
     source, given, *rest = node.args
     makes = node.target == "new_tensor"
-    if makes == (source in values) or node.target not in ("new_tensor", "to", "type_as"):
+    if makes == (source in known) or node.target not in ("new_tensor", "to", "type_as"):
         return
     like = source if makes else given
     example = like.meta.get("example_value") if isinstance(like, torch.fx.Node) else None
@@ -62,12 +63,12 @@ def settle(node: torch.fx.Node, values: Mapping[torch.fx.Node, torch.Tensor]) ->
 
 def on_device(
     node: torch.fx.Node,
-    values: Mapping[torch.fx.Node, torch.Tensor],
+    known: Mapping[torch.fx.Node, torch.Tensor],
     hold: Callable[[torch.Tensor], torch.fx.Node],
 ) -> tuple[Any, ...] | None:
     """The arguments of ``node`` with what it would move from the host already where it goes.
 
-    That is lists of numbers in an index, and literals of the CPU. ``values``: the literals known;
+    That is lists of numbers in an index, and literals of the CPU. ``known``: the literals so far;
     ``hold``: makes a node of a tensor. None where there is nothing of that kind.
     """
     indexing = node.target in _INDEXING
@@ -82,13 +83,13 @@ def on_device(
     def moved(item: Any) -> Any:
         if isinstance(item, (tuple, list)):
             return type(item)(map(moved, item))
-        value = values.get(item) if isinstance(item, torch.fx.Node) else None
+        value = known.get(item) if isinstance(item, torch.fx.Node) else None
         return item if value is None or value.device == device else hold(value.to(device))
 
     def at(item: Any) -> Any:
         """One item of an index."""
         if isinstance(item, torch.fx.Node):
-            value = values.get(item)
+            value = known.get(item)
             if value is not None and value.dim() == 0 and not value.is_floating_point():
                 return value.item()  # as torch does: a number selects
             return moved(item)
@@ -108,11 +109,13 @@ def on_device(
 
 def positions(item: Any) -> torch.Tensor | None:
     """A list of numbers or a mask in an index, as the positions that it names."""
-    if not isinstance(item, (list, tuple, range)) or not _is_numbers(item):
+    if not isinstance(item, (list, tuple, range)):
+        return None
+    if not all(isinstance(part, (bool, int, range)) for part in values(item)):
         return None
     if item and all(isinstance(part, bool) for part in item):
         item = [place for place, taken in enumerate(item) if taken]
-    elif _has_bool(item):
+    elif any(isinstance(part, bool) for part in values(item)):
         return None
     return torch.tensor(list(item), dtype=torch.long)
 
@@ -120,15 +123,3 @@ def positions(item: Any) -> torch.Tensor | None:
 def is_list_of_lists(index: Any) -> bool:
     """Whether an index that is no tuple holds lists: versions of torch differ in what it means."""
     return isinstance(index, (list, range)) and not all(isinstance(i, int) for i in index)
-
-
-def _has_bool(item: Any) -> bool:
-    if isinstance(item, (list, tuple)):
-        return any(map(_has_bool, item))
-    return isinstance(item, bool)
-
-
-def _is_numbers(item: Any) -> bool:
-    if isinstance(item, (list, tuple, range)):
-        return all(map(_is_numbers, item))
-    return isinstance(item, (bool, int))

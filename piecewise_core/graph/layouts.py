@@ -176,7 +176,7 @@ class _Learning:
         if node.op == "output":
             return _example(node)
         args, kwargs = torch.fx.node.map_arg((node.args, dict(node.kwargs)), self._value)
-        mode = _mode(args, kwargs)
+        mode = next(v.fake_mode for v in values((args, kwargs)) if isinstance(v, FakeTensor))
         with mode, torch.inference_mode(), enable_python_dispatcher():
             if node.op == "call_method":
                 receiver, *rest = args
@@ -237,8 +237,3 @@ def _misled(node: torch.fx.Node, real: Sequence[int], promised: Sequence[int]) -
 
 def _example(node: torch.fx.Node) -> Any:
     return node.meta.get("example_value")
-
-
-def _mode(args: Any, kwargs: Any) -> Any:
-    found = (v for v in values((args, kwargs)) if isinstance(v, FakeTensor))
-    return next(found).fake_mode

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import logging
 import operator
+import pkgutil
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -202,18 +202,11 @@ def _operator_test(text: str) -> Callable[[torch.fx.Node], bool]:
 
 def _torch_function(text: str) -> Any:
     """The object that a qualified name such as ``torch.nn.functional.softmax`` names."""
-    parts = text.split(".")
-    if parts[0] != "torch":
+    try:
+        found = pkgutil.resolve_name(text) if text.startswith("torch.") else None
+    except (ImportError, AttributeError, ValueError):
         return None
-    for split in range(len(parts) - 1, 0, -1):
-        try:
-            found: Any = importlib.import_module(".".join(parts[:split]))
-        except ImportError:
-            continue
-        for part in parts[split:]:
-            found = getattr(found, part, None)
-        return found if callable(found) else None
-    return None
+    return found if callable(found) else None
 
 
 def _unknown(text: str) -> UnknownSplittingOp:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import enum
-import importlib
+import pkgutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -206,13 +206,10 @@ def _candidates(value: Any) -> Iterator[tuple[str, str]]:
 
 def imported(reference: str) -> Any:
     """The object at ``"module:qualified.name"``. Raises ImportError, AttributeError, ValueError."""
-    module, found, name = reference.partition(":")
-    if not found or not module or not name:
+    module, _, name = reference.partition(":")
+    if not module or not name:
         raise ValueError(f"no reference to an object: {reference!r:.80}")
-    value: Any = importlib.import_module(module)
-    for part in name.split("."):
-        value = getattr(value, part)
-    return value
+    return pkgutil.resolve_name(reference)
 
 
 def _member(values: Values, reference: str, name: str, *was: Any) -> enum.Enum:
