@@ -54,10 +54,6 @@ class Capturing:
         """The captured plans."""
         return self.replays.plans
 
-    def begin(self, binder: Calls) -> None:
-        """Note what calls look like."""
-        self.replays.begin(binder)
-
     def targets(self, region: Region) -> tuple[Target, ...]:
         """The captured sizes of ``region``; none while graphs are released.
 

@@ -70,7 +70,7 @@ class Form:
         self.capturing: Capturing | None = None
         if shared.memory is not None:
             self.capturing = Capturing(setup, shared.counters, shared.memory)
-            self.capturing.begin(self.binder)
+            self.capturing.replays.begin(self.binder)
         self.verifier: Verifier | None = None
         if config.check == "verify":
             subject = FormSubject(shared, self.binder, self.capturing)

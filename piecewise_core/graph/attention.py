@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +16,6 @@ _TARGETS = (
 _BY_POSITION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 
 
-@dataclass(frozen=True)
 class Attention:
     """One call, as it was when it was found.
 
@@ -26,14 +24,14 @@ class Attention:
     may read one key head.
     """
 
-    node: torch.fx.Node
-    query: Any
-    key: Any
-    value: Any
-    mask: Any
-    dropout: Any
-    causal: Any
-    shares_heads: bool
+    def __init__(self, node: torch.fx.Node) -> None:
+        given: Any = dict(zip(_BY_POSITION, node.args, strict=False)) | dict(node.kwargs)
+        self.node = node
+        self.query, self.key, self.value = (given.get(name) for name in _BY_POSITION[:3])
+        self.mask = given.get("attn_mask")
+        self.dropout = given.get("dropout_p", 0.0)
+        self.causal = given.get("is_causal", False)
+        self.shares_heads = given.get("enable_gqa", False) is not False
 
     def give(self, **arguments: Any) -> None:
         """Replace arguments of the call in the graph, by torch's names."""
@@ -44,18 +42,4 @@ class Attention:
 
 def attentions(graph: torch.fx.Graph) -> list[Attention]:
     """The calls of ``scaled_dot_product_attention`` in ``graph``, in order."""
-    return [_read(node) for node in graph.nodes if node.target in _TARGETS]
-
-
-def _read(node: torch.fx.Node) -> Attention:
-    given = dict(zip(_BY_POSITION, node.args, strict=False)) | dict(node.kwargs)
-    return Attention(
-        node,
-        query=given.get("query"),
-        key=given.get("key"),
-        value=given.get("value"),
-        mask=given.get("attn_mask"),
-        dropout=given.get("dropout_p", 0.0),
-        causal=given.get("is_causal", False),
-        shares_heads=given.get("enable_gqa", False) is not False,
-    )
+    return [Attention(node) for node in graph.nodes if node.target in _TARGETS]

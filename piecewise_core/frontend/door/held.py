@@ -58,7 +58,7 @@ class Held:
             return DoorProgram(program, views)
 
         self.capturing = Capturing(setup, made.counters, made.memory.graphs, front)
-        self.capturing.begin(calls)
+        self.capturing.replays.begin(calls)
         self.verifier: Verifier | None = None
         if setup.config.check == "verify":
             subject = GraphSubject(setup, self.capturing)
