@@ -107,7 +107,7 @@ def _region(session: Session, form: int, region: Region, first: dict[str, str]) 
         _sizes(session, region.general_box),
         tuple(_target(session, target) for target in region.targets),
         tuple(
-            _splitting(session, region, piece)
+            _splitting(region, piece)
             if piece.splitting
             else _compilable(session, region, piece, region.label(next(place)), first)
             for piece in region.program.pieces
@@ -117,7 +117,7 @@ def _region(session: Session, form: int, region: Region, first: dict[str, str]) 
     )
 
 
-def _splitting(session: Session, region: Region, piece: Piece) -> PieceFacts:
+def _splitting(region: Region, piece: Piece) -> PieceFacts:
     name = f"region {region.index} piece {piece.index}"
     note = why_varying(next(filter(varies, piece.nodes))) if piece.varies else ""
     return PieceFacts(name, "splitting", _ops(piece), piece.source, (), "", note, ())

@@ -38,10 +38,7 @@ class LaidOtherwise:
     ``eagerly``: runs a call as it is, and counts it.
     """
 
-    def __init__(
-        self, fn: Callable[..., Any], recordings: Recordings, binder: Binder, eagerly: Entry
-    ) -> None:
-        self._fn = fn
+    def __init__(self, recordings: Recordings, binder: Binder, eagerly: Entry) -> None:
         self._made = recordings
         self._binder = binder
         self._eagerly = eagerly

@@ -117,7 +117,7 @@ class RecordedCalls:
         self.binder.matters = lambda leaf, lying: False  # asked of runs instead
         self.binder.expect(frozenset({"apart", "attributes"}))
         self.recordings.begin(self.binder)
-        self._otherwise = LaidOtherwise(self.fn, self.recordings, self.binder, self._eagerly)
+        self._otherwise = LaidOtherwise(self.recordings, self.binder, self._eagerly)
         self._install()
         self.started = True
 

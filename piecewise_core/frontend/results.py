@@ -53,13 +53,12 @@ class Padded:
     """How calls of one size are cut out of replays of a larger one.
 
     ``result``: what such a call gave when it ran eagerly. ``given``: its own flat tensors.
-    ``objects``: its constants. ``mixes``: whether rows of padding would change the call's own.
+    ``objects``: its constants.
     """
 
     def __init__(
         self, result: Any, given: Sequence[torch.Tensor], objects: Sequence[Any], sizes: Sizes
     ) -> None:
-        self.mixes = False
         self._sizes = sizes
         self._shapes = [tuple(t.shape) for t in tensors_in(result, objects)]
         self.code = result_code(result, given, objects)

@@ -13,6 +13,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import CellType, CodeType, FunctionType
 from typing import Any
 
@@ -120,8 +121,7 @@ def _content(value: Any) -> Any:
 def file_digest(path: str) -> str:
     """A digest of a whole file; "" where it cannot be read."""
     try:
-        with open(path, "rb") as file:
-            return hashlib.sha256(file.read()).hexdigest()[:32]
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:32]
     except OSError:
         return ""
 
