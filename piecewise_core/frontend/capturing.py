@@ -146,7 +146,7 @@ class _RegionReplays:
         )
 
     def captured(self) -> None:
-        """The trace has told all there is to know."""
+        """The trace has said all there is to know."""
 
     def padded(self, captured: Sizes, outputs: Sequence[Any]) -> PaddedCalls | None:
         """By the rules on the region's graph."""

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 class PaddedDims:
-    """Decides once per region, by the rules of ``graph.padding``; tells once why not.
+    """Decides once per region, by the rules of ``graph.padding``; reports once why not.
 
     ``checked``: how many calls of a captured size are compared, where they can be. ``reasons``:
     region -> why dims of it are not padded. ``refuse`` has a region's calls served
@@ -94,7 +94,7 @@ class PaddedRegion:
         return bool(self._dims.of(self._region))
 
     def learns(self, sizes: Sizes) -> bool:
-        """The trace has told how to cut."""
+        """The trace says how to cut."""
         return False
 
     def alone(self, t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Alone:

@@ -39,7 +39,7 @@ __all__ = [
 def trace_all(form: Form) -> Iterator[Region]:
     """Trace until regions cover the bounds; yields each new one.
 
-    Sizes at which the model itself raises are left to calls, which are told so.
+    Sizes at which the model itself raises are left to calls, which raise.
     """
     known = len(form.regions)
     raising: list[Sizes] = []

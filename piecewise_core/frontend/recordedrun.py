@@ -1,4 +1,4 @@
-"""What the runs of one captured size told of a recorded function."""
+"""What the runs of one captured size showed of a recorded function."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class RecordedRun:
         return result
 
     def _note(self, result: Any, recorder: WatchingRecorder) -> None:
-        """What the recorded run tells: how to rebuild its result, what it reads and writes."""
+        """What the recorded run shows: how to rebuild its result, what it reads and writes."""
         views = self._inputs
         code = result_code(result, views, self.objects)
         written = tuple(i for i, view in enumerate(views) if recorder.memory.writes_to(view))

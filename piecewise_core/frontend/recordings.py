@@ -1,4 +1,4 @@
-"""What a recorded function supplies to its replays: its runs, and what they told of it."""
+"""What a recorded function supplies to its replays: its runs, and what they showed of it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Recordings:
     """``fn`` as something to replay, while what its graphs read is in place.
 
     ``module``: whose forward ``fn`` is, if of one. ``eagerly``: serves a call without graphs.
-    ``freed``: is told when no size has graphs any more. ``objects``: the calls' constants.
+    ``freed()``: called when no size has graphs any more. ``objects``: the calls' constants.
     ``asks_modes``: the questions for torch's modes that the function may ask.
     """
 
@@ -86,7 +86,7 @@ class Recordings:
         self._parameters = Parameters(roots_of(fn), every=True)
 
     def begin(self, binder: Binder) -> None:
-        """Note what calls look like; ``binder`` is told of the inputs that are written to."""
+        """Note what calls look like; ``binder`` learns which inputs are written to."""
         self.replays.begin(binder)
         self._binder = binder
         self.objects = constants(binder.structure)
@@ -155,7 +155,7 @@ class Recordings:
         return run.recording(self._fn, self._splits, partial(refuse_advancing, self._state))
 
     def facts(self, captured: Sizes) -> Facts | None:
-        """What the recorded run told."""
+        """What the recorded run showed."""
         run = self._runs.get(captured)
         return None if run is None else run.facts
 

@@ -164,7 +164,7 @@ class Verifier:
     def _look_for_shared(self, key: Key, suspect: Suspect, done: Compared) -> None:
         """Whether a result lies in the memory of an earlier call's, which has lost its numbers.
 
-        Results of static graphs do, which callers are told.
+        Results of static graphs do, as their documentation says.
         """
         handed = self._handed.setdefault(key, HandedBack())
         if key[1].capture is not None:

@@ -1,4 +1,4 @@
-"""Conditions over sizes: computed for given sizes, and told to hold for all of a box."""
+"""Conditions over sizes: computed for given sizes, and whether they hold for all of a box."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ class Matcher:
         return tuple(name for name in given if name not in self._met)
 
     def look(self, graph: torch.fx.Graph) -> None:
-        """Note which names ``graph`` has; tells once of those that the first one lacks.
+        """Note which names ``graph`` has; reports once those that the first one lacks.
 
         A list may serve many models. Raises NothingToSplit when the first graph has none of them.
         """

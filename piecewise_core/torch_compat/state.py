@@ -1,8 +1,8 @@
 """Torch's own switches: what holds around a trace or a compilation and changes what comes of it.
 
 They are part of every key, by name, and a worker process has them set as its parent has. What is
-in force and has no value to compare (a mode written in Python, a transform of torch.func) is told
-by ``in_force``: nothing made then is kept. Names that a torch lacks are left out.
+in force and has no value to compare (a mode written in Python, a transform of torch.func) is
+reported by ``in_force``: nothing made then is kept. Names that a torch lacks are left out.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def _autocast() -> tuple[tuple[str, torch.dtype, bool], ...]:
 
 
 def _flushes_denormals() -> bool:
-    """Torch can set this and not tell it: ask the processor."""
+    """Torch can set this and not read it: ask the processor."""
     return sys.float_info.min / 2 == 0.0
 
 
