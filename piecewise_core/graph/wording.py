@@ -12,14 +12,13 @@ import torch
 
 from piecewise_core.graph.structure import Constant, Container, Node, Structure, TensorLeaf
 
-__all__ = ["cut_short", "key_text", "keys_text", "shown", "shown_form", "shown_tensor", "typed"]
+__all__ = ["keys_text", "shown", "shown_form", "typed"]
 
 _TEXT, _BEGINNING = 40, 20
 """Characters that are shown of a text as a whole, and of a longer one."""
 
 _ITEMS = 3
 _KEYS = 8
-_LONGEST = 2000
 _ARGUMENTS = 12
 _PLAIN = (torch.dtype, torch.device, torch.layout, torch.memory_format)
 
@@ -35,7 +34,7 @@ def shown(value: Any) -> str:
     if isinstance(value, (str, bytes)):
         return _text(value)
     if isinstance(value, torch.Tensor):
-        return shown_tensor(value)
+        return _tensor(value)
     if isinstance(value, _PLAIN):
         return str(value)
     if isinstance(value, slice):
@@ -57,7 +56,7 @@ def typed(value: Any) -> str:
     return f"{kind} {text}" if plain and not text.startswith(kind) else text
 
 
-def shown_tensor(value: torch.Tensor) -> str:
+def _tensor(value: torch.Tensor) -> str:
     """A tensor by dtype, shape and device."""
     kind = "tensor" if type(value) is torch.Tensor else type(value).__name__
     if value.is_nested:
@@ -91,24 +90,11 @@ def _inner(item: Any) -> str:
     return shown(item)
 
 
-def key_text(key: Any) -> str:
-    """A key, as a part of a path."""
-    return key if isinstance(key, str) and len(key) <= _TEXT else shown(key)
-
-
 def keys_text(keys: Iterable[Any]) -> str:
     """The keys of a mapping, the first of them where there are many."""
     found = list(keys)
     listed = ", ".join(shown(key) for key in found[:_KEYS])
     return f"[{listed}{f', ... ({len(found)} in all)' if len(found) > _KEYS else ''}]"
-
-
-def cut_short(text: str, longest: int = _LONGEST) -> str:
-    """``text``, what is in the middle of a long one left out: somebody else's message, say."""
-    if len(text) <= longest:
-        return text
-    half = longest // 2
-    return f"{text[:half]} ... ({len(text)} characters in all) ... {text[-half:]}"
 
 
 def shown_form(structure: Structure) -> str:

@@ -92,10 +92,7 @@ class GraphReader:
                 new.meta["example_value"] = values.decode(node["value"])
             if "source" in node:
                 new.meta["stack_trace"] = _frame(node["source"])
-        module = torch.nn.Module()
-        for name, held in root.items():
-            _set(module, name, held)
-        return fx.GraphModule(module, graph)
+        return fx.GraphModule(root, graph)
 
     def value(self, data: Any) -> Any:
         """An argument, size or plain value."""
@@ -157,15 +154,3 @@ def _frame(source: str) -> str:
     """A stack trace that ends at ``file:line``."""
     file, _, line = source.rpartition(":")
     return f'  File "{file}", line {line}, in traced code\n'
-
-
-def _set(module: torch.nn.Module, name: str, held: Any) -> None:
-    *path, last = name.split(".")
-    for part in path:
-        if not hasattr(module, part):
-            setattr(module, part, torch.nn.Module())
-        module = getattr(module, part)
-    if isinstance(held, torch.Tensor):
-        module.register_buffer(last, held)
-    else:
-        setattr(module, last, held)
