@@ -6,12 +6,10 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
-import torch
-
 from piecewise_core.errors import UnsupportedSideEffect
 from piecewise_core.frontend.building import Unready
 from piecewise_core.frontend.form import Form
-from piecewise_core.frontend.refusals import check_grad, need_grad
+from piecewise_core.frontend.refusals import refuse_grad
 from piecewise_core.frontend.shared import Shared
 from piecewise_core.graph.memory import values
 from piecewise_core.runtime.closure_walk import roots_of
@@ -45,8 +43,7 @@ def filled(
             "allows, to fill what is changed; it is changed again whenever the sizes are others"
         )
     with shared.lock:
-        if torch.is_grad_enabled():
-            check_grad(values((args, kwargs)), need_grad(roots_of(shared.fn)))
+        refuse_grad(shared.fn, values((args, kwargs)))
         held = ReadOnly(_writable(shared, args, kwargs) if error.writes else ())
         drawn = Preserved((), (), draws=True)
         result = shared.fn(*args, **kwargs)

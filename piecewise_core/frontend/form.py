@@ -180,8 +180,6 @@ class Form:
             self.install()
         return self.capturing.capture_all(self.regions, bound)
 
-    # Sizes -----------------------------------------------------------------------------
-
     def _miss(self, t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
         """Serves sizes that no target holds: not traced yet, or out of bounds."""
         config = self.shared.config
