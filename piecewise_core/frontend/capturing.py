@@ -18,7 +18,6 @@ from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.ranges import Sizes
 from piecewise_core.replay.replayable import (
-    Calls,
     Entry,
     Facts,
     PaddedCalls,

@@ -25,7 +25,7 @@ from piecewise_core.ranges import Box, Sizes
 from piecewise_core.torch_compat.dynamo import is_marked_static
 from piecewise_core.torch_compat.symbols import SymT, symbol_is_type
 
-__all__ = ["device_type", "held_inputs", "reader", "take_in"]
+__all__ = ["device_type", "held_inputs", "reading", "take_in"]
 
 _LARGE = 1 << 20
 """Bytes of an input that a graph writes to and reads where it lies: a cache."""
@@ -118,7 +118,7 @@ def _dim(size: torch.SymInt, name: str) -> Dim:
     return Dim(name, min=max(low, 0), max=min(high, NO_BOUND))
 
 
-def reader(
+def reading(
     traced: Traced,
 ) -> Callable[[Sequence[Any]], tuple[tuple[Any, ...], tuple[Any, ...], Sizes]]:
     """``read(inputs)``: the tensors of a call, those that are held, and every dim's size."""

@@ -37,11 +37,13 @@ def missing(name: str) -> TorchUnsupported:
     )
 
 
-def optional(path: str) -> Any:
-    """``torch.`` and ``path``, or None where torch lacks it."""
+def optional(path: str, default: Any = None) -> Any:
+    """``torch.`` and ``path``, or ``default`` where torch lacks it."""
     found: Any = torch
     for part in path.split("."):
         found = getattr(found, part, None)
+        if found is None:
+            return default
     return found
 
 

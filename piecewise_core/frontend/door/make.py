@@ -13,12 +13,11 @@ from piecewise_core.compile.scheduler import Scheduler
 from piecewise_core.config import Dim
 from piecewise_core.counters import Counters, process_counters
 from piecewise_core.frontend.background import Background
-from piecewise_core.frontend.dispatch import Entry
 from piecewise_core.frontend.door.calls import DoorCalls, Uncapturable, calls_of
 from piecewise_core.frontend.door.graph import DoorGraph, Made
 from piecewise_core.frontend.door.memory import DoorMemories
 from piecewise_core.frontend.door.options import Asked, fitted
-from piecewise_core.frontend.dynamo_graph import device_type, held_inputs, reader, take_in
+from piecewise_core.frontend.dynamo_graph import device_type, held_inputs, reading, take_in
 from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.setup import Setup, prepare
 from piecewise_core.graph.contracts import Contracts
@@ -27,6 +26,7 @@ from piecewise_core.graph.names import Matcher, source_of
 from piecewise_core.graph.split import split
 from piecewise_core.graph.trace import Traced
 from piecewise_core.ranges import Sizes
+from piecewise_core.replay.replayable import Entry
 
 __all__ = ["make"]
 
@@ -71,7 +71,7 @@ def make(
             memory,
             Background(setup, cache) if background else None,
             _as_written(region, counters),
-            reader(traced),
+            reading(traced),
             len(nodes),
             places,
             tuple(i for i, marked in enumerate(held.values()) if marked),
@@ -107,7 +107,7 @@ def _region(
     splits, layouts = setup.splits(matcher), Layouts(dims, cuts=False)
     program = split(traced, splits, layouts, tried, setup.rewrites.program)
     backend = setup.backend_class
-    region = Region(0, program, config, scheduler, config.bounds, config.sizes, backend, pool)
+    region = Region(0, program, config, scheduler, backend, pool)
     if config.compile_mode == "warmup":
         for target in region.targets:
             region.plan(target.box)

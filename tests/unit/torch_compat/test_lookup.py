@@ -53,6 +53,7 @@ def test_what_is_not_torchs_is_raised_as_it_is():
 
 def test_what_can_be_done_without_is_the_default_where_it_is_missing():
     assert optional("_C._nothing") is None
+    assert optional("_nothing._like._it", 3) == 3
     assert optional("_C._is_any_autocast_enabled") is torch._C._is_any_autocast_enabled
 
 
