@@ -15,7 +15,6 @@ from piecewise_core.frontend.capturing import Capturing
 from piecewise_core.frontend.coverage import out_of_range
 from piecewise_core.frontend.dispatch import Dispatch
 from piecewise_core.frontend.modelstate import ModelState
-from piecewise_core.frontend.precompile import warm
 from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.regions import Regions
 from piecewise_core.frontend.shared import Shared
@@ -37,7 +36,7 @@ class Form:
     ``bind(*args, **kwargs)`` checks a call and picks its tensors and sizes out. Where the call does
     not fit it raises, or returns None if there are other forms (``share``). ``model``: what traces
     rest on. ``new``: how these calls differ from those known before, or "". ``give_up(form)``: what
-    is done where its first call failed. ``to_warm``: whether the first call warms the form up.
+    is done where its first call failed. ``warm(form)``: warms it up, first of all if ``to_warm``.
     ``fills``: whether the model, traced before and changed, may fill a memo at its next forward.
     ``filling``: whether a forward as written has just filled a memo, ``alone``: and the call's
     sizes are traced by themselves. ``filled``: how often that was.
@@ -49,12 +48,13 @@ class Form:
         structure: Structure,
         new: str,
         give_up: Callable[[Form], None],
+        warm: Callable[[Form], None],
     ) -> None:
         setup, config = shared.setup, shared.config
         self.shared = shared
         self.structure = structure
         self.new = new
-        self._give_up = give_up
+        self._give_up, self._warm_up = give_up, warm
         self.binder = Binder(
             structure,
             alignment=setup.platform.capabilities.alignment,
@@ -205,7 +205,7 @@ class Form:
         if region is not None:
             return region
         if self.to_warm:
-            raise Unready(("warm-up", self), partial(warm, self))
+            raise Unready(("warm-up", self), partial(self._warm_up, self))
         raise Unready(("trace", self), partial(self._trace, sizes))
 
     def _trace(self, sizes: Sizes) -> None:

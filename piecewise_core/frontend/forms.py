@@ -7,6 +7,7 @@ from typing import Any
 from piecewise_core.errors import ConfigError, InputMismatch
 from piecewise_core.frontend.form import Form
 from piecewise_core.frontend.newform import place_of_call, refusal_of
+from piecewise_core.frontend.precompile import warm
 from piecewise_core.frontend.refusals import refuse_grad
 from piecewise_core.frontend.shared import Shared
 from piecewise_core.graph.binder import AnotherLayout, Bound
@@ -109,7 +110,7 @@ class Forms(list[Form]):
 
     def begin(self, structure: Structure, new: str = "") -> Form:
         """One form more. ``new``: how its calls differ from those known before."""
-        form = Form(self._shared, structure, new, self.given_up)
+        form = Form(self._shared, structure, new, self.given_up, warm)
         self.append(form)
         self._share()
         return form
