@@ -6,6 +6,8 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
+import torch
+
 from piecewise_core.errors import UnsupportedSideEffect
 from piecewise_core.frontend.building import Unready
 from piecewise_core.frontend.form import Form
