@@ -140,7 +140,8 @@ class SimulatedDriver:
 
     def reset(self, graph: Any) -> None:
         """Free the graph; with its last graph and tensor a pool gives its memory back."""
-        self.abort_capture(graph)
+        if graph.capture is not None:  # whatever abort_capture was replaced by
+            self._leave_capture(graph, graph.capture)
         graph.recording = None
         gone = self._graphs.pop(id(graph), None)
         if gone is not None:
