@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import itertools
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -50,16 +51,16 @@ def code_facts(codes: Iterable[CodeType], values: Iterable[Any] = ()) -> Found:
 
     ``values``: what is compared by its own digest; code that it holds need not be found by name.
     """
+    wanted = {code for code in codes if not code.co_filename.startswith((TORCH, _OURS))}
+    files = {code.co_filename for code in wanted}
     modules = {
-        getattr(m, "__file__", None): name
-        for name, m in list(sys.modules.items())
-        if getattr(m, "__file__", None)
+        file: name
+        for name, module in list(sys.modules.items())
+        if (file := getattr(module, "__file__", None)) in files
     }
     digested: set[CodeType] | None = None
     facts, unasked = set(), []
-    for code in set(codes):
-        if code.co_filename.startswith((TORCH, _OURS)):
-            continue
+    for code in wanted:
         module = modules.get(code.co_filename)
         if module is not None and _is_named(sys.modules[module], code):
             digest, file = code_digest(code), file_digest(code.co_filename)
@@ -84,14 +85,19 @@ def lists_attributes(codes: Iterable[CodeType]) -> bool:
 
 def unaskable(values: Iterable[Any]) -> Iterator[str]:
     """Why what some of ``values`` do cannot be told from what others of their kind do."""
-    scopes = {
-        id(vars(module)) for module in list(sys.modules.values()) if hasattr(module, "__dict__")
-    }
     for function in (f for value in values for f in _functions(value)):
         if marked_constant(function):
             yield f"the result of {function.__qualname__}, which was declared constant"
-        elif id(function.__globals__) not in scopes and function.__code__.co_names:
+        elif function.__code__.co_names and not _is_of_a_module(function.__globals__):
             yield f"the globals of {function.__qualname__}, which are those of no module"
+
+
+def _is_of_a_module(scope: dict[str, Any]) -> bool:
+    named = sys.modules.get(str(scope.get("__name__")))
+    return any(
+        getattr(module, "__dict__", None) is scope
+        for module in itertools.chain((named,), list(sys.modules.values()))
+    )
 
 
 def _functions(value: Any) -> Iterator[FunctionType]:

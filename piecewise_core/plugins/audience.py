@@ -23,9 +23,15 @@ class Audience:
         self._name = selected.info.name
         self.installed = selected.installed
         self._origin = selected.origin if selected.origin in self.installed else None
+        self._answers: dict[PluginEntry, bool] = {}
 
     def has(self, entry: PluginEntry) -> bool:
         """Whether it does. May import it. Raises PluginError where that, or a hook, fails."""
+        if entry not in self._answers:
+            self._answers[entry] = self._asked(entry)
+        return self._answers[entry]
+
+    def _asked(self, entry: PluginEntry) -> bool:
         if entry == self._origin or not may_implement(entry, "piecewise_platforms"):
             return True
         names = [info.name for info in announced(load(entry))]

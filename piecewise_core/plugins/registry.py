@@ -56,13 +56,12 @@ def load(entry: PluginEntry) -> Plugin:
     """
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
-    known = [n for n in vars(hookspecs) if manager.parse_hookspec_opts(hookspecs, n) is not None]
     module = _import(entry)
     try:
         manager.register(module)
     except pluggy.PluginValidationError as exc:
         raise PluginError(f"{entry}: module {entry.module} has an invalid hook: {exc}") from exc
-    _check_names(entry, manager, module, known)
+    _check_names(entry, manager, module)
     return Plugin(entry, manager)
 
 
@@ -83,11 +82,12 @@ def _import(entry: PluginEntry) -> Any:
     return found
 
 
-def _check_names(
-    entry: PluginEntry, manager: pluggy.PluginManager, plugin: Any, known: list[str]
-) -> None:
+def _check_names(entry: PluginEntry, manager: pluggy.PluginManager, plugin: Any) -> None:
     """Refuse a plugin with an unknown hook, which pluggy would accept in silence, or with none."""
     callers = manager.get_hookcallers(plugin) or []
+    if callers and all(caller.has_spec() for caller in callers):
+        return
+    known = [n for n in vars(hookspecs) if manager.parse_hookspec_opts(hookspecs, n) is not None]
     for caller in callers:
         if not caller.has_spec():
             near = difflib.get_close_matches(caller.name, known, n=1)
