@@ -17,6 +17,11 @@ settings.register_profile("long", deadline=None, print_blob=True, max_examples=1
 settings.load_profile("default")
 
 
+def pytest_collection_modifyitems(items):
+    """Begin with the longest tests."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 def pytest_collection_finish():
     """Take out of every test what costs time and tells nothing.
 

@@ -417,6 +417,7 @@ FORKING = """
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("when", ["asked", "compiling", "compiled"])
 def test_a_forked_child_has_a_worker_of_its_own_and_leaves_the_parent_s_alone(
     notes, when, monkeypatch, fresh_processes

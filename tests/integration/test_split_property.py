@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import HealthCheck, assume, event, given, settings
 from random_programs import Random, arguments, module_of, programs, run
@@ -30,6 +31,7 @@ def check(program: Random, compiler: str = "eager") -> None:
                 assert a == b, f"{what} at {sizes}:\n{a}\n{b}"
 
 
+@pytest.mark.long
 @given(programs())
 @settings(
     max_examples=settings().max_examples if settings().max_examples > 1000 else 200,

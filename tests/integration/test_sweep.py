@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.long
+
 KIT = Path(__file__).parents[1] / "kit"
 PASSES = (
     *("plain", "cut", "views", "in_place", "out"),

@@ -52,6 +52,7 @@ def simulated(processes: FreshProcesses, *cases: str) -> dict[str, dict]:
     }
 
 
+@pytest.mark.long
 def test_every_case_without_transformers_runs_on_the_simulated_device(
     fresh_processes,
 ):
@@ -78,6 +79,7 @@ def test_every_case_without_transformers_runs_on_the_simulated_device(
     assert max(found["dit"]["max_error"].values()) < 1e-4
 
 
+@pytest.mark.long
 def test_every_case_with_transformers_runs_on_the_simulated_device(fresh_processes):
     if importlib.util.find_spec("transformers") is None:
         pytest.skip("transformers is not installed")

@@ -87,6 +87,7 @@ def same(shown: str, printed: str) -> bool:
     return doctest.OutputChecker().check_output(*plain, doctest.ELLIPSIS)
 
 
+@pytest.mark.long
 def test_the_tutorial_works_from_an_empty_directory(fresh_environment, wheel_builder, tmp_path):
     reader = Reader(fresh_environment, wheel_builder, tmp_path)
     done = 0
