@@ -34,7 +34,7 @@ class Capturing:
     """The replays of a form's regions, and in which dims their calls are padded.
 
     ``memory``: what the graphs of all forms lie in. ``front``: what stands before a region's
-    program.
+    program. ``may_capture``: asked by calls that would capture; they run without graphs if not.
     """
 
     def __init__(
@@ -43,7 +43,9 @@ class Capturing:
         counters: Counters,
         memory: GraphMemory,
         front: Callable[[Replayable], Replayable] = lambda program: program,
+        may_capture: Callable[[], bool] = lambda: True,
     ) -> None:
+        self.may_capture = may_capture
         self._config, self._front = setup.config, front
         self.replays = Replays(memory, setup.config, counters, setup.graph_mode)
         self.padded = PaddedDims(self._config)

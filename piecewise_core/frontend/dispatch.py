@@ -141,12 +141,15 @@ class Dispatch:
     def replay(self, region: Region, captured: Sizes, put: Callable[[Sizes, Entry], None]) -> Entry:
         """What serves a size that may have to be captured; ``put`` has another take its place."""
         otherwise = self._without_graphs(region)
-        if self._capturing is None:
+        capturing = self._capturing
+        if capturing is None:
             return otherwise
-        replays = self._capturing.pending(region, captured, otherwise, put)
+        replays = capturing.pending(region, captured, otherwise, put)
 
         def pending(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
             under = region.fallback(captured)
+            if not capturing.may_capture():
+                return otherwise(t, b, sizes, args, kwargs)
             legal = sizes in self._config.bounds
             if legal and self._background is not None and self._waits(region, under):
                 return self.general(region, t, b, sizes, args, kwargs)

@@ -17,6 +17,7 @@ __all__ = [
     "artifact_class",
     "cache_dir",
     "config_if_imported",
+    "cudagraph_policy_class",
     "force_stride_order",
     "inductor_config",
     "lowering_tables",
@@ -104,3 +105,12 @@ def vector_isas() -> tuple[Any, Any, str, Any]:
         from torch._inductor.runtime.cache_dir_utils import temporary_cache_dir
 
         return config, cpu_vec_isa, cpu_vec_isa.VecISA._avx_code, temporary_cache_dir
+
+
+def cudagraph_policy_class() -> Any:
+    """What ``torch._inductor.config.cudagraph_policy`` takes; None before torch 2.13."""
+    try:
+        from torch._inductor.cudagraph_utils import CUDAGraphPolicy
+    except ImportError:
+        return None
+    return CUDAGraphPolicy

@@ -653,6 +653,26 @@ def test_verified_calls_are_compared_with_the_graph_as_dynamo_gave_it(caplog):
     assert any("gave other results" in r.getMessage() for r in caplog.records)
 
 
+@pytest.mark.parametrize("sizes", [(), (3,)])
+def test_inside_of_somebody_elses_capture_calls_are_served_and_nothing_is_captured(sizes):
+    model, platform = mlp(), SimulatedPlatform()
+    fast = Through(model, platform=platform, dynamic=bool(sizes), capture_sizes=sizes)
+    x = torch.randn(3, 8)
+    fast(x)
+    driver = platform.graphs
+    graph, pool, stream = driver.new_graph(), driver.new_pool(), platform.device.new_stream()
+    with platform.device.stream(stream):
+        driver.capture_begin(graph, pool, stream)
+        got = [fast(x), fast(x)]
+        driver.capture_end(graph)
+    driver.replay(graph)
+    same(got, [model(x), model(x)])
+    assert fast.captures == 0
+    for _ in range(2):
+        same(fast(x), model(x))
+    assert fast.captures == 1
+
+
 def test_threads_get_their_own_results():
     model = mlp()
     fast = Through(model, dynamic=True)

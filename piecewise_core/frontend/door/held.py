@@ -57,7 +57,10 @@ class Held:
         def front(program: Replayable) -> Replayable:
             return DoorProgram(program, views)
 
-        self.capturing = Capturing(setup, made.counters, made.memory.graphs, front)
+        # Inside of somebody else's capture calls are served without graphs of ours.
+        self.capturing = Capturing(
+            setup, made.counters, made.memory.graphs, front, lambda: not setup.is_capturing()
+        )
         self.capturing.replays.begin(calls)
         self.verifier: Verifier | None = None
         if setup.config.check == "verify":
@@ -71,10 +74,7 @@ class Held:
     def _install(self, made: Any, region: Region) -> None:
         dispatch = self.dispatch
         dispatch.install(made.setup.config.bounds, [region])
-        free = made.setup.is_capturing
-        self._sizes = UnlistedSizes(
-            region, dispatch, self.capturing, self.verifier, lambda: not free()
-        )
+        self._sizes = UnlistedSizes(region, dispatch, self.capturing, self.verifier)
         self.serve: Entry = self._sizes.serve if made.every_size else self._listed
 
     def _listed(self, t: Any, b: Any, sizes: Any, args: Any, kwargs: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import Any
 
 from piecewise_core.frontend.capturing import Capturing
@@ -34,10 +33,9 @@ class UnlistedSizes:
         dispatch: Dispatch,
         capturing: Capturing,
         verifier: Verifier | None,
-        may_capture: Callable[[], bool],
     ) -> None:
         self._region, self._dispatch, self._capturing = region, dispatch, capturing
-        self._verifier, self._may_capture = verifier, may_capture
+        self._verifier = verifier
         self._serving: dict[Sizes, list[Entry]] = {}
         self._full = False
 
@@ -89,9 +87,8 @@ class UnlistedSizes:
         pending = self._dispatch.replay(self._region, sizes, put)
 
         def first(t: Any, b: Any, own: Sizes, args: Any, kwargs: Any) -> Any:
-            fits = self._may_capture() and not self._is_full()
             plans = self._capturing.plans
-            if plans.is_early(sizes) or not fits:
+            if plans.is_early(sizes) or self._is_full():
                 result = self._plain(t, b, own, args, kwargs)
                 plans.called.add(sizes)  # not before: a call that lacks code comes again
                 return result
