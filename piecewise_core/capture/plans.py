@@ -54,6 +54,11 @@ class CapturedPlans:
         """The sizes that have plans."""
         return tuple(self._plans)
 
+    @property
+    def graphs(self) -> int:
+        """How many graphs they have."""
+        return sum(len(plan.graphs) for plan in self._plans.values())
+
     def get(self, sizes: Sizes) -> CapturedPlan | None:
         """The plan of ``sizes``, noted as used; None when it has to be captured, or cannot."""
         found = self._plans.get(sizes)

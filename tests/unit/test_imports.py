@@ -44,7 +44,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("compiled_module",),
     ("api",),
     (FACE,),
-    ("testing", "entry"),
+    ("testing", "entry", "integrations"),
     ("cli",),
 )
 """Top-level modules from left to right; those in one group do not import each other."""

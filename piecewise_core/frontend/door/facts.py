@@ -64,5 +64,5 @@ def _facts(graph: DoorGraph) -> DynamoGraph:
         tuple(sorted(sizes)),
         sum(1 for each in plans if len(each)),
         (*filter(None, [made.why]), *graph.told_of, *dict.fromkeys(dropped)),
-        graph.stats().to_dict(),
+        graph.stats().to_dict() | {"captures": sum(each.graphs for each in plans)},
     )

@@ -22,7 +22,7 @@ from piecewise_core.frontend.suspects import GraphSubject
 from piecewise_core.frontend.verifying import Verifier
 from piecewise_core.replay.replayable import Entry, Replayable
 
-__all__ = ["Held"]
+__all__ = ["Held", "Watched", "over"]
 
 
 class Held:
@@ -48,10 +48,8 @@ class Held:
         for place, address in zip(made.places, self.addresses, strict=True):
             self.at[place] = address
         with torch.inference_mode(False):
-            self.bound = tuple(map(_over, bound))
-        tell = weakref.WeakMethod(gone)
-        self._refs = [weakref.ref(bound[i], lambda _: _call(tell())) for i in marked]
-        self._marked = marked
+            self.bound = tuple(map(over, bound))
+        self._watched = Watched([bound[i] for i in marked], gone)
         views: Views = {}
 
         def front(program: Replayable) -> Replayable:
@@ -84,18 +82,31 @@ class Held:
     @property
     def is_stale(self) -> bool:
         """Whether a held tensor is gone, or lies elsewhere by now."""
-        pairs = zip(self._refs, self._marked, strict=True)
-        return any(ref() is None or ref().data_ptr() != self.addresses[i] for ref, i in pairs)  # type: ignore[union-attr]
+        return self._watched.is_stale
 
     def release(self) -> None:
         """Free the graphs, and let the tensors go. It serves no call any more."""
         plans = self.capturing.replays
         plans.release(later=not plans.memory.callers.cloning)
         self._sizes.forget()
-        self.bound, self._refs = (), []
+        self.bound = ()
 
 
-def _over(tensor: torch.Tensor) -> torch.Tensor:
+class Watched:
+    """Tensors of the caller's, not kept alive. ``gone``, a method, is called when one dies."""
+
+    def __init__(self, tensors: Sequence[torch.Tensor], gone: Callable[[], None]) -> None:
+        tell = weakref.WeakMethod(gone)
+        self._refs = [(weakref.ref(t, lambda _: _call(tell())), t.data_ptr()) for t in tensors]
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether one is gone, or lies elsewhere by now."""
+        found = ((ref(), address) for ref, address in self._refs)
+        return any(tensor is None or tensor.data_ptr() != at for tensor, at in found)
+
+
+def over(tensor: torch.Tensor) -> torch.Tensor:
     """Another tensor over the same memory."""
     made = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
     return made.set_(
