@@ -21,8 +21,12 @@ from piecewise_core.graph.structure import (
     TensorLeaf,
     is_plain,
 )
+from piecewise_core.graph.wording import cut_short
 
 __all__ = ["bind_arguments", "describe_call"]
+
+_NAMED = 200
+"""Characters of what is said about a name."""
 
 
 def bind_arguments(
@@ -32,7 +36,8 @@ def bind_arguments(
     try:
         return signature.bind(*args, **kwargs)
     except TypeError as error:
-        raise InputMismatch(f"{error}; the signature is {signature}") from None
+        why = cut_short(str(error), _NAMED)  # a keyword may be anybody's data
+        raise InputMismatch(f"{why}; the signature is {signature}") from None
 
 
 def describe_call(

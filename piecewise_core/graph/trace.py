@@ -23,10 +23,14 @@ from piecewise_core.graph.outputs import OutputCode
 from piecewise_core.graph.sideeffects import SideEffect
 from piecewise_core.graph.sizes import expression
 from piecewise_core.graph.structure import Structure
+from piecewise_core.graph.wording import cut_short
 from piecewise_core.ranges import Box, Sizes
 from piecewise_core.torch_compat import dynamo
 
 __all__ = ["Traced", "hints", "trace"]
+
+_LINE = 1000
+"""Characters of a line of Dynamo's that are shown."""
 
 
 @dataclass(frozen=True)
@@ -141,15 +145,18 @@ def trace(
 def _explain(error: Exception, structure: Structure, hint: Sizes) -> str:
     dims = structure.dims
     sizes = ", ".join(f'"{d.name}" at {n}' for d, n in zip(dims, hint, strict=True))
-    tried = f"\nTraced with dim {sizes}; every size in bounds must work." if sizes else ""
+    tried = f"\nTraced with dim {sizes}; every size in bounds must work" if sizes else ""
+    tried += ", or Dim(min, max) is to be narrowed to those that do." if sizes else ""
     if len(dims) > 1:
         tried += " Dims that are always equal need one Dim name."
     place = dynamo.place_of(error)
     own = isinstance(error, dynamo.trace_errors)
-    what = f"{'' if own else f'{type(error).__name__}: '}{str(error).strip()}"
+    told = f"{'' if own else f'{type(error).__name__}: '}{str(error).strip()}"
+    # The model's own message may hold what it was given.
+    what = "\n".join(cut_short(line, _LINE) for line in told.splitlines())
     return (
         f"the model cannot be traced to one whole graph, which piecewise needs"
-        f"{', at ' + place if place else ''}: {what}{tried}{forgotten(structure, what)}\n"
+        f"{', at ' + place if place else ''}: {what}{tried}{forgotten(structure, told)}\n"
         "Change the code named above, compile a submodule that has none of it, or use pw.record."
     )
 

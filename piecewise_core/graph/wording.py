@@ -12,7 +12,7 @@ import torch
 
 from piecewise_core.graph.structure import Constant, Container, Node, Structure, TensorLeaf
 
-__all__ = ["keys_text", "shown", "shown_form", "typed"]
+__all__ = ["cut_short", "keys_text", "shown", "shown_form", "typed"]
 
 _TEXT, _BEGINNING = 40, 20
 """Characters that are shown of a text as a whole, and of a longer one."""
@@ -95,6 +95,14 @@ def keys_text(keys: Iterable[Any]) -> str:
     found = list(keys)
     listed = ", ".join(shown(key) for key in found[:_KEYS])
     return f"[{listed}{f', ... ({len(found)} in all)' if len(found) > _KEYS else ''}]"
+
+
+def cut_short(text: str, longest: int) -> str:
+    """``text``, what is in the middle of a long one left out: somebody else's message, say."""
+    if len(text) <= longest:
+        return text
+    half = longest // 2
+    return f"{text[:half]} ... ({len(text)} characters in all) ... {text[-half:]}"
 
 
 def shown_form(structure: Structure) -> str:

@@ -12,7 +12,7 @@ from torch import nn
 
 import piecewise_core as pw
 from piecewise_core.compile.eager import EagerCompiler
-from piecewise_core.errors import GradNeeded, InputMismatch, OpContractBroken
+from piecewise_core.errors import GradNeeded, InputMismatch, OpContractBroken, TraceFailed
 from piecewise_core.protocols import Capabilities
 
 LIBRARY = "faults_calls"
@@ -466,3 +466,22 @@ def test_an_error_shows_a_beginning_of_an_argument_and_never_all_of_it(few, many
     with pytest.raises(InputMismatch, match="given") as caught:
         fast(torch.ones(4, 8), many)
     assert len(str(caught.value)) < 1_000
+
+
+def test_a_keyword_that_is_somebody_s_text_is_not_repeated_whole():
+    """FAULTS 62."""
+    fast = compiled(lambda x: x + 1)
+    with pytest.raises(InputMismatch, match="unexpected keyword") as caught:
+        fast(torch.ones(4, 8), **{"a secret " * 1000: 1})
+    assert len(str(caught.value)) < 1_000
+
+
+def test_what_a_model_says_of_its_input_is_not_repeated_whole():
+    """FAULTS 62."""
+
+    def refuses(x, given):
+        raise ValueError(f"no such thing: {given}")
+
+    with pytest.raises(TraceFailed, match="no such thing") as caught:
+        compiled(refuses)(torch.ones(4, 8), "a secret " * 1000)
+    assert len(str(caught.value)) < 5_000

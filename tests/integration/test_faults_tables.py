@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from itertools import groupby
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 import piecewise_core as pw
-from piecewise_core.errors import OutOfRange
+from piecewise_core.errors import OutOfRange, TraceFailed
 from piecewise_core.replay.trials import try_sizes
 from piecewise_core.testing import SimulatedPlatform
 
@@ -173,3 +174,21 @@ def test_compiled_code_that_checks_its_index_is_told_alike():
     fast = pw.compile(Positions("index").eval(), config, platform="cpu")
     with pytest.raises(OutOfRange, match=r'\(48,\).*\(8,\) ran.*Dim\("rows", max=64\)'):
         fast.warmup(torch.randn(4, 4), progress=False)
+
+
+@pytest.mark.parametrize(
+    "take",
+    [lambda table, n: table[:n], lambda table, n: table.narrow(0, 0, n)],
+    ids=["slice", "narrow"],
+)
+def test_a_table_that_is_cut_to_size_is_told_with_the_dim_to_narrow(take):
+    """FAULTS 70: such a table has no such size in a trace, before anything runs."""
+    table = torch.randn(8, 4)
+    fast = pw.compile(
+        lambda x: x + take(table, x.shape[0]),
+        pw.Config(dynamic={"x": {0: pw.Dim("rows", 2, 16)}}, compiler="eager"),
+        platform=SimulatedPlatform(),
+    )
+    with pytest.raises(TraceFailed) as caught:
+        fast.warmup(torch.randn(4, 4), progress=False)
+    assert re.search(r'dim "rows" at \d+; .* Dim\(min, max\) is to be narrowed', str(caught.value))
