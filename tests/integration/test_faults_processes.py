@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import subprocess
-import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterator
@@ -226,13 +225,9 @@ if __name__ == "__main__":
 """
 
 
-def test_a_spawned_daemon_worker_compiles_for_itself(tmp_path):
+def test_a_spawned_daemon_worker_compiles_for_itself(fresh_processes):
     """FAULTS 31."""
-    script = tmp_path / "serve.py"
-    script.write_text(PRELUDE + SPAWNS)
-    done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False
-    )
+    done = fresh_processes.run(PRELUDE + SPAWNS, timeout=120)
     assert done.returncode == 0, done.stderr
 
 

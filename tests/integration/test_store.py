@@ -206,27 +206,31 @@ WARM = """
 """
 
 
-def process(log: Path, seconds: float = 0.0, script: str = WARM) -> subprocess.Popen[str]:
-    variables = {
-        **os.environ,
-        "PYTHONPATH": KIT,
-        "SOURCE_LOG": str(log),
-        "SOURCE_SECONDS": str(seconds),
-    }
-    command = [sys.executable, "-c", textwrap.dedent(script)]
+def variables(log: Path, seconds: float) -> dict[str, str]:
+    own = {"PYTHONPATH": KIT, "SOURCE_LOG": str(log), "SOURCE_SECONDS": str(seconds)}
+    return {**os.environ, **own}
+
+
+def process(log: Path, seconds: float) -> subprocess.Popen[str]:
+    """One that goes on beside this one."""
     return subprocess.Popen(
-        command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", textwrap.dedent(WARM)],
+        env=variables(log, seconds),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
-def finished(running: subprocess.Popen[str]) -> list[int]:
-    """The counters that it printed."""
-    out, err = running.communicate(timeout=300)
-    assert running.returncode == 0, err
+def counted(code: int, out: str, err: str) -> list[int]:
+    """The counters that a process printed."""
+    assert code == 0, err
     return [int(word) for word in out.splitlines()[-1].split()]
 
 
-def test_a_warm_up_killed_in_the_middle_is_taken_up_where_it_stopped(tmp_path, cache):
+def test_a_warm_up_killed_in_the_middle_is_taken_up_where_it_stopped(
+    tmp_path, cache, fresh_processes
+):
     log = tmp_path / "log"
     first = process(log, seconds=0.3)
     while not log.exists() or len(log.read_text().splitlines()) < 4:
@@ -238,7 +242,8 @@ def test_a_warm_up_killed_in_the_middle_is_taken_up_where_it_stopped(tmp_path, c
     kept = len(pieces(cache))
     assert begun - 1 <= kept <= begun
     log.unlink()
-    compilations, misses, hits = finished(process(log))
+    done = fresh_processes.run(textwrap.dedent(WARM), env=variables(log, 0))
+    compilations, misses, hits = counted(done.returncode, done.stdout, done.stderr)
     assert hits == kept
     assert compilations == misses == 9 - kept == len(log.read_text().splitlines())
 
@@ -379,7 +384,8 @@ def test_a_process_that_dies_in_mid_compile_leaves_the_lock_to_the_next(tmp_path
     assert second.stdout.readline() == "ready\n"
     first.kill()
     first.communicate()
-    assert finished(second) == [9, 9, 0]
+    out, err = second.communicate(timeout=300)
+    assert counted(second.returncode, out, err) == [9, 9, 0]
 
 
 # What is not kept ------------------------------------------------------------------------
