@@ -31,6 +31,7 @@ class Promises:
         self._dims = dims
         self._count = count
         self._told: set[str] = set()
+        self._of_pieces: dict[int, tuple[Promise, list[bool]]] = {}
         # Where the layout decides what is computed, a copy in another one is no way out.
         self._decided = written_by_layout(program.traced.graph.graph)
         self.addressed, self._needed = addressed(program.traced.graph.graph)
@@ -81,15 +82,18 @@ class Promises:
 
     def lay_piece(self, piece: Piece, compiler: str) -> Laid:
         """What checks the results of a compilable piece's code, made by ``compiler``."""
-        tensors = [n.meta["example_value"] for n in piece.outputs]
-        given = frozenset().union(*map(storages, piece.inputs))
+        if piece.index not in self._of_pieces:  # asked again for every size that is captured
+            tensors = [n.meta["example_value"] for n in piece.outputs]
+            given = frozenset().union(*map(storages, piece.inputs))
+            self._of_pieces[piece.index] = self._promise(tensors), self._own(tensors, given)
+        promise, own = self._of_pieces[piece.index]
         where = f"piece {piece.index}{', ' + piece.source if piece.source else ''}"
         return Laid(
             f"the code of compiler {compiler!r} for {where}",
             "the traced graph",
             "the compiler must keep what that gives",
-            self._promise(tensors),
-            self._own(tensors, given),
+            promise,
+            own,
             self._count,
             several=True,
             told=self._told,
