@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend
 
+from piecewise_core.capture.loose import Loose
 from piecewise_core.errors import CaptureFailed, OpContractBroken
 from piecewise_core.torch_compat import pytree
 
@@ -91,6 +92,8 @@ def _told(form: Sequence[Any]) -> str:
 
 def layout_of(leaf: Any, given: Any) -> tuple[Any, ...] | None:
     """What to allocate for one result; None for what lives in an argument, or is no tensor."""
+    if isinstance(leaf, Loose):
+        return (Loose,)
     if not isinstance(leaf, torch.Tensor):
         if leaf is None or isinstance(leaf, _PLAIN):
             return None
@@ -107,10 +110,12 @@ def layout_of(leaf: Any, given: Any) -> tuple[Any, ...] | None:
     return tuple(leaf.shape), leaf.stride(), leaf.dtype, leaf.device
 
 
-def allocate(layout: tuple[Any, ...] | None) -> torch.Tensor | None:
+def allocate(layout: tuple[Any, ...] | None) -> Any:
     """Memory of a layout; None for None."""
     if layout is None:
         return None
+    if layout == (Loose,):
+        return Loose()
     shape, stride, dtype, device = layout
     with torch.inference_mode(False):  # calls may come in any mode, and copy into it
         return torch.empty_strided(shape, stride, dtype=dtype, device=device)

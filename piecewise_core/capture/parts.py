@@ -15,7 +15,6 @@ from piecewise_core.errors import CaptureFailed
 from piecewise_core.graph.effects import addressed
 from piecewise_core.graph.memory import storages
 from piecewise_core.graph.split import Program
-from piecewise_core.graph.varying import varies, varies_itself, why_varying
 from piecewise_core.torch_compat import pytree
 
 __all__ = [
@@ -24,7 +23,6 @@ __all__ = [
     "meets",
     "refuse_addressed",
     "refuse_part",
-    "refuse_varying",
 ]
 
 _ADVICE = "such calls run without graphs. Give as_strided a .contiguous() tensor made in between"
@@ -66,17 +64,6 @@ def refuse_addressed(program: Program) -> None:
             raise CaptureFailed(
                 "as_strided is given an input of the call; graphs read a copy, which has nothing "
                 f"of the memory around it: {_ADVICE}"
-            )
-
-
-def refuse_varying(program: Program) -> None:
-    """Raise CaptureFailed where what has sizes that depend on data goes from piece to piece."""
-    for piece in program.pieces:
-        if piece.varies and any(map(varies_itself, piece.outputs)):
-            first = next(filter(varies, piece.nodes))
-            raise CaptureFailed(
-                f"{why_varying(first)}, and what comes of it leaves its piece; graphs hold tensors "
-                "of fixed sizes"
             )
 
 

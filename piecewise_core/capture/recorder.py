@@ -9,6 +9,7 @@ import torch
 
 from piecewise_core.capture.ambient import Ambient
 from piecewise_core.capture.collectives import of_copies, waited
+from piecewise_core.capture.loose import Loose
 from piecewise_core.capture.opsteps import allocate, form_of, layout_of
 from piecewise_core.capture.sequence import OpCall, StepSequence
 from piecewise_core.errors import CaptureFailed
@@ -118,6 +119,9 @@ class Recorder:
             else:
                 spec, plain = self._forms[self._seen]
                 kept = [b if b is not None else v for b, v in zip(buffers, plain, strict=True)]
+            for loose in kept:
+                if isinstance(loose, Loose):
+                    loose.given = args
             form = self._form_of_op[self._seen]
             self._seen += 1
             around, alone = self._ambient.inside(), spec.is_leaf()

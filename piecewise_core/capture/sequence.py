@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from piecewise_core.capture.loose import Loose
 from piecewise_core.capture.opsteps import Step, op_step
 from piecewise_core.torch_compat import pytree
 
@@ -40,7 +41,7 @@ class OpCall:
         """The call as a step; and the same with the operator's kernel, where it has one."""
         args = tuple(_mapped(value, weak) for value in self.args)
         kwargs = {name: _mapped(value, weak) for name, value in self.kwargs.items()}
-        buffers = [None if b is None else weak(b) for b in self.buffers]
+        buffers = [weak(b) if isinstance(b, torch.Tensor) else _empty(b) for b in self.buffers]
         form = self.form if strict else None
         step = partial(
             op_step, args=args, kwargs=kwargs, buffers=buffers, alone=self.alone, form=form
@@ -85,6 +86,13 @@ class StepSequence(list[Any]):
             direct.append(other)
         self.replays = frozenset(replays)
         return tuple(found), tuple(direct)
+
+
+def _empty(buffer: Any) -> Any:
+    """``buffer``, without what the capture left in it."""
+    if isinstance(buffer, Loose):
+        buffer.release()
+    return buffer
 
 
 def _mapped(value: Any, weak: Callable[[torch.Tensor], torch.Tensor]) -> Any:

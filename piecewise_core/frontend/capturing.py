@@ -10,12 +10,15 @@ import torch
 
 from piecewise_core.capture.captured import CapturedPlan
 from piecewise_core.capture.graphmemory import GraphMemory
-from piecewise_core.capture.parts import refuse_addressed, refuse_varying
+from piecewise_core.capture.loose import taken
+from piecewise_core.capture.parts import refuse_addressed
 from piecewise_core.capture.plans import CapturedPlans
 from piecewise_core.counters import Counters
 from piecewise_core.frontend.paddeddims import PaddedDims, PaddedRegion
 from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.setup import Setup
+from piecewise_core.graph.split import Program
+from piecewise_core.graph.varying import varies_itself
 from piecewise_core.ranges import Sizes
 from piecewise_core.replay.replayable import (
     Entry,
@@ -124,7 +127,6 @@ class _RegionReplays:
         region = self.region
         if not self.static:
             refuse_addressed(region.program)
-        refuse_varying(region.program)
         written = tuple(bound[i] for i in sorted(region.program.mutated_bound))
         if self.static:
             written += tuple(inputs[i] for i in sorted(region.program.mutated))
@@ -140,7 +142,7 @@ class _RegionReplays:
         program = self.region.program
         output = program.traced.output
         return Facts(
-            output.rebuild,
+            _taking(program, output.rebuild),
             output.uses_inputs,
             tuple(sorted(program.mutated)),
             tuple(program.mutated_bound),
@@ -154,3 +156,10 @@ class _RegionReplays:
         if not self.dims.of(self.region):
             return None
         return PaddedRegion(self.region, captured, self.dims)
+
+
+def _taking(program: Program, rebuild: Callable[..., Any]) -> Callable[..., Any]:
+    """``rebuild``, of outputs some of which are other objects at every call."""
+    if not any(isinstance(v, torch.fx.Node) and varies_itself(v) for v in program.values):
+        return rebuild
+    return lambda o, t, b: rebuild(taken(o), t, b)

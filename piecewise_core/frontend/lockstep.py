@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from piecewise_core.capture.loose import taken
 from piecewise_core.frontend.suspects import Suspect
 from piecewise_core.graph.effects import writes
 from piecewise_core.ranges import Sizes
@@ -99,7 +100,7 @@ class Lockstep:
         outputs = _end(larger)
         pairs = [
             (a, b)
-            for a, b in zip(self._plan.outputs, outputs, strict=True)
+            for a, b in zip(taken(self._plan.outputs), outputs, strict=True)
             if isinstance(b, torch.Tensor)
         ]
         found = _apart([a for a, _ in pairs], [b for _, b in pairs])

@@ -76,7 +76,7 @@ def on_device(
         return None
     into = node.args[0]
     example = into.meta.get("example_value") if isinstance(into, torch.fx.Node) else None
-    if not isinstance(example, FakeTensor):
+    if not isinstance(example, FakeTensor) or len(node.args) < 2:
         return None
     device = example.device
 

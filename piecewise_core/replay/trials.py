@@ -17,7 +17,7 @@ from piecewise_core.capture.graphmemory import GraphMemory
 from piecewise_core.capture.plans import largest_first
 from piecewise_core.capture.trial import try_once
 from piecewise_core.config import Config, Dim
-from piecewise_core.errors import OutOfRange
+from piecewise_core.errors import OutOfRange, SizeBranch
 from piecewise_core.plugins import raised, told
 from piecewise_core.ranges import Sizes
 from piecewise_core.replay.reads import Reads
@@ -50,6 +50,8 @@ def try_new(
         source = reads.source(program, sizes, None, bound, ())
         try:
             try_once(memory.platform, memory.stream, source, sizes)
+        except SizeBranch as error:  # sizes depend on data, and these are no call's
+            logger.debug("%s", error)
         finally:
             program.captured()
 

@@ -24,6 +24,7 @@ from piecewise_core.graph.split import Program
 from piecewise_core.replay.overlap import Overlap
 from piecewise_core.runtime.laid import Laid
 from piecewise_core.runtime.plansource import PlanSource
+from piecewise_core.runtime.varyingunit import VaryingUnit
 
 __all__ = ["Plan", "PlanCode", "Steps"]
 
@@ -78,7 +79,10 @@ class PlanCode:
         ``wrap_op(fn, fit)``: put around every operation of a splitting piece, but for those that
         only give memory another shape. ``fit`` brings a result to the layout promised, or is None.
         """
-        wrapped = {name: wrap_op(self._names[name], self._fit(name, sizes)) for name in self._ops}
+        wrapped = {
+            name: wrap_op(_recorded(self._names[name]), self._fit(name, sizes))
+            for name in self._ops
+        }
         return self._run(self._recorded_source, runnables, wrapped)
 
     def _fit(self, name: str, sizes: Sequence[int]) -> Fit | None:
@@ -120,3 +124,7 @@ class PlanCode:
         exec(self._code[source], names)
         run: Plan = names["run"]
         return run
+
+
+def _recorded(fn: Callable[..., Any]) -> Callable[..., Any]:
+    return fn.recorded() if isinstance(fn, VaryingUnit) else fn

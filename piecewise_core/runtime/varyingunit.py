@@ -11,14 +11,15 @@ from typing import Any, NoReturn
 
 import torch
 
+from piecewise_core.capture.loose import Loose
 from piecewise_core.errors import SizeBranch
 from piecewise_core.graph.names import op_name
 from piecewise_core.graph.split import Piece, Program
-from piecewise_core.graph.varying import line_of, varies, why_varying
+from piecewise_core.graph.varying import line_of, varies, varies_itself, why_varying
 from piecewise_core.runtime.laid import Laid
 from piecewise_core.torch_compat import functorch
 
-__all__ = ["VaryingUnit"]
+__all__ = ["LooseUnit", "VaryingUnit"]
 
 
 class VaryingUnit:
@@ -35,6 +36,7 @@ class VaryingUnit:
         self.varying = why_varying(first)
         self.__name__ = op_name(first)
         self._dims = len(program.traced.box.ranges)
+        self._loose = [place for place, one in enumerate(piece.outputs) if varies_itself(one)]
         self._laid = [(place, one) for place, one in enumerate(laid) if one is not None]
         self._run: Callable[..., Sequence[Any]] = _held(program, piece.graph).forward
 
@@ -47,6 +49,25 @@ class VaryingUnit:
             raise
         for place, laid in self._laid:
             found[place] = laid(found[place], *args[: self._dims])
+        return found
+
+    def recorded(self) -> LooseUnit:
+        """The same for the steps of a captured plan."""
+        return LooseUnit(self, self._loose)
+
+
+class LooseUnit:
+    """``unit`` between graphs: what varies is Loose, among its arguments and its results."""
+
+    def __init__(self, unit: VaryingUnit, loose: Sequence[int]) -> None:
+        self.varying, self.__name__ = unit.varying, unit.__name__
+        self._unit = unit
+        self._loose = loose
+
+    def __call__(self, *args: Any) -> list[Any]:
+        found = self._unit(*(a.value if isinstance(a, Loose) else a for a in args))
+        for place in self._loose:
+            found[place] = Loose(found[place])
         return found
 
 

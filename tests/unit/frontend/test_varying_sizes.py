@@ -94,6 +94,7 @@ def test_captured_sizes_give_the_same_for_other_data(fn, platform):
     served = compiled(fn, platform=platform, graph_mode="piecewise", capture_sizes=[3, 4])
     for x in (*_CALLS, *_CALLS):
         torch.testing.assert_close(served(x), fn(x), rtol=0, atol=0)
+    assert served.stats().calls["replayed"] == 8
 
 
 @pytest.mark.inductor
@@ -129,6 +130,77 @@ def test_once_sizes_are_the_dims_again_pieces_are_captured():
         for x in _CALLS[:3]:
             torch.testing.assert_close(served(x), model(x))
     assert served.stats().calls["replayed"] == 9
+
+
+class Kept(Decoder):
+    """A view of a graph's memory, read behind later graphs, and returned."""
+
+    def forward(self, x):
+        hidden = torch.relu(self.first(x))
+        kept = hidden[: (x[:, 0] > 0).sum().item()]
+        later = torch.sin(hidden.clone())
+        for _ in range(2):
+            later = torch.relu(torch.nn.functional.softmax(torch.relu(later + 1), -1) * 3)
+        return self.last(later) + kept.sum(), kept
+
+
+class Written(Decoder):
+    """Writes to a graph's memory and to its input, as far as data says."""
+
+    def forward(self, x):
+        hidden, count = torch.relu(self.first(x)), (x[:, 0] > 0).sum().item()
+        hidden[:count].add_(1)
+        x[:count] = 0
+        return self.last(hidden), x + 1
+
+
+class Experts(Decoder):
+    """Each row goes to one of two, as data says."""
+
+    def forward(self, x):
+        chosen, out = x[:, :2].argmax(-1), torch.zeros_like(self.first(x))
+        for expert in range(2):
+            rows = torch.where(chosen == expert)[0]
+            out.index_add_(0, rows, self.first(x[rows]) * (expert + 1))
+        return self.last(out)
+
+
+@pytest.mark.parametrize("clone", [False, True])
+@pytest.mark.parametrize("model", [Kept, Written, Experts])
+def test_what_varies_goes_from_graph_to_graph(model, clone):
+    torch.manual_seed(0)
+    model = model().requires_grad_(False)
+    served = compiled(
+        model,
+        platform=SimulatedPlatform(),
+        capture_sizes=[3, 4],
+        clone_outputs=clone,
+        splitting_ops=["torch.nn.functional.softmax"] if isinstance(model, Kept) else (),
+    )
+    for x in (*_CALLS[:4], *_CALLS[:4]):
+        ours, theirs = x.clone(), x.clone()
+        torch.testing.assert_close(served(ours), model(theirs))
+        torch.testing.assert_close(ours, theirs)
+    assert served.stats().calls["replayed"] == 8
+
+
+def test_a_result_of_such_a_size_is_the_callers_own():
+    served = compiled(prefix, platform=SimulatedPlatform(), capture_sizes=[3])
+    first = served(_POSITIVE)
+    served(torch.eye(3))
+    torch.testing.assert_close(first, prefix(_POSITIVE))
+
+
+def test_warming_up_with_data_that_cannot_be_keeps_a_size_without_graphs():
+    def bounded(x):
+        count = (x > 0).sum().item()
+        torch._check(count >= 1)
+        return torch.ones(count)
+
+    served = compiled(bounded, platform=SimulatedPlatform(), capture_sizes=[3])
+    served.warmup(_POSITIVE)
+    torch.testing.assert_close(served(_POSITIVE), bounded(_POSITIVE))
+    assert "u0 >= 1" in str(served.explain())
 
 
 def test_explain_names_the_line_that_makes_such_sizes():
