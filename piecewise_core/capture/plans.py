@@ -13,13 +13,15 @@ import torch
 from piecewise_core.capture.attempt import Source, capture
 from piecewise_core.capture.captured import CapturedPlan
 from piecewise_core.capture.graphmemory import GraphMemory
-from piecewise_core.errors import CaptureFailed, OutOfGraphMemory
+from piecewise_core.errors import CaptureFailed, OutOfGraphMemory, SizeBranch
 from piecewise_core.protocols import BudgetContext
 from piecewise_core.ranges import Sizes
 
 __all__ = ["CapturedPlans", "dump_plans", "largest_first"]
 
 logger = logging.getLogger(__name__)
+
+_Made = Callable[[], Source]
 
 
 class CapturedPlans:
@@ -123,7 +125,7 @@ class CapturedPlans:
                 "call warmup() before it"
             )
         with self.callers.using():
-            plan = self._attempt(sizes, source)
+            plan = self._attempt(sizes, source, more)
         self.owed.discard(sizes)
         if plan is None:
             return None
@@ -133,11 +135,13 @@ class CapturedPlans:
             self.memory.measure()
         return self._plans.get(sizes)
 
-    def _attempt(self, sizes: Sizes, source: Callable[[], Source]) -> CapturedPlan | None:
+    def _attempt(self, sizes: Sizes, source: _Made, more: bool) -> CapturedPlan | None:
         for whole in self._ways:
             try:
                 return self.memory.once_more(partial(self._capture, source, sizes, whole))
-            except CaptureFailed as error:
+            except (CaptureFailed, SizeBranch) as error:
+                if not (more or isinstance(error, CaptureFailed)):
+                    raise  # data of this call's own
                 if whole != self._ways[-1]:
                     logger.info("%s; captured in pieces instead", str(error))
                     continue

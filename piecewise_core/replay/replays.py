@@ -20,7 +20,7 @@ from piecewise_core.capture.output_ownership import Callers
 from piecewise_core.capture.plans import CapturedPlans, largest_first
 from piecewise_core.config import Config
 from piecewise_core.counters import Counters
-from piecewise_core.errors import ConfigError, Sealed, SizeBranch
+from piecewise_core.errors import ConfigError, Sealed
 from piecewise_core.plugins import Declared
 from piecewise_core.ranges import Sizes
 from piecewise_core.replay.overlap import Overlap
@@ -194,12 +194,7 @@ class Replays:
         if found is None and captured not in self.plans.dropped:
             self._check_sealed(captured)
             source = partial(self.reads.source, program, captured, tensors, bound, sizes)
-            try:
-                found = self.plans.capture(captured, source, more=tensors is None)
-            except SizeBranch as error:  # sizes depend on data, and these are no call's
-                if tensors is not None:
-                    raise
-                self.plans.dropped[captured] = str(error)
+            found = self.plans.capture(captured, source, more=tensors is None)
             program.captured()
         return found
 

@@ -49,7 +49,7 @@ class GraphWriter:
 
     def _node(self, module: fx.GraphModule, node: fx.Node) -> dict[str, Any]:
         if varies(node):
-            raise NotSavable(why_varying(node))
+            raise NotSavable(f"sizes that data decides: {why_varying(node)}")
         found = {
             "op": node.op,
             "name": node.name,
