@@ -88,11 +88,13 @@ class UnsupportedSideEffect(TraceFailed):
     """The traced code changes a Python object that outlives the call.
 
     ``undo``: puts back what a forward as written changes; empty where that cannot be. ``writes``:
-    whether it writes to tensors that are not its own, too.
+    whether it writes to tensors that are not its own, too. ``of_arguments``: whether all such
+    objects are arguments of the call.
     """
 
     undo: Sequence[Callable[[], None]] = ()
     writes: bool = False
+    of_arguments: bool = False
 
 
 class UnsupportedModule(TraceFailed):

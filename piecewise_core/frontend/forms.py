@@ -10,10 +10,11 @@ from piecewise_core.frontend.newform import place_of_call, refusal_of
 from piecewise_core.frontend.precompile import warm
 from piecewise_core.frontend.refusals import refuse_grad
 from piecewise_core.frontend.shared import Shared
+from piecewise_core.frontend.successors import Met, differs_by_objects, is_another_object
 from piecewise_core.graph.binder import AnotherLayout, Bound
 from piecewise_core.graph.describe import bind_arguments, describe_call
 from piecewise_core.graph.memory import values
-from piecewise_core.graph.structure import Structure
+from piecewise_core.graph.structure import Structure, with_objects
 
 __all__ = ["Forms"]
 
@@ -34,6 +35,7 @@ class Forms(list[Form]):
         super().__init__()
         self._shared = shared
         self.last: Any = _NoForm
+        self.met = Met()
 
     def forget(self) -> list[Form]:
         """Know of none; returns those there were."""
@@ -54,6 +56,7 @@ class Forms(list[Form]):
         """
         found = self._known(args, kwargs)
         if found is None:
+            self.met.refuse(args, kwargs)
             for form in [form for form in self if form.is_stale()]:
                 self._drop(form)
             refuse_grad(self._shared.fn, values((args, kwargs)))
@@ -77,7 +80,7 @@ class Forms(list[Form]):
 
     def _new(self, args: Any, kwargs: Any) -> tuple[Form, Bound]:
         known = len(self)
-        form = self.other(args, kwargs)
+        form = self.other(args, kwargs, serving=True)
         try:
             bound = form.binder.bind(*args, **kwargs)
         except InputMismatch:
@@ -93,8 +96,11 @@ class Forms(list[Form]):
             bind_arguments(self[0].structure.signature, args, kwargs)
         return next((f for f in self if f.binder.fits(*args, **kwargs) is not None), None)
 
-    def other(self, args: Any, kwargs: Any) -> Form:
-        """A form for a call that fits none as it is: a new one, or one that refuses it."""
+    def other(self, args: Any, kwargs: Any, *, serving: bool = False) -> Form:
+        """A form for a call that fits none as it is: a new one, or one that refuses it.
+
+        Where a call is to be served, raises AsWritten for what the model had better serve.
+        """
         self._shared.setup.refuse_lost_device()
         binders = [form.binder for form in self]
         try:
@@ -104,9 +110,33 @@ class Forms(list[Form]):
                 raise
             why = refusal_of(binders[0], args, kwargs)
             raise InputMismatch(f"{why}; as a form of its own: {error}") from error
+        followed = self._followed(structure)
+        if isinstance(followed, Form):
+            return followed
+        if serving:
+            self.met.first(structure, followed)
+        binders = [form.binder for form in self]
         config, sealed = self._shared.config, self._shared.sealed
         place, new = place_of_call(structure, binders, args, kwargs, config, sealed)
         return self.begin(structure, new) if place is None else self[place]
+
+    def _followed(self, structure: Structure) -> Form | str | None:
+        """The form that serves other objects from now on as well as those that it had.
+
+        Or why none does; None where no form is called with objects of these types. Where there
+        are as many forms as may be, the oldest of those with other objects goes.
+        """
+        why: str | None = None
+        others = [form for form in self if is_another_object(form.structure, structure)]
+        for form in others:
+            why = "its tensors, or what surrounds it, differ"
+            if differs_by_objects(form.structure, structure):
+                why = form.follow(with_objects(form.structure, structure))
+                if why is None:
+                    return form
+        if others and len(self) >= self._shared.config.max_forms:
+            self._drop(others[0])
+        return why
 
     def begin(self, structure: Structure, new: str = "") -> Form:
         """One form more. ``new``: how its calls differ from those known before."""

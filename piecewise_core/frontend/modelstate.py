@@ -9,11 +9,13 @@ import torch
 from piecewise_core.frontend.layoutjudge import LayoutJudge
 from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.shared import Shared
+from piecewise_core.frontend.successors import first_difference, objects_in, successors_of
 from piecewise_core.graph.call import constants
 from piecewise_core.graph.lying import Lying
-from piecewise_core.graph.structure import Structure, TensorLeaf, is_plain
+from piecewise_core.graph.structure import Structure, TensorLeaf
 from piecewise_core.graph.trace import Traced
 from piecewise_core.runtime.closure_walk import reach
+from piecewise_core.runtime.object_paths import Paths, paths_of, same_places
 from piecewise_core.runtime.parameters import Parameters
 from piecewise_core.runtime.tracestate import TraceState
 
@@ -34,7 +36,13 @@ class ModelState:
         self._regions = regions
         self._checked = shared.config.check != "off"
         self.version = 0
+        self._paths: Paths = {}
         self.forget()
+
+    @property
+    def has_objects(self) -> bool:
+        """Whether traces read tensors of the calls' constant objects."""
+        return bool(self._paths)
 
     def forget(self) -> None:
         """Know nothing of the model; no tensors yet."""
@@ -43,9 +51,13 @@ class ModelState:
         self._judge = LayoutJudge(self._shared.fn, self._structure, self._shared.config)
         self._watched = TraceState(self._shared.setup.selected.info.device_type)
         self.check: Callable[[], int] = self._watched.check
-        objects = [value for value in constants(self._structure) if not is_plain(value)]
-        found = reach(self._shared.fn, objects)
-        self.parameters = Parameters(
+        self.parameters = self._none_yet()
+        self.read: Callable[[], tuple[torch.Tensor, ...] | None] = tuple
+
+    def _none_yet(self) -> Parameters:
+        """What the model and its calls' objects hold; no tensors yet."""
+        found = reach(self._shared.fn, objects_in(self._structure))
+        return Parameters(
             found.roots,
             found.called,
             found.anchors,
@@ -53,14 +65,48 @@ class ModelState:
             checked=self._checked,
             every=self._shared.memory is not None,
         )
-        self.read: Callable[[], tuple[torch.Tensor, ...] | None] = tuple
 
     def watch(self, traced: Traced) -> None:
-        """Watch what one trace took for granted, besides tensors."""
+        """Watch what one trace took for granted; its tensors are bound."""
+        self._paths = paths_of(self.parameters.tensors, constants(self._structure))
+        self._watch(traced)
+
+    def _watch(self, traced: Traced) -> None:
         self.version += 1
         if self._checked:
             fn, objects = self._shared.fn, constants(self._structure)
             self._watched.add(traced.assumptions, fn, objects, traced.words)
+
+    def follow(self, structure: Structure) -> str | None:
+        """Go by the constant objects of ``structure`` in place of those so far; or why not.
+
+        All that traces read of those must hold of these. Call ``settle`` then.
+        """
+        why = self.look_again() if self.check() else None
+        if why is not None or not self._regions:
+            return why or "nothing is traced that could serve it"
+        objects = constants(structure)
+        traces = [region.program.traced for region in self._regions]
+        for traced in traces:
+            why = first_difference(traced.assumptions, self._shared.fn, objects)
+            if why is not None:
+                return why
+        tensors = None
+        if self.parameters.loose <= self._paths.keys():
+            tensors = same_places(self.parameters.tensors, self._paths, objects)
+        successors = successors_of(objects_in(self._structure), objects_in(structure))
+        if tensors is None or successors is None:
+            return "it holds other tensors, or in other places"
+        self._structure = structure
+        self._judge = LayoutJudge(self._shared.fn, structure, self._shared.config)
+        self.parameters = self._none_yet()
+        for tensor in tensors:
+            self.parameters.add(tensor)
+        self._watched = TraceState(self._shared.setup.selected.info.device_type)
+        for traced in traces:
+            traced.output.follow(successors)
+            self._watch(traced)
+        return None
 
     def settle(self) -> None:
         """Go by what was added and watched; call after each trace."""

@@ -21,7 +21,7 @@ from piecewise_core.frontend.refusals import check_grad, refuse_autocast, refuse
 from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.frontend.shared import Shared
-from piecewise_core.graph.binder import AnotherLayout
+from piecewise_core.graph.binder import AsWritten
 from piecewise_core.graph.memory import values
 from piecewise_core.graph.structure import Structure
 from piecewise_core.graph.trace import Traced
@@ -73,12 +73,12 @@ class Session:
             try:
                 try:
                     tensors, sizes = form.bind(*args, **kwargs)
-                except AnotherLayout as error:
+                except AsWritten as error:
                     return self._as_written(error, args, kwargs)
                 except (InputMismatch, TypeError):
                     try:
                         form, (tensors, sizes) = self.forms.find(args, kwargs)
-                    except AnotherLayout as error:
+                    except AsWritten as error:
                         return self._as_written(error, args, kwargs)
                 bound = form.model.read()
                 if bound is None:
@@ -114,6 +114,10 @@ class Session:
             try:
                 self.shared.builds.have(unready)
             except UnsupportedSideEffect as error:
+                if error.of_arguments:
+                    with self.lock:
+                        why = self.forms.met.changed(form.structure, error)
+                        return self._as_written(why, args, kwargs)
                 if not form.fills:
                     return filled(self.shared, self.forms, form, unready, error, args, kwargs)
                 # A model that was traced before and changed may fill a memo at its next forward,
@@ -141,10 +145,12 @@ class Session:
             check_grad(tensors, form.model.parameters.need_grad())
         return form, tensors, form.bound(), sizes
 
-    def _as_written(self, why: Exception, args: Any, kwargs: Any) -> Any:
+    def _as_written(self, why: AsWritten, args: Any, kwargs: Any) -> Any:
         """Serve a call by the model itself; said once."""
         refuse_grad(self.fn, values((args, kwargs)))
-        if not self._said_layout:
+        if why.quiet:
+            logger.info("%s", why)
+        elif not self._said_layout:
             self._said_layout = True
             logger.warning("%s; such calls run as written", why)
         self.counters.calls["eager"] += 1

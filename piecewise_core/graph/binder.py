@@ -18,10 +18,18 @@ from piecewise_core.graph.lying import Lying, dense_strides, lying_of
 from piecewise_core.graph.structure import Constant, Container, Node, Structure, TensorLeaf
 from piecewise_core.ranges import Sizes
 
-__all__ = ["AnotherLayout", "Binder", "Bound"]
+__all__ = ["AnotherLayout", "AsWritten", "Binder", "Bound"]
 
 
-class AnotherLayout(InputMismatch):
+class AsWritten(InputMismatch):
+    """A call that the model itself serves. ``quiet``: that is as it should be."""
+
+    def __init__(self, why: str, *, quiet: bool = False) -> None:
+        super().__init__(why)
+        self.quiet = quiet
+
+
+class AnotherLayout(AsWritten):
     """A call in another layout than the traced one, of a model that may take another path there."""
 
 
@@ -79,6 +87,11 @@ class Binder:
         if not asked <= self.asked:
             self.asked |= asked
             self._generate()
+
+    def follow(self, structure: Structure) -> None:
+        """From now on take calls of a structure that differs in constant objects."""
+        self.structure = structure
+        self._generate()
 
     def _generate(self) -> None:
         exact = self.is_exact or "stride" in self.asked

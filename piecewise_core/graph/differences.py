@@ -1,8 +1,8 @@
 """How one call differs from a form of calls that is known, and what that means.
 
 Most differences make a form of its own, which is traced by itself. Some are slips in all
-likelihood: a size that was not named as dynamic, a fresh object in place of the traced one, data
-passed as a constant. Tracing each of those anew would fill memory and hide the slip.
+likelihood: a size that was not named as dynamic, data passed as a constant. Tracing each of those
+anew would fill memory and hide the slip.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _constants(known: Constant, call: Constant) -> Iterator[Difference]:
     if known.by_identity and call.by_identity:
         if call.value is not known.value:
             alike = type(call.value) is type(known.value)
-            yield Difference(call.path, "object", Meaning.SLIP if alike else Meaning.FORM)
+            yield Difference(call.path, "object" if alike else "object's type", Meaning.FORM)
     elif known.by_identity or call.by_identity or not same_value(known.value, call.value):
         yield Difference(call.path, "value", Meaning.NEVER if _is_data(call) else Meaning.FORM)
 

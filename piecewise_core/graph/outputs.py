@@ -45,6 +45,11 @@ class OutputCode:
         exec(compile(source, "<piecewise outputs>", "exec"), namespace)
         return cls(source, namespace["rebuild"], **rest)
 
+    def follow(self, successors: Mapping[int, Any]) -> None:
+        """From now on results hold other objects of the call: by the id of the one before."""
+        names: dict[str, Any] = getattr(self.rebuild, "__globals__")  # noqa: B009
+        names.update({n: successors[id(v)] for n, v in names.items() if id(v) in successors})
+
 
 def rebuild_code(
     result: Any,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ __all__ = [
     "TensorLeaf",
     "is_plain",
     "leaves",
+    "with_objects",
 ]
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, enum.Enum, type(Ellipsis))
@@ -121,6 +122,22 @@ class Structure:
     def where(self, dim: Dim) -> list[tuple[TensorLeaf, int]]:
         """Every (tensor, tensor dim) that carries ``dim``."""
         return [(t, i) for t in self.tensors for i, d in t.dims.items() if d.name == dim.name]
+
+
+def with_objects(known: Structure, call: Structure) -> Structure:
+    """``known`` with the constants that are compared by identity as ``call`` has them."""
+    arguments = {name: _with(node, call.arguments[name]) for name, node in known.arguments.items()}
+    return replace(known, arguments=arguments)
+
+
+def _with(known: Node, call: Node) -> Node:
+    if isinstance(known, Constant) and isinstance(call, Constant):
+        return call if known.by_identity else known
+    if isinstance(known, Container) and isinstance(call, Container):
+        given = dict(zip(call.keys, call.children, strict=True))
+        pairs = zip(known.keys, known.children, strict=True)
+        return replace(known, children=tuple(_with(child, given[key]) for key, child in pairs))
+    return known
 
 
 def leaves(node: Node) -> Iterator[TensorLeaf | Constant]:

@@ -180,6 +180,7 @@ def _refuse_side_effects(effects: Sequence[SideEffect], graph: torch.fx.Graph) -
             "cannot repeat that: keep the value in a tensor or buffer and write to it in place, or "
             "move the change out of the compiled part"
         )
+        refusal.of_arguments = all("L['objects']" in e.what for e in changes)
         refusal.writes = _writes_inputs(graph)
         if all(e.undoable for e in changes):
             refusal.undo = [e.undo for e in changes]

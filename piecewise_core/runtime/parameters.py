@@ -114,6 +114,12 @@ class Parameters:
         modules = (vars(m) for root in self._roots for m in root.modules())
         return holders_of(loose, (*self._objects, *modules)) if loose else []
 
+    @property
+    def loose(self) -> set[int]:
+        """The places of tensors that neither a module tree nor an anchor holds."""
+        known = {*places_of(self._roots), *(id(a.value) for a in self._anchors)}
+        return {place for place, t in enumerate(self._tensors) if id(t) not in known}
+
     def rebind(self) -> bool:
         """Take the tensors now in place, if they are of the kinds traced; whether they are.
 

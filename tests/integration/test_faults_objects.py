@@ -16,7 +16,6 @@ from transformers import DynamicCache
 
 import piecewise_core as pw
 from piecewise_core.errors import (
-    InputMismatch,
     PiecewiseError,
     UnsupportedOutput,
     UnsupportedSideEffect,
@@ -375,7 +374,7 @@ class Options:
         self.scale = scale
 
 
-def test_another_object_than_the_traced_one_is_refused_naming_argument_and_type():
+def test_another_object_than_the_traced_one_is_served_by_what_it_holds():
     """FAULTS 29a."""
 
     def fn(x, options):
@@ -384,8 +383,73 @@ def test_another_object_than_the_traced_one_is_refused_naming_argument_and_type(
     fast, mine = compiled(fn), Options(2.0)
     x = torch.randn(3, 8)
     torch.testing.assert_close(fast(x, mine), x * 2)
-    with pytest.raises(InputMismatch, match=r'"options" is another Options object'):
-        fast(x, Options(3.0))
+    torch.testing.assert_close(fast(x, Options(2.0)), x * 2)
+    assert fast.stats().calls["compiled_range"] == 2  # what the trace read of it holds
+    other = Options(3.0)
+    torch.testing.assert_close(fast(x, other), x * 3)
+    assert fast.stats().calls["eager"] == 1  # a first call may fill it
+    torch.testing.assert_close(fast(x, other), x * 3)
+    torch.testing.assert_close(fast(x, mine), x * 2)
+    assert (fast.stats().calls["compiled_range"], fast.stats().graphs) == (4, 2)
+    other.scale = 4.0
+    torch.testing.assert_close(fast(x, other), x * 4)
+
+
+class Holder:
+    """An object with a tensor, in one of its attributes or in a slot that nobody sees."""
+
+    __slots__ = ("__dict__", "__weakref__", "hidden")
+
+    def __init__(self, *shown: torch.Tensor, hidden: torch.Tensor | None = None) -> None:
+        self.shown = list(shown)
+        self.hidden = hidden
+
+
+def test_another_objects_tensors_are_read_wherever_they_lie():
+    def fn(x, held):
+        total = sum(held.shown[1:], held.shown[0] * x)
+        return (total if held.hidden is None else total + held.hidden), held
+
+    fast, x = compiled(fn), torch.randn(3, 8)
+    one, two = torch.ones(8), torch.full((8,), 2.0)
+    cases = [
+        lambda: Holder(one.clone()),
+        lambda: Holder(two.clone()),
+        lambda: Holder(one.clone(), two.clone()),
+        lambda: Holder(two.clone(), two.clone()),
+        lambda: Holder(*[one.clone()] * 2),  # one tensor twice
+        lambda: Holder(one.clone(), hidden=one.clone()),
+        lambda: Holder(one.clone(), hidden=two.clone()),
+        lambda: Holder(torch.ones(1)),
+        lambda: Holder(torch.ones(16)[::2]),
+        lambda: Holder(one.double()),
+    ]
+    for make in (*cases, *reversed(cases)):
+        held = make()
+        for _ in range(2):
+            got, same = fast(x, held)
+            assert same is held
+            torch.testing.assert_close(got, fn(x, held)[0])
+        held.shown[0] = held.shown[0] * 3
+        torch.testing.assert_close(fast(x, held)[0], fn(x, held)[0])
+
+
+def test_an_object_that_every_call_changes_is_served_as_written_and_said_once(caplog):
+    class Grows:
+        def __init__(self) -> None:
+            self.rows = torch.zeros(0, 8)
+
+    def fn(x, grows):
+        grows.rows = torch.cat([grows.rows, x])
+        return grows.rows.sum(0)
+
+    fast, mine, theirs = compiled(fn), Grows(), Grows()
+    with caplog.at_level("WARNING", "piecewise_core"):
+        for size in (3, 1, 4, 3):
+            x = torch.randn(size, 8)
+            torch.testing.assert_close(fast(x, mine), fn(x, theirs))
+    assert [r for r in caplog.messages if "Grows" in r and "run as written" in r] == caplog.messages
+    assert (len(caplog.messages), fast.stats().calls["eager"]) == (1, 4)
 
 
 class Pair(NamedTuple):

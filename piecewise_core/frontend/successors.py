@@ -1,0 +1,142 @@
+"""Objects that take the place of those that a form's calls hold: a cache made for each generation.
+
+What a trace took for granted of an object is asked of the one that comes in its place, and its
+tensors are bound where the old ones were. Nothing is traced or compiled for it.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from piecewise_core.graph.assumptions import Assumptions
+from piecewise_core.graph.binder import AsWritten
+from piecewise_core.graph.call import constants
+from piecewise_core.graph.differences import differences
+from piecewise_core.graph.facts import Evaluated, Fact
+from piecewise_core.graph.structure import Structure, is_plain
+
+__all__ = [
+    "Met",
+    "differs_by_objects",
+    "first_difference",
+    "is_another_object",
+    "objects_in",
+    "successors_of",
+]
+
+_OBJECTS = "L['objects']"
+
+
+def objects_in(structure: Structure) -> list[Any]:
+    """The constants of calls that are compared by identity, in order."""
+    return [value for value in constants(structure) if not is_plain(value)]
+
+
+def differs_by_objects(known: Structure, call: Structure) -> bool:
+    """Whether a call is one of a known form but for objects of the same types."""
+    found = differences(known, call)
+    return bool(found) and all(difference.what == "object" for difference in found)
+
+
+def is_another_object(known: Structure, call: Structure) -> bool:
+    """Whether a call of whatever form has another object of the same type somewhere."""
+    return any(difference.what == "object" for difference in differences(known, call))
+
+
+def first_difference(
+    assumptions: Assumptions | None, fn: Any, objects: Sequence[Any]
+) -> str | None:
+    """What a trace took for granted of its objects and does not hold of these; None: all holds."""
+    if assumptions is None:
+        return "what the trace took for granted was not noted"
+    unasked = next((text for text in assumptions.unasked if _OBJECTS in text), None)
+    if unasked is not None:
+        return unasked
+    values = Evaluated(assumptions.scope(fn, objects))
+    facts = (Fact(*fact) for fact in assumptions.facts if _OBJECTS in fact[0])
+    return next((why for fact in facts if (why := fact.broken(values)) is not None), None)
+
+
+def successors_of(known: Sequence[Any], call: Sequence[Any]) -> dict[int, Any] | None:
+    """The object that takes the place of each, by its id; None where one was in two places."""
+    pairs = {(id(a), id(b)) for a, b in zip(known, call, strict=True)}
+    apart = len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})
+    return {id(a): b for a, b in zip(known, call, strict=True)} if apart else None
+
+
+class Met:
+    """The objects that calls brought, and the types of those that every call changes.
+
+    Some are filled by the first forward that gets them, as a static cache is: that call runs as
+    written. Others change at each, as a growing cache does: so do all their calls.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[int, weakref.ref[Any]] = {}
+        self._filled: set[type] = set()
+        self._growing: dict[type, str] = {}
+
+    def refuse(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Raise AsWritten for a call with an object of a type that every call changes."""
+        for value in (*args, *kwargs.values()) if self._growing else ():
+            why = self._growing.get(type(value))
+            if why is not None:
+                raise AsWritten(why)
+
+    def first(self, structure: Structure, why: str | None) -> None:
+        """Raise AsWritten, quietly, for the first call of an object that no form can follow.
+
+        ``why``: what differs from those that forms have; None where none has any.
+        """
+        objects = objects_in(structure)
+        if why is None and not any(type(value) in self._filled for value in objects):
+            return
+        new = [value for value in objects if self._is_new(value)]
+        if new:
+            names = ", ".join(sorted({type(value).__name__ for value in new}))
+            raise AsWritten(
+                f"the first call with another {names} runs as written: {why or 'it fills it'}",
+                quiet=True,
+            )
+
+    def changed(self, structure: Structure, error: Exception) -> AsWritten:
+        """What to say of a call whose objects the model changes, ``error``.
+
+        From the second time on that is said of all objects of their types.
+        """
+        objects = objects_in(structure)
+        new = [value for value in objects if self._is_new(value)]
+        if new:
+            self._filled.update(map(type, new))
+            return AsWritten(f"the first call fills what it is given: {error}", quiet=True)
+        for kind in {type(value) for value in objects}:
+            self._growing[kind] = (
+                f"every call with a {kind.__name__} changes it, which no static program can: "
+                f"{_ADVICE}"
+            )
+        return AsWritten(f"{error}. {_ADVICE}")
+
+    def _is_new(self, value: Any) -> bool:
+        """Whether a call brings an object for the first time; noted."""
+        known = self._seen.get(id(value))
+        if known is not None and known() is value:
+            return False
+        try:
+            self._seen[id(value)] = weakref.ref(value, partial(self._gone, id(value)))
+        except TypeError:  # nobody can tell when it is gone
+            return False
+        return True
+
+    def _gone(self, key: int, _: object) -> None:
+        known = self._seen.get(key)
+        if known is not None and known() is None:
+            del self._seen[key]
+
+
+_ADVICE = (
+    "pass one whose tensors keep their place, as with transformers' "
+    'generate(cache_implementation="static")'
+)

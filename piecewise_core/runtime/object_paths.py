@@ -1,0 +1,91 @@
+"""Where a call's constant objects hold tensors, so that other objects' are found in their place.
+
+A cache that is made anew for each generation holds, in the same places, other tensors of the same
+kinds; so does one whose tensors were replaced.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from piecewise_core.graph.identity import tensor_facts
+from piecewise_core.torch_compat.storages import memory_key
+
+__all__ = ["Paths", "paths_of", "same_places"]
+
+Path = tuple[tuple[str, Any], ...]
+"""Steps from the list of objects: an attribute's name, or a key or place of what has items."""
+
+Paths = dict[int, list[Path]]
+"""The places among given tensors that lie in objects, and every path that leads to each."""
+
+_MOST = 50_000
+"""Objects looked into before the search is given up."""
+
+_LEAVES = (str, bytes, int, float, complex, type, type(None), torch.nn.Module)
+
+
+def paths_of(tensors: Sequence[torch.Tensor], objects: Sequence[Any]) -> Paths:
+    """The paths from ``objects`` to those of ``tensors`` that they hold."""
+    place = {id(tensor): i for i, tensor in enumerate(tensors)}
+    found: Paths = {}
+    seen: set[int] = set()
+    waiting: deque[tuple[Any, Path]] = deque((o, (("item", i),)) for i, o in enumerate(objects))
+    while waiting and len(seen) < _MOST:
+        item, path = waiting.popleft()
+        if isinstance(item, torch.Tensor):
+            if id(item) in place:
+                found.setdefault(place[id(item)], []).append(path)
+        elif not isinstance(item, _LEAVES) and id(item) not in seen:
+            seen.add(id(item))
+            waiting.extend((value, (*path, step)) for step, value in _entries(item))
+    return found
+
+
+def same_places(
+    tensors: Sequence[torch.Tensor], paths: Paths, objects: Sequence[Any]
+) -> list[torch.Tensor] | None:
+    """``tensors`` with what ``objects`` hold in place of those that lay in ``paths``.
+
+    None where one is not there, or is of another kind, or shares memory otherwise.
+    """
+    now = list(tensors)
+    for place, each in paths.items():
+        try:
+            held = [_at(path, objects) for path in each]
+        except (AttributeError, LookupError, TypeError):
+            return None
+        first = held[0]
+        if not isinstance(first, torch.Tensor) or any(other is not first for other in held):
+            return None
+        now[place] = first
+    alike = all(tensor_facts(a) == tensor_facts(b) for a, b in zip(tensors, now, strict=True))
+    together = alike and _together(tensors) == _together(now)
+    return now if together and len({*map(id, now)}) == len(now) else None
+
+
+def _entries(item: Any) -> Iterator[tuple[tuple[str, Any], Any]]:
+    if isinstance(item, dict):
+        yield from ((("item", key), value) for key, value in item.items())
+    elif isinstance(item, (list, tuple)):
+        yield from ((("item", place), value) for place, value in enumerate(item))
+    held = getattr(item, "__dict__", None)
+    if type(held) is dict:
+        yield from ((("attribute", name), value) for name, value in held.items())
+
+
+def _at(path: Path, objects: Sequence[Any]) -> Any:
+    found: Any = objects
+    for kind, key in path:
+        found = found[key] if kind == "item" else vars(found)[key]
+    return found
+
+
+def _together(tensors: Sequence[torch.Tensor]) -> list[int]:
+    """For each tensor, the first one that lives in the same memory."""
+    first: dict[int, int] = {}
+    return [first.setdefault(memory_key(t), place) for place, t in enumerate(tensors)]

@@ -1,0 +1,156 @@
+"""``generate()`` of transformers on a compiled model: the tokens are those of the model itself."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+
+import piecewise_core as pw
+from piecewise_core.testing import SimulatedPlatform
+
+transformers = pytest.importorskip("transformers")
+
+STATIC = {"cache_implementation": "static"}
+GREEDY = {"do_sample": False, "max_new_tokens": 6, "pad_token_id": 0}
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=48,
+        vocab_size=100,
+        bos_token_id=1,
+        eos_token_id=99,
+    )
+    return transformers.LlamaForCausalLM(config).eval()
+
+
+def compiled(model, platform="cpu", **config):
+    return pw.compile(model, pw.Config(compiler="eager", **config), platform)
+
+
+def prompt(batch=1, length=7, seed=0):
+    made = torch.Generator().manual_seed(seed)
+    return torch.randint(5, 90, (batch, length), generator=made)
+
+
+def same_tokens(fast, model, ids, **settings):
+    torch.manual_seed(7)
+    wanted = model.generate(ids, **settings)
+    torch.manual_seed(7)
+    got = fast.generate(ids, **settings)
+    assert got.tolist() == wanted.tolist()
+    return got
+
+
+def test_the_decode_step_is_compiled_once_whatever_caches_generations_make(model):
+    fast = compiled(model)
+    for seed in range(4):
+        same_tokens(fast, model, prompt(seed=seed), **GREEDY, **STATIC)
+    calls = fast.stats().calls
+    # The first call with a cache fills it, as written; the others are decode steps.
+    assert (calls["eager"], calls["compiled_range"]) == (4, 20)
+    assert fast.stats().graphs == 1
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_beams": 2},
+        {"do_sample": True, "top_k": 5},
+        {"num_return_sequences": 2, "do_sample": True},
+    ],
+    ids=lambda settings: "-".join(settings),
+)
+def test_every_way_of_choosing_tokens_gives_the_models_own(model, settings):
+    fast = compiled(model)
+    for seed in range(2):
+        same_tokens(fast, model, prompt(2, seed=seed), **{**GREEDY, **STATIC, **settings})
+    assert fast.stats().calls["compiled_range"] > 0
+    assert fast.stats().graphs == 1
+
+
+def test_batches_padded_on_the_left_get_the_models_own_tokens(model):
+    fast = compiled(model)
+    for pads in (3, 1):
+        ids = prompt(3)
+        mask = torch.ones_like(ids)
+        mask[0, :pads], ids[0, :pads] = 0, 0
+        same_tokens(fast, model, ids, attention_mask=mask, **GREEDY, **STATIC)
+    assert fast.stats().calls["compiled_range"] == 10
+
+
+def test_prompts_and_batches_of_any_size_are_served(model):
+    fast = compiled(model)
+    for batch, length in ((1, 7), (2, 3), (1, 12), (1, 1), (1, 7)):
+        same_tokens(fast, model, prompt(batch, length), **GREEDY, **STATIC)
+    assert fast.stats().calls["compiled_range"] == 5 * 5
+
+
+def test_with_named_dims_prompts_are_served_by_one_trace_each_way(model):
+    length = pw.Dim("length", max=64)
+    fast = compiled(model, dynamic={"input_ids": {1: length}, "position_ids": {1: length}})
+    for seed, tokens in enumerate((7, 5, 9)):
+        same_tokens(fast, model, prompt(2, tokens, seed), **GREEDY, max_cache_len=32, **STATIC)
+    assert fast.stats().calls["compiled_range"] == 15
+
+
+def test_a_growing_cache_is_served_as_written_and_said_once(model, caplog):
+    fast = compiled(model)
+    for seed in range(2):
+        same_tokens(fast, model, prompt(seed=seed), **GREEDY)
+    assert fast.stats().calls["eager"] == 12
+    said = [
+        r.message
+        for r in caplog.records
+        if "DynamicCache" in r.message and r.levelname == "WARNING"
+    ]
+    assert len(said) <= 1
+    same_tokens(fast, model, prompt(), **GREEDY, **STATIC)
+    assert fast.stats().calls["compiled_range"] == 5
+
+
+def test_assisted_decoding_gives_the_models_own_tokens(model):
+    fast = compiled(model)
+    same_tokens(fast, model, prompt(), assistant_model=model, **GREEDY)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        same_tokens(model, fast, prompt(), assistant_model=fast, **GREEDY)
+
+
+def test_decode_steps_are_replayed_from_graphs(model):
+    fast = compiled(model, SimulatedPlatform(), graph_mode="full")
+    for seed in range(3):
+        same_tokens(fast, model, prompt(seed=seed), **GREEDY, **STATIC)
+    assert fast.stats().calls["replayed"] > 0
+
+
+def test_two_caches_taken_in_turns_give_right_numbers(model):
+    fast = compiled(model)
+
+    def cache():
+        made = transformers.StaticCache(config=model.config, max_cache_len=16)
+        made.early_initialization(1, 2, 8, torch.float32, torch.device("cpu"))
+        return made
+
+    def steps(forward):
+        caches, found = (cache(), cache()), []
+        for place in range(4):
+            for which, held in enumerate(caches):
+                ids = torch.tensor([[10 + 7 * place + which]])
+                at = torch.tensor([place])
+                out = forward(input_ids=ids, past_key_values=held, position_ids=at[None])
+                found.append(out.logits)
+        return found
+
+    with torch.no_grad():
+        for got, wanted in zip(steps(fast), steps(model), strict=True):
+            torch.testing.assert_close(got, wanted)
+    assert fast.stats().graphs == 1
