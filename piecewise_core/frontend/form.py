@@ -125,7 +125,7 @@ class Form:
         if self.capturing is not None and len(self.capturing.plans):
             # Graphs read the old memory. They serve no more; restore() or warmup() brings new ones.
             self.release(later=True)
-        if self.model.rebind() or self._follows_anew():
+        if self.model.rebind():
             return self.model.read() or ()
         self.forget()
         self._settle()
@@ -134,29 +134,7 @@ class Form:
     def is_stale(self) -> bool:
         """Whether the model has changed so that it must be traced again."""
         # What was rebound is read by ``rebound`` alone, which frees graphs of the old memory.
-        if self.model.read() is not None or self.model.parameters.rebind():
-            return False
-        return not self._follows_anew()
-
-    def _follows_anew(self) -> bool:
-        """Take the tensors that objects hold now in place of others: beam search moves a cache."""
-        return self.model.has_objects and self.follow(self.structure) is None
-
-    def follow(self, structure: Structure) -> str | None:
-        """Serve calls that differ in constant objects from now on; or why traces do not hold.
-
-        Nothing is traced for them. Graphs read the old objects' memory: they go.
-        """
-        why = self.model.follow(structure)
-        if why is None:
-            self.structure = structure
-            self.binder.follow(structure)
-            self.dispatch.raw = self.binder.raw
-            self.share(alone=self._alone)
-            if self.capturing is not None:
-                self.capturing.replays.begin(self.binder)
-            self._settle()
-        return why
+        return self.model.read() is None and not self.model.regained()
 
     def _settle(self) -> None:
         self.install()
@@ -247,9 +225,7 @@ class Form:
                     self.capturing.padded.of(made)  # runs the program on symbols
         except TraceFailed as error:
             with self.shared.lock:
-                fills = isinstance(error, UnsupportedSideEffect) and (
-                    error.undo and not error.of_arguments
-                )
+                fills = isinstance(error, UnsupportedSideEffect) and error.undo
                 if not self.regions and self.model.version == version and not fills:
                     self._give_up(self)
             raise

@@ -131,11 +131,28 @@ class Forms(list[Form]):
         for form in others:
             why = "its tensors, or what surrounds it, differ"
             if differs_by_objects(form.structure, structure):
-                why = form.follow(with_objects(form.structure, structure))
+                why = self._take(form, with_objects(form.structure, structure))
                 if why is None:
                     return form
         if others and len(self) >= self._shared.config.max_forms:
             self._drop(others[0])
+        return why
+
+    def _take(self, form: Form, structure: Structure) -> str | None:
+        """Have ``form`` serve calls that differ in constant objects; or why its traces do not hold.
+
+        Nothing is traced for them. Graphs read the old objects' memory: they go.
+        """
+        why = form.model.follow(structure)
+        if why is None:
+            form.structure = structure
+            form.binder.follow(structure)
+            form.dispatch.raw = form.binder.raw
+            form.share(alone=len(self) == 1)
+            if form.capturing is not None:
+                form.capturing.replays.begin(form.binder)
+            form.install()
+            form.model.settle()
         return why
 
     def begin(self, structure: Structure, new: str = "") -> Form:

@@ -39,10 +39,14 @@ class ModelState:
         self._paths: Paths = {}
         self.forget()
 
-    @property
-    def has_objects(self) -> bool:
-        """Whether traces read tensors of the calls' constant objects."""
-        return bool(self._paths)
+    def regained(self) -> bool:
+        """Take the tensors now in place, of objects too: beam search moves a cache's.
+
+        ``read`` stays as it is, so that the next call frees the graphs of the old memory.
+        """
+        if self.parameters.rebind():
+            return True
+        return bool(self._paths) and self.follow(self._structure) is None
 
     def forget(self) -> None:
         """Know nothing of the model; no tensors yet."""
@@ -102,6 +106,7 @@ class ModelState:
         self.parameters = self._none_yet()
         for tensor in tensors:
             self.parameters.add(tensor)
+        self.parameters.settle()
         self._watched = TraceState(self._shared.setup.selected.info.device_type)
         for traced in traces:
             traced.output.follow(successors)
@@ -116,10 +121,11 @@ class ModelState:
 
     def rebind(self) -> bool:
         """Take the tensors now in place, if they are of the kinds traced; whether they are."""
-        if not self.parameters.rebind():
+        if not self.regained():
             return False
         self.version += 1
         self.read = self.parameters.read
+        self.check = self._watched.check
         return True
 
     def look_again(self) -> str | None:

@@ -182,7 +182,7 @@ def _refuse_side_effects(effects: Sequence[SideEffect], graph: torch.fx.Graph) -
         )
         refusal.of_arguments = all("L['objects']" in e.what for e in changes)
         refusal.writes = _writes_inputs(graph)
-        if all(e.undoable for e in changes):
+        if all(e.undoable for e in changes) and not refusal.of_arguments:
             refusal.undo = [e.undo for e in changes]
         raise refusal
 
