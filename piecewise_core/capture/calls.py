@@ -113,6 +113,12 @@ def user_line() -> Callable[[], str]:
     return partial("{}:{}".format, frame.f_code.co_filename, frame.f_lineno)
 
 
+def where() -> str:
+    """`` at file:line`` of where the program is now, or nothing."""
+    line = user_line()()
+    return f" at {line}" if line else ""
+
+
 def _is_library(file: str) -> bool:
     return "/torch/" in file or "/piecewise_core/" in file
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch.overrides import TorchFunctionMode
 
-from piecewise_core.capture.calls import ValueRead
+from piecewise_core.capture.calls import ValueRead, tensors
 from piecewise_core.capture.collectives import waited_for, without_handles
 from piecewise_core.capture.hostdata import Call, on_host
 from piecewise_core.errors import CaptureFailed
@@ -27,8 +27,12 @@ __all__ = ["DataInSteps", "Functions", "Operators", "Watcher", "being_watched"]
 _READS = (
     *("item", "tolist", "numpy", "__array__", "__dlpack__"),
     *("__bool__", "__int__", "__float__", "__complex__", "__index__"),
+    *("__repr__", "__format__", "__reduce_ex__"),
 )
 """Tensor methods that give Python a value: it would be fixed at capture."""
+
+_OF_DATA = (torch.tensor, torch.as_tensor, torch.asarray, torch.Tensor.new_tensor)
+"""Functions that read the tensors in a list that they are given, unseen by any dispatch mode."""
 
 
 class Watcher(Protocol):
@@ -84,6 +88,8 @@ class Functions(TorchFunctionMode):
             method = getattr(torch.Tensor, name, None) is func
             if method and name in _READS and not self._watcher.may_be_read(args[0]):
                 raise ValueRead(f"Tensor.{name}()")
+            if func in _OF_DATA and not all(map(self._watcher.may_be_read, _listed(args, kwargs))):
+                raise ValueRead(f"a tensor in the list that {name}() is given")
             op, target = ("call_method", name) if method else ("call_function", func)
             if self._watcher.is_splitting(op, target, args, kwargs):
                 return self._watcher.split_at_function(func, args, kwargs)
@@ -93,6 +99,12 @@ class Functions(TorchFunctionMode):
             if in_steps is not None:
                 return in_steps()
         return func(*args, **kwargs)
+
+
+def _listed(args: Any, kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
+    """The tensors in lists among arguments."""
+    given = [*args, *kwargs.values()]
+    return tensors([each for each in given if type(each) in (list, tuple)])
 
 
 def _decides(operator: Any) -> str:

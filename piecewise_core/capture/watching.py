@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from piecewise_core.capture.calls import ValueRead, only_views, tensors, written
+from piecewise_core.capture.calls import ValueRead, only_views, tensors, where, written
 from piecewise_core.capture.collectives import InPlace, in_place
 from piecewise_core.capture.course import Course
 from piecewise_core.capture.effects import Effects
@@ -227,6 +227,8 @@ class WatchingRecorder(Recorder):
             raise ValueRead("a tensor's value" if is_read(fn) else f"what {fn} tells of values")
         self.reshaping |= self._effects.called(fn, args, kwargs)
         self._questions.reach(fn, args, kwargs)
+        if self.capturing:
+            self.current = f"the recorded function{where()}"  # for what the driver refuses
         return self._effects.before(fn, args, kwargs, self.current, len(self._works) - 1)
 
     def looked_into(self, fn: Any) -> Any:

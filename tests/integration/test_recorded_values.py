@@ -23,6 +23,15 @@ def many(x: torch.Tensor) -> int:
 
 
 READS = {
+    "repr": lambda x, i: x * sum(map(ord, repr(i))),
+    "str": lambda x, i: x * sum(map(ord, str(x.sum()))),
+    "an f-string of several": lambda x, i: x * sum(map(ord, f"{i}")),
+    "a percent": lambda x, i: x * sum(map(ord, "%s" % i[0])),  # noqa: UP031
+    "tensor of a list": lambda x, i: x + torch.tensor([i[0], i[0] + 1]).sum(),
+    "tensor of nested lists": lambda x, i: x + torch.tensor([[x[0, 0]], [x[0, 1]]]).sum(),
+    "as_tensor of a list": lambda x, i: x + torch.as_tensor([x[0, 0], 2.0]).sum(),
+    "asarray of a tuple": lambda x, i: x + torch.asarray((x[0, 0], x[0, 1])).sum(),
+    "new_tensor of a list": lambda x, i: x + x.new_tensor([x[0, 0], x[0, 1]]).sum(),
     "tensor_split": lambda x, i: torch.tensor_split(x, i, 1)[0],
     "tensor_split, further used": lambda x, i: torch.tensor_split(x, i, 1)[0].sum(),
     "narrow": lambda x, i: torch.narrow(x, 1, i[0], 2),
@@ -70,6 +79,24 @@ def test_the_log_names_the_operator_and_the_place(caplog):
     same(fast, READS["narrow"])
     assert "aten.narrow.Tensor reads by aten.item.default, is read by Python at" in caplog.text
     assert "torch.narrow(x, 1, i[0], 2)" in caplog.text
+
+
+SIZED = {
+    "nonzero": lambda x: len(x.nonzero()) * x,
+    "a mask": lambda x: x[x > 0].numel() * x,
+    "masked_select": lambda x: x.masked_select(x > 0).numel() * x,
+    "unique": lambda x: x.long().unique().numel() * x,
+}
+
+
+@DEVICES
+@pytest.mark.parametrize("name", SIZED)
+def test_what_is_as_large_as_values_say_is_named_with_the_line_of_the_model(name, device):
+    fast, fn = recorded(SIZED[name], device), SIZED[name]
+    x = torch.randn(4, 3)
+    torch.testing.assert_close(fast(x), fn(x))
+    assert fast.stats().calls["replayed"] == 0
+    assert f"test_recorded_values.py:{fn.__code__.co_firstlineno}" in str(fast.explain())
 
 
 # Autograd inside ------------------------------------------------------------------------
