@@ -67,8 +67,8 @@ def read_side_effects(effects: Any, scope: Mapping[str, Any]) -> Iterator[SideEf
         held = _held(var, scope) if stored is None else None
         if isinstance(var, ConstDictVariable) and isinstance(held, dict):
             yield _of_dict(var, where, held)
-        elif type(held) is list:
-            yield _of_list(var, where, held)
+        elif type(held) in (list, set):
+            yield _of_items(var, where, held)
         else:
             yield _of_attributes(var, where, stored, effects)
 
@@ -114,11 +114,12 @@ def _of_dict(var: Any, where: str, held: dict[Any, Any]) -> SideEffect:
     return SideEffect(_describe(var, ()), where, not same, undo, True, places)
 
 
-def _of_list(var: Any, where: str, held: list[Any]) -> SideEffect:
-    before = list(held)
+def _of_items(var: Any, where: str, held: Any) -> SideEffect:
+    before = held.copy()
 
     def undo() -> None:
-        held[:] = before
+        held.clear()
+        (held.extend if isinstance(held, list) else held.update)(before)
 
     return SideEffect(_describe(var, ()), where, True, undo, True)
 

@@ -69,10 +69,37 @@ class LastSizes(torch.nn.Module):
         return x + self.ones
 
 
+class Angles(torch.nn.Module):
+    """Registers a longer buffer in place of one that is too short, as rotary embeddings did."""
+
+    def __init__(self):
+        super().__init__()
+        self.make(8)
+
+    def make(self, rows):
+        self.known = rows
+        self.register_buffer("cos", torch.arange(rows).float().cos()[:, None], persistent=False)
+
+    def forward(self, x):
+        if x.shape[0] > self.known:
+            self.make(x.shape[0])
+        return x * self.cos[: x.shape[0]]
+
+
 class NotesItsSize(torch.nn.Module):
     def forward(self, x):
         self.rows = x.shape[0]
         return x * self.rows
+
+
+class AddsToASet(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def forward(self, x):
+        self.seen.add(x.shape[0])
+        return x * 2
 
 
 class WritesAnArgument(torch.nn.Module):
@@ -114,7 +141,7 @@ def state(model):
     return contents(held)
 
 
-@pytest.mark.parametrize("kind", [Flag, Memo, Table, LastSizes, GlobalMemo])
+@pytest.mark.parametrize("kind", [Flag, Memo, Table, LastSizes, Angles, GlobalMemo])
 @pytest.mark.parametrize("graphs", [False, True], ids=["plain", "captured"])
 def test_what_the_first_forward_fills_is_filled_once_and_then_traced(kind, graphs):
     torch.manual_seed(0)
@@ -148,7 +175,7 @@ def test_a_memo_that_is_cleared_is_filled_again():
         assert list(model.by_size) == [5]
 
 
-@pytest.mark.parametrize("kind", [NotesItsSize, WritesAnArgument])
+@pytest.mark.parametrize("kind", [NotesItsSize, AddsToASet, WritesAnArgument])
 def test_a_model_that_writes_at_every_call_is_refused_and_nothing_has_happened(kind):
     model, x = kind(), torch.ones(5, 4)
     before = state(model)
