@@ -24,7 +24,7 @@ from piecewise_core.frontend.coverage import (
     unbounded,
     uncovered,
 )
-from piecewise_core.frontend.endpoints import endpoints_of, too_many
+from piecewise_core.frontend.endpoints import branches_of, too_many
 from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.shared import Shared
 from piecewise_core.graph.forgotten import forgotten
@@ -45,6 +45,9 @@ Trace = Callable[[Box, Sizes], Traced]
 
 _ALONE = 3
 """Regions of one size, and no other, after which each size is traced by itself: it is faster."""
+
+
+_OTHERS = "not as in region"
 
 
 class Regions(list[Region]):
@@ -97,7 +100,7 @@ class Regions(list[Region]):
         """
         shared = self._shared
         boxes = [r.general_box for r in self]
-        cell, hint = self._cell(boxes, sizes, structure.fixed_sizes)
+        cell, hint = self._cell(boxes, sizes, structure)
         if alone:
             cell, hint = Box.single(sizes), sizes
         self._check_sealed(cell)
@@ -126,11 +129,10 @@ class Regions(list[Region]):
         shared.traces.keep(entry)
         return region
 
-    def _cell(self, boxes: list[Box], sizes: Sizes, fixed: frozenset[int]) -> tuple[Box, Sizes]:
+    def _cell(self, boxes: list[Box], sizes: Sizes, structure: Structure) -> tuple[Box, Sizes]:
         """Where a region around ``sizes`` may lie, and the sizes to trace it with.
 
-        ``fixed``: sizes of tensor dims that do not vary. Raises SizeBranch where there would be too
-        many.
+        Raises SizeBranch where there would be too many.
         """
         outer = self.outer_bounds
         if not self._auto:
@@ -138,16 +140,17 @@ class Regions(list[Region]):
             cell = cell_of(boxes, outer, sizes)
             return cell, hints(cell)
         if len(boxes) >= self._config.max_regions:
-            cuts = dict.fromkeys(cut for r in self for cut in r.program.traced.cuts)
-            raise SizeBranch(too_many(self._config, sizes, boxes, list(cuts)))
+            branches = branches_of(self._shared.fn, structure, self._config)
+            raise SizeBranch(too_many(self._config, sizes, len(boxes), branches))
         alone = len(boxes) >= _ALONE and all(box.is_single_size() for box in boxes)
         cell = Box.single(sizes) if alone else cell_like(boxes, outer, sizes)
-        return cell, hint_in(cell, boxes, outer, sizes, fixed)
+        return cell, hint_in(cell, boxes, outer, sizes, structure.fixed_sizes)
 
     def _outside(self) -> tuple[str, ...]:
         """What cuts a region of which nothing was asked: its sizes lie outside of others."""
         found = [(r.index, r.program.traced.cuts) for r in self]
-        return tuple(f"not as in region {i}: {'; '.join(cuts)}" for i, cuts in found if cuts)[-1:]
+        asked = [(i, cuts) for i, cuts in found if cuts and not cuts[0].startswith(_OTHERS)]
+        return tuple(f"{_OTHERS} {i}: {'; '.join(cuts)}" for i, cuts in asked)[-1:]
 
     def _traced(
         self, trace: Trace, structure: Structure, cell: Box, hint: Sizes, sizes: Sizes
@@ -157,7 +160,7 @@ class Regions(list[Region]):
         try:
             found = trace(cell, hint)
         except SizeBranch as error:
-            every = "" if self._auto else endpoints_of(self._shared.fn, structure, config)
+            every = "" if self._auto else branches_of(self._shared.fn, structure, config)
             raise SizeBranch(f"{error}{every}{forgotten(structure, str(error))}") from None
         except TraceFailed:
             with suppress(PiecewiseError):

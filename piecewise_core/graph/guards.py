@@ -18,6 +18,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from piecewise_core.config import Dim
 from piecewise_core.errors import SizeBranch, TraceFailed
+from piecewise_core.graph.branches import Guard, holds, settled
 from piecewise_core.graph.conditions import evaluator, implied
 from piecewise_core.graph.varying import is_varying
 from piecewise_core.ranges import Box, Range, Sizes
@@ -34,30 +35,25 @@ _FREE_CUTS = (0, 1)
 """Endpoints at which the bounds may always be cut: 0 | 1 and 1 | 2."""
 
 
-@dataclass(frozen=True)
-class Guard:
-    """A condition over sizes under which the traced graph is right, and who asked for it."""
-
-    expr: sympy.Basic
-    where: str
-
-
 def collect(shape_env: ShapeEnv) -> list[Guard]:
     """Every guard of ``shape_env``, those that only narrowed a symbol's range included."""
-    guards = [Guard(shape_env.replace(g.expr), _place(g.sloc)) for g in shape_env.guards]
+    guards = [Guard(shape_env.replace(g.expr), _place(g.sloc), g.expr) for g in shape_env.guards]
     for symbol, value in shape_env.replacements.items():
         # What data decides is asserted by the graph itself.
         if symbol != value and not is_varying(symbol):
             asked = (g.sloc for g in shape_env.guards if symbol in g.expr.free_symbols)
             place = next(map(_place, asked), "the trace")
-            guards.append(Guard(sympy.Eq(symbol, value, evaluate=False), place))
-    return [g for g in guards if g.expr is not sympy.true]
+            equal = sympy.Eq(symbol, value, evaluate=False)
+            guards.append(Guard(equal, place, equal))
+    return guards
 
 
 def _place(sloc: Any) -> str:
     user = getattr(sloc, "maybe_user_loc", None)
     if user:
         source, _, where = str(user).rpartition("# ")
+        if where.startswith("<"):
+            return "the call's arguments"  # code of ours, which nobody can look at
         return f"`{source.strip()}` ({_whole(where.strip())})" if source else str(user)
     return str(sloc)
 
@@ -119,7 +115,8 @@ def region(
             raise SizeBranch(
                 f"the model depends on how dims {', '.join(names)} relate: "
                 f"{_text(guard.expr, symbols, dims)} at {guard.where}; give dims that are always "
-                "equal one Dim name, or compile a submodule without that branch"
+                f"equal one Dim name{settled(guard.expr, symbols, box, dims)}, or compile a "
+                "submodule without that branch"
             )
     return Held(box, tuple(dict.fromkeys(cuts)))
 
@@ -147,16 +144,9 @@ def _relates(expr: Any, symbols: Mapping[sympy.Symbol, int], box: Box) -> bool:
 def _held(guard: Guard, symbol: sympy.Symbol, span: Range, hint: int, dim: Dim) -> Range:
     """The sizes of ``span`` for which the guard holds; of very many, some around ``hint``."""
     asked = evaluator(guard.expr, [symbol])
-
-    def holds(size: int) -> bool:
-        try:
-            return bool(asked(size))
-        except (ArithmeticError, ValueError):
-            return False  # a division by zero: the model itself may not get so far
-
     low = span.start if hint - span.start <= _DENSE else hint - _DENSE // 2
     tried = span.clip(low, low + _DENSE) or span
-    found = Range.of(size for size in tried if holds(size))
+    found = Range.of(size for size in tried if holds(asked, size))
     if found is None or hint not in found:
         raise SizeBranch(
             f'the model depends on dim "{dim.name}" by {guard.expr} at {guard.where}, which does '

@@ -13,6 +13,7 @@ from piecewise_core.config import Config
 from piecewise_core.errors import PiecewiseError, TraceFailed, UnsupportedSideEffect
 from piecewise_core.graph import call, guards, questions
 from piecewise_core.graph.assumptions import Assumptions
+from piecewise_core.graph.branches import Branch, branches
 from piecewise_core.graph.cleaning import clean
 from piecewise_core.graph.effects import writes, written_by_layout
 from piecewise_core.graph.forgotten import forgotten
@@ -58,6 +59,7 @@ class Traced:
     words: frozenset[str] = frozenset()
     cuts: tuple[str, ...] = ()
     keeps: bool = False
+    branches: tuple[Branch, ...] = ()
 
     @property
     def asked(self) -> frozenset[str]:
@@ -137,9 +139,9 @@ def trace(
     asks = asks or questions.named(answers) or questions.IDENTITY in words
     graph, read = captured.graph, questions.asks(captured.code)
     keeps = any(effect.kept for effect in captured.side_effects)
-    return Traced(
-        graph, inputs, symbols, held.box, output, assumptions, asks, read, words, held.cuts, keeps
-    )
+    found = () if assume else branches(asked, symbols, structure.dims)
+    of = (graph, inputs, symbols, held.box, output, assumptions, asks, read, words)
+    return Traced(*of, held.cuts, keeps, tuple(found))
 
 
 def _explain(error: Exception, structure: Structure, hint: Sizes) -> str:

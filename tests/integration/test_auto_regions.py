@@ -102,6 +102,17 @@ def chain(x):
     return x
 
 
+def many(x):
+    for end in range(20, 800, 20):
+        if x.shape[0] <= end:
+            return x * end
+    return x
+
+
+def unbound(x):
+    return torch.stack([row * 2 for row in x])
+
+
 @pytest.mark.parametrize("fn", [chain, thresholds, padded, listed], ids=lambda fn: fn.__name__)
 @pytest.mark.parametrize("rows", [8, 19, 33, 40])
 def test_the_first_call_takes_one_trace_that_of_the_region_it_needs(fn, rows):
@@ -166,6 +177,47 @@ def test_where_cuts_are_declared_one_refusal_names_the_endpoints_of_all_branches
         pw.compile(thresholds, config)(torch.randn(3, 2))
     fast = pw.compile(thresholds, config.replace(compile_ranges_endpoints=(10, 20, 30)))
     check(fast, thresholds, range(1, 41))
+
+
+@pytest.mark.parametrize(
+    ("fn", "needs"),
+    [
+        (many, f'"rows" endpoints {", ".join(str(end) for end in range(20, 800, 20))}'),
+        (chain, r'"rows" regions by rows % 31'),
+        (unbound, '"rows" a region for each size: all '),
+    ],
+    ids=["thresholds", "residues", "each size"],
+)
+@pytest.mark.parametrize("regions", ["auto", "declared"])
+def test_a_refusal_names_all_branches_at_once_and_the_line_of_the_model(fn, needs, regions):
+    high = 50 if fn is unbound else 800
+    config = pw.Config(dynamic=dims(1, high), compiler="eager", regions=regions, max_regions=1)
+    fast, line = pw.compile(fn, config), fn.__code__.co_firstlineno
+    if regions == "auto":
+        fast(torch.randn(5, 2))
+    with pytest.raises(SizeBranch) as refused:
+        fast(torch.randn(27, 2))
+    said = str(refused.value)
+    assert f"dim {needs}" in said
+    assert any(f"test_auto_regions.py:{line + i}" in said for i in (1, 2))
+    assert "<piecewise" not in said
+    assert said.count(" at `") <= 3
+
+
+def test_two_dims_whose_product_has_to_be_even_are_told_which_multiples_settle_it():
+    def fn(x):
+        return x.flatten().view(-1, 8)
+
+    def compiled(step):
+        dynamic = {"x": {0: pw.Dim("rows", 2, 64, step), 1: pw.Dim("cols", 2, 64)}}
+        return pw.compile(fn, pw.Config(dynamic=dynamic, compiler="eager"))
+
+    with pytest.raises(SizeBranch, match=r'set Dim\("rows", ..., multiple_of=8\)'):
+        compiled(1)(torch.randn(8, 3))
+    fast = compiled(8)
+    for shape in ((8, 3), (16, 2), (64, 64)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(fast(x), fn(x))
 
 
 def test_dims_that_relate_by_a_sum_are_refused_at_the_sizes_that_fit_too():
