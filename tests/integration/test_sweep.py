@@ -48,3 +48,6 @@ def test_a_sample_of_model_families_gives_what_eager_gives_in_every_way(tmp_path
     line, said = swept("--families", *names, into=tmp_path)
     kinds = ("families", "programs", "equal", "wrong", "bare", "hung")
     assert [line[k] for k in kinds] == [3, 12, 12, 0, 0, 0], said
+    ways = ("torch", "served", "captured", "recorded", "door")
+    assert [line[w] for w in ways] == [3] * 5, said
+    assert [line[f"{w}_share"] for w in ways[1:]] == [1.0] * 4, said

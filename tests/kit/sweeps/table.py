@@ -16,7 +16,7 @@ def table(rows: Sequence[Row]) -> str:
     """Counts per pass, then each wrong, bare or hung case, and what only we refuse."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for row in rows:
-        if row["pass"] not in ("done", "sizes"):
+        if row["pass"] not in ("done", "sizes", "torch"):
             counts[row["pass"]][row["kind"]] += 1
     head = f"{'pass':<12}" + "".join(f"{k:>22}" if " " in k else f"{k:>9}" for k in KINDS)
     lines = [head]
@@ -34,7 +34,7 @@ def table(rows: Sequence[Row]) -> str:
 
 def summary(rows: Sequence[Row]) -> dict[str, Any]:
     """How many operators and programs were tried, and how many came to what."""
-    kinds = Counter(r["kind"] for r in rows if r["pass"] not in ("done", "sizes"))
+    kinds = Counter(r["kind"] for r in rows if r["pass"] not in ("done", "sizes", "torch"))
     return {
         "operators": len({r["op"] for r in rows if not r["op"].startswith("family:")}),
         "families": len({r["op"] for r in rows if r["op"].startswith("family:")}),
@@ -45,7 +45,37 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
         "hung": kinds["hung"],
         "refused_operators": len(_refused(rows)),
         "operators_of_fixed_size": len({r["op"] for r in rows if r["pass"] == "sizes"}),
+        **_of_families(rows),
     }
+
+
+def _of_families(rows: Sequence[Row]) -> dict[str, Any]:
+    """How many families each way serves, and the shares that are asked for; {} without families.
+
+    Served, of those that torch.compile traces whole at every size; captured and through torch's
+    entry point, of those served; recorded, of all.
+    """
+    ways: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        if row["op"].startswith("family:"):
+            ways["all"].add(row["op"])
+            if row["kind"] == "equal":
+                ways[row["pass"]].add(row["op"])
+    if not ways["all"]:
+        return {}
+    served, torchs = ways["served"], ways["torch"]
+    counts = {way: len(ways[way]) for way in ("torch", "served", "captured", "recorded", "door")}
+    return {
+        **counts,
+        "served_share": _share(served & torchs, torchs),
+        "captured_share": _share(ways["captured"] & served, served),
+        "recorded_share": _share(ways["recorded"], ways["all"]),
+        "door_share": _share(ways["door"] & served, served),
+    }
+
+
+def _share(some: set[str], of: set[str]) -> float:
+    return round(len(some) / len(of), 3) if of else 0.0
 
 
 def _refused(rows: Sequence[Row]) -> dict[str, str]:

@@ -62,11 +62,13 @@ def run_family(name: str, results: Path) -> Counter[str]:
     """Every way in of one family."""
     counts: Counter[str] = Counter()
     family = families()[name.removeprefix("family:")]
+    by_torch = of_torch(family)
+    _keep(results, name, "torch", 0, Outcome("equal" if by_torch else "refused by torch too", ""))
     for title, way in WAYS.items():
         torch._dynamo.reset()
         os.environ["PIECEWISE_CACHE_MODE"] = "off"
         outcome = judge(lambda: way(family))  # noqa: B023
-        if outcome.kind == "refused" and title == "served" and not of_torch(family):
+        if outcome.kind == "refused" and title == "served" and not by_torch:
             outcome = Outcome("refused by torch too", outcome.why)
         counts[outcome.kind] += 1
         _keep(results, name, title, 0, outcome)
