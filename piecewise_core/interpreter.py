@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
-__all__ = ["careful_children", "command", "environment", "leave_directory"]
+__all__ = ["careful_children", "command", "environment", "leave_directory", "variables"]
 
 _SAFE = "PYTHONSAFEPATH"
 _RUN = (
@@ -35,18 +35,24 @@ def environment(environ: Mapping[str, str]) -> dict[str, str]:
     return {**found, "PYTHONPATH": os.pathsep.join(named)} if named else found
 
 
-@contextmanager
-def careful_children() -> Iterator[None]:
+def careful_children() -> AbstractContextManager[None]:
     """Inside, Python processes that others start are like ours, from Python 3.11 on."""
-    before = os.environ.get(_SAFE)
-    os.environ[_SAFE] = "1"
+    return variables({_SAFE: "1"})
+
+
+@contextmanager
+def variables(inside: Mapping[str, str]) -> Iterator[None]:
+    """Inside, the environment has these variables; one thread at a time: it is the process's."""
+    before = {name: os.environ.get(name) for name in inside}
+    os.environ.update(inside)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[_SAFE]
-        else:
-            os.environ[_SAFE] = before
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def leave_directory() -> None:

@@ -19,6 +19,7 @@ from piecewise_core.torch_compat.storages import memory_key
 
 __all__ = [
     "ValueRead",
+    "mapped",
     "only_views",
     "refuse_in_backward",
     "reshapes",
@@ -50,6 +51,15 @@ def tensors(value: Any) -> list[torch.Tensor]:
     if value is None or type(value) in (bool, int, float, str):
         return []
     return [t for t in pytree.tree_leaves(value) if isinstance(t, torch.Tensor)]
+
+
+def mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """A call's arguments with other tensors in them."""
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {k: mapped(v, change) for k, v in value.items()}
+    return type(value)(mapped(v, change) for v in value) if type(value) in (tuple, list) else value
 
 
 def written(fn: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:

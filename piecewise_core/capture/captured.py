@@ -11,7 +11,7 @@ import torch
 from piecewise_core.capture.buffers import Stage
 from piecewise_core.capture.dispatcher_bypass import modes_active
 from piecewise_core.capture.opsteps import Step
-from piecewise_core.capture.output_ownership import IN_USE, Callers
+from piecewise_core.capture.output_ownership import Callers
 from piecewise_core.protocols import ReplayCall
 from piecewise_core.ranges import Sizes
 
@@ -20,7 +20,7 @@ __all__ = ["CapturedPlan"]
 
 @dataclass
 class CapturedPlan:
-    """Steps over static memory; ``run`` does them in order and returns the static outputs.
+    """Steps over static memory: ``prepare`` puts a call's inputs there, ``replay`` does them.
 
     ``sizes``: what was captured. ``graphs``: the driver's, to reset. ``held``: tensors that the
     graphs read and nobody else may keep alive. ``direct``: the steps with operators' kernels
@@ -51,20 +51,6 @@ class CapturedPlan:
             for graph in self.graphs:
                 self.before(graph, call)
         self.stage(tensors, sizes)
-
-    def run(self, tensors: Sequence[torch.Tensor], sizes: Sizes) -> tuple[Any, ...]:
-        """Serve one call; the outputs are overwritten by the next replay of any size."""
-        step: Any = None
-        owner, self.callers.owner = self.callers.owner, IN_USE
-        try:
-            self.prepare(tensors, sizes)
-            for step in self.steps if modes_active() else self.direct:
-                step()
-        except Exception as error:
-            self.reraise(step, error)
-        finally:
-            self.callers.owner = owner
-        return self.outputs
 
     def walk(self) -> Iterator[tuple[torch.Tensor, ...]]:
         """Do the steps on what is staged, stopping behind each replay for what it left."""

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from piecewise_core.capture.calls import tensors
+from piecewise_core.capture.calls import mapped, tensors
 from piecewise_core.capture.valuereads import is_read
 from piecewise_core.graph.hostdata import bytes_of, is_list_of_lists, positions
 from piecewise_core.torch_compat.operators import schema_name
@@ -92,7 +92,7 @@ class HostData:
         if fn is _TO:
             there = self._there(args[0], target, kwargs.get("dtype"))
             return (fn, args, kwargs) if there is args[0] else (_CLONE, (there,), {})
-        return fn, _mapped(args, lambda t: self._there(t, target, None)), kwargs
+        return fn, mapped(args, lambda t: self._there(t, target, None)), kwargs
 
     def saw(self, fn: Any, args: Any, kwargs: Any, result: Any) -> None:
         """Either run did this: what the CPU makes of nothing but constants is one."""
@@ -178,12 +178,6 @@ def _target(fn: Any, args: Any, kwargs: Mapping[str, Any]) -> torch.device | Non
     if name not in _TAKING or args[0].device.type == "cpu":
         return None
     return args[0].device  # type: ignore[no-any-return]
-
-
-def _mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    if isinstance(value, torch.Tensor):
-        return change(value)
-    return type(value)(_mapped(v, change) for v in value) if type(value) in (tuple, list) else value
 
 
 def _is_on_cpu(tensor: torch.Tensor) -> bool:

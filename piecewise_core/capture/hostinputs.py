@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from piecewise_core.capture.calls import only_views, tensors, written
+from piecewise_core.capture.calls import mapped, only_views, tensors, written
 from piecewise_core.graph.hostinputs import to_device
 from piecewise_core.torch_compat.dispatcher import without_modes
 from piecewise_core.torch_compat.storages import memory_key
@@ -73,7 +73,7 @@ class HostInputs:
         if not taken:
             return fn, args, kwargs
         twins = {id(t): self._twin(t, device) for t, device in taken}
-        args, kwargs = _mapped((args, dict(kwargs)), lambda t: twins.get(id(t), t))
+        args, kwargs = mapped((args, dict(kwargs)), lambda t: twins.get(id(t), t))
         if fn in _ARITHMETIC and not any(t.dim() for t, _ in taken):
             return partial(_as_kernels_do, fn, twins.values()), args, kwargs
         return fn, args, kwargs
@@ -167,11 +167,3 @@ def _plain(tensor: torch.Tensor) -> torch.Tensor:
 
 def _layout(tensor: torch.Tensor, device: torch.device) -> Any:
     return tuple(tensor.shape), tensor.stride(), tensor.dtype, device
-
-
-def _mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    if isinstance(value, torch.Tensor):
-        return change(value)
-    if isinstance(value, dict):
-        return {k: _mapped(v, change) for k, v in value.items()}
-    return type(value)(_mapped(v, change) for v in value) if type(value) in (tuple, list) else value

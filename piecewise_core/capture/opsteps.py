@@ -42,7 +42,7 @@ def op_step(
     if not any(b is not None for b in buffers):
         if not args and not kwargs:
             return fn
-        return _bound(fn, args, kwargs)
+        return functools.partial(fn, *args, **kwargs)
     if alone:
         (only,) = buffers
         copy = only.copy_  # type: ignore[union-attr]
@@ -56,10 +56,6 @@ def op_step(
                 buffer.copy_(leaf)
 
     return step
-
-
-def _bound(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step:
-    return functools.partial(fn, *args, **kwargs)
 
 
 def form_of(leaves: Sequence[Any]) -> list[Any]:

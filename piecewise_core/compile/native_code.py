@@ -7,14 +7,13 @@ one starts no compiler and imports no compiler.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import io
 import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.machinery import ExtensionFileLoader
@@ -26,6 +25,7 @@ import torch
 
 from piecewise_core.compile.wrapper_source import NotPortable, cut_down
 from piecewise_core.config_cache import cache_directory
+from piecewise_core.interpreter import variables
 from piecewise_core.torch_compat.storages import tensor_address_function
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "from_bytes",
     "from_module",
     "is_archive",
+    "load_extension",
     "to_bytes",
     "torchs_own",
 ]
@@ -163,7 +164,8 @@ def _loaded(kernels: Mapping[str, bytes]) -> dict[str, Callable[..., Any]]:
         try:
             with (
                 tempfile.TemporaryDirectory(prefix="piecewise-", dir=directory) as folder,
-                _address(),
+                # Where libraries, while they load, find torch's function; as Inductor does.
+                variables({_ADDRESS: str(tensor_address_function())}),
             ):
                 return {name: _kernel(data, Path(folder)) for name, data in kernels.items()}
         except (ImportError, OSError) as error:  # mounted noexec, full, not there
@@ -178,26 +180,16 @@ def _kernel(data: bytes, folder: Path) -> Callable[..., Any]:
     # Python keeps extension modules by path: a name that repeats must mean the same library.
     path = folder / f"{sha256(data).hexdigest()}.so"
     path.write_bytes(data)
-    name = f"piecewise_kernels_{path.stem}.kernel"
+    found: Callable[..., Any] = load_extension(f"piecewise_kernels_{path.stem}.kernel", path).kernel
+    return found
+
+
+def load_extension(name: str, path: Path) -> Any:
+    """The extension module called ``name`` whose library is ``path``. Raises ImportError."""
     loader = ExtensionFileLoader(name, str(path))
     spec = importlib.util.spec_from_loader(name, loader)
     if spec is None:
         raise ImportError(f"{path} is no extension module")
     module = importlib.util.module_from_spec(spec)
     loader.exec_module(module)
-    found: Callable[..., Any] = module.kernel
-    return found
-
-
-@contextlib.contextmanager
-def _address() -> Iterator[None]:
-    """Tell libraries, while they load, where torch's function is; as Inductor does."""
-    before = os.environ.get(_ADDRESS)
-    os.environ[_ADDRESS] = str(tensor_address_function())
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop(_ADDRESS, None)
-        else:
-            os.environ[_ADDRESS] = before
+    return module

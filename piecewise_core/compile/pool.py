@@ -28,14 +28,13 @@ _TIMEOUT = 900.0
 """Seconds after which a compilation counts as hung; the worker is then replaced."""
 
 Make = Callable[[int], Request]
-Done = Callable[[Answer], None]
 Work = Callable[[Callable[[Make], Answer]], None]
 
 
 class WorkerPool:
-    """Sends requests to one worker and calls back with its answers, on a thread of its own.
+    """Sends requests to one worker and waits for its answers, on a thread of its own.
 
-    ``submit`` never blocks. The worker ends with ``close``, with this object, and with the
+    ``run`` never blocks. The worker ends with ``close``, with this object, and with the
     process; a forked process starts one of its own. ``timeout``: seconds for one compilation.
     """
 
@@ -52,10 +51,6 @@ class WorkerPool:
         # Runs at interpreter exit too: a worker in mid-compile would outlive its parent.
         self.close = weakref.finalize(self, _end, self._jobs, self._worker, self._process)
         """End the worker. What it is doing, and what waits, is never answered."""
-
-    def submit(self, make: Make, done: Done) -> None:
-        """Compile what ``make(serial)`` describes; ``done(answer)`` comes on the pool's thread."""
-        self.run(lambda ask: done(ask(make)))
 
     def run(self, work: Work) -> None:
         """Call ``work(ask)`` on the pool's thread; ``ask(make)`` has the worker compile.

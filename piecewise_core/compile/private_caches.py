@@ -11,12 +11,13 @@ import functools
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from piecewise_core.afterfork import after_fork
 from piecewise_core.config_cache import cache_directory
+from piecewise_core.interpreter import variables
 from piecewise_core.ownership import make_private
 from piecewise_core.torch_compat.dynamo import compile_lock
 
@@ -46,22 +47,8 @@ def private_caches() -> Iterator[None]:
         "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
         "TRITON_CACHE_DIR": str(folder / "triton"),
     }
-    with compile_lock, after_fork.leaves(_environment(inside)):
+    with compile_lock, after_fork.leaves(variables(inside)):
         yield
-
-
-@contextmanager
-def _environment(inside: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in inside}
-    os.environ.update(inside)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def _holds_no_programs(directory: str) -> bool:

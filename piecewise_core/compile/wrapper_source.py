@@ -105,16 +105,8 @@ def _names(statement: ast.stmt) -> set[str]:
 
 def _library(body: list[ast.stmt]) -> set[str]:
     nodes = [n for statement in body for n in ast.walk(statement)]
-    used = {
-        n.attr
-        for n in nodes
-        if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id == _LIBRARY
-    }
-    mentions = sum(isinstance(n, ast.Name) and n.id == _LIBRARY for n in nodes)
-    attributes = sum(
-        isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id == _LIBRARY
-        for n in nodes
-    )
-    if mentions != attributes:
+    mentions = [n for n in nodes if isinstance(n, ast.Name) and n.id == _LIBRARY]
+    used = [n.attr for n in nodes if isinstance(n, ast.Attribute) and n.value in mentions]
+    if len(mentions) != len(used):
         raise NotPortable(f"its code hands {_LIBRARY} around")
-    return used
+    return set(used)

@@ -16,6 +16,7 @@ from typing import Any
 
 from piecewise_core.errors import PiecewiseError, PlatformFault
 from piecewise_core.plugins.declared import declared
+from piecewise_core.plugins.registry import describe
 from piecewise_core.plugins.results import RESULTS
 from piecewise_core.plugins.selection import Selected
 from piecewise_core.protocols import (
@@ -50,7 +51,7 @@ def attributed_compiler(compiler: CompilerAdaptor, by: str) -> CompilerAdaptor:
 def fault(by: str, method: str, error: Exception) -> PlatformFault:
     """What to raise, from ``error``, when ``method`` of what ``by`` made raised it."""
     return PlatformFault(
-        f"{by}: {method} raised {_describe(error)}; `piecewise doctor` tests every platform, and "
+        f"{by}: {method} raised {describe(error)}; `piecewise doctor` tests every platform, and "
         "platform= or PIECEWISE_PLATFORM chooses another",
         by=by,
         method=method,
@@ -60,8 +61,8 @@ def fault(by: str, method: str, error: Exception) -> PlatformFault:
 def told(error: BaseException) -> str:
     """``error`` as its kind and text; a PlatformFault as what was raised, and by whom."""
     if isinstance(error, PlatformFault):
-        return f"{_describe(raised(error))} ({error.by}: {error.method})"
-    return _describe(error)
+        return f"{describe(raised(error))} ({error.by}: {error.method})"
+    return describe(error)
 
 
 def raised(error: BaseException) -> BaseException:
@@ -218,7 +219,3 @@ class _Context:
             if raised is error:
                 raise
             raise fault(self._by, self._title, raised) from raised
-
-
-def _describe(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -18,7 +18,7 @@ from piecewise_core.errors import PluginError
 from piecewise_core.plugins.discovery import PluginEntry
 from piecewise_core.plugins.traces import watched_import
 
-__all__ = ["Plugin", "load"]
+__all__ = ["Plugin", "describe", "load"]
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ class Plugin:
             raise
         except Exception as exc:
             raise PluginError(
-                f"{self.entry}: its hook {hook} failed with {_describe(exc)}; "
+                f"{self.entry}: its hook {hook} failed with {describe(exc)}; "
                 f"update or uninstall {self.entry.distribution}"
             ) from exc
 
@@ -77,7 +77,7 @@ def _import(entry: PluginEntry) -> Any:
     except (Exception, SystemExit) as exc:
         raise PluginError(
             f"{entry}: importing its entry point {entry.name} = {entry.module!r} failed with "
-            f"{_describe(exc)}; reinstall or uninstall {entry.distribution}"
+            f"{describe(exc)}; reinstall or uninstall {entry.distribution}"
         ) from exc
     return found
 
@@ -103,5 +103,6 @@ def _check_names(entry: PluginEntry, manager: pluggy.PluginManager, plugin: Any)
         )
 
 
-def _describe(exc: BaseException) -> str:
-    return f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
+def describe(error: BaseException) -> str:
+    """``error`` as its kind and text."""
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -82,7 +82,7 @@ def _replaying(
             before = otherwise if padding is None else padding.first(sizes, entry)
             if before is not None:
                 return before(t, b, sizes, args, kwargs)
-        # As CapturedPlan.run does, without a frame for it.
+        # ``plan.prepare`` and ``plan.replay``, without frames for them.
         step: Any = None
         owner, callers.owner = callers.owner, IN_USE
         try:

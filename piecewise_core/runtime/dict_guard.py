@@ -15,8 +15,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import importlib.machinery
-import importlib.util
 import logging
 import os
 import shlex
@@ -32,6 +30,7 @@ from typing import Any
 
 import torch
 
+from piecewise_core.compile.native_code import load_extension
 from piecewise_core.compile.private_caches import private_directory
 from piecewise_core.config_cache import cache_directory
 from piecewise_core.ownership import foreign, make_private
@@ -114,7 +113,7 @@ def native() -> Any:
 
 def _started(path: Path) -> Any:
     tensor_address_function()  # an older or newer torch may have none
-    module = _load(path)
+    module = load_extension(_NAME, path)
     module.stamp((), bytearray())  # since Python 3.12 this takes one of a few watchers
     return module
 
@@ -217,13 +216,3 @@ def _compiler(environ: Mapping[str, str]) -> list[str]:
         if found:
             return [found]
     raise FileNotFoundError("no C compiler (cc, gcc, clang; CC names another)")
-
-
-def _load(path: Path) -> Any:
-    loader = importlib.machinery.ExtensionFileLoader(_NAME, str(path))
-    spec = importlib.util.spec_from_loader(_NAME, loader)
-    if spec is None:
-        raise ImportError(f"{path} cannot be loaded")
-    module = importlib.util.module_from_spec(spec)
-    loader.exec_module(module)
-    return module

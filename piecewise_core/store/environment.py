@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -33,8 +33,7 @@ class Environment:
     """What a model's pieces are compiled with.
 
     ``distribution``: who brought the platform ("piecewise-cpu 0.1.0"), empty for an instance.
-    ``rewrites``: keys of those in force besides ``passes``, in order. ``more``: the place for
-    factors that somebody else declares, by name; they go in as ``more.NAME``.
+    ``rewrites``: keys of those in force besides ``passes``, in order.
     """
 
     platform: Platform
@@ -43,7 +42,6 @@ class Environment:
     config: Config
     passes: tuple[Callable[[torch.fx.GraphModule], None], ...] = ()
     rewrites: tuple[str, ...] = ()
-    more: Mapping[str, str] = field(default_factory=dict)
 
     def fixed(self) -> dict[str, str]:
         """Factors that do not change while the process runs. May initialise the device.
@@ -63,7 +61,6 @@ class Environment:
             **{f"config.{n}": v for n, v in self.config.cache_factors().items()},
             **machine_factors(),
             **_named("platform", declared(self.platform).fingerprint()),
-            **_named("more", self.more),
         }
 
 

@@ -305,7 +305,9 @@ def test_a_compilation_that_takes_too_long_is_given_up_and_the_pool_goes_on(note
     answers: list[Answer] = []
     pool = WorkerPool(timeout=0.2)
     for _ in range(2):
-        pool.submit(lambda n: Request(n, "acme", "{}", "key", b"", {}, {}), answers.append)
+        pool.run(
+            lambda ask: answers.append(ask(lambda n: Request(n, "acme", "{}", "key", b"", {}, {})))
+        )
     assert eventually(lambda: len(answers) == 2)
     assert [a.serial for a in answers] == [0, 1]
     assert all("it took longer than 0.2 s" in a.error and a.handle is None for a in answers)
@@ -324,7 +326,7 @@ def test_a_job_that_cannot_be_made_or_taken_in_does_not_stop_the_pool(caplog):
         raise ZeroDivisionError
 
     for _ in range(2):
-        pool.submit(made, taken)
+        pool.run(lambda ask: taken(ask(made)))
     assert eventually(lambda: len(answers) == 2)
     assert answers[0].error == "TypeError: cannot pickle this"
     assert "could not take in a compiled piece" in caplog.text
