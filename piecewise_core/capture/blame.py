@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from piecewise_core.errors import CaptureFailed, OutOfGraphMemory, PiecewiseError, PlatformFault
-from piecewise_core.plugins import Declared, raised, told
+from piecewise_core.plugins import Declared, error_text, raised
 from piecewise_core.ranges import Sizes
 
 __all__ = ["blamer", "failed_as"]
@@ -43,7 +43,7 @@ def _explained(platform: Declared, at: str, sizes: Sizes, error: Exception) -> C
     kind = OutOfGraphMemory if memory else CaptureFailed
     left = _memory(platform) if memory else ""
     return kind(
-        f"capturing sizes {sizes} failed at {at}: {told(error)}{left}. "
+        f"capturing sizes {sizes} failed at {at}: {error_text(error)}{left}. "
         f"{advice or 'Sizes without a graph are served by compiled ranges'}"
     )
 
@@ -68,8 +68,8 @@ def blamer(
         else:
             return error
         return PlatformFault(
-            f"{by}: {method} raised {told(error)} when sizes {sizes} were {what}; release() and "
-            "restore() capture anew, and graph_mode='none' runs without graphs",
+            f"{by}: {method} raised {error_text(error)} when sizes {sizes} were {what}; release() "
+            "and restore() capture anew, and graph_mode='none' runs without graphs",
             by=by,
             method=method,
         )
@@ -82,7 +82,7 @@ def _advice(platform: Declared, cause: BaseException) -> str | None:
     try:
         return platform.explain(cause)
     except Exception as error:
-        logger.warning("%s", told(error))
+        logger.warning("%s", error_text(error))
         return None
 
 
@@ -95,6 +95,6 @@ def _memory(platform: Declared) -> str:
             return ""
         free, total = platform.memory_info()
     except Exception as error:
-        logger.warning("%s", told(error))
+        logger.warning("%s", error_text(error))
         return ""
     return f" ({free / 2**20:.0f} of {total / 2**20:.0f} MiB are free)"

@@ -11,7 +11,7 @@ import torch
 from piecewise_core.capture.buffers import Stage
 from piecewise_core.capture.dispatcher_bypass import modes_active
 from piecewise_core.capture.opsteps import Step
-from piecewise_core.capture.output_ownership import Callers
+from piecewise_core.capture.output_ownership import OutputOwnership
 from piecewise_core.protocols import ReplayCall
 from piecewise_core.ranges import Sizes
 
@@ -27,8 +27,8 @@ class CapturedPlan:
     called past the dispatcher, for when no mode wants to see them. ``before``: the driver's
     ``before_replay``. ``blame``: says whose an error of a step is (None: of staging). ``made``:
     what each replay leaves, in order, until the next step. ``replays``: ids of the steps that are
-    one. ``callers``: told that the memory is in use while steps are done, since an operator among
-    them may call the model.
+    one. ``callers``: notified that the memory is in use while steps are done, since an operator
+    among them may call the model.
     """
 
     sizes: Sizes
@@ -42,7 +42,7 @@ class CapturedPlan:
     blame: Callable[[Any, Exception], Exception] = lambda step, error: error
     made: tuple[tuple[torch.Tensor, ...], ...] = ()
     replays: frozenset[int] = frozenset()
-    callers: Callers = field(default_factory=lambda: Callers(cloning=False))
+    callers: OutputOwnership = field(default_factory=lambda: OutputOwnership(cloning=False))
 
     def prepare(self, tensors: Sequence[torch.Tensor], sizes: Sizes) -> None:
         """Tell a driver that wants to know of the call; then put its inputs where graphs read."""

@@ -110,7 +110,7 @@ def _mapped(value: Any, found: Mapping[int, torch.Tensor]) -> Any:
 class InPlace:
     """A collective into what it is given, as a step: it waits, and returns nothing.
 
-    ``told()``: what the call before returned; from then on nothing is kept.
+    ``take_result()``: what the call before returned; from then on nothing is kept.
     """
 
     def __init__(self, fn: Callable[..., Any]) -> None:
@@ -125,7 +125,7 @@ class InPlace:
         else:
             waited_for(self._fn, self._fn(*args, **kwargs))
 
-    def told(self) -> Any:
+    def take_result(self) -> Any:
         """As said of the class."""
         result, self._result, self._keeps = self._result, None, False
         return result

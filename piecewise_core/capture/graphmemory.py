@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from piecewise_core.capture.captured import CapturedPlan
-from piecewise_core.capture.output_ownership import Callers
+from piecewise_core.capture.output_ownership import OutputOwnership
 from piecewise_core.counters import Counters
 from piecewise_core.errors import OutOfGraphMemory
 from piecewise_core.graph.spans import Spans, storage_span
@@ -49,11 +49,11 @@ class GraphMemory:
         platform: Declared,
         counters: Counters,
         limit: int | None,
-        callers: Callers | None = None,
+        callers: OutputOwnership | None = None,
     ) -> None:
         self.platform = platform
         self.limit = limit
-        self.callers = callers or Callers(cloning=False)
+        self.callers = callers or OutputOwnership(cloning=False)
         self.pool: Any = None
         self.stream: Any = None
         self.short = False

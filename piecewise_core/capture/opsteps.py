@@ -35,7 +35,7 @@ def op_step(
 
     ``alone``: whether it returns a tensor, rather than something that holds tensors. ``form``: what
     ``form_of`` gave when it was captured, to raise OpContractBroken where a result differs. None: a
-    fake kernel has told what comes.
+    fake kernel has said what comes.
     """
     if form is not None and any(f is not None for f in form):
         fn = _exactly(fn, form)
@@ -71,8 +71,8 @@ def _exactly(fn: Callable[..., Any], wanted: Sequence[Any]) -> Callable[..., Any
         found = form_of(pytree.tree_leaves(result))
         if found != wanted:
             raise OpContractBroken(
-                f"splitting op {getattr(fn, '__name__', fn)} returned {_told(found)}, and "
-                f"{_told(wanted)} when it was captured; graphs take sizes and Python values as "
+                f"splitting op {getattr(fn, '__name__', fn)} returned {_shown(found)}, and "
+                f"{_shown(wanted)} when it was captured; graphs take sizes and Python values as "
                 "they were then: put the code that uses them into the splitting op too"
             )
         return result
@@ -80,7 +80,7 @@ def _exactly(fn: Callable[..., Any], wanted: Sequence[Any]) -> Callable[..., Any
     return run
 
 
-def _told(form: Sequence[Any]) -> str:
+def _shown(form: Sequence[Any]) -> str:
     return ", ".join(
         f"a tensor of shape {tuple(f)}" if isinstance(f, torch.Size) else repr(f) for f in form
     )

@@ -20,7 +20,7 @@ import torch
 
 from piecewise_core.errors import CaptureFailed
 
-__all__ = ["IN_USE", "Callers"]
+__all__ = ["IN_USE", "OutputOwnership"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ IN_USE = -1
 """``owner`` while the graphs' memory is being written: no thread has this number."""
 
 
-class Callers:
+class OutputOwnership:
     """Lets one thread have outputs as they are, and more than one only copies of their own.
 
     ``cloning``: whether outputs are copied before they are handed out. ``owner``: the thread that

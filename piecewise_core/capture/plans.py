@@ -42,7 +42,7 @@ class CapturedPlans:
         self._plans: dict[Sizes, CapturedPlan] = {}
         self.dropped: dict[Sizes, str] = {}
         self.owed: set[Sizes] = set()
-        self._told, self._lazy = False, lazy
+        self._warned, self._lazy = False, lazy
         self.called: set[Sizes] = set()
 
     def __contains__(self, sizes: object) -> bool:
@@ -110,14 +110,14 @@ class CapturedPlans:
             return self._plans.get(sizes)
         self.callers.refuse_inside(f"sizes {sizes} would be captured")
         if not self.memory.settle():
-            if not self._told:
+            if not self._warned:
                 logger.warning(
                     "sizes %s are not captured now: another thread may still be reading what it "
                     "was given last, and a capture would overwrite that. It is done at a later "
                     "call; set clone_outputs=True to be free of that",
                     sizes,
                 )
-            self._told = True
+            self._warned = True
             return None
         if self._platform.graphs.is_capturing():
             raise CaptureFailed(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from piecewise_core.capture.recorder import Recorder
-from piecewise_core.plugins import Declared, told
+from piecewise_core.plugins import Declared, error_text
 
 __all__ = ["abandon", "restored", "same_stream"]
 
@@ -62,19 +62,19 @@ def restored(
 
 def abandon(platform: Declared, recorder: Recorder, stream: Any) -> None:
     """Leave capture mode and free what was captured so far; never raises."""
-    with _told(), platform.device.stream(stream):
+    with _logged(), platform.device.stream(stream):
         if recorder.graphs and platform.graphs.is_capturing():
             platform.abort_capture(recorder.graphs[-1])
     for graph in reversed(recorder.graphs):
-        with _told():
+        with _logged():
             platform.graphs.reset(graph)
     recorder.graphs.clear()
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
+def _logged() -> Iterator[None]:
     """Log an error of cleaning up: the one that made it necessary is raised."""
     try:
         yield
     except Exception as error:
-        logger.info("while leaving a failed capture: %s", told(error))
+        logger.info("while leaving a failed capture: %s", error_text(error))

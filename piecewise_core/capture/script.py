@@ -53,9 +53,9 @@ def _line(fn: Any, args: Any, kwargs: Any) -> tuple[Any, ...]:
 def _differs(line: tuple[Any, ...], rest: list[tuple[Any, ...]]) -> str:
     before = next((other for other in rest if other[0] == line[0]), ())
     pairs = [(a, b) for a, b in zip(before, line, strict=False) if a != b]
-    told = f" ({pairs[0][0][:40]}, then {pairs[0][1][:40]})" if pairs else ""
+    apart = f" ({pairs[0][0][:40]}, then {pairs[0][1][:40]})" if pairs else ""
     return (
-        f"{line[0]} was given something else in the second run than in the first{told}; a graph "
+        f"{line[0]} was given something else in the second run than in the first{apart}; a graph "
         "repeats one run, so what Python decides must come out the same, which a counter, a clock "
         "or Python's random numbers do not. Pass it as an argument, or put that code into a "
         "splitting op"

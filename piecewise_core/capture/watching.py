@@ -173,7 +173,7 @@ class WatchingRecorder(Recorder):
             if in_place(fn):
                 step = InPlace(fn)
                 self.op(step)(*args, **kwargs)
-                result = step.told()
+                result = step.take_result()
             else:
                 result = self.op(fn)(*args, **kwargs)
         finally:

@@ -112,7 +112,7 @@ def prune(limit: str | None, everything: bool, cache_dir: str | None, as_json: b
     from piecewise_core.store import pruning
     from piecewise_core.store.opening import LIMIT_VARIABLE, size_limit
 
-    bound = _told(lambda: size_limit({LIMIT_VARIABLE: limit} if limit else os.environ))
+    bound = _or_refuse(lambda: size_limit({LIMIT_VARIABLE: limit} if limit else os.environ))
     store = _store(cache_dir)
     done = pruning.Pruned((), 0, 0)
     if store is not None:
@@ -140,7 +140,7 @@ def export(file: Path, keys: tuple[str, ...], cache_dir: str | None, as_json: bo
     if store is None or not wanted:
         raise click.ClickException("the store is empty; there is nothing to export")
     entries = (e for e in (store.get(m.key) for m in wanted) if e is not None)
-    count = _told(lambda: write_archive(file, entries))
+    count = _or_refuse(lambda: write_archive(file, entries))
     if as_json:
         _print_json({"file": str(file), "entries": count})
     else:
@@ -157,7 +157,7 @@ def import_(file: Path, cache_dir: str | None, as_json: bool) -> None:
     """
     from piecewise_core.store.opening import size_limit
 
-    added, known = _told(lambda: _add(file, cache_dir, size_limit(os.environ)))
+    added, known = _or_refuse(lambda: _add(file, cache_dir, size_limit(os.environ)))
     if as_json:
         _print_json({"file": str(file), "added": added, "known": known})
     else:
@@ -187,10 +187,10 @@ def _store(cache_dir: str | None) -> Any:
     from piecewise_core.store.files import FileStore
 
     root = store_directory(cache_dir, os.environ)
-    return _told(lambda: FileStore(root)) if root.exists() else None
+    return _or_refuse(lambda: FileStore(root)) if root.exists() else None
 
 
-def _told(work: Callable[[], Any]) -> Any:
+def _or_refuse(work: Callable[[], Any]) -> Any:
     """``work()``; what is wrong is one line, not a traceback."""
     try:
         return work()

@@ -12,7 +12,7 @@ from piecewise_core.compile.task import Task
 from piecewise_core.errors import StoreError
 from piecewise_core.graph.canonical import Form
 from piecewise_core.graph.split import Piece
-from piecewise_core.plugins import told
+from piecewise_core.plugins import error_text
 from piecewise_core.protocols import CompiledGraph, CompilerAdaptor
 from piecewise_core.ranges import Box
 from piecewise_core.store.entry import (
@@ -90,7 +90,7 @@ class ArtifactCache:
                 "compiler %r cannot load entry %s of the compile store (%s); %s is compiled again",
                 adaptor.name,
                 manifest.key[:12],
-                told(error),
+                error_text(error),
                 task.label,
             )
             return None
@@ -167,7 +167,9 @@ class ArtifactCache:
         except StoreError:
             raise
         except Exception as error:
-            raise StoreError(f"what its code depends on cannot be told: {told(error)}") from error
+            raise StoreError(
+                f"what its code depends on cannot be told: {error_text(error)}"
+            ) from error
 
     def _load(self, adaptor: CompilerAdaptor, entry: Entry) -> CompiledGraph:
         if entry.manifest.serves is None:
@@ -184,7 +186,7 @@ def _handed_over(made: Artifact) -> bytes:
     try:
         blob = handle()
     except Exception as error:
-        raise StoreError(f"{what}: {told(error)}") from error
+        raise StoreError(f"{what}: {error_text(error)}") from error
     if not isinstance(blob, bytes):
         raise StoreError(f"{what}: it gave {type(blob).__name__}, not bytes")
     return blob

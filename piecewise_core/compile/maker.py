@@ -29,7 +29,7 @@ from piecewise_core.errors import (
 from piecewise_core.graph.canonical import Form
 from piecewise_core.graph.garbage import no_collection
 from piecewise_core.graph.split import Piece
-from piecewise_core.plugins import raised, told
+from piecewise_core.plugins import error_text, raised
 from piecewise_core.protocols import CompilerAdaptor
 from piecewise_core.ranges import Box
 from piecewise_core.rewrites import Rewrites
@@ -119,7 +119,7 @@ class Maker:
                 raise
             raise CompileFailed(
                 f"{label} ({piece.source or 'no source line'}) for sizes {box}: compiler "
-                f"{adaptor.name!r} raised {told(error)}. Try "
+                f"{adaptor.name!r} raised {error_text(error)}. Try "
                 'compiler="eager" for this model, or report it with the piece that '
                 "explain() prints"
             ) from raised(error)

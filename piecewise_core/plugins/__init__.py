@@ -1,6 +1,6 @@
 """Plugins: found by metadata, loaded one by one, selected with reasons. Imports no torch."""
 
-from piecewise_core.plugins.attribution import AttributedPlatform, attributed, raised, told
+from piecewise_core.plugins.attribution import AttributedPlatform, attributed, error_text, raised
 from piecewise_core.plugins.audience import Audience
 from piecewise_core.plugins.candidates import Candidate, survey
 from piecewise_core.plugins.compilers import find_compiler
@@ -22,11 +22,11 @@ __all__ = [
     "attributed",
     "declared",
     "discover",
+    "error_text",
     "find_compiler",
     "name_of",
     "raised",
     "registered",
     "select",
     "survey",
-    "told",
 ]

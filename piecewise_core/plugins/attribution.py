@@ -30,7 +30,14 @@ from piecewise_core.protocols import (
     RuntimeExtras,
 )
 
-__all__ = ["AttributedPlatform", "attributed", "attributed_compiler", "fault", "raised", "told"]
+__all__ = [
+    "AttributedPlatform",
+    "attributed",
+    "attributed_compiler",
+    "error_text",
+    "fault",
+    "raised",
+]
 
 
 def attributed(selected: Selected) -> AttributedPlatform:
@@ -58,7 +65,7 @@ def fault(by: str, method: str, error: Exception) -> PlatformFault:
     )
 
 
-def told(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """``error`` as its kind and text; a PlatformFault as what was raised, and by whom."""
     if isinstance(error, PlatformFault):
         return f"{describe(raised(error))} ({error.by}: {error.method})"

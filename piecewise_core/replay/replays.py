@@ -16,7 +16,7 @@ import torch
 
 from piecewise_core.capture.captured import CapturedPlan
 from piecewise_core.capture.graphmemory import GraphMemory
-from piecewise_core.capture.output_ownership import Callers
+from piecewise_core.capture.output_ownership import OutputOwnership
 from piecewise_core.capture.plans import CapturedPlans, largest_first
 from piecewise_core.config import Config
 from piecewise_core.counters import Counters
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 def graph_memory(platform: Declared, config: Config, counters: Counters) -> GraphMemory:
     """What the graphs of one model lie in, whatever forms its calls have."""
-    callers = Callers(cloning=config.clone_outputs, strict=config.check == "strict")
+    callers = OutputOwnership(cloning=config.clone_outputs, strict=config.check == "strict")
     return GraphMemory(platform, counters, config.memory_limit, callers)
 
 

@@ -12,7 +12,7 @@ import torch
 from piecewise_core.capture.captured import CapturedPlan
 from piecewise_core.capture.copied_outputs import copier
 from piecewise_core.capture.dispatcher_bypass import modes_active
-from piecewise_core.capture.output_ownership import IN_USE, Callers
+from piecewise_core.capture.output_ownership import IN_USE, OutputOwnership
 from piecewise_core.capture.plans import CapturedPlans
 from piecewise_core.counters import Counters
 from piecewise_core.ranges import Sizes
@@ -63,7 +63,7 @@ def _unless(asked: Callable[[Any, Any], bool], entry: Entry, otherwise: Entry) -
 def _replaying(
     plan: CapturedPlan,
     facts: Facts,
-    callers: Callers,
+    callers: OutputOwnership,
     counters: Counters,
     raw: Callable[..., Sequence[Any]],
     otherwise: Entry,

@@ -18,7 +18,7 @@ from piecewise_core.capture.plans import largest_first
 from piecewise_core.capture.trial import try_once
 from piecewise_core.config import Config, Dim
 from piecewise_core.errors import OutOfRange, SizeBranch
-from piecewise_core.plugins import raised, told
+from piecewise_core.plugins import error_text, raised
 from piecewise_core.ranges import Sizes
 from piecewise_core.replay.reads import Reads
 from piecewise_core.replay.replayable import Replayable
@@ -70,7 +70,7 @@ def try_sizes(order: Iterable[Sizes], run: Callable[[Sizes], None], dims: Sequen
         try:
             run(sizes)
         except Exception as error:
-            logger.debug("a run of sizes %s raised %s", sizes, told(error))
+            logger.debug("a run of sizes %s raised %s", sizes, error_text(error))
             beyond, lost = _is_beyond(error), _is_lost(error)
             if lost or (beyond and ran is not None):
                 raise OutOfRange(_message(sizes, ran, dims, error)) from error
@@ -93,7 +93,7 @@ def _message(sizes: Sizes, ran: Sizes | None, dims: Sequence[Dim], error: Except
     named = ", ".join(f"{d.name}={s}" for d, s in zip(dims, sizes, strict=True))
     before = "none smaller was tried" if ran is None else f"sizes {ran} ran"
     limits = ", ".join(f'Dim("{d.name}", max={d.max})' for d in dims)
-    first = str(told(error)).partition("\n")[0]
+    first = str(error_text(error)).partition("\n")[0]
     return (
         f"warm-up ran the model at sizes {sizes} ({named}), which its bounds allow, and it raised "
         f"{first}; {before}. A table of the model, of positions say, is shorter than {limits}: set "

@@ -36,7 +36,7 @@ from piecewise_core.config_cache import cache_directory
 from piecewise_core.ownership import foreign, make_private
 from piecewise_core.torch_compat.storages import tensor_address_function
 
-__all__ = ["CHANGED", "MOVED", "SAME", "Unchanged", "bring", "native", "take_along"]
+__all__ = ["CHANGED", "MOVED", "SAME", "DictGuard", "bring", "native", "take_along"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ _NAME = "piecewise_dict_guard"
 _SECONDS = 30  # for a compiler that hangs
 
 
-class Unchanged:
+class DictGuard:
     """Watches ``dicts`` and where ``tensors`` lie.
 
     ``check()`` gives SAME, CHANGED or MOVED. CHANGED may be a false alarm: look at what matters,

@@ -10,14 +10,14 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 from piecewise_core.runtime.closure_walk import Anchor
-from piecewise_core.runtime.dict_guard import SAME, Unchanged
+from piecewise_core.runtime.dict_guard import SAME, DictGuard
 from piecewise_core.runtime.hooks import HookWatch
 from piecewise_core.runtime.module_paths import Place, mode_readers
 
-__all__ = ["reader"]
+__all__ = ["guard_function"]
 
 
-def reader(
+def guard_function(
     tensors: Sequence[torch.Tensor],
     places: Sequence[Sequence[Place]],
     roots: Sequence[torch.nn.Module],
@@ -87,7 +87,7 @@ class _Kept:
         self._children = [(children, list(children.values())) for children in parents]
         self._entries = entries
         found = [d for d, _, _ in entries] + parents
-        self.unchanged = Unchanged(list({id(d): d for d in found}.values()), tensors, some)
+        self.unchanged = DictGuard(list({id(d): d for d in found}.values()), tensors, some)
 
     def look_again(self) -> bool:
         """Whether all bound tensors and all modules are where they were."""

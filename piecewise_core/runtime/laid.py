@@ -30,7 +30,7 @@ class Laid:
     per tensor, whether a copy of it would do: one of what shares memory would lose writes.
     ``exact``: whether strides of dims of one element count too, as the program was told of them.
     ``count``: called for each result that is copied. ``several``: whether a result is a sequence of
-    tensors always. ``told``: what was reported so far. ``drifts``: whether any was copied.
+    tensors always. ``reported``: what was reported so far. ``drifts``: whether any was copied.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Laid:
         *,
         exact: bool = False,
         several: bool = False,
-        told: set[str] | None = None,
+        reported: set[str] | None = None,
     ) -> None:
         self._what = what
         self._by = by
@@ -54,7 +54,7 @@ class Laid:
         self._count = count
         self._exact = exact
         self._several = several
-        self._told = set() if told is None else told
+        self._reported = set() if reported is None else reported
         self.drifts = False
 
     def __call__(self, result: Any, *sizes: int) -> Any:
@@ -91,8 +91,8 @@ class Laid:
     def _tell(self, leaf: torch.Tensor, stride: Sequence[int]) -> None:
         self._count()
         self.drifts = True
-        if self._what not in self._told:
-            self._told.add(self._what)
+        if self._what not in self._reported:
+            self._reported.add(self._what)
             logger.warning(
                 "%s returns a tensor of strides %s where %s are promised; it is copied to that "
                 "layout at every call: %s",

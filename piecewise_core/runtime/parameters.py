@@ -16,7 +16,7 @@ import torch
 from piecewise_core.errors import UnsupportedModule
 from piecewise_core.runtime.attribute_paths import holders_of
 from piecewise_core.runtime.closure_walk import Anchor, roots_of
-from piecewise_core.runtime.guard_source import reader
+from piecewise_core.runtime.guard_source import guard_function
 from piecewise_core.runtime.hooks import HookWatch
 from piecewise_core.runtime.module_paths import Place, places_of, tree_of
 from piecewise_core.torch_compat.dispatcher import is_traceable_wrapper_subclass, no_torch_function
@@ -102,7 +102,7 @@ class Parameters:
         self._hooks = HookWatch(self._called)
         self._shared = _sharing(self._tensors)
         self._holders = (*self._anchors, *self._loose())
-        self.read = reader(
+        self.read = guard_function(
             self._tensors, self._places, self._roots, self._hooks, self._holders, self._every
         )
 

@@ -30,7 +30,7 @@ class Promises:
         self._values = values
         self._dims = dims
         self._count = count
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
         self._of_pieces: dict[int, tuple[Promise, list[bool]]] = {}
         # Where the layout decides what is computed, a copy in another one is no way out.
         self._decided = written_by_layout(program.traced.graph.graph)
@@ -77,7 +77,7 @@ class Promises:
             own,
             self._count,
             exact=self._program.traced.reads_layout,
-            told=self._told,
+            reported=self._reported,
         )
 
     def lay_piece(self, piece: Piece, compiler: str) -> Laid:
@@ -96,7 +96,7 @@ class Promises:
             own,
             self._count,
             several=True,
-            told=self._told,
+            reported=self._reported,
         )
 
     def _own(self, tensors: Sequence[torch.Tensor], given: frozenset[int]) -> list[bool]:

@@ -71,7 +71,7 @@ class TraceState:
         switch = next((c for c in concerned if isinstance(c, Switch)), None)
         self.switched = switch is not None
         if switch is not None:
-            return switch.told()
+            return switch.change()
         if all(map(self._reading.holdings.holds, concerned)):
             return None
         return self._ask_all()

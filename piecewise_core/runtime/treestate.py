@@ -67,12 +67,12 @@ class TreeState:
         """What differs, in one sentence; None after a false alarm."""
         for container in self._written():
             if isinstance(container, Switch):
-                return container.told()
+                return container.change()
             name = identity(container)
             was, now = self._contents[name], _contents(container)
             for key in _differing(was, now):
                 if (name, key) not in self._counts or type(now.get(key)) is not int:
-                    return _told(container, key, was, now)
+                    return _change_text(container, key, was, now)
             self._contents[name] = now
         return None
 
@@ -163,7 +163,7 @@ def _same(was: dict[Any, Any], now: dict[Any, Any]) -> bool:
     return list(was) == list(now) and all(was[name] is now[name] for name in was)
 
 
-def _told(container: Any, name: Any, was: dict[Any, Any], now: dict[Any, Any]) -> str:
+def _change_text(container: Any, name: Any, was: dict[Any, Any], now: dict[Any, Any]) -> str:
     where = container.__qualname__ if isinstance(container, type) else type(container).__name__
     a, b = was.get(name, _MISSING), now.get(name, _MISSING)
     return f"{name!r} of a {where} is {_shown(b)}, and was {_shown(a)}"

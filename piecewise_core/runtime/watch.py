@@ -46,7 +46,7 @@ class Switch(Poll):
             return False
         return True
 
-    def told(self) -> str:
+    def change(self) -> str:
         """That it is switched, in one sentence."""
         if self.name == "environment":  # which nobody wants in a log
             return "an environment variable was set or removed"

@@ -239,4 +239,4 @@ def test_every_word_that_leads_to_a_switch_is_looked_for():
 def test_every_switch_answers_alike_twice(device_type):
     for switch in switches(device_type, WATCHED):
         assert switch.ask() == switch.ask()
-        assert "torch's" in switch.told() or switch.name == "environment"
+        assert "torch's" in switch.change() or switch.name == "environment"

@@ -89,10 +89,10 @@ def _judged(test: Callable[..., Any], spec: Spec) -> Callable[..., None]:
     def judged(self: Conformance, request: pytest.FixtureRequest) -> None:
         body = partial(test, self) if takes_case else lambda case: test(self)
         verdict = judge(type(self)._run, spec, body)
-        told = request.node.user_properties
-        told += [("conformance", verdict.outcome), ("reason", verdict.reason)]
+        properties = request.node.user_properties
+        properties += [("conformance", verdict.outcome), ("reason", verdict.reason)]
         if spec.overridden:
-            told.append(("overridden", spec.overridden))
+            properties.append(("overridden", spec.overridden))
         _tell(verdict)
 
     judged.__name__, judged.__qualname__ = test.__name__, test.__qualname__

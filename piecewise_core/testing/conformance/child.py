@@ -46,18 +46,18 @@ def _info(entry: PluginEntry, platform: str) -> PlatformInfo:
 
 def _announce(entry: PluginEntry, platform: str) -> dict[str, Any]:
     """What importing the plugin and calling its hook brings in, changes and prints."""
-    told = _Told()
-    logging.getLogger("piecewise_core").addHandler(told)
+    log = _Log()
+    logging.getLogger("piecewise_core").addHandler(log)
     with watched_import(entry):
         _info(entry, platform)
     return {
         "heavy": [name for name in HEAVY if name in sys.modules],
-        "changed": told.about("changed"),
-        "printed": told.about("printed"),
+        "changed": log.about("changed"),
+        "printed": log.about("printed"),
     }
 
 
-class _Told(logging.Handler):
+class _Log(logging.Handler):
     """Keeps what core says of an import, by the verb in it."""
 
     def __init__(self) -> None:

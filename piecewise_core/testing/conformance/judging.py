@@ -14,7 +14,7 @@ from piecewise_core.errors import PiecewiseError
 from piecewise_core.testing.conformance.case import Case
 from piecewise_core.testing.conformance.marks import LEVELS, Spec
 from piecewise_core.testing.conformance.run import Run
-from piecewise_core.testing.conformance.verdicts import NotClaimed, Violation, told
+from piecewise_core.testing.conformance.verdicts import NotClaimed, Violation, failure_text
 
 __all__ = ["FOUND", "KEEPS", "Verdict", "judge"]
 
@@ -75,7 +75,7 @@ def _tried(run: Run, spec: Spec, test: Callable[[Case], Any]) -> Verdict:
     except pytest.skip.Exception as reason:
         return Verdict("not claimed", str(reason))
     except (Violation, Exception) as error:
-        return Verdict("failed", told(spec.property, spec.blames, error))
+        return Verdict("failed", failure_text(spec.property, spec.blames, error))
     return Verdict("passed")
 
 

@@ -30,20 +30,20 @@ class Faults(Conformance):
     @conformance("L2", "GraphDriver.is_capturing", claims=GRAPHS, relies_on=(BASIC,))
     def test_is_capturing_tells_a_capture(self, case: Case) -> None:
         """is_capturing is True between capture_begin and capture_end, and False elsewhere."""
-        x, driver, told = rows(case, 4), case.driver, []
+        x, driver, answers = rows(case, 4), case.driver, []
         graph = case.new_graph()
-        told.append(driver.is_capturing())
+        answers.append(driver.is_capturing())
         with case.ready():
             driver.capture_begin(graph, case.pool, case.stream)
-            told.append(driver.is_capturing())
+            answers.append(driver.is_capturing())
             x * 2
             driver.capture_end(graph)
-            told.append(driver.is_capturing())
+            answers.append(driver.is_capturing())
         case.require(
-            told == [False, True, False],
+            answers == [False, True, False],
             "asked before, in and behind a capture, on its stream",
             [False, True, False],
-            told,
+            answers,
             "ask the device whether the current stream is recording",
         )
 
@@ -185,12 +185,12 @@ class Faults(Conformance):
         errors = [KeyError("a"), RuntimeError(), ValueError("of a model"), OSError(5, "device")]
         wrapped = RuntimeError("wrapped")
         wrapped.__cause__ = errors[1]
-        told = [case.driver.explain(error) for error in (*errors, wrapped)]
+        answers = [case.driver.explain(error) for error in (*errors, wrapped)]
         case.require(
-            all(text is None or isinstance(text, str) for text in told),
+            all(text is None or isinstance(text, str) for text in answers),
             "called explain() with errors that are not the driver's",
             "None or a text for each",
-            told,
+            answers,
             "return None for errors that the driver knows nothing about",
         )
 

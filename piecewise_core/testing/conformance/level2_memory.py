@@ -52,18 +52,18 @@ class Memory(Conformance):
     )
     def test_live_bytes_follow_tensors(self, case: Case) -> None:
         """live_bytes rises with a result that is held, and falls when it is dropped."""
-        x, told = case.zeros(_LARGE), []
+        x, live = case.zeros(_LARGE), []
         first = case.capture(lambda: x[:8] + 1)  # a pool may not exist before
-        told.append(case.driver.live_bytes(case.pool))
+        live.append(case.driver.live_bytes(case.pool))
         _graph, out = case.capture(lambda: x + 1)
-        told.append(case.driver.live_bytes(case.pool))
+        live.append(case.driver.live_bytes(case.pool))
         del out
-        told.append(case.driver.live_bytes(case.pool))
+        live.append(case.driver.live_bytes(case.pool))
         case.require(
-            told[1] - told[0] >= 4 * _LARGE and told[1] - told[2] >= 4 * _LARGE,
+            live[1] - live[0] >= 4 * _LARGE and live[1] - live[2] >= 4 * _LARGE,
             f"captured a result of {4 * _LARGE} bytes behind one of {first[1].nbytes}, dropped it",
             "live_bytes up by that, then down by that",
-            told,
+            live,
             "count the memory that tensors hold, not what the pool has reserved",
         )
 

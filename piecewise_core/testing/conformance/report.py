@@ -87,7 +87,7 @@ class Report:
 
     def to_json(self) -> str:
         """The report as one JSON object, without this machine's paths and name."""
-        told = {
+        data = {
             "schema": SCHEMA,
             "platform": dict(self.platform),
             "versions": dict(self.versions),
@@ -98,7 +98,7 @@ class Report:
             "counts": dict(self.counts),
             "tests": [asdict(test) for test in self.tests],
         }
-        return _portable(json.dumps(told, indent=2)) + "\n"
+        return _portable(json.dumps(data, indent=2)) + "\n"
 
 
 def make_report(subject: Subject, asked: str, tests: Sequence[TestResult]) -> Report:

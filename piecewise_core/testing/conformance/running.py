@@ -130,11 +130,11 @@ class _Listener:
         """Take down one test."""
         if report.when != "call" and report.outcome == "passed":
             return
-        told = dict(report.user_properties)
+        found = dict(report.user_properties)
         name = report.nodeid.rpartition("::")[2]
         spec = self._suite.specs().get(name)
-        if report.when == "call" and "conformance" in told:
-            outcome, reason = str(told["conformance"]), str(told["reason"])
+        if report.when == "call" and "conformance" in found:
+            outcome, reason = str(found["conformance"]), str(found["reason"])
         else:
             outcome, reason = "failed", report.longreprtext
         self.results.append(
@@ -145,6 +145,6 @@ class _Listener:
                 outcome=outcome,
                 reason=reason,
                 seconds=round(report.duration, 3),
-                overridden=str(told["overridden"]) if "overridden" in told else None,
+                overridden=str(found["overridden"]) if "overridden" in found else None,
             )
         )

@@ -8,7 +8,7 @@ from typing import Any
 from piecewise_core.errors import PiecewiseError
 from piecewise_core.plugins.attribution import raised
 
-__all__ = ["OUTCOMES", "NotClaimed", "Violation", "told"]
+__all__ = ["OUTCOMES", "NotClaimed", "Violation", "failure_text"]
 
 OUTCOMES = (
     "passed",
@@ -37,7 +37,7 @@ class Violation(AssertionError):
         self.did, self.expected, self.got, self.change = did, expected, got, change
 
 
-def told(property: str, blames: str, error: BaseException) -> str:
+def failure_text(property: str, blames: str, error: BaseException) -> str:
     """A failure as text that needs no look at the kit's source.
 
     ``blames``: the Protocol member at fault, where the error itself does not show another.

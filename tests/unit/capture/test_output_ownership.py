@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 
-from piecewise_core.capture.output_ownership import Callers
+from piecewise_core.capture.output_ownership import OutputOwnership
 
 
 def elsewhere(fn, thread=None):
@@ -21,7 +21,7 @@ def elsewhere(fn, thread=None):
 
 
 def test_one_thread_asks_once_and_gets_outputs_as_they_are():
-    callers = Callers(cloning=False)
+    callers = OutputOwnership(cloning=False)
     assert callers.owner == 0
     assert callers.admit()
     assert callers.owner == threading.get_ident()
@@ -29,7 +29,7 @@ def test_one_thread_asks_once_and_gets_outputs_as_they_are():
 
 
 def test_a_second_thread_waits_for_the_first_to_call_again_and_then_both_get_copies(caplog):
-    callers = Callers(cloning=False)
+    callers = OutputOwnership(cloning=False)
     callers.admit()
     with caplog.at_level(logging.WARNING):
         assert not elsewhere(callers.admit)
@@ -44,7 +44,7 @@ def test_a_second_thread_waits_for_the_first_to_call_again_and_then_both_get_cop
 
 
 def test_a_thread_that_is_gone_reads_nothing():
-    callers = Callers(cloning=False)
+    callers = OutputOwnership(cloning=False)
     assert elsewhere(callers.admit)
     assert elsewhere(callers.admit)
     assert callers.admit()
@@ -52,13 +52,13 @@ def test_a_thread_that_is_gone_reads_nothing():
 
 
 def test_where_outputs_are_copied_any_thread_may_replay():
-    callers = Callers(cloning=True)
+    callers = OutputOwnership(cloning=True)
     assert callers.admit()
     assert elsewhere(callers.admit)
 
 
 def test_an_output_that_is_kept_beyond_the_call_after_is_told_once(caplog):
-    callers, outputs = Callers(cloning=False, strict=True), [torch.ones(2), None]
+    callers, outputs = OutputOwnership(cloning=False, strict=True), [torch.ones(2), None]
     with caplog.at_level(logging.WARNING):
         for _ in range(4):
             out = callers.handed(outputs)  # held until the next one is there, as in any loop
@@ -73,4 +73,4 @@ def test_an_output_that_is_kept_beyond_the_call_after_is_told_once(caplog):
 
 @pytest.mark.parametrize("cloning", [True, False])
 def test_copies_are_the_callers_to_keep(cloning):
-    assert Callers(cloning=cloning, strict=True).strict is not cloning
+    assert OutputOwnership(cloning=cloning, strict=True).strict is not cloning

@@ -15,7 +15,7 @@ import torch
 import piecewise_core as pw
 from piecewise_core.cli.diagnosis import diagnose
 from piecewise_core.errors import CompileFailed, PiecewiseError, PlatformFault
-from piecewise_core.plugins import all_passes, attributed, raised, select, told
+from piecewise_core.plugins import all_passes, attributed, error_text, raised, select
 from piecewise_core.protocols import (
     CompiledGraph,
     CompilerAdaptor,
@@ -389,6 +389,6 @@ def test_what_was_raised_is_told_with_its_author_once(stand_in):
     platform.device.synchronize = boom
     with pytest.raises(PlatformFault) as caught:
         stand.device.synchronize()
-    assert told(caught.value) == "RuntimeError: boom (acme 3.2: DeviceRuntime.synchronize)"
-    assert told(raised(caught.value)) == "RuntimeError: boom"
+    assert error_text(caught.value) == "RuntimeError: boom (acme 3.2: DeviceRuntime.synchronize)"
+    assert error_text(raised(caught.value)) == "RuntimeError: boom"
     assert raised(KeyError) is KeyError

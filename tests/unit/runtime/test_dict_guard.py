@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from piecewise_core.runtime import dict_guard
-from piecewise_core.runtime.dict_guard import CHANGED, MOVED, SAME, Unchanged
+from piecewise_core.runtime.dict_guard import CHANGED, MOVED, SAME, DictGuard
 
 needs_compiler = pytest.mark.skipif(
     not any(shutil.which(name) for name in ("cc", "gcc", "clang")), reason="no C compiler"
@@ -61,8 +61,8 @@ def parameters(count: int) -> list[torch.nn.Parameter]:
     return [torch.nn.Parameter(torch.randn(3), requires_grad=False) for _ in range(count)]
 
 
-def watch(tensors, dicts=()) -> Unchanged:
-    return Unchanged(list(dicts), tensors, tensors)
+def watch(tensors, dicts=()) -> DictGuard:
+    return DictGuard(list(dicts), tensors, tensors)
 
 
 # Tensors -------------------------------------------------------------------------------
@@ -111,7 +111,7 @@ def test_the_tensors_live_as_long_as_the_check(way):
 def test_without_the_c_module_only_the_chosen_ones_are_asked(fresh, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     tensors = parameters(2)
-    watched = Unchanged([], tensors, tensors[:1])
+    watched = DictGuard([], tensors, tensors[:1])
     tensors[1].data = torch.randn(3)
     assert watched.check() == SAME
     tensors[0].data = torch.randn(3)
