@@ -48,9 +48,7 @@ def _bind(path: Path, content: Content, fn: Callable[..., Any], setup: Setup) ->
     device = _device(fn)
     try:
         forms = [_read(form, fn, setup, device) for form in content.forms]
-    except NotSavable as error:
-        raise BundleMismatch(f"{path}: {error}; {_ADVICE}") from error
-    except BundleMismatch as error:
+    except (BundleMismatch, NotSavable) as error:
         raise BundleMismatch(f"{path}: {error}; {_ADVICE}") from error
     except (ArithmeticError, AttributeError, ImportError, LookupError, TypeError, ValueError) as e:
         raise BundleMismatch(

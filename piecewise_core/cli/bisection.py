@@ -42,7 +42,7 @@ def bisect(subject: str, as_json: bool, paths: tuple[str, ...]) -> None:
         try:
             report = compiled.bisect(*args, **kwargs)
         except PiecewiseError as error:
-            raise _cannot(f"{type(error).__name__}: {error}") from error
+            raise _Cannot(f"{type(error).__name__}: {error}") from error
     click.echo(report.to_json() if as_json else str(report))
     if report.differs:
         sys.exit(1)
@@ -52,27 +52,27 @@ def _call(subject: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
     """What the user's function returns, in three parts."""
     module, _, name = subject.partition(":")
     if not module or not name:
-        raise _cannot(f"{subject!r} is not MODULE:FUNCTION, for example app.checks:call")
+        raise _Cannot(f"{subject!r} is not MODULE:FUNCTION, for example app.checks:call")
     try:
         found: Any = importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise _cannot(
+        raise _Cannot(
             f"no module named {error.name!r}; name the directory it is in with --path"
         ) from error
     for part in name.split("."):
         if not hasattr(found, part):
-            raise _cannot(f"{module} has no {name!r}")
+            raise _Cannot(f"{module} has no {name!r}")
         found = getattr(found, part)
     made = found()
     if not isinstance(made, tuple) or len(made) not in (2, 3) or not hasattr(made[0], "bisect"):
-        raise _cannot(
+        raise _Cannot(
             f"{subject} returned a {type(made).__name__}; it must return (compiled, args) or "
             "(compiled, args, kwargs) with what pw.compile gave"
         )
     compiled, args, *rest = made
     kwargs = rest[0] if rest else {}
     if not isinstance(args, (tuple, list)) or not isinstance(kwargs, dict):
-        raise _cannot(
+        raise _Cannot(
             f"{subject} returned arguments as {type(args).__name__} and {type(kwargs).__name__}; "
             "give a tuple and a dict"
         )
@@ -81,7 +81,3 @@ def _call(subject: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
 
 class _Cannot(click.ClickException):
     exit_code = 2
-
-
-def _cannot(text: str) -> click.ClickException:
-    return _Cannot(text)

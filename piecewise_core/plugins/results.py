@@ -8,7 +8,7 @@ from typing import Any
 
 from piecewise_core.protocols import CompiledGraph
 
-__all__ = ["RESULTS"]
+__all__ = ["RESULTS", "functions_of"]
 
 
 def _strings(found: Any) -> tuple[str, ...]:
@@ -18,7 +18,8 @@ def _strings(found: Any) -> tuple[str, ...]:
     return names
 
 
-def _functions(found: Any) -> tuple[Callable[..., Any], ...]:
+def functions_of(found: Any) -> tuple[Callable[..., Any], ...]:
+    """Graph passes, checked to be callable. Raises TypeError."""
     passes = tuple(found)
     if not all(callable(p) for p in passes):
         raise TypeError(f"expected callables that take a GraphModule, got {passes!r}")
@@ -77,7 +78,7 @@ RESULTS: Mapping[str, Callable[[Any], Any]] = {
     "load": _compiled,
     "memory_info": _pair,
     "memory_stats": dict,
-    "passes": _functions,
+    "passes": functions_of,
     "pool_bytes": _whole,
     "replayer": _callable,
     "resource_budget": _or_none(_whole),

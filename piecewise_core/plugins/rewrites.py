@@ -14,6 +14,7 @@ from piecewise_core.plugins.contract import check_rewrite
 from piecewise_core.plugins.discovery import PluginEntry, discover
 from piecewise_core.plugins.peek import may_implement
 from piecewise_core.plugins.registry import load
+from piecewise_core.plugins.results import functions_of
 from piecewise_core.protocols import Platform, Rewrite
 
 if TYPE_CHECKING:
@@ -108,11 +109,5 @@ def _rewrites(rewrites: Any, entry: PluginEntry) -> tuple[Rewrite, ...]:
     return found
 
 
-def _functions(
-    passes: Any, entry: PluginEntry
-) -> tuple[Callable[[torch.fx.GraphModule], None], ...]:
-    functions = tuple(passes)
-    for function in functions:
-        if not callable(function):
-            raise TypeError(f"expected callables that take a GraphModule, got {function!r}")
-    return functions
+def _functions(passes: Any, entry: PluginEntry) -> tuple[Callable[..., Any], ...]:
+    return functions_of(passes)
