@@ -10,7 +10,7 @@ import torch
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from piecewise_core.graph.memory import storages
-from piecewise_core.graph.sizes import expression, new_size
+from piecewise_core.graph.sizes import new_size, valued
 from piecewise_core.graph.split import Piece
 from piecewise_core.ranges import Box, Range
 from piecewise_core.torch_compat import dynamo
@@ -98,9 +98,9 @@ class _Maker:
         traced = node.meta.get("example_value")
         if not isinstance(traced, torch.Tensor):
             return traced
-        size = [self._number(s) for s in traced.shape]
-        stride = [self._number(s) for s in traced.stride()]
-        offset = self._number(traced.storage_offset())
+        size = [valued(s, self._sizes) for s in traced.shape]
+        stride = [valued(s, self._sizes) for s in traced.stride()]
+        offset = valued(traced.storage_offset(), self._sizes)
         (memory,) = storages(node)
         with self._mode, torch.inference_mode(False), torch.no_grad():
             base = self._bases.get(memory)
@@ -111,20 +111,3 @@ class _Maker:
             if base.dtype == traced.dtype:
                 return base.as_strided(size, stride, offset)
             return base.view(traced.dtype).as_strided(size, stride, offset)
-
-    def _number(self, size: Any) -> Any:
-        found = expression(size)
-        if not isinstance(found, sympy.Basic):
-            return found
-        if not found.free_symbols:
-            return int(found)
-        if isinstance(found, sympy.Symbol):
-            return self._sizes[found]
-        return _evaluate(found, self._sizes)
-
-
-def _evaluate(found: sympy.Basic, sizes: dict[sympy.Symbol, Any]) -> Any:
-    from piecewise_core.torch_compat.symbols import PythonReferenceAnalysis, sympy_interp
-
-    used = {s: sizes[s] for s in found.free_symbols}
-    return sympy_interp(PythonReferenceAnalysis, used, found)

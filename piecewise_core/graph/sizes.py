@@ -16,7 +16,7 @@ from piecewise_core.graph.conditions import python_source
 from piecewise_core.torch_compat.dynamo import ConstantSource
 from piecewise_core.torch_compat.symbols import PythonReferenceAnalysis, ValueRanges, sympy_interp
 
-__all__ = ["SizeWriter", "at_least", "build", "expression", "hint", "new_size"]
+__all__ = ["SizeWriter", "at_least", "build", "expression", "hint", "new_size", "valued"]
 
 
 def expression(value: Any) -> Any:
@@ -48,6 +48,19 @@ def at_least(value: Any) -> Any:
     if not all(low.is_Integer for low in lows.values()):
         return hint(value)
     return int(found.xreplace({symbol: max(low, sympy.S.One) for symbol, low in lows.items()}))
+
+
+def valued(value: Any, sizes: Mapping[sympy.Symbol, Any]) -> Any:
+    """A size with ``sizes`` in place of its symbols."""
+    found = expression(value)
+    if not isinstance(found, sympy.Basic):
+        return found
+    if not found.free_symbols:
+        return int(found)
+    if isinstance(found, sympy.Symbol):  # most are
+        return sizes[found]
+    used = {s: sizes[s] for s in found.free_symbols}
+    return sympy_interp(PythonReferenceAnalysis, used, found)
 
 
 def new_size(env: ShapeEnv, place: int, low: int, high: int, hint: int) -> Any:

@@ -21,7 +21,7 @@ from piecewise_core.graph.padding.extents import extent
 from piecewise_core.graph.padding.judge import Mixing, cannot_pad, mixing
 from piecewise_core.graph.padding.table import has_rule
 from piecewise_core.graph.padding.tape import Noting, Ref, Tape, makes_whole_numbers
-from piecewise_core.graph.sizes import expression, new_size
+from piecewise_core.graph.sizes import expression, new_size, valued
 from piecewise_core.graph.trace import Traced, hints
 from piecewise_core.graph.varying import line_of, varies
 from piecewise_core.ranges import Box, Sizes
@@ -181,28 +181,18 @@ class _Placed(torch.fx.Interpreter):
 def _inputs(traced: Traced, sizes: Sequence[Any]) -> Any:
     """Tensors like the traced ones, over ``sizes``."""
     by_symbol = {symbol: sizes[place] for symbol, place in traced.symbols.items()}
-
-    def number(value: Any) -> Any:
-        found = expression(value)
-        if not isinstance(found, sympy.Basic):
-            return found
-        if not found.free_symbols:
-            return int(found)
-        used = {s: by_symbol[s] for s in found.free_symbols}
-        return sympy_interp(PythonReferenceAnalysis, used, found)
-
     placeholders = [n for n in traced.graph.graph.nodes if n.op == "placeholder"]
     for node, source in zip(placeholders, traced.inputs, strict=True):
         example = node.meta.get("example_value")
         if isinstance(example, torch.Tensor):
             yield torch.empty_strided(
-                [number(s) for s in example.shape],
-                [number(s) for s in example.stride()],
+                [valued(s, by_symbol) for s in example.shape],
+                [valued(s, by_symbol) for s in example.stride()],
                 dtype=example.dtype,
                 device=example.device,
             )
         elif source.size is not None:
-            yield number(example) if example is not None else int(source.size)
+            yield valued(example, by_symbol) if example is not None else int(source.size)
         else:
             yield example
 
