@@ -133,11 +133,7 @@ class InPlace:
 
 def without_handles(value: Any) -> Any:
     """``value`` with tensors in place of those that wait when they are first used."""
-    kind = _waiting_kind()
+    kind: Any = getattr(functional_collectives(), "AsyncCollectiveTensor", None)
     if kind is None or not any(type(leaf) is kind for leaf in pytree.tree_leaves(value)):
         return value
     return pytree.tree_map_only(kind, lambda t: t.elem, value)
-
-
-def _waiting_kind() -> Any:
-    return getattr(functional_collectives(), "AsyncCollectiveTensor", None)

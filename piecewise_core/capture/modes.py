@@ -136,7 +136,8 @@ class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         args, kwargs = without_handles((args, kwargs or {}))
-        if _wraps_handle(func):
+        if schema_name(func) == "_c10d_functional::_wrap_tensor_autograd":
+            # It only makes a tensor of the kind that waits when it is first used.
             with without_modes():
                 return func(*args, **kwargs)
         if self._watcher.busy:
@@ -160,12 +161,6 @@ class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
             yield
         finally:
             self.__enter__()  # type: ignore[no-untyped-call]
-
-
-def _wraps_handle(func: Any) -> bool:
-    """Whether an operator only makes a tensor of the kind that waits when it is first used."""
-    name: str = schema_name(func)
-    return name == "_c10d_functional::_wrap_tensor_autograd"
 
 
 def being_watched() -> bool:

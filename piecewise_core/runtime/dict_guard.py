@@ -24,7 +24,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +149,8 @@ def _built(environ: Mapping[str, str]) -> Path:
     """The shared library, built if need be. Raises OSError and CalledProcessError."""
     made, digest = _places(environ)
     if not _is_whole(made, digest):
-        with _scratch(made) as fresh:
+        with tempfile.TemporaryDirectory(dir=made.parent) as folder:
+            fresh = Path(folder, made.name)
             command = [*_compiler(environ), "-O2", "-shared", "-fPIC"]
             command += [f"-I{sysconfig.get_paths()['include']}", str(_SOURCE), "-o", str(fresh)]
             subprocess.run(command, check=True, capture_output=True, timeout=_SECONDS)
@@ -161,7 +162,9 @@ def _places(environ: Mapping[str, str]) -> tuple[Path, Path]:
     """Where the library for this Python lies, and its checksum; their directory is made."""
     directory = cache_directory(environ) / "native"
     make_private(directory)
-    _refuse_foreign(directory)
+    others = foreign(directory)
+    if others is not None:  # what is loaded from here runs as this user
+        raise PermissionError(others)
     made = directory / _file_name()
     return made, made.with_name(made.name + ".sha256")
 
@@ -179,24 +182,11 @@ def _is_here() -> bool:
     return False
 
 
-@contextlib.contextmanager
-def _scratch(made: Path) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(dir=made.parent) as folder:
-        yield Path(folder) / made.name
-
-
 def _publish(fresh: Path, made: Path, digest: Path) -> None:
     sums = fresh.with_name(digest.name)
     sums.write_text(hashlib.sha256(fresh.read_bytes()).hexdigest(), encoding="ascii")
     os.replace(fresh, made)
     os.replace(sums, digest)
-
-
-def _refuse_foreign(directory: Path) -> None:
-    """What is loaded from here runs as this user, so nobody else may write here."""
-    others = foreign(directory)
-    if others is not None:
-        raise PermissionError(others)
 
 
 def _is_whole(made: Path, digest: Path) -> bool:

@@ -97,7 +97,8 @@ def _checked(found: dict[str, Any]) -> Manifest:
     seconds = found["seconds"]
     _want(type(seconds) is float and math.isfinite(seconds) and seconds >= 0, "seconds", seconds)
     factors = found["factors"]
-    _want(isinstance(factors, dict) and _all_text(factors), "factors", factors)
+    text = isinstance(factors, dict) and all(isinstance(v, str) for v in factors.values())
+    _want(text, "factors", factors)
     if key_of(factors) != found["key"]:
         raise StoreError("the manifest's factors are not those of its key")
     box = _box("box", found["box"])
@@ -107,10 +108,6 @@ def _checked(found: dict[str, Any]) -> Manifest:
     ):
         raise StoreError(f"the manifest's code is for sizes {serves}, outside of {box}")
     return Manifest(**(found | {"box": box, "serves": serves}))
-
-
-def _all_text(factors: dict[Any, Any]) -> bool:
-    return all(isinstance(value, str) for value in factors.values())
 
 
 def _box(name: str, ends: Any) -> Box:

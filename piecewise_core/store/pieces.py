@@ -65,7 +65,7 @@ def piece_factors(piece: Piece, form: Form) -> PieceFactors:
     return PieceFactors(
         {
             "piece.form": hashlib.sha256(form.text.encode()).hexdigest()[:32],
-            "piece.operations": _operations(piece),
+            "piece.operations": _listed(Counter(piece.ops).most_common(), ", "),
             "piece.graph": _graph(form.text),
             "piece.tensors": _tensors(form.text),
             "piece.operators": "; ".join(_foreign(piece)),
@@ -83,15 +83,11 @@ def _obstacles(piece: Piece, form: Form) -> Iterator[str]:
             if not _PLAIN_HIGHER_ORDER.fullmatch(name):
                 yield f"it calls {name}, which may refer to tables of this process"
         for op in overloads_of(target):
-            if _is_foreign(op) and _is_inlined(op):
+            if _is_foreign(op) and (can_decompose(op) or op in decomposition_table):
                 yield (
                     f"it calls {op}, which compilers replace by its Python code, whose version "
                     "nobody declares"
                 )
-
-
-def _operations(piece: Piece) -> str:
-    return _listed(Counter(piece.ops).most_common(), ", ")
 
 
 def _graph(text: str) -> str:
@@ -155,7 +151,3 @@ def _targets(graph: torch.fx.GraphModule | None) -> Iterator[Any]:
 
 def _is_foreign(op: OpOverload) -> bool:
     return not _OURS.fullmatch(op.namespace)
-
-
-def _is_inlined(op: OpOverload) -> bool:
-    return can_decompose(op) or op in decomposition_table
