@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -96,7 +97,8 @@ class PlanSource:
     def _splitting(self, piece: Piece, check: bool, laid: bool) -> list[Line]:
         """The lines that run a splitting piece as written."""
         self._piece = piece
-        enter = [self._values.name(_Autocast(n.args)) for n in piece.entered]
+        autocast: Any = torch.autocast  # opened again around a piece that was traced in it
+        enter = [self._values.name(partial(autocast, *n.args)) for n in piece.entered]
         depth = 1 if enter else 0
         lines = []
         if enter:
@@ -184,14 +186,3 @@ class PlanSource:
             # What costs little at every call; dims of size 1 may send it the long way round.
             fitted = f"if {value}.stride() != {self._values.size(alone.stride())}: {fitted}"
         yield self._line(fitted, depth)
-
-
-class _Autocast:
-    """Opens again, around a splitting piece, the autocast region it was traced in."""
-
-    def __init__(self, args: Any) -> None:
-        self._args = args
-
-    def __call__(self) -> torch.autocast:
-        device_type, dtype, enabled, cache = self._args
-        return torch.autocast(device_type, dtype, enabled, cache)

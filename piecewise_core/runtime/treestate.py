@@ -16,7 +16,7 @@ import torch
 
 from piecewise_core.graph.questions import WATCHED, words
 from piecewise_core.runtime.classes import alike
-from piecewise_core.runtime.contents import codes
+from piecewise_core.runtime.contents import codes, content_of
 from piecewise_core.runtime.hostrandom import is_random
 from piecewise_core.runtime.reached import reached
 from piecewise_core.runtime.restore import restore
@@ -131,20 +131,13 @@ def _contents(container: Any) -> dict[Any, Any]:
     if isinstance(container, list):
         return dict(enumerate(container))
     if isinstance(container, CellType):
-        return {"": _content(container)}
+        return {"": content_of(container)}
     if isinstance(container, FunctionType):
         parts = ("__code__", "__defaults__", "__kwdefaults__")
         return {part: getattr(container, part) for part in parts}
     if len(container) == 1:
         return {"__class__": type(container[0])}
     return {container[1]: container[0].get(container[1])}
-
-
-def _content(cell: CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # not assigned yet
-        return None
 
 
 def _differing(was: dict[Any, Any], now: dict[Any, Any]) -> list[Any]:
