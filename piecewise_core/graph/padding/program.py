@@ -27,7 +27,6 @@ from piecewise_core.graph.varying import line_of, varies
 from piecewise_core.ranges import Box, Sizes
 from piecewise_core.torch_compat import dynamo
 from piecewise_core.torch_compat.fakes import FakeTensorMode, enable_python_dispatcher
-from piecewise_core.torch_compat.symbols import PythonReferenceAnalysis, sympy_interp
 
 __all__ = ["Paddable", "paddable", "unpadded_dims"]
 
