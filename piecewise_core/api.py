@@ -17,7 +17,7 @@ from piecewise_core.bundle.load import bind, config_of
 from piecewise_core.compiled import CompiledFunction
 from piecewise_core.compiled_module import CompiledModule, compiled_module
 from piecewise_core.config import Config
-from piecewise_core.errors import BundleMismatch, ConfigError
+from piecewise_core.errors import BundleMismatch, ConfigError, UnsupportedModule
 from piecewise_core.frontend.recorded import RecordedFunction
 from piecewise_core.frontend.session import Session
 from piecewise_core.frontend.setup import prepare
@@ -84,6 +84,7 @@ def compile(
             f"cannot compile a {type(model).__name__}; pass a module or function"
             f"{' (@classmethod goes above @pw.compile)' if isinstance(model, classmethod) else ''}"
         )
+    _refuse_exported(model)
     if inspect.iscoroutinefunction(model):
         raise ConfigError(
             f"cannot compile the coroutine function {model.__name__}: a traced call waits for "
@@ -181,10 +182,19 @@ def record(
     """
     if not callable(fn):
         raise ConfigError(f"cannot record a {type(fn).__name__}; pass a function or module")
+    _refuse_exported(fn)
     module = fn if isinstance(fn, torch.nn.Module) else None
     call = fn if module is None else module.forward
     settings = (config or Config()).with_env()
     return RecordedFunction(call, prepare(settings, platform, _device_type(fn)), module)
+
+
+def _refuse_exported(model: Any) -> None:
+    if isinstance(model, torch.export.ExportedProgram):
+        raise UnsupportedModule(
+            "an ExportedProgram is no module that can be called; compile its .module(), with the "
+            "sizes that were dynamic at export in Config.dynamic"
+        )
 
 
 def _device_type(fn: Callable[..., Any]) -> str | None:

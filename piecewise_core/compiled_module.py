@@ -73,6 +73,8 @@ def compiled_module(model: torch.nn.Module, make: Callable[..., Session]) -> Com
     members |= {"forward": forward, "__new__": _of_kind(kind)}
     if kind.__call__ is torch.nn.Module.__call__:
         members["__call__"] = _call
+    if hasattr(kind, "get_compiled_call"):  # transformers would have torch.compile compile it again
+        members["get_compiled_call"] = _itself
     made = type(kind.__name__, (CompiledModule, kind), members)
     compiled: CompiledModule = object.__new__(made)
     # One state, two faces: both modules read and write the same attributes.
@@ -81,6 +83,10 @@ def compiled_module(model: torch.nn.Module, make: Callable[..., Session]) -> Com
     object.__setattr__(compiled, "_pw_make", make)
     object.__setattr__(compiled, "_pw_session", make(model.forward))
     return compiled
+
+
+def _itself(self: Any, compile_config: Any = None) -> Any:
+    return self.__call__
 
 
 def _of_kind(kind: Any) -> Callable[..., Any]:

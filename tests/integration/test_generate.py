@@ -132,6 +132,16 @@ def test_decode_steps_are_replayed_from_graphs(model):
     assert fast.stats().calls["replayed"] > 0
 
 
+def test_a_compiled_model_is_not_compiled_again_by_generate(model):
+    fast, settings = compiled(model), transformers.CompileConfig(backend="eager")
+    settings._compile_all_devices = True  # else only where there is a GPU
+    ids = prompt()
+    got = fast.generate(ids, compile_config=settings, **GREEDY, **STATIC)
+    assert got.tolist() == model.generate(ids, **GREEDY).tolist()
+    assert fast.stats().calls["compiled_range"] == 5
+    assert fast.get_compiled_call(settings) == fast.__call__
+
+
 def test_two_caches_taken_in_turns_give_right_numbers(model):
     fast = compiled(model)
 

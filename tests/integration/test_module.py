@@ -486,6 +486,17 @@ def test_pickling_is_refused_and_the_original_and_its_state_still_pickle(tmp_pat
 # What cannot be compiled in place --------------------------------------------------------------
 
 
+@pytest.mark.parametrize("front", [pw.compile, pw.record])
+def test_an_exported_program_is_refused_and_its_module_is_served(front):
+    model, rows = nn.Linear(4, 4), torch.export.Dim("rows", min=2, max=16)
+    exported = torch.export.export(model, (torch.randn(3, 4),), dynamic_shapes=({0: rows},))
+    with pytest.raises(UnsupportedModule, match=r"compile its \.module\(\)"):
+        front(exported)
+    config = pw.Config(dynamic={"input": {0: pw.Dim("rows", 2, 16)}}, compiler="eager")
+    fast, x = pw.compile(exported.module(), config, "cpu"), torch.randn(5, 4)
+    torch.testing.assert_close(fast(x), model(x))
+
+
 def test_a_script_module_is_refused():
     class Scripted(torch.jit.ScriptModule):
         pass
