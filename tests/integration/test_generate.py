@@ -164,3 +164,14 @@ def test_two_caches_taken_in_turns_give_right_numbers(model):
         for got, wanted in zip(steps(fast), steps(model), strict=True):
             torch.testing.assert_close(got, wanted)
     assert fast.stats().graphs == 1
+
+
+def test_generates_own_compile_setting_takes_the_backends_name(model):
+    """What transformers passes: mode="reduce-overhead", dynamic=None; it compiles decode steps."""
+    before = pw.counters.graphs
+    for seed in range(2):
+        settings = transformers.CompileConfig(backend="piecewise")
+        settings._compile_all_devices = True  # else only where there is a GPU
+        got = model.generate(prompt(seed=seed), compile_config=settings, **GREEDY, **STATIC)
+        assert got.tolist() == model.generate(prompt(seed=seed), **GREEDY).tolist()
+    assert pw.counters.graphs > before
