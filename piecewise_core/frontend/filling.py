@@ -50,6 +50,7 @@ def filled(
         drawn = Preserved((), (), draws=True)
         result = shared.fn(*args, **kwargs)
         for each in forms:  # whose traces may have read what has changed
+            each.bound()
             if each.model.check():
                 each.state_changed()
     if not any(_built(shared, form, unready, alone=alone) for alone in (False, True)):

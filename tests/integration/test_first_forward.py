@@ -86,6 +86,22 @@ class Angles(torch.nn.Module):
         return x * self.cos[: x.shape[0]]
 
 
+class KeepsTheLast(torch.nn.Module):
+    """A memo of one entry: filling it takes the tensor of another size out."""
+
+    def __init__(self):
+        super().__init__()
+        self.by_size, self.filled = {}, 0.0
+
+    def forward(self, x):
+        rows = x.shape[0]
+        if rows not in self.by_size:
+            self.filled += 1
+            self.by_size.clear()
+            self.by_size[rows] = torch.full((rows, 1), self.filled)
+        return x + self.by_size[rows]
+
+
 class NotesItsSize(torch.nn.Module):
     def forward(self, x):
         self.rows = x.shape[0]
@@ -141,7 +157,7 @@ def state(model):
     return contents(held)
 
 
-@pytest.mark.parametrize("kind", [Flag, Memo, Table, LastSizes, Angles, GlobalMemo])
+@pytest.mark.parametrize("kind", [Flag, Memo, Table, LastSizes, Angles, KeepsTheLast, GlobalMemo])
 @pytest.mark.parametrize("graphs", [False, True], ids=["plain", "captured"])
 def test_what_the_first_forward_fills_is_filled_once_and_then_traced(kind, graphs):
     torch.manual_seed(0)
