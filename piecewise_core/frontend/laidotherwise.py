@@ -54,7 +54,7 @@ class LaidOtherwise:
         self, captured: Sizes, served: Entry, t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any
     ) -> Any:
         recorded = self._made.course(captured, served, t, sizes)
-        if recorded is None or self._made.in_another_mode():
+        if recorded is None or self._made.asks_modes.differ():
             return self._eagerly(t, b, sizes, args, kwargs)
         raw = self._binder.raw(*args, **kwargs)
         key = captured, sizes, self._form(raw)

@@ -149,7 +149,7 @@ class RecordedCalls:
 
     def _chosen(self, place: int, serve: Entry) -> Entry:
         """What serves a call that may not be as the recorded one, in place of ``serve``."""
-        if self.recordings.in_another_mode():
+        if self.recordings.asks_modes.differ():
             return self._eagerly
         return (
             self._otherwise.entry(self.targets, place, serve) if self.binder.is_foreign else serve

@@ -13,6 +13,7 @@ from piecewise_core.capture.course import Course
 from piecewise_core.capture.graphmemory import GraphMemory
 from piecewise_core.counters import Counters
 from piecewise_core.errors import ConfigError, Sealed
+from piecewise_core.frontend.askedmodes import AskedModes
 from piecewise_core.frontend.recordedpadding import PaddedRecording
 from piecewise_core.frontend.recordedrun import RecordedRun
 from piecewise_core.frontend.refusals import refuse_advancing
@@ -21,7 +22,6 @@ from piecewise_core.frontend.setup import Setup
 from piecewise_core.graph.binder import Binder
 from piecewise_core.graph.call import constants
 from piecewise_core.graph.names import Matcher
-from piecewise_core.graph.questions import MODES
 from piecewise_core.ranges import Sizes
 from piecewise_core.replay.replayable import Entry, Facts, PaddedCalls, Recording
 from piecewise_core.replay.replays import Replays
@@ -40,7 +40,7 @@ class Recordings:
 
     ``module``: whose forward ``fn`` is, if of one. ``eagerly``: serves a call without graphs.
     ``freed()``: called when no size has graphs any more. ``objects``: the calls' constants.
-    ``asks_modes``: the questions for torch's modes that the function may ask.
+    ``asks_modes``: what the function may ask of torch's modes.
     """
 
     graphs_per_size = 1
@@ -68,12 +68,13 @@ class Recordings:
         self.retraced = ""
         self._trying: Sizes | None = None
         self._put_random_back: Callable[[], None] = kept_state()
-        self.asks_modes: frozenset[str] = frozenset()
+        self.asks_modes = AskedModes()
         self._runs: dict[Sizes, RecordedRun] = {}
         self._said_mixing = False
-        self._said_modes = False
         self._state = TreeState(fn, setup.selected.info.device_type, module)
         self._watches = False
+        self._changing: set[Sizes] = set()
+        self._changes = False
         self._binder: Binder | None = None
         self._external: dict[int, torch.Tensor] = {}
         self._parameters = Parameters(roots_of(fn), every=True)
@@ -104,8 +105,12 @@ class Recordings:
 
     def ran(self) -> None:
         """The function ran as it is: what it changed of Python's state is as it should be."""
-        if self._watches:
-            self._state.ran()
+        if not self._watches:
+            return
+        replaced, changes = self._state.ran(), self._changes
+        self._changes = False
+        if replaced and changes and len(self.replays.plans):
+            self.retrace("the function replaced Python state that graphs may rest on")
 
     def retrace(self, why: str) -> None:
         """Drop the graphs; sizes are captured anew at their next calls. Raises Sealed."""
@@ -141,7 +146,7 @@ class Recordings:
         if not self._watches and self._config.check != "off":
             self._state.settle()
             self._watches = True
-            self.asks_modes = MODES & self._state.words
+            self.asks_modes = AskedModes(self._state.words)
         self._trying, self._put_random_back = captured, kept_state(self._state.randoms)
         pads = self._config.padding == "capture_sizes"
         run = self._runs[captured] = RecordedRun(
@@ -170,22 +175,6 @@ class Recordings:
             run, run.run, captured, outputs, self._eagerly, self._refuse, rng, compares=compares
         )
         return run.padded
-
-    def in_another_mode(self) -> bool:
-        """Whether a call that may ask is made where answers are others than while recording."""
-        if not self.asks_modes or torch.is_inference_mode_enabled():
-            return False
-        if self.asks_modes == {"is_grad_enabled"} and not torch.is_grad_enabled():
-            return False  # no_grad answers as inference mode does
-        if not self._said_modes:
-            logger.warning(
-                "the function may ask %s, which answers otherwise outside torch.inference_mode(): "
-                "such calls run as written; call it under torch.inference_mode()%s",
-                " and ".join(sorted(self.asks_modes)),
-                " or torch.no_grad()" if self.asks_modes == {"is_grad_enabled"} else "",
-            )
-        self._said_modes = True
-        return True
 
     def course(self, captured: Sizes, served: Entry, t: Any, sizes: Sizes) -> Course | None:
         """What calls of ``sizes`` do that lie as recorded; None where graphs do not serve them.
@@ -220,6 +209,7 @@ class Recordings:
 
     def captured(self) -> None:
         """Look from now on at what graphs read; undo what the runs of a failed capture changed."""
+        changes = self._gives_up()
         if self._trying not in self.replays.plans:
             self._put_random_back()
             if self._watches:
@@ -236,6 +226,22 @@ class Recordings:
             self._parameters.add(tensor)
         self._parameters.settle()
         self.ran()
+        self._changes = changes
+
+    def _gives_up(self) -> bool:
+        """Whether a call's capture goes: its runs left in Python what may be the graphs' memory."""
+        sizes, plans = self._trying, self.replays.plans
+        if sizes is None or sizes not in plans or not self.replays.at_call:
+            return False
+        if sizes in self._changing and not self._changes:  # an earlier call's was given up
+            return False
+        if not (self._watches and self._state.check()):
+            return False
+        self._changing.add(sizes)
+        self._runs.pop(sizes, None)
+        plans.evict(sizes, "the function changed Python state; its next call is captured")
+        del plans.dropped[sizes]
+        return True
 
     def _refuse(self, text: str) -> None:
         """Some calls are not padded; said once."""

@@ -59,6 +59,7 @@ class Replays:
         self.reads = Reads(memory.platform, config)
         self.plans = CapturedPlans(memory, mode, lazy=config.capture == "lazy")
         self.released = False
+        self.at_call = False
         self.sealed: str | None = None
 
     def begin(self, binder: Calls) -> None:
@@ -190,13 +191,13 @@ class Replays:
 
         ``tensors``: a call's own, of ``sizes``; None in warm-up. Raises Sealed.
         """
-        found = self.plans.get(captured)
-        if found is None and captured not in self.plans.dropped:
+        if captured not in self.plans and captured not in self.plans.dropped:
             self._check_sealed(captured)
             source = partial(self.reads.source, program, captured, tensors, bound, sizes)
-            found = self.plans.capture(captured, source, more=tensors is None)
-            program.captured()
-        return found
+            self.plans.capture(captured, source, more=tensors is None)
+            self.at_call = tensors is not None
+            program.captured()  # which may give it up again
+        return self.plans.get(captured)
 
     def capture_all(
         self, wanted: Iterable[tuple[Replayable, Sizes]], bound: Sequence[torch.Tensor]

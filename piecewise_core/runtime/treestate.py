@@ -76,11 +76,14 @@ class TreeState:
             self._contents[name] = now
         return None
 
-    def ran(self) -> None:
-        """``fn`` ran as it is: take what it changed for what it should be."""
+    def ran(self) -> bool:
+        """``fn`` ran as it is: take what it changed for what it should be.
+
+        Returns whether it replaced or removed anything, rather than added to it.
+        """
         if not self.check():
-            return
-        grown = False
+            return False
+        grown = replaced = False
         for container in self._written():
             name = identity(container)
             was, now = self._contents[name], _contents(container)
@@ -89,8 +92,10 @@ class TreeState:
                 if type(was.get(key)) is int and type(now.get(key)) is int:
                     self._counts.add((name, key))
                 grown |= not isinstance(now.get(key), _PLAIN)
+                replaced |= key in was
         if grown:  # there may be more to look into
             self.settle()
+        return replaced
 
     def put_back(self) -> None:
         """``fn`` ran for nobody: undo what it changed, as far as containers go."""
