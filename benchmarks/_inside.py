@@ -91,7 +91,7 @@ def pieces_of(session: Any, sizes: Sequence[int]) -> list[tuple[Callable[..., An
     box = region.fallback(tuple(sizes)).box
     plan = region.code.plan([noting(run) for _, run in region.runnables(box)])
     views = session.forms[0].capturing.replays.reads.buffers(tuple(sizes))
-    plan(views, session.forms[0].read(), *sizes)
+    plan(views, session.forms[0].model.read(), *sizes)
     return made
 
 

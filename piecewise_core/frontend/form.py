@@ -230,7 +230,7 @@ class Form:
                     self._give_up(self)
             raise
         with self.shared.lock:
-            if self.model.version == version:
+            if self.model.is_as_traced(made, version):
                 self.model.parameters = parameters
                 self.admit(made)
             else:

@@ -11,6 +11,7 @@ from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.shared import Shared
 from piecewise_core.frontend.successors import first_difference, objects_in, successors_of
 from piecewise_core.graph.call import constants
+from piecewise_core.graph.facts import Evaluated
 from piecewise_core.graph.lying import Lying
 from piecewise_core.graph.structure import Structure, TensorLeaf
 from piecewise_core.graph.trace import Traced
@@ -20,6 +21,9 @@ from piecewise_core.runtime.parameters import Parameters
 from piecewise_core.runtime.tracestate import TraceState
 
 __all__ = ["ModelState"]
+
+_MOST_OUTDATED = 3
+"""How many traces in a row may be given up as the model was written to meanwhile."""
 
 
 class ModelState:
@@ -36,6 +40,7 @@ class ModelState:
         self._regions = regions
         self._checked = shared.config.check != "off"
         self.version = 0
+        self._outdated = 0
         self._paths: Paths = {}
         self.forget()
 
@@ -69,6 +74,20 @@ class ModelState:
             checked=self._checked,
             every=self._shared.memory is not None,
         )
+
+    def is_as_traced(self, region: Region, version: int) -> bool:
+        """Whether a trace that was begun at ``version`` is of the model as it is now.
+
+        What was written to while it was traced is watched by nobody. A model that is written to
+        all the time is served by the trace that there is, after a few.
+        """
+        assumptions = region.program.traced.assumptions
+        if self.version != version or assumptions is None or not self._checked:
+            return self.version == version
+        values = Evaluated(assumptions.scope(self._shared.fn, constants(self._structure)))
+        holds = all(fact.broken(values) is None for fact in assumptions.looks())
+        self._outdated = 0 if holds else self._outdated + 1
+        return holds or self._outdated > _MOST_OUTDATED
 
     def watch(self, traced: Traced) -> None:
         """Watch what one trace took for granted; its tensors are bound."""

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import piecewise_core as pw
+from piecewise_core.frontend.regions import Regions
 from piecewise_core.protocols import CompiledGraph
 from piecewise_core.testing import SimulatedPlatform
 
@@ -461,6 +462,26 @@ def test_many_threads_with_sizes_of_their_own_get_what_the_model_gives(changes):
     )  # two pieces, three ranges and all sizes at once
 
 
+def test_a_write_while_the_model_is_traced_is_noticed(monkeypatch):
+    """Dynamo has read it by then, and nobody watches it yet."""
+    model = Scaled()
+    fast, _ = made(model, capture_sizes=(4,), clone_outputs=True)
+    x, make, written = torch.ones(4, 2), Regions.make, []
+    fast(x)
+
+    def make_while_it_is_written_to(*args, **kwargs):
+        traced = make(*args, **kwargs)
+        model.factor = written.pop(0) if written else model.factor
+        return traced
+
+    monkeypatch.setattr(Regions, "make", make_while_it_is_written_to)
+    for values in ([5.0], [2.0, 3.0], [7.0]):
+        written += values
+        model.factor += 1.0
+        assert fast(x).unique().tolist() == [model.factor * 2]
+    assert not written
+
+
 def test_many_threads_call_while_the_model_changes_between_two_states():
     model = Scaled()
     fast, _ = made(model, capture_sizes=(4,), clone_outputs=True)
@@ -473,11 +494,13 @@ def test_many_threads_call_while_the_model_changes_between_two_states():
             assert got.unique().tolist() in ([4.0], [10.0])
 
     threads = [Thread(lambda rows=rows: calls(rows)) for rows in (3, 4, 7)]
-    for turn in range(6):
-        model.factor = 5.0 if turn % 2 == 0 else 2.0
-        x = torch.ones(4, 2)
-        assert fast(x).unique().tolist() == [model.factor * 2]
-    stop.set()
+    try:
+        for turn in range(6):
+            model.factor = 5.0 if turn % 2 == 0 else 2.0
+            x = torch.ones(4, 2)
+            assert fast(x).unique().tolist() == [model.factor * 2]
+    finally:
+        stop.set()
     for thread in threads:
         thread.get()
 

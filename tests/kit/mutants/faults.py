@@ -62,7 +62,7 @@ class Silent(SimulatedDriver):
         if not spoiled:
             super().capture_end(graph)
             return
-        self._leave_capture(graph)
+        self._leave_capture(graph, graph.capture)
         graph.recording = Recording()
 
 

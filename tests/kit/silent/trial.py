@@ -157,11 +157,11 @@ def _blind(served: Any) -> Callable[..., Any]:
     """``served`` with its watch of Python's state put out: a part of ours that is broken."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        if hasattr(served, "_recordings"):
-            served._recordings._watches = False
-        else:
+        if hasattr(served, "_pw_session"):
             for form in served._pw_session.forms:
-                form.state = int  # no alarm
+                form.model.check = int  # no alarm
+        else:
+            served._calls.recordings._watches = False
         return served(*args, **kwargs)
 
     return call

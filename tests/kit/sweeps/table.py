@@ -59,7 +59,7 @@ def _of_families(rows: Sequence[Row]) -> dict[str, Any]:
     for row in rows:
         if row["op"].startswith("family:"):
             ways["all"].add(row["op"])
-            if row["kind"] == "equal":
+            if row.get("kind") == "equal":
                 ways[row["pass"]].add(row["op"])
     if not ways["all"]:
         return {}
