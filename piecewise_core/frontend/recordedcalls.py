@@ -167,6 +167,8 @@ class RecordedCalls:
                 # Only now it is known what the function asks of its tensors.
                 self.binder.bind(*args, **kwargs)
                 serve = self._chosen(self._find(*sizes), replays)
+            elif made.gave_up:
+                serve = self._eagerly
             return serve(t, b, sizes, args, kwargs)
 
         return first

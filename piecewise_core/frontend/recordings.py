@@ -40,7 +40,7 @@ class Recordings:
 
     ``module``: whose forward ``fn`` is, if of one. ``eagerly``: serves a call without graphs.
     ``freed()``: called when no size has graphs any more. ``objects``: the calls' constants.
-    ``asks_modes``: what the function may ask of torch's modes.
+    ``asks_modes``: what the function may ask of torch's modes. ``gave_up``: this call's capture.
     """
 
     graphs_per_size = 1
@@ -74,7 +74,7 @@ class Recordings:
         self._state = TreeState(fn, setup.selected.info.device_type, module)
         self._watches = False
         self._changing: set[Sizes] = set()
-        self._changes = False
+        self.gave_up = False
         self._binder: Binder | None = None
         self._external: dict[int, torch.Tensor] = {}
         self._parameters = Parameters(roots_of(fn), every=True)
@@ -107,8 +107,8 @@ class Recordings:
         """The function ran as it is: what it changed of Python's state is as it should be."""
         if not self._watches:
             return
-        replaced, changes = self._state.ran(), self._changes
-        self._changes = False
+        replaced, changes = self._state.ran(), self.gave_up
+        self.gave_up = False
         if replaced and changes and len(self.replays.plans):
             self.retrace("the function replaced Python state that graphs may rest on")
 
@@ -226,14 +226,14 @@ class Recordings:
             self._parameters.add(tensor)
         self._parameters.settle()
         self.ran()
-        self._changes = changes
+        self.gave_up = changes
 
     def _gives_up(self) -> bool:
         """Whether a call's capture goes: its runs left in Python what may be the graphs' memory."""
         sizes, plans = self._trying, self.replays.plans
         if sizes is None or sizes not in plans or not self.replays.at_call:
             return False
-        if sizes in self._changing and not self._changes:  # an earlier call's was given up
+        if sizes in self._changing and not self.gave_up:  # an earlier call's was given up
             return False
         if not (self._watches and self._state.check()):
             return False
