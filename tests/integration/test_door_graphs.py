@@ -192,6 +192,13 @@ def test_a_mode_that_we_do_not_have_is_refused_with_those_that_we_have():
     assert "did you mean" in refused(mlp(), torch.randn(3, 8), mode="reduce-overhed")
 
 
+@pytest.mark.parametrize("options", ["reduce-overhead", ["capture_sizes"], 3])
+def test_options_that_are_no_dict_are_refused(options):
+    said = refused(mlp(), torch.randn(3, 8), options=options)
+    assert "ConfigError" in said
+    assert "no dict of Config fields" in said
+
+
 def test_a_mode_and_a_graph_mode_that_contradict_each_other_are_refused():
     x = torch.randn(3, 8)
     assert "for none" in refused(

@@ -66,6 +66,8 @@ class Asked:
 
 def asked(options: Mapping[str, Any] | None, mode: str | None) -> Asked:
     """Options and the environment's settings. Raises ConfigError."""
+    if not isinstance(options or {}, Mapping):
+        raise ConfigError(f"options={options!r:.60} is no dict of Config fields by name")
     settings = dict(options or {})
     own = settings.pop("mode", None)
     if mode is not None and own is not None:
