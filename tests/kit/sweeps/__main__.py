@@ -141,7 +141,8 @@ def _started(results: Path, asked: argparse.Namespace) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # Inductor's own pool has a process a core: workers times cores start torch, and hang.
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"},
     )
 
 
