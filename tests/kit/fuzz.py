@@ -1,7 +1,8 @@
 """``python fuzz.py N``: N random programs through every front, each against the program as written.
 
 Prints one JSON line last. Programs are drawn in batches, each of its own seed: ``--only SEED``
-runs one batch again. ``--narrow`` draws only the statements of the split property.
+runs one batch again. ``--kind narrow`` draws only the statements of the split property,
+``--kind varying`` also those whose sizes depend on data.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from random_programs import Builder, Random, arguments, module_of, programs, run
+from varying_programs import Varying
 from wider_programs import Wider
 
 import piecewise_core as pw
@@ -93,13 +95,16 @@ def difference(program: Random, front: str) -> str:
     return ""
 
 
-def tried(task: tuple[int, bool]) -> list[dict[str, Any]]:
+KINDS: dict[str, type[Builder]] = {"narrow": Builder, "wide": Wider, "varying": Varying}
+
+
+def tried(task: tuple[int, str]) -> list[dict[str, Any]]:
     """What came of one seed's programs, a row per program and front."""
-    number, wide = task
+    number, kind = task
     rows = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for place, program in enumerate(drawn(number, Wider if wide else Builder)):
+        for place, program in enumerate(drawn(number, KINDS[kind])):
             # Fronts take turns: each program runs through one that compiles and one that records.
             fronts = list(FRONTS)
             for front in (fronts[place % 4], fronts[4 + place % 2]):
@@ -128,7 +133,7 @@ def main() -> int:
     parser.add_argument("count", type=int, nargs="?", default=2000, help="programs (2000)")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--only", type=int, help="this seed alone, with all that it says")
-    parser.add_argument("--narrow", action="store_true", help="without literals, layouts, ...")
+    parser.add_argument("--kind", choices=KINDS, help="one kind (every fourth batch is varying)")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     asked = parser.parse_args()
     logging.disable(logging.CRITICAL)
@@ -139,7 +144,7 @@ def main() -> int:
     begun = time.monotonic()
     context = multiprocessing.get_context("spawn")
     with context.Pool(asked.workers, maxtasksperchild=20, initializer=_quiet) as pool:
-        tasks = [(s, not asked.narrow) for s in seeds]
+        tasks = [(s, asked.kind or ("wide" if s % 4 else "varying")) for s in seeds]
         for place, rows in enumerate(pool.imap_unordered(tried, tasks, chunksize=1)):
             for row in rows:
                 counts[row["kind"]] += 1

@@ -450,11 +450,13 @@ class Builder:
 
     # Results -----------------------------------------------------------------------
 
-    def result(self) -> str:
+    def leaves(self) -> list[str]:
         leaves = [v.name for v in self.values[::-1]] + self.numbers
         leaves += ["None", "self.state", "2.5"]
-        leaves += [f"{v.name}.shape" for v in self.values[:2] if v.shape]
-        items = self.draw(st.lists(st.sampled_from(leaves), min_size=1, max_size=4))
+        return leaves + [f"{v.name}.shape" for v in self.values[:2] if v.shape]
+
+    def result(self) -> str:
+        items = self.draw(st.lists(st.sampled_from(self.leaves()), min_size=1, max_size=4))
         forms = [
             "({0},)", "[{0}]", "{{'all': ({0},)}}", "{{'a': [{0}], 'b': ({{'c': x}},)}}",
             "Pair({first}, [{0}])",
@@ -573,7 +575,8 @@ def shown(value: Any, layout: bool = True) -> Any:
     ``layout``: whether strides count.
     """
     if isinstance(value, torch.Tensor):
-        bits = value.detach().clone(memory_format=torch.contiguous_format).view(torch.int32)
+        bits = value.detach().clone(memory_format=torch.contiguous_format)
+        bits = bits.view(torch.int32) if bits.dtype is torch.float32 else bits
         strides = [s for s, n in zip(value.stride(), value.shape, strict=True) if n > 1]
         strides = strides if value.numel() else []
         strides = strides if layout else []
