@@ -6,7 +6,6 @@ import logging
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +13,9 @@ import torch
 from piecewise_core.capture.blame import blamer, failed_as
 from piecewise_core.capture.buffers import Stage
 from piecewise_core.capture.captured import CapturedPlan
+from piecewise_core.capture.copied_outputs import copied_anew
 from piecewise_core.capture.dispatcher_bypass import kernel_of
+from piecewise_core.capture.loose import Loose
 from piecewise_core.capture.opsteps import Step
 from piecewise_core.capture.recorder import Recorder
 from piecewise_core.capture.restoring import abandon, restored, same_stream
@@ -202,16 +203,18 @@ def _copied_out(
     A caller who passes back a view of an input buffer would have it overwritten while it is read.
     """
     memory = Spans(map(storage_span, buffers))
-    steps: list[Step] = []
-    found: list[Any] = []
+    places = [i for i, r in enumerate(results) if isinstance(r, torch.Tensor) and memory.holds(r)]
+    found = list(results)
+    if any(isinstance(result, Loose) for result in results):
+        # Which of those are views of the same input is known at each call: taken() copies all.
+        for place in places:
+            found[place] = Loose(found[place])
+        return (), tuple(found)
     with torch.inference_mode(False):
-        for result in results:
-            if isinstance(result, torch.Tensor) and memory.holds(result):
-                found.append(torch.empty_like(result))
-                steps.append(partial(found[-1].copy_, result))
-            else:
-                found.append(result)
-    return tuple(steps), tuple(found)
+        steps, copies = copied_anew([results[place] for place in places])
+    for place, copied in zip(places, copies, strict=True):
+        found[place] = copied
+    return steps, tuple(found)
 
 
 def _tell_survivors(nbytes: int, sizes: Sizes) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
+from piecewise_core.capture.loose import Loose
 from piecewise_core.graph.lying import lying_of
 from piecewise_core.torch_compat.storages import negated
 
-__all__ = ["copier"]
+__all__ = ["copied_anew", "copier", "taken"]
 
 
 def copier(outputs: Sequence[Any]) -> Callable[[Sequence[Any]], list[Any]]:
@@ -18,11 +20,13 @@ def copier(outputs: Sequence[Any]) -> Callable[[Sequence[Any]], list[Any]]:
 
     A view of another result stays one: a caller may write to the one and read the other.
     """
+    if any(isinstance(out, Loose) for out in outputs):
+        return lambda outs: _copies([_value(out) for out in outs])  # other memory at every call
     # By address: results are objects over the pool's memory, each with a storage of its own.
     places: dict[int, list[int]] = {}
     for place, out in enumerate(outputs):
         if _is_plain(out) and out.numel():
-            places.setdefault(out.untyped_storage().data_ptr(), []).append(place)
+            places.setdefault(_address(out), []).append(place)
     joint = [of for of in places.values() if len(of) > 1 or lying_of(outputs[of[0]]).repeats]
     if not joint:
         return lambda outs: [_copy(out) for out in outs]
@@ -37,6 +41,56 @@ def copier(outputs: Sequence[Any]) -> Callable[[Sequence[Any]], list[Any]]:
         return found
 
     return copies
+
+
+def taken(outputs: Sequence[Any], held: Sequence[torch.Tensor] = ()) -> Sequence[Any]:
+    """``outputs`` with the values of the last call in place of what is Loose.
+
+    Later calls overwrite none, but those that lie in the memory of another output, or of ``held``,
+    tensors of the model: such a view stays one.
+    """
+    loose = [place for place, out in enumerate(outputs) if isinstance(out, Loose)]
+    if not loose:
+        return outputs
+    found = [_value(out) for out in outputs]
+    fixed = [out for out in (*outputs, *held) if not isinstance(out, Loose)]
+    known = {_address(out) for out in fixed if _is_plain(out)}
+    own = [p for p in loose if not (_is_plain(found[p]) and _address(found[p]) in known)]
+    for place, copied in zip(own, _copies([found[p] for p in own]), strict=True):
+        found[place] = copied
+    return found
+
+
+def copied_anew(
+    outputs: Sequence[torch.Tensor],
+) -> tuple[tuple[Callable[[], Any], ...], list[torch.Tensor]]:
+    """What brings copies of ``outputs`` up to date, and the copies; views of one memory stay so."""
+    copies = _copies(outputs)
+    steps: dict[int, Callable[[], Any]] = {}
+    for out, copied in zip(outputs, copies, strict=True):
+        lone = _address(copied) not in steps and not lying_of(copied).repeats
+        to, of = (copied, out) if lone else (_whole(copied), _whole(out))
+        steps[_address(copied) or id(copied)] = partial(to.copy_, of)
+    return tuple(steps.values()), copies
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    memory = tensor.untyped_storage()
+    made = torch.empty(0, dtype=torch.uint8, device=tensor.device)
+    return made.set_(memory, 0, (memory.nbytes(),), (1,))
+
+
+def _copies(values: Sequence[Any]) -> list[Any]:
+    return copier(values)(values)
+
+
+def _value(out: Any) -> Any:
+    return out.value if isinstance(out, Loose) else out
+
+
+def _address(tensor: torch.Tensor) -> int:
+    """Where a tensor's memory begins."""
+    return tensor.untyped_storage().data_ptr()
 
 
 def _is_plain(out: Any) -> bool:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-import torch
-
-__all__ = ["Loose", "taken"]
+__all__ = ["Loose"]
 
 
 class Loose:
@@ -34,12 +31,3 @@ class Loose:
         return isinstance(other, Loose)  # one is as good as another to graphs, which read none
 
     __hash__ = object.__hash__
-
-
-def taken(outputs: Sequence[Any]) -> list[Any]:
-    """``outputs`` with the values of the last call, which no later one overwrites."""
-    return [_own(o.value) if isinstance(o, Loose) else o for o in outputs]
-
-
-def _own(value: Any) -> Any:
-    return value.clone() if isinstance(value, torch.Tensor) else value

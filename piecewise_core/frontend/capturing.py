@@ -9,15 +9,16 @@ from typing import Any
 import torch
 
 from piecewise_core.capture.captured import CapturedPlan
+from piecewise_core.capture.copied_outputs import taken
 from piecewise_core.capture.graphmemory import GraphMemory
-from piecewise_core.capture.loose import taken
 from piecewise_core.capture.parts import refuse_addressed
 from piecewise_core.capture.plans import CapturedPlans
 from piecewise_core.counters import Counters
 from piecewise_core.frontend.paddeddims import PaddedDims, PaddedRegion
 from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.setup import Setup
-from piecewise_core.graph.split import Program
+from piecewise_core.graph.memory import storages
+from piecewise_core.graph.split import Program, inputs_in
 from piecewise_core.graph.varying import varies_itself
 from piecewise_core.ranges import Sizes
 from piecewise_core.replay.replayable import (
@@ -160,6 +161,8 @@ class _RegionReplays:
 
 def _taking(program: Program, rebuild: Callable[..., Any]) -> Callable[..., Any]:
     """``rebuild``, of outputs some of which are other objects at every call."""
-    if not any(isinstance(v, torch.fx.Node) and varies_itself(v) for v in program.values):
+    loose = [v for v in program.values if isinstance(v, torch.fx.Node) and varies_itself(v)]
+    if not loose:
         return rebuild
-    return lambda o, t, b: rebuild(taken(o), t, b)
+    held = inputs_in(program.traced, frozenset().union(*map(storages, loose)), "bound")
+    return lambda o, t, b: rebuild(taken(o, [b[place] for place in held]), t, b)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from piecewise_core.capture.loose import taken
+from piecewise_core.capture.copied_outputs import taken
 from piecewise_core.frontend.suspects import Suspect
 from piecewise_core.graph.effects import writes
 from piecewise_core.ranges import Sizes

@@ -22,7 +22,7 @@ from piecewise_core.graph.segments import Segment, is_item, normalise, segments
 from piecewise_core.graph.trace import Traced
 from piecewise_core.graph.varying import varies
 
-__all__ = ["Piece", "Program", "split"]
+__all__ = ["Piece", "Program", "inputs_in", "split"]
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,8 @@ def split(
         traced,
         pieces,
         tuple(graph.output_node().args[0]),  # type: ignore[arg-type]
-        mutated=_written_inputs(traced, written, "tensor"),
-        mutated_bound=_written_inputs(traced, written, "bound"),
+        mutated=inputs_in(traced, written, "tensor"),
+        mutated_bound=inputs_in(traced, written, "bound"),
         reshaped=reshaped,
     )
 
@@ -145,13 +145,13 @@ def _drop_dead_nodes(graph: torch.fx.Graph) -> None:
             graph.erase_node(node)
 
 
-def _written_inputs(traced: Traced, written: frozenset[int], kind: str) -> frozenset[int]:
-    """Places of the graph's inputs of one kind that live in memory ``written``."""
+def inputs_in(traced: Traced, memory: frozenset[int], kind: str) -> frozenset[int]:
+    """Places of the graph's inputs of one kind, ``tensor`` or ``bound``, in in ``memory``."""
     placeholders = [n for n in traced.graph.graph.nodes if n.op == "placeholder"]
     return frozenset(
         getattr(source, kind)
         for node, source in zip(placeholders, traced.inputs, strict=True)
-        if getattr(source, kind) is not None and storages(node) & written
+        if getattr(source, kind) is not None and storages(node) & memory
     )
 
 

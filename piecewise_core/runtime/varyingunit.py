@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import torch
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from piecewise_core.capture.loose import Loose
 from piecewise_core.errors import SizeBranch
@@ -107,7 +108,7 @@ def _check(program: Program, node: torch.fx.Node) -> Callable[[Any], None] | Non
     sizes = [(i, n) for i, n in enumerate(example.shape) if type(n) is int]
     strides = [(i, n) for i, n in enumerate(example.stride()) if type(n) is int]
     strides = strides if traced.reads_layout else []
-    whole = example.is_contiguous() if traced.asks_layout else None
+    whole = _is_contiguous(example) if traced.asks_layout else None
     name = op_name(node)
 
     def check_sizes(value: Any) -> None:
@@ -121,6 +122,14 @@ def _check(program: Program, node: torch.fx.Node) -> Callable[[Any], None] | Non
             _refuse(f"{name} gives a {'' if whole else 'not '}contiguous tensor", where)
 
     return check_sizes
+
+
+def _is_contiguous(example: torch.Tensor) -> bool | None:
+    """What Python was told, if it asked; None where data decides: then asking was refused."""
+    try:
+        return example.is_contiguous()
+    except GuardOnDataDependentSymNode:
+        return None
 
 
 def _refuse(what: str, where: str) -> NoReturn:

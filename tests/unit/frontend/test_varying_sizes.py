@@ -280,3 +280,18 @@ def test_every_call_may_be_verified_and_looked_at():
     for x in _CALLS:
         torch.testing.assert_close(served(x), summed(x))
     assert not served.bisect(_POSITIVE).differs
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_whether_memory_is_contiguous_may_depend_on_data(turned):
+    def written(x):
+        kept = x[: (x[:, 0] > 0).sum().item()]
+        other = kept.contiguous()
+        other.add_(1)
+        return kept, other
+
+    served = compiled(written, platform=SimulatedPlatform(), capture_sizes=[3, 4])
+    for x in _CALLS * 2:
+        mine, theirs = (x.mT.clone().mT if turned else x.clone() for _ in range(2))
+        torch.testing.assert_close(served(mine), written(theirs))
+        torch.testing.assert_close(mine, theirs)
