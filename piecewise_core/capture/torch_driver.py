@@ -55,7 +55,7 @@ class TorchGraphDriver:
         self._pools: weakref.WeakKeyDictionary[Any, TorchPool] = weakref.WeakKeyDictionary()
         self._newest: weakref.ref[TorchPool] | None = None
         self._memory = PoolMemory(module)
-        self._read = False
+        self._known, self._grown = False, False
         self._first = False
         self._free_workspaces = workspace_freer(self._device_type)
         if hasattr(self._class, "register_generator_state"):
@@ -71,7 +71,7 @@ class TorchGraphDriver:
         would be used by others while graphs use it. So there is none when the first capture begins
         and none when the last has ended; the pool keeps the memory for as long as there are graphs.
         """
-        self._first = True
+        self._first, self._known = True, False
         try:
             yield
         finally:
@@ -113,12 +113,14 @@ class TorchGraphDriver:
         try:
             self._captures.end(graph)
         except BaseException:
+            self._known = False
             self._captures.recover(running)
             raise
         finally:
             self._open = None
-        self._read = False
-        self._newest = weakref.ref(running.pool)
+        self._grown = True
+        if self._newest is None or self._newest() is not running.pool:
+            self._newest, self._known = weakref.ref(running.pool), False
         self._pools[graph] = running.pool
         running.pool.captured += 1
         running.pool.live += 1
@@ -135,6 +137,7 @@ class TorchGraphDriver:
         """Free the graph; its memory serves the other graphs of its pool, or goes back."""
         self.abort_capture(graph)
         graph.reset()
+        self._known = False
         pool = self._pools.pop(graph, None)
         if pool is not None:
             pool.live -= 1
@@ -148,6 +151,7 @@ class TorchGraphDriver:
         running = self._open
         if running is None or running.graph is not graph:
             return
+        self._known = False
         with self._module.stream(running.stream):
             try:
                 self._captures.end(graph)
@@ -212,11 +216,17 @@ class TorchGraphDriver:
         return self._open
 
     def _in_pool(self, address: int) -> bool:
+        """Whether ``address`` lies in the newest pool; asking the allocator takes long.
+
+        Captures let a pool grow, and only resets let it shrink.
+        """
         pool = self._newest() if self._newest is not None else None
-        if not self._read and pool is not None:
+        if pool is None:
+            return False
+        if not self._known or (self._grown and not self._memory.holds(address)):
             self._memory.read(pool.handle)
-            self._read = True
-        return pool is not None and self._memory.holds(address)
+            self._known, self._grown = True, False
+        return self._memory.holds(address)
 
 
 def _register_generator(graph: Any, generator: torch.Generator) -> None:

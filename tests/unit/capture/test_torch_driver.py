@@ -389,18 +389,54 @@ def test_a_tensor_outside_of_the_pool_is_its_own_weak_tensor(module):
     assert driver.weak_ref(parameter) is parameter
 
 
-def test_the_pool_is_looked_at_once_per_capture(module):
-    memory = torch.arange(24.0)
+def looks(module):
+    return module.diary.count(("snapshot", (0, 7), False)) - 1  # one to find out how to ask
+
+
+def test_the_pool_is_looked_at_again_only_for_memory_that_a_capture_may_have_added(module):
+    memory, more = torch.arange(24.0), torch.arange(100.0)
     module.segments = [segment(memory)]
     driver = TorchGraphDriver(module)
     _, pool, _ = capture(driver, module)
     for _ in range(5):
         driver.weak_ref(memory)
         driver.weak_ref(torch.ones(3))
-    assert module.diary.count(("snapshot", (0, 7), False)) == 2  # one to find out how to ask
+    assert looks(module) == 1
+    module.segments.append(segment(more))
     capture(driver, module, pool=pool)
-    driver.weak_ref(memory)
-    assert module.diary.count(("snapshot", (0, 7), False)) == 3
+    assert driver.weak_ref(memory) is not memory
+    assert looks(module) == 1
+    assert driver.weak_ref(more) is not more
+    assert looks(module) == 2
+    driver.weak_ref(torch.ones(3))
+    assert looks(module) == 2
+
+
+@pytest.mark.parametrize("how", ["reset", "abort", "failed end", "next size", "another pool"])
+def test_memory_that_left_the_pool_is_not_taken_for_the_pools(module, how):
+    memory = torch.arange(24.0)
+    module.segments = [segment(memory)]
+    driver = TorchGraphDriver(module)
+    graph, pool, _ = capture(driver, module)
+    assert driver.weak_ref(memory) is not memory
+    module.segments = []
+    if how == "reset":
+        driver.reset(graph)
+    elif how == "next size":
+        with driver.capture_context():
+            pass
+    elif how == "another pool":
+        capture(driver, module)
+    else:
+        broken = driver.new_graph()
+        driver.capture_begin(broken, pool, module.side)
+        module.fail_end = how == "failed end"
+        if module.fail_end:
+            with pytest.raises(RuntimeError, match="previous error"):
+                driver.capture_end(broken)
+        else:
+            driver.abort_capture(broken)
+    assert driver.weak_ref(memory) is memory
 
 
 def test_tensors_stay_strong_where_torch_cannot_make_weak_ones(module, monkeypatch):
