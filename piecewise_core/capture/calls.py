@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -33,6 +34,9 @@ _ONLY_SIZES = frozenset({
     "aten::as_strided_", "aten::swapdims_", "aten::swapaxes_",
 })  # fmt: skip
 """Operators whose schema tells of a write, and which change no memory."""
+
+
+_STDLIB = os.path.dirname(os.__file__)
 
 
 class ValueRead(CaptureFailed):
@@ -130,7 +134,9 @@ def where() -> str:
 
 
 def _is_library(file: str) -> bool:
-    return "/torch/" in file or "/piecewise_core/" in file
+    if "/torch/" in file or "/piecewise_core/" in file or "/numpy/" in file:
+        return True
+    return file.startswith(_STDLIB) and "/site-packages/" not in file
 
 
 def _value_read(what: str) -> str:

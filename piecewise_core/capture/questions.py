@@ -6,12 +6,15 @@ calls; where an input lies in memory is another answer at every call, so it is r
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Sequence
+from types import FrameType
 from typing import Any
 
 import torch
 
+from piecewise_core.capture.calls import ValueRead
 from piecewise_core.capture.course import Course
 from piecewise_core.capture.parts import is_all_of_memory, meets, refuse_part
 from piecewise_core.errors import CaptureFailed
@@ -63,6 +66,8 @@ class Questions:
         name = question(func)
         self._asked.add(name)
         tensor = args[0] if args else None
+        if name == "untyped_storage" and _is_pickled(sys._getframe(3)):
+            raise ValueRead("a tensor that is pickled")
         if name not in _ADDRESSES or not isinstance(tensor, torch.Tensor):
             return
         frame = sys._getframe(3)  # beyond the recorder and its mode
@@ -101,6 +106,18 @@ class Questions:
                 "as_strided reaches memory beyond the input that it is given, which a recording "
                 "has no copy of; pass the whole tensor, or such calls run as written"
             )
+
+
+def _is_pickled(frame: FrameType | None) -> bool:
+    """Whether a pickler asks for a tensor's memory, which it reads by no operator.
+
+    Copies of the object alone keep the memory.
+    """
+    while frame is not None and _is_library(frame.f_code.co_filename):
+        if frame.f_code.co_name == "__reduce_ex__":
+            return frame.f_back is None or frame.f_back.f_code is not copy.copy.__code__
+        frame = frame.f_back
+    return False
 
 
 def _is_library(file: str) -> bool:

@@ -20,8 +20,12 @@ from piecewise_core.torch_compat.storages import memory_key
 __all__ = ["is_read", "looked_into", "values_read"]
 
 _ITEMS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.item.default)
-_PLACES = {"aten::tensor_split.tensor_indices_or_sections": "tensor_indices_or_sections"}
-"""Composite operators that read memory without an operator, by the argument whose."""
+_PLACES = {
+    "aten::tensor_split.tensor_indices_or_sections": "tensor_indices_or_sections",
+    "aten::_pack_padded_sequence": "lengths",
+    "aten::_pad_packed_sequence": "batch_sizes",
+}
+"""Operators that read memory of the CPU and say so nowhere, by the argument whose."""
 
 _UNTAGGED = "aten::is_nonzero"
 _MASKS = (torch.bool, torch.uint8)

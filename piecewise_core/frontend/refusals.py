@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 
 from piecewise_core.errors import CaptureFailed, GradNeeded, InputMismatch
-from piecewise_core.graph.questions import RANDOM_STATE
+from piecewise_core.graph.questions import RANDOM_STATE, THREADS
 from piecewise_core.runtime.closure_walk import roots_of
 from piecewise_core.runtime.treestate import TreeState
 
@@ -42,7 +42,16 @@ def refuse_autocast() -> None:
 
 
 def refuse_advancing(state: TreeState) -> None:
-    """Raise CaptureFailed for what takes from an iterator, or asks for a generator's state."""
+    """Raise CaptureFailed for what takes from an iterator, asks for a generator's state, or has
+    another thread work.
+    """
+    pools = [each for each in state.iterators if not isinstance(each, Iterator)]
+    threads = sorted({type(pool).__qualname__ for pool in pools} | THREADS & state.words)
+    if threads:
+        raise CaptureFailed(
+            f"the function reaches {threads[0]}: what another thread does is not recorded, and "
+            "what it gives would be fixed at capture. Do it in the thread of the call, or outside"
+        )
     kinds = sorted({type(iterator).__qualname__ for iterator in state.iterators})
     if kinds:
         raise CaptureFailed(

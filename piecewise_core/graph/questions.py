@@ -21,6 +21,7 @@ __all__ = [
     "IDENTITY",
     "MODES",
     "RANDOM_STATE",
+    "THREADS",
     "WATCHED",
     "asks",
     "mentions",
@@ -33,6 +34,12 @@ MODES = frozenset({"is_grad_enabled", "is_inference", "is_inference_mode_enabled
 
 RANDOM_STATE = frozenset({"get_rng_state", "initial_seed"})
 """Functions and methods that tell of a generator, which is in another state while one records."""
+
+THREADS = frozenset({
+    "ProcessPoolExecutor", "Thread", "ThreadPool", "ThreadPoolExecutor", "run_in_executor",
+    "start_new_thread", "to_thread",
+})  # fmt: skip
+"""Names with which code has another thread work, whose operators no recording sees."""
 
 FACTS: Mapping[str, frozenset[str]] = {
     "gradients": frozenset({"requires_grad"}),
@@ -48,7 +55,7 @@ ADDRESSES = frozenset({"_base", "_is_view", "_typed_storage", "untyped_storage"}
 IDENTITY = " is "
 """Stands among words for a comparison of two variables by identity."""
 
-WATCHED = frozenset().union(*FACTS.values()) | ADDRESSES | MODES | RANDOM_STATE | {
+WATCHED = frozenset().union(*FACTS.values()) | ADDRESSES | MODES | RANDOM_STATE | THREADS | {
     "allow_bf16_reduced_precision_reduction", "allow_fp16_accumulation",
     "allow_fp16_reduced_precision_reduction", "allow_tf32", "autocast", "benchmark", "cudnn",
     "custom_fwd", "fp32_precision", "mkldnn",

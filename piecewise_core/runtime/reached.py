@@ -54,7 +54,8 @@ def reached(
 ) -> Iterator[Any]:
     """What to watch of all that ``fn`` reaches, and of ``module``, whose forward it is.
 
-    ``met``: takes in what advances when it is asked, and code names: iterators, random generators.
+    ``met``: takes in what advances when it is asked, and code names: iterators, random generators,
+    pools of threads.
     """
     found = reach(fn)
     yield from of_every_module
@@ -98,7 +99,7 @@ class _Walk:
             value = waiting.popleft()
             if id(value) in self._seen or isinstance(value, _LEAVES):
                 continue
-            if is_random(value) or _is_iterator(value):
+            if is_random(value) or _is_iterator(value) or _is_pool(value):
                 self._seen[id(value)] = value
                 self._advancing.append(value)
             if id(value) in self._seen or _is_librarys(value):
@@ -179,6 +180,14 @@ def _is_iterator(value: Any) -> bool:
     if not isinstance(value, Iterator) or is_heap(type(value)):
         return False
     return not isinstance(value, io.IOBase) or (not value.closed and value.readable())
+
+
+def _is_pool(value: Any) -> bool:
+    """Whether ``value`` has other threads work: an executor, a pool."""
+    kind = type(value)
+    return _package(kind) in ("concurrent", "multiprocessing") and (
+        hasattr(kind, "submit") or hasattr(kind, "apply_async")
+    )
 
 
 def _is_librarys(value: Any) -> bool:

@@ -32,9 +32,9 @@ class TreeState:
     ``check()`` is 0 while nothing was written; else ``look_again()`` says whether what was written
     differs. ``settle()`` takes everything as it is now for what it should be, ``ran()`` what the
     function itself may have changed: whole numbers that it writes are counters, and are let be.
-    ``put_back()`` undoes what was written since. ``iterators``, ``randoms``: that ``fn`` reaches.
-    ``device_type``: the platform's. ``words``: what code that it reaches names of
-    `graph.questions.WATCHED`.
+    ``put_back()`` undoes what was written since. ``iterators``, pools of threads among them, and
+    ``randoms``: that ``fn`` reaches. ``device_type``: the platform's. ``words``: what code that it
+    reaches names of `graph.questions.WATCHED`.
     """
 
     check: Callable[[], int]
