@@ -12,20 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
-import subprocess
-import sys
-import tempfile
-import threading
 import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-__all__ = ["main"]
+from _processes import supervise, tell
 
-MARK = "RESULT "
-"""Begins the line by which a case's process tells its figures."""
+__all__ = ["main"]
 
 BATCHES = (1, 8, 32, 64)
 
@@ -59,65 +53,15 @@ def run_case(name: str, options: argparse.Namespace) -> None:
     every = cases(options.hidden, quick=False, simulated=options.simulated)
     found = every[name](place)
     found |= {"case_seconds": time.perf_counter() - begun, "where": place.describe()}
-    print(MARK + json.dumps(_rounded(found)), flush=True)
+    tell(found)
 
 
-def _rounded(value: Any) -> Any:
-    """Figures with five digits, however deep they lie."""
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_rounded(item) for item in value]
-    return float(f"{value:.5g}") if isinstance(value, float) else value
-
-
-def supervise(name: str, options: argparse.Namespace, *, peers: bool) -> dict[str, Any]:
-    """Start a case's process, print what it prints, and return its figures or what became of it."""
-    command = [
-        sys.executable,
-        "-u",
-        __file__,
-        "--case",
-        name,
-        "--hidden",
-        *map(str, options.hidden),
-    ]
+def supervised(name: str, options: argparse.Namespace, *, peers: bool) -> dict[str, Any]:
+    """Run a case in its process; its figures, or what became of it."""
+    command = [__file__, "--case", name, "--hidden", *map(str, options.hidden)]
     command += [f"--{flag}" for flag in ("quick", "simulated") if getattr(options, flag)]
     command += [] if peers else ["--no-peers"]
-    result: dict[str, Any] | None = None
-    begun = time.monotonic()
-    with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
-        alarm = threading.Timer(options.timeout, process.kill)
-        alarm.start()
-        try:
-            for line in process.stdout or ():
-                if line.startswith(MARK):
-                    result = json.loads(line.removeprefix(MARK))
-                else:
-                    print(line, end="", flush=True)
-            code = process.wait()
-        finally:
-            alarm.cancel()
-            process.kill()
-        errors.seek(0)
-        last = errors.read().splitlines()[-15:]
-    if code == 0 and result is not None:
-        return result
-    late = time.monotonic() - begun >= options.timeout
-    reason = f"killed after {options.timeout:g} s" if late else _reason(code)
-    print(f"{name} {reason}; the last lines of its errors:", *last, sep="\n  ", flush=True)
-    # What it told before it crashed, while it was shut down say, is reported all the same.
-    return {**(result or {}), "crashed": reason, "stderr": last}
-
-
-def _reason(code: int) -> str:
-    if code >= 0:
-        return f"exited with {code}"
-    try:
-        return f"died of {signal.Signals(-code).name}"
-    except ValueError:
-        return f"died of signal {-code}"
+    return supervise(name, command, options.timeout)
 
 
 def chosen(usual: list[str], every: list[str], only: list[str] | None) -> list[str]:
@@ -164,11 +108,11 @@ def main(arguments: list[str] | None = None) -> None:
     results: dict[str, Any] = {}
     for name in names:
         print(f"\n== {name}", flush=True)
-        results[name] = supervise(name, options, peers=not options.no_peers)
+        results[name] = supervised(name, options, peers=not options.no_peers)
         lost = "targets" not in results[name] and "skipped" not in results[name]
         if lost and not options.no_peers and not options.simulated:
             print(f"\n== {name}, again without torch.compile", flush=True)
-            again = supervise(name, options, peers=False)
+            again = supervised(name, options, peers=False)
             results[name] = {**again, "with_peers": results[name]}
     targets = [t for result in results.values() for t in result.get("targets", ())]
     missed = [t["name"] for t in targets if t["verdict"] == "missed"]

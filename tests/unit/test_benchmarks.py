@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import os
@@ -30,6 +31,13 @@ def run(*arguments: str, **environment: str) -> list[str]:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
+
+
+@pytest.fixture
+def load_benchmark(monkeypatch):
+    """A benchmark's module, by name, as it is imported when it is run."""
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    return importlib.import_module
 
 
 CASES = """
@@ -89,6 +97,44 @@ def test_every_case_with_transformers_runs_on_the_simulated_device(fresh_process
     assert set(llama["same_tokens_as_eager"].values()) == {1.0}
     assert llama["replayed"] > 0
     assert max(found["encoder"]["max_error"].values()) < 1e-4
+
+
+MODELS = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from models import main
+main(["--simulated", "--quick", "--case", sys.argv[2]])
+"""
+
+
+@pytest.mark.long
+def test_a_real_model_is_measured_in_every_way_and_judged(fresh_processes):
+    done = fresh_processes.run(MODELS, str(SCRIPT.parent), "dit-2", timeout=300)
+    assert done.returncode == 0, done.stderr
+    *_, last = (line for line in done.stdout.splitlines() if line.startswith("RESULT "))
+    found = json.loads(last.removeprefix("RESULT "))
+    assert set(found["ways"]) == {"eager", "recorded", "piecewise", "full", "door"}
+    for way, row in found["ways"].items():
+        assert row["us"]["2 x 4"]["wall"] > 0, way
+        assert row["error"]["2 x 4"] < 1e-5, way
+
+
+def test_a_way_that_is_further_off_than_eager_is_not_the_best(load_benchmark):
+    judged = load_benchmark("models").judged
+    size = {"4": {"wall": 10.0, "host": 1.0}}
+    row = {"cold_seconds": 1.0, "driver_bytes": 0}
+    ways = {
+        "eager": {**row, "us": size, "error": {"4": 0.01}},
+        "reduce-overhead": {**row, "us": size, "error": {"4": 0.01}},
+        "full": {**row, "us": {"4": {"wall": 5.0, "host": 1.0}}, "error": {"4": 0.5}},
+        "piecewise": {**row, "us": {"4": {"wall": 8.0, "host": 1.0}}, "error": {"4": 0.012}},
+        "door": {"failed": "TypeError: no"},
+    }
+    found = judged({"ways": ways, "limit_us": {"4": 4.0}})
+    assert found["base"] == "reduce-overhead"
+    assert found["best_over_base"] == {"4": 0.8}
+    assert ways["full"]["right"] == {"4": False}
+    assert ways["piecewise"]["share"] == {"4": 0.5}
 
 
 def test_cases_are_chosen_by_name_or_group():
