@@ -30,7 +30,8 @@ class Stats:
     ``padded_rows``: rows added to reach a capture size. ``restrided``: inputs copied to the
     traced layout. ``pool_bytes``: in the graph pool. ``driver_bytes``: graph memory outside it.
     ``retraces``: times that traces, or recordings, were made anew since Python state had changed.
-    ``verified``: calls that also ran as written. ``wrong``: targets found to give other results.
+    ``declined``: pieces and ranges of which code does not serve every size: the compiler declined
+    the piece, or fixed a size. ``verified``: calls that also ran as written. ``wrong``: targets found to give other results.
     """
 
     graphs: int = 0
@@ -49,6 +50,7 @@ class Stats:
     pool_bytes: int = 0
     driver_bytes: int = 0
     retraces: int = 0
+    declined: int = 0
     verified: int = 0
     wrong: int = 0
 

@@ -23,6 +23,7 @@ __all__ = [
     "OpContractBroken",
     "OutOfGraphMemory",
     "OutOfRange",
+    "PieceDeclined",
     "PiecewiseError",
     "PlatformConflict",
     "PlatformError",
@@ -129,6 +130,13 @@ class CompileFailed(PiecewiseError, RuntimeError):
 
 class CompilerUnavailable(CompileFailed):
     """The compiler's own tools are missing (no C++ compiler, a noexec directory)."""
+
+
+class PieceDeclined(PiecewiseError):
+    """Raised by a compiler's ``compile``: it leaves this piece alone, which then runs as written.
+
+    The text says why, for a person: it is logged once per piece and range, and in explain().
+    """
 
 
 class OpContractBroken(PiecewiseError, RuntimeError):

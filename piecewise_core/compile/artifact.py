@@ -6,14 +6,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from piecewise_core.errors import StoreError
 from piecewise_core.graph.split import Piece
-from piecewise_core.protocols import CompiledGraph
+from piecewise_core.protocols import CompiledGraph, CompilerAdaptor
 from piecewise_core.ranges import Box
 from piecewise_core.store.entry import Ticket
 
-__all__ = ["Artifact", "Runnable", "guarded", "written"]
+__all__ = ["NO_CODE", "Artifact", "Runnable", "guarded", "load_code", "written"]
 
 Runnable = Callable[..., Sequence[Any]]
+
+
+def _no_code(*args: object) -> list[object]:
+    raise StoreError("code that serves no size was run")
+
+
+NO_CODE = CompiledGraph(_no_code, lambda: b"")
+"""What a piece has that runs as written at every size."""
 
 
 @dataclass
@@ -64,3 +73,11 @@ def guarded(run: Runnable, piece: Piece, serves: Box | None) -> Runnable:
         return run(*args) if inside else as_written(*args)
 
     return choose
+
+
+def load_code(adaptor: CompilerAdaptor, handle: bytes, serves: Box | None) -> CompiledGraph:
+    """What ``adaptor`` makes of ``handle``; nothing is asked of it where no size is served."""
+    if serves is None:
+        return NO_CODE
+    loaded: CompiledGraph = adaptor.load(handle)  # type: ignore[attr-defined]
+    return loaded

@@ -7,13 +7,13 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 
-from piecewise_core.compile.artifact import Artifact
+from piecewise_core.compile.artifact import Artifact, load_code
 from piecewise_core.compile.task import Task
 from piecewise_core.errors import StoreError
 from piecewise_core.graph.canonical import Form
 from piecewise_core.graph.split import Piece
 from piecewise_core.plugins import error_text
-from piecewise_core.protocols import CompiledGraph, CompilerAdaptor
+from piecewise_core.protocols import CompilerAdaptor
 from piecewise_core.ranges import Box
 from piecewise_core.store.entry import (
     Entry,
@@ -84,7 +84,7 @@ class ArtifactCache:
         begun, manifest = time.perf_counter(), entry.manifest
         try:
             with compile_lock:
-                compiled = self._load(adaptor, entry)
+                compiled = load_code(adaptor, entry.artifact, manifest.serves)
         except Exception as error:
             logger.warning(
                 "compiler %r cannot load entry %s of the compile store (%s); %s is compiled again",
@@ -171,12 +171,6 @@ class ArtifactCache:
                 f"what its code depends on cannot be told: {error_text(error)}"
             ) from error
 
-    def _load(self, adaptor: CompilerAdaptor, entry: Entry) -> CompiledGraph:
-        if entry.manifest.serves is None:
-            return CompiledGraph(_no_code)
-        loaded: CompiledGraph = adaptor.load(entry.artifact)  # type: ignore[attr-defined]
-        return loaded
-
 
 def _handed_over(made: Artifact) -> bytes:
     what = f"compiler {made.compiler!r} cannot hand the code of {made.owner} over"
@@ -190,7 +184,3 @@ def _handed_over(made: Artifact) -> bytes:
     if not isinstance(blob, bytes):
         raise StoreError(f"{what}: it gave {type(blob).__name__}, not bytes")
     return blob
-
-
-def _no_code(*args: object) -> list[object]:
-    raise StoreError("an entry that serves no size was run")

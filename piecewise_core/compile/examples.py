@@ -24,8 +24,8 @@ class Job:
     """One piece made ready for one compilation.
 
     ``graph``: a copy that the compiler may change. ``inputs``: one fake tensor, SymInt or int
-    per placeholder. ``mode``: their fake mode, whose ShapeEnv holds the ranges. ``box``: over
-    ``dims``, the places of the piece's own dims.
+    per placeholder, the first ``sizes`` of them the sizes. ``mode``: their fake mode, whose
+    ShapeEnv holds the ranges. ``box``: over ``dims``, the places of the piece's own dims.
     """
 
     graph: torch.fx.GraphModule
@@ -33,6 +33,7 @@ class Job:
     mode: FakeTensorMode
     box: Box
     dims: tuple[int, ...]
+    sizes: int
 
     def context(self) -> Any:
         """The tracing context that compilers look the fake mode up in."""
@@ -67,7 +68,7 @@ def make_job(piece: Piece, symbols: dict[sympy.Symbol, int], box: Box) -> Job:
     for node in graph.graph.nodes:
         if node.op not in ("placeholder", "get_attr"):
             node.meta = {k: v for k, v in node.meta.items() if k == "stack_trace"}
-    return Job(graph, tuple(inputs), mode, box, piece.dims)
+    return Job(graph, tuple(inputs), mode, box, piece.dims, count)
 
 
 def _copied(module: torch.fx.GraphModule) -> torch.fx.GraphModule:

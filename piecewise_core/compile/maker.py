@@ -125,8 +125,6 @@ class Maker:
             ) from raised(error)
         seconds = time.perf_counter() - begun
         logger.debug("compiled %s for %s in %.2f s with %s", label, box, seconds, adaptor.name)
-        if made.serves != box:
-            logger.warning("%s for sizes %s: %s", label, box, made.why)
         note = piece.hazard or made.why or self._degraded
         return task.made(made.compiled, adaptor.name, seconds, made.serves, note)
 

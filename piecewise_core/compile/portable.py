@@ -28,7 +28,8 @@ def pack(job: Job) -> bytes:
     for node in job.graph.graph.nodes:
         node.meta.pop("stack_trace", None)
     box = [r.plain for r in job.box.ranges]
-    data = GraphPickler.dumps((job.graph, list(job.inputs), box, list(job.dims)), _ALL_OPS)
+    held = (job.graph, list(job.inputs), box, list(job.dims), job.sizes)
+    data = GraphPickler.dumps(held, _ALL_OPS)
     return bytes(data)
 
 
@@ -37,7 +38,8 @@ def unpack(data: bytes) -> Job:
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
     with dynamo.oblivious_sizes():
         found: Any = GraphPickler.loads(io.BytesIO(data).getvalue(), mode)
-    graph, inputs, box, dims = found
+    graph, inputs, box, dims, sizes = found
     if isinstance(graph, torch.fx.GraphModule):
         graph.recompile()
-    return Job(graph, tuple(inputs), mode, Box(tuple(map(Range.read, box))), tuple(dims))
+    ranges = Box(tuple(map(Range.read, box)))
+    return Job(graph, tuple(inputs), mode, ranges, tuple(dims), sizes)

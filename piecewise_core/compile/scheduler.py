@@ -148,6 +148,8 @@ class Scheduler:
     def _adopt(self, artifact: Artifact, piece: Piece) -> Artifact:
         """Take in an artifact compiled or loaded now, or elsewhere."""
         if artifact.serves != artifact.box:
+            self._counters.add("declined")
+            logger.warning("%s for sizes %s: %s", artifact.owner, artifact.box, artifact.note)
             artifact.run = guarded(artifact.run, piece, artifact.serves)
         self._artifacts[artifact.key, artifact.box] = artifact
         self._counters.add("cache_hits" if artifact.stored else "compilations")

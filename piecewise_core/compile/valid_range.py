@@ -15,9 +15,11 @@ from typing import Any
 import sympy
 import torch
 
+from piecewise_core.compile.artifact import NO_CODE
 from piecewise_core.compile.examples import Job
 from piecewise_core.compile.lowering import rewritten
 from piecewise_core.config import Config
+from piecewise_core.errors import PieceDeclined
 from piecewise_core.graph.conditions import evaluator, implied
 from piecewise_core.protocols import CompiledGraph, CompilerAdaptor
 from piecewise_core.ranges import Box
@@ -77,8 +79,33 @@ def _attempt(
     job = make()
     with torch.inference_mode(), job.context():
         graph = rewritten(job.graph, job.inputs, rewrites)
-        compiled = adaptor.compile(graph, job.inputs, key=key, config=config)
-    return Compilation(compiled, *valid_range(job)), job
+        try:
+            compiled = adaptor.compile(graph, job.inputs, key=key, config=config)
+        except PieceDeclined as error:
+            why = f"compiler {adaptor.name!r} declined it: {error}; it runs as written"
+            return Compilation(NO_CODE, None, why), job
+    return Compilation(compiled, *_served(adaptor.name, compiled, job)), job
+
+
+def _served(name: str, compiled: CompiledGraph, job: Job) -> tuple[Box | None, str]:
+    """Where the code holds, by its guards and by what the compiler says of it."""
+    box, why = valid_range(job)
+    said = compiled.serves
+    if said is None or box is None:
+        return box, why
+    if len(said.ranges) != job.sizes or not all(r.is_whole for r in said.ranges):
+        raise ValueError(
+            f"CompiledGraph.serves is {said}; give one whole Range for each of the piece's "
+            f"{job.sizes} sizes"
+        )
+    for place, dim in enumerate(job.dims):
+        both = box.ranges[place].intersect(said.ranges[dim])
+        if both is None:
+            return None, f"compiler {name!r} made code for {said} only; it runs as written"
+        if both != box.ranges[place]:
+            why = f"compiler {name!r} made code for {said} only; other sizes run as written"
+        box = box.replaced(place, both)
+    return box, why
 
 
 def valid_range(job: Job) -> tuple[Box | None, str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from piecewise_core.compile.artifact import Artifact
+from piecewise_core.compile.artifact import Artifact, load_code
 from piecewise_core.compile.artifact_cache import ArtifactCache
 from piecewise_core.compile.examples import make_job
 from piecewise_core.compile.messages import Answer, Request
@@ -131,7 +131,7 @@ class _InWorker:
 
     def take(self) -> Artifact:
         with compile_lock:
-            compiled = self.setup.compiler.load(self._handle)  # type: ignore[attr-defined]
+            compiled = load_code(self.setup.compiler, self._handle, self._made.serves)
         self._made.run, self._made.compiled = compiled.run, compiled
         return self._made
 

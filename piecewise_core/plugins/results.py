@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
-from piecewise_core.protocols import CompiledGraph
+from piecewise_core.protocols import Box, CompiledGraph
 
 __all__ = ["RESULTS", "functions_of"]
 
@@ -31,6 +31,8 @@ def _compiled(found: Any) -> CompiledGraph:
         raise TypeError(f"expected a CompiledGraph, got {found!r}")
     if not callable(found.run) or not (found.handle is None or callable(found.handle)):
         raise TypeError(f"expected callables run and handle, got {found!r}")
+    if not (found.serves is None or isinstance(found.serves, Box)):
+        raise TypeError(f"expected a Box, or None, as serves, got {found.serves!r}")
     return found
 
 

@@ -32,10 +32,12 @@ from piecewise_core.protocols.values import (
     Probe,
     ReplayCall,
 )
+from piecewise_core.ranges import Box, Range
 
 __all__ = [
     "API_VERSION",
     "AbstractPiecewiseBackend",
+    "Box",
     "BudgetContext",
     "Capabilities",
     "CompiledGraph",
@@ -49,6 +51,7 @@ __all__ = [
     "PlatformExtras",
     "PlatformInfo",
     "Probe",
+    "Range",
     "ReplayCall",
     "Rewrite",
     "RuntimeExtras",

@@ -56,7 +56,8 @@ class CompilerAdaptor(Protocol):
         The call runs under ``torch.inference_mode()`` and a tracing context that holds the fake
         mode of the inputs. Raise anything on failure: core adds piece, line, sizes and who made
         the compiler (CompileFailed). CompilerUnavailable says that the compiler's tools are
-        missing, so that core goes on uncompiled with one warning.
+        missing, so that core goes on uncompiled with one warning. PieceDeclined leaves this piece
+        alone: it runs as written, counted as declined.
         """
         ...
 

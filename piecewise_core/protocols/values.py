@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+    from piecewise_core.ranges import Box
+
 __all__ = [
     "BudgetContext",
     "Capabilities",
@@ -84,7 +86,12 @@ class CompiledGraph:
     persisted. Core calls it at most once, soon after ``compile``, and only when it wants the bytes.
     They should hold no absolute path and nothing of this process. When it raises, the piece is
     used as it is and named as not persisted.
+
+    ``serves``: the sizes that the code holds for, where it is not all that were asked for: a Box of
+    one whole Range per size among ``example_inputs``, in their order. The piece runs as written
+    at other sizes. None: all but those that break a guard. Since API 1.1.
     """
 
     run: Callable[..., Sequence[Any]]
     handle: Callable[[], bytes] | None = None
+    serves: Box | None = None

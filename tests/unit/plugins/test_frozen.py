@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import piecewise_core as pw
-from piecewise_core import building_blocks, hookspecs, protocols
+from piecewise_core import building_blocks, errors, hookspecs, protocols
 from piecewise_core.plugins import all_passes, find_compiler, select
 from piecewise_core.plugins.contract import differences
 
@@ -103,7 +103,9 @@ def test_all_of_the_contract_is_frozen():
         for name in pair:
             assert methods(getattr(protocols, name)).keys() <= methods(getattr(API, name)).keys()
     for name in VALUES:
-        assert len(fields(getattr(protocols, name))) == len(fields(getattr(API, name)))
+        added = API_1_1.FIELDS.get(name, ())
+        frozen = (*[f.name for f in fields(getattr(API, name))], *added)
+        assert tuple(f.name for f in fields(getattr(protocols, name))) == frozen
 
 
 def test_what_1_1_added_is_there_and_all_of_it_is_frozen():
@@ -117,6 +119,7 @@ def test_what_1_1_added_is_there_and_all_of_it_is_frozen():
         assert list(inspect.signature(getattr(hookspecs, name)).parameters) == arguments
     hooks = {n for n in vars(hookspecs) if n.startswith("piecewise_")}
     assert hooks == {*API.HOOKS, *API_1_1.HOOKS}
+    assert set(API_1_1.ERRORS) <= set(errors.__all__)
     assert tuple(building_blocks.__all__) == API_1_1.BUILDING_BLOCKS
 
 

@@ -20,6 +20,11 @@ class Rewrite(Protocol):
 
 HOOKS = {"piecewise_rewrites": ["platform", "config"]}
 
+FIELDS = {"CompiledGraph": ("serves",)}
+"""What values gained, behind the fields that they had."""
+
+ERRORS = ("PieceDeclined",)
+
 BUILDING_BLOCKS = (
     "Advice",
     "GraphRewrite",
