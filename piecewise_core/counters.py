@@ -31,7 +31,8 @@ class Stats:
     traced layout. ``pool_bytes``: in the graph pool. ``driver_bytes``: graph memory outside it.
     ``retraces``: times that traces, or recordings, were made anew since Python state had changed.
     ``declined``: pieces and ranges of which code does not serve every size: the compiler declined
-    the piece, or fixed a size. ``verified``: calls that also ran as written. ``wrong``: targets found to give other results.
+    the piece, or fixed a size. ``verified``: calls that also ran as written. ``wrong``: targets
+    found to give other results.
     """
 
     graphs: int = 0

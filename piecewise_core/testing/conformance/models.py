@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+import weakref
 from typing import Any
 
 import torch
 from torch import nn
 
 import piecewise_core as pw
+from piecewise_core.errors import PieceDeclined
 from piecewise_core.protocols import CompiledGraph, Platform
 from piecewise_core.testing.conformance.case import Case
 
-__all__ = ["BOUNDS", "ENDS", "EXACT", "Counted", "Layered", "compile_on", "dispatched", "rows"]
+__all__ = [
+    "BOUNDS",
+    "ENDS",
+    "EXACT",
+    "Counted",
+    "Layered",
+    "compile_on",
+    "dispatched",
+    "rows",
+    "warmed",
+]
 
 BOUNDS = (0, 32)
 ENDS = (4, 8)
@@ -40,13 +54,17 @@ class Layered(nn.Module):
 
 
 class Counted:
-    """A platform whose compiler's calls are counted: ``keys``, one per call."""
+    """A platform whose compiler's calls are counted: ``keys``, one per call.
+
+    ``declined``: what it said of the pieces that it left alone.
+    """
 
     def __init__(self, platform: Platform, device_type: str) -> None:
         self.keys: list[str] = []
+        self.declined: list[str] = []
         self.device, self.graphs = platform.device, platform.graphs
         self.capabilities = platform.capabilities
-        self.compiler = _Counting(platform.compiler, self.keys)
+        self.compiler = _Counting(platform.compiler, self.keys, self.declined)
         self.device_type = device_type
         self.name = str(getattr(platform, "name", type(platform).__name__.lower()))
         backend = getattr(platform, "piecewise_backend", None)
@@ -57,8 +75,8 @@ class Counted:
 class _Counting:
     """A CompilerAdaptor that notes the keys it is called with."""
 
-    def __init__(self, compiler: Any, keys: list[str]) -> None:
-        self._compiler, self._keys = compiler, keys
+    def __init__(self, compiler: Any, keys: list[str], declined: list[str]) -> None:
+        self._compiler, self._keys, self._declined = compiler, keys, declined
         self.name = compiler.name
         for optional in ("load", "configure", "passes"):
             if hasattr(compiler, optional):
@@ -69,7 +87,13 @@ class _Counting:
     ) -> CompiledGraph:
         """Note and pass on."""
         self._keys.append(key)
-        made: CompiledGraph = self._compiler.compile(graph, example_inputs, key=key, config=config)
+        try:
+            made: CompiledGraph = self._compiler.compile(
+                graph, example_inputs, key=key, config=config
+            )
+        except PieceDeclined as reason:
+            self._declined.append(str(reason))
+            raise
         return made
 
     def hash_factors(self) -> Any:
@@ -87,8 +111,21 @@ def rows(case: Case, size: int, start: float = 0.0) -> torch.Tensor:
 def compile_on(case: Case, model: Any, platform: Any = None, **config: Any) -> Any:
     """``pw.compile`` of a model with input "x" of varying rows, on the platform under test."""
     low, high = config.pop("bounds", BOUNDS)
-    settings = {"dynamic": {"x": {0: pw.Dim("n", low, high)}}, "cache_dir": None, **config}
+    settings = {"dynamic": {"x": {0: pw.Dim("n", low, high)}}, "cache_dir": store(case), **config}
     return pw.compile(model, pw.Config(**settings), platform=platform or _named(case))
+
+
+def store(case: Case) -> str:
+    """The compile store of this run, empty when it begins: what other code left is not used."""
+    return case.once("store", _Store).path
+
+
+class _Store:
+    """A directory that goes with the run."""
+
+    def __init__(self) -> None:
+        self.path = tempfile.mkdtemp(prefix="piecewise-conformance-")
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
 def _named(case: Case) -> Any:
@@ -98,19 +135,20 @@ def _named(case: Case) -> Any:
 
 def dispatched(case: Case) -> tuple[Any, Any, Counted]:
     """(model, its compiled form, what counts its compilations), warmed up; made once a suite."""
+    return case.once("dispatched", lambda: warmed(case))
 
-    def make() -> tuple[Any, Any, Counted]:
-        model = Layered().to(case.device_type).eval()
-        counted = Counted(case.platform, case.device_type)
-        fast = compile_on(
-            case,
-            model,
-            counted,
-            compile_ranges_endpoints=ENDS,
-            compile_sizes=(EXACT,),
-            splitting_ops=("torch.softmax",),
-        )
-        fast.warmup(rows(case, 3), progress=False)
-        return model, fast, counted
 
-    return case.once("dispatched", make)
+def warmed(case: Case) -> tuple[Any, Any, Counted]:
+    """The same, made anew; what the run's store has of it is loaded."""
+    model = Layered().to(case.device_type).eval()
+    counted = Counted(case.platform, case.device_type)
+    fast = compile_on(
+        case,
+        model,
+        counted,
+        compile_ranges_endpoints=ENDS,
+        compile_sizes=(EXACT,),
+        splitting_ops=("torch.softmax",),
+    )
+    fast.warmup(rows(case, 3), progress=False)
+    return model, fast, counted

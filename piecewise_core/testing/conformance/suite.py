@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from piecewise_core.testing.conformance.level0 import Level0
 from piecewise_core.testing.conformance.level1 import Level1
+from piecewise_core.testing.conformance.level1_answers import Answers
 from piecewise_core.testing.conformance.level1_parts import Parts
 from piecewise_core.testing.conformance.level2_extras import Extras
 from piecewise_core.testing.conformance.level2_faults import Faults
@@ -18,7 +19,7 @@ __all__ = ["PlatformConformance"]
 
 # Pytest takes the tests of the last base first: levels run from L0 up.
 class PlatformConformance(
-    Level3, Inputs, Faults, Resets, Memory, Extras, Replays, Parts, Level1, Level0
+    Level3, Inputs, Faults, Resets, Memory, Extras, Replays, Parts, Answers, Level1, Level0
 ):
     """Everything that a platform must keep, as tests.
 

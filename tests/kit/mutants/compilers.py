@@ -129,6 +129,22 @@ class Widens(_Wrong):
         return tuple(o.long() if o.dtype is torch.int32 else o for o in run(*args))
 
 
+class WidensHalves(_Wrong):
+    def change(self, run, sizes, args):
+        return tuple(o.float() if o.dtype is torch.float16 else o for o in run(*args))
+
+
+class CountsBooleans(_Wrong):
+    def change(self, run, sizes, args):
+        return tuple(o.to(torch.uint8) if o.dtype is torch.bool else o for o in run(*args))
+
+
+class DropsTheRow(_Wrong):
+    def change(self, run, sizes, args):
+        outs = run(*args)
+        return tuple(o.squeeze(0) for o in outs) if args[0] == 1 else outs
+
+
 class LongFactors(EagerCompiler):
     name = "mutant"
 
@@ -229,6 +245,9 @@ COMPILERS = (
         compiler=Aligned,
     ),
     device("whole numbers that grow wider", "test_dtypes_are_as_eager_s", compiler=Widens),
+    device("half floats that grow wider", "test_dtypes_are_as_eager_s", compiler=WidensHalves),
+    device("booleans as bytes", "test_dtypes_are_as_eager_s", compiler=CountsBooleans),
+    device("one row that loses its dim", "test_size_one_is_as_eager", compiler=DropsTheRow),
     device("hash factors pages long", "test_hash_factors_are_short_strings", compiler=LongFactors),
     device(
         "hash factors that vary", "test_hash_factors_are_the_same_every_time", compiler=Restless

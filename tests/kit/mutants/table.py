@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
+from mutants.answers import ANSWERS
 from mutants.base import Mutant
 from mutants.compilers import COMPILERS
 from mutants.endurance import ENDURANCE
@@ -17,7 +18,15 @@ from piecewise_core.testing.conformance.running import run_suite, suite_for
 
 __all__ = ["MUTANTS", "as_markdown", "results_of"]
 
-MUTANTS: tuple[Mutant, ...] = (*PLUGINS, *COMPILERS, *REPLAYS, *MEMORY, *FAULTS, *ENDURANCE)
+MUTANTS: tuple[Mutant, ...] = (
+    *PLUGINS,
+    *COMPILERS,
+    *ANSWERS,
+    *REPLAYS,
+    *MEMORY,
+    *FAULTS,
+    *ENDURANCE,
+)
 
 _ROUNDS = 100
 

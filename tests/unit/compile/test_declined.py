@@ -24,6 +24,9 @@ class Runtime:
     def synchronize(self): ...
 
 
+LOW = Box((Range(0, 16),))
+
+
 class Partial:
     """Declines pieces with tanh, and makes code for up to 16 rows of those with relu.
 
@@ -32,7 +35,7 @@ class Partial:
 
     name = "partial"
 
-    def __init__(self, serves=Box((Range(0, 16),))):
+    def __init__(self, serves=LOW):
         self.serves = serves
         self.calls = []
 
