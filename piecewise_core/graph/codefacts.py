@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import itertools
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -52,12 +53,7 @@ def code_facts(codes: Iterable[CodeType], values: Iterable[Any] = ()) -> Found:
     ``values``: what is compared by its own digest; code that it holds need not be found by name.
     """
     wanted = {code for code in codes if not code.co_filename.startswith((TORCH, _OURS))}
-    files = {code.co_filename for code in wanted}
-    modules = {
-        file: name
-        for name, module in list(sys.modules.items())
-        if (file := getattr(module, "__file__", None)) in files
-    }
+    modules = _modules({code.co_filename for code in wanted})
     digested: set[CodeType] | None = None
     facts, unasked = set(), []
     for code in wanted:
@@ -72,6 +68,35 @@ def code_facts(codes: Iterable[CodeType], values: Iterable[Any] = ()) -> Found:
             where = f"{code.co_filename}:{code.co_firstlineno}"
             unasked.append(f"the code of {_name(code)} ({where}), which cannot be imported")
     return Found(tuple(sorted(facts)), tuple(unasked))
+
+
+def _modules(files: set[str]) -> dict[str, str]:
+    """The names of the modules that are from ``files``.
+
+    Most can be guessed from the path. Going through all the modules that there are takes longer
+    than all else that is noted about a trace.
+    """
+    found: dict[str, str] = {}
+    for file in files:
+        for name in _guesses(file):
+            if getattr(sys.modules.get(name), "__file__", None) == file:
+                found[file] = name
+                break
+    rest = {file for file in files - found.keys() if os.path.isabs(file)}
+    if rest:
+        for name, module in list(sys.modules.items()):
+            path = getattr(module, "__file__", None)
+            if path in rest:
+                found[path] = name
+    return found
+
+
+def _guesses(file: str) -> Iterator[str]:
+    """The names that a module of that path may have, and that of the program itself."""
+    parts = os.path.splitext(file)[0].split(os.sep)
+    parts = parts[:-1] if parts[-1] == "__init__" else parts
+    yield from (".".join(parts[place:]) for place in range(len(parts) - 1, -1, -1))
+    yield "__main__"
 
 
 def lists_attributes(codes: Iterable[CodeType]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from piecewise_core.plugins.announce import announced
 from piecewise_core.plugins.discovery import PluginEntry
 from piecewise_core.plugins.peek import may_implement
-from piecewise_core.plugins.registry import load
+from piecewise_core.plugins.registry import Plugin, load
 from piecewise_core.plugins.selection import Selected
 
 __all__ = ["Audience"]
@@ -24,6 +24,13 @@ class Audience:
         self.installed = selected.installed
         self._origin = selected.origin if selected.origin in self.installed else None
         self._answers: dict[PluginEntry, bool] = {}
+        self._loaded: dict[PluginEntry, Plugin] = {}
+
+    def plugin(self, entry: PluginEntry) -> Plugin:
+        """The plugin, loaded once. Raises PluginError."""
+        if entry not in self._loaded:
+            self._loaded[entry] = load(entry)
+        return self._loaded[entry]
 
     def has(self, entry: PluginEntry) -> bool:
         """Whether it does. May import it. Raises PluginError where that, or a hook, fails."""
@@ -34,5 +41,5 @@ class Audience:
     def _asked(self, entry: PluginEntry) -> bool:
         if entry == self._origin or not may_implement(entry, "piecewise_platforms"):
             return True
-        names = [info.name for info in announced(load(entry))]
+        names = [info.name for info in announced(self.plugin(entry))]
         return not names or (self._origin is None and self._name in names)

@@ -8,6 +8,7 @@ and printed.
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 from typing import Any
 
@@ -160,6 +161,7 @@ def _methods(thing: Any, protocol: type, *, required: bool, label: str | None = 
     return wrong
 
 
+@functools.cache
 def _declared(protocol: type) -> dict[str, Any]:
     """The public methods of a Protocol."""
     found = vars(protocol).items()
@@ -182,6 +184,7 @@ def _signature(title: str, method: Any, expected: list[inspect.Parameter]) -> li
     return []
 
 
+@functools.cache
 def _parameters(declared: Any) -> list[inspect.Parameter]:
     return list(inspect.signature(declared).parameters.values())[1:]
 

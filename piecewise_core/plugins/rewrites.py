@@ -95,7 +95,8 @@ def _brought(
         try:
             if not may_implement(entry, hook) or not (audience is None or audience.has(entry)):
                 continue
-            found = load(entry).call(hook, partial(into, entry=entry), **asked)
+            plugin = load(entry) if audience is None else audience.plugin(entry)
+            found = plugin.call(hook, partial(into, entry=entry), **asked)
         except PlatformError as exc:
             log.warning("skipping what hook %s of a piecewise plugin gives: %s", hook, exc)
             continue
