@@ -110,5 +110,5 @@ $(STAMPS)/tools: constraints.txt $(STAMPS)/torch
 
 $(STAMPS)/piecewise: pyproject.toml constraints.txt $(addsuffix /pyproject.toml,$(PLATFORMS)) $(STAMPS)/tools
 	@echo '== 4 of 4: piecewise, its platforms ($(notdir $(PLATFORMS))) and all they need'
-	$(PIP) install -c constraints.txt --no-build-isolation -e '.[demo,dev,testing,toml]' $(addprefix -e ,$(PLATFORMS))
+	$(PIP) install -c constraints.txt --no-build-isolation -e '.[demo,dev,libraries,testing,toml]' $(addprefix -e ,$(PLATFORMS))
 	@touch $@
