@@ -21,6 +21,7 @@ import piecewise_core as pw
 from piecewise_core import building_blocks, errors, hookspecs, protocols
 from piecewise_core.plugins import all_passes, find_compiler, select
 from piecewise_core.plugins.contract import differences
+from piecewise_core.protocols import lowering
 
 FROZEN = Path(__file__).parent / "frozen"
 PAIRS = {
@@ -119,6 +120,9 @@ def test_what_1_1_added_is_there_and_all_of_it_is_frozen():
         assert list(inspect.signature(getattr(hookspecs, name)).parameters) == arguments
     hooks = {n for n in vars(hookspecs) if n.startswith("piecewise_")}
     assert hooks == {*API.HOOKS, *API_1_1.HOOKS}
+    for name, names in API_1_1.LOWERING.items():
+        assert tuple(f.name for f in fields(getattr(lowering, name))) == names
+    assert list(inspect.signature(lowering.lower).parameters) == ["graph", "example_inputs"]
     assert set(API_1_1.ERRORS) <= set(errors.__all__)
     assert tuple(building_blocks.__all__) == API_1_1.BUILDING_BLOCKS
 

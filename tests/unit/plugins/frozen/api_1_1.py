@@ -25,6 +25,13 @@ FIELDS = {"CompiledGraph": ("serves",)}
 
 ERRORS = ("PieceDeclined",)
 
+LOWERING = {
+    "Layout": ("dtype", "shape", "stride", "offset", "input", "shared"),
+    "Lowered": ("graph", "results"),
+    "Results": ("layouts", "written", "symbols"),
+}
+"""Values of `protocols.lowering`, which also has ``lower(graph, example_inputs)``."""
+
 BUILDING_BLOCKS = (
     "Advice",
     "GraphRewrite",
