@@ -8,6 +8,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from mutants.answers import Kept
 from mutants.plugins import installed
 from mutants.replays import Stale
 from mutants.table import MUTANTS
@@ -20,6 +21,7 @@ from piecewise_core.testing.conformance.subject import find_subject
 from piecewise_core.testing.conformance.xfail import read_xfails
 
 FRESH = "test_a_replay_reads_its_inputs_anew"
+KEPT = "test_kept_code_serves_a_second_model"
 OVERRIDES = "test_overrides_have_reasons"
 
 
@@ -291,3 +293,27 @@ def test_an_interrupt_is_told_as_such():
 
     with pytest.raises(RunBroken, match="INTERRUPTED"):
         run_suite(suite_for(interrupted, level="L0"))
+
+
+# The store ------------------------------------------------------------------------------------
+
+
+def test_a_second_run_gives_what_the_first_gave_whatever_the_user_s_store_holds(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("PIECEWISE_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("PIECEWISE_CACHE_MODE", "readwrite")
+    monkeypatch.setenv("PIECEWISE_COMPILER", "eager")  # of the user's models, not of the kit's
+
+    def persisting():
+        platform = SimulatedPlatform()
+        platform.compiler = Kept()
+        return platform
+
+    names = ("test_one_compilation_per_distinct_piece_and_range", KEPT)
+    for _ in range(2):
+        results = run(suite_for(persisting, level="L1"), *names)
+        assert {n: (r.outcome, r.reason) for n, r in results.items()} == dict.fromkeys(
+            names, ("passed", "")
+        )
+    assert not (tmp_path / "store").exists()

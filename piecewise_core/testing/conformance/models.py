@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 import tempfile
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -112,7 +115,18 @@ def compile_on(case: Case, model: Any, platform: Any = None, **config: Any) -> A
     """``pw.compile`` of a model with input "x" of varying rows, on the platform under test."""
     low, high = config.pop("bounds", BOUNDS)
     settings = {"dynamic": {"x": {0: pw.Dim("n", low, high)}}, "cache_dir": store(case), **config}
-    return pw.compile(model, pw.Config(**settings), platform=platform or _named(case))
+    with _own_settings():
+        return pw.compile(model, pw.Config(**settings), platform=platform or _named(case))
+
+
+@contextlib.contextmanager
+def _own_settings() -> Iterator[None]:
+    """Without the variables of a user, which would choose another store, mode or compiler."""
+    before = {n: os.environ.pop(n) for n in list(os.environ) if n.startswith("PIECEWISE_")}
+    try:
+        yield
+    finally:
+        os.environ.update(before)
 
 
 def store(case: Case) -> str:

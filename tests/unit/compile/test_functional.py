@@ -107,7 +107,11 @@ def test_a_functional_compiler_gives_what_eager_gives_and_where(model):
         for rows in (1, 2, 5, 32):
             x = torch.randn(rows, 8)
             got, expected = fast(x), model(x)
-            pairs = [(got, expected)] if isinstance(got, torch.Tensor) else zip(got, expected, strict=True)
+            pairs = (
+                [(got, expected)]
+                if isinstance(got, torch.Tensor)
+                else zip(got, expected, strict=True)
+            )
             for one, other in pairs:
                 torch.testing.assert_close(one, other)
                 assert one.stride() == other.stride() or rows == 1
