@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,22 +13,23 @@ import torch
 from piecewise_core.capture.blame import blamer, failed_as
 from piecewise_core.capture.buffers import Stage
 from piecewise_core.capture.captured import CapturedPlan
-from piecewise_core.capture.copied_outputs import copied_anew
+from piecewise_core.capture.copied_outputs import copied_out
 from piecewise_core.capture.dispatcher_bypass import kernel_of
-from piecewise_core.capture.loose import Loose
 from piecewise_core.capture.opsteps import Step
 from piecewise_core.capture.recorder import Recorder
 from piecewise_core.capture.restoring import abandon, restored, same_stream
+from piecewise_core.capture.weak import WeakTensors, writable
 from piecewise_core.capture.whole import WholeRecorder
-from piecewise_core.errors import CaptureFailed
+from piecewise_core.errors import CaptureFailed, OutOfGraphMemory
 from piecewise_core.graph.garbage import no_collection
-from piecewise_core.graph.spans import Spans, storage_span
 from piecewise_core.plugins import Declared, raised
 from piecewise_core.ranges import Sizes
 
 __all__ = ["Source", "capture", "recorder_of"]
 
 logger = logging.getLogger(__name__)
+
+Plan = Callable[..., tuple[Any, ...]]
 
 
 @dataclass(frozen=True)
@@ -39,16 +40,18 @@ class Source:
     its ``op(fn)`` around every splitting op. ``recorder``: the kind to capture with. ``inputs``:
     static tensors. ``bound``: the model's. ``written``: tensors of the user that the program
     writes to, put back after capture. ``owned``: whether ``inputs`` are buffers that nobody else
-    knows: results that lie in them are copied out.
+    knows: results that lie in them are copied out. ``rehearsed``: a recorder that had its first run
+    already, and its plan.
     """
 
-    build: Callable[[Any], Callable[..., tuple[Any, ...]]]
+    build: Callable[[Any], Plan]
     inputs: tuple[torch.Tensor, ...]
     bound: tuple[torch.Tensor, ...]
     written: tuple[torch.Tensor, ...]
     stage: Stage
     recorder: Callable[[Declared, Any, Any], Recorder] = Recorder
     owned: bool = False
+    rehearsed: tuple[Recorder, Plan] | None = None
 
 
 def capture(
@@ -72,11 +75,35 @@ def capture(
     Stream, ``gc``, random state and the user's tensors are as before in every case.
     """
     _refuse_impossible(platform, stream, (*source.inputs, *source.bound))
+    if source.rehearsed is not None:
+        recorder, plan = source.rehearsed
+        fits = recorder.pool is pool and isinstance(recorder, WholeRecorder) == whole
+        if fits and not recorder.capturing:
+            try:
+                return _captured(platform, recorder, plan, source, sizes, tight=tight)
+            except OutOfGraphMemory:
+                raise
+            except CaptureFailed as error:  # what needs a run just before may work with one
+                logger.debug("%s; tried again", error)
+        source = replace(source, rehearsed=None)
     recorder = recorder_of(platform, pool, stream, source, whole=whole)
     plan = source.build(recorder)
+    return _captured(platform, recorder, plan, source, sizes, tight=tight)
+
+
+def _captured(
+    platform: Declared,
+    recorder: Recorder,
+    plan: Plan,
+    source: Source,
+    sizes: Sizes,
+    *,
+    tight: bool,
+) -> CapturedPlan:
+    pool, stream = recorder.pool, recorder.stream
     live_before = platform.live_bytes(pool)
     try:
-        outputs = _recorded(platform, recorder, plan, source, sizes, stream, tight=tight)
+        outputs = _recorded(platform, recorder, plan, source, sizes, tight=tight)
         kept = {id(t): t for t in (*source.inputs, *source.bound, *recorder.external)}
         own = source.inputs if source.owned else ()
         steps, direct, results = _bound(platform, recorder, outputs, kept, own)
@@ -106,14 +133,13 @@ def capture(
 def _recorded(
     platform: Declared,
     recorder: Recorder,
-    plan: Callable[..., tuple[Any, ...]],
+    plan: Plan,
     source: Source,
     sizes: Sizes,
-    stream: Any,
     *,
     tight: bool,
 ) -> tuple[Any, ...]:
-    """Run the plan twice on ``stream``, to warm up and to capture; its outputs, not computed."""
+    """Run the plan to warm up, unless it did, and to capture; its outputs, not computed."""
     device = platform.device
 
     def run() -> tuple[Any, ...]:
@@ -126,9 +152,10 @@ def _recorded(
     ):
         # What the caller's stream still has to do for the inputs, the side stream must see.
         device.synchronize()
-        with device.stream(stream), platform.capture_context():
-            recorder.rehearse(run)
-            device.synchronize()
+        with device.stream(recorder.stream), platform.capture_context():
+            if source.rehearsed is None:
+                recorder.rehearse(run)
+                device.synchronize()
             if tight:
                 platform.empty_cache()
             recorder.capturing = True
@@ -176,14 +203,10 @@ def _bound(
     own: Sequence[torch.Tensor],
 ) -> tuple[tuple[Step, ...], tuple[Step, ...], tuple[Any, ...]]:
     """Steps, the same past the dispatcher, and outputs, over memory that only ``kept`` keeps."""
-    weak = platform.weak_ref or _writable
-
-    made = dict(kept)  # one tensor goes to many operators: a mask, positions
+    weak = recorder.weak or WeakTensors(writable)
 
     def release(tensor: torch.Tensor) -> torch.Tensor:
-        if id(tensor) not in made:
-            made[id(tensor)] = weak(tensor)
-        return made[id(tensor)]
+        return kept[id(tensor)] if id(tensor) in kept else weak.of(tensor)
 
     # Operators write to these in whatever mode calls come in.
     with torch.inference_mode(False):
@@ -191,30 +214,8 @@ def _bound(
             platform.replayer, release, kernel_of, strict=recorder.strict
         )
         results = tuple(release(o) if isinstance(o, torch.Tensor) else o for o in outputs)
-    copies, results = _copied_out(results, own)
+    copies, results = copied_out(results, own)
     return steps + copies, direct + copies, results
-
-
-def _copied_out(
-    results: Sequence[Any], buffers: Sequence[torch.Tensor]
-) -> tuple[tuple[Step, ...], tuple[Any, ...]]:
-    """Last steps, and results that do not lie in ``buffers``.
-
-    A caller who passes back a view of an input buffer would have it overwritten while it is read.
-    """
-    memory = Spans(map(storage_span, buffers))
-    places = [i for i, r in enumerate(results) if isinstance(r, torch.Tensor) and memory.holds(r)]
-    found = list(results)
-    if any(isinstance(result, Loose) for result in results):
-        # Which of those are views of the same input is known at each call: taken() copies all.
-        for place in places:
-            found[place] = Loose(found[place])
-        return (), tuple(found)
-    with torch.inference_mode(False):
-        steps, copies = copied_anew([results[place] for place in places])
-    for place, copied in zip(places, copies, strict=True):
-        found[place] = copied
-    return steps, tuple(found)
 
 
 def _tell_survivors(nbytes: int, sizes: Sizes) -> None:
@@ -228,13 +229,3 @@ def _tell_survivors(nbytes: int, sizes: Sizes) -> None:
             sizes,
             nbytes,
         )
-
-
-def _writable(tensor: torch.Tensor) -> torch.Tensor:
-    """``tensor``; or where only inference mode may write to it, another over the same memory."""
-    plain = type(tensor) is torch.Tensor and tensor.layout is torch.strided
-    if not plain or not tensor.is_inference() or tensor.is_conj() or tensor.is_neg():
-        return tensor
-    again = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-    storage, offset = tensor.untyped_storage(), tensor.storage_offset()
-    return again.set_(storage, offset, tensor.size(), tensor.stride())

@@ -9,10 +9,34 @@ from typing import Any
 import torch
 
 from piecewise_core.capture.loose import Loose
+from piecewise_core.capture.opsteps import Step
 from piecewise_core.graph.lying import lying_of
+from piecewise_core.graph.spans import Spans, storage_span
 from piecewise_core.torch_compat.storages import negated
 
-__all__ = ["copied_anew", "copier", "taken"]
+__all__ = ["copied_anew", "copied_out", "copier", "taken"]
+
+
+def copied_out(
+    results: Sequence[Any], buffers: Sequence[torch.Tensor]
+) -> tuple[tuple[Step, ...], tuple[Any, ...]]:
+    """Last steps, and results that do not lie in ``buffers``.
+
+    A caller who passes back a view of an input buffer would have it overwritten while it is read.
+    """
+    memory = Spans(map(storage_span, buffers))
+    places = [i for i, r in enumerate(results) if isinstance(r, torch.Tensor) and memory.holds(r)]
+    found = list(results)
+    if any(isinstance(result, Loose) for result in results):
+        # Which of those are views of the same input is known at each call: taken() copies all.
+        for place in places:
+            found[place] = Loose(found[place])
+        return (), tuple(found)
+    with torch.inference_mode(False):
+        steps, copies = copied_anew([results[place] for place in places])
+    for place, copied in zip(places, copies, strict=True):
+        found[place] = copied
+    return steps, tuple(found)
 
 
 def copier(outputs: Sequence[Any]) -> Callable[[Sequence[Any]], list[Any]]:

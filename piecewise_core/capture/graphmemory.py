@@ -17,13 +17,14 @@ import torch
 
 from piecewise_core.capture.captured import CapturedPlan
 from piecewise_core.capture.output_ownership import OutputOwnership
+from piecewise_core.config import Config
 from piecewise_core.counters import Counters
 from piecewise_core.errors import OutOfGraphMemory
-from piecewise_core.graph.spans import Spans, storage_span
+from piecewise_core.graph.spans import Span, Spans, storage_span
 from piecewise_core.plugins import Declared
 from piecewise_core.ranges import Sizes
 
-__all__ = ["GraphMemory", "Owner"]
+__all__ = ["GraphMemory", "Owner", "graph_memory"]
 
 logger = logging.getLogger(__name__)
 
@@ -80,10 +81,9 @@ class GraphMemory:
 
     def open(self) -> None:
         """Have a pool and a stream to capture on."""
-        if not self._plans:
-            # What was just traced and compiled leaves garbage, some of it with device memory. All
-            # that is older is walked only where memory turns out to be short: it takes long.
-            gc.collect(1)
+        # What was just traced, compiled or run leaves garbage, some of it with device memory. All
+        # that is older is walked only where memory turns out to be short: it takes long.
+        gc.collect(1)
         self.open_pool()
         self.stream = self.stream or self.platform.device.new_stream()
 
@@ -116,7 +116,7 @@ class GraphMemory:
         """Count a new plan; over the limit, those used longest ago are evicted."""
         plan.callers = self.callers
         self._plans[id(owner), plan.sizes] = (weakref.ref(owner), plan)
-        self._note_handed()
+        self.handed = self.handed.and_more(_results(plan))
         self._counters.add("captures", len(plan.graphs))
         if self.limit is not None:
             self._make_room(plan, self.limit)
@@ -197,8 +197,7 @@ class GraphMemory:
     def _note_handed(self) -> None:
         serving = (plan for _, plan in self._plans.values())
         plans = (*serving, *(plan for plan, _ in self._retired))
-        results = (o for plan in plans for o in plan.outputs if isinstance(o, torch.Tensor))
-        self.handed = Spans(map(storage_span, results))
+        self.handed = Spans(span for plan in plans for span in _results(plan))
 
     # Bytes -----------------------------------------------------------------------------
 
@@ -214,3 +213,14 @@ class GraphMemory:
     def _asked(self) -> Iterator[tuple[str, int]]:
         for name in ("pool_bytes", "driver_bytes"):
             yield name, 0 if self.pool is None else int(getattr(self.platform, name)(self.pool))
+
+
+def graph_memory(platform: Declared, config: Config, counters: Counters) -> GraphMemory:
+    """What the graphs of one model lie in, whatever forms its calls have."""
+    callers = OutputOwnership(cloning=config.clone_outputs, strict=config.check == "strict")
+    return GraphMemory(platform, counters, config.memory_limit, callers)
+
+
+def _results(plan: CapturedPlan) -> Iterator[Span]:
+    """Where the results of ``plan`` lie."""
+    return (storage_span(o) for o in plan.outputs if isinstance(o, torch.Tensor))

@@ -18,10 +18,11 @@ from piecewise_core.graph.split import Program
 from piecewise_core.torch_compat import pytree
 
 __all__ = [
+    "addresses_inputs",
     "all_of_memory",
     "is_all_of_memory",
     "meets",
-    "refuse_addressed",
+    "refuse_input",
     "refuse_part",
 ]
 
@@ -55,16 +56,22 @@ def refuse_part(tensor: torch.Tensor) -> NoReturn:
     )
 
 
-def refuse_addressed(program: Program) -> None:
-    """Raise CaptureFailed where ``program`` gives as_strided an input of its calls."""
+def addresses_inputs(program: Program) -> bool:
+    """Whether ``program`` gives as_strided an input of its calls."""
     memory, _ = addressed(program.traced.graph.graph)
     nodes = [n for n in program.traced.graph.graph.nodes if n.op == "placeholder"]
-    for node, source in zip(nodes, program.traced.inputs, strict=True):
-        if source.tensor is not None and storages(node) & memory:
-            raise CaptureFailed(
-                "as_strided is given an input of the call; graphs read a copy, which has nothing "
-                f"of the memory around it: {_ADVICE}"
-            )
+    return any(
+        source.tensor is not None and bool(storages(node) & memory)
+        for node, source in zip(nodes, program.traced.inputs, strict=True)
+    )
+
+
+def refuse_input() -> NoReturn:
+    """Raise CaptureFailed for an input of which graphs read a copy."""
+    raise CaptureFailed(
+        "as_strided is given an input of the call; graphs read a copy, which has nothing "
+        f"of the memory around it: {_ADVICE}"
+    )
 
 
 def meets(

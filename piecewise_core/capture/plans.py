@@ -30,7 +30,7 @@ class CapturedPlans:
     ``memory``: what their graphs lie in, with those of other forms. ``dropped``: sizes that have no
     plan, and why; they are served by compiled ranges. ``owed``: sizes that ``release`` freed, or
     let be tried anew: capturing them again is no news. ``called``: sizes that were served without,
-    to be captured at their next call if ``lazy``.
+    to be captured at their next call if ``lazy``. ``whole``: whether one graph is tried first.
     """
 
     def __init__(self, memory: GraphMemory, mode: str = "piecewise", *, lazy: bool = False) -> None:
@@ -39,6 +39,7 @@ class CapturedPlans:
         self._platform = memory.platform
         # Whether to capture the whole forward as one graph, in order of preference.
         self._ways = {"full": [True], "full_and_piecewise": [True, False]}.get(mode, [False])
+        self.whole = self._ways[0]
         self._plans: dict[Sizes, CapturedPlan] = {}
         self.dropped: dict[Sizes, str] = {}
         self.owed: set[Sizes] = set()

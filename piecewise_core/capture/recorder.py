@@ -12,7 +12,9 @@ from piecewise_core.capture.collectives import of_copies, waited
 from piecewise_core.capture.loose import Loose
 from piecewise_core.capture.opsteps import allocate, form_of, layout_of
 from piecewise_core.capture.sequence import OpCall, StepSequence
+from piecewise_core.capture.weak import WeakTensors
 from piecewise_core.errors import CaptureFailed
+from piecewise_core.graph.collectives import is_collective
 from piecewise_core.plugins import Declared
 from piecewise_core.torch_compat import pytree
 from piecewise_core.torch_compat.dispatcher import without_modes
@@ -37,17 +39,21 @@ class Recorder:
 
     ``reshaping``: a run changes sizes of tensor objects that operators were given before.
 
-    ``strict``: steps check that operators return what they did when captured.
+    ``strict``: steps check that operators return what they did when captured. ``lasting``: what the
+    first run noted holds no tensors, so that the second may come any time later.
 
     The buffers that take an operator's results are allocated inside the capture of the piece
     before it, so that they come from the pool and are shared with other sizes.
     """
 
     strict = False
+    lasting = True
 
     def __init__(self, platform: Declared, pool: Any, stream: Any) -> None:
         self._platform = platform
-        self._driver = platform.graphs
+        graphs = platform.graphs
+        self._new_graph, self._capture_begin = graphs.new_graph, graphs.capture_begin
+        self._capture_end = graphs.capture_end
         self.device_type = platform.device_type
         self._ambient = Ambient(self.device_type)
         self.pool = pool
@@ -63,6 +69,7 @@ class Recorder:
         self._groups: list[int] = []
         self.graphs: list[Any] = []
         self.made: list[tuple[torch.Tensor, ...]] = []
+        self.weak = None if platform.weak_ref is None else WeakTensors(platform.weak_ref)
         self.generator: Any = None
         self.reshaping = False
         self.capturing = False
@@ -100,7 +107,7 @@ class Recorder:
         ``fit``: brings a result to the layout that graphs are made for. Replays copy into memory
         of that layout.
         """
-        now, fn = of_copies(fn), waited(fn)
+        now, fn = (of_copies(fn), waited(fn)) if is_collective(fn) else (fn, fn)
 
         def recorded(*args: Any, **kwargs: Any) -> Any:
             self.current = getattr(fn, "__name__", str(fn))
@@ -135,13 +142,13 @@ class Recorder:
         """Note what an operator returned in the first run."""
         leaves, spec = pytree.tree_flatten(result)
         layouts = [layout_of(leaf, given) for leaf in leaves]
-        tensors = [isinstance(leaf, torch.Tensor) for leaf in leaves]
+        known = [isinstance(leaf, torch.Tensor) for leaf in leaves]
         self._results.append(layouts)
         self._form_of_op.append(form_of(leaves))
         self._forms.append(
-            (spec, [None if t else leaf for t, leaf in zip(tensors, leaves, strict=True)])
+            (spec, [None if t else leaf for t, leaf in zip(known, leaves, strict=True)])
         )
-        if any(t and layout is None for t, layout in zip(tensors, layouts, strict=True)):
+        if any(t and layout is None for t, layout in zip(known, layouts, strict=True)):
             self._returns_given = True
         return result
 
@@ -189,27 +196,21 @@ class Recorder:
         graph = self._begin_graph(pool)
         result = run(*args)
         self._next += [allocate(layout) for layout in following]
-        self._driver.capture_end(graph)
+        self._capture_end(graph)
         if self._runs_ops:
             # Capturing ran nothing: the next splitting op must not read garbage.
-            self._driver.replay(graph)
+            self._platform.graphs.replay(graph)
         self.sequence.append(graph)
-        self.made.append(self._weakly(result))
+        self.made.append(() if self.weak is None else self.weak.all_of(result))
         return result
 
-    def _weakly(self, result: Any) -> tuple[torch.Tensor, ...]:
-        weak = self._platform.weak_ref
-        if weak is None:
-            return ()
-        return tuple(weak(t) for t in pytree.tree_leaves(result) if isinstance(t, torch.Tensor))
-
     def _begin_graph(self, pool: Any = None) -> Any:
-        graph = self._driver.new_graph()
+        graph = self._new_graph()
         self.graphs.append(graph)
         register = self._platform.register_generator
         if register is not None and self.generator is not None:
             register(graph, self.generator)
-        self._driver.capture_begin(graph, self.pool if pool is None else pool, self.stream)
+        self._capture_begin(graph, self.pool if pool is None else pool, self.stream)
         return graph
 
     def _following(self, piece: int) -> list[tuple[Any, ...] | None]:
@@ -235,6 +236,8 @@ class Recorder:
         self._results.clear()
         self._forms.clear()
         self.made.clear()
+        if self.weak is not None:
+            self.weak.forget()
 
 
 def another_path(what: str) -> str:

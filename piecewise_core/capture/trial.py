@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,13 +15,17 @@ from piecewise_core.ranges import Sizes
 __all__ = ["try_once"]
 
 
-def try_once(platform: Declared, stream: Any, source: Source, sizes: Sizes) -> None:
+def try_once(
+    platform: Declared, pool: Any, stream: Any, source: Source, sizes: Sizes, *, whole: bool
+) -> Source | None:
     """Run ``source`` at ``sizes`` on ``stream`` and wait for it. Raises what it raises.
 
-    Random state and the user's tensors are as before.
+    Random state and the user's tensors are as before. Returns what to capture without another run,
+    where that is possible; ``pool`` and ``whole`` are as of ``capture``.
     """
-    recorder = recorder_of(platform, None, stream, source, whole=False)
+    recorder = recorder_of(platform, pool, stream, source, whole=whole)
     plan = source.build(recorder)
+    lasts = False
     try:
         with (
             same_stream(platform),
@@ -31,5 +36,8 @@ def try_once(platform: Declared, stream: Any, source: Source, sizes: Sizes) -> N
             with platform.device.stream(stream):
                 recorder.rehearse(lambda: plan(source.inputs, source.bound, *sizes))
             platform.device.synchronize()
+        lasts = recorder.lasting
     finally:
-        recorder.forget()
+        if not lasts:
+            recorder.forget()
+    return replace(source, rehearsed=(recorder, plan)) if lasts else None

@@ -40,7 +40,7 @@ class WatchingRecorder(Recorder):
     ``course``, which begins with the inputs. ``lines``: follows where operators run.
     """
 
-    strict = True  # no fake kernel has promised what operators return
+    strict, lasting = True, False  # no fake kernel has promised what operators return
 
     def __init__(
         self,
@@ -145,9 +145,9 @@ class WatchingRecorder(Recorder):
         following = self._results[self._seen] if self._seen < len(self._results) else []
         if self._open is not None:
             self._next += [allocate(layout) for layout in following]
-            self._driver.capture_end(self._open)
+            self._capture_end(self._open)
             self._effects.host.fill()
-            self._driver.replay(self._open)
+            self._platform.graphs.replay(self._open)
             self.sequence.append(self._open)
             self._open = None
         self._segment += 1

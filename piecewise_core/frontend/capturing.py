@@ -11,7 +11,7 @@ import torch
 from piecewise_core.capture.captured import CapturedPlan
 from piecewise_core.capture.copied_outputs import taken
 from piecewise_core.capture.graphmemory import GraphMemory
-from piecewise_core.capture.parts import refuse_addressed
+from piecewise_core.capture.parts import refuse_input
 from piecewise_core.capture.plans import CapturedPlans
 from piecewise_core.counters import Counters
 from piecewise_core.frontend.paddeddims import PaddedDims, PaddedRegion
@@ -126,8 +126,8 @@ class _RegionReplays:
     ) -> Recording:
         """The plan that serves ``captured``, its pieces recorded."""
         region = self.region
-        if not self.static:
-            refuse_addressed(region.program)
+        if not self.static and region.addresses_inputs:
+            refuse_input()
         written = tuple(bound[i] for i in sorted(region.program.mutated_bound))
         if self.static:
             written += tuple(inputs[i] for i in sorted(region.program.mutated))

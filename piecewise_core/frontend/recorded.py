@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from piecewise_core.afterfork import after_fork
+from piecewise_core.capture.graphmemory import graph_memory
 from piecewise_core.capture.modes import being_watched
 from piecewise_core.capture.plans import dump_plans
 from piecewise_core.counters import Counters, Stats, process_counters
@@ -23,7 +24,6 @@ from piecewise_core.frontend.setup import Setup
 from piecewise_core.frontend.warmup import WarmupReport
 from piecewise_core.graph.describe import bind_arguments, describe_call
 from piecewise_core.ranges import Sizes
-from piecewise_core.replay.replays import graph_memory
 
 __all__ = ["RecordedFunction"]
 

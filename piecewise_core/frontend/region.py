@@ -6,6 +6,7 @@ import functools
 from collections.abc import Iterable
 from typing import Any
 
+from piecewise_core.capture.parts import addresses_inputs
 from piecewise_core.capture.recorder import Recorder
 from piecewise_core.errors import OutOfRange
 from piecewise_core.frontend.coverage import out_of_range
@@ -111,6 +112,11 @@ class Region(PieceCode):
             for i, run in found
         ]
         return self.code.recorded(runs, sizes, recorder.op)
+
+    @functools.cached_property
+    def addresses_inputs(self) -> bool:
+        """Whether as_strided is given an input of the calls."""
+        return addresses_inputs(self.program)
 
     @functools.cached_property
     def draws(self) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from piecewise_core.capture.graphmemory import GraphMemory
+from piecewise_core.capture.graphmemory import GraphMemory, graph_memory
 from piecewise_core.compile.scheduler import Scheduler
 from piecewise_core.config import Config
 from piecewise_core.counters import Counters, process_counters
@@ -21,7 +21,6 @@ from piecewise_core.frontend.tracestore import TraceStore
 from piecewise_core.graph.contracts import Contracts
 from piecewise_core.graph.layouts import Layouts
 from piecewise_core.graph.names import Matcher
-from piecewise_core.replay.replays import graph_memory
 from piecewise_core.store.protocol import Store
 
 __all__ = ["Shared"]

@@ -30,7 +30,8 @@ def is_functional(target: Any) -> bool:
 
 def is_collective(target: Any) -> bool:
     """Whether an operator is a collective of either kind: functional, or into what it is given."""
-    return is_functional(target) or _name(target)[0] == "c10d"
+    namespace, name = _name(target)
+    return namespace == "c10d" or (namespace in _FUNCTIONAL and name not in _NONE)
 
 
 def or_collectives(matches: Callable[[Any], bool]) -> Callable[[Any], bool]:

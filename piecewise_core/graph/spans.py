@@ -40,6 +40,10 @@ class Spans:
                 self._starts.append(start)
                 self._ends.append(end)
 
+    def and_more(self, spans: Iterable[Span]) -> Spans:
+        """These and others."""
+        return Spans([*zip(self._starts, self._ends, strict=True), *spans])
+
     def __bool__(self) -> bool:
         return bool(self._starts)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -12,7 +13,7 @@ from piecewise_core.config import Config
 from piecewise_core.errors import ConfigError
 from piecewise_core.plugins import Declared
 from piecewise_core.ranges import Sizes
-from piecewise_core.replay.replayable import Calls, Replayable
+from piecewise_core.replay.replayable import Calls, Facts, Replayable
 
 __all__ = ["Reads"]
 
@@ -42,6 +43,14 @@ class Reads:
         if self._binder is None:
             raise ConfigError("capture before the first call; call the model or warmup() first")
         return self._binder
+
+    def refuse_lost_writes(self, facts: Facts | None, t: Any, args: Any, kwargs: Any) -> None:
+        """Bind again, which raises, when a capture found writes to what was bound as a copy."""
+        if facts is None or not facts.mutated:
+            return
+        given = self.binder.raw(*args, **kwargs)
+        if any(t[place] is not given[place] for place in facts.mutated):
+            self.binder.bind(*args, **kwargs)
 
     def buffers(self, captured: Sizes) -> tuple[torch.Tensor, ...]:
         """Our own, at a captured size; none where graphs read the caller's."""

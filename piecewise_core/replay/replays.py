@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 
+from piecewise_core.capture.attempt import Source
 from piecewise_core.capture.captured import CapturedPlan
 from piecewise_core.capture.graphmemory import GraphMemory
-from piecewise_core.capture.output_ownership import OutputOwnership
 from piecewise_core.capture.plans import CapturedPlans, largest_first
 from piecewise_core.config import Config
 from piecewise_core.counters import Counters
 from piecewise_core.errors import ConfigError, Sealed
-from piecewise_core.plugins import Declared
+from piecewise_core.graph.garbage import no_collection
 from piecewise_core.ranges import Sizes
 from piecewise_core.replay.overlap import Overlap
 from piecewise_core.replay.padding import Padding
@@ -31,15 +31,9 @@ from piecewise_core.replay.serving import serving
 from piecewise_core.replay.trials import try_new
 from piecewise_core.torch_compat.dynamo import compile_lock
 
-__all__ = ["Replays", "graph_memory"]
+__all__ = ["Replays"]
 
 logger = logging.getLogger(__name__)
-
-
-def graph_memory(platform: Declared, config: Config, counters: Counters) -> GraphMemory:
-    """What the graphs of one model lie in, whatever forms its calls have."""
-    callers = OutputOwnership(cloning=config.clone_outputs, strict=config.check == "strict")
-    return GraphMemory(platform, counters, config.memory_limit, callers)
 
 
 class Replays:
@@ -98,7 +92,7 @@ class Replays:
                 self.plans.called.add(captured)
                 return otherwise(t, b, sizes, args, kwargs)
             entry = self._serving(program, plan, otherwise)
-            self._refuse_lost_writes(program.facts(captured), t, args, kwargs)
+            self.reads.refuse_lost_writes(program.facts(captured), t, args, kwargs)
             put(sizes, entry)
             return entry(kept, b, sizes, args, kwargs)
 
@@ -174,31 +168,32 @@ class Replays:
         places = facts.mutated, facts.mutated_bound
         return Overlap(*places, lambda: self.memory.handed, facts.bound) or None
 
-    def _refuse_lost_writes(self, facts: Facts | None, t: Any, args: Any, kwargs: Any) -> None:
-        """Bind again, which raises, when a capture found writes to what was bound as a copy."""
-        if facts is None or not facts.mutated:
-            return
-        given = self.reads.binder.raw(*args, **kwargs)
-        if any(t[place] is not given[place] for place in facts.mutated):
-            self.reads.binder.bind(*args, **kwargs)
-
     # Capture ---------------------------------------------------------------------------
 
     def plan(
-        self, program: Replayable, captured: Sizes, tensors: Any, bound: Any, sizes: Sizes = ()
+        self,
+        program: Replayable,
+        captured: Sizes,
+        tensors: Any,
+        bound: Any,
+        sizes: Sizes = (),
+        tried: Source | None = None,
     ) -> CapturedPlan | None:
         """The plan of a capture size, captured now if it must be; None where it cannot be.
 
-        ``tensors``: a call's own, of ``sizes``; None in warm-up. Raises Sealed.
+        ``tensors``: a call's own, of ``sizes``; None in warm-up, where it may have been ``tried``.
+        Raises Sealed.
         """
         if captured not in self.plans and captured not in self.plans.dropped:
             self._check_sealed(captured)
-            source = partial(self.reads.source, program, captured, tensors, bound, sizes)
+            make = partial(self.reads.source, program, captured, tensors, bound, sizes)
+            source = make if tried is None else lambda: tried
             self.plans.capture(captured, source, more=tensors is None)
             self.at_call = tensors is not None
             program.captured()  # which may give it up again
         return self.plans.get(captured)
 
+    @no_collection()
     def capture_all(
         self, wanted: Iterable[tuple[Replayable, Sizes]], bound: Sequence[torch.Tensor]
     ) -> list[Sizes]:
@@ -216,10 +211,12 @@ class Replays:
         most = max((program.graphs_per_size for program in programs.values()), default=0)
         todo = self.plans.budget(most, order)
         new = [sizes for sizes in todo if sizes not in self.plans.owed]
+        tried: dict[Sizes, Source] = {}
         if new and self.sealed is None and self.memory.callers.may_overwrite():
-            try_new(self.memory, self.reads, self._config, programs, new, bound)
+            whole = self.plans.whole
+            tried = try_new(self.memory, self.reads, self._config, programs, new, bound, whole)
         for sizes in todo:
-            self.plan(programs[sizes], sizes, None, bound)
+            self.plan(programs[sizes], sizes, None, bound, tried=tried.pop(sizes, None))
         self.memory.measure()
         return [sizes for sizes in order if sizes in self.plans]
 

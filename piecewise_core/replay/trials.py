@@ -10,14 +10,16 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 import torch
 
+from piecewise_core.capture.attempt import Source
 from piecewise_core.capture.graphmemory import GraphMemory
 from piecewise_core.capture.plans import largest_first
 from piecewise_core.capture.trial import try_once
 from piecewise_core.config import Config, Dim
-from piecewise_core.errors import OutOfRange, SizeBranch
+from piecewise_core.errors import CaptureFailed, OutOfRange, SizeBranch
 from piecewise_core.plugins import error_text, raised
 from piecewise_core.ranges import Sizes
 from piecewise_core.replay.reads import Reads
@@ -38,18 +40,32 @@ def try_new(
     programs: Mapping[Sizes, Replayable],
     new: Sequence[Sizes],
     bound: Sequence[torch.Tensor],
-) -> None:
-    """Run what was never captured once, the smallest size first. Raises OutOfRange."""
+    whole: bool,
+) -> dict[Sizes, Source]:
+    """Run what was never captured once, the smallest size first. Raises OutOfRange.
+
+    Returns what to capture without another run. ``whole``: whether that is one graph.
+    """
     memory.open()
     largest = largest_first(new)[0]
     # One that the model surely takes, to compare with.
     least = tuple(max(span.start, 1) for span in config.bounds.ranges)
 
+    tried: dict[Sizes, Source] = {}
+    run_once = partial(try_once, memory.platform, memory.pool, memory.stream)
+
     def run(sizes: Sizes) -> None:
         program = programs.get(sizes, programs[largest])
         source = reads.source(program, sizes, None, bound, ())
         try:
-            try_once(memory.platform, memory.stream, source, sizes)
+            try:
+                found = run_once(source, sizes, whole=whole)
+            except CaptureFailed:
+                if not whole:
+                    raise
+                found = run_once(source, sizes, whole=False)  # no graph has all of it
+            if found is not None:
+                tried[sizes] = found
         except SizeBranch as error:  # sizes depend on data, and these are no call's
             logger.debug("%s", error)
         finally:
@@ -57,6 +73,7 @@ def try_new(
 
     try_sizes({least, *new}, run, config.dims)
     memory.platform.empty_cache()  # captures cannot use what these runs leave
+    return tried
 
 
 def try_sizes(order: Iterable[Sizes], run: Callable[[Sizes], None], dims: Sequence[Dim]) -> None:

@@ -62,11 +62,13 @@ class Laid:
 
         Raises OpContractBroken where dtype or shape differ, or a copy would lose values.
         """
+        promised = self._promise(*sizes)
+        if _is_as(result, promised, self._several):
+            return result
         if self._several and not isinstance(result, (tuple, list)):
             self._refuse("tensors in a tuple or list", f"a {type(result).__name__}")
         leaves, spec = pytree.tree_flatten(result)
         places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
-        promised = self._promise(*sizes)
         if len(places) != len(promised):
             self._refuse(f"{len(promised)} tensors", str(len(places)))
         moved = False
@@ -106,6 +108,19 @@ class Laid:
         raise OpContractBroken(
             f"{self._what} returned {got} where {self._by} promises {promised}; {self._advice}"
         )
+
+
+def _is_as(result: Any, promised: Sequence[Any], several: bool) -> bool:
+    """Whether ``result`` is what is promised, strides of single elements included, seen at once."""
+    found = result if type(result) in (tuple, list) else () if several else (result,)
+    if len(found) != len(promised):
+        return False
+    for leaf, (dtype, shape, stride) in zip(found, promised, strict=True):
+        if type(leaf) is not torch.Tensor or leaf.dtype is not dtype or leaf.shape != shape:
+            return False
+        if leaf.stride() != stride:
+            return False
+    return True
 
 
 def _lies(tensor: torch.Tensor, stride: Sequence[int], exact: bool) -> bool:

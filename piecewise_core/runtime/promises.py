@@ -31,7 +31,7 @@ class Promises:
         self._dims = dims
         self._count = count
         self._reported: set[str] = set()
-        self._of_pieces: dict[int, tuple[Promise, list[bool]]] = {}
+        self._of_pieces: dict[int, tuple[Promise, list[bool], str]] = {}
         # Where the layout decides what is computed, a copy in another one is no way out.
         self._decided = written_by_layout(program.traced.graph.graph)
         self.addressed, self._needed = addressed(program.traced.graph.graph)
@@ -85,9 +85,10 @@ class Promises:
         if piece.index not in self._of_pieces:  # asked again for every size that is captured
             tensors = [n.meta["example_value"] for n in piece.outputs]
             given = frozenset().union(*map(storages, piece.inputs))
-            self._of_pieces[piece.index] = self._promise(tensors), self._own(tensors, given)
-        promise, own = self._of_pieces[piece.index]
-        where = f"piece {piece.index}{', ' + piece.source if piece.source else ''}"
+            where = f"piece {piece.index}{', ' + piece.source if piece.source else ''}"
+            promise, own = self._promise(tensors), self._own(tensors, given)
+            self._of_pieces[piece.index] = promise, own, where
+        promise, own, where = self._of_pieces[piece.index]
         return Laid(
             f"the code of compiler {compiler!r} for {where}",
             "the traced graph",

@@ -192,3 +192,57 @@ def test_a_table_that_is_cut_to_size_is_told_with_the_dim_to_narrow(take):
     with pytest.raises(TraceFailed) as caught:
         fast.warmup(torch.randn(4, 4), progress=False)
     assert re.search(r'dim "rows" at \d+; .* Dim\(min, max\) is to be narrowed', str(caught.value))
+
+
+@pytest.mark.parametrize("mode", ["piecewise", "full", "full_and_piecewise"])
+def test_the_run_that_tries_a_size_is_the_one_before_its_capture(mode):
+    model, platform = Positions().eval(), SimulatedPlatform()
+    fast = pw.compile(
+        model,
+        pw.Config(
+            compiler="eager",
+            dynamic={"x": {0: pw.Dim("rows", min=1, max=32)}},
+            capture_sizes=(8, 16),
+            splitting_ops=("faults_tables::sees",),
+            graph_mode=mode,
+        ),
+        platform=platform,
+    )
+    fast.warmup(torch.randn(4, 4), progress=False)
+    assert SEEN[-7:] == [1, 8, 16, 32, 32, 16, 8]  # this device's captures run, too
+    fast.release()
+    SEEN.clear()
+    fast.restore()
+    assert SEEN == [32, 32, 16, 16, 8, 8]
+    for rows in (8, 5, 32):
+        x = torch.randn(rows, 4)
+        torch.testing.assert_close(fast(x), model(x))
+
+
+def test_what_must_run_just_before_its_capture_is_captured():
+    platform = SimulatedPlatform()
+    last = []
+
+    @torch.library.custom_op("faults_tables::plans", mutates_args=())
+    def plans(x: torch.Tensor) -> torch.Tensor:
+        if last[-1:] != [x.shape[0]]:
+            if platform.graphs.is_capturing():
+                raise RuntimeError("operation not permitted when stream is capturing")
+            last.append(x.shape[0])
+        return x * 2
+
+    plans.register_fake(lambda x: torch.empty_like(x))
+    fast = pw.compile(
+        lambda x: torch.ops.faults_tables.plans(x) + 1,
+        pw.Config(
+            compiler="eager",
+            dynamic={"x": {0: pw.Dim("rows", min=1, max=16)}},
+            capture_sizes=(8, 16),
+            graph_mode="piecewise",
+            splitting_ops=(),
+        ),
+        platform=platform,
+    )
+    assert fast.warmup(torch.randn(4, 4), progress=False).captured == ((16,), (8,))
+    x = torch.randn(8, 4)
+    torch.testing.assert_close(fast(x), x * 2 + 1)

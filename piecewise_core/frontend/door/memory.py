@@ -9,11 +9,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from piecewise_core.afterfork import after_fork
+from piecewise_core.capture.graphmemory import graph_memory
 from piecewise_core.counters import Counters, process_counters
 from piecewise_core.frontend.building import Builds
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.plugins import Selected, select
-from piecewise_core.replay.replays import graph_memory
 
 __all__ = ["DoorMemories", "DoorMemory"]
 

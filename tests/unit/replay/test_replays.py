@@ -6,13 +6,14 @@ import pytest
 import torch
 
 import piecewise_core as pw
+from piecewise_core.capture.graphmemory import graph_memory
 from piecewise_core.capture.recorder import Recorder
 from piecewise_core.counters import Counters
 from piecewise_core.graph.binder import Binder
 from piecewise_core.graph.describe import describe_call
 from piecewise_core.plugins import declared
 from piecewise_core.replay.replayable import Alone, Facts, Recording
-from piecewise_core.replay.replays import Replays, graph_memory
+from piecewise_core.replay.replays import Replays
 from piecewise_core.testing import SimulatedPlatform
 
 ROWS = pw.Dim("rows", min=1, max=8)
