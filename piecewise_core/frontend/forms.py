@@ -10,7 +10,7 @@ from piecewise_core.frontend.newform import place_of_call, refusal_of
 from piecewise_core.frontend.precompile import warm
 from piecewise_core.frontend.refusals import refuse_grad
 from piecewise_core.frontend.shared import Shared
-from piecewise_core.frontend.successors import Met, differs_by_objects, is_another_object
+from piecewise_core.frontend.successors import Met, differs_beside, is_another_object
 from piecewise_core.graph.binder import AnotherLayout, Bound
 from piecewise_core.graph.describe import bind_arguments, describe_call
 from piecewise_core.graph.memory import values
@@ -117,7 +117,8 @@ class Forms(list[Form]):
             self.met.first(structure, followed)
         binders = [form.binder for form in self]
         config, sealed = self._shared.config, self._shared.sealed
-        place, new = place_of_call(structure, binders, args, kwargs, config, sealed)
+        unlike = followed or ""
+        place, new = place_of_call(structure, binders, args, kwargs, config, sealed, unlike)
         return self.begin(structure, new) if place is None else self[place]
 
     def _followed(self, structure: Structure) -> Form | str | None:
@@ -129,8 +130,8 @@ class Forms(list[Form]):
         why: str | None = None
         others = [form for form in self if is_another_object(form.structure, structure)]
         for form in others:
-            why = "its tensors, or what surrounds it, differ"
-            if differs_by_objects(form.structure, structure):
+            why = differs_beside(form.structure, structure)
+            if why is None:
                 why = self._take(form, with_objects(form.structure, structure))
                 if why is None:
                     return form

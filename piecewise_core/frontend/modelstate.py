@@ -16,7 +16,7 @@ from piecewise_core.graph.lying import Lying
 from piecewise_core.graph.structure import Structure, TensorLeaf
 from piecewise_core.graph.trace import Traced
 from piecewise_core.runtime.closure_walk import reach
-from piecewise_core.runtime.object_paths import Paths, paths_of, same_places
+from piecewise_core.runtime.object_paths import Otherwise, Paths, paths_of, same_places
 from piecewise_core.runtime.parameters import Parameters
 from piecewise_core.runtime.tracestate import TraceState
 
@@ -114,12 +114,13 @@ class ModelState:
             why = first_difference(traced.assumptions, self._shared.fn, objects)
             if why is not None:
                 return why
-        tensors = None
-        if self.parameters.loose <= self._paths.keys():
-            tensors = same_places(self.parameters.tensors, self._paths, objects)
         successors = successors_of(objects_in(self._structure), objects_in(structure))
-        if tensors is None or successors is None:
-            return "it holds other tensors, or in other places"
+        if successors is None or not self.parameters.loose <= self._paths.keys():
+            return "its tensors lie in other places"
+        try:
+            tensors = same_places(self.parameters.tensors, self._paths, objects)
+        except Otherwise as other:
+            return str(other)
         self._structure = structure
         self._judge = LayoutJudge(self._shared.fn, structure, self._shared.config)
         self.parameters = self._none_yet()

@@ -17,6 +17,8 @@ __all__ = ["failed_form", "place_of_call", "refusal_of"]
 
 logger = logging.getLogger(__name__)
 
+_ALIKE = "make it of the sizes that were called, as with generate(max_cache_len=) of transformers"
+
 
 def refusal_of(binder: Binder, args: Any, kwargs: Any) -> str:
     """Why a call does not have the form of ``binder``."""
@@ -48,11 +50,13 @@ def place_of_call(
     kwargs: Any,
     config: Config,
     sealed: str | None,
+    unlike: str = "",
 ) -> tuple[int | None, str]:
     """The place of the form that the call has, sizes and layouts aside; None where it is new.
 
-    ``binders``: of the forms that are known. The text beside None says how the new form differs
-    from the nearest one. Raises InputMismatch for a slip and for a form too many, Sealed.
+    ``binders``: of the forms that are known. ``unlike``: why its objects serve in none. The text
+    beside None says how the new form differs from the nearest one. Raises InputMismatch for a slip
+    and for a form too many, Sealed.
     """
     known = [binder.structure for binder in binders]
     found = [differences(structure, call) for structure in known]
@@ -68,9 +72,10 @@ def place_of_call(
         raise InputMismatch(refusal_of(binders[slip], args, kwargs))
     why = refusal_of(binders[nearest], args, kwargs)
     if sealed is not None:
+        beside = f" ({unlike}; {_ALIKE})" if unlike else ""
         text = (
-            f"{why}. Calls of another form would be traced after seal(); warmup() with an example "
-            "of each form before seal()"
+            f"{why}{beside}. Calls of another form would be traced after seal(); warmup() with an "
+            "example of each form before seal()"
         )
         if sealed == "error":
             raise Sealed(text)

@@ -27,13 +27,14 @@ from piecewise_core.frontend.coverage import (
 from piecewise_core.frontend.endpoints import branches_of, too_many
 from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.shared import Shared
+from piecewise_core.frontend.successors import objects_in
 from piecewise_core.graph.forgotten import forgotten
 from piecewise_core.graph.garbage import no_collection
 from piecewise_core.graph.smallsizes import trace_region
 from piecewise_core.graph.split import split
 from piecewise_core.graph.structure import Structure
 from piecewise_core.graph.trace import Traced, hints
-from piecewise_core.ranges import Box, Sizes
+from piecewise_core.ranges import Box, Range, Sizes
 from piecewise_core.runtime.parameters import Parameters
 
 __all__ = ["Regions"]
@@ -165,8 +166,10 @@ class Regions(list[Region]):
         except TraceFailed:
             with suppress(PiecewiseError):
                 return self._elsewhere(trace, cell, hint, sizes)
+            if self._auto and objects_in(structure):
+                return self._beside_objects(trace, cell, hint, sizes)
             raise
-        if not self and self._auto:
+        if not self and self._auto and not objects_in(structure):
             self._check_others(trace, cell, found.box, hint)
         if found.box == cell or not found.unsettled:
             return found
@@ -202,6 +205,17 @@ class Regions(list[Region]):
         if fixes(traced.box, cell):
             raise TraceFailed("all sizes but one raise: something else has to vary with them")
         return traced
+
+    def _beside_objects(self, trace: Trace, cell: Box, hint: Sizes, sizes: Sizes) -> Traced:
+        """The trace of ``cell`` with a dim as it was called: an object's tensors fix it.
+
+        Raises TraceFailed.
+        """
+        for place, size in enumerate(sizes):
+            at = (*hint[:place], size, *hint[place + 1 :])
+            with suppress(PiecewiseError):
+                return trace(cell.replaced(place, Range(size, size)), at)
+        return trace(Box.single(sizes), sizes)
 
     def take(self, traced: Traced) -> Region:
         """The region of a trace, which `admit` makes known. Takes the trace over."""

@@ -11,7 +11,7 @@ import torch
 from piecewise_core.afterfork import after_fork
 from piecewise_core.capture.modes import being_watched
 from piecewise_core.counters import Counters, Stats
-from piecewise_core.errors import InputMismatch, UnsupportedSideEffect
+from piecewise_core.errors import InputMismatch, TraceFailed, UnsupportedSideEffect
 from piecewise_core.frontend.building import Unready, between_builds
 from piecewise_core.frontend.filling import filled
 from piecewise_core.frontend.form import Form
@@ -22,6 +22,8 @@ from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.frontend.shared import Shared
 from piecewise_core.graph.binder import AsWritten
+from piecewise_core.graph.describe import describe_call
+from piecewise_core.graph.heldsizes import held_otherwise
 from piecewise_core.graph.memory import values
 from piecewise_core.graph.structure import Structure
 from piecewise_core.graph.trace import Traced
@@ -126,6 +128,12 @@ class Session:
                     form.fills = False
                     self.counters.calls["eager"] += 1
                     return self.fn(*args, **kwargs)
+            except TraceFailed as error:
+                with self.lock:
+                    why_not = self.forms.met.kept_out(form.structure, error)
+                    if why_not is None:
+                        raise
+                    return self._as_written(why_not, args, kwargs)
             return self(*args, **kwargs)
         except (InputMismatch, torch.OutOfMemoryError):  # which do not say that its form is wrong
             raise
@@ -154,7 +162,14 @@ class Session:
             self._said_layout = True
             logger.warning("%s; such calls run as written", why)
         self.counters.calls["eager"] += 1
-        return self.fn(*args, **kwargs)
+        try:
+            return self.fn(*args, **kwargs)
+        except RuntimeError as error:
+            call = describe_call(self.fn, args, kwargs, self.config)
+            held = held_otherwise(call, None, str(error))
+            if not held:
+                raise
+            raise InputMismatch(f"{held}. The model says: {error}") from error
 
     # The model --------------------------------------------------------------------------
 

@@ -17,10 +17,11 @@ from piecewise_core.graph.call import constants
 from piecewise_core.graph.differences import differences
 from piecewise_core.graph.facts import Evaluated, Fact
 from piecewise_core.graph.structure import Structure, is_plain
+from piecewise_core.torch_compat.dynamo import is_kept_out
 
 __all__ = [
     "Met",
-    "differs_by_objects",
+    "differs_beside",
     "first_difference",
     "is_another_object",
     "objects_in",
@@ -35,10 +36,11 @@ def objects_in(structure: Structure) -> list[Any]:
     return [value for value in constants(structure) if not is_plain(value)]
 
 
-def differs_by_objects(known: Structure, call: Structure) -> bool:
-    """Whether a call is one of a known form but for objects of the same types."""
+def differs_beside(known: Structure, call: Structure) -> str | None:
+    """What differs between a form and a call beside objects of the same types; None: nothing."""
     found = differences(known, call)
-    return bool(found) and all(difference.what == "object" for difference in found)
+    other = next((each for each in found if each.what != "object"), None)
+    return None if other is None else f'argument "{other.path}" has another {other.what} too'
 
 
 def is_another_object(known: Structure, call: Structure) -> bool:
@@ -118,6 +120,21 @@ class Met:
                 f"{_ADVICE}"
             )
         return AsWritten(f"{error}. {_ADVICE}")
+
+    def kept_out(self, structure: Structure, error: Exception) -> AsWritten | None:
+        """What to say of a call whose objects' own code may not be traced, ``error``; or None.
+
+        From then on that is said of all objects of their types.
+        """
+        for kind in {type(value) for value in objects_in(structure)}:
+            members = [(base, name) for base in kind.__mro__ for name in vars(base)]
+            for base, name in members:
+                own = f"{base.__qualname__}.{name}"
+                if is_kept_out(vars(base)[name]) and own in str(error):
+                    why = f"torch.compiler.disable keeps {own} from being traced"
+                    self._growing[kind] = why
+                    return AsWritten(why)
+        return None
 
     def _is_new(self, value: Any) -> bool:
         """Whether a call brings an object for the first time; noted."""

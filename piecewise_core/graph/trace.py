@@ -18,6 +18,7 @@ from piecewise_core.graph.cleaning import clean
 from piecewise_core.graph.effects import writes, written_by_layout
 from piecewise_core.graph.forgotten import forgotten
 from piecewise_core.graph.frame import Capture, capture
+from piecewise_core.graph.heldsizes import held_otherwise
 from piecewise_core.graph.memory import storages, values
 from piecewise_core.graph.origins import GraphInput, read_off
 from piecewise_core.graph.outputs import OutputCode
@@ -156,6 +157,9 @@ def _explain(error: Exception, structure: Structure, hint: Sizes) -> str:
     told = f"{'' if own else f'{type(error).__name__}: '}{str(error).strip()}"
     # The model's own message may hold what it was given.
     what = "\n".join(cut_short(line, _LINE) for line in told.splitlines())
+    held = held_otherwise(structure, hint, told)
+    if held:
+        return f"{held}. Traced{', at ' + place if place else ''}: {what}"
     return (
         f"the model cannot be traced to one whole graph, which piecewise needs"
         f"{', at ' + place if place else ''}: {what}{tried}{forgotten(structure, told)}\n"

@@ -15,7 +15,7 @@ import torch
 from piecewise_core.graph.identity import tensor_facts
 from piecewise_core.torch_compat.storages import memory_key
 
-__all__ = ["Paths", "paths_of", "same_places"]
+__all__ = ["Otherwise", "Paths", "paths_of", "same_places"]
 
 Path = tuple[tuple[str, Any], ...]
 """Steps from the list of objects: an attribute's name, or a key or place of what has items."""
@@ -27,6 +27,10 @@ _MOST = 50_000
 """Objects looked into before the search is given up."""
 
 _LEAVES = (str, bytes, int, float, complex, type, type(None), torch.nn.Module)
+
+
+class Otherwise(Exception):
+    """What other objects hold otherwise. Never reaches a user."""
 
 
 def paths_of(tensors: Sequence[torch.Tensor], objects: Sequence[Any]) -> Paths:
@@ -48,24 +52,30 @@ def paths_of(tensors: Sequence[torch.Tensor], objects: Sequence[Any]) -> Paths:
 
 def same_places(
     tensors: Sequence[torch.Tensor], paths: Paths, objects: Sequence[Any]
-) -> list[torch.Tensor] | None:
+) -> list[torch.Tensor]:
     """``tensors`` with what ``objects`` hold in place of those that lay in ``paths``.
 
-    None where one is not there, or is of another kind, or shares memory otherwise.
+    Raises Otherwise where one is not there, or is of another kind, or shares memory otherwise.
     """
     now = list(tensors)
     for place, each in paths.items():
         try:
             held = [_at(path, objects) for path in each]
         except (AttributeError, LookupError, TypeError):
-            return None
+            raise Otherwise("it holds other tensors") from None
         first = held[0]
         if not isinstance(first, torch.Tensor) or any(other is not first for other in held):
-            return None
+            raise Otherwise("it holds other tensors")
         now[place] = first
-    alike = all(tensor_facts(a) == tensor_facts(b) for a, b in zip(tensors, now, strict=True))
-    together = alike and _together(tensors) == _together(now)
-    return now if together and len({*map(id, now)}) == len(now) else None
+    for was, new in zip(tensors, now, strict=True):
+        if was.shape != new.shape:
+            a, b = tuple(new.shape), tuple(was.shape)
+            raise Otherwise(f"it holds a tensor of shape {a} where the other held {b}")
+        if tensor_facts(was) != tensor_facts(new):
+            raise Otherwise("it holds tensors of another dtype, device or layout")
+    if _together(tensors) != _together(now) or len({*map(id, now)}) != len(now):
+        raise Otherwise("its tensors share memory in other ways")
+    return now
 
 
 def _entries(item: Any) -> Iterator[tuple[tuple[str, Any], Any]]:

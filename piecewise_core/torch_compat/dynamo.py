@@ -50,6 +50,7 @@ __all__ = [
     "get_compile_id",
     "get_frame",
     "get_metrics_context",
+    "is_kept_out",
     "is_marked_static",
     "mark_dynamic",
     "modified_variables",
@@ -124,6 +125,11 @@ def without_size_choices() -> Iterator[None]:
 def mark_dynamic(tensor: torch.Tensor, dim: int, low: int, high: int) -> None:
     """Make ``dim`` of an example symbolic, ``low`` to ``high`` inclusive."""
     dynamo.mark_dynamic(tensor, dim, min=low, max=high)
+
+
+def is_kept_out(function: Any) -> bool:
+    """Whether ``torch.compiler.disable`` keeps a function from being traced."""
+    return bool(getattr(function, "_torchdynamo_disable", False))
 
 
 def place_of(error: BaseException) -> str:

@@ -457,6 +457,36 @@ class Pair(NamedTuple):
     right: torch.Tensor
 
 
+class Paged:
+    """As transformers' PagedAttentionCache, which continuous batching passes."""
+
+    def __init__(self) -> None:
+        self.held = torch.zeros(3)
+
+    @torch.compiler.disable
+    def update(self, x):
+        self.held += x.sum(0)
+        return self.held
+
+
+def test_an_object_whose_code_may_not_be_traced_is_served_as_written_and_said_once(caplog):
+    class Model(nn.Module):
+        def forward(self, x, cache):
+            return cache.update(x) + x.sum()
+
+    fast, own = compiled(Model()), Model()
+    for _ in range(2):
+        paged, other = Paged(), Paged()
+        for rows in (2, 3):
+            x = torch.randn(rows, 3)
+            torch.testing.assert_close(fast(x, paged), own(x, other))
+            torch.testing.assert_close(paged.held, other.held)
+    assert fast.stats().calls["eager"] == 4
+    said = [r.message for r in caplog.records if r.levelname == "WARNING"]
+    assert len(said) == 1
+    assert "torch.compiler.disable keeps Paged.update from being traced" in said[0]
+
+
 def test_tensors_inside_containers_are_inputs_and_not_constants():
     """FAULTS 29a."""
 

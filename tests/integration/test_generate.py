@@ -175,3 +175,62 @@ def test_generates_own_compile_setting_takes_the_backends_name(model):
         got = model.generate(prompt(seed=seed), compile_config=settings, **GREEDY, **STATIC)
         assert got.tolist() == model.generate(prompt(seed=seed), **GREEDY).tolist()
     assert pw.counters.graphs > before
+
+
+def own_cache(model, batch, length=32):
+    made = transformers.StaticCache(config=model.config, max_cache_len=length)
+    made.early_initialization(batch, 2, 8, torch.float32, torch.device("cpu"))
+    return made
+
+
+def test_a_cache_that_is_kept_has_prefill_and_decode_compiled_and_replayed(model):
+    length = pw.Dim("length", max=64)
+    dims = {"input_ids": {1: length}, "position_ids": {1: length}}
+    settings = {"graph_mode": "full", "capture": "lazy", "capture_sizes": [1, 5, 9]}
+    fast = compiled(model, SimulatedPlatform(), dynamic=dims, **settings)
+    cache = own_cache(model, 2)
+    for seed, tokens in enumerate((7, 5, 9, 9)):
+        cache.reset()
+        wanted = model.generate(prompt(2, tokens, seed), **GREEDY)
+        got = fast.generate(prompt(2, tokens, seed), past_key_values=cache, **GREEDY)
+        assert got.tolist() == wanted.tolist()
+    calls = fast.stats().calls
+    assert (calls["eager"], calls["compiled_range"] + calls["replayed"]) == (0, 24)
+    assert calls["replayed"] >= 18
+
+
+def test_a_named_batch_is_served_with_caches_of_each_batch(model):
+    batch, length = pw.Dim("batch", max=8), pw.Dim("length", max=64)
+    dims = {0: batch, 1: length}
+    fast = compiled(model, dynamic={"input_ids": dims, "position_ids": dims})
+    for rows, tokens in ((2, 7), (3, 5), (2, 9)):
+        same_tokens(fast, model, prompt(rows, tokens), max_cache_len=32, **GREEDY, **STATIC)
+    assert fast.stats().calls["compiled_range"] == 15
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["", "named"])
+def test_a_cache_made_for_another_batch_is_refused_by_name(model, named):
+    fast = compiled(model, dynamic={"input_ids": {0: pw.Dim("batch", max=8)}} if named else {})
+    caches = {rows: own_cache(model, rows) for rows in (2, 3)}
+    said = r'argument "past_key_values" \(StaticCache\) holds tensors for a batch of 2'
+    with torch.no_grad():
+        for _ in range(2):
+            with pytest.raises(pw.errors.PiecewiseError, match=said):
+                fast(input_ids=prompt(3, 1), past_key_values=caches[2])
+            caches[3].reset()
+            got = fast(input_ids=prompt(3, 1), past_key_values=caches[3]).logits
+            wanted = model(input_ids=prompt(3, 1), past_key_values=own_cache(model, 3)).logits
+            torch.testing.assert_close(got, wanted)
+        caches[2].reset()
+        made = own_cache(model, 2)  # runs as written, at its first call
+        with pytest.raises(pw.errors.PiecewiseError, match=said):
+            fast(input_ids=prompt(3, 1), past_key_values=made)
+
+
+def test_another_cache_after_seal_is_served_and_one_of_another_length_refused_by_name(model):
+    fast = compiled(model)
+    same_tokens(fast, model, prompt(), max_cache_len=32, **GREEDY, **STATIC)
+    fast.seal()
+    same_tokens(fast, model, prompt(1, 9, seed=1), max_cache_len=32, **GREEDY, **STATIC)
+    with pytest.raises(pw.errors.Sealed, match=r"another size of dim 3 too.*max_cache_len="):
+        same_tokens(fast, model, prompt(), max_cache_len=40, **GREEDY, **STATIC)
