@@ -28,14 +28,17 @@ class _Refused(click.ClickException):
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", required=False)
+@click.option(
+    "--compiler",
+    metavar="NAME",
+    help="Test a compiler that comes without a platform, on a CPU: L0 and L1.",
+)
 @click.option(
     "--level",
     type=click.Choice(["L0", "L1", "L2", "L3"], case_sensitive=False),
     metavar="[L0|L1|L2|L3]",
-    default="L3",
-    show_default=True,
-    help="The level asked for; those below it are run too.",
+    help="The level asked for; those below it are run too. Default: L3, of a compiler L1.",
 )
 @click.option("--report", type=_FILE, metavar="FILE", help="Write a JSON report.")
 @click.option("--junit", type=_FILE, metavar="FILE", help="Write JUnit XML.")
@@ -53,14 +56,15 @@ class _Refused(click.ClickException):
     help="How often the endurance tests of L3 repeat.",
 )
 def conformance(
-    name: str,
-    level: str,
+    name: str | None,
+    compiler: str | None,
+    level: str | None,
     report: Path | None,
     junit: Path | None,
     xfail: Path | None,
     rounds: int,
 ) -> None:
-    """Test whether platform NAME keeps the contract.
+    """Test whether platform NAME keeps the contract, or a compiler by itself.
 
     NAME: of an installed platform, or module:attribute of one that no plugin announces yet.
 
@@ -72,7 +76,10 @@ def conformance(
     """
     for file in (report, junit):
         _check_writable(file)
-    suite = _suite(name, level, xfail, rounds)
+    if (name is None) == (compiler is None):
+        raise click.UsageError("name one platform, or one compiler with --compiler")
+    level = level or ("L3" if compiler is None else "L1")
+    suite = _suite(name, compiler, level, xfail, rounds)
     from rich.console import Console
 
     from piecewise_core.testing.conformance.report import make_report
@@ -91,7 +98,9 @@ def conformance(
     sys.exit(found.exit_code)
 
 
-def _suite(name: str, level: str, xfail: Path | None, rounds: int) -> type[PlatformConformance]:
+def _suite(
+    name: str | None, compiler: str | None, level: str, xfail: Path | None, rounds: int
+) -> type[PlatformConformance]:
     """The suite to run, its platform found and its xfail file read."""
     try:
         from piecewise_core.testing.conformance.running import suite_for
@@ -101,7 +110,10 @@ def _suite(name: str, level: str, xfail: Path | None, rounds: int) -> type[Platf
         raise _Refused(
             "the kit needs pytest, which is not installed; pip install 'piecewise-core[testing]'"
         ) from error
-    suite = suite_for(name, level=level, xfails=xfail and xfail.absolute(), rounds=rounds)
+    from piecewise_core.testing.conformance.compilers import CompilerUnderTest
+
+    subject = name if compiler is None else CompilerUnderTest(compiler)
+    suite = suite_for(subject, level=level, xfails=xfail and xfail.absolute(), rounds=rounds)
     try:
         suite.subject()
         suite.expected()

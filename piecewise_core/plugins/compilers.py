@@ -14,7 +14,7 @@ from piecewise_core.plugins.discovery import PluginEntry, discover
 from piecewise_core.plugins.registry import load
 from piecewise_core.protocols import CompilerAdaptor
 
-__all__ = ["find_compiler"]
+__all__ = ["brought_compiler", "find_compiler"]
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,16 @@ _CORES = frozenset({"eager", "inductor"})
 
 
 def find_compiler(name: str, known: Collection[str] = ()) -> CompilerAdaptor:
-    """Make the compiler that a plugin calls ``name``.
+    """Make the compiler that a plugin calls ``name``; what it raises names who brought it.
+
+    Takes and raises what ``brought_compiler`` does.
+    """
+    compiler, entry = brought_compiler(name, known)
+    return attributed_compiler(compiler, str(entry))
+
+
+def brought_compiler(name: str, known: Collection[str] = ()) -> tuple[CompilerAdaptor, PluginEntry]:
+    """The compiler that a plugin calls ``name``, as it is, and the plugin.
 
     A plugin whose entry point has that name is loaded first, the others only if it has none.
     ``known``: names that need no plugin, for the message. Raises ConfigError when no plugin has
@@ -51,7 +60,9 @@ def find_compiler(name: str, known: Collection[str] = ()) -> CompilerAdaptor:
     raise ConfigError(_unknown(name, others, failed))
 
 
-def _make(name: str, makers: list[tuple[PluginEntry, _Factory]]) -> CompilerAdaptor:
+def _make(
+    name: str, makers: list[tuple[PluginEntry, _Factory]]
+) -> tuple[CompilerAdaptor, PluginEntry]:
     if len(makers) > 1:
         sides = " and ".join(str(entry) for entry, _ in makers)
         raise PlatformConflict(f"compiler {name!r} is brought by {sides}; uninstall one of them")
@@ -64,7 +75,7 @@ def _make(name: str, makers: list[tuple[PluginEntry, _Factory]]) -> CompilerAdap
             f"{type(exc).__name__}: {exc}"
         ) from exc
     check_compiler(compiler, entry)
-    return attributed_compiler(compiler, str(entry))
+    return compiler, entry
 
 
 def _unknown(name: str, others: Iterable[str], failed: list[PlatformError]) -> str:

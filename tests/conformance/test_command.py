@@ -13,10 +13,12 @@ from mutants.plugins import installed
 from rich.console import Console
 
 from piecewise_core.cli.main import main
-from piecewise_core.testing import SimulatedPlatform
+from piecewise_core.testing import PlatformConformance, SimulatedPlatform
 from piecewise_core.testing.conformance.report import TestResult, make_report
 from piecewise_core.testing.conformance.subject import find_subject
 from piecewise_core.testing.conformance.table import render
+
+SPECS = PlatformConformance.specs()
 
 
 def conformance(*args):
@@ -181,3 +183,70 @@ def test_the_table_shows_failures_in_full_and_square_brackets_as_they_are():
     assert "did: [bold] x" in text
     assert "simulated (given as an object given), " not in text
     assert "Not met. level reached: none" in text
+
+
+def test_every_line_of_the_table_fits_80_columns_and_untried_tests_are_one_line():
+    tests = [
+        *(result("L0", "passed", name) for name in SPECS),
+        replace(result("L1", "expected failure", max(SPECS, key=len)), reason="a reason " * 30),
+        *(replace(result("L2", "not claimed", f"test_{n}"), reason="no graphs") for n in range(25)),
+        replace(result("L2", "not claimed", "test_z"), reason="no weak_ref"),
+    ]
+    out = StringIO()
+    render(report("L0", *tests), Console(file=out, width=500))
+    _, _, lines = out.getvalue().partition("\n\n")
+    assert max(map(len, lines.splitlines())) <= 80
+    assert "L2  not claimed       25 tests\n" in lines
+    assert lines.count("no graphs") == 1
+    assert "L2  not claimed       test_z\n" in lines
+    assert all(f"L0  passed            {name}\n" in lines for name in SPECS)
+
+
+# Compilers ------------------------------------------------------------------------------------
+
+COMPILERS = """
+class Kept:
+    name = "kept"
+    def compile(self, graph, example_inputs, *, key, config):
+        return CompiledGraph(graph.forward)
+    def hash_factors(self):
+        return {}
+
+class Fixing(Kept):
+    def compile(self, graph, example_inputs, *, key, config):
+        [int(v) for v in example_inputs if type(v).__name__ == "SymInt"]
+        return CompiledGraph(graph.forward)
+
+@hookimpl
+def piecewise_compilers():
+    return {"kept": Kept, "fixing": Fixing, "broken": lambda: 1 / 0}
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "says"),
+    [
+        ("kept", 0, "Met. level reached: L1 (asked for L1)"),
+        ("fixing", 1, "test_code_for_a_range_serves_the_range"),
+        ("broken", 2, "making compiler 'broken' (hook piecewise_compilers) failed"),
+        ("kapt", 2, "did you mean 'kept'?"),
+        ("mutants.answers:RelaysChunks", 1, "test_chunked_results_lie_as_eager_s"),
+        ("mutants.answers:Nothing", 2, "importing compiler 'mutants.answers:Nothing' failed"),
+    ],
+)
+def test_a_compiler_is_tested_by_itself(tmp_path, name, code, says):
+    file = tmp_path / "report.json"
+    with installed(top=COMPILERS):
+        done = conformance("--compiler", name, "--report", file)
+    assert done.exit_code == code, done.output
+    assert says in done.output
+    if code < 2 and ":" not in name:
+        assert "(piecewise-mutant 1.0), device cpu" in done.output
+        assert json.loads(file.read_text())["platform"]["distribution"] == "piecewise-mutant"
+
+
+def test_a_platform_or_a_compiler_is_named_not_both_and_not_neither():
+    for arguments in ((), ("cpu", "--compiler", "eager")):
+        done = conformance(*arguments)
+        assert done.exit_code == 2
+        assert "name one platform, or one compiler" in done.output

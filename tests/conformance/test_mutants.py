@@ -26,7 +26,6 @@ UNCHANGED = {
     # Core's own promises, or methods that the simulated device does not have: no mutant of it
     # can break them. The CPU platform has streams that fork.
     "test_overrides_have_reasons",
-    "test_what_create_gives_keeps_the_protocols",
     "test_a_size_out_of_bounds_is_refused",
     "test_a_size_above_the_bounds_runs_eagerly",
     "test_streams_that_are_forked_and_joined_are_in_the_graph",

@@ -16,8 +16,11 @@ from mutants.table import MUTANTS
 from piecewise_core.errors import ConfigError, NoPlatform, PlatformConflict, PluginError
 from piecewise_core.protocols import PlatformInfo, Probe
 from piecewise_core.testing import PlatformConformance, SimulatedPlatform, overrides
+from piecewise_core.testing.conformance.compilers import CompilerUnderTest
+from piecewise_core.testing.conformance.level1 import INSIDE
 from piecewise_core.testing.conformance.running import RunBroken, run_suite, suite_for
 from piecewise_core.testing.conformance.subject import find_subject
+from piecewise_core.testing.conformance.verdicts import Violation, failure_text
 from piecewise_core.testing.conformance.xfail import read_xfails
 
 FRESH = "test_a_replay_reads_its_inputs_anew"
@@ -293,6 +296,40 @@ def test_an_interrupt_is_told_as_such():
 
     with pytest.raises(RunBroken, match="INTERRUPTED"):
         run_suite(suite_for(interrupted, level="L0"))
+
+
+def test_where_create_fails_one_test_fails_and_all_that_need_the_platform_are_blocked():
+    with installed(available="True", create="raise OSError('the board is on fire')"):
+        results = run(suite_for("mutant", level="L1")).values()
+    failed = [r for r in results if r.outcome == "failed"]
+    assert [r.name for r in failed] == ["test_what_create_gives_keeps_the_protocols"]
+    assert "the board is on fire" in failed[0].reason
+    assert "piecewise-mutant 1.0" in failed[0].reason
+    blocked = {r.name for r in results if r.outcome == "blocked"}
+    assert "test_the_probe_initialises_no_device" in blocked
+    assert {r.outcome for r in results if r.level == "L1"} == {"blocked"}
+
+
+def test_a_failure_shows_the_plugin_s_frames_and_its_message_whole(tmp_path, monkeypatch):
+    source = """
+class Deep:
+    name = "deep"
+    def hash_factors(self): return {}
+    def compile(self, graph, example_inputs, *, key, config):
+        return lowered_by_the_vendor(graph, 9)
+def lowered_by_the_vendor(graph, depth):
+    if depth:
+        return lowered_by_the_vendor(graph, depth - 1)
+    import torch
+    torch.fx.Interpreter(graph).run()
+"""
+    (tmp_path / "deep_vendor.py").write_text(source + "# " + "x" * 10)
+    monkeypatch.syspath_prepend(tmp_path)
+    (failed,) = run(suite_for(CompilerUnderTest("deep_vendor:Deep")), INSIDE).values()
+    assert failed.outcome == "failed"
+    assert failed.reason.count("in lowered_by_the_vendor") == 10
+    long = Violation("did", "expected", "x" * 5000, "change")
+    assert "x" * 5000 in failure_text("property", "blames", long)
 
 
 # The store ------------------------------------------------------------------------------------

@@ -139,19 +139,6 @@ class Level0(Conformance):
             "let the probe hold nothing open that the next one needs",
         )
 
-    @conformance("L0", "PlatformInfo.probe", claims=("entry point",), relies_on=(PROBED,))
-    def test_the_probe_initialises_no_device(self, case: Case) -> None:
-        """After a probe the process holds no device: a forked process can still use it."""
-        found = ask_fresh(case.subject, "probe").found
-        case.require(
-            not found["initialised"] and found["forked"] in (None, "fine"),
-            "called probe() in a fresh interpreter, then forked and used the device there",
-            "torch holds no device context, and the forked process computes",
-            f"initialised: {', '.join(found['initialised']) or 'none'}; "
-            f"in the forked process: {found['forked']}",
-            "ask the kernel driver or a management library; create no context in probe()",
-        )
-
     @conformance("L0", "Platform", relies_on=(FOUND, PROBED))
     def test_what_create_gives_keeps_the_protocols(self, case: Case) -> None:
         """What create() returns has every required method, with the parameters that core passes."""
@@ -164,6 +151,19 @@ class Level0(Conformance):
             if error.__cause__ is not None:  # create() itself failed, for want of hardware
                 raise NotClaimed(f"create() needs the hardware: {error.__cause__}") from None
             raise
+
+    @conformance("L0", "PlatformInfo.probe", claims=("entry point",), relies_on=(PROBED, KEEPS))
+    def test_the_probe_initialises_no_device(self, case: Case) -> None:
+        """After a probe the process holds no device: a forked process can still use it."""
+        found = ask_fresh(case.subject, "probe").found
+        case.require(
+            not found["initialised"] and found["forked"] in (None, "fine"),
+            "called probe() in a fresh interpreter, then forked and used the device there",
+            "torch holds no device context, and the forked process computes",
+            f"initialised: {', '.join(found['initialised']) or 'none'}; "
+            f"in the forked process: {found['forked']}",
+            "ask the kernel driver or a management library; create no context in probe()",
+        )
 
     @conformance(
         "L0", "PlatformInfo.create", claims=("entry point", "hardware absent"), relies_on=(PROBED,)

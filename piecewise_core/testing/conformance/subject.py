@@ -15,6 +15,7 @@ from piecewise_core.plugins.contract import check_platform
 from piecewise_core.plugins.probing import create_platform, run_probe
 from piecewise_core.plugins.registry import load
 from piecewise_core.protocols import Platform, PlatformInfo, Probe
+from piecewise_core.testing.conformance.compilers import CompilerUnderTest, host
 
 __all__ = ["Subject", "find_subject"]
 
@@ -27,7 +28,7 @@ class Subject:
 
     ``entry``: the entry point that brings it, None for an object. ``info``: what the plugin
     announces, None for a Platform. ``source``: makes a Platform; for an object given as it is,
-    gives that one.
+    gives that one. ``brought``: the entry point that brings no platform, but its compiler.
     """
 
     name: str
@@ -38,11 +39,12 @@ class Subject:
     _probe: Probe | None = field(default=None, repr=False)
     _made: Any = field(default=None, repr=False)
     fresh: bool = False
+    brought: PluginEntry | None = None
 
     @property
     def origin(self) -> PluginEntry:
         """Who brings it, for messages."""
-        return self.entry or _HERE
+        return self.entry or self.brought or _HERE
 
     def probe(self) -> Probe:
         """Whether the hardware is here; asked once. Raises what ``run_probe`` raises."""
@@ -73,11 +75,16 @@ def find_subject(platform: Any) -> Subject:
 
     ``platform``: the name of an installed platform ("acme", or "acme@piecewise-acme" where two
     plugins share a name), "module:attribute" of one that no plugin announces, a PlatformInfo, a
-    Platform, or a function or class that makes one.
+    Platform, a function or class that makes one, or a CompilerUnderTest.
 
     Raises NoPlatform naming the nearest installed name, PlatformConflict, and PluginError where
     the plugin cannot be loaded.
     """
+    if isinstance(platform, CompilerUnderTest):
+        made, entry = host(platform.name, _HERE)
+        subject = _given(made, lambda: made, fresh=False)
+        subject.brought = entry
+        return subject
     if isinstance(platform, str) and ":" in platform:
         return find_subject(_imported(platform))
     if isinstance(platform, str):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sysconfig
 import traceback
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from piecewise_core.errors import PiecewiseError
@@ -22,7 +25,11 @@ OUTCOMES = (
 """Every way in which a test can end; all but "failed" and "blocked" let a level be met, and "no
 hardware" and "not asked" leave it untried."""
 
-_SHOWN = 400
+_SHOWN = 4
+"""Frames of core and of torch that a trace shows, the innermost; those of plugins are all shown."""
+
+_THEIRS = (str(Path(__file__).parents[2]), sysconfig.get_paths()["stdlib"], "<")
+"""Where files lie that are not a plugin's, but for the packages that are installed there."""
 
 
 class NotClaimed(Exception):
@@ -70,16 +77,27 @@ def failure_text(property: str, blames: str, error: BaseException) -> str:
 
 def _short(value: Any) -> str:
     text = str(value).strip() or repr(value)
-    text = text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ..."
     return text.replace("\n", "\n            ")
 
 
-def _frames(error: BaseException) -> list[traceback.FrameSummary]:
-    """Frames outside of the kit, innermost last; all of them where there is none."""
-    frames = list(traceback.extract_tb(error.__traceback__))
-    return [f for f in frames if "/testing/conformance/" not in f.filename] or frames
-
-
 def _trace(error: BaseException) -> list[str]:
-    shown = _frames(error)[-6:]
+    """Every frame of a plugin, and the innermost of others; those of what it came from as well."""
+    frames = [f for one in _causes(error) for f in traceback.extract_tb(one.__traceback__)]
+    frames = [f for f in frames if "/testing/conformance/" not in f.filename] or frames
+    last = len(frames) - _SHOWN
+    shown = [f for place, f in enumerate(frames) if place >= last or _is_plugins(f.filename)]
     return [f"    {f.filename}:{f.lineno} in {f.name}: {f.line}" for f in shown]
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    found: BaseException | None = error
+    while found is not None:
+        yield found
+        found = found.__cause__
+
+
+def _is_plugins(file: str) -> bool:
+    _, installed, rest = file.rpartition("site-packages/")
+    if installed:
+        return rest.partition("/")[0] not in ("torch", "piecewise_core", "_pytest", "pluggy")
+    return not file.startswith(_THEIRS)

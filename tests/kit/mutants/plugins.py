@@ -135,6 +135,18 @@ PLUGINS = (
         reason="'every other time'",
     ),
     _plugin(
+        "create() that fails where the device is",
+        "test_what_create_gives_keeps_the_protocols",
+        available="True",
+        create="raise OSError('the board is on fire')",
+    ),
+    _plugin(
+        "create() that gives something else",
+        "test_what_create_gives_keeps_the_protocols",
+        available="True",
+        create="return object()",
+    ),
+    _plugin(
         "a probe that initialises the device",
         "test_the_probe_initialises_no_device",
         available="True",
