@@ -148,6 +148,11 @@ class _Part:
         """The part itself."""
         return self._of
 
+    @property
+    def by(self) -> str:
+        """Who brought it: "piecewise-acme 1.0"."""
+        return self._by
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)

@@ -20,7 +20,12 @@ from piecewise_core.plugins import declared
 from piecewise_core.protocols import CompilerAdaptor, Platform
 from piecewise_core.store.lowerings import own_lowerings
 from piecewise_core.store.machine import machine_factors
-from piecewise_core.store.sources import class_identity, core_digest, function_identity
+from piecewise_core.store.sources import (
+    class_identity,
+    core_digest,
+    function_identity,
+    package_identity,
+)
 from piecewise_core.torch_compat.state import in_force, switches_digest, torch_state
 
 __all__ = ["Environment", "compiler_factors", "surroundings", "torch_settings"]
@@ -74,6 +79,8 @@ def compiler_factors(adaptor: CompilerAdaptor) -> dict[str, str]:
     return {
         "compiler": adaptor.name,
         "compiler.class": class_identity(type(_itself(adaptor))),
+        "compiler.distribution": str(getattr(adaptor, "by", "")),
+        "compiler.package": package_identity(type(_itself(adaptor))),
         **_named("compiler", adaptor.hash_factors()),
     }
 

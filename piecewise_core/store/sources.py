@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["COMPILING", "class_identity", "core_digest", "function_identity"]
+__all__ = ["COMPILING", "class_identity", "core_digest", "function_identity", "package_identity"]
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
 COMPILING = ("torch_compat", "graph", "rewrites", "store", "compile")
@@ -41,6 +41,21 @@ def class_identity(cls: type) -> str:
     """The class's name and the sources of the modules that it and its bases are defined in."""
     sources = [_source(base) for base in cls.__mro__ if base is not object]
     return f"{cls.__module__}.{cls.__qualname__} {_short(' '.join(sources))}"
+
+
+@functools.cache
+def package_identity(cls: type) -> str:
+    """The sources of the package that ``cls``, a plugin's, is defined in.
+
+    What a class does lies in the modules that it imports as well. Empty for core's, which
+    ``core_digest`` tells, and for a module without a package.
+    """
+    top, package = cls.__module__.partition(".")[0], cls.__module__.rpartition(".")[0]
+    if top == __name__.partition(".")[0]:
+        return ""
+    file = getattr(sys.modules.get(package), "__file__", None)
+    files = sorted(Path(file).parent.rglob("*.py")) if package and file else []
+    return _short(" ".join(_file(str(f)) for f in files)) if files else ""
 
 
 @functools.cache

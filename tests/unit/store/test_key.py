@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import random
@@ -25,13 +26,15 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import piecewise_core as pw
 from piecewise_core.compile.artifact_cache import ArtifactCache
+from piecewise_core.compile.eager import EagerCompiler
 from piecewise_core.errors import StoreError
 from piecewise_core.graph.canonical import canonical_form
 from piecewise_core.graph.split import Piece
+from piecewise_core.plugins.attribution import attributed_compiler
 from piecewise_core.ranges import Box, Range
 from piecewise_core.store import environment, machine, sources
 from piecewise_core.store.entry import Ticket
-from piecewise_core.store.environment import Environment
+from piecewise_core.store.environment import Environment, compiler_factors
 
 RANGE = Box((Range(1, 64),))
 ROWS = {"x": {0: pw.Dim("rows", 1, 64)}}
@@ -620,3 +623,29 @@ def test_core_s_digest_reads_every_package_that_has_a_part_in_what_is_compiled()
     }
     assert {"graph", "store"} <= imported
     assert imported - {"protocols", "plugins"} <= set(sources.COMPILING)
+
+
+def test_a_plugin_s_compiler_is_known_by_its_whole_package_and_who_brought_it(
+    tmp_path, monkeypatch
+):
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def factors(helper: str, number: int, by: str) -> dict[str, str]:
+        folder = tmp_path / f"acme_{number}"
+        folder.mkdir()
+        (folder / "__init__.py").write_text("")
+        (folder / "helper.py").write_text(helper)
+        source = "class Acme:\n    name = 'acme'\n    def hash_factors(self):\n        return {}\n"
+        (folder / "compiler.py").write_text(source)
+        module = importlib.import_module(f"acme_{number}.compiler")
+        found = compiler_factors(attributed_compiler(module.Acme(), by))
+        return {n: v for n, v in found.items() if n != "compiler.class"}  # holds the name
+
+    first = factors("a = 1", 1, "piecewise-acme 1.0")
+    assert first == factors("a = 1", 2, "piecewise-acme 1.0")
+    assert first["compiler.distribution"] == "piecewise-acme 1.0"
+    assert (
+        first["compiler.package"] != factors("a = 2", 3, "piecewise-acme 1.0")["compiler.package"]
+    )
+    assert first != factors("a = 1", 4, "piecewise-acme 1.1")
+    assert compiler_factors(EagerCompiler())["compiler.package"] == ""
