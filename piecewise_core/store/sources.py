@@ -43,14 +43,18 @@ def class_identity(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__} {_short(' '.join(sources))}"
 
 
-@functools.cache
 def package_identity(cls: type) -> str:
     """The sources of the package that ``cls``, a plugin's, is defined in.
 
     What a class does lies in the modules that it imports as well. Empty for core's, which
     ``core_digest`` tells, and for a module without a package.
     """
-    top, package = cls.__module__.partition(".")[0], cls.__module__.rpartition(".")[0]
+    return _package(cls.__module__)
+
+
+@functools.cache
+def _package(module: str) -> str:
+    top, package = module.partition(".")[0], module.rpartition(".")[0]
     if top == __name__.partition(".")[0]:
         return ""
     file = getattr(sys.modules.get(package), "__file__", None)
