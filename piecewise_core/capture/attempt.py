@@ -103,11 +103,7 @@ def _captured(
     pool, stream = recorder.pool, recorder.stream
     live_before = platform.live_bytes(pool)
     try:
-        outputs = _recorded(platform, recorder, plan, source, sizes, tight=tight)
-        kept = {id(t): t for t in (*source.inputs, *source.bound, *recorder.external)}
-        own = source.inputs if source.owned else ()
-        steps, direct, results = _bound(platform, recorder, outputs, kept, own)
-        del outputs
+        steps, direct, results, kept = _made(platform, recorder, plan, source, sizes, tight=tight)
     except BaseException as error:
         abandon(platform, recorder, stream)
         recorder.forget()
@@ -128,6 +124,19 @@ def _captured(
     return CapturedPlan(
         sizes, stage, steps, direct, results, graphs, held, before, blame, made, replays
     )
+
+
+def _made(
+    platform: Declared, recorder: Recorder, plan: Plan, source: Source, sizes: Sizes, *, tight: bool
+) -> tuple[tuple[Step, ...], tuple[Step, ...], tuple[Any, ...], dict[int, torch.Tensor]]:
+    """Steps, the same past the dispatcher, results, and what the graphs read.
+
+    A frame of its own, which an error that is kept must not keep with the outputs in it.
+    """
+    outputs = _recorded(platform, recorder, plan, source, sizes, tight=tight)
+    kept = {id(t): t for t in (*source.inputs, *source.bound, *recorder.external)}
+    own = source.inputs if source.owned else ()
+    return *_bound(platform, recorder, outputs, kept, own), kept
 
 
 def _recorded(

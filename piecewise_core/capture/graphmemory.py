@@ -132,6 +132,7 @@ class GraphMemory:
             owner, before = ref(), self.bytes()
             if owner is None:
                 del self._plans[key]
+                self._note_handed()
                 continue
             owner.evict(
                 key[1],
@@ -169,9 +170,10 @@ class GraphMemory:
         """
         if not self.callers.may_overwrite():
             return False
-        while self._retired:
-            self._reset(self._retired.pop()[0])
-        self._note_handed()
+        if self._retired:
+            while self._retired:
+                self._reset(self._retired.pop()[0])
+            self._note_handed()
         if self._late:
             self._late = False
             self.platform.empty_cache()

@@ -108,9 +108,10 @@ class Recorder:
         of that layout.
         """
         now, fn = (of_copies(fn), waited(fn)) if is_collective(fn) else (fn, fn)
+        name = getattr(fn, "__name__", None) or str(fn)
 
         def recorded(*args: Any, **kwargs: Any) -> Any:
-            self.current = getattr(fn, "__name__", str(fn))
+            self.current = name
             if not self.capturing:
                 found = now(*args, **kwargs)
                 return self._noted_op(found if fit is None else fit(found), (args, kwargs))

@@ -169,9 +169,10 @@ class TorchGraphDriver:
         if tensor.device.type != self._device_type or type(tensor) is not torch.Tensor:
             return tensor
         storage = tensor.untyped_storage()
-        if not self._in_pool(storage.data_ptr()) or tensor.is_conj() or tensor.is_neg():
+        address = storage.data_ptr()
+        if not self._in_pool(address) or tensor.is_conj() or tensor.is_neg():
             return tensor
-        again = storage_over(storage.data_ptr(), tensor.device, storage.nbytes())
+        again = storage_over(address, tensor.device, storage.nbytes())
         if again is None:
             return tensor
         weak = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
@@ -223,10 +224,12 @@ class TorchGraphDriver:
         pool = self._newest() if self._newest is not None else None
         if pool is None:
             return False
-        if not self._known or (self._grown and not self._memory.holds(address)):
+        held = self._known and self._memory.holds(address)
+        if not held and (self._grown or not self._known):
             self._memory.read(pool.handle)
             self._known, self._grown = True, False
-        return self._memory.holds(address)
+            held = self._memory.holds(address)
+        return held
 
 
 def _register_generator(graph: Any, generator: torch.Generator) -> None:
