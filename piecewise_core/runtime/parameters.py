@@ -81,14 +81,22 @@ class Parameters:
         """The place of ``tensor`` among the bound ones; new ones go last."""
         if id(tensor) not in self._place:
             if _has_own_dispatch(tensor):
-                raise UnsupportedModule(
-                    f"the model holds a {type(tensor).__name__}, a tensor subclass with its own "
-                    "dispatch; convert it to plain tensors before compiling"
-                )
+                raise UnsupportedModule(self._own_dispatch(tensor))
             self._place[id(tensor)] = len(self._tensors)
             self._tensors.append(tensor)
             self._kinds.append(_kind(tensor))
         return self._place[id(tensor)]
+
+    def _own_dispatch(self, tensor: torch.Tensor) -> str:
+        places = places_of(self._roots).get(id(tensor), [])
+        where = (
+            f'"{".".join((*places[0].path, places[0].key))}" is' if places else "the model holds"
+        )
+        return (
+            f"{where} a {type(tensor).__name__}, a tensor subclass with its own dispatch; "
+            "convert it to plain tensors before compiling, or call torch.compile(model, "
+            'backend="piecewise"), which serves it without static graphs'
+        )
 
     def settle(self) -> None:
         """Generate ``read`` for what was added; call after each trace."""

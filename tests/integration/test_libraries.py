@@ -52,6 +52,39 @@ def test_weights_that_torchao_quantised_are_served_through_the_door(kind):
         torch.testing.assert_close(through(x), model(x))
 
 
+@pytest.mark.filterwarnings("ignore")  # torchao's own
+def test_quantised_weights_are_refused_by_name_where_the_door_would_serve_them():
+    ao = pytest.importorskip("torchao.quantization")
+    model = torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Linear(64, 32)).eval()
+    ao.quantize_(model, ao.Int8WeightOnlyConfig())
+    said = r'"1\.weight" is a Int8Tensor.*torch\.compile\(model, backend="piecewise"\)'
+    with pytest.raises(pw.errors.UnsupportedModule, match=said):
+        pw.compile(model, pw.Config(compiler="eager"))(torch.randn(3, 64))
+
+
+@pytest.mark.filterwarnings("ignore")  # its own
+def test_a_sentence_transformer_compiled_by_its_own_method_encodes_texts_of_any_length(tmp_path):
+    library, transformers = (
+        pytest.importorskip(name) for name in ("sentence_transformers", "transformers")
+    )
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sat", "on", "mat"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    transformers.BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 48}
+    config = transformers.BertConfig(**sizes, num_attention_heads=4, vocab_size=len(words))
+    transformers.BertModel(config).save_pretrained(tmp_path)
+    model = library.SentenceTransformer(str(tmp_path), device="cpu")
+    texts = ["the cat sat", "cat", "the cat sat on the mat the cat sat on the mat", ""]
+    batches = (texts, texts[:1], texts[2:3], texts[:2])
+    wanted = [model.encode(batch, convert_to_tensor=True) for batch in batches]
+    before = pw.counters.graphs
+    model.compile(backend="piecewise", options={"compiler": "eager"})
+    for batch, expected in zip(batches, wanted, strict=True):
+        got = model.encode(batch, convert_to_tensor=True)
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    assert pw.counters.graphs > before
+
+
 @pytest.mark.filterwarnings("ignore")  # peft's own
 def test_generate_with_an_adapter_of_peft_is_served_by_the_model_inside():
     peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
