@@ -130,8 +130,10 @@ def assume(
 
 
 def _is_argument(source: str) -> bool:
-    """Whether an expression is over the traced call's arguments, which the structure describes."""
-    return re.search(r"L\['(?!fn'|objects')", source) is not None
+    """Whether an expression is over the traced call's arguments, which the structure describes, or
+    what the entry itself calls while it is traced.
+    """
+    return re.search(r"L\['(?!fn'|objects')|G\['_pw_trace", source) is not None
 
 
 def _of_all(

@@ -66,7 +66,10 @@ def entry(structure: Structure) -> Callable[..., Any]:
 
 class _Writer:
     def __init__(self) -> None:
-        self._names: dict[str, Any] = {}
+        self._names: dict[str, Any] = {
+            "_pw_trace": dynamo.comptime,
+            "_pw_trace_numbers": dynamo.numbers_are_data,
+        }
         self._constants: Iterator[int] = itertools.count()
 
     def source(self, structure: Structure) -> tuple[str, dict[str, Any]]:
@@ -80,7 +83,8 @@ class _Writer:
         after = "".join(f"a_{name}, " for name in changeable(structure))
         # Dynamo compiles no graph, and shows no side effects, where there is no tensor work.
         call = f"  return fn({', '.join(self._arguments(structure))}), ({after}), torch.zeros(())"
-        lines = [f"def entry(fn, objects{tensors}):", *checks, *made, call, ""]
+        first = "  _pw_trace(_pw_trace_numbers)"
+        lines = [f"def entry(fn, objects{tensors}):", first, *checks, *made, call, ""]
         return "\n".join(lines), self._names
 
     def _arguments(self, structure: Structure) -> Iterator[str]:

@@ -109,7 +109,9 @@ def region(
         if held != before:
             box = box.replaced(place, held)
     for guard in guards:
-        if len(guard.expr.free_symbols) > 1 and not _relates(guard.expr, symbols, box):
+        free = guard.expr.free_symbols
+        unknown = any(s not in symbols and not is_varying(s) for s in free)
+        if (unknown or len(free) > 1) and not _relates(guard.expr, symbols, box):
             _refuse_data(guard, symbols, dims)
             names = sorted(dims[symbols[s]].name for s in guard.expr.free_symbols if s in symbols)
             raise SizeBranch(

@@ -21,6 +21,7 @@ with needed():
     import torch._dynamo as dynamo
     from torch._dynamo import OptimizedModule, convert_frame
     from torch._dynamo import config as dynamo_config
+    from torch._dynamo.comptime import comptime
     from torch._dynamo.convert_frame import _get_frame as get_frame
     from torch._dynamo.convert_frame import compile_frame, get_compile_id
     from torch._dynamo.exc import TorchDynamoException
@@ -44,6 +45,7 @@ __all__ = [
     "ValueMutationNew",
     "compile_frame",
     "compile_lock",
+    "comptime",
     "dynamo_config",
     "dynamo_timed",
     "fx_config",
@@ -54,6 +56,7 @@ __all__ = [
     "is_marked_static",
     "mark_dynamic",
     "modified_variables",
+    "numbers_are_data",
     "oblivious_sizes",
     "place_of",
     "source_name",
@@ -130,6 +133,17 @@ def mark_dynamic(tensor: torch.Tensor, dim: int, low: int, high: int) -> None:
 def is_kept_out(function: Any) -> bool:
     """Whether ``torch.compiler.disable`` keeps a function from being traced."""
     return bool(getattr(function, "_torchdynamo_disable", False))
+
+
+def numbers_are_data(_context: Any) -> None:
+    """Called by ``comptime`` first of all: no number is taken for granted of a tensor.
+
+    Dynamo knows what ``item()`` of a whole number, or a float64, in a tensor of the CPU without
+    dims gave at the trace, and guards that. Nobody asks its guards here.
+    """
+    with needed():
+        tx: Any = InstructionTranslator.current_tx()
+        tx.output.tracing_context.fake_mode.fake_tensor_converter.export = True
 
 
 def place_of(error: BaseException) -> str:
