@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from piecewise_core.capture.accelerator_driver import AcceleratorGraphDriver
     from piecewise_core.capture.torch_advice import Advice
     from piecewise_core.capture.torch_driver import TorchGraphDriver
     from piecewise_core.capture.torch_runtime import TorchRuntime
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from piecewise_core.torch_compat.storages import memory_key, storage_key
 
 __all__ = [
+    "AcceleratorGraphDriver",
     "Advice",
     "GraphRewrite",
     "InductorCompiler",
@@ -65,6 +67,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AcceleratorGraphDriver": "capture.accelerator_driver",
     "Advice": "capture.torch_advice",
     "GraphRewrite": "rewrites.entry",
     "InductorCompiler": "compile.inductor",

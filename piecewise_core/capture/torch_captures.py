@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,11 +32,17 @@ class TorchCaptures:
     """Those of one torch device module. ``make``: an empty graph; the rest as TorchGraphDriver."""
 
     def __init__(
-        self, module: Any, device_type: str, make: Callable[[], Any], error_mode: str
+        self,
+        module: Any,
+        device_type: str,
+        make: Callable[[], Any],
+        error_mode: str,
+        leave: Callable[[int, Any], None] | None = None,
     ) -> None:
         self._module = module
         self._device_type = device_type
         self._make = make
+        self._leave = leave or partial(leave_pool, device_type)
         self.mode = mode_keyword(make, error_mode)
         # Torch's host allocator keeps a pointer to each graph whose capture never ended.
         self._kept: list[Any] = []
@@ -86,6 +93,6 @@ class TorchCaptures:
     def _forget(self, graph: Any, handle: Any, stream: Any) -> None:
         """Make a graph empty whose capture never ended."""
         index = getattr(getattr(stream, "device", None), "index", None) or 0
-        leave_pool(self._device_type, index, handle)
+        self._leave(index, handle)
         graph.reset()
         self._kept.append(graph)

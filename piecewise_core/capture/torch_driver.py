@@ -16,8 +16,9 @@ import torch
 
 from piecewise_core.capture.torch_advice import Advice, advice_on
 from piecewise_core.capture.torch_captures import OpenCapture, TorchCaptures
+from piecewise_core.capture.torch_generators import Generators, registration
 from piecewise_core.capture.torch_memory import DriverMeter, PoolMemory, TorchPool
-from piecewise_core.torch_compat.graphs import bare_replay, storage_over, workspace_freer
+from piecewise_core.torch_compat.graphs import bare_replay, weak_tensor_over, workspace_freer
 
 __all__ = ["TorchGraphDriver"]
 
@@ -31,6 +32,14 @@ class TorchGraphDriver:
     ``error_mode``: where the class takes one; "thread_local" lets other threads use the device.
     ``advice``: error texts of this device and what to do about them. ``unsafe_ops``: operators
     that cannot be captured. ``debug``: keeps what ``dump`` shows, at the cost of memory.
+
+    What torch has for its own devices under private names, another device's module may give:
+    ``weak_tensor(tensor)``: a tensor over the same memory that does not keep it alive.
+    ``leave_pool(index, handle)``: take back what a capture that never ended told the allocator of
+    device ``index``. ``free_workspaces()``: let go of memory that a library keeps per stream.
+    ``generators``: "register" tells each graph of the generator (where its class has
+    ``register_generator_state``, else as "none"); "automatic": its graphs advance the generator
+    by themselves; "none": operators that draw are not captured.
     """
 
     def __init__(
@@ -43,6 +52,10 @@ class TorchGraphDriver:
         advice: Sequence[Advice] = (),
         unsafe_ops: Sequence[str] = (),
         debug: bool = False,
+        weak_tensor: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        leave_pool: Callable[[int, Any], None] | None = None,
+        free_workspaces: Callable[[], None] | None = None,
+        generators: Generators = "register",
     ) -> None:
         self._module = module
         self._device_type = device_type or str(module.__name__).rpartition(".")[2]
@@ -50,16 +63,20 @@ class TorchGraphDriver:
         self._advice = tuple(advice)
         self._unsafe = tuple(unsafe_ops)
         self._debug = debug
-        self._captures = TorchCaptures(module, self._device_type, self._class, error_mode)
+        self._captures = TorchCaptures(
+            module, self._device_type, self._class, error_mode, leave_pool
+        )
+        self._weak_tensor = weak_tensor or weak_tensor_over
         self._open: OpenCapture | None = None
         self._pools: weakref.WeakKeyDictionary[Any, TorchPool] = weakref.WeakKeyDictionary()
         self._newest: weakref.ref[TorchPool] | None = None
         self._memory = PoolMemory(module)
         self._known, self._grown = False, False
         self._first = False
-        self._free_workspaces = workspace_freer(self._device_type)
-        if hasattr(self._class, "register_generator_state"):
-            self.register_generator = _register_generator
+        self._free_workspaces = free_workspaces or workspace_freer(self._device_type)
+        register = registration(self._class, generators)
+        if register is not None:
+            self.register_generator = register
 
     # Capture and replay ---------------------------------------------------------------
 
@@ -168,15 +185,10 @@ class TorchGraphDriver:
         """The same memory, not kept alive; the tensor itself where no pool has that memory."""
         if tensor.device.type != self._device_type or type(tensor) is not torch.Tensor:
             return tensor
-        storage = tensor.untyped_storage()
-        address = storage.data_ptr()
+        address = tensor.untyped_storage().data_ptr()
         if not self._in_pool(address) or tensor.is_conj() or tensor.is_neg():
             return tensor
-        again = storage_over(address, tensor.device, storage.nbytes())
-        if again is None:
-            return tensor
-        weak = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-        return weak.set_(again, tensor.storage_offset(), tensor.size(), tensor.stride())
+        return self._weak_tensor(tensor)
 
     def pool_bytes(self, pool: Any) -> int:
         """Bytes of device memory that ``pool`` holds, in use or not."""
@@ -230,8 +242,3 @@ class TorchGraphDriver:
             self._known, self._grown = True, False
             held = self._memory.holds(address)
         return held
-
-
-def _register_generator(graph: Any, generator: torch.Generator) -> None:
-    """Let replays of ``graph`` advance ``generator``; call it before capture_begin."""
-    graph.register_generator_state(generator)

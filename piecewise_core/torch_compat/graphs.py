@@ -20,6 +20,7 @@ __all__ = [
     "leave_pool",
     "mode_keyword",
     "storage_over",
+    "weak_tensor_over",
     "without_dynamo",
     "workspace_freer",
 ]
@@ -35,6 +36,16 @@ def storage_over(address: int, device: torch.device, nbytes: int) -> torch.Untyp
     """A storage over memory that somebody else owns; None where torch cannot make one."""
     make: Any = getattr(torch._C, "_construct_storage_from_data_pointer", None)
     return None if make is None else make(address, device, nbytes)
+
+
+def weak_tensor_over(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor over the memory of ``tensor`` that does not keep it alive; or the tensor itself."""
+    storage = tensor.untyped_storage()
+    again = storage_over(storage.data_ptr(), tensor.device, storage.nbytes())
+    if again is None:
+        return tensor
+    weak = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return weak.set_(again, tensor.storage_offset(), tensor.size(), tensor.stride())
 
 
 def workspace_freer(device_type: str) -> Callable[[], None]:

@@ -444,7 +444,7 @@ def test_tensors_stay_strong_where_torch_cannot_make_weak_ones(module, monkeypat
     module.segments = [segment(memory)]
     driver = TorchGraphDriver(module)
     capture(driver, module)
-    monkeypatch.setattr(torch_driver, "storage_over", lambda *what: None)
+    monkeypatch.setattr(graphs, "storage_over", lambda *what: None)
     assert driver.weak_ref(memory) is memory
 
 

@@ -33,6 +33,7 @@ LOWERING = {
 """Values of `protocols.lowering`, which also has ``lower(graph, example_inputs)``."""
 
 BUILDING_BLOCKS = (
+    "AcceleratorGraphDriver",
     "Advice",
     "GraphRewrite",
     "InductorCompiler",
