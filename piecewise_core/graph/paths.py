@@ -81,8 +81,8 @@ class _Form:
             return repr(found)
         try:
             return str(found.subs(self._at))
-        except (AssertionError, ArithmeticError):
-            # Torch's Mod, made for sizes from 1 on, has no value for what is negative at 0.
+        except (AssertionError, ArithmeticError, ValueError):
+            # Torch's Mod has no value for what is negative at 0, a logarithm none for 0.
             return f"no value {id(self)}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import sympy
@@ -142,3 +143,7 @@ class _Nodes(PythonReferenceAnalysis):
     trunc_to_int = staticmethod(lambda x, dtype: _called(math.trunc, x))
     round_to_int = staticmethod(lambda x, dtype: _called(round, x))
     round_decimal = staticmethod(lambda x, digits: _called(round, x, digits))
+
+
+for _name in ("acos", "asin", "atan", "cos", "cosh", "sin", "sinh", "tan", "tanh"):
+    setattr(_Nodes, _name, staticmethod(partial(_called, getattr(math, _name))))  # not in the table

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -82,6 +84,20 @@ def test_every_size_is_served_by_a_trace_that_is_right_there(fn):
     """FAULTS 64."""
     fast = pw.compile(fn, pw.Config(dynamic=dims(0), compiler="eager"))
     check(fast, fn, [33, 8, 7, *range(41)])
+
+
+FUNCTIONS = {
+    "a logarithm": lambda x: x * int(math.log2(max(x.shape[0], 1))),
+    "tanh": lambda x: x * math.tanh(x.shape[0] / 8),
+    "sin and cos": lambda x: x * math.sin(x.shape[0]) + math.cos(x.shape[0]),
+    "atan": lambda x: x * math.atan(x.shape[0]),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_of_a_size_are_computed_at_every_size(name):
+    fast = pw.compile(FUNCTIONS[name], pw.Config(dynamic=dims(0), compiler="eager"))
+    check(fast, FUNCTIONS[name], [5, 1, 0, 8, 33])
 
 
 @pytest.mark.parametrize("fn", [padded, residue, thresholds], ids=lambda fn: fn.__name__)
