@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from piecewise_core.cli.checkup import Checkup, check_up
+from piecewise_core.cli.settings import Settings, settings
+from piecewise_core.cli.torchcheck import torch_failure
 from piecewise_core.errors import PlatformError
 from piecewise_core.plugins.candidates import Candidate, survey
 from piecewise_core.plugins.selection import Selected, select
@@ -24,6 +26,8 @@ class Diagnosis:
     """``checkups``: one per usable platform. ``error``: why none is active, None if one is.
 
     ``untested``: how the installed torch stands to the tested range, None where it is inside.
+    ``settings``: of the environment. ``torch_error``: why torch cannot be imported; no platform is
+    then tried, since each would fail for it.
     """
 
     versions: dict[str, str]
@@ -31,6 +35,8 @@ class Diagnosis:
     candidates: tuple[Candidate, ...]
     checkups: tuple[Checkup, ...]
     error: str | None
+    settings: Settings
+    torch_error: str | None = None
 
     @property
     def healthy(self) -> bool:
@@ -39,11 +45,13 @@ class Diagnosis:
         return self.error is None and bool(active) and all(c.computes for c in active)
 
     def to_json(self) -> str:
-        """One JSON object: versions, tested, plugins, checkups, error, healthy."""
+        """One JSON object; its keys are in the reference."""
         return json.dumps(
             {
                 "versions": self.versions,
                 "tested": {"torch": tested_range(), "untested": self.untested},
+                "torch_error": self.torch_error,
+                "settings": asdict(self.settings),
                 "plugins": [_plain(c) for c in self.candidates],
                 "checkups": [asdict(c) | {"computes": c.computes} for c in self.checkups],
                 "error": self.error,
@@ -55,21 +63,19 @@ class Diagnosis:
 
 def diagnose(request: str | None, *, compiling: bool) -> Diagnosis:
     """Load and probe every plugin, select as a user's program would, and try what is usable."""
+    broken = torch_failure()
+    if broken is not None:
+        return _without_torch(broken)
     error, selected = None, None
     try:
         selected = select(request)
     except PlatformError as exc:
         error = str(exc)
     candidates = tuple(_marked(survey(), selected))
-    # With its build ("+cu130"), which the metadata of the wheel may leave out.
-    torch = (torch_build() or {}).get("version", "not installed")
+    found = _versions()
     return Diagnosis(
-        versions={
-            "piecewise-core": _version("piecewise-core"),
-            "torch": torch,
-            "python": machine.python_version(),
-        },
-        untested=_untested(torch),
+        versions=found,
+        untested=_untested(found["torch"]),
         candidates=candidates,
         checkups=tuple(
             check_up(c, selected, compiling=compiling)
@@ -77,7 +83,23 @@ def diagnose(request: str | None, *, compiling: bool) -> Diagnosis:
             if c.status in ("active", "found")
         ),
         error=error,
+        settings=settings(),
     )
+
+
+def _without_torch(broken: str) -> Diagnosis:
+    found = _versions()
+    return Diagnosis(found, _untested(found["torch"]), (), (), broken, settings(), broken)
+
+
+def _versions() -> dict[str, str]:
+    # With its build ("+cu130"), which the metadata of the wheel may leave out.
+    torch = (torch_build() or {}).get("version", "not installed")
+    return {
+        "piecewise-core": _version("piecewise-core"),
+        "torch": torch,
+        "python": machine.python_version(),
+    }
 
 
 def _untested(torch: str) -> str | None:

@@ -23,11 +23,15 @@ def render(diagnosis: Diagnosis, console: Console | None = None) -> None:
     tested = f"piecewise is tested with torch {tested_range()}"
     untested = diagnosis.untested and Text(diagnosis.untested, "yellow")
     console.print(untested or _plain(tested), soft_wrap=True)
+    console.print(_plain(str(diagnosis.settings)), soft_wrap=True)
     if diagnosis.candidates:
         console.print(_plugins(diagnosis))
     for checkup in diagnosis.checkups:
         _print_checkup(checkup, console)
-    if diagnosis.error is not None:
+    if diagnosis.torch_error is not None:
+        text = f"Torch does not load, so no platform was tried: {diagnosis.torch_error}"
+        console.print(Text(text, "bold red"), soft_wrap=True)
+    elif diagnosis.error is not None:
         console.print(Text(f"No active platform: {diagnosis.error}", "bold red"), soft_wrap=True)
     elif diagnosis.healthy:
         console.print(Text(_verdict(diagnosis), "bold green"))

@@ -14,6 +14,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from piecewise_core.cli.main import main
+from piecewise_core.cli.settings import settings
 from piecewise_core.plugins import registered
 from piecewise_core.protocols import Capabilities, CompiledGraph, PlatformInfo, Probe
 
@@ -286,3 +287,79 @@ def test_compile_compiles_with_the_platform_s_own_compiler():
     code, report = diagnosed("--compile")
     assert code == 0
     assert "is right (compiled in" in step_of(report, "cpu", "inductor")["detail"]
+
+
+# Torch and the environment --------------------------------------------------------
+
+
+def doctor_alone(site, *arguments, **environ):
+    command = [sys.executable, "-m", "piecewise_core.cli.main", "doctor", *arguments]
+    path = os.pathsep.join([str(site), *filter(None, sys.path)])
+    return subprocess.run(
+        command,
+        env={**os.environ, "PYTHONPATH": path, **environ},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def broken_backend(tmp_path):
+    """A vendor's backend that torch loads by itself, and that lacks its library."""
+    site = tmp_path / "vendor"
+    info = site / "torch_acme-2.14.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torch-acme\nVersion: 2.14\n")
+    (info / "entry_points.txt").write_text("[torch.backends]\ntorch_acme = torch_acme:load\n")
+    (site / "torch_acme.py").write_text(
+        "def load():\n"
+        "    try:\n"
+        "        raise OSError('libacme.so.1: cannot open shared object file')\n"
+        "    except OSError as error:\n"
+        "        raise ImportError('acme cannot start') from error\n"
+    )
+    return site
+
+
+def test_a_backend_that_breaks_torch_is_named_with_its_cause_and_nobody_else_is(broken_backend):
+    done = doctor_alone(broken_backend, "--json")
+    report = json.loads(done.stdout)
+    assert done.returncode == 1
+    for text in (
+        "the cause is OSError: libacme.so.1: cannot open shared object file",
+        "torch-acme 2.14, which is its backend 'torch_acme'",
+        "TORCH_DEVICE_BACKEND_AUTOLOAD=0",
+    ):
+        assert text in report["torch_error"]
+    assert (report["plugins"], report["checkups"], report["healthy"]) == ([], [], False)
+    shown = doctor_alone(broken_backend)
+    assert "Torch does not load, so no platform was tried: importing torch failed" in shown.stdout
+    assert "piecewise-cpu" not in shown.stdout
+    assert "Traceback" not in shown.stdout + shown.stderr
+
+
+def test_a_torch_that_cannot_be_imported_for_other_reasons_is_to_be_reinstalled(tmp_path):
+    (tmp_path / "torch.py").write_text("raise ImportError('libc10.so: no such file')")
+    report = json.loads(doctor_alone(tmp_path, "--json").stdout)
+    assert "ImportError: libc10.so: no such file; reinstall torch" in report["torch_error"]
+
+
+def test_the_store_and_the_variables_are_shown_and_secrets_are_not(tmp_path, monkeypatch):
+    root = tmp_path / "own"
+    (root / "store").mkdir(parents=True)
+    (root / "store" / "entry").write_bytes(b"x" * 2_500_000)
+    monkeypatch.setenv("PIECEWISE_CACHE_DIR", str(root))
+    monkeypatch.setenv("PIECEWISE_CACHE_MODE", "readonly")
+    monkeypatch.setenv("PIECEWISE_SIGN_KEY", "hunter2")
+    monkeypatch.setenv("PIECEWISE_CACHE_URL", "s3://user:secret@host")
+    found = settings(os.environ)
+    assert (found.mode, found.nbytes, found.files) == ("readonly", 2_500_000, 1)
+    assert found.store == str(root / "store")
+    text = str(found)
+    assert f"compile store {root / 'store'} (readonly): 2.5 MB in 1 files" in text
+    assert "PIECEWISE_CACHE_MODE=readonly" in text
+    assert "PIECEWISE_SIGN_KEY=(set)" in text
+    assert "hunter2" not in text
+    assert "secret" not in text
+    assert "no PIECEWISE_ variable is set" in str(settings({"HOME": str(tmp_path)}))
