@@ -14,6 +14,7 @@ from piecewise_core.cli.bundle import bundle
 from piecewise_core.cli.cache import cache
 from piecewise_core.cli.conformance import conformance
 from piecewise_core.cli.doctor import doctor
+from piecewise_core.cli.new_compiler import new_compiler
 from piecewise_core.cli.new_platform import new_platform
 
 __all__ = ["main"]
@@ -30,6 +31,7 @@ main.add_command(bundle)
 main.add_command(cache)
 main.add_command(conformance)
 main.add_command(doctor)
+main.add_command(new_compiler)
 main.add_command(new_platform)
 
 if __name__ == "__main__":

@@ -150,6 +150,80 @@ def test_what_to_do_next_is_said(tmp_path):
     assert "pip install -e '.[test]'" in printed
 
 
+def test_an_installed_device_module_is_a_dependency_and_its_version_a_fact(tmp_path, monkeypatch):
+    site = tmp_path / "site"
+    info = site / "acme_torch-2.14.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-torch\nVersion: 2.14\n")
+    (info / "top_level.txt").write_text("torch_acme\n")
+    (site / "torch_acme.py").write_text("")
+    monkeypatch.syspath_prepend(site)
+    for module, wanted in (
+        ("torch_acme", "acme-torch"),
+        ("torch_other.npu", "torch-other"),
+        ("torch.xpu", None),
+    ):
+        folder = tmp_path / module
+        new_platform("acme", "--device-module", module, "--directory", folder)
+        project = folder / "piecewise-acme"
+        needs = tomllib.loads((project / "pyproject.toml").read_text())["project"]["dependencies"]
+        assert needs[1:] == ([wanted] if wanted else [])
+        plugin = (project / "src/piecewise_acme/plugin.py").read_text()
+        assert (f'{{"{wanted}": version("{wanted}")}}' in plugin) == (wanted is not None)
+        assert ("import version" in plugin) == (wanted is not None)
+
+
+# Compilers ------------------------------------------------------------------------
+
+
+def new_compiler(*arguments, status=0):
+    result = CliRunner().invoke(main, ["new-compiler", *map(str, arguments)])
+    assert result.exit_code == status, result.output
+    return result.output
+
+
+def test_a_generated_compiler_reaches_its_level_as_it_is(tmp_path, monkeypatch):
+    printed = new_compiler("acme-one", "--directory", tmp_path)
+    project = tmp_path / "piecewise-acme-one"
+    assert f"cd {project}" in printed
+    assert files(project) == {
+        ".gitignore",
+        "README.md",
+        "pyproject.toml",
+        "src/piecewise_acme_one/__init__.py",
+        "src/piecewise_acme_one/compiler.py",
+        "src/piecewise_acme_one/plugin.py",
+        "tests/test_conformance.py",
+    }
+    settings = tomllib.loads((project / "pyproject.toml").read_text())["project"]
+    assert settings["entry-points"]["piecewise"] == {"acme-one": "piecewise_acme_one.plugin"}
+    for name in files(project):
+        text = (project / name).read_text()
+        assert "{{" not in text
+        assert text.endswith("\n")
+        if name.endswith(".py"):
+            assert max(map(len, text.splitlines())) <= 100
+    monkeypatch.syspath_prepend(project / "src")
+    compiler = "piecewise_acme_one.compiler:AcmeOneCompiler"
+    done = CliRunner().invoke(main, ["conformance", "--compiler", compiler])
+    assert done.exit_code == 0, done.output
+    assert "Met. level reached: L1" in done.output
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("Acme", "is no name of a compiler"),
+        ("inductor", "is a compiler of piecewise's own"),
+        ("cpu", "would make a package of piecewise's own"),
+    ],
+)
+def test_a_name_that_cannot_be_a_compiler_s_is_refused(tmp_path, name, said):
+    printed = new_compiler(name, "--directory", tmp_path, status=2)
+    assert said in " ".join(printed.split()).replace("│ ", "")
+    assert list(tmp_path.iterdir()) == []
+
+
 # Refusals -------------------------------------------------------------------------
 
 
