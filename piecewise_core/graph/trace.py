@@ -162,8 +162,21 @@ def _explain(error: Exception, structure: Structure, hint: Sizes) -> str:
         return f"{held}. Traced{', at ' + place if place else ''}: {what}"
     return (
         f"the model cannot be traced to one whole graph, which piecewise needs"
-        f"{', at ' + place if place else ''}: {what}{tried}{forgotten(structure, told)}\n"
+        f"{', at ' + place if place else ''}: {what}{_told(told)}{tried}"
+        f"{forgotten(structure, told)}\n"
         "Change the code named above, compile a submodule that has none of it, or use pw.record."
+    )
+
+
+def _told(told: str) -> str:
+    """What to write where the answer to a question depends on data."""
+    if "guard on data-dependent expression" not in told:
+        return ""
+    return (
+        "\nA size or a number that data decides is compared there. Where it always compares alike, "
+        "say so before: torch._check(rows.shape[0] != 0), torch._check(start + length <= 32); "
+        "a call for which it does not hold is then an error. Where both happen, piecewise has no "
+        "graph."
     )
 
 

@@ -295,3 +295,59 @@ def test_whether_memory_is_contiguous_may_depend_on_data(turned):
         mine, theirs = (x.mT.clone().mT if turned else x.clone() for _ in range(2))
         torch.testing.assert_close(served(mine), written(theirs))
         torch.testing.assert_close(mine, theirs)
+
+
+# What is said of such sizes ---------------------------------------------------------------
+
+
+def attention(rows):
+    rows = rows[None, None]
+    return torch.nn.functional.scaled_dot_product_attention(rows, rows, rows)[0, 0]
+
+
+def attends(x, says):
+    kept = x[x[:, 0] > 0]
+    if says:
+        torch._check(kept.shape[0] != 0)
+    found = attention(kept)
+    again = kept[found[:, 0] >= found[:, 0].mean()]
+    if says:
+        torch._check(again.shape[0] != 0)
+    return attention(again).sum(0)
+
+
+def cut(x, n):
+    start = n.item()
+    torch._check(start + x.shape[0] <= 32)
+    return torch.arange(32.0)[start : start + x.shape[0], None] + x
+
+
+ROWS_OF_BOTH = {"x": {0: pw.Dim("rows", min=1, max=16)}}
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_masked_rows_go_to_attention_where_it_is_said_that_there_are_some(captured):
+    sizes = {"capture_sizes": (8,), "capture_max": False} if captured else {}
+    config = pw.Config(dynamic=ROWS_OF_BOTH, compiler="eager", **sizes)
+    fast = pw.compile(lambda x: attends(x, True), config, platform=SimulatedPlatform())
+    for seed, rows in enumerate((8, 5, 8, 12)):
+        x = torch.randn(rows, 4, generator=torch.Generator().manual_seed(seed))
+        torch.testing.assert_close(fast(x), attends(x, True))
+    assert bool(fast.stats().calls["replayed"]) is captured
+
+
+def test_where_nothing_is_said_the_refusal_tells_what_to_say():
+    fast = pw.compile(lambda x: attends(x, False), pw.Config(dynamic=ROWS_OF_BOTH))
+    with pytest.raises(TraceFailed, match=r"test_varying_sizes.py(.|\n)*torch._check\(rows.shape"):
+        fast(torch.randn(5, 4))
+
+
+@pytest.mark.parametrize("rows", [5, 8])
+def test_an_asserted_sum_of_a_number_and_a_size_is_asserted_at_every_call(rows):
+    config = pw.Config(dynamic=ROWS_OF_BOTH, compiler="eager", capture_sizes=(8,))
+    fast = pw.compile(cut, config, platform=SimulatedPlatform())
+    x = torch.randn(rows, 4)
+    for start in (0, 3, 32 - rows, 1):
+        torch.testing.assert_close(fast(x, torch.tensor(start)), cut(x, torch.tensor(start)))
+    with pytest.raises(SizeBranch):
+        fast(x, torch.tensor(33 - rows))
