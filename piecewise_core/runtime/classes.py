@@ -8,6 +8,7 @@ from typing import Any
 
 from piecewise_core.graph.structure import is_plain
 from piecewise_core.runtime.watch import Outline
+from piecewise_core.torch_compat.modules import is_tagging
 
 __all__ = ["Classes", "alike", "is_heap"]
 
@@ -66,6 +67,8 @@ class Classes:
         was, now = self._known[kind], dict(vars(kind))
         for name in {**was, **now}:
             if name in was and name in now and alike(was[name], now[name]):
+                continue
+            if is_tagging(now.get(name)):  # another torch.compile in the process began
                 continue
             if self._matters(kind, name, was, now):
                 return f"class {kind.__module__}.{kind.__qualname__} has another {name!r}"

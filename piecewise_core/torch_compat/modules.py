@@ -29,6 +29,7 @@ __all__ = [
     "forward_pre_hooks",
     "forward_pre_hooks_of",
     "is_jit_tracing",
+    "is_tagging",
 ]
 
 # Of every module in the process.
@@ -45,3 +46,11 @@ default_device: dict[str, Any] = vars(_device)
 
 COMPILED_CALL = "_compiled_call_impl"
 """The attribute of a module whose ``compile()`` was called."""
+
+
+def is_tagging(method: Any) -> bool:
+    """Whether Dynamo put ``method`` around one of torch.nn.Module's, to note when modules are made.
+
+    Its first call in a process does; a torch that does it elsewhere costs one trace more.
+    """
+    return getattr(method, "__module__", None) == "torch._dynamo.mutation_guard"

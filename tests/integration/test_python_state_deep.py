@@ -531,3 +531,27 @@ def test_the_models_own_forward_is_replaced_behind_its_class(how, captured):
         Model.forward = before
         assert torch.equal(fast(x), x * 2.0)
     assert fast.stats().retraces == 1 + (how == "restored")
+
+
+BESIDE = """
+import torch
+import piecewise_core as pw
+
+model = torch.nn.Linear(4, 4).eval().requires_grad_(False)
+fast = pw.compile(model, pw.Config(dynamic={"input": {0: pw.Dim("rows", 1, 8)}}, compiler="eager"))
+x = torch.randn(3, 4)
+fast(x)
+torch.compile(model, backend="eager")(x)  # Dynamo's first call replaces nn.Module's constructor
+fast(x)
+fast(x)
+assert fast.stats().retraces == 0, fast.stats()
+made = torch.nn.Module.__init__
+torch.nn.Module.__init__ = lambda self, *a, **k: made(self, *a, **k)  # anybody else's is followed
+fast(x)
+assert fast.stats().retraces == 1, fast.stats()
+"""
+
+
+def test_the_first_torch_compile_of_a_process_traces_nothing_again(fresh_processes):
+    done = fresh_processes.run(BESIDE)
+    assert done.returncode == 0, done.stderr
