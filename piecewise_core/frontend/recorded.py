@@ -93,7 +93,7 @@ class RecordedFunction:
                 seconds=time.perf_counter() - begun,
                 captured=tuple(captured),
                 graph_bytes=stats.pool_bytes + stats.driver_bytes,
-                dropped=tuple(t for form in self._forms for t in form.recordings.replays.dropped()),
+                dropped=tuple(t for form in self._forms for t in form.recordings.left.told()),
             )
 
     def seal(self, on_miss: str = "error") -> RecordedFunction:
@@ -103,6 +103,7 @@ class RecordedFunction:
         self._sealed = on_miss
         for form in self._forms:
             form.recordings.replays.sealed = on_miss
+            form.recordings.left.seal()
         return self
 
     def release(self) -> RecordedFunction:

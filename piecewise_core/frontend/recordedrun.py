@@ -89,6 +89,11 @@ class RecordedRun:
         )
         return Recording(build, recorder=make)
 
+    @property
+    def given(self) -> frozenset[int]:
+        """The memory of what it is given."""
+        return frozenset(map(memory_key, self._inputs))
+
     def follow(self, sizes: Sizes, inputs: Sequence[torch.Tensor]) -> Course:
         """What a run of a padded size does, from now on."""
         self.courses[sizes] = Course(inputs)

@@ -14,6 +14,7 @@ from piecewise_core.capture.graphmemory import GraphMemory
 from piecewise_core.counters import Counters
 from piecewise_core.errors import ConfigError, Sealed
 from piecewise_core.frontend.askedmodes import AskedModes
+from piecewise_core.frontend.leftbehind import LeftBehind
 from piecewise_core.frontend.recordedpadding import PaddedRecording
 from piecewise_core.frontend.recordedrun import RecordedRun
 from piecewise_core.frontend.refusals import refuse_advancing
@@ -40,7 +41,7 @@ class Recordings:
 
     ``module``: whose forward ``fn`` is, if of one. ``eagerly``: serves a call without graphs.
     ``freed()``: called when no size has graphs any more. ``objects``: the calls' constants.
-    ``asks_modes``: what the function may ask of torch's modes. ``gave_up``: this call's capture.
+    ``asks_modes``: of torch's modes. ``gave_up``: this call's capture. ``left``: by captures.
     """
 
     graphs_per_size = 1
@@ -73,7 +74,7 @@ class Recordings:
         self._said_mixing = False
         self._state = TreeState(fn, setup.selected.info.device_type, module)
         self._watches = False
-        self._changing: set[Sizes] = set()
+        self.left = LeftBehind(self.replays.plans)
         self.gave_up = False
         self._binder: Binder | None = None
         self._external: dict[int, torch.Tensor] = {}
@@ -229,19 +230,18 @@ class Recordings:
         self.gave_up = changes
 
     def _gives_up(self) -> bool:
-        """Whether a call's capture goes: its runs left in Python what may be the graphs' memory."""
+        """Whether a capture goes for what its runs left in Python, and it was a call's."""
         sizes, plans = self._trying, self.replays.plans
-        if sizes is None or sizes not in plans or not self.replays.at_call:
+        if sizes is None or sizes not in plans or not self._watches:
             return False
-        if sizes in self._changing and not self.gave_up:  # an earlier call's was given up
+        given = None if self.replays.at_call else self._runs[sizes].given
+        why = self.left.why(self._state, sizes, given, again=self.gave_up)
+        if why is None:
             return False
-        if not (self._watches and self._state.check()):
-            return False
-        self._changing.add(sizes)
         self._runs.pop(sizes, None)
-        plans.evict(sizes, "the function changed Python state; its next call is captured")
+        plans.evict(sizes, why)
         del plans.dropped[sizes]
-        return True
+        return given is None
 
     def _refuse(self, text: str) -> None:
         """Some calls are not padded; said once."""

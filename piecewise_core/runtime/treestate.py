@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from piecewise_core.graph.memory import memory_of, values
 from piecewise_core.graph.questions import WATCHED, words
 from piecewise_core.runtime.classes import alike
 from piecewise_core.runtime.contents import codes, content_of
@@ -97,6 +98,20 @@ class TreeState:
             self.settle()
         return replaced
 
+    def holding(self, memory: Collection[int]) -> str | None:
+        """Where what was written since holds a tensor that lies in ``memory``; None if nowhere."""
+        for container in self._watch.changed():
+            if isinstance(container, Switch):
+                continue
+            was = self._contents[identity(container)]
+            for key, now in _contents(container).items():
+                new = now is not was.get(key, _MISSING)
+                if new and any(
+                    isinstance(t, torch.Tensor) and memory_of(t) in memory for t in values(now)
+                ):
+                    return f"{key!r} of a {_kind(container)}"
+        return None
+
     def put_back(self) -> None:
         """``fn`` ran for nobody: undo what it changed, as far as containers go."""
         if not self.check():
@@ -162,9 +177,12 @@ def _same(was: dict[Any, Any], now: dict[Any, Any]) -> bool:
 
 
 def _change_text(container: Any, name: Any, was: dict[Any, Any], now: dict[Any, Any]) -> str:
-    where = container.__qualname__ if isinstance(container, type) else type(container).__name__
     a, b = was.get(name, _MISSING), now.get(name, _MISSING)
-    return f"{name!r} of a {where} is {_shown(b)}, and was {_shown(a)}"
+    return f"{name!r} of a {_kind(container)} is {_shown(b)}, and was {_shown(a)}"
+
+
+def _kind(container: Any) -> str:
+    return container.__qualname__ if isinstance(container, type) else type(container).__name__
 
 
 _NO_MATTER = frozenset({"__slotnames__", "__annotations__", "__doc__", "__weakref__"})

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import piecewise_core as pw
+from piecewise_core.graph.memory import values
 from piecewise_core.testing import SimulatedPlatform
 
 ROWS = {"x": {0: pw.Dim("rows", min=1, max=8)}}
@@ -242,3 +243,57 @@ def test_a_function_that_may_write_to_a_stream_is_recorded(tmp_path):
             x = torch.randn(4, 3)
             torch.testing.assert_close(fast(x), model(x))
     assert fast.stats().calls["replayed"] == 3
+
+
+@pytest.mark.parametrize("platform", ["simulated", "cpu"])
+@pytest.mark.parametrize("sealed", [False, True])
+@pytest.mark.parametrize(
+    "kept",
+    [lambda x: x, lambda x: {"rows": [x[:1]]}, lambda x: (x.T, 1)],
+    ids=["itself", "rows", "turned"],
+)
+def test_warm_up_leaves_sizes_whose_input_the_function_keeps_to_their_calls(kept, sealed, platform):
+    class Model:
+        def __init__(self):
+            self.first = None
+
+        def __call__(self, x):
+            if self.first is None:
+                self.first = kept(x)
+            (first,) = (t for t in values(self.first) if isinstance(t, torch.Tensor))
+            return x + first.reshape(-1)[0]
+
+    model, plain = Model(), Model()
+    fast = pw.record(
+        model,
+        pw.Config(dynamic=ROWS, capture_sizes=(4, 8)),
+        platform=SimulatedPlatform() if platform == "simulated" else "cpu",
+    )
+    report = fast.warmup(torch.ones(4, 4), progress=False)
+    assert not report.captured
+    assert len(report.dropped) == 2
+    assert "the function keeps its input, as 'first' of a " in report.dropped[0]
+    assert model.first is None
+    if sealed:
+        fast.seal()
+    for number, size in enumerate((4, 4, 8, 3, 4, 8)):
+        x = torch.randn(size, 4) + number
+        torch.testing.assert_close(fast(x), plain(x), rtol=0, atol=0)
+    assert fast.stats().calls["replayed"] == (0 if sealed else 4)
+
+
+def test_warm_up_captures_a_function_that_fills_a_table():
+    class Model:
+        def __init__(self):
+            self.table = None
+
+        def __call__(self, x):
+            if self.table is None:
+                self.table = torch.arange(4.0)
+            return x + self.table
+
+    fast = pw.record(
+        Model(), pw.Config(dynamic=ROWS, capture_sizes=(4, 8)), platform=SimulatedPlatform()
+    )
+    assert len(fast.warmup(torch.ones(4, 4), progress=False).captured) == 2
+    torch.testing.assert_close(fast(torch.ones(4, 4)), torch.arange(4.0) + torch.ones(4, 4))
