@@ -12,8 +12,9 @@ from typing import Any, NoReturn
 import torch
 
 from piecewise_core.errors import CaptureFailed
-from piecewise_core.graph.effects import addressed
-from piecewise_core.graph.memory import storages
+from piecewise_core.graph.effects import goes_by_memory
+from piecewise_core.graph.memory import storages, tensor_inputs
+from piecewise_core.graph.names import source_of
 from piecewise_core.graph.split import Program
 from piecewise_core.torch_compat import pytree
 
@@ -56,21 +57,23 @@ def refuse_part(tensor: torch.Tensor) -> NoReturn:
     )
 
 
-def addresses_inputs(program: Program) -> bool:
-    """Whether ``program`` gives as_strided an input of its calls."""
-    memory, _ = addressed(program.traced.graph.graph)
-    nodes = [n for n in program.traced.graph.graph.nodes if n.op == "placeholder"]
-    return any(
-        source.tensor is not None and bool(storages(node) & memory)
-        for node, source in zip(nodes, program.traced.inputs, strict=True)
-    )
+def addresses_inputs(program: Program) -> str | None:
+    """Where ``program`` gives as_strided an input of its calls, "" where unknown; None nowhere."""
+    graph = program.traced.graph.graph
+    given = [n for n in graph.nodes if n.op == "placeholder"]
+    inputs = zip(given, program.traced.inputs, strict=True)
+    memory = frozenset().union(*(storages(n) for n, s in inputs if s.tensor is not None))
+    for node in filter(goes_by_memory, graph.nodes):
+        if memory.intersection(*map(storages, tensor_inputs(node)[:1])):
+            return source_of(node) or ""
+    return None
 
 
-def refuse_input() -> NoReturn:
+def refuse_input(where: str) -> NoReturn:
     """Raise CaptureFailed for an input of which graphs read a copy."""
     raise CaptureFailed(
-        "as_strided is given an input of the call; graphs read a copy, which has nothing "
-        f"of the memory around it: {_ADVICE}"
+        f"as_strided is given an input of the call{f' at {where}' if where else ''}; graphs read a "
+        f"copy, which has nothing of the memory around it: {_ADVICE}"
     )
 
 

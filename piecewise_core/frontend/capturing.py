@@ -126,8 +126,8 @@ class _RegionReplays:
     ) -> Recording:
         """The plan that serves ``captured``, its pieces recorded."""
         region = self.region
-        if not self.static and region.addresses_inputs:
-            refuse_input()
+        if not self.static and region.addresses_inputs is not None:
+            refuse_input(region.addresses_inputs)
         written = tuple(bound[i] for i in sorted(region.program.mutated_bound))
         if self.static:
             written += tuple(inputs[i] for i in sorted(region.program.mutated))

@@ -114,8 +114,8 @@ class Region(PieceCode):
         return self.code.recorded(runs, sizes, recorder.op)
 
     @functools.cached_property
-    def addresses_inputs(self) -> bool:
-        """Whether as_strided is given an input of the calls."""
+    def addresses_inputs(self) -> str | None:
+        """Where as_strided is given an input of the calls; None nowhere."""
         return addresses_inputs(self.program)
 
     @functools.cached_property

@@ -141,3 +141,20 @@ def test_memory_of_an_input_is_read_where_the_call_has_it(name, way):
         for _ in range(2):
             x = LAYOUTS[layout](4)
             assert torch.equal(fast(x), fn(x)), layout
+
+
+@pytest.mark.parametrize("way", ["captured", "cpu plan"])
+def test_explain_says_which_line_keeps_a_size_without_graphs(way):
+    def fn(x):
+        y = x[1:]
+        return y.as_strided((2, 3), (1, 1)) * 2 + torch.ops.addressed.plain(x).sum()
+
+    fast = made(fn, way)
+    for layout in LAYOUTS:
+        x = LAYOUTS[layout](4)
+        assert torch.equal(fast(x), fn(x))
+    told = str(fast.explain())
+    line = fn.__code__.co_firstlineno + 2
+    assert f"as_strided is given an input of the call at {__file__}:{line}; graphs read" in told
+    assert "Give as_strided a .contiguous() tensor made in between" in told
+    assert fast.stats().captures == 0
