@@ -34,8 +34,8 @@ def filled(
 ) -> Any:
     """Serve a call of ``form`` as written, and build what it lacks from what that left behind.
 
-    ``unready``: what could not be built, by ``error``, which is raised where the model writes
-    again: what it wrote is put back then.
+    ``unready``: what could not be built, by ``error``. Where the model writes again, that is
+    raised, and what it wrote is put back.
     """
     if not error.undo:
         raise error
@@ -53,11 +53,12 @@ def filled(
             each.bound()
             if each.model.check():
                 each.state_changed()
-    if not any(_built(shared, form, unready, alone=alone) for alone in (False, True)):
+    again = _refusal(shared, form, unready, alone=False)
+    if again and (again := _refusal(shared, form, unready, alone=True)):
         with shared.lock:
             for undo in (*error.undo, held.put_back, drawn.put_back):
                 undo()
-        raise error
+        raise again
     form.filled += 1
     shared.counters.calls["eager"] += 1
     logger.info("a call was served as written, since %s", error)
@@ -71,13 +72,15 @@ def _writable(shared: Shared, args: Any, kwargs: Any) -> list[torch.Tensor]:
     return [each for each in values(kept) if isinstance(each, torch.Tensor)]
 
 
-def _built(shared: Shared, form: Form, unready: Unready, *, alone: bool) -> bool:
-    """Whether a filled model is traced. ``alone``: for the call's sizes by themselves."""
+def _refusal(
+    shared: Shared, form: Form, unready: Unready, *, alone: bool
+) -> UnsupportedSideEffect | None:
+    """Trace a filled model; what refuses it. ``alone``: for the call's sizes by themselves."""
     form.filling, form.alone = True, alone
     try:
         shared.builds.have(unready)
-    except UnsupportedSideEffect:
-        return False
+    except UnsupportedSideEffect as refusal:
+        return refusal
     finally:
         form.filling = form.alone = False
-    return True
+    return None

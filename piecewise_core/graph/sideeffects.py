@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import re
 import traceback
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
@@ -24,6 +25,7 @@ from piecewise_core.torch_compat.dynamo import (
     LazyVariableTracker,
     TensorVariable,
     ValueMutationNew,
+    contents_variable,
     modified_variables,
     source_name,
 )
@@ -38,7 +40,7 @@ class SideEffect:
     ``changes``: whether it ends otherwise than it began; ``self.count += 1`` on a tensor does
     not. ``undo``: puts back what the object held, for use after the frame's own code ran.
     ``undoable``: whether all of it can be put back. ``kept``: places that are written, and that
-    hold the same constants before and after.
+    hold the same constants before and after. ``reorders``: it may move entries at other calls.
     """
 
     what: str
@@ -47,6 +49,7 @@ class SideEffect:
     undo: Callable[[], None]
     undoable: bool = False
     kept: tuple[str, ...] = ()
+    reorders: bool = False
 
 
 def read_side_effects(effects: Any, scope: Mapping[str, Any]) -> Iterator[SideEffect]:
@@ -57,7 +60,8 @@ def read_side_effects(effects: Any, scope: Mapping[str, Any]) -> Iterator[SideEf
     for var in modified_variables(effects):
         if isinstance(var.mutation_type, (AttributeMutationNew, ValueMutationNew)):
             continue
-        where = _where(effects.mutation_user_stacks.get(var))
+        inner, stacks = contents_variable(var), effects.mutation_user_stacks
+        where = _where(stacks.get(var) or stacks.get(inner))
         stored = effects.store_attr_mutations.get(var)
         if isinstance(var, TensorVariable):
             # Writes to a tensor's numbers are in the graph; to its attributes, nowhere else.
@@ -65,8 +69,8 @@ def read_side_effects(effects: Any, scope: Mapping[str, Any]) -> Iterator[SideEf
                 yield SideEffect(_describe(var, list(stored)), where, True, lambda: None)
             continue
         held = _held(var, scope) if stored is None else None
-        if isinstance(var, ConstDictVariable) and isinstance(held, dict):
-            yield _of_dict(var, where, held)
+        if isinstance(inner, ConstDictVariable) and _is_dict(held):
+            yield _of_dict(var, where, held, inner.items)
         elif type(held) in (list, set):
             yield _of_items(var, where, held)
         else:
@@ -95,20 +99,24 @@ def _of_attributes(
     return SideEffect(_describe(var, names), where, changes, undo, undoable, places)
 
 
-def _of_dict(var: Any, where: str, held: dict[Any, Any]) -> SideEffect:
+def _of_dict(var: Any, where: str, held: dict[Any, Any], items: Mapping[Any, Any]) -> SideEffect:
     before = dict(held)
 
     def undo() -> None:
-        if any(held.get(k) is not v for k, v in before.items()) or len(held) != len(before):
+        if any(held.get(k) is not v for k, v in before.items()) or list(held) != list(before):
             held.clear()
             held.update(before)
 
     try:
-        after = {key.vt.as_python_constant(): item for key, item in var.items.items()}
+        after = {key.vt.as_python_constant(): item for key, item in items.items()}
         same = list(held) == list(after)
         same = same and all(_stands_for(item, held[key]) for key, item in after.items())
     except Exception:
         same = False
+    if same and isinstance(held, OrderedDict):
+        # Nothing moved this time: another call would move another key to the end.
+        what = f"{_describe(var, ())} (its order)"
+        return SideEffect(what, where, True, undo, reorders=True)
     kept = [key for key, value in before.items() if is_plain(key) and is_plain(value)]
     places = tuple(f"{source_name(var.source)}[{key!r}]" for key in kept) if same else ()
     return SideEffect(_describe(var, ()), where, not same, undo, True, places)
@@ -122,6 +130,11 @@ def _of_items(var: Any, where: str, held: Any) -> SideEffect:
         (held.extend if isinstance(held, list) else held.update)(before)
 
     return SideEffect(_describe(var, ()), where, True, undo, True)
+
+
+def _is_dict(held: Any) -> TypeGuard[dict[Any, Any]]:
+    """Whether it is one of Python's own that reading leaves as it is."""
+    return type(held) in (dict, OrderedDict)
 
 
 def _held(var: Any, scope: Mapping[str, Any]) -> Any:

@@ -198,12 +198,19 @@ def _refuse_side_effects(effects: Sequence[SideEffect], graph: torch.fx.Graph) -
             f"the model changes Python objects that outlive the call: {listed}. A traced program "
             "cannot repeat that: keep the value in a tensor or buffer and write to it in place, or "
             "move the change out of the compiled part"
+            + (f". {_ORDER}" if any(e.reorders for e in changes) else "")
         )
         refusal.of_arguments = all("L['objects']" in e.what for e in changes)
         refusal.writes = _writes_inputs(graph)
         if all(e.undoable for e in changes) and not refusal.of_arguments:
             refusal.undo = [e.undo for e in changes]
         raise refusal
+
+
+_ORDER = (
+    "A memo is served where only calls that fill it write to it: take out what moves entries that "
+    "are there (move_to_end), or keep the memo in a plain dict"
+)
 
 
 def _writes_inputs(graph: torch.fx.Graph) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import pytest
 import torch
 
@@ -261,3 +263,51 @@ def test_what_a_refused_forward_wrote_to_tensors_is_put_back():
     assert (model.rows, model.aside, model.table) == (0, 0, None)
     assert not into.any()
     assert torch.equal(torch.get_rng_state(), states)
+
+
+class Kept(torch.nn.Module):
+    """A memo with an entry per size that drops the oldest; ``moves``: of least recent use."""
+
+    def __init__(self, memo, most=3, moves=False):
+        super().__init__()
+        self.memo, self.most, self.moves = memo, most, moves
+
+    def forward(self, x):
+        rows = x.shape[0]
+        if self.moves and rows in self.memo:
+            self.memo.move_to_end(rows)
+        if rows not in self.memo:
+            self.memo[rows] = torch.arange(rows).float()[:, None]
+            if len(self.memo) > self.most:
+                self.memo.pop(next(iter(self.memo)))
+        return x * 2 + self.memo[rows]
+
+
+@pytest.mark.parametrize("platform", [SimulatedPlatform(), "cpu"], ids=["simulated", "cpu"])
+@pytest.mark.parametrize("kind", [OrderedDict, dict])
+def test_a_memo_may_drop_its_oldest_entry(kind, platform):
+    model, plain = Kept(kind()), Kept(kind())
+    settings = {"dynamic": {"x": {0: pw.Dim("rows", 1, 8)}}, "capture_sizes": (3, 4)}
+    fast = pw.compile(model, pw.Config(compiler="eager", **settings), platform)
+    for rows in (3, 4, 3, 5, 3, 6, 3, 3, 4, 4):
+        x = torch.randn(rows, 2)
+        assert torch.equal(fast(x), plain(x))
+        assert list(model.memo) == list(plain.memo)
+    assert fast.stats().calls["replayed"] >= 2
+
+
+@pytest.mark.parametrize("entries", [(), (2, 3)])
+def test_a_memo_whose_entries_move_at_every_call_is_refused_by_line(entries):
+    memo = OrderedDict((n, torch.ones(n, 1)) for n in entries)
+    fast = pw.compile(
+        Kept(memo, moves=True),
+        pw.Config(dynamic={"x": {0: pw.Dim("rows", 1, 8)}}, compiler="eager"),
+        "cpu",
+    )
+    line = Kept.forward.__code__.co_firstlineno + 3
+    wanted = (
+        rf"OrderedDict model.memo \(its order\) at .*test_first_forward.py:{line}\..*move_to_end"
+    )
+    with pytest.raises(UnsupportedSideEffect, match=wanted):
+        fast(torch.ones(3, 2))
+    assert list(memo) == list(entries)
