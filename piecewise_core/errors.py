@@ -121,6 +121,15 @@ class Sealed(PiecewiseError, RuntimeError):
     """A sealed model would have had to trace, compile or capture."""
 
 
+class Interlocked(PiecewiseError, RuntimeError):
+    """Two threads would wait for each other's models for ever. Calls are served as written.
+
+    ``lock``: what this thread would have waited for.
+    """
+
+    lock: object = None
+
+
 # Compile and store ----------------------------------------------------------------
 
 

@@ -16,8 +16,8 @@ A call that finds something missing raises Unready, which takes it out of its ca
 and looks again. Another thread that misses the same waits for that, holding nothing.
 
 A call inside of another call cannot let go of the outer one's lock. It builds with that held, and
-waits for nobody's publication: whoever publishes may need that very lock. Two models that call each
-other, each from a thread of its own, would wait for each other's call locks: that is the caller's.
+waits for nobody's publication: whoever publishes may need that very lock. Where two models call
+each other, each from a thread of its own, one of the inner calls runs as written (``calllock``).
 
 A capture needs the call lock, for the memory, and wants no compilation beside it, which may use the
 device in ways that break captures. It never waits for one with the call lock held.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -17,6 +16,7 @@ from piecewise_core.capture.modes import being_watched
 from piecewise_core.capture.plans import dump_plans
 from piecewise_core.counters import Counters, Stats, process_counters
 from piecewise_core.errors import ConfigError, NotTraced
+from piecewise_core.frontend.calllock import CallLock
 from piecewise_core.frontend.newform import place_of_call
 from piecewise_core.frontend.recordedcalls import RecordedCalls
 from piecewise_core.frontend.results import RecordedFacts
@@ -53,7 +53,7 @@ class RecordedFunction:
         process_counters.watch(self._counters)
         self._sealed: str | None = None
         self._memory = graph_memory(setup.platform.declared, setup.config, self._counters)
-        self._lock = after_fork.frees(threading.RLock(), self._forked)
+        self._lock = after_fork.frees(CallLock(), self._forked)
         self._forms: list[RecordedCalls] = []
         self._calls = self._begin()  # the form that served last: the next call is tried with it
 

@@ -11,8 +11,9 @@ import torch
 from piecewise_core.capture.graphmemory import GraphMemory
 from piecewise_core.capture.modes import being_watched
 from piecewise_core.counters import Counters
-from piecewise_core.errors import InputMismatch, OutOfRange
+from piecewise_core.errors import InputMismatch, Interlocked, OutOfRange
 from piecewise_core.frontend.aroundforward import around_forward
+from piecewise_core.frontend.calllock import served_beside
 from piecewise_core.frontend.coverage import out_of_range
 from piecewise_core.frontend.laidotherwise import LaidOtherwise
 from piecewise_core.frontend.recordedverify import RecordedVerifier
@@ -67,37 +68,40 @@ class RecordedCalls:
 
     def serve(self, *args: Any, **kwargs: Any) -> Any:
         """Serve one call."""
-        with self.lock:
-            made = self.recordings
-            watched = being_watched()
-            if not watched:
-                made.refresh()
-            first = not self.started
-            if first:
-                self.start(args, kwargs)
-            binder = self.binder
-            binder.is_foreign = False
-            try:
-                tensors, sizes = binder.bind(*args, **kwargs)
-            except (InputMismatch, TypeError):
-                other = None if first else self._elsewhere(self, args, kwargs)
-                if other is None:
-                    raise
-                return other(*args, **kwargs)
-            refuse_grad(self.fn, tensors)
-            if any_autocast():
-                refuse_autocast()
-            if not watched:
-                place = self._find(*sizes)
-                serve = self._entries[place]
-                if binder.is_foreign or made.asks_modes:
-                    serve = self._chosen(place, serve)
-            else:
-                serve = self._eagerly
-            try:
-                return serve(tensors, (), sizes, args, kwargs)
-            finally:
-                made.ran()
+        try:
+            with self.lock:
+                made = self.recordings
+                watched = being_watched()
+                if not watched:
+                    made.refresh()
+                first = not self.started
+                if first:
+                    self.start(args, kwargs)
+                binder = self.binder
+                binder.is_foreign = False
+                try:
+                    tensors, sizes = binder.bind(*args, **kwargs)
+                except (InputMismatch, TypeError):
+                    other = None if first else self._elsewhere(self, args, kwargs)
+                    if other is None:
+                        raise
+                    return other(*args, **kwargs)
+                refuse_grad(self.fn, tensors)
+                if any_autocast():
+                    refuse_autocast()
+                if not watched:
+                    place = self._find(*sizes)
+                    serve = self._entries[place]
+                    if binder.is_foreign or made.asks_modes:
+                        serve = self._chosen(place, serve)
+                else:
+                    serve = self._eagerly
+                try:
+                    return serve(tensors, (), sizes, args, kwargs)
+                finally:
+                    made.ran()
+        except Interlocked as error:
+            return served_beside(error, self.lock, self.fn, self._counters, args, kwargs)
 
     def start(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Learn from a call what calls look like."""

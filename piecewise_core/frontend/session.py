@@ -11,8 +11,9 @@ import torch
 from piecewise_core.afterfork import after_fork
 from piecewise_core.capture.modes import being_watched
 from piecewise_core.counters import Counters, Stats
-from piecewise_core.errors import InputMismatch, TraceFailed, UnsupportedSideEffect
+from piecewise_core.errors import InputMismatch, Interlocked, TraceFailed, UnsupportedSideEffect
 from piecewise_core.frontend.building import Unready, between_builds
+from piecewise_core.frontend.calllock import served_beside
 from piecewise_core.frontend.filling import filled
 from piecewise_core.frontend.form import Form
 from piecewise_core.frontend.forms import Forms
@@ -69,38 +70,43 @@ class Session:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run one call. Raises the errors of the group "Call"."""
-        with self.lock:
-            form = self.forms.last
-            tensors: Any = ()
-            try:
+        try:
+            with self.lock:
+                form = self.forms.last
+                tensors: Any = ()
                 try:
-                    tensors, sizes = form.bind(*args, **kwargs)
-                except AsWritten as error:
-                    return self._as_written(error, args, kwargs)
-                except (InputMismatch, TypeError):
                     try:
-                        form, (tensors, sizes) = self.forms.find(args, kwargs)
+                        tensors, sizes = form.bind(*args, **kwargs)
                     except AsWritten as error:
                         return self._as_written(error, args, kwargs)
-                bound = form.model.read()
-                if bound is None:
-                    bound = form.rebound()
-                if form.model.check() and form.state_changed():
-                    bound = ()
-                if torch.is_grad_enabled():
-                    check_grad(tensors, form.model.parameters.need_grad())
-                if any_autocast():
-                    refuse_autocast()
-                if being_watched():
-                    # Compiled kernels and graphs would not get into the recording.
-                    self.counters.calls["eager"] += 1
-                    return self.fn(*args, **kwargs)
-                dispatch = form.dispatch
-                return dispatch.serving[dispatch.find(*sizes)](tensors, bound, sizes, args, kwargs)
-            except Unready as missing:
-                unready = missing.with_traceback(None)  # it would keep this call's tensors
-                self._uncount(form, tensors, args, kwargs)
-        return self._once_built(form, unready, args, kwargs)
+                    except (InputMismatch, TypeError):
+                        try:
+                            form, (tensors, sizes) = self.forms.find(args, kwargs)
+                        except AsWritten as error:
+                            return self._as_written(error, args, kwargs)
+                    bound = form.model.read()
+                    if bound is None:
+                        bound = form.rebound()
+                    if form.model.check() and form.state_changed():
+                        bound = ()
+                    if torch.is_grad_enabled():
+                        check_grad(tensors, form.model.parameters.need_grad())
+                    if any_autocast():
+                        refuse_autocast()
+                    if being_watched():
+                        # Compiled kernels and graphs would not get into the recording.
+                        self.counters.calls["eager"] += 1
+                        return self.fn(*args, **kwargs)
+                    dispatch = form.dispatch
+                    return dispatch.serving[dispatch.find(*sizes)](
+                        tensors, bound, sizes, args, kwargs
+                    )
+                except Unready as missing:
+                    unready = missing.with_traceback(None)  # it would keep this call's tensors
+                    self._uncount(form, tensors, args, kwargs)
+            return self._once_built(form, unready, args, kwargs)
+        except Interlocked as error:
+            return served_beside(error, self.lock, self.fn, self.counters, args, kwargs)
 
     def _uncount(self, form: Form, tensors: Any, args: Any, kwargs: Any) -> None:
         """A call that was bound comes again: the copies of its inputs are counted then."""
@@ -135,7 +141,7 @@ class Session:
                         raise
                     return self._as_written(why_not, args, kwargs)
             return self(*args, **kwargs)
-        except (InputMismatch, torch.OutOfMemoryError):  # which do not say that its form is wrong
+        except (InputMismatch, Interlocked, torch.OutOfMemoryError):  # its form may be right
             raise
         except Exception as error:
             with self.lock:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import threading
 from collections.abc import Callable
 from types import MethodType
 from typing import Any, TypeVar
@@ -16,6 +15,7 @@ from piecewise_core.config import Config
 from piecewise_core.counters import Counters, process_counters
 from piecewise_core.frontend.background import Background
 from piecewise_core.frontend.building import Builds, Unready
+from piecewise_core.frontend.calllock import CallLock
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.frontend.tracestore import TraceStore
 from piecewise_core.graph.contracts import Contracts
@@ -55,7 +55,7 @@ class Shared:
         self.layouts = Layouts(self.config.dims, auto=self.config.regions == "auto")
         self.contracts = Contracts((*self.config.captures, *self.config.sizes))
         self.traces = TraceStore(cache.store, fn, self.config, cache.run)
-        self.lock = threading.RLock()
+        self.lock = CallLock()
         self.builds = Builds(self.lock)
         self.sealed: str | None = None
         self.kept = True

@@ -46,6 +46,7 @@ __all__ = [
     "compile_frame",
     "compile_lock",
     "comptime",
+    "contents_variable",
     "dynamo_config",
     "dynamo_timed",
     "fx_config",
@@ -156,6 +157,14 @@ def place_of(error: BaseException) -> str:
 def source_name(source: Any) -> str:
     """Dynamo's name for where a value comes from: an attribute, or a method in some builds."""
     return str(source.name if isinstance(source.name, str) else source.name())
+
+
+def contents_variable(var: Any) -> Any:
+    """What stands for the contents of a dict; of an OrderedDict or a defaultdict that is a second.
+
+    One of 2.11 has none.
+    """
+    return getattr(var, "_base_vt", None) or var
 
 
 def modified_variables(effects: Any) -> Iterable[Any]:

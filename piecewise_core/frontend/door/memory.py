@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import weakref
 from collections.abc import Iterable
 from typing import Any
@@ -12,6 +11,7 @@ from piecewise_core.afterfork import after_fork
 from piecewise_core.capture.graphmemory import graph_memory
 from piecewise_core.counters import Counters, process_counters
 from piecewise_core.frontend.building import Builds
+from piecewise_core.frontend.calllock import CallLock
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.plugins import Selected, select
 
@@ -27,7 +27,7 @@ class DoorMemory:
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup  # which keeps a platform that was given as an object
-        self.lock = after_fork.frees(threading.RLock(), self._forked)
+        self.lock = after_fork.frees(CallLock(), self._forked)
         self.builds = Builds(self.lock)
         self.counters = Counters()
         process_counters.watch(self.counters)
