@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -160,6 +161,29 @@ def test_a_file_of_another_user_is_not_served(store, make, name, only_root):
     os.chown(store.path(entry.manifest.key) / name, 54321, 54321)
     assert store.get(entry.manifest.key) is None
     assert len(quarantined(store)) == 2
+
+
+@pytest.mark.parametrize("depth", range(3))
+@pytest.mark.parametrize("linked", [False, True])
+def test_what_another_user_put_in_place_of_a_folder_is_not_served(
+    store, make, depth, linked, tmp_path, only_root
+):
+    """[65] The folder of an entry, or one above it in the store; or a link to it."""
+    entry = make(1)
+    store.put(entry)
+    folder = [store.path(entry.manifest.key), *store.path(entry.manifest.key).parents][depth]
+    theirs = tmp_path / "theirs"
+    shutil.copytree(folder, theirs)
+    for path in (theirs, *theirs.rglob("*")):
+        os.chown(path, 54321, 54321)
+        path.chmod(0o755)
+    shutil.rmtree(folder)
+    if linked:
+        folder.symlink_to(theirs)
+    else:
+        theirs.rename(folder)
+    assert FileStore(store.root).get(entry.manifest.key) is None
+    assert all(path.stat().st_uid == 54321 for path in (theirs if linked else folder).rglob("*"))
 
 
 def test_readers_see_whole_entries_or_none_while_others_delete_and_replace(store, make):
