@@ -8,6 +8,7 @@ what is asked only where a thread has to wait.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import weakref
 from _thread import RLock
@@ -62,12 +63,16 @@ class _Waits:
 
     def __init__(self) -> None:
         self.known: weakref.WeakSet[CallLock] = weakref.WeakSet()
-        self._mutex = after_fork.frees(threading.Lock(), self._forked)
+        self._mutex = after_fork.frees(threading.Lock())
+        self._process = os.getpid()
         self._waiting: dict[int, tuple[CallLock, frozenset[int]]] = {}
 
     def wait_for(self, lock: CallLock) -> bool:
         me = get_ident()
         with self._mutex:
+            if self._process != os.getpid():  # a forked process, in which no other thread waits
+                self._process = os.getpid()
+                self._waiting.clear()
             held = frozenset(id(one) for one in list(self.known) if _is_mine(one))
             if self._comes_back(lock, held):
                 error = Interlocked(
@@ -91,10 +96,6 @@ class _Waits:
             seen |= wanted
             wanted |= {id(want) for want, holds in self._waiting.values() if holds & seen}
         return bool(wanted & held)
-
-    def _forked(self, lost: bool) -> None:
-        """In a forked process no other thread waits."""
-        self._waiting = {me: wait for me, wait in self._waiting.items() if me == get_ident()}
 
 
 def _is_mine(lock: CallLock) -> bool:
