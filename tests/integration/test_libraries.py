@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import piecewise_core as pw
+from piecewise_core.testing import SimulatedPlatform
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +39,24 @@ def test_a_graph_network_of_torch_geometric_is_served_both_ways():
         wanted = model(x, pairs)
         torch.testing.assert_close(fast(x, pairs), wanted, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(through(x, pairs), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"cached": True}, {"add_self_loops": False}], ids=str)
+def test_a_graph_convolution_is_captured_and_its_sparse_form_refused_by_name(options):
+    nn = pytest.importorskip("torch_geometric.nn")
+    model = nn.GCNConv(8, 4, **options).eval()
+    dims = {"x": {0: pw.Dim("nodes", max=100)}, "edge_index": {1: pw.Dim("edges", max=400)}}
+    sizes = {"capture_sizes": [(10, 30)], "capture_max": False}
+    config = pw.Config(dynamic=dims, compiler="eager", **sizes)
+    fast = pw.compile(model, config, platform=SimulatedPlatform())
+    edges = torch.randint(0, 10, (2, 30))  # a cached one keeps what it made of the first
+    for _ in range(3):
+        x = torch.randn(10, 8)
+        torch.testing.assert_close(fast(x, edges), model(x, edges), rtol=1e-4, atol=1e-5)
+    assert fast.stats().calls["replayed"] >= 2
+    sparse = torch.eye(10).to_sparse()
+    with pytest.raises(pw.errors.InputMismatch, match=r'"edge_index" is a torch\.sparse_coo'):
+        fast(torch.randn(10, 8), sparse)
 
 
 @pytest.mark.parametrize("kind", ["Int8WeightOnlyConfig", "Float8WeightOnlyConfig"])
