@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from piecewise_core.capture.accelerator_driver import AcceleratorGraphDriver
+    from piecewise_core.capture.hostvalues import host_values
     from piecewise_core.capture.torch_advice import Advice
     from piecewise_core.capture.torch_driver import TorchGraphDriver
     from piecewise_core.capture.torch_runtime import TorchRuntime
@@ -49,6 +50,7 @@ __all__ = [
     "current_device",
     "foreign",
     "has_mkl",
+    "host_values",
     "is_archive",
     "make_private",
     "memory_key",
@@ -81,6 +83,7 @@ _HOMES = {
     "current_device": "torch_compat.cuda",
     "foreign": "ownership",
     "has_mkl": "torch_compat.libraries",
+    "host_values": "capture.hostvalues",
     "is_archive": "compile.native_code",
     "make_private": "ownership",
     "memory_key": "torch_compat.storages",

@@ -10,6 +10,7 @@ import torch
 
 from piecewise_core.capture.buffers import Stage
 from piecewise_core.capture.dispatcher_bypass import modes_active
+from piecewise_core.capture.hostvalues import current_host_values
 from piecewise_core.capture.opsteps import Step
 from piecewise_core.capture.output_ownership import OutputOwnership
 from piecewise_core.protocols import ReplayCall
@@ -47,7 +48,7 @@ class CapturedPlan:
     def prepare(self, tensors: Sequence[torch.Tensor], sizes: Sizes) -> None:
         """Tell a driver that wants to know of the call; then put its inputs where graphs read."""
         if self.before is not None:
-            call = ReplayCall(self.sizes, sizes, tensors)
+            call = ReplayCall(self.sizes, sizes, tensors, current_host_values())
             for graph in self.graphs:
                 self.before(graph, call)
         self.stage(tensors, sizes)

@@ -64,12 +64,15 @@ class ReplayCall:
 
     ``captured``: the sizes that the graphs were captured for. ``sizes``: the call's own, smaller
     where it is padded. ``inputs``: its tensors, in the order of its signature; borrowed, so a
-    driver keeps none of them beyond the call.
+    driver keeps none of them beyond the call. ``host``: what the caller gave with
+    ``building_blocks.host_values(name=value)``, by name; empty where it gave nothing. Since API
+    1.1.
     """
 
     captured: tuple[int, ...]
     sizes: tuple[int, ...]
     inputs: Sequence[torch.Tensor]
+    host: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ class Rewrite(Protocol):
 
 HOOKS = {"piecewise_rewrites": ["platform", "config"]}
 
-FIELDS = {"CompiledGraph": ("serves",)}
+FIELDS = {"CompiledGraph": ("serves",), "ReplayCall": ("host",)}
 """What values gained, behind the fields that they had."""
 
 ERRORS = ("PieceDeclined",)
@@ -47,6 +47,7 @@ BUILDING_BLOCKS = (
     "current_device",
     "foreign",
     "has_mkl",
+    "host_values",
     "is_archive",
     "make_private",
     "memory_key",
