@@ -23,7 +23,8 @@ __all__ = ["TraceState"]
 class TraceState:
     """Watches what the traces of one callable read, and torch's switches.
 
-    ``check()`` is 0 while nothing was written; else ``look_again()`` says what changed.
+    ``check()`` is 0 while nothing was written; else ``look_again()`` says what changed, at every
+    look until facts hold again: who asks first need not be who serves.
     ``beyond_facts``: whether that was something that no fact says: a kept trace whose facts hold
     may be wrong then too. ``switched``: whether that was one of torch's switches: what was compiled
     under it may be wrong. ``device_type``: the platform's.
@@ -38,6 +39,7 @@ class TraceState:
         self._known: set[tuple[str, str]] = set()
         self._ran: set[tuple[str, str]] = set()
         self.beyond_facts = self.switched = False
+        self._changed: str | None = None
         self.check = lambda: 0
 
     def add(
@@ -67,14 +69,18 @@ class TraceState:
         """What is no longer as a trace found it, in one sentence; None after a false alarm."""
         concerned = self._watch.changed()
         self._watch.settle()  # before asking: a write by another thread meanwhile is an alarm again
-        self.check = self._watch.check
         switch = next((c for c in concerned if isinstance(c, Switch)), None)
-        self.switched = switch is not None
         if switch is not None:
-            return switch.change()
-        if all(map(self._reading.holdings.holds, concerned)):
-            return None
-        return self._ask_all()
+            self.switched, self._changed = True, switch.change()
+        elif not self.switched and not (
+            self._changed is None and all(map(self._reading.holdings.holds, concerned))
+        ):
+            self._changed = self._ask_all()
+        self.check = self._checked()
+        return self._changed
+
+    def _checked(self) -> Callable[[], int]:
+        return self._watch.check if self._changed is None else lambda: 1
 
     def _ask_all(self) -> str | None:
         """The same of every fact; what is there now is watched from here on."""
@@ -88,6 +94,7 @@ class TraceState:
         other = now.surroundings_differ(before)
         self.beyond_facts = other is not None
         if other is None:
+            self._changed = None
             self._take(now)
         return other
 
@@ -95,4 +102,4 @@ class TraceState:
         self._reading = reading
         torchs = switches(self._device_type, self._words)
         self._watch = Watch((*reading.holdings.containers(), *torchs))
-        self.check = self._watch.check
+        self.check = self._checked()

@@ -457,6 +457,45 @@ class Pair(NamedTuple):
     right: torch.Tensor
 
 
+class Held:
+    def __init__(self) -> None:
+        self.rows = torch.ones(8)
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = 2.0
+
+    def forward(self, x, held):
+        return x * held.rows * self.scale
+
+
+@pytest.mark.parametrize("platform", ["cpu", SimulatedPlatform()], ids=["plain", "captured"])
+def test_an_object_in_place_of_another_never_meets_a_trace_of_the_model_as_it_was(platform):
+    config = {"dynamic": {0: {0: ROWS}}, "compiler": "eager"}
+    graphs = {} if platform == "cpu" else {"capture_sizes": [3]}
+    model = Scaled()
+    fast, x = pw.compile(model, pw.Config(**config, **graphs), platform), torch.ones(3, 8)
+    for scale in (2.0, 3.0, 2.0, 5.0):
+        model.scale = scale
+        for _ in range(3):
+            assert torch.equal(fast(x, Held()), torch.full((3, 8), scale))
+
+
+def test_a_sealed_model_that_was_changed_is_refused_at_every_call():
+    model, held, x = Scaled(), Held(), torch.ones(3, 8)
+    fast = compiled(model)
+    fast(x, held)
+    fast.seal()
+    model.scale = 3.0
+    for _ in range(3):
+        with pytest.raises(pw.errors.Sealed):
+            fast(x, held)
+    model.scale = 2.0
+    assert torch.equal(fast(x, held), torch.full((3, 8), 2.0))
+
+
 class Paged:
     """As transformers' PagedAttentionCache, which continuous batching passes."""
 
