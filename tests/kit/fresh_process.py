@@ -1,12 +1,14 @@
 """Programs in new processes, for which one process has imported torch: importing it takes seconds.
 
-That process imports nothing else, runs nothing and forks for each program; what a program sees is a
-process that has begun with ``import torch._dynamo``. One that is to find torch not yet imported, or
-whose variables say what torch does when it is imported, needs an interpreter of its own.
+That process has begun with ``import torch._dynamo`` and has what torch itself imports when it first
+traces. It imports nothing of ours, runs nothing and forks for each program. One that is to find
+torch not yet imported, or whose variables say what torch does when it is imported, needs an
+interpreter of its own.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import select
@@ -119,8 +121,14 @@ def _become(asked: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    import torch._dynamo  # noqa: F401
+    import torch._dynamo
+    import torch.fx._graph_pickler
 
+    torch._dynamo.lookup_backend("eager")  # imports all backends, as every first trace does
+    # Collections of garbage in the programs leave alone what they share.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
     _become(_next_program())
     with open(sys.argv[0]) as _file:
         _code = compile(_file.read(), sys.argv[0], "exec")
