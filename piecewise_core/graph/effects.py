@@ -77,6 +77,8 @@ def is_pure(node: torch.fx.Node) -> bool:
     if not known or not overloads:
         # Not even when it returns what it is given: functorch marks tensors that way.
         return False
+    if not all(schema_of(o).returns for o in overloads):
+        return False  # it asserts, say
     return not any(torch.Tag.nondeterministic_seeded in o.tags for o in overloads)
 
 
