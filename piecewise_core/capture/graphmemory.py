@@ -160,6 +160,7 @@ class GraphMemory:
         """Start with a new pool next time, where an owner freed all and no other has any."""
         if not self._plans:
             self.pool, self.short = None, False
+            gc.collect()  # captures walk young garbage only: older circles may hold device memory
         self.platform.empty_cache()
         self.measure()
 

@@ -143,7 +143,7 @@ def reading(
     names: dict[str, Any] = {}
     sizes = "".join(f"{source}, " for source in sources)
     exec(f"def read(i):\n return ({tensors}), ({held}), ({sizes})", names)
-    found: Callable[..., Any] = names["read"]
+    found: Callable[..., Any] = names.pop("read")
     return found
 
 

@@ -124,7 +124,7 @@ def evaluator(expr: sympy.Basic, symbols: Sequence[sympy.Symbol]) -> Callable[..
     names = ", ".join(str(s) for s in symbols)
     namespace: dict[str, Any] = {"math": math, "torch": torch}
     exec(compile(f"def holds({names}):\n return {source}", "<guard>", "exec"), namespace)
-    found: Callable[..., Any] = namespace["holds"]
+    found: Callable[..., Any] = namespace.pop("holds")
     return found
 
 

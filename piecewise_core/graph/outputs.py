@@ -43,7 +43,7 @@ class OutputCode:
         """The code of ``source``, which defines ``rebuild`` over ``names``."""
         namespace = dict(names)
         exec(compile(source, "<piecewise outputs>", "exec"), namespace)
-        return cls(source, namespace["rebuild"], **rest)
+        return cls(source, namespace.pop("rebuild"), **rest)
 
     def follow(self, successors: Mapping[int, Any]) -> None:
         """From now on results hold other objects of the call: by the id of the one before."""

@@ -56,7 +56,7 @@ def cut_back(program: Program, captured: Sizes) -> Callable[[Sequence[Any], Size
     source = f"def cut(o, sizes):\n {f'{dims}= sizes' if dims else 'pass'}\n"
     source += f" return [{', '.join(items)}]"
     exec(compile(source, "<piecewise cut>", "exec"), names)
-    cut: Callable[[Sequence[Any], Sizes], list[Any]] = names["cut"]
+    cut: Callable[[Sequence[Any], Sizes], list[Any]] = names.pop("cut")
     return cut
 
 

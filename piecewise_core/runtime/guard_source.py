@@ -64,7 +64,7 @@ def guard_function(
         ]
     )
     exec(compile(source, "<piecewise parameters>", "exec"), names)
-    read: Callable[[], tuple[torch.Tensor, ...] | None] = names["read"]
+    read: Callable[[], tuple[torch.Tensor, ...] | None] = names.pop("read")
     return read
 
 

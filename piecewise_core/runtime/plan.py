@@ -106,7 +106,7 @@ class PlanCode:
         source = writer.text(check=False, guarded=False, stepwise=True)
         names = {**writer.names, **{f"_piece{i}": run for i, run in enumerate(runnables)}}
         exec(compile(source, "<piecewise steps>", "exec"), names)
-        run: Callable[..., Steps] = names["run"]
+        run: Callable[..., Steps] = names.pop("run")  # no circle: what it refers to goes with it
         return run
 
     def _run(
@@ -122,7 +122,7 @@ class PlanCode:
             names |= {"_overlap": self._overlap, "_written": self.written()}
         names |= wrapped or {}
         exec(self._code[source], names)
-        run: Plan = names["run"]
+        run: Plan = names.pop("run")  # no circle: what it refers to goes with it
         return run
 
 
