@@ -9,7 +9,7 @@ import torch
 
 import piecewise_core as pw
 from piecewise_core.errors import Sealed
-from piecewise_core.graph.questions import ADDRESSES, FACTS, MODES, RANDOM_STATE, WATCHED
+from piecewise_core.graph.questions import ADDRESSES, FACTS, MODES, RANDOM_STATE, THREADS, WATCHED
 from piecewise_core.runtime import switches as module
 from piecewise_core.runtime.switches import switches
 from piecewise_core.testing import SimulatedPlatform
@@ -232,7 +232,7 @@ def test_a_recorded_function_that_asks_for_random_state_runs_as_written(fn):
 
 def test_every_word_that_leads_to_a_switch_is_looked_for():
     facts = frozenset().union(*FACTS.values())
-    assert set(module._BY_WORD) | ADDRESSES | MODES | RANDOM_STATE | facts == WATCHED
+    assert set(module._BY_WORD) | ADDRESSES | MODES | RANDOM_STATE | THREADS | facts == WATCHED
 
 
 @pytest.mark.parametrize("device_type", ["cpu", "cuda", "other"])
