@@ -10,12 +10,12 @@ import sympy
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from piecewise_core.compile.lowering import retraced_in
 from piecewise_core.errors import PieceDeclined
 from piecewise_core.graph.conditions import python_source
 from piecewise_core.graph.sizes import expression
 from piecewise_core.protocols.lowering import Layout, Lowered, Results
-from piecewise_core.torch_compat import dynamo
-from piecewise_core.torch_compat.fakes import TracingContext, enable_python_dispatcher
+from piecewise_core.torch_compat.fakes import TracingContext
 from piecewise_core.torch_compat.operators import OpOverload, schema_of
 from piecewise_core.torch_compat.storages import memory_key
 
@@ -34,13 +34,7 @@ def lowered(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Lowered:
     call = _called(graph)
     before = [_place(value) for value in inputs]
     try:
-        with (
-            dynamo.oblivious_sizes(),
-            torch.inference_mode(False),
-            torch.no_grad(),
-            enable_python_dispatcher(),
-            mode,
-        ):
+        with retraced_in(mode):
             promised = call(*inputs)
             traced = make_fx(
                 torch.func.functionalize(call, remove="mutations"), _allow_non_fake_inputs=True

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,14 +12,31 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from piecewise_core.rewrites import Rewrites
 from piecewise_core.torch_compat import dynamo
-from piecewise_core.torch_compat.fakes import TracingContext, enable_python_dispatcher
+from piecewise_core.torch_compat.fakes import (
+    FakeTensorMode,
+    TracingContext,
+    enable_python_dispatcher,
+)
 
-__all__ = ["is_lowered", "lower", "rewritten"]
+__all__ = ["is_lowered", "lower", "retraced_in", "rewritten"]
 
 logger = logging.getLogger(__name__)
 
 _LOWERED = "piecewise_lowered"
 """Entry of a module's ``meta``: it is in ATen operators already."""
+
+
+@contextlib.contextmanager
+def retraced_in(mode: FakeTensorMode) -> Iterator[None]:
+    """What a piece is traced again in, over examples of ``mode``: no gradients, no size guessed."""
+    with (
+        dynamo.oblivious_sizes(),
+        torch.inference_mode(False),
+        torch.no_grad(),
+        enable_python_dispatcher(),
+        mode,
+    ):
+        yield
 
 
 def is_lowered(graph: torch.fx.GraphModule) -> bool:
@@ -36,13 +54,7 @@ def lower(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> torch.fx.GraphM
     if mode is None or is_lowered(graph):
         return graph
     try:
-        with (
-            dynamo.oblivious_sizes(),
-            torch.inference_mode(False),
-            torch.no_grad(),
-            enable_python_dispatcher(),
-            mode,
-        ):
+        with retraced_in(mode):
             # A lambda: make_fx counts the parameters of a bound forward wrongly.
             traced = make_fx(lambda *args: graph(*args), _allow_non_fake_inputs=True)(*inputs)
     except Exception as error:
