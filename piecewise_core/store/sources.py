@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import functools
 import hashlib
 import inspect
@@ -11,9 +12,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 __all__ = ["COMPILING", "class_identity", "core_digest", "function_identity", "package_identity"]
 
-_PLAIN = (type(None), bool, int, float, complex, str, bytes)
+_PLAIN = (
+    *(type(None), bool, int, float, complex, str, bytes),
+    *(torch.dtype, torch.device, torch.layout, torch.memory_format),
+)
 COMPILING = ("torch_compat", "graph", "rewrites", "store", "compile")
 """The packages of core that have a part in what is compiled."""
 
@@ -87,6 +93,9 @@ def _content(thing: Any) -> str | None:
         return None if rest is None else f"{_code(thing.__code__)} {rest}"
     if isinstance(thing, (types.BuiltinFunctionType, type, types.ModuleType)):
         return f"{getattr(thing, '__module__', '')}.{thing.__name__}"
+    if isinstance(thing, enum.Enum):  # before plain values, which some of them are as well
+        value = _content(thing.value)
+        return None if value is None else f"{class_identity(type(thing))}.{thing.name} {value}"
     if isinstance(thing, _PLAIN):
         return repr(thing)
     if isinstance(thing, (tuple, list)):

@@ -12,7 +12,7 @@ from piecewise_core.testing.conformance.base import Conformance
 from piecewise_core.testing.conformance.case import Case
 from piecewise_core.testing.conformance.level1 import INSIDE
 from piecewise_core.testing.conformance.marks import conformance
-from piecewise_core.testing.conformance.models import compile_on, dispatched, rows, warmed
+from piecewise_core.testing.conformance.models import compile_on, dispatched, rows
 
 __all__ = ["Answers"]
 
@@ -65,27 +65,6 @@ class Answers(Conformance):
     def test_expanded_results_lie_as_eager_s(self, case: Case) -> None:
         """A result that the graph expands has stride 0 there."""
         _lies_as_eager(case, _expanded, "x.sum(1, keepdim=True).expand(-1, 8)")
-
-    @conformance(
-        "L1", "CompilerAdaptor.load", claims=("CompilerAdaptor.load",), relies_on=(INSIDE,)
-    )
-    def test_kept_code_serves_a_second_model(self, case: Case) -> None:
-        """What one model compiled, a second takes from the store, as eager at any size."""
-        dispatched(case)
-        model, fast, counted = warmed(case)
-        for size in (0, 1, 4, 5, 6, 20, 32):
-            x = rows(case, size)
-            expected = model(x)
-            change = "put all that the code needs into the bytes, for every size of its range"
-            did = f"called a second model, its code from the store, with {size} rows"
-            case.equal(fast(x), expected, did, change)
-        case.require(
-            not counted.keys,
-            "compiled the same model twice, with one store",
-            "no call of compile for the second",
-            f"{len(counted.keys)} calls",
-            "take in load() what handle() gave; raise only where the machine is another",
-        )
 
 
 def _transposed(x: torch.Tensor) -> torch.Tensor:

@@ -13,10 +13,11 @@ from piecewise_core.testing.conformance.case import Case
 from piecewise_core.testing.conformance.fresh import ask_fresh
 from piecewise_core.testing.conformance.level1 import INSIDE
 from piecewise_core.testing.conformance.marks import conformance
-from piecewise_core.testing.conformance.models import rows
+from piecewise_core.testing.conformance.models import dispatched, rows, warmed
 
 __all__ = ["RNG", "Parts"]
 
+_LOADED = "test_a_loaded_artifact_is_as_the_compiled_one"
 RNG = "test_the_generator_is_the_device_s"
 
 
@@ -83,6 +84,30 @@ class Parts(Conformance):
             expected,
             "loaded what the handle gave, and ran both",
             "put all that the artifact needs into the bytes",
+        )
+
+    @conformance(
+        "L1",
+        "CompilerAdaptor.load",
+        claims=("CompilerAdaptor.load",),
+        relies_on=(_LOADED,),
+    )
+    def test_kept_code_serves_a_second_model(self, case: Case) -> None:
+        """What one model compiled, a second takes from the store, as eager at any size."""
+        dispatched(case)
+        model, fast, counted = warmed(case)
+        for size in (0, 1, 4, 5, 6, 20, 32):
+            x = rows(case, size)
+            expected = model(x)
+            change = "put all that the code needs into the bytes, for every size of its range"
+            did = f"called a second model, its code from the store, with {size} rows"
+            case.equal(fast(x), expected, did, change)
+        case.require(
+            not counted.keys,
+            "compiled the same model twice, with one store",
+            "no call of compile for the second",
+            f"{len(counted.keys)} calls",
+            "take in load() what handle() gave; raise only where the machine is another",
         )
 
     # Streams and memory -----------------------------------------------------------------

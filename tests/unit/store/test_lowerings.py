@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import enum
+
 import pytest
 import torch
 from torch._decomp import decomposition_table
@@ -36,3 +38,29 @@ def test_what_torch_lowers_by_pythons_own_functions_is_no_ones_change():
     import torch._inductor.lowering  # noqa: F401  # brings its tables in
 
     assert own_lowerings() == {}
+
+
+class Origin(enum.Enum):
+    INTEGER = 1
+    REAL = 2
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (torch.float32, torch.bfloat16),
+        (torch.contiguous_format, torch.channels_last),
+        (Origin.INTEGER, Origin.REAL),
+    ],
+)
+def test_defaults_that_are_torch_s_constants_or_an_enum_s_are_told_apart(monkeypatch, one, other):
+    """As libraries that bring operators have them: torchao's dequantize_affine."""
+    digests = set()
+    for default in (one, other, one):
+
+        def lowered(x, to=default):
+            return x
+
+        monkeypatch.setitem(decomposition_table, ATEN.sin.default, lowered)
+        digests.add(own_lowerings()["torch.decompositions"])
+    assert len(digests) == 2
