@@ -20,7 +20,7 @@ from piecewise_core.capture.recorder import Recorder
 from piecewise_core.capture.restoring import abandon, restored, same_stream
 from piecewise_core.capture.weak import WeakTensors, writable
 from piecewise_core.capture.whole import WholeRecorder
-from piecewise_core.errors import CaptureFailed, OutOfGraphMemory
+from piecewise_core.errors import CaptureFailed, OutOfGraphMemory, PlatformFault
 from piecewise_core.graph.garbage import no_collection
 from piecewise_core.plugins import Declared, raised
 from piecewise_core.ranges import Sizes
@@ -83,7 +83,10 @@ def capture(
                 return _captured(platform, recorder, plan, source, sizes, tight=tight)
             except OutOfGraphMemory:
                 raise
-            except CaptureFailed as error:  # what needs a run just before may work with one
+            except CaptureFailed as error:
+                if isinstance(error.__cause__, PlatformFault):  # the driver's own methods
+                    raise
+                # What needs a run just before may work with one.
                 logger.debug("%s; tried again", error)
         source = replace(source, rehearsed=None)
     recorder = recorder_of(platform, pool, stream, source, whole=whole)

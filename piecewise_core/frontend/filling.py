@@ -58,7 +58,7 @@ def filled(
         with shared.lock:
             for undo in (*error.undo, held.put_back, drawn.put_back):
                 undo()
-        raise again
+        raise again if again.args else error
     form.filled += 1
     shared.counters.calls["eager"] += 1
     logger.info("a call was served as written, since %s", error)

@@ -119,7 +119,7 @@ class Regions(list[Region]):
 
             traced = self._traced(trace, structure, cell, hint, sizes)
             if once and traced.keeps:
-                raise UnsupportedSideEffect("it writes at every call")
+                raise UnsupportedSideEffect  # the one before says what is written
             if not traced.cuts:
                 traced = replace(traced, cuts=self._outside())
             seconds = time.perf_counter() - begun
