@@ -98,7 +98,8 @@ class ModelState:
         self.version += 1
         if self._checked:
             fn, objects = self._shared.fn, constants(self._structure)
-            self._watched.add(traced.assumptions, fn, objects, traced.words)
+            outdated = self._outdated > _MOST_OUTDATED
+            self._watched.add(traced.assumptions, fn, objects, traced.words, outdated=outdated)
 
     def follow(self, structure: Structure) -> str | None:
         """Go by the constant objects of ``structure`` in place of those so far; or why not.

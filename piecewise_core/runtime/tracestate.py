@@ -48,10 +48,13 @@ class TraceState:
         fn: Any,
         objects: Sequence[Any],
         words: Collection[str] = (),
+        *,
+        outdated: bool = False,
     ) -> None:
         """Watch what one trace took for granted of ``fn`` and its calls' constants ``objects``.
 
-        ``words``: what its code names of `graph.questions.WATCHED`.
+        ``words``: what its code names of `graph.questions.WATCHED`. ``outdated``: it is known not
+        to hold, and served all the same.
         """
         if assumptions is None:
             return
@@ -64,11 +67,13 @@ class TraceState:
         self._words.update(words)
         self._ran |= {(code.module, code.name) for code in assumptions.code}
         self._take(Reading(self._facts, self._ran))
+        if not outdated:
+            self._changed = self._changed or self._written_meanwhile()
+            self.check = self._checked()
 
     def look_again(self) -> str | None:
         """What is no longer as a trace found it, in one sentence; None after a false alarm."""
-        concerned = self._watch.changed()
-        self._watch.settle()  # before asking: a write by another thread meanwhile is an alarm again
+        concerned = self._watch.renew()
         switch = next((c for c in concerned if isinstance(c, Switch)), None)
         if switch is not None:
             self.switched, self._changed = True, switch.change()
@@ -94,9 +99,21 @@ class TraceState:
         other = now.surroundings_differ(before)
         self.beyond_facts = other is not None
         if other is None:
-            self._changed = None
             self._take(now)
+            other = self._written_meanwhile()
         return other
+
+    def _written_meanwhile(self) -> str | None:
+        """What was written before it was watched, by another thread: asked now that it is."""
+        for fact, scope in self._facts:
+            why = fact.broken(Evaluated(scope))
+            if why is not None:
+                return why
+        again = Reading(self._facts, self._ran)
+        place = again.differs(self._reading)
+        if place is not None:
+            return f"{self._facts[place][0].text} is another object"
+        return again.surroundings_differ(self._reading)
 
     def _take(self, reading: Reading) -> None:
         self._reading = reading

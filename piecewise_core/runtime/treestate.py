@@ -123,8 +123,7 @@ class TreeState:
         self._written()
 
     def _written(self) -> list[Any]:
-        concerned = self._watch.changed()
-        self._watch.settle()
+        concerned = self._watch.renew()
         self.check = self._watch.check
         return concerned
 

@@ -78,6 +78,8 @@ class Watch:
 
     check: Callable[[], int]
     settle: Callable[[], None]
+    _noted: Callable[[], Any]
+    _written: Callable[[Any], list[Any]]
 
     def __init__(self, containers: Iterable[Any]) -> None:
         once = list({identity(c): c for c in containers}.values())
@@ -94,14 +96,19 @@ class Watch:
 
     def changed(self) -> list[Any]:
         """The containers that were written to since ``settle()``."""
-        found = {identity(c): c for c in (*self._written(), *self._others_changed())}
-        return list(found.values())
+        return self._since(self._noted(), self._held, self._answers)
 
-    def _others_changed(self) -> list[Any]:
-        pairs = zip(self._others, self._held, strict=True)
-        others = [c for c, held in pairs if not _same(_held(c), held)]
-        answers = zip(self._polls, self._answers, strict=True)
-        return [*others, *(p for p, was in answers if _differ(asked(p), was))]
+    def renew(self) -> list[Any]:
+        """The same, and settle: first, since what is written in between is not to be lost."""
+        before = self._noted(), self._held, self._answers
+        self.settle()
+        return self._since(*before)
+
+    def _since(self, noted: Any, held: Sequence[Any], answers: Sequence[Any]) -> list[Any]:
+        others = [c for c, was in zip(self._others, held, strict=True) if not _same(_held(c), was)]
+        polls = [p for p, was in zip(self._polls, answers, strict=True) if _differ(asked(p), was)]
+        found = {identity(c): c for c in (*self._written(noted), *others, *polls)}
+        return list(found.values())
 
     def _hold(self) -> None:
         self._held = tuple(map(_held, self._others))
@@ -125,10 +132,10 @@ class Watch:
             ask = functools.partial(module.state, self._dicts, stamp, others, held)
             self.check = self._with_polls(ask, polls)
 
-        def written() -> list[Any]:
-            return [self._dicts[i] for i in module.written(self._dicts, stamp)]
+        def written(noted: bytearray) -> list[Any]:
+            return [self._dicts[i] for i in module.written(self._dicts, noted)]
 
-        self.settle, self._written = settle, written
+        self.settle, self._written, self._noted = settle, written, stamp.copy
 
     def _slowly(self) -> None:
         copies: list[dict[Any, Any]] = []
@@ -139,11 +146,11 @@ class Watch:
             self._hold()
             self.check = self._with_polls(asker.check(self._held), self._polls)
 
-        def written() -> list[Any]:
-            pairs = zip(self._dicts, copies, strict=True)
+        def written(noted: list[dict[Any, Any]]) -> list[Any]:
+            pairs = zip(self._dicts, noted, strict=True)
             return [d for d, copy in pairs if not _same_dict(_dict_of(d), copy)]
 
-        self.settle, self._written = settle, written
+        self.settle, self._written, self._noted = settle, written, copies.copy
 
 
 def identity(container: Any) -> Any:

@@ -13,6 +13,7 @@ import torch
 import piecewise_core as pw
 from piecewise_core.frontend.regions import Regions
 from piecewise_core.protocols import CompiledGraph
+from piecewise_core.runtime import tracestate
 from piecewise_core.testing import SimulatedPlatform
 
 LIBRARY = "faults_threads"
@@ -480,6 +481,28 @@ def test_a_write_while_the_model_is_traced_is_noticed(monkeypatch):
         model.factor += 1.0
         assert fast(x).unique().tolist() == [model.factor * 2]
     assert not written
+
+
+@pytest.mark.parametrize("before", ["Reading", "Watch"])
+def test_a_write_just_before_what_was_traced_is_watched_is_noticed(monkeypatch, before):
+    """The trace holds when it is judged; another thread writes before anybody watches."""
+    model = Scaled()
+    fast, _ = made(model, capture_sizes=(4,), clone_outputs=True)
+    x, make, written = torch.ones(4, 2), getattr(tracestate, before), []
+    fast(x)
+
+    def make_behind_a_write(*args, **kwargs):
+        if written:
+            model.factor = written.pop()
+        return make(*args, **kwargs)
+
+    monkeypatch.setattr(tracestate, before, make_behind_a_write)
+    for value in (5.0, 2.0, 7.0):
+        fast.retrace()
+        written.append(value)
+        fast(x)
+        assert not written
+        assert fast(x).unique().tolist() == [value * 2]
 
 
 def test_many_threads_call_while_the_model_changes_between_two_states():

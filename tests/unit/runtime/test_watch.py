@@ -73,6 +73,23 @@ def test_each_kind_of_container_tells_of_a_write_and_is_named():
 
 
 @pytest.mark.usefixtures("way")
+def test_what_is_written_while_a_watch_is_renewed_is_named():
+    table, items = {"a": 1}, [1, 2]
+    watched = Watch([table, items])
+    settle = watched.settle
+
+    def settle_behind_writes():
+        table["a"] = object()
+        items.append(3)
+        settle()
+
+    watched.settle = settle_behind_writes
+    assert watched.renew() == [table, items]
+    assert watched.check() == 0
+    assert watched.changed() == []
+
+
+@pytest.mark.usefixtures("way")
 def test_one_watch_is_not_alarmed_by_what_another_watches():
     mine, theirs = {"a": 1}, {"a": 1}
     first, second = Watch([mine]), Watch([theirs])
