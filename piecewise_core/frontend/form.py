@@ -213,7 +213,7 @@ class Form:
         with self.shared.lock:
             if self.shared.memory is not None:
                 self.shared.memory.open_pool()
-            regions, version = self.regions, self.model.version
+            regions, version, before = self.regions, self.model.version, self.model.now()
             parameters = self.model.parameters.copy()
             if regions.holding(sizes) is not None:
                 return
@@ -230,7 +230,7 @@ class Form:
                     self._give_up(self)
             raise
         with self.shared.lock:
-            if self.model.is_as_traced(made, version):
+            if self.model.is_as_traced(made, version, before):
                 self.model.parameters = parameters
                 self.admit(made)
             else:

@@ -19,6 +19,7 @@ from piecewise_core.runtime.closure_walk import reach
 from piecewise_core.runtime.object_paths import Otherwise, Paths, paths_of, same_places
 from piecewise_core.runtime.parameters import Parameters
 from piecewise_core.runtime.tracestate import TraceState
+from piecewise_core.runtime.treestate import TreeState
 
 __all__ = ["ModelState"]
 
@@ -75,17 +76,29 @@ class ModelState:
             every=self._shared.memory is not None,
         )
 
-    def is_as_traced(self, region: Region, version: int) -> bool:
+    def now(self) -> TreeState | None:
+        """What the model holds before it is traced; None where nothing is watched."""
+        if not self._checked:
+            return None
+        fn, kind = self._shared.fn, self._shared.setup.selected.info.device_type
+        owner = getattr(fn, "__self__", None)
+        state = TreeState(fn, kind, owner if isinstance(owner, torch.nn.Module) else None)
+        state.settle()
+        return state
+
+    def is_as_traced(self, region: Region, version: int, before: TreeState | None) -> bool:
         """Whether a trace that was begun at ``version`` is of the model as it is now.
 
-        What was written to while it was traced is watched by nobody. A model that is written to
-        all the time is served by the trace that there is, after a few.
+        What was written to while it was traced is watched by nobody but ``before``: facts are read
+        behind what Dynamo took, and may be of another moment. A model that is written to all the
+        time is served by the trace that there is, after a few.
         """
         assumptions = region.program.traced.assumptions
-        if self.version != version or assumptions is None or not self._checked:
+        if self.version != version or assumptions is None or before is None:
             return self.version == version
         values = Evaluated(assumptions.scope(self._shared.fn, constants(self._structure)))
         holds = all(fact.broken(values) is None for fact in assumptions.looks())
+        holds = holds and not (before.check() and before.look_again())
         self._outdated = 0 if holds else self._outdated + 1
         return holds or self._outdated > _MOST_OUTDATED
 

@@ -483,6 +483,26 @@ def test_a_write_while_the_model_is_traced_is_noticed(monkeypatch):
     assert not written
 
 
+def test_a_write_behind_what_a_first_trace_has_read_is_noticed():
+    """Dynamo took the number, and reads it again for its guards: then it is another."""
+    op = slow()
+
+    class Model(Scaled):
+        def forward(self, x):
+            return torch.ops.faults_threads.call(op(x * self.factor))
+
+    model = Model()
+    fast, _ = made(model, capture_sizes=(4,), clone_outputs=True)
+    x = torch.ones(4, 2)
+    GATE.close()
+    thread = Thread(lambda: fast(x))
+    assert GATE.began.wait(LONG)
+    model.factor = 5.0
+    GATE.open()
+    assert thread.get().unique().tolist() == [10.0]
+    assert fast(x).unique().tolist() == [10.0]
+
+
 @pytest.mark.parametrize("before", ["Reading", "Watch"])
 def test_a_write_just_before_what_was_traced_is_watched_is_noticed(monkeypatch, before):
     """The trace holds when it is judged; another thread writes before anybody watches."""
