@@ -96,7 +96,7 @@ class TorchGraphDriver:
             self._free_workspaces()
 
     def new_pool(self) -> TorchPool:
-        """A pool handle; its memory goes back when it and all its graphs are gone."""
+        """A pool, whose memory goes back whenever all its graphs are gone."""
         return TorchPool(self._module.graph_pool_handle(), DriverMeter(self._module))
 
     def new_graph(self) -> Any:
@@ -158,6 +158,9 @@ class TorchGraphDriver:
         pool = self._pools.pop(graph, None)
         if pool is not None:
             pool.live -= 1
+            if not pool.live and (self._open is None or self._open.pool is not pool):
+                # Pieces go on holding the pool. What the allocator forgot takes no capture again.
+                pool.anchor, pool.handle = None, self._module.graph_pool_handle()
 
     def is_capturing(self) -> bool:
         """Whether the current stream is recording."""

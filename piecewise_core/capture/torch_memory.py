@@ -94,7 +94,8 @@ class DriverMeter:
 
 
 class TorchPool:
-    """A graph pool. The allocator forgets a pool that no graph uses: ``anchor`` is one that stays.
+    """A graph pool. The allocator forgets a pool that no graph uses: ``anchor`` is one that stays
+    while there are others. ``handle``: the allocator's name for it, another one after that.
 
     ``captured``: graphs ever captured into it. ``live``: those not reset since.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -111,6 +112,7 @@ class CPUGraph:
     def __init__(self, module: TorchModule) -> None:
         self._module = module
         self._graph: SimulatedGraph = module.driver.new_graph()
+        weakref.finalize(self, _freed, module, self._graph)
 
     def capture_begin(self, pool: tuple[int, int]) -> None:
         """Start recording the current stream."""
@@ -126,12 +128,16 @@ class CPUGraph:
         self._graph.replay()
 
     def reset(self) -> None:
-        """Free the graph; with the last but the driver's own anchor, the pool's memory too."""
-        pool = self._graph.pool
-        self._module.driver.reset(self._graph)
-        if pool is not None and pool.graph_count <= 1:
-            pool.trim()
+        """Free the graph; with the last of a pool, its memory too."""
+        _freed(self._module, self._graph)
 
     def register_generator_state(self, generator: torch.Generator) -> None:
         """Let replays advance ``generator``."""
         self._module.driver.register_generator(self._graph, generator)
+
+
+def _freed(module: TorchModule, graph: SimulatedGraph) -> None:
+    pool = graph.pool
+    module.driver.reset(graph)
+    if pool is not None and not pool.graph_count:
+        pool.trim()

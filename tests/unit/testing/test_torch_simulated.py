@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 
@@ -134,3 +136,45 @@ def test_a_model_is_captured_padded_and_draws_fresh_numbers(board):
         first, second = (fast(torch.ones(8, 4)).clone() for _ in range(2))
     assert fast.stats().calls["replayed"] == 2
     assert not torch.equal(first, second)
+
+
+def reserved():
+    """Bytes that pools hold, those of other tests' garbage aside."""
+    gc.collect()
+    torch_simulated.empty_cache()
+    return torch_simulated.memory_reserved()
+
+
+def test_a_pool_whose_graphs_are_gone_holds_no_memory_and_takes_another_capture(board):
+    x, before = torch.ones(1 << 16), reserved()
+    pool = board.graphs.new_pool()
+    for _ in range(2):
+        graph, _, y = captured(board, lambda: x + 1, pool)
+        assert torch_simulated.memory_reserved() > before
+        board.graphs.replay(graph)
+        assert torch.equal(y, x + 1)
+        del y
+        board.graphs.reset(graph)
+        torch_simulated.empty_cache()
+        assert torch_simulated.memory_reserved() == before
+
+
+def test_a_released_model_gives_its_pool_s_memory_back(board):
+    """Its pieces know the pool that they are captured into, and go on knowing it."""
+    model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Softmax(-1)).eval()
+    config = pw.Config(
+        dynamic={"input": {0: pw.Dim("rows", 1, 64)}},
+        splitting_ops=("torch.nn.functional.softmax",),
+        capture_sizes=(64,),
+    )
+    fast, x = pw.compile(model, config, platform=board), torch.randn(64, 64)
+    before = reserved()
+    with torch.inference_mode():
+        for _ in range(2):
+            fast.warmup(x, progress=False)
+            torch.testing.assert_close(fast(x), model(x))
+            assert torch_simulated.memory_reserved() >= before + x.nbytes
+            fast.release()
+            assert torch_simulated.memory_reserved() == before
+            fast.restore()
+    assert fast.stats().calls["replayed"] == 2
