@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from piecewise_core.graph.entries import entries, items
 from piecewise_core.graph.structure import Constant, Structure, leaves
 from piecewise_core.ranges import Sizes
 
@@ -56,8 +57,7 @@ def _tensors(held: Any) -> Iterator[torch.Tensor]:
         if isinstance(item, torch.Tensor):
             yield item
             continue
-        parts = list(item.values()) if isinstance(item, dict) else []
-        parts += item if isinstance(item, (list, tuple)) else []
+        parts = list(entries(item).values()) if isinstance(item, dict) else items(item)
         own = getattr(item, "__dict__", None)
         parts += own.values() if type(own) is dict else []
         for part in parts:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from piecewise_core.graph.entries import entries, items
 from piecewise_core.torch_compat import functorch
 from piecewise_core.torch_compat.storages import memory_key
 
@@ -19,10 +20,10 @@ __all__ = ["memory_of", "shared", "storages", "tensor_inputs", "values"]
 def values(item: Any) -> Iterator[Any]:
     """The leaves of a value made of tuples, lists and dicts."""
     if isinstance(item, (tuple, list)):
-        for part in item:
+        for part in items(item):
             yield from values(part)
     elif isinstance(item, dict):
-        for part in item.values():
+        for part in entries(item).values():
             yield from values(part)
     else:
         yield item

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from piecewise_core.graph.entries import entries, items
 from piecewise_core.runtime.closure_walk import Anchor
 
 __all__ = ["holders_of"]
@@ -62,12 +63,12 @@ def _keep(
 def _entries(item: Any, link: _Link | None) -> Iterator[tuple[Any, _Link | None]]:
     """All that ``item`` holds, with the entry that does; a tuple's have that of the tuple."""
     if isinstance(item, tuple):
-        yield from ((value, link) for value in item)
+        yield from ((value, link) for value in items(item))
     held: list[tuple[Any, Any, Any]] = []
     if isinstance(item, dict):
-        held += [(value, item, key) for key, value in item.items()]
+        held += [(value, item, key) for key, value in entries(item).items()]
     elif isinstance(item, list):
-        held += [(value, item, place) for place, value in enumerate(item)]
+        held += [(value, item, place) for place, value in enumerate(items(item))]
     own = _attributes(item)
     held += [(value, own, key) for key, value in own.items()]
     yield from ((value, _Link(Anchor(value, holder, key), id(item))) for value, holder, key in held)

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from piecewise_core.graph.entries import entries, items
+
 __all__ = ["Anchor", "Reach", "anchors_of", "reach", "roots_of"]
 
 _OF_EVERY_MODULE = frozenset(vars(torch.nn.Module()))
@@ -99,7 +101,7 @@ def _inside(anchor: Anchor, depth: int) -> Iterator[Anchor]:
     if isinstance(value, torch.nn.Module):
         yield anchor
     elif depth and isinstance(value, (list, tuple, dict)):
-        pairs = value.items() if isinstance(value, dict) else enumerate(value)
+        pairs = entries(value).items() if isinstance(value, dict) else enumerate(items(value))
         holder = None if isinstance(value, tuple) else value
         for key, item in itertools.islice(pairs, _MOST):
             yield from _inside(Anchor(item, holder, key), depth - 1)

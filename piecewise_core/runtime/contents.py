@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from piecewise_core.graph.entries import entries, items
 from piecewise_core.runtime.classes import is_heap
 from piecewise_core.runtime.watch import Poll, class_of
 
@@ -32,17 +33,18 @@ Found = tuple[list[Any], list[Any]]
 def of_container(value: Any) -> Found:
     """The items of a list, a dict, a set and the like."""
     if isinstance(value, dict):
-        moves = isinstance(value, OrderedDict) and len(value) > 1  # without a write
-        order = [Poll(value, "order", partial(list, value))] if moves else []
-        return list(value.values()), [value, *order]
+        held = entries(value)
+        moves = isinstance(value, OrderedDict) and len(held) > 1  # without a write
+        order = [Poll(value, "order", lambda: list(entries(value)))] if moves else []
+        return list(held.values()), [value, *order]
     if isinstance(value, list):
-        return list(value), [value]
+        return items(value), [value]
     if isinstance(value, tuple):
-        return list(value), []
+        return items(value), []
     if isinstance(value, (set, frozenset)):
-        return list(value), [Poll(value, "items", partial(set, value))]
+        return items(value), [Poll(value, "items", partial(set, value))]
     if isinstance(value, deque):
-        return list(value), [Poll(value, "items", partial(list, value))]
+        return items(value), [Poll(value, "items", partial(items, value))]
     return [], []
 
 

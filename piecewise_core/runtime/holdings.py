@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from piecewise_core.graph.entries import entries, items
 from piecewise_core.runtime.classes import Classes, alike, is_heap
 from piecewise_core.runtime.dict_guard import native
 from piecewise_core.runtime.watch import Outline, Poll, class_of, identity
@@ -49,9 +50,11 @@ class Holdings:
 
     def all_keys(self, held: dict[Any, Any]) -> None:
         """``held`` has these keys, in this order."""
-        self._keys[id(held)] = (held, tuple(held))
-        if isinstance(held, OrderedDict) and len(held) > 1:  # its order is no write to the dict
-            self.keep(Poll(held, "order", partial(list, held)))
+        self._keys[id(held)] = (held, tuple(entries(held)))
+        if (
+            isinstance(held, OrderedDict) and len(entries(held)) > 1
+        ):  # its order is no write to the dict
+            self.keep(Poll(held, "order", lambda: list(entries(held))))
 
     def items(self, held: list[Any]) -> None:
         """``held`` has these items."""
@@ -62,12 +65,12 @@ class Holdings:
         value = behind(value)
         if isinstance(value, dict):
             self.all_keys(value)
-            for key, held in value.items():
+            for key, held in entries(value).items():
                 self.entry(value, key, held)
         elif isinstance(value, list):
             self.items(value)
         elif isinstance(value, (set, frozenset, deque)):
-            copy = list if isinstance(value, deque) else set
+            copy = items if isinstance(value, deque) else set
             self.keep(Poll(value, "items", partial(copy, value)))
 
     def kind(self, value: Any) -> None:
@@ -119,7 +122,9 @@ class Holdings:
         held, wants = self._dicts.get(id(container), (container, {}))
         if not all(_is_there(held, key, want) for key, want in wants.items()):
             return False
-        return id(container) not in self._keys or self._keys[id(container)][1] == tuple(container)
+        return id(container) not in self._keys or self._keys[id(container)][1] == tuple(
+            entries(container)
+        )
 
 
 def behind(value: Any) -> Any:

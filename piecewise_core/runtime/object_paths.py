@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from piecewise_core.graph.entries import entries, items
 from piecewise_core.graph.identity import tensor_facts
 from piecewise_core.torch_compat.storages import memory_key
 
@@ -80,9 +81,9 @@ def same_places(
 
 def _entries(item: Any) -> Iterator[tuple[tuple[str, Any], Any]]:
     if isinstance(item, dict):
-        yield from ((("item", key), value) for key, value in item.items())
+        yield from ((("item", key), value) for key, value in entries(item).items())
     elif isinstance(item, (list, tuple)):
-        yield from ((("item", place), value) for place, value in enumerate(item))
+        yield from ((("item", place), value) for place, value in enumerate(items(item)))
     held = getattr(item, "__dict__", None)
     if type(held) is dict:
         yield from ((("attribute", name), value) for name, value in held.items())

@@ -5,16 +5,15 @@ By identity throughout: an equal object in the place of another would be written
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
 from itertools import chain
 from operator import is_not
 from types import CellType, CodeType, FunctionType
 from typing import Any
 
-__all__ = ["Asker"]
+from piecewise_core.graph.entries import keys_of, values_of
 
-_values = operator.methodcaller("values")
+__all__ = ["Asker"]
 
 
 class Asker:
@@ -28,19 +27,20 @@ class Asker:
 
     def check(self, held: Sequence[Any]) -> Callable[[], int]:
         """Ask whether all dicts are as they are now, and the others hold ``held``."""
-        whole, tests = self._dicts, self._tests(held)
-        if not whole:
+        tests = self._tests(held)
+        if not self._dicts:
             return tests
-        lengths = [*map(len, whole)]
-        keys = [*chain.from_iterable(whole)]
-        values = [*chain.from_iterable(map(_values, whole))]
+        named, valued = [*map(keys_of, self._dicts)], [*map(values_of, self._dicts)]
+        lengths = [*map(len, named)]
+        keys = [*chain.from_iterable(named)]
+        values = [*chain.from_iterable(valued)]
 
         def check() -> int:
-            if tests() or [*map(len, whole)] != lengths:
+            if tests() or [*map(len, named)] != lengths:
                 return 1
-            if any(map(is_not, chain.from_iterable(map(_values, whole)), values)):
+            if any(map(is_not, chain.from_iterable(valued), values)):
                 return 1
-            return 1 if any(map(is_not, chain.from_iterable(whole), keys)) else 0
+            return 1 if any(map(is_not, chain.from_iterable(named), keys)) else 0
 
         return check
 
@@ -96,7 +96,7 @@ def _operands(container: Any, was: Any) -> list[Any]:
 _TEST = {
     "mro": "a{0}.__mro__ is not a{2}",
     "outline": "a{0}.__mro__ is not a{2}[0] or len(a{1}) != a{2}[1]",
-    "list": "len(a{0}) != len(a{2}) or any(map(is_not, a{0}, a{2}))",
+    "list": "list.__len__(a{0}) != len(a{2}) or any(map(is_not, list.__iter__(a{0}), a{2}))",
     "cell": "a{0}.cell_contents is not a{2}",
     "empty": "a{0} != a{2}",  # filling it is no business of a trace's that could not read it
     "function": "a{0}.__code__ is not a{2}[0] or a{0}.__defaults__ is not a{2}[1]"

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from piecewise_core.graph.entries import entries, items
 from piecewise_core.graph.memory import memory_of, values
 from piecewise_core.graph.questions import WATCHED, words
 from piecewise_core.runtime.classes import alike
@@ -133,7 +134,7 @@ def _words(container: Any) -> Collection[str]:
     if isinstance(container, FunctionType):
         return words(codes(container.__code__))
     if isinstance(container, tuple) and len(container) == 2 and isinstance(container[0], dict):
-        found = container[0].get(container[1])
+        found = dict.get(container[0], container[1])
         return WATCHED & {str(getattr(found, "__name__", ""))} if callable(found) else ()
     return ()
 
@@ -144,11 +145,11 @@ def _contents(container: Any) -> dict[Any, Any]:
         held = {n: v for n, v in vars(container).items() if n not in _NO_MATTER}
         return {**held, "__mro__": container.__mro__}
     if isinstance(container, dict):
-        return dict(container)
+        return entries(container)
     if isinstance(container, Poll):
         return {container.name: asked(container)}
     if isinstance(container, list):
-        return dict(enumerate(container))
+        return dict(enumerate(items(container)))
     if isinstance(container, CellType):
         return {"": content_of(container)}
     if isinstance(container, FunctionType):
@@ -156,7 +157,7 @@ def _contents(container: Any) -> dict[Any, Any]:
         return {part: getattr(container, part) for part in parts}
     if len(container) == 1:
         return {"__class__": type(container[0])}
-    return {container[1]: container[0].get(container[1])}
+    return {container[1]: dict.get(container[0], container[1])}
 
 
 def _differing(was: dict[Any, Any], now: dict[Any, Any]) -> list[Any]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from piecewise_core.graph.entries import entries, items
 from piecewise_core.runtime.dict_guard import native
 from piecewise_core.runtime.slowwatch import Asker
 
@@ -142,7 +143,7 @@ class Watch:
         asker = Asker([_dict_of(d) for d in self._dicts], self._others)
 
         def settle() -> None:
-            copies[:] = [dict(_dict_of(d)) for d in self._dicts]
+            copies[:] = [entries(_dict_of(d)) for d in self._dicts]
             self._hold()
             self.check = self._with_polls(asker.check(self._held), self._polls)
 
@@ -195,7 +196,7 @@ def _dict_of(container: Any) -> Any:
 def _held(container: Any) -> Any:
     """What the C module's ``holds`` compares: what is not there stands as the container itself."""
     if isinstance(container, list):
-        return tuple(container)
+        return tuple(items(container))
     if isinstance(container, CellType):
         try:
             return container.cell_contents
@@ -223,5 +224,6 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _same_dict(now: Any, was: dict[Any, Any]) -> bool:
-    same = len(now) == len(was) and all(map(operator.is_, now.values(), was.values()))
-    return same and all(map(operator.eq, now, was))
+    held = entries(now)
+    same = len(held) == len(was) and all(map(operator.is_, held.values(), was.values()))
+    return same and all(map(operator.eq, held, was))
