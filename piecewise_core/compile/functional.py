@@ -36,9 +36,10 @@ def lowered(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Lowered:
     try:
         with retraced_in(mode):
             promised = call(*inputs)
-            traced = make_fx(
-                torch.func.functionalize(call, remove="mutations"), _allow_non_fake_inputs=True
-            )(*inputs)
+            # Twice: functionalize has kernels of its own for linear and others, which fix sizes.
+            operators = make_fx(call, _allow_non_fake_inputs=True)(*inputs)
+            functional = torch.func.functionalize(_called(operators), remove="mutations")
+            traced = make_fx(functional, _allow_non_fake_inputs=True)(*inputs)
     except Exception as error:
         raise PieceDeclined(
             f"it cannot be written in functional operators ({type(error).__name__}: {error})"

@@ -143,8 +143,9 @@ class Lowered:
 def lower(graph: torch.fx.GraphModule, example_inputs: Sequence[Any]) -> Lowered:
     """The piece that ``CompilerAdaptor.compile`` was given, in functional ATen operators.
 
-    To be called inside of ``compile``, with what it was given; adds no guard. Raises
-    PieceDeclined where the piece cannot be written so: let it through.
+    To be called inside of ``compile``, with what it was given; adds no guard but those of torch's
+    own decompositions (whether a product of matrices is empty). Raises PieceDeclined where the
+    piece cannot be written so: let it through.
     """
     found: Lowered = import_module(_HOME).lowered(graph, example_inputs)
     return found

@@ -119,6 +119,25 @@ def test_a_functional_compiler_gives_what_eager_gives_and_where(model):
     assert len(compiler.lowered) == fast.stats().compilations
 
 
+def blocks(x, weight):
+    y = F.dropout(F.linear(x, weight, weight[0]), 0.1, training=False)
+    return F.scaled_dot_product_attention(F.layer_norm(y, (8,)), y, x) @ weight.t()
+
+
+def test_no_size_is_fixed_where_several_vary():
+    compiler = Functional()
+    place = SimpleNamespace(
+        device=Runtime(), graphs=None, compiler=compiler, capabilities=Capabilities()
+    )
+    dims = {0: pw.Dim("rows", 1, 64), 1: pw.Dim("columns", 1, 512)}
+    fast = pw.compile(blocks, pw.Config(dynamic={"x": dims}), place)
+    with torch.inference_mode():
+        for sizes in ((3, 5), (1, 1), (4, 512)):
+            given = torch.randn(*sizes, 8), torch.randn(8, 8)
+            torch.testing.assert_close(fast(*given), blocks(*given))
+    assert (fast.stats().declined, fast.stats().compilations) == (0, len(compiler.lowered))
+
+
 def test_an_empty_batch_is_an_ordinary_size():
     fast, _ = compiled(chunks)
     with torch.inference_mode():
