@@ -121,7 +121,7 @@ class Effects:
         if self._second and self.is_given(found):
             raise CaptureFailed(another_path(current))
         self.data.apart(found)
-        self.memory.about_to_write(found, keep=not self._second)
+        self.memory.about_to_write(found, tensors((args, kwargs)), keep=not self._second)
 
     def is_given(self, found: Iterable[torch.Tensor]) -> bool:
         """Whether one of ``found`` is data that the first run neither wrote to nor returned."""

@@ -20,6 +20,7 @@ class RunMemory:
         self._made: dict[int, StorageWeakRef] = {}
         self._outside: dict[int, torch.Tensor] = {}
         self._before: list[tuple[torch.UntypedStorage, torch.UntypedStorage | None]] = []
+        self._derived: dict[int, StorageWeakRef] = {}
 
     def begin_again(self) -> None:
         """What the first run made and the second finds is from outside: a table made once."""
@@ -30,6 +31,11 @@ class RunMemory:
         """Let go of every tensor."""
         self.begin_again()
         self._before.clear()
+        self._derived.clear()
+
+    def given(self, inputs: Iterable[torch.Tensor]) -> None:
+        """A run is given ``inputs``."""
+        self._derive(tensor.untyped_storage() for tensor in inputs)
 
     def read(self, found: Iterable[torch.Tensor]) -> None:
         """Count tensors among those from outside, unless this run made their memory."""
@@ -40,13 +46,22 @@ class RunMemory:
     def made(self, results: Iterable[torch.Tensor], given: Iterable[torch.Tensor]) -> None:
         """New memory among results; a view of what was given is no new memory."""
         old = {memory_key(t) for t in given}
-        for tensor in results:
-            storage = tensor.untyped_storage()
+        storages = [tensor.untyped_storage() for tensor in results]
+        if not old.isdisjoint(self._derived):
+            self._derive(storages)
+        for storage in storages:
             if storage_key(storage) not in old and storage_key(storage) not in self._made:
                 self._made[storage_key(storage)] = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
 
-    def about_to_write(self, found: Iterable[torch.Tensor], *, keep: bool) -> None:
-        """Note memory that the run did not make; ``keep``: with a copy of it."""
+    def about_to_write(
+        self, found: Iterable[torch.Tensor], given: Iterable[torch.Tensor], *, keep: bool
+    ) -> None:
+        """Note memory that the run did not make; ``keep``: with a copy of it. ``given``: all that
+        the operator is given.
+        """
+        found = list(found)
+        if found and not self._derived.keys().isdisjoint(map(memory_key, given)):
+            self._derive(tensor.untyped_storage() for tensor in found)
         for tensor in found:
             storage = tensor.untyped_storage()
             known = {storage_key(s) for s, _ in self._before}
@@ -67,6 +82,11 @@ class RunMemory:
         return any(storage_key(storage) == memory for storage, _ in self._before)
 
     @property
+    def derived(self) -> frozenset[int]:
+        """The inputs' memory, and what was computed from it, in both runs."""
+        return frozenset(self._derived)
+
+    @property
     def outside(self) -> tuple[torch.Tensor, ...]:
         """The tensors from outside, in the order in which they were read."""
         return tuple(self._outside.values())
@@ -75,3 +95,8 @@ class RunMemory:
     def writes(self) -> int:
         """How many memories from outside were written to."""
         return len(self._before)
+
+    def _derive(self, storages: Iterable[torch.UntypedStorage]) -> None:
+        for storage in storages:
+            if storage_key(storage) not in self._derived:
+                self._derived[storage_key(storage)] = StorageWeakRef(storage)  # type: ignore[no-untyped-call]

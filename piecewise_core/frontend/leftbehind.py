@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 from piecewise_core.capture.plans import CapturedPlans
 from piecewise_core.ranges import Sizes
@@ -11,13 +12,18 @@ from piecewise_core.runtime.treestate import TreeState
 __all__ = ["LeftBehind"]
 
 
+_TRIES = 3
+"""Calls of one size that may set something, each another capture in vain."""
+
+
 class LeftBehind:
     """``plans``: what is captured, and why other sizes are not."""
 
     def __init__(self, plans: CapturedPlans) -> None:
         self._plans = plans
-        self._changing: set[Sizes] = set()
+        self._changing: dict[Sizes, int] = {}
         self._warmed: dict[Sizes, str] = {}
+        self._set: set[Any] = set()
 
     def told(self) -> list[str]:
         """The sizes without graphs, and why."""
@@ -30,22 +36,47 @@ class LeftBehind:
             if sizes not in self._plans:
                 self._plans.dropped.setdefault(sizes, why)
 
-    def why(
-        self, state: TreeState, sizes: Sizes, given: Collection[int] | None, *, again: bool
-    ) -> str | None:
-        """Why a capture goes; None where it stands. ``again``: this call gave one up before.
+    def gives_up(
+        self, state: TreeState, sizes: Sizes, derived: Collection[int] | None, *, again: bool
+    ) -> bool:
+        """Whether a capture goes; then its graphs did. ``again``: this call gave one up before.
 
-        ``given``: None at a call, whose capture goes the first time that its runs changed anything:
-        what they left may be the graphs' memory. In warm-up the memory of what the runs were given,
-        which was nobody's: graphs find there what each call gives.
+        ``derived``: None at a call, whose capture goes the first time that its runs changed
+        anything, since what they left may be the graphs' memory, and for good where calls go on to
+        set what is no number. In warm-up the memory of what the runs were given and what they
+        computed from it, which was nobody's: graphs find there what each call gives.
         """
-        if given is None:
-            if (sizes in self._changing and not again) or not state.check():
-                return None
-            self._changing.add(sizes)
-            return "the function changed Python state; its next call is captured"
-        kept = state.holding(given) if state.check() else None
-        if kept is None:
-            return None
-        self._warmed[sizes] = f"the function keeps its input, as {kept}; its next calls capture it"
-        return self._warmed[sizes]
+        if not state.check():
+            return False
+        if derived is not None:
+            return self._warms_no_more(state, sizes, derived)
+        tries = self._changing[sizes] = self._changing.get(sizes, 0) + (not again)
+        left = state.left(tensors=True)
+        if tries > 1 and not again and not left:
+            return False
+        if tries > _TRIES and left:
+            where = next(iter(left.values()))
+            why = f"each call sets {where}, which a replay does not; such calls run as written"
+            self._plans.evict(sizes, why)
+        else:
+            self._go(sizes, "the function changed Python state; its next call is captured")
+        return True
+
+    def _warms_no_more(self, state: TreeState, sizes: Sizes, derived: Collection[int]) -> bool:
+        where, kept = state.left(tensors=False), state.holding(derived)
+        other = next((where[entry] for entry in where if entry in self._set), None)
+        self._set |= where.keys()
+        if kept is not None:
+            why = f"the function keeps its input, or what it computes from it, as {kept}"
+        elif other is not None:
+            why = f"the function sets {other} to something else than at other sizes"
+        else:
+            return False
+        self._warmed[sizes] = f"{why}; its next calls capture it"
+        self._go(sizes, self._warmed[sizes])
+        return True
+
+    def _go(self, sizes: Sizes, why: str) -> None:
+        """Free the graphs; another call captures the size."""
+        self._plans.evict(sizes, why)
+        del self._plans.dropped[sizes]

@@ -33,8 +33,9 @@ class RecordedRun:
 
     ``facts``: for replays, once it is captured. ``memory``: what it writes to besides inputs.
     ``external``: every tensor that it read and did not make. ``writes``: whether it wrote to memory
-    that it did not make. ``courses``: what calls do, by their sizes. ``run``: its operators, for
-    padding. ``padded``: what calls of other sizes go to.
+    that it did not make. ``derived``: the memory of inputs, and of what it computed from them.
+    ``courses``: what calls do, by their sizes. ``run``: its operators, for padding. ``padded``:
+    what calls of other sizes go to.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class RecordedRun:
         self.memory: list[torch.Tensor] = []
         self.external: tuple[torch.Tensor, ...] = ()
         self.writes = False
+        self.derived: frozenset[int] = frozenset()
         self.padded: PaddedCalls | None = None
 
     def recording(
@@ -69,6 +71,7 @@ class RecordedRun:
         def build(recorder: WatchingRecorder) -> Callable[..., tuple[Any, ...]]:
             def run(t: Any, b: Any, *sizes: int) -> tuple[Any, ...]:
                 check()
+                recorder.memory.given(t)
                 result = self._called(fn, t)
                 if recorder.capturing:
                     self._note(result, recorder)
@@ -88,11 +91,6 @@ class RecordedRun:
             lines=self._lines,
         )
         return Recording(build, recorder=make)
-
-    @property
-    def given(self) -> frozenset[int]:
-        """The memory of what it is given."""
-        return frozenset(map(memory_key, self._inputs))
 
     def follow(self, sizes: Sizes, inputs: Sequence[torch.Tensor]) -> Course:
         """What a run of a padded size does, from now on."""
@@ -132,6 +130,7 @@ class RecordedRun:
         self.memory = [held[i] for i in changed]
         self.facts = Facts(code.rebuild, code.uses_inputs, written, changed, held)
         self.writes = bool(recorder.memory.writes)
+        self.derived = recorder.memory.derived
         self._note_places(result, [*(views[i] for i in written), *self.memory])
 
     def _note_places(self, result: Any, memory: Sequence[torch.Tensor]) -> None:

@@ -234,14 +234,11 @@ class Recordings:
         sizes, plans = self._trying, self.replays.plans
         if sizes is None or sizes not in plans or not self._watches:
             return False
-        given = None if self.replays.at_call else self._runs[sizes].given
-        why = self.left.why(self._state, sizes, given, again=self.gave_up)
-        if why is None:
+        derived = None if self.replays.at_call else self._runs[sizes].derived
+        if not self.left.gives_up(self._state, sizes, derived, again=self.gave_up):
             return False
         self._runs.pop(sizes, None)
-        plans.evict(sizes, why)
-        del plans.dropped[sizes]
-        return given is None
+        return derived is None
 
     def _refuse(self, text: str) -> None:
         """Some calls are not padded; said once."""

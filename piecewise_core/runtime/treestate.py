@@ -7,7 +7,7 @@ checks of their own (`runtime.parameters`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from itertools import chain
 from types import CellType, FunctionType
 from typing import Any
@@ -101,17 +101,23 @@ class TreeState:
 
     def holding(self, memory: Collection[int]) -> str | None:
         """Where what was written since holds a tensor that lies in ``memory``; None if nowhere."""
-        for container in self._watch.changed():
-            if isinstance(container, Switch):
-                continue
-            was = self._contents[identity(container)]
-            for key, now in _contents(container).items():
-                new = now is not was.get(key, _MISSING)
-                if new and any(
-                    isinstance(t, torch.Tensor) and memory_of(t) in memory for t in values(now)
-                ):
-                    return f"{key!r} of a {_kind(container)}"
+        for container, key, _, now in self._set():
+            if any(isinstance(t, torch.Tensor) and memory_of(t) in memory for t in values(now)):
+                return f"{key!r} of a {_kind(container)}"
         return None
+
+    def left(self, *, tensors: bool) -> dict[Any, str]:
+        """What was set since, to anything but another whole number: entries, and where they are.
+
+        ``tensors``: whether to a tensor, too.
+        """
+        found = {}
+        for container, key, was, now in self._set():
+            held = any(isinstance(t, torch.Tensor) for t in values(now))
+            numbers = type(was) is int and type(now) is int
+            if (tensors and held) or not (held or numbers or alike(was, now)):
+                found[identity(container), key] = f"{key!r} of a {_kind(container)}"
+        return found
 
     def put_back(self) -> None:
         """``fn`` ran for nobody: undo what it changed, as far as containers go."""
@@ -122,6 +128,16 @@ class TreeState:
             if not isinstance(container, Switch) and not _same(was, _contents(container)):
                 restore(container, was)
         self._written()
+
+    def _set(self) -> Iterator[tuple[Any, Any, Any, Any]]:
+        """What holds another object since: container, name, the one before and now."""
+        for container in self._watch.changed():
+            if not isinstance(container, Switch):
+                was, now = self._contents[identity(container)], _contents(container)
+                for key in {**was, **now}:
+                    a, b = was.get(key, _MISSING), now.get(key, _MISSING)
+                    if a is not b:
+                        yield container, key, a, b
 
     def _written(self) -> list[Any]:
         concerned = self._watch.renew()

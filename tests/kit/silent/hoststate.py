@@ -184,7 +184,6 @@ def _mutants():
         kind, "a length in a list, in Python, recorded", in_python, front="record",
         settings=CAPTURED, blind=True,
     )  # fmt: skip
-    yield Mutant(kind, "a length that Python takes of a tensor", lengths_on_the_host)
     yield Mutant(
         kind, "a length that Python takes of a tensor, recorded", lengths_on_the_host,
         SimulatedPlatform, "record", CAPTURED,
