@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from piecewise_core.frontend.door.facts import DynamoGraph
     from piecewise_core.frontend.door.registry import dynamo_graphs
     from piecewise_core.frontend.explanation import Explanation
+    from piecewise_core.frontend.status import Status
     from piecewise_core.frontend.warmup import WarmupReport
+    from piecewise_core.planner.histogram import Histogram
     from piecewise_core.protocols import AbstractPiecewiseBackend
 
 __version__ = "0.1.0"
@@ -39,10 +41,12 @@ __all__ = [
     "Dim",
     "DynamoGraph",
     "Explanation",
+    "Histogram",
     "PiecewiseBackend",
     "Range",
     "SaveReport",
     "Stats",
+    "Status",
     "WarmupReport",
     "compile",
     "counters",
@@ -58,8 +62,10 @@ _LAZY = {
     "CompiledModule": "compiled_module",
     "DynamoGraph": "frontend.door.facts",
     "Explanation": "frontend.explanation",
+    "Histogram": "planner.histogram",
     "PiecewiseBackend": "backend",
     "SaveReport": "bundle.save",
+    "Status": "frontend.status",
     "WarmupReport": "frontend.warmup",
     "compile": "api",
     "dynamo_graphs": "frontend.door.registry",

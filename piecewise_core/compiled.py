@@ -17,8 +17,13 @@ from piecewise_core.frontend.bisectreport import BisectReport
 from piecewise_core.frontend.explain import explain
 from piecewise_core.frontend.explanation import Explanation
 from piecewise_core.frontend.precompile import capture_all, dump_graphs, release
+from piecewise_core.frontend.readiness import wait_until_ready
 from piecewise_core.frontend.session import Session
+from piecewise_core.frontend.status import Status
+from piecewise_core.frontend.statuses import session_status
+from piecewise_core.frontend.traffic import traffic
 from piecewise_core.frontend.warmup import WarmupReport, warm_up
+from piecewise_core.planner.histogram import Histogram
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -82,6 +87,25 @@ class Controls:
     def stats(self) -> Stats:
         """The counters so far."""
         return self._pw_session.stats()
+
+    def status(self) -> Status:
+        """What serves which sizes, how far it is, and how often it did. Waits for no call."""
+        return session_status(self._pw_session)
+
+    def wait_ready(self, timeout: float | None = None) -> bool:
+        """Wait until no call in bounds has to wait for a trace, compilation or capture.
+
+        ``timeout``: seconds; None for no end. Returns whether it is so. In background mode what is
+        not compiled yet is asked for; else ``warmup()``, in another thread, or calls bring it.
+        """
+        return wait_until_ready(self._pw_session, timeout)
+
+    def histogram(self) -> Histogram:
+        """Calls so far by their sizes, for ``pw.plan`` and ``piecewise plan``."""
+        session = self._pw_session
+        plans = [form.capturing.plans for form in list(session.forms) if form.capturing]
+        captured = [sizes for each in plans for sizes in each.captured]
+        return traffic(session.config, session.counters, captured)
 
     def explain(self) -> Explanation:
         """Regions, pieces, ranges, what was compiled and what is shared, and why."""

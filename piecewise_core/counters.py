@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from piecewise_core.afterfork import after_fork
+from piecewise_core.ranges import Sizes
+from piecewise_core.tally import Books, Tallies
 
 __all__ = ["CALL_KINDS", "Counters", "ProcessCounters", "Stats", "process_counters"]
 
@@ -73,13 +75,24 @@ def _plain(value: Any) -> Any:
 class Counters:
     """Adds up what happens to one model; also reported to the process-wide totals.
 
-    ``calls``: calls by kind; the hot path writes to it directly.
+    Calls are written to directly: to a tally by their sizes, and to ``unsized`` by kind where their
+    sizes are not known.
     """
 
     def __init__(self) -> None:
         self._lock = after_fork.frees(threading.Lock())
         self._values: dict[str, int] = {}
-        self.calls: dict[str, int] = _no_calls()
+        self.unsized: dict[str, int] = _no_calls()
+        self._books = Books()
+
+    @property
+    def calls(self) -> Mapping[str, int]:
+        """Calls by kind, so far."""
+        return self.stats().calls
+
+    def tallies(self) -> Tallies:
+        """Where one more owner counts its calls, target by target; they stay when it is gone."""
+        return self._books.open()
 
     def add(self, name: str, amount: int = 1) -> None:
         """Add ``amount`` to counter ``name``; threads may add at once."""
@@ -93,12 +106,28 @@ class Counters:
 
     def stats(self) -> Stats:
         """The totals so far."""
-        return _stats(self._values, self.calls)
+        return _stats(self._values, self.unsized, self._books)
+
+    def by_sizes(self) -> dict[Sizes, int]:
+        """How many calls there were of which sizes, as far as their sizes were looked at."""
+        found: dict[Sizes, int] = {}
+        with self._books.lock:
+            for tally in self._books.tallies():
+                for sizes, counted in tally.by_sizes().items():
+                    found[sizes] = found.get(sizes, 0) + counted.calls
+        return {sizes: found[sizes] for sizes in sorted(found) if found[sizes] > 0}
 
 
-def _stats(values: Mapping[str, int], calls: Mapping[str, int]) -> Stats:
+def _stats(values: Mapping[str, int], calls: Mapping[str, int], books: Books) -> Stats:
     known = {f.name for f in fields(Stats)} - {"calls"}
-    return Stats(**{n: v for n, v in values.items() if n in known}, calls=dict(calls))
+    numbers, by_kind = {n: v for n, v in values.items() if n in known}, dict(calls)
+    padded = 0
+    with books.lock:
+        for tally in books.tallies():
+            total = tally.total()
+            by_kind[tally.kind] += total.calls
+            padded += total.added
+    return Stats(**{**numbers, "padded_rows": padded}, calls=by_kind)
 
 
 class ProcessCounters:
@@ -110,23 +139,31 @@ class ProcessCounters:
     def __init__(self) -> None:
         self._lock = after_fork.frees(threading.Lock())
         self._live: weakref.WeakSet[Counters] = weakref.WeakSet()
-        self._gone = Stats()
+        # Appended to when they are collected, in any thread, whatever lock that holds.
+        self._gone: list[tuple[Mapping[str, int], Mapping[str, int], Books]] = []
+        self._total = Stats()
 
     def watch(self, counters: Counters) -> None:
         """Include ``counters`` from now on, and what it counted when it goes."""
+        self._settle()
         self._live.add(counters)
-        weakref.finalize(counters, self._absorb, counters._values, counters.calls)
-
-    def _absorb(self, values: Mapping[str, int], calls: Mapping[str, int]) -> None:
-        with self._lock:
-            self._gone = self._gone + _stats(values, calls)
+        weakref.finalize(
+            counters, self._gone.append, (counters._values, counters.unsized, counters._books)
+        )
 
     def stats(self) -> Stats:
         """The totals so far."""
-        total = self._gone
+        total = self._settle()
         for counters in list(self._live):
             total = total + counters.stats()
         return total
+
+    def _settle(self) -> Stats:
+        """Add up those that are gone."""
+        with self._lock:
+            while self._gone:
+                self._total += _stats(*self._gone.pop())
+            return self._total
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):

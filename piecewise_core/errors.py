@@ -25,6 +25,7 @@ __all__ = [
     "OutOfRange",
     "PieceDeclined",
     "PiecewiseError",
+    "PlanError",
     "PlatformConflict",
     "PlatformError",
     "PlatformFault",
@@ -56,6 +57,10 @@ class TorchUnsupported(PiecewiseError, RuntimeError):
 
 class ConfigError(PiecewiseError, ValueError):
     """A setting has a value that cannot work; the message names the field."""
+
+
+class PlanError(PiecewiseError, ValueError):
+    """A histogram cannot be read, or no plan of sizes fits what it may take."""
 
 
 class UnknownSplittingOp(ConfigError):

@@ -39,8 +39,8 @@ class Outside(Protocol):
         """Whether it can compile with ``adaptor``."""
         ...
 
-    def submit(self, task: Task, done: Callable[[Task, Artifact | None], None]) -> None:
-        """Return at once; call ``done`` later, with None when it failed."""
+    def submit(self, task: Task, done: Callable[[Task, Artifact | None, str], None]) -> None:
+        """Return at once; call ``done`` later, with None and why when it failed."""
         ...
 
 
@@ -74,6 +74,7 @@ class Scheduler:
         self._artifacts: dict[tuple[str, Box], Artifact] = {}
         # With the process: a forked one has no worker yet, and asks its own.
         self._requested: dict[tuple[int, str, Box], object] = {}
+        self._failed: dict[tuple[str, Box], str] = {}
         self._turn = 0
         self.sealed: str | None = None
 
@@ -176,7 +177,13 @@ class Scheduler:
             task = self._maker.task(piece, self._form(piece), dict(symbols), own, label)
             by.submit(task, partial(self._take_in, self._turn))
 
-    def _take_in(self, turn: int, task: Task, made: Artifact | None) -> None:
+    def failed(self, piece: Piece, box: Box) -> str | None:
+        """Why ``piece`` could not be compiled elsewhere for ``box``."""
+        return self._failed.get((self.register(piece), project(piece, box)))
+
+    def _take_in(self, turn: int, task: Task, made: Artifact | None, why: str = "") -> None:
+        if made is None:
+            self._failed[task.key, task.box] = why
         if made is None or turn != self._turn or (made.key, made.box) in self._artifacts:
             return
         self._adopt(made, task.piece)

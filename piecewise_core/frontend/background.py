@@ -31,7 +31,7 @@ __all__ = ["Background"]
 logger = logging.getLogger(__name__)
 
 Ask = Callable[[Callable[[int], Request]], Answer]
-Done = Callable[[Task, Artifact | None], None]
+Done = Callable[[Task, Artifact | None, str], None]
 
 
 class Background:
@@ -64,14 +64,14 @@ class Background:
 
         def work(ask: Ask) -> None:
             flight = _InWorker(self._setup, self._cache, task, state, around, ask)
-            made = None
+            made, why = None, ""
             try:
                 made = single_flight(self._cache.store, task.ticket, flight)
             except _NotMade as error:
-                self._warn(task, str(error))
+                why = self._warn(task, str(error))
             except Exception as error:
-                self._warn(task, f"{type(error).__name__}: {error}")
-            done(task, made)
+                why = self._warn(task, f"{type(error).__name__}: {error}")
+            done(task, made, why)
 
         self._pool.run(work)
 
@@ -79,7 +79,7 @@ class Background:
         """End the worker process; what it is doing is lost."""
         self._pool.close()
 
-    def _warn(self, task: Task, error: str) -> None:
+    def _warn(self, task: Task, error: str) -> str:
         level = logging.INFO if self._failed else logging.WARNING
         self._failed = True
         logger.log(
@@ -90,6 +90,7 @@ class Background:
             task.box,
             error,
         )
+        return error
 
 
 @dataclass

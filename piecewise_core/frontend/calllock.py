@@ -54,7 +54,7 @@ def served_beside(
         raise error
     logger.info("%s; this call runs as written", error)
     refuse_grad(fn, values((args, kwargs)))
-    counters.calls["eager"] += 1
+    counters.unsized["eager"] += 1
     return fn(*args, **kwargs)
 
 

@@ -41,6 +41,7 @@ class Dispatch:
         capturing: Capturing | None = None,
         verifier: Verifier | None = None,
     ) -> None:
+        self.tallies = counters.tallies()
         self.entries: list[Entry] = [miss]
         self.serving: list[Entry] = self.entries
         self._verifier = verifier
@@ -49,7 +50,6 @@ class Dispatch:
         self._capturing = capturing
         self.raw: Callable[..., Sequence[Any]] = lambda *args, **kwargs: ()
         self._config = config
-        self._counters = counters
         self._background = background
         self._miss = miss
         self._checks = config.check != "off"
@@ -81,19 +81,19 @@ class Dispatch:
         """Serve one call by the region's general graph, as written while it is not compiled."""
         box = region.general_box
         if self._background is not None and not region.is_ready(box):
-            serve = self._steady(region, region.written_plan(), "general")
+            serve = self._steady(region, region.written_plan(), "general", box)
         elif self._checks and not region.served:
             need(region, box)
             serve = self._first(region, box, "general")
         else:
-            serve = self._steady(region, self._plan(region, box), "general")
+            serve = self._steady(region, self._plan(region, box), "general", box)
         result = serve(t, b, sizes, args, kwargs)
         region.served = True
         return result
 
     def _first(self, region: Region, box: Box, kind: str) -> Entry:
         """Serves a target's first call, and looks at what operators and compiled code return."""
-        serve = self._steady(region, region.checking_plan(box), kind)
+        serve = self._steady(region, region.checking_plan(box), kind, box)
 
         def first(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
             result = serve(t, b, sizes, args, kwargs)
@@ -102,20 +102,20 @@ class Dispatch:
 
         return first
 
-    def _steady(self, region: Region, plan: Plan, kind: str) -> Entry:
+    def _steady(self, region: Region, plan: Plan, kind: str, box: Box) -> Entry:
         """Count, run, rebuild."""
         output = region.program.traced.output
-        calls, rebuild, raw = self._counters.calls, output.rebuild, self.raw
+        tally, rebuild, raw = self.tallies.of(kind, box), output.rebuild, self.raw
         if output.uses_inputs:
 
             def with_inputs(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
-                calls[kind] += 1
+                tally[sizes] += 1
                 return rebuild(plan(t, b, *sizes), raw(*args, **kwargs), b)
 
             return with_inputs
 
         def entry(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
-            calls[kind] += 1
+            tally[sizes] += 1
             return rebuild(plan(t, b, *sizes), t, b)
 
         return entry
@@ -124,10 +124,11 @@ class Dispatch:
         def pending(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
             if self._waits(region, target):
                 return self.general(region, t, b, sizes, args, kwargs)
-            steady = self._steady(region, self._plan(region, target.box), target.kind)
+            box, kind = target.box, target.kind
+            steady = self._steady(region, self._plan(region, box), kind, box)
             if self._checks:
-                result = self._first(region, target.box, target.kind)(t, b, sizes, args, kwargs)
-                steady = self._steady(region, region.plan(target.box), target.kind)
+                result = self._first(region, box, kind)(t, b, sizes, args, kwargs)
+                steady = self._steady(region, region.plan(box), kind, box)
             else:
                 result = steady(t, b, sizes, args, kwargs)
             self._put(sizes, steady)
@@ -167,9 +168,8 @@ class Dispatch:
 
         def entry(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
             target = region.fallback(sizes)
-            return self._steady(region, self._plan(region, target.box), target.kind)(
-                t, b, sizes, args, kwargs
-            )
+            plan = self._plan(region, target.box)
+            return self._steady(region, plan, target.kind, target.box)(t, b, sizes, args, kwargs)
 
         return entry
 

@@ -60,7 +60,7 @@ def filled(
                 undo()
         raise again if again.args else error
     form.filled += 1
-    shared.counters.calls["eager"] += 1
+    shared.counters.unsized["eager"] += 1
     logger.info("a call was served as written, since %s", error)
     return result
 

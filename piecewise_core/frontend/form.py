@@ -189,7 +189,7 @@ class Form:
         if padded is not None and self.regions.holding(padded) is None:
             self.held_region(padded)  # which may have a target for these sizes
         if config.out_of_range == "eager":
-            self.shared.counters.calls["eager"] += 1
+            self.dispatch.tallies.of("eager")[sizes] += 1
             return self.shared.fn(*args, **kwargs)
         if config.out_of_range == "general" and sizes in self.regions.outer_bounds:
             return self.dispatch.beyond(self.held_region(sizes), t, b, sizes, args, kwargs)

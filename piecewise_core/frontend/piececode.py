@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from piecewise_core.backend import PiecewiseBackend, range_key
+from piecewise_core.compile.artifact import Artifact
 from piecewise_core.compile.scheduler import Outside, Scheduler
 from piecewise_core.config import Config
 from piecewise_core.frontend.building import Unready
@@ -61,6 +62,8 @@ class PieceCode:
         self.as_written = any(span.end == 0 for span in self.general_box.ranges)
         self._asked: set[tuple[int, Box]] = set()
         self._built: set[Box] = set()
+        self._failed: dict[Box, str] = {}
+        self._at_work: list[Box] = []
         self._pools = [pool] * len(program.compilable)
         self._scheduler = scheduler
         self._begun = time.perf_counter()
@@ -89,7 +92,16 @@ class PieceCode:
         if self.as_written:
             return as_it_is(piece.graph)
         symbols = self.program.traced.symbols
-        return self._scheduler.artifact(piece, symbols, box, self.label(index)).run
+        self._at_work.append(box)
+        try:
+            made = self._scheduler.artifact(piece, symbols, box, self.label(index))
+        except Exception as error:
+            self._failed[box] = str(error).partition("\n")[0]
+            raise
+        finally:
+            self._at_work.remove(box)
+        self._failed.pop(box, None)
+        return made.run
 
     def end_compilation(self) -> None:
         """Log once how long it took from the trace to the last compilation."""
@@ -132,6 +144,21 @@ class PieceCode:
         if entry is not None and entry.compiled:
             return True
         return self._scheduler.ready(self.program.compilable[index], box) is not None
+
+    def artifacts(self, box: Box) -> list[Artifact]:
+        """What is compiled for ``box`` so far."""
+        found = [self._scheduler.ready(piece, box) for piece in self.program.compilable]
+        return [artifact for artifact in found if artifact is not None]
+
+    def is_compiled_now(self, box: Box) -> bool:
+        """Whether a thread of this process compiles a piece for ``box``."""
+        return box in self._at_work
+
+    def failed(self, box: Box) -> str | None:
+        """Why a piece could not be compiled for ``box`` when that was last tried."""
+        here = self._failed.get(box)
+        pieces = () if here else self.program.compilable
+        return here or next(filter(None, (self._scheduler.failed(p, box) for p in pieces)), None)
 
     @property
     def boxes(self) -> tuple[Box, ...]:

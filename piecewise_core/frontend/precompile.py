@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_RAISING = 8
+RAISING = 8
 """Sizes at which a model may raise before warm-up looks for no more of its regions."""
 
 __all__ = [
+    "RAISING",
     "capture_all",
     "compile_all",
     "compile_form",
@@ -42,7 +43,8 @@ def trace_all(form: Form) -> Iterator[Region]:
     Sizes at which the model itself raises are left to calls, which raise.
     """
     known = len(form.regions)
-    raising: list[Sizes] = []
+    raising = form.regions.raising
+    raising.clear()
     while (sizes := form.regions.uncovered(raising)) is not None:
         try:
             form.region_for(sizes)
@@ -58,7 +60,7 @@ def trace_all(form: Form) -> Iterator[Region]:
             if unique or not form.regions:
                 raise
             raising.append(sizes)
-            if len(raising) == _RAISING:
+            if len(raising) == RAISING:
                 logger.warning(
                     "warm-up leaves out the sizes at which the model raises, %s among them (%s); "
                     "narrow Dim(min, max) or set Dim(multiple_of=) to those that are called",

@@ -14,11 +14,12 @@ from piecewise_core.afterfork import after_fork
 from piecewise_core.capture.graphmemory import graph_memory
 from piecewise_core.capture.modes import being_watched
 from piecewise_core.capture.plans import dump_plans
-from piecewise_core.counters import Counters, Stats, process_counters
+from piecewise_core.counters import Counters, process_counters
 from piecewise_core.errors import ConfigError, NotTraced
 from piecewise_core.frontend.calllock import CallLock
 from piecewise_core.frontend.newform import place_of_call
 from piecewise_core.frontend.recordedcalls import RecordedCalls
+from piecewise_core.frontend.recordedstatus import RecordedBooks
 from piecewise_core.frontend.results import RecordedFacts
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.frontend.warmup import WarmupReport
@@ -28,7 +29,7 @@ from piecewise_core.ranges import Sizes
 __all__ = ["RecordedFunction"]
 
 
-class RecordedFunction:
+class RecordedFunction(RecordedBooks):
     """Runs ``fn`` by replay at captured sizes, and as it is at all others.
 
     Python in ``fn`` runs once per captured size: scalars and branches are fixed there. Inference
@@ -137,10 +138,6 @@ class RecordedFunction:
         """
         return dump_plans([form.recordings.replays.plans for form in self._forms], Path(directory))
 
-    def stats(self) -> Stats:
-        """The counters so far."""
-        return self._counters.stats()
-
     def explain(self) -> RecordedFacts:
         """Which sizes have graphs, which have not and why."""
         plans = [form.recordings.replays.plans for form in self._forms]
@@ -154,10 +151,6 @@ class RecordedFunction:
         return RecordedFacts(info.name, tuple(sizes), dropped, counts, wrong, retraced)
 
     # Forms -----------------------------------------------------------------------------
-
-    @property
-    def _started(self) -> list[RecordedCalls]:
-        return [form for form in self._forms if form.started]
 
     def _begin(self) -> RecordedCalls:
         """A form more, of calls like the next that it is given; one that knows of none yet."""

@@ -211,5 +211,5 @@ class RecordedCalls:
         """Serve a call by the function as it is."""
         if sizes not in self._config.bounds and self._config.out_of_range == "error":
             raise OutOfRange(out_of_range(self._config, sizes, general=False))
-        self._counters.calls["eager"] += 1
+        self.recordings.replays.tallies.of("eager")[sizes] += 1
         return self.fn(*args, **kwargs)

@@ -189,7 +189,7 @@ class Recordings:
         if sizes not in run.courses and not run.writes:
             args, kwargs = arguments(self._binder.structure, t)
             served(t, (), sizes, args, kwargs)
-            self._counters.calls["eager"] -= 1  # nobody's call
+            self.replays.tallies.of("eager")[sizes] -= 1  # nobody's call
         return run.courses.get(sizes)
 
     def replays_of(self, captured: Sizes, sizes: Sizes) -> bool:

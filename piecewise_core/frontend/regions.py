@@ -47,18 +47,18 @@ Trace = Callable[[Box, Sizes], Traced]
 _ALONE = 3
 """Regions of one size, and no other, after which each size is traced by itself: it is faster."""
 
-
 _OTHERS = "not as in region"
 
 
 class Regions(list[Region]):
-    """In the order in which they were made."""
+    """In the order in which they were made. ``raising``: sizes at which the model raises."""
 
     def __init__(self, shared: Shared) -> None:
         super().__init__()
         self._shared = shared
         self._config = shared.config
         self._auto = self._config.regions == "auto"
+        self.raising: list[Sizes] = []
 
     def forget(self) -> None:
         """Drop all of them; the counters stay."""

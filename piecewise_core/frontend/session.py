@@ -95,7 +95,7 @@ class Session:
                         refuse_autocast()
                     if being_watched():
                         # Compiled kernels and graphs would not get into the recording.
-                        self.counters.calls["eager"] += 1
+                        form.dispatch.tallies.of("eager")[sizes] += 1
                         return self.fn(*args, **kwargs)
                     dispatch = form.dispatch
                     return dispatch.serving[dispatch.find(*sizes)](
@@ -132,7 +132,7 @@ class Session:
                 # as a recurrent layer does for replaced weights: once as written, then traced.
                 with self.lock:
                     form.fills = False
-                    self.counters.calls["eager"] += 1
+                    self.counters.unsized["eager"] += 1
                     return self.fn(*args, **kwargs)
             except TraceFailed as error:
                 with self.lock:
@@ -167,7 +167,7 @@ class Session:
         elif not self._said_layout:
             self._said_layout = True
             logger.warning("%s; such calls run as written", why)
-        self.counters.calls["eager"] += 1
+        self.counters.unsized["eager"] += 1
         try:
             return self.fn(*args, **kwargs)
         except RuntimeError as error:

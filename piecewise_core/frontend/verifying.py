@@ -38,6 +38,7 @@ class Verifier:
         self._rate = config.verify_rate
         self._uneven = config.uneven
         self._counters = counters
+        self.tallies = counters.tallies()
         self._subject = subject
         self.wrong: dict[Key, str] = {}
         self._turns: dict[Key, Turns] = {}
@@ -65,7 +66,7 @@ class Verifier:
         for place, (region, target) in enumerate(targets):
             serving.append(self._sampled(serving, entries, place, region, target))
             if (region.index, target) in self.wrong:
-                serving[place] = self._written(region)
+                serving[place] = self._written(region, target)
         serving.append(entries[-1])
         return serving
 
@@ -86,19 +87,19 @@ class Verifier:
                 result = self._verified(key, entries[place], region, (t, b, sizes, args, kwargs))
             finally:
                 if key in self.wrong:
-                    serving[place] = self._written(region)
+                    serving[place] = self._written(region, target)
             if turns.left == 0:  # after an exception the call comes again, and is as due as it was
                 turns.begin()
             return result
 
         return entry
 
-    def _written(self, region: Region) -> Entry:
+    def _written(self, region: Region, target: Target) -> Entry:
         """Serves a target that was wrong."""
-        calls, subject = self._counters.calls, self._subject
+        tally, subject = self.tallies.of("eager", target), self._subject
 
         def entry(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
-            calls["eager"] += 1
+            tally[sizes] += 1
             return subject.as_written(region, t, b, sizes, args, kwargs)
 
         return entry

@@ -49,7 +49,7 @@ class Replays:
     ) -> None:
         self.memory = memory
         self._config = config
-        self._counters = counters
+        self.tallies = counters.tallies()
         self.reads = Reads(memory.platform, config)
         self.plans = CapturedPlans(memory, mode, lazy=config.capture == "lazy")
         self.released = False
@@ -154,7 +154,7 @@ class Replays:
             plan,
             facts,
             self.plans,
-            self._counters,
+            self.tallies.of("replayed", plan.sizes),
             self.reads.binder.raw,
             otherwise,
             buffers=buffers,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from threading import get_ident
 from typing import Any
@@ -14,11 +13,11 @@ from piecewise_core.capture.copied_outputs import copier
 from piecewise_core.capture.dispatcher_bypass import modes_active
 from piecewise_core.capture.output_ownership import IN_USE, OutputOwnership
 from piecewise_core.capture.plans import CapturedPlans
-from piecewise_core.counters import Counters
 from piecewise_core.ranges import Sizes
 from piecewise_core.replay.overlap import Overlap
 from piecewise_core.replay.padding import Padding
 from piecewise_core.replay.replayable import Entry, Facts
+from piecewise_core.tally import Tally
 
 __all__ = ["serving"]
 
@@ -27,7 +26,7 @@ def serving(
     plan: CapturedPlan,
     facts: Facts,
     plans: CapturedPlans,
-    counters: Counters,
+    tally: Tally,
     raw: Callable[..., Sequence[Any]],
     otherwise: Entry,
     *,
@@ -43,7 +42,7 @@ def serving(
     what graphs read. ``evicts``: whether the plan may go while the entry stays.
     """
     back = [(place, buffers[place]) for place in facts.mutated] if buffers else []
-    entry = _replaying(plan, facts, plans.callers, counters, raw, otherwise, back, padding)
+    entry = _replaying(plan, facts, plans.callers, tally, raw, otherwise, back, padding)
     if overlap is not None:
         entry = _unless(overlap, entry, otherwise)
     if evicts:
@@ -64,13 +63,12 @@ def _replaying(
     plan: CapturedPlan,
     facts: Facts,
     callers: OutputOwnership,
-    counters: Counters,
+    tally: Tally,
     raw: Callable[..., Sequence[Any]],
     otherwise: Entry,
     back: Sequence[tuple[int, torch.Tensor]],
     padding: Padding | None,
 ) -> Entry:
-    calls = counters.calls
     rebuild, uses_inputs = facts.rebuild, facts.uses_inputs
     prepare = plan.stage if plan.before is None else plan.prepare
     captured, copies = plan.sizes, copier(plan.outputs)
@@ -95,11 +93,10 @@ def _replaying(
             callers.owner = owner
         outs: Any = plan.outputs
         build = rebuild
-        calls["replayed"] += 1
+        tally[sizes] += 1
         for place, buffer in back:
             t[place].copy_(buffer)
         if sizes != captured and padding is not None:
-            counters.add("padded_rows", math.prod(captured) - math.prod(sizes))
             outs, build = padding.cut(outs, sizes)
         if callers.strict:
             outs = callers.handed(outs)

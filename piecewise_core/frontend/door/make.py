@@ -147,7 +147,7 @@ def _as_written(region: Region, counters: Counters) -> Entry:
     """Serves what lies outside the dims' bounds, negative ints: Dynamo's guards allow it."""
 
     def entry(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
-        counters.calls["eager"] += 1
+        counters.unsized["eager"] += 1
         return region.written_plan()(t, b, *sizes)
 
     return entry

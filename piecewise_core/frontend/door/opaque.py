@@ -64,7 +64,7 @@ class OpaqueGraph:
 
     def plain(self, given: Sequence[Any]) -> Sequence[Any]:
         """Serve one call without graphs."""
-        self._counters.calls["compiled_range"] += 1
+        self._counters.unsized["compiled_range"] += 1
         inputs, back = list(given), []
         for place, x in enumerate(given):
             if isinstance(x, torch.Tensor) and x.data_ptr() % _ALIGNED:

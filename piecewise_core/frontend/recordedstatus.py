@@ -1,0 +1,68 @@
+"""What a recorded function tells of its calls: counters, status, histogram."""
+
+from __future__ import annotations
+
+from piecewise_core.config import Config
+from piecewise_core.counters import Counters, Stats
+from piecewise_core.frontend.readiness import wait_for
+from piecewise_core.frontend.recordedcalls import RecordedCalls
+from piecewise_core.frontend.status import Status, TargetStatus
+from piecewise_core.frontend.statuses import replay_row
+from piecewise_core.frontend.traffic import traffic
+from piecewise_core.planner.histogram import Histogram
+
+__all__ = ["RecordedBooks"]
+
+
+class RecordedBooks:
+    """The part of a RecordedFunction that reads what its forms of calls wrote down."""
+
+    _config: Config
+    _counters: Counters
+    _forms: list[RecordedCalls]
+
+    @property
+    def _started(self) -> list[RecordedCalls]:
+        return [form for form in self._forms if form.started]
+
+    def stats(self) -> Stats:
+        """The counters so far."""
+        return self._counters.stats()
+
+    def status(self) -> Status:
+        """Which sizes have graphs, how often they served, and what runs as it is."""
+        started = self._started
+        rows = [row for place, form in enumerate(started) for row in self._rows(form, place)]
+        eager = self.stats().calls["eager"]
+        if eager:
+            why = "of sizes without graphs"
+            rows.append(TargetStatus("eager", "others", "as_written", why, eager, form=-1))
+        ready = bool(started) and not any(row.waits for row in rows)
+        return Status(ready, tuple(rows), len(started))
+
+    def _rows(self, form: RecordedCalls, place: int) -> list[TargetStatus]:
+        replays, dims = form.recordings.replays, [dim.name for dim in self._config.dims]
+        wrong = {captured: why for (captured, _), why in form.verifier.wrong.items()}
+        rows = []
+        for sizes in self._config.captures:
+            row = replay_row(replays, sizes, dims)
+            if sizes in wrong:
+                row |= {"state": "as_written", "reason": wrong[sizes], "waits": False}
+            calls, real, added = row.pop("counted")
+            rows.append(
+                TargetStatus(**row, hits=calls, real_rows=real, padded_rows=added, form=place)
+            )
+        return rows
+
+    def wait_ready(self, timeout: float | None = None) -> bool:
+        """Wait until every capture size has graphs, which ``warmup()`` or calls bring.
+
+        ``timeout``: seconds; None for no end. Returns whether it is so.
+        """
+        return wait_for(self.status, timeout)
+
+    def histogram(self) -> Histogram:
+        """Calls so far by their sizes, for ``pw.plan`` and ``piecewise plan``."""
+        plans = [form.recordings.replays.plans for form in self._forms]
+        captured = [sizes for each in plans for sizes in each.captured]
+        return traffic(self._config, self._counters, captured)

@@ -1,0 +1,1 @@
+"""From the sizes of real calls to the sizes to capture and compile."""
