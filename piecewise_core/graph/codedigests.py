@@ -13,6 +13,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from operator import itemgetter
 from pathlib import Path
 from types import CellType, CodeType, FunctionType
 from typing import Any
@@ -32,6 +33,8 @@ __all__ = [
 
 TORCH = os.path.dirname(torch.__file__) + os.sep
 """How the file names of torch's code begin."""
+
+_WITHOUT_CODE = frozenset((str, int, bool, float, tuple, dict, list, type(None)))
 
 
 @functools.lru_cache(4096)
@@ -63,11 +66,23 @@ def class_digest(kind: type) -> str:
         (name, code_digest(code))
         for base in kind.__mro__
         if base.__module__ != "builtins"
-        for name, value in sorted(vars(base).items())
-        for code in code_behind(value)
-        if not code.co_filename.startswith(TORCH) and not _is_added(kind, base, name)
+        for name, code in sorted(_codes_in(base), key=itemgetter(0))
+        if not _is_added(kind, base, name)
     ]
     return _digest(found) if found else ""
+
+
+def _codes_in(base: type) -> Iterator[tuple[str, CodeType]]:
+    """The code of what a class has itself, but torch's, by name. Asked of all classes, again and
+    again: what plainly has none, or one, is not gone through.
+    """
+    for name, value in vars(base).items():
+        if type(value) in _WITHOUT_CODE:
+            continue
+        plain = type(value) is FunctionType and not (value.__closure__ or value.__dict__)
+        for code in (value.__code__,) if plain else code_behind(value):
+            if not code.co_filename.startswith(TORCH):
+                yield name, code
 
 
 def _digest(content: Any) -> str:

@@ -63,7 +63,7 @@ def code_facts(codes: Iterable[CodeType], values: Iterable[Any] = ()) -> Found:
             facts.add(CodeFact(module, _name(code), digest, file))
             continue
         if digested is None:
-            digested = {c for value in values for c in _held(value)}
+            digested = set(_held(values))
         if code not in digested:
             where = f"{code.co_filename}:{code.co_firstlineno}"
             unasked.append(f"the code of {_name(code)} ({where}), which cannot be imported")
@@ -141,11 +141,14 @@ def _functions(value: Any) -> Iterator[FunctionType]:
                     yield held
 
 
-def _held(value: Any) -> Iterator[CodeType]:
-    """The code that the digest of ``value`` is over."""
-    yield from _with_nested(inspect.unwrap(value) if callable(value) else value)
-    kind = value if isinstance(value, type) else type(value)
-    for base in kind.__mro__:
+def _held(values: Iterable[Any]) -> Iterator[CodeType]:
+    """The code that the digests of ``values`` are over."""
+    bases: dict[type, None] = {}
+    for value in values:
+        yield from _with_nested(inspect.unwrap(value) if callable(value) else value)
+        kind = value if isinstance(value, type) else type(value)
+        bases.update(dict.fromkeys(kind.__mro__))
+    for base in bases:
         if base.__module__ != "builtins":
             for held in vars(base).values():
                 yield from _with_nested(held)
