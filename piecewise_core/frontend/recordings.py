@@ -17,7 +17,6 @@ from piecewise_core.frontend.askedmodes import AskedModes
 from piecewise_core.frontend.leftbehind import LeftBehind
 from piecewise_core.frontend.recordedpadding import PaddedRecording
 from piecewise_core.frontend.recordedrun import RecordedRun
-from piecewise_core.frontend.refusals import refuse_advancing
 from piecewise_core.frontend.results import arguments
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.graph.binder import Binder
@@ -158,7 +157,7 @@ class Recordings:
             pads=pads,
             keeps_lines=pads or self._config.check == "verify",
         )
-        return run.recording(self._fn, self._splits, partial(refuse_advancing, self._state))
+        return run.recording(self._fn, self._splits, partial(self.left.before_run, self._state))
 
     def facts(self, captured: Sizes) -> Facts | None:
         """What the recorded run showed."""

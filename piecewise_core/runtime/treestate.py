@@ -7,6 +7,7 @@ checks of their own (`runtime.parameters`).
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from itertools import chain
 from types import CellType, FunctionType
@@ -17,10 +18,12 @@ import torch
 from piecewise_core.graph.entries import entries, items
 from piecewise_core.graph.memory import memory_of, values
 from piecewise_core.graph.questions import WATCHED, words
+from piecewise_core.graph.structure import is_plain
 from piecewise_core.runtime.classes import alike
 from piecewise_core.runtime.contents import codes, content_of
 from piecewise_core.runtime.hostrandom import is_random
 from piecewise_core.runtime.reached import reached
+from piecewise_core.runtime.readback import names_read
 from piecewise_core.runtime.restore import restore
 from piecewise_core.runtime.switches import switches
 from piecewise_core.runtime.watch import Poll, Switch, Watch, asked, identity
@@ -52,6 +55,7 @@ class TreeState:
         self.iterators: list[Any] = []
         self.randoms: list[Any] = []
         self.check = lambda: 0
+        self._functions: list[FunctionType] = []
 
     def settle(self) -> None:
         """Look anew at all that ``fn`` reaches."""
@@ -60,6 +64,7 @@ class TreeState:
         self.randoms = [each for each in met if is_random(each)]
         self.iterators = [each for each in met if not is_random(each)]
         self.words = frozenset(chain.from_iterable(map(_words, containers)))
+        self._functions = [c for c in containers if isinstance(c, FunctionType)]
         containers += switches(self._device_type, self.words)
         self._watch = Watch(containers)
         self._contents = {identity(c): _contents(c) for c in containers}
@@ -106,18 +111,19 @@ class TreeState:
                 return f"{key!r} of a {_kind(container)}"
         return None
 
-    def left(self, *, tensors: bool) -> dict[Any, str]:
-        """What was set since, to anything but another whole number: entries, and where they are.
+    def sets(self) -> dict[Any, tuple[str, Any]]:
+        """What was set since, to what, and where: entries of attributes, items and the like.
 
-        ``tensors``: whether to a tensor, too.
+        Numbers, text and the like count only where code that ``fn`` reaches reads them back.
         """
-        found = {}
-        for container, key, was, now in self._set():
-            held = any(isinstance(t, torch.Tensor) for t in values(now))
-            numbers = type(was) is int and type(now) is int
-            if (tensors and held) or not (held or numbers or alike(was, now)):
-                found[identity(container), key] = f"{key!r} of a {_kind(container)}"
-        return found
+        if not self.check():
+            return {}
+        read = names_read(codes(c.__code__) for c in self._functions)
+        return {
+            (identity(container), key): (f"{key!r} of a {_kind(container)}", now)
+            for container, key, was, now in self._set()
+            if not alike(was, now) and (key in read or not _is_data(now))
+        }
 
     def put_back(self) -> None:
         """``fn`` ran for nobody: undo what it changed, as far as containers go."""
@@ -143,6 +149,17 @@ class TreeState:
         concerned = self._watch.renew()
         self.check = self._watch.check
         return concerned
+
+
+def _is_data(value: Any) -> bool:
+    """Whether it is plain, or made of what is."""
+    if isinstance(value, dict):
+        return all(map(_is_data, entries(value).values()))
+    if isinstance(value, (list, tuple, set, frozenset, deque)):
+        return all(map(_is_data, items(value)))
+    return (
+        value is _MISSING or is_plain(value) or isinstance(value, (type, torch.dtype, torch.device))
+    )
 
 
 def _words(container: Any) -> Collection[str]:

@@ -143,7 +143,42 @@ def test_an_iterator_that_the_function_does_not_name_is_no_reason():
     assert fast.stats().calls["replayed"] == 4
 
 
-def test_a_number_that_no_operator_is_given_may_count():
+@pytest.mark.parametrize("name", ["counts", "switches", "tokens", "time"])
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_number_that_no_operator_is_given_counts_on(name, warm):
+    """It may be full some time later, as a cache of a sliding window is."""
+
+    class Model(torch.nn.Module):
+        calls = tokens = 0
+        switch = False
+        time = 0.0
+
+        def forward(self, x):
+            if name == "counts":
+                self.calls += 1
+            if name == "switches":
+                self.switch = not self.switch
+            if name == "tokens":
+                self.tokens += x.shape[0]
+            if name == "time":
+                self.time += 0.5
+            full = self.calls > 4 or self.tokens > 20 or self.time > 3
+            return torch.softmax(x, -1) * 3 if full else torch.softmax(x, -1)
+
+    model, plain = Model(), Model()
+    fast = pw.record(
+        model, pw.Config(dynamic=ROWS, capture_sizes=(4, 8)), platform=SimulatedPlatform()
+    )
+    if warm:
+        assert len(fast.warmup(torch.ones(4, 4), progress=False).dropped) == 2
+    for number, size in enumerate((4, 4, 4, 8, 4, 3, 4, 8, 4, 8, 8)):
+        x = torch.randn(size, 4) + number
+        assert torch.equal(fast(x), plain(x))
+        for held in ("calls", "switch", "tokens", "time"):
+            assert getattr(model, held) == getattr(plain, held)
+
+
+def test_a_number_that_is_counted_up_and_read_by_nobody_stays_as_it_is():
     class Model(torch.nn.Module):
         calls = 0
 

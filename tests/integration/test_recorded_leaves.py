@@ -49,8 +49,9 @@ class Written(Leaves):
 
 class Name(Leaves):
     def leave(self, x, hidden):
+        scale = 3 if self.held.get("last") == "many" and len(x) > 100 else 2
         self.held["last"] = "few" if len(x) < 5 else "many"
-        return hidden * 2
+        return hidden * scale
 
 
 class Grows(Leaves):
@@ -122,7 +123,7 @@ def test_state_and_results_are_those_of_calls_as_written(kind, warm, platform, p
         if warm:
             report = fast.warmup(torch.ones(4, 4), progress=False)
             if kind is Name:
-                assert "sets 'last' of a dict to something else than at other" in report.dropped[0]
+                assert "sets 'last' of a dict, which may be something else" in report.dropped[0]
             else:
                 assert "keeps its input, or what it computes from it, as " in report.dropped[0]
         for number, size in enumerate((4, 8, 3, 4, 8, 4, 8, 4, 8, 3)):
