@@ -21,6 +21,17 @@ PASSES = (
     *("simulated", "padded", "recorded", "stored"),  # Inductor takes seconds for each
 )
 
+FAMILIES = (
+    "albert bert bert-generation biogpt bloom",
+    "camembert clip_text_model codegen cohere cohere2",
+    "beit clip_vision_model data2vec-vision deit dinov2",
+    "dinov3_vit siglip_vision_model vit_msn t5 bart",
+    "electra distilbert esm fnet mpnet",
+    "roberta xlm-roberta gpt_neox gptj opt",
+    "gemma gemma2 llama mistral mixtral",
+    "olmo phi qwen2 qwen3 starcoder2",
+)
+
 
 def swept(*arguments: str, into: Path) -> tuple[dict[str, int], str]:
     """The line that a sweep ends with, and all that it said."""
@@ -51,3 +62,13 @@ def test_a_sample_of_model_families_gives_what_eager_gives_in_every_way(tmp_path
     ways = ("torch", "served", "captured", "recorded", "door")
     assert [line[w] for w in ways] == [3] * 5, said
     assert [line[f"{w}_share"] for w in ways[1:]] == [1.0] * 4, said
+
+
+@pytest.mark.parametrize("names", FAMILIES, ids=lambda names: names.split()[0])
+def test_more_families_give_what_eager_gives_captured_recorded_and_through_the_door(
+    tmp_path, names
+):
+    pytest.importorskip("transformers")
+    ways = ("captured", "recorded", "door")
+    line, said = swept("--families", *names.split(), "--passes", *ways, into=tmp_path)
+    assert [line[way] for way in ("families", *ways)] == [5] * 4, said

@@ -20,9 +20,6 @@ from typing import Any
 
 from sweeps.table import summary, table
 
-HANG = 240
-"""Seconds without a word after which a worker is stopped."""
-
 
 def main() -> int:
     """Run what is not done yet; 1 when anything is wrong, bare or hung."""
@@ -51,8 +48,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--families", nargs="*", metavar="NAME", help="families alone, or these")
     parser.add_argument("--sample", type=int, metavar="N", help="N operators, the same each time")
     parser.add_argument("--only", nargs="*", metavar="NAME", help="these operators alone")
-    parser.add_argument("--passes", nargs="*", metavar="PASS", help="these passes alone")
+    parser.add_argument("--passes", nargs="*", metavar="PASS", help="these passes, or ways, alone")
     parser.add_argument("--cases", type=int, default=3, help="samples of each operator (3)")
+    parser.add_argument("--hang", type=int, default=240, help="seconds for one of them (240)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     return parser.parse_args()
 
@@ -117,7 +115,7 @@ def _serve(
         except queue.Empty:
             break
         worker = worker or _started(results, asked)
-        watchdog = threading.Timer(HANG, worker.kill)
+        watchdog = threading.Timer(asked.hang, worker.kill)
         watchdog.start()
         print(op, file=worker.stdin, flush=True)
         answer = worker.stdout.readline() if worker.stdout else ""

@@ -13,7 +13,7 @@ KINDS = ("equal", "refused", "refused by torch too", "wrong", "bare", "hung", "s
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Counts per pass, then each wrong, bare or hung case, and what only we refuse."""
+    """Counts per pass, then each wrong, bare or hung case, and what is refused."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for row in rows:
         if row["pass"] not in ("done", "sizes", "torch"):
@@ -24,7 +24,8 @@ def table(rows: Sequence[Row]) -> str:
         cells = "".join(f"{found[k]:>22}" if " " in k else f"{found[k]:>9}" for k in KINDS)
         lines.append(f"{title:<12}{cells}")
     for row in rows:
-        if row.get("kind") in ("wrong", "bare", "hung"):
+        refused = row.get("kind") == "refused" and row["op"].startswith("family:")
+        if refused or row.get("kind") in ("wrong", "bare", "hung"):
             lines.append(
                 f"{row['kind']}: {row['op']} [{row['pass']}, case {row.get('case')}] {row['why']}"
             )

@@ -59,13 +59,18 @@ def _keep(results: Path, op: str, title: str, case: int, outcome: Outcome) -> No
         print(json.dumps(row), file=file)
 
 
-def run_family(name: str, results: Path) -> Counter[str]:
-    """Every way in of one family."""
+def run_family(name: str, results: Path, asked: list[str]) -> Counter[str]:
+    """Every way in of one family, or those ``asked`` for."""
     counts: Counter[str] = Counter()
     family = families()[name.removeprefix("family:")]
-    by_torch = of_torch(family)
-    _keep(results, name, "torch", 0, Outcome("equal" if by_torch else "refused by torch too", ""))
+    by_torch = True
+    if not asked or "torch" in asked:
+        by_torch = of_torch(family)
+        kind = "equal" if by_torch else "refused by torch too"
+        _keep(results, name, "torch", 0, Outcome(kind, ""))
     for title, way in WAYS.items():
+        if asked and title not in asked:
+            continue
         torch._dynamo.reset()
         os.environ["PIECEWISE_CACHE_MODE"] = "off"
         outcome = judge(lambda: way(family))  # noqa: B023
@@ -87,7 +92,7 @@ def _spare_collector() -> None:
 
 def main() -> None:
     """Serve names from standard input until it ends."""
-    results, limit, passes = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:] or list(PASSES)
+    results, limit, passes = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
     known: dict[str, object] = {}
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
@@ -95,12 +100,12 @@ def main() -> None:
         for line in sys.stdin:
             name = line.strip()
             if name.startswith("family:"):
-                counts = run_family(name, results)
+                counts = run_family(name, results, passes)
             else:
                 if not known:
                     known = {label(op): op for op in operators()}  # takes seconds
                     _spare_collector()
-                counts = run(known[name], results, limit, passes)
+                counts = run(known[name], results, limit, passes or list(PASSES))
             print(", ".join(f"{v} {k}" for k, v in sorted(counts.items())) or "nothing", flush=True)
 
 
