@@ -93,8 +93,8 @@ class WatchingRecorder(Recorder):
             self._around = as_when_traced
             try:
                 self._watch(run)
-            except CaptureFailed:
-                raise error from None
+            except CaptureFailed as again:  # of two reads, the one that has no way without
+                raise (again if isinstance(again, ValueRead) else error) from None
 
     def _watch(self, run: Callable[[], Any]) -> None:
         draws, data = self._effects.draws, self._effects.data

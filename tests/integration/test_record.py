@@ -957,3 +957,16 @@ def test_a_value_that_is_read_either_way_is_told_of_with_its_place():
     (why,) = fast.explain().dropped.values()
     assert "is read by Python at" in why
     assert "test_record.py" in why
+
+
+def test_of_two_reads_the_one_that_has_no_other_way_is_told_of():
+    def fn(x):
+        if torch.compiler.is_compiling() or x.any():
+            x = x + 1
+        return x * x.sum().item()
+
+    fast = recorded(fn, capture_sizes=(4,))
+    close(fast(torch.ones(4, 8)), torch.full((4, 8), 128.0))
+    (why,) = fast.explain().dropped.values()
+    assert "x.sum().item()" in why
+    assert "x.any()" not in why
