@@ -25,9 +25,12 @@ __all__ = ["FreshProcesses"]
 
 
 class FreshProcesses:
-    """Runs programs, one at a time. The process that they are forked from starts with the first."""
+    """Runs programs, one at a time. The process that they are forked from starts with the first,
+    and as if it were started now: not with what the test that comes first has changed.
+    """
 
     def __init__(self) -> None:
+        self._environ, self._cwd = dict(os.environ), os.getcwd()
         self._parent: subprocess.Popen[bytes] | None = None
 
     def run(
@@ -66,7 +69,12 @@ class FreshProcesses:
     ) -> int:
         if self._parent is None:
             self._parent = subprocess.Popen(
-                [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+                [sys.executable, __file__],
+                env=self._environ,
+                cwd=self._cwd,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                bufsize=0,
             )
         asked = {
             "command": command,

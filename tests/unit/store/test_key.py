@@ -357,9 +357,11 @@ def test_another_process_in_another_place_has_the_same_keys(tmp_path, monkeypatc
     script = there / "model.py"
     script.write_text("\n" + textwrap.dedent(SCRIPT))
     kit = str(Path(sys.modules["source_platform"].__file__).parent)
+    # Both are to find the same core: a process that is forked has its parent's path besides.
+    path = os.pathsep.join([kit, *filter(None, [os.environ.get("PYTHONPATH")])])
 
     def surroundings(home: Path, number: int) -> dict[str, str]:
-        return {"PYTHONPATH": kit, "HOME": str(home), "LOCAL_RANK": str(number)}
+        return {"PYTHONPATH": path, "HOME": str(home), "LOCAL_RANK": str(number)}
 
     with monkeypatch.context() as patch:
         patch.chdir(here)
