@@ -14,6 +14,7 @@ from piecewise_core.capture.collectives import waited_for, without_handles
 from piecewise_core.capture.hostdata import Call, on_host
 from piecewise_core.errors import CaptureFailed
 from piecewise_core.graph.composite import parts_of_conversion
+from piecewise_core.graph.wrappers import is_wrapper
 from piecewise_core.torch_compat.dispatcher import (
     TorchDispatchMode,
     count_dispatch_modes,
@@ -136,6 +137,8 @@ class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         args, kwargs = without_handles((args, kwargs or {}))
+        if any(map(is_wrapper, tensors([*args, *kwargs.values()]))):
+            return NotImplemented  # its class says what runs
         if schema_name(func) == "_c10d_functional::_wrap_tensor_autograd":
             # It only makes a tensor of the kind that waits when it is first used.
             with without_modes():

@@ -48,7 +48,7 @@ def branches_of(fn: Callable[..., Any], structure: Structure, config: Config) ->
     met: dict[tuple[int, str], Branch] = {}
     idle, begun = 0, time.monotonic()
 
-    def bind(tensor: torch.Tensor) -> int:
+    def bind(tensor: torch.Tensor, of: torch.Tensor | None = None) -> int:
         held.append(tensor)
         return len(held) - 1
 

@@ -8,14 +8,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
-
 from piecewise_core.config import Config
 from piecewise_core.errors import PiecewiseError
 from piecewise_core.frontend.building import Unready
 from piecewise_core.graph.effects import goes_by_memory, writes
 from piecewise_core.graph.lying import Lying
 from piecewise_core.graph.memory import storages
+from piecewise_core.graph.origins import Bind
 from piecewise_core.graph.paths import same_path
 from piecewise_core.graph.segments import is_size
 from piecewise_core.graph.structure import Container, Node, Structure, TensorLeaf
@@ -45,7 +44,7 @@ class LayoutJudge:
         boxes: Sequence[Box],
         leaf: TensorLeaf,
         lying: Lying,
-        binding: Callable[[], Callable[[torch.Tensor], int]],
+        binding: Callable[[], Bind],
         *,
         may_trace: bool,
     ) -> bool:
@@ -70,9 +69,7 @@ class LayoutJudge:
     def _learn(self, key: tuple[Box, int, Lying], differs: Callable[[], bool]) -> None:
         self._known[key] = differs()
 
-    def _differs(
-        self, box: Box, leaf: TensorLeaf, lying: Lying, bind: Callable[[torch.Tensor], int]
-    ) -> bool:
+    def _differs(self, box: Box, leaf: TensorLeaf, lying: Lying, bind: Bind) -> bool:
         other = replace(leaf, order=lying.order, gaps=lying.gaps)
         try:
             with compile_lock:

@@ -13,6 +13,7 @@ from piecewise_core.frontend.successors import first_difference, objects_in, suc
 from piecewise_core.graph.call import constants
 from piecewise_core.graph.facts import Evaluated
 from piecewise_core.graph.lying import Lying
+from piecewise_core.graph.origins import Bind
 from piecewise_core.graph.structure import Structure, TensorLeaf
 from piecewise_core.graph.trace import Traced
 from piecewise_core.runtime.closure_walk import reach
@@ -177,7 +178,7 @@ class ModelState:
         boxes = [r.general_box for r in self._regions if r.program.traced.asks_layout]
         may_trace = self._shared.sealed is None and not self._shared.setup.is_capturing()
 
-        def binding() -> Callable[[torch.Tensor], int]:
+        def binding() -> Bind:
             return self.parameters.copy().add  # for a trace that nothing is served from
 
         return self._judge.matters(boxes, leaf, lying, binding, may_trace=may_trace)

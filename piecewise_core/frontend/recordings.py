@@ -25,7 +25,7 @@ from piecewise_core.graph.names import Matcher
 from piecewise_core.ranges import Sizes
 from piecewise_core.replay.replayable import Entry, Facts, PaddedCalls, Recording
 from piecewise_core.replay.replays import Replays
-from piecewise_core.runtime.closure_walk import anchors_of
+from piecewise_core.runtime.closure_walk import anchors_to
 from piecewise_core.runtime.hostrandom import kept_state
 from piecewise_core.runtime.parameters import Parameters, roots_of
 from piecewise_core.runtime.treestate import TreeState
@@ -216,11 +216,7 @@ class Recordings:
                 self._state.put_back()
         for run in self._runs.values():
             self._external |= {id(tensor): tensor for tensor in run.external}
-        held = [
-            anchor
-            for anchor in anchors_of(self._fn)
-            if isinstance(anchor.value, torch.nn.Module) or id(anchor.value) in self._external
-        ]
+        held = anchors_to(self._fn, self._external)
         self._parameters = Parameters(roots_of(self._fn), anchors=held, every=True)
         for tensor in self._external.values():
             self._parameters.add(tensor)

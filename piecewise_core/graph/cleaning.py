@@ -20,7 +20,7 @@ from piecewise_core.torch_compat.targets import (
     set_grad,
 )
 
-__all__ = ["clean"]
+__all__ = ["clean", "fake_of"]
 
 _GRAD_MODE = (set_grad, enter_inference, exit_inference)
 _DROPOUTS = (torch.nn.functional.dropout, torch.dropout)
@@ -58,10 +58,10 @@ def _take_out_dropouts(graph: torch.fx.Graph) -> None:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
         elif copies & storages(node) and node.op in ("call_function", "call_method"):
-            node.meta["example_value"] = _fake(node)
+            node.meta["example_value"] = fake_of(node)
 
 
-def _fake(node: torch.fx.Node) -> Any:
+def fake_of(node: torch.fx.Node) -> Any:
     """What a node gives for the fakes of its arguments, with no guard for it."""
     args, kwargs = map_arg((node.args, node.kwargs), lambda n: n.meta["example_value"])
     given = [v for n in node.all_input_nodes for v in values(n.meta["example_value"])]

@@ -41,7 +41,13 @@ from piecewise_core.torch_compat.dynamo import (
     source_name,
     without_size_choices,
 )
-from piecewise_core.torch_compat.fakes import CompileContext, TracingContext, compile_context
+from piecewise_core.torch_compat.fakes import (
+    CompileContext,
+    FakeTensor,
+    TracingContext,
+    compile_context,
+    forget_wrappers,
+)
 
 __all__ = ["Capture", "capture"]
 
@@ -106,6 +112,8 @@ def capture(entry: Callable[..., Any], args: Sequence[Any]) -> Capture:
         named = {n: v for n, v in frame.globals.items() if n.startswith("___unnamed_scope")}
         return assume(looks, imports, code, found["graph"], fn, objects, named)
 
+    fakes = (n.meta.get("example_value") for n in found["graph"].graph.nodes)
+    forget_wrappers([fake for fake in fakes if isinstance(fake, FakeTensor)][:1])
     graph, env, effects = found["graph"], found["shape_env"], found["side_effects"]
     return Capture(graph, env, run, effects, assumed, tuple(captured.traced_code))
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import sympy
 import torch
@@ -14,8 +14,16 @@ from piecewise_core.graph.frame import Capture
 from piecewise_core.graph.input_mutation import refuse_changed
 from piecewise_core.graph.outputs import OutputCode, rebuild_code
 from piecewise_core.graph.structure import Structure, is_plain
+from piecewise_core.graph.wrappers import is_wrapper, leaves
 
-__all__ = ["GraphInput", "read_off"]
+__all__ = ["Bind", "GraphInput", "read_off"]
+
+
+class Bind(Protocol):
+    """Takes a tensor that the model holds, or one that ``of``, which it holds, wraps."""
+
+    def __call__(self, tensor: torch.Tensor, of: torch.Tensor | None = None) -> int:
+        """Its place among those bound."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +45,13 @@ def read_off(
     leading: Sequence[Any],
     examples: Sequence[torch.Tensor],
     objects: Sequence[Any],
-    bind: Callable[[torch.Tensor], int],
+    bind: Bind,
 ) -> tuple[tuple[GraphInput, ...], OutputCode]:
     """Run the frame's own code once around markers: what goes in, and what is made of it.
 
     ``leading``: the frame's arguments before ``examples``. ``objects``: the call's constants.
-    ``bind``: takes a tensor that the model holds and returns its place. Python floats in the
-    result become plain outputs of the graph. Raises UnsupportedOutput or UnsupportedSideEffect.
+    Python floats in the result become plain outputs of the graph. Raises UnsupportedOutput or
+    UnsupportedSideEffect.
     """
     stand_ins = [
         markers.argument(t, leaf.index, leaf.dims)
@@ -72,12 +80,13 @@ def _inputs(
     captured: Capture,
     seen: Sequence[Any],
     flat: dict[int, int],
-    bind: Callable[[torch.Tensor], int],
+    bind: Bind,
 ) -> tuple[GraphInput, ...]:
-    """One GraphInput per placeholder."""
+    """One GraphInput per placeholder; a wrapper has one for each tensor inside."""
     inputs: list[GraphInput] = []
     placeholders = [n for n in captured.graph.graph.nodes if n.op == "placeholder"]
-    for node, value in zip(placeholders, seen, strict=True):
+    opened = [(leaf, value) for value in seen for leaf in _leaves(value)]
+    for node, (value, of) in zip(placeholders, opened, strict=True):
         if not isinstance(value, torch.Tensor):
             example = node.meta.get("example_value")
             size = example.node.expr if isinstance(example, torch.SymInt) else sympy.sympify(value)
@@ -85,8 +94,12 @@ def _inputs(
         elif id(value) in flat:
             inputs.append(GraphInput(tensor=flat[id(value)]))
         else:
-            inputs.append(GraphInput(bound=bind(value)))
+            inputs.append(GraphInput(bound=bind(value, of)))
     return tuple(inputs)
+
+
+def _leaves(value: Any) -> list[Any]:
+    return leaves(value) if is_wrapper(value) else [value]
 
 
 def _unwrap_floats(graph: torch.fx.Graph, output: torch.fx.Node, floats: Sequence[int]) -> None:

@@ -14,12 +14,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from piecewise_core.config import Config
 from piecewise_core.errors import PiecewiseError
 from piecewise_core.graph.concrete import NotRun, disagreement
 from piecewise_core.graph.derived import small_derived
+from piecewise_core.graph.origins import Bind
 from piecewise_core.graph.paths import same_path
 from piecewise_core.graph.structure import Structure
 from piecewise_core.graph.trace import Traced, hints, trace
@@ -43,7 +42,7 @@ def trace_region(
     structure: Structure,
     config: Config,
     cell: Box,
-    bind: Callable[[torch.Tensor], int],
+    bind: Bind,
     hint: Sizes | None = None,
 ) -> Traced:
     """Trace ``fn`` for sizes in ``cell`` as ``trace`` does, small sizes only where they fit.

@@ -20,11 +20,12 @@ from piecewise_core.graph.forgotten import forgotten
 from piecewise_core.graph.frame import Capture, capture
 from piecewise_core.graph.heldsizes import held_otherwise
 from piecewise_core.graph.memory import storages, values
-from piecewise_core.graph.origins import GraphInput, read_off
+from piecewise_core.graph.origins import Bind, GraphInput, read_off
 from piecewise_core.graph.outputs import OutputCode
 from piecewise_core.graph.sideeffects import SideEffect
 from piecewise_core.graph.sizes import expression
 from piecewise_core.graph.structure import Structure
+from piecewise_core.graph.unwrapping import unwrap
 from piecewise_core.graph.wording import cut_short
 from piecewise_core.ranges import Box, Sizes
 from piecewise_core.torch_compat import dynamo
@@ -99,7 +100,7 @@ def trace(
     structure: Structure,
     config: Config,
     cell: Box,
-    bind: Callable[[torch.Tensor], int],
+    bind: Bind,
     *,
     assume: bool = True,
     hint: Sizes | None = None,
@@ -123,6 +124,7 @@ def trace(
     except Exception as error:  # Dynamo's own kinds, and whatever the model's code raised
         raise TraceFailed(_explain(error, structure, hint)) from error.with_traceback(None)
     _refuse_side_effects(captured.side_effects, captured.graph.graph)
+    unwrap(captured.graph)
     symbols = _symbols(captured, structure)
     asked = guards.collect(captured.shape_env)
     held = guards.region(asked, symbols, cell, hint, structure.dims, config.legal_cuts)

@@ -1,4 +1,4 @@
-"""Where plain Python objects hold given tensors: in their attributes, in lists and in dicts.
+"""Where plain Python objects and globals hold given tensors: in attributes, lists and dicts.
 
 Module trees have places of their own (`module_paths`). What a model keeps elsewhere, a cache
 object's list of layers say, is found here, so that a replaced tensor is noticed there too.
@@ -6,6 +6,7 @@ object's list of layers say, is found here, so that a replaced tensor is noticed
 
 from __future__ import annotations
 
+import inspect
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,9 +16,11 @@ from typing import Any
 import torch
 
 from piecewise_core.graph.entries import entries, items
+from piecewise_core.graph.wrappers import is_wrapper
 from piecewise_core.runtime.closure_walk import Anchor
+from piecewise_core.runtime.contents import codes
 
-__all__ = ["holders_of"]
+__all__ = ["globals_holding", "holders_of"]
 
 _MOST = 50_000
 """Objects looked into before the search is given up."""
@@ -44,11 +47,44 @@ def holders_of(tensors: Sequence[torch.Tensor], starts: Iterable[Any]) -> list[A
         item, link = waiting.popleft()
         if id(item) in wanted:
             _keep(link, above, found)
-        if id(item) in above or isinstance(item, (*_LEAVES, *_CODE)):
+        if id(item) in above or (isinstance(item, (*_LEAVES, *_CODE)) and not is_wrapper(item)):
             continue
         above[id(item)] = link
         waiting.extend(_entries(item, link))
     return list(found.values())
+
+
+def globals_holding(
+    tensors: Sequence[torch.Tensor], modules: Iterable[torch.nn.Module]
+) -> list[Anchor]:
+    """The globals that methods of ``modules`` name and that lead to one of ``tensors``."""
+    wanted = {id(t) for t in tensors}
+    found: dict[tuple[int, str], Anchor] = {}
+    for held, name in {(id(d), n): (d, n) for d, n in _named(modules)}.values():
+        value = held[name]
+        inner = [] if isinstance(value, (ModuleType, *_CODE)) else holders_of(tensors, [value])
+        if inner or id(value) in wanted:
+            for anchor in (Anchor(value, held, name), *inner):
+                found[id(anchor.holder), anchor.key] = anchor
+    return list(found.values())
+
+
+def _named(modules: Iterable[torch.nn.Module]) -> Iterator[tuple[dict[str, Any], str]]:
+    """The entries of modules' namespaces that methods name; torch's own do not count."""
+    kinds = {c for m in modules for c in type(m).__mro__}
+    methods = [inspect.unwrap(f) for c in kinds for f in vars(c).values() if callable(f)]
+    for fn in methods:
+        if not isinstance(fn, FunctionType) or _is_torchs(fn.__globals__):
+            continue
+        names = {name for code in codes(fn.__code__) for name in code.co_names}
+        named = [fn.__globals__[n] for n in names if n in fn.__globals__]
+        others = [vars(m) for m in named if isinstance(m, ModuleType)]
+        spaces = [fn.__globals__, *(held for held in others if not _is_torchs(held))]
+        yield from ((held, name) for held in spaces for name in names if name in held)
+
+
+def _is_torchs(namespace: dict[str, Any]) -> bool:
+    return str(namespace.get("__name__", "")).partition(".")[0] == "torch"
 
 
 def _keep(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from piecewise_core.graph.entries import entries, items
+from piecewise_core.graph.wrappers import is_wrapper
 
-__all__ = ["Anchor", "Reach", "anchors_of", "reach", "roots_of"]
+__all__ = ["Anchor", "Reach", "anchors_of", "anchors_to", "reach", "roots_of"]
 
 _OF_EVERY_MODULE = frozenset(vars(torch.nn.Module()))
 _DEPTH, _MOST = 3, 1000  # containers within each other, and entries of each, that are looked into
@@ -75,6 +76,13 @@ def reach(fn: Callable[..., Any], given: Iterable[Any] = ()) -> Reach:
 def anchors_of(fn: Callable[..., Any]) -> tuple[Anchor, ...]:
     """The modules and tensors that ``fn`` reaches."""
     return reach(fn).anchors
+
+
+def anchors_to(fn: Callable[..., Any], tensors: Container[int]) -> tuple[Anchor, ...]:
+    """Of the anchors of ``fn``, modules, the tensors of these ids, and what wraps tensors."""
+    kinds = torch.nn.Module
+    found = ((a, a.value) for a in anchors_of(fn))
+    return tuple(a for a, v in found if isinstance(v, kinds) or id(v) in tensors or is_wrapper(v))
 
 
 def roots_of(fn: Callable[..., Any]) -> tuple[torch.nn.Module, ...]:

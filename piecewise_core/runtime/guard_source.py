@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils.hooks import RemovableHandle
 
+from piecewise_core.graph.wrappers import descriptions_differ, kind_of
 from piecewise_core.runtime.closure_walk import Anchor
 from piecewise_core.runtime.dict_guard import SAME, DictGuard
 from piecewise_core.runtime.hooks import HookWatch
@@ -20,6 +21,7 @@ __all__ = ["guard_function"]
 def guard_function(
     tensors: Sequence[torch.Tensor],
     places: Sequence[Sequence[Place]],
+    wrappers: Sequence[tuple[Place | None, torch.Tensor]],
     roots: Sequence[torch.nn.Module],
     hooks: HookWatch,
     anchors: Sequence[Anchor],
@@ -27,6 +29,7 @@ def guard_function(
 ) -> Callable[[], tuple[torch.Tensor, ...] | None]:
     """``read()``: whether every tensor and module is where it was, in few steps of the interpreter.
 
+    ``wrappers``: the tensors around some of ``tensors``, and where module trees keep them.
     ``.to()`` works module by module, so one address per owning module shows it where asking for
     all takes long.
     """
@@ -43,12 +46,18 @@ def guard_function(
         # equal one compares equal.
         apart = [place for place in known if place.holder == "" or tensor.numel() == 1]
         tests += [f"{_item(names, place)} is not {_name(names, tensor)}" for place in apart]
+    for place, tensor in wrappers:
+        if place is not None and (place.holder == "" or tensor.numel() == 1):
+            tests.append(f"{_item(names, place)} is not {_name(names, tensor)}")
+        # torch swaps what two tensors are, attributes and all, where it moves or loads them.
+        own = _name(names, vars(tensor))
+        tests.append(f"{_name(names, tensor)}.__dict__ is not {own}")
     tests += [_anchor_test(names, anchor) for anchor in anchors]
     tests += [f"len({_name(names, d)}) != {len(d)}" for d in hooks.hooked()]
     # torch.compile's modules have no mode of their own: they pass on that of what they hold.
     readers = [m for m in mode_readers(roots) if "training" in vars(m)]
     tests += [f"{'not ' if m.training else ''}{_name(names, vars(m))}['training']" for m in readers]
-    kept = _Kept(tensors, places, roots, tensors if every else some)
+    kept = _Kept(tensors, places, wrappers, roots, tensors if every else some)
     names.update(_pw_handles=RemovableHandle, _pw_hooks=hooks, _pw_bound=tuple(tensors))
     names.update(_pw_check=kept.unchanged.check, _pw_kept=kept)
     source = "\n".join(
@@ -78,15 +87,18 @@ class _Kept:
         self,
         tensors: Sequence[torch.Tensor],
         places: Sequence[Sequence[Place]],
+        wrappers: Sequence[tuple[Place | None, torch.Tensor]],
         roots: Sequence[torch.nn.Module],
         some: Sequence[torch.Tensor],
     ) -> None:
         pairs = zip(tensors, places, strict=True)
         entries = [(p.dictionary(), p.key, t) for t, known in pairs for p in known if p.holder]
+        entries += [(p.dictionary(), p.key, t) for p, t in wrappers if p is not None and p.holder]
+        self._kinds = [(tensor, kind_of(tensor)) for _, tensor in wrappers]
         parents = [m._modules for root in roots for m in root.modules() if m._modules]
         self._children = [(children, list(children.values())) for children in parents]
         self._entries = entries
-        found = [d for d, _, _ in entries] + parents
+        found = [d for d, _, _ in entries] + parents + [vars(t) for t, _ in self._kinds]
         self.unchanged = DictGuard(list({id(d): d for d in found}.values()), tensors, some)
 
     def look_again(self) -> bool:
@@ -99,6 +111,8 @@ class _Kept:
 
     def _is_as_it_was(self) -> bool:
         if any(d.get(key) is not tensor for d, key, tensor in self._entries):
+            return False
+        if any(descriptions_differ(kind_of(tensor), kind) for tensor, kind in self._kinds):
             return False
         for children, was in self._children:
             now = list(children.values())

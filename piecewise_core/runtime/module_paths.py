@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-__all__ = ["Place", "mode_readers", "places_of", "tree_of"]
+from piecewise_core.graph.wrappers import held_by, is_wrapper
+
+__all__ = ["InnerPlace", "Place", "mode_readers", "outer_places", "places_of", "tree_of"]
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,45 @@ class Place:
         return vars(owner) if self.holder == "" else getattr(owner, self.holder)
 
 
+@dataclass(frozen=True)
+class InnerPlace(Place):
+    """Where a tensor lies that another, at ``outer``, wraps: an attribute of that one."""
+
+    outer: Place
+
+    def dictionary(self) -> dict[str, Any]:
+        """The dict of the tensor around it, as it is now."""
+        return vars(self.wrapper())
+
+    def owner(self) -> torch.nn.Module:
+        """The module that holds the outermost tensor now. Raises KeyError when that is gone."""
+        return self.outer.owner()
+
+    def wrapper(self) -> torch.Tensor:
+        """The tensor around it now. Raises KeyError when it is gone."""
+        found = self.outer.dictionary()[self.outer.key]
+        if not isinstance(found, torch.Tensor):
+            raise KeyError(self.outer.key)
+        return found
+
+
+def _inner(place: Place, wrapper: torch.Tensor) -> Iterator[tuple[torch.Tensor, Place]]:
+    """The tensors that ``wrapper``, which lies at ``place``, holds, however deep."""
+    for name, held in held_by(wrapper).items():
+        if vars(wrapper).get(name) is not held:
+            continue
+        path = (*place.path, place.key)
+        inner = InnerPlace(place.root, path, "wrapper", name, place)
+        yield held, inner
+        if is_wrapper(held):
+            yield from _inner(inner, held)
+
+
 def places_of(roots: Sequence[torch.nn.Module]) -> dict[int, list[Place]]:
-    """Every place of every tensor in the module trees, by the tensor's id."""
+    """Every place of every tensor in the module trees, by the tensor's id.
+
+    Those that other tensors wrap are among them.
+    """
     found: dict[int, list[Place]] = {}
     seen: set[int] = set()
 
@@ -48,7 +87,11 @@ def places_of(roots: Sequence[torch.nn.Module]) -> dict[int, list[Place]]:
             held = vars(module) if holder == "" else getattr(module, holder)
             for key, value in held.items():
                 if isinstance(value, torch.Tensor):
-                    found.setdefault(id(value), []).append(replace(place, key=key))
+                    at = replace(place, key=key)
+                    found.setdefault(id(value), []).append(at)
+                    if is_wrapper(value):
+                        for held, inner in _inner(at, value):
+                            found.setdefault(id(held), []).append(inner)
         for name, child in module._modules.items():
             if child is not None:
                 walk(root, child, (*path, name))
@@ -56,6 +99,18 @@ def places_of(roots: Sequence[torch.nn.Module]) -> dict[int, list[Place]]:
     for root in roots:
         walk(root, root, ())
     return found
+
+
+def outer_places(places: Iterable[Sequence[Place]]) -> list[Place]:
+    """Where the tensors lie that are around those at ``places``, each once."""
+    found: dict[Place, None] = {}
+    waiting = [place for known in places for place in known]
+    while waiting:
+        place = waiting.pop()
+        if isinstance(place, InnerPlace) and place.outer not in found:
+            found[place.outer] = None
+            waiting.append(place.outer)
+    return list(found)
 
 
 def tree_of(roots: Sequence[torch.nn.Module]) -> list[tuple[torch.nn.Module, bool]]:

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 
 from piecewise_core.errors import UnsupportedModule
-from piecewise_core.runtime.attribute_paths import holders_of
+from piecewise_core.graph.wrappers import descriptions_differ, is_wrapper, kind_of, unusual
+from piecewise_core.runtime.attribute_paths import globals_holding, holders_of
 from piecewise_core.runtime.closure_walk import Anchor, roots_of
 from piecewise_core.runtime.guard_source import guard_function
 from piecewise_core.runtime.hooks import HookWatch
-from piecewise_core.runtime.module_paths import Place, places_of, tree_of
-from piecewise_core.torch_compat.dispatcher import is_traceable_wrapper_subclass, no_torch_function
+from piecewise_core.runtime.module_paths import Place, outer_places, places_of, tree_of
+from piecewise_core.torch_compat.dispatcher import no_torch_function
 from piecewise_core.torch_compat.storages import memory_key
 
 __all__ = ["Parameters", "roots_of"]
@@ -55,6 +56,9 @@ class Parameters:
         self._every = every
         self._tensors: list[torch.Tensor] = []
         self._kinds: list[Any] = []
+        self._wrappers: list[torch.Tensor] = []
+        self._outer: list[tuple[Place, Any]] = []
+        self._kept: list[tuple[torch.Tensor, dict[str, Any], Any]] = []
         self._place: dict[int, int] = {}
         self._places: list[list[Place]] = []
         self._tree = tree_of(self._roots)
@@ -74,11 +78,16 @@ class Parameters:
         """The same tensors, for a trace to add to while calls go by these."""
         made = copy.copy(self)
         made._tensors, made._kinds = list(self._tensors), list(self._kinds)
-        made._place = dict(self._place)
+        made._place, made._wrappers = dict(self._place), list(self._wrappers)
         return made
 
-    def add(self, tensor: torch.Tensor) -> int:
-        """The place of ``tensor`` among the bound ones; new ones go last."""
+    def add(self, tensor: torch.Tensor, of: torch.Tensor | None = None) -> int:
+        """The place of ``tensor`` among the bound ones; new ones go last.
+
+        ``of``: the tensor that wraps it. Raises UnsupportedModule.
+        """
+        if of is not None and is_wrapper(of) and not any(of is known for known in self._wrappers):
+            self._take_apart(of)
         if id(tensor) not in self._place:
             if _has_own_dispatch(tensor):
                 raise UnsupportedModule(self._own_dispatch(tensor))
@@ -86,6 +95,15 @@ class Parameters:
             self._tensors.append(tensor)
             self._kinds.append(_kind(tensor))
         return self._place[id(tensor)]
+
+    def _take_apart(self, wrapper: torch.Tensor) -> None:
+        """Know one wrapper more. Raises UnsupportedModule for one that cannot be looked after."""
+        why = unusual(wrapper)
+        if not why and id(wrapper) not in places_of(self._roots) and not self._held([wrapper]):
+            why = "nothing that the model reaches by name holds it"
+        if why:
+            raise UnsupportedModule(f"{self._own_dispatch(wrapper)}. It is not taken apart: {why}")
+        self._wrappers.append(wrapper)
 
     def _own_dispatch(self, tensor: torch.Tensor) -> str:
         places = places_of(self._roots).get(id(tensor), [])
@@ -110,17 +128,38 @@ class Parameters:
         self._hooks = HookWatch(self._called)
         self._shared = _sharing(self._tensors)
         self._holders = (*self._anchors, *self._loose())
+        outer = [(p, p.dictionary()[p.key]) for p in outer_places(self._places)]
+        kept = [a.value for a in self._holders if is_wrapper(a.value)]
+        self._outer = [(place, kind_of(tensor)) for place, tensor in outer]
+        self._kept = [(tensor, vars(tensor), kind_of(tensor)) for tensor in kept]
+        self._wrappers = list({id(t): t for t in (*kept, *(t for _, t in outer))}.values())
+        around = (*outer, *((None, tensor) for tensor in kept))
         self.read = guard_function(
-            self._tensors, self._places, self._roots, self._hooks, self._holders, self._every
+            self._tensors,
+            self._places,
+            around,
+            self._roots,
+            self._hooks,
+            self._holders,
+            self._every,
         )
 
     def _loose(self) -> list[Anchor]:
         """Where tensors lie that neither a module tree nor an anchor holds."""
         known = {id(a.value) for a in self._anchors}
         pairs = zip(self._tensors, self._places, strict=True)
-        loose = [t for t, places in pairs if not places and id(t) not in known]
-        modules = (vars(m) for root in self._roots for m in root.modules())
-        return holders_of(loose, (*self._objects, *modules)) if loose else []
+        return self._held([t for t, places in pairs if not places and id(t) not in known])
+
+    def _held(self, tensors: Sequence[torch.Tensor]) -> list[Anchor]:
+        """The entries that lead to ``tensors`` from what the model reaches."""
+        if not tensors:
+            return []
+        modules = [m for root in self._roots for m in root.modules()]
+        starts = (*(a.value for a in self._anchors if is_wrapper(a.value)), *self._objects)
+        found = holders_of(tensors, (*starts, *map(vars, modules)))
+        known = {id(anchor.value) for anchor in found}
+        left = [tensor for tensor in tensors if id(tensor) not in known]
+        return found + globals_holding(left, modules) if left else found
 
     @property
     def loose(self) -> set[int]:
@@ -136,6 +175,10 @@ class Parameters:
         memory than did; nothing is changed then.
         """
         moved = any(anchor.moved() for anchor in self._holders)
+        moved = moved or any(
+            vars(t) is not held or descriptions_differ(kind_of(t), kind)
+            for t, held, kind in self._kept
+        )
         if moved or self._tree != tree_of(self._roots) or self._hooks.changed():
             return False
         try:
@@ -143,12 +186,15 @@ class Parameters:
                 places[0].dictionary()[places[0].key] if places else tensor
                 for tensor, places in zip(self._tensors, self._places, strict=True)
             ]
+            around = [(kind_of(p.dictionary()[p.key]), was) for p, was in self._outer]
             twins = [
                 p.dictionary()[p.key] is t
                 for t, ps in zip(now, self._places, strict=True)
                 for p in ps
             ]
         except (KeyError, AttributeError):
+            return False
+        if any(descriptions_differ(*pair) for pair in around):
             return False
         if not all(twins) or [_kind(t) for t in now] != self._kinds:
             return False
@@ -161,14 +207,14 @@ class Parameters:
 
     def need_grad(self) -> bool:
         """Whether a bound tensor requires gradients."""
-        return any(t.requires_grad for t in self._tensors)
+        return any(t.requires_grad for t in (*self._tensors, *self._wrappers))
 
 
 def _has_own_dispatch(tensor: torch.Tensor) -> bool:
     """Whether operators on the tensor do, or return, something of its class's own."""
     kind = type(tensor)
     plain = kind is torch.Tensor or kind.__torch_function__ is no_torch_function
-    return not plain or is_traceable_wrapper_subclass(tensor)
+    return not plain or is_wrapper(tensor)
 
 
 def _kind(tensor: Any) -> Any:

@@ -10,7 +10,7 @@ import torch
 from piecewise_core.errors import BundleMismatch
 from piecewise_core.graph.identity import tensor_facts
 from piecewise_core.graph.savable import NotSavable
-from piecewise_core.runtime.module_paths import Place, places_of
+from piecewise_core.runtime.module_paths import InnerPlace, Place, places_of
 from piecewise_core.torch_compat.storages import memory_key
 
 __all__ = ["find_held", "write_held"]
@@ -31,6 +31,8 @@ def write_held(
                 f"a tensor of {tensor.dtype}, shape {tuple(tensor.shape)}, that the model reaches "
                 "otherwise than as a parameter, buffer or attribute of a module: make it a buffer"
             )
+        if isinstance(known[0], InnerPlace):
+            raise NotSavable(_wrapped(known[0]))
         memory = first.setdefault(memory_key(tensor), place)
         places = [[number[id(p.root)], list(p.path), p.holder, p.key] for p in known]
         found.append({"places": places, "kind": tensor_facts(tensor), "memory": memory})
@@ -66,6 +68,14 @@ def find_held(
             )
         tensors.append(tensor)
     return tensors
+
+
+def _wrapped(place: InnerPlace) -> str:
+    return (
+        f'"{_name(place.outer)}", a {type(place.wrapper()).__name__} that wraps other tensors: '
+        "what its class does with them is part of the trace, and nothing on disk would say whether "
+        "it still does that"
+    )
 
 
 def _at(place: Place) -> torch.Tensor:

@@ -71,14 +71,32 @@ def test_weights_that_torchao_quantised_are_served_through_the_door(kind):
         torch.testing.assert_close(through(x), model(x))
 
 
+@pytest.mark.parametrize("kind", ["Int8WeightOnlyConfig", "Float8WeightOnlyConfig"])
+@pytest.mark.parametrize("serve", [pw.compile, pw.record])
 @pytest.mark.filterwarnings("ignore")  # torchao's own
-def test_quantised_weights_are_refused_by_name_where_the_door_would_serve_them():
+def test_weights_that_torchao_quantised_are_served_and_captured(kind, serve):
     ao = pytest.importorskip("torchao.quantization")
-    model = torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Linear(64, 32)).eval()
-    ao.quantize_(model, ao.Int8WeightOnlyConfig())
-    said = r'"1\.weight" is a Int8Tensor.*torch\.compile\(model, backend="piecewise"\)'
-    with pytest.raises(pw.errors.UnsupportedModule, match=said):
-        pw.compile(model, pw.Config(compiler="eager"))(torch.randn(3, 64))
+    layers = [torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 32)]
+    model = torch.nn.Sequential(*layers).eval()
+    sizes = {"capture_sizes": [3], "capture_max": False}
+    config = pw.Config(dynamic={"input": {0: pw.Dim("rows", max=16)}}, compiler="eager", **sizes)
+    fast = serve(model, config, platform=SimulatedPlatform())
+
+    def check():
+        for rows in (3, 3, 1, 3, 8):
+            x = torch.randn(rows, 64)
+            torch.testing.assert_close(fast(x), model(x))
+
+    check()  # as it was
+    ao.quantize_(model, getattr(ao, kind)())
+    check()
+    fast.restore()
+    check()
+    model[0].weight.scale.mul_(2)
+    check()
+    model.load_state_dict({n: t.clone() for n, t in model.state_dict().items()}, assign=True)
+    check()
+    assert fast.stats().calls["replayed"] > 2
 
 
 @pytest.mark.filterwarnings("ignore")  # its own
