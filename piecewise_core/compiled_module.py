@@ -11,6 +11,7 @@ import torch
 
 from piecewise_core.compiled import Controls
 from piecewise_core.errors import UnsupportedModule
+from piecewise_core.frontend.bypasses import Bypasses, watched_methods
 from piecewise_core.frontend.session import Session
 from piecewise_core.runtime.hooks import call_is_forward
 from piecewise_core.torch_compat.dynamo import OptimizedModule
@@ -36,8 +37,9 @@ class CompiledModule(Controls, _Model):
     out of the attributes that both modules share.
     """
 
-    __slots__ = ("_pw_make", "_pw_original", "_pw_session")
+    __slots__ = ("_pw_bypasses", "_pw_make", "_pw_original", "_pw_session")
 
+    _pw_bypasses: Bypasses
     _pw_make: Callable[..., Session]
     _pw_original: torch.nn.Module
 
@@ -69,7 +71,7 @@ def compiled_module(model: torch.nn.Module, make: Callable[..., Session]) -> Com
         return self._pw_session(*args, **kwargs)
 
     names = ("__module__", "__qualname__", "__doc__")
-    members = {name: getattr(kind, name) for name in names}
+    members = watched_methods(kind) | {name: getattr(kind, name) for name in names}
     members |= {"forward": forward, "__new__": _of_kind(kind)}
     if kind.__call__ is torch.nn.Module.__call__:
         members["__call__"] = _call
@@ -81,7 +83,9 @@ def compiled_module(model: torch.nn.Module, make: Callable[..., Session]) -> Com
     object.__setattr__(compiled, "__dict__", model.__dict__)
     object.__setattr__(compiled, "_pw_original", model)
     object.__setattr__(compiled, "_pw_make", make)
-    object.__setattr__(compiled, "_pw_session", make(model.forward))
+    session = make(model.forward)
+    object.__setattr__(compiled, "_pw_session", session)
+    object.__setattr__(compiled, "_pw_bypasses", Bypasses(session, model, set()))
     return compiled
 
 

@@ -123,7 +123,7 @@ def test_a_sentence_transformer_compiled_by_its_own_method_encodes_texts_of_any_
 
 
 @pytest.mark.filterwarnings("ignore")  # peft's own
-def test_generate_with_an_adapter_of_peft_is_served_by_the_model_inside():
+def test_generate_with_an_adapter_of_peft_is_served_by_the_model_inside(caplog):
     peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
@@ -136,6 +136,10 @@ def test_generate_with_an_adapter_of_peft_is_served_by_the_model_inside():
     got = fast.generate(ids, cache_implementation="static", **settings)
     assert got.tolist() == adapted.generate(input_ids=ids, **settings).tolist()
     assert fast.stats().calls["compiled_range"] == 4
+    around = pw.compile(adapted, pw.Config(compiler="eager"))
+    with caplog.at_level("WARNING", "piecewise_core"):
+        assert around.generate(input_ids=ids, **settings).tolist() == got.tolist()
+    assert "pw.compile(model.base_model.model, config), and call its generate()" in caplog.text
 
 
 @pytest.mark.filterwarnings("ignore")  # diffusers' own
