@@ -46,17 +46,10 @@ def guard_function(
         # equal one compares equal.
         apart = [place for place in known if place.holder == "" or tensor.numel() == 1]
         tests += [f"{_item(names, place)} is not {_name(names, tensor)}" for place in apart]
-    for place, tensor in wrappers:
-        if place is not None and (place.holder == "" or tensor.numel() == 1):
-            tests.append(f"{_item(names, place)} is not {_name(names, tensor)}")
-        # torch swaps what two tensors are, attributes and all, where it moves or loads them.
-        own = _name(names, vars(tensor))
-        tests.append(f"{_name(names, tensor)}.__dict__ is not {own}")
+    tests += _wrapper_tests(names, wrappers)
     tests += [_anchor_test(names, anchor) for anchor in anchors]
     tests += [f"len({_name(names, d)}) != {len(d)}" for d in hooks.hooked()]
-    # torch.compile's modules have no mode of their own: they pass on that of what they hold.
-    readers = [m for m in mode_readers(roots) if "training" in vars(m)]
-    tests += [f"{'not ' if m.training else ''}{_name(names, vars(m))}['training']" for m in readers]
+    tests += _mode_tests(names, roots)
     kept = _Kept(tensors, places, wrappers, roots, tensors if every else some)
     names.update(_pw_handles=RemovableHandle, _pw_hooks=hooks, _pw_bound=tuple(tensors))
     names.update(_pw_check=kept.unchanged.check, _pw_kept=kept)
@@ -119,6 +112,25 @@ class _Kept:
             if len(now) != len(was) or any(a is not b for a, b in zip(now, was, strict=True)):
                 return False
         return True
+
+
+def _mode_tests(names: dict[str, Any], roots: Sequence[torch.nn.Module]) -> list[str]:
+    # torch.compile's modules have no mode of their own: they pass on that of what they hold.
+    readers = [m for m in mode_readers(roots) if "training" in vars(m)]
+    return [f"{'not ' if m.training else ''}{_name(names, vars(m))}['training']" for m in readers]
+
+
+def _wrapper_tests(
+    names: dict[str, Any], wrappers: Sequence[tuple[Place | None, torch.Tensor]]
+) -> list[str]:
+    tests = []
+    for place, tensor in wrappers:
+        if place is not None and (place.holder == "" or tensor.numel() == 1):
+            tests.append(f"{_item(names, place)} is not {_name(names, tensor)}")
+        # torch swaps what two tensors are, attributes and all, where it moves or loads them.
+        own = _name(names, vars(tensor))
+        tests.append(f"{_name(names, tensor)}.__dict__ is not {own}")
+    return tests
 
 
 def _anchor_test(names: dict[str, Any], anchor: Anchor) -> str:
