@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from piecewise_core.frontend.status import Status
     from piecewise_core.frontend.warmup import WarmupReport
     from piecewise_core.planner.histogram import Histogram
+    from piecewise_core.planner.planning import plan
+    from piecewise_core.planner.sizeplan import SizePlan
     from piecewise_core.protocols import AbstractPiecewiseBackend
 
 __version__ = "0.1.0"
@@ -45,6 +47,7 @@ __all__ = [
     "PiecewiseBackend",
     "Range",
     "SaveReport",
+    "SizePlan",
     "Stats",
     "Status",
     "WarmupReport",
@@ -53,6 +56,7 @@ __all__ = [
     "dynamo_graphs",
     "errors",
     "load",
+    "plan",
     "record",
 ]
 
@@ -65,11 +69,13 @@ _LAZY = {
     "Histogram": "planner.histogram",
     "PiecewiseBackend": "backend",
     "SaveReport": "bundle.save",
+    "SizePlan": "planner.sizeplan",
     "Status": "frontend.status",
     "WarmupReport": "frontend.warmup",
     "compile": "api",
     "dynamo_graphs": "frontend.door.registry",
     "load": "api",
+    "plan": "planner.planning",
     "record": "api",
 }
 

@@ -16,6 +16,7 @@ from piecewise_core.cli.conformance import conformance
 from piecewise_core.cli.doctor import doctor
 from piecewise_core.cli.new_compiler import new_compiler
 from piecewise_core.cli.new_platform import new_platform
+from piecewise_core.cli.planning import plan
 
 __all__ = ["main"]
 
@@ -33,6 +34,7 @@ main.add_command(conformance)
 main.add_command(doctor)
 main.add_command(new_compiler)
 main.add_command(new_platform)
+main.add_command(plan)
 
 if __name__ == "__main__":
     main(prog_name="piecewise")

@@ -98,6 +98,8 @@ def _csv(stream: TextIO, columns: Sequence[str]) -> Histogram:
     cells = _split(first)
     named = not all(map(_NUMBER.match, cells))
     if not named:
+        if columns:
+            raise PlanError(f"its columns have no names, as {', '.join(columns)}; leave those out")
         stream.seek(0)
     rows = _rows(stream, len(cells), bool(columns))
     return _table(cells, rows, columns) if named else _unnamed(rows)
