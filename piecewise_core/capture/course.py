@@ -54,6 +54,7 @@ class Course:
         """The run was given up and starts anew."""
         self._steps: list[str] = []
         self._result = ""
+        self._is_over = False
         self._numbers: Any = WeakIdKeyDictionary()
         self._count = 0
         self._memory: dict[int, tuple[StorageWeakRef, int]] = {}
@@ -93,6 +94,7 @@ class Course:
 
     def returned(self, result: Any) -> None:
         """The run is over."""
+        self._is_over = True
         self._result = self._text(result)
 
     def is_like(self, other: Course) -> bool:
@@ -147,7 +149,9 @@ class Course:
     def _tensor(self, tensor: torch.Tensor, lifts: bool) -> str:
         known = self._numbers.get(tensor)
         if known is not None:
-            return f"%{known} {tuple(tensor.shape)}"
+            # What is handed back as it is, is the caller's tensor. A copy of it is not.
+            itself = self._is_over and any(tensor is given for given in self._inputs)
+            return f"%{known} {tuple(tensor.shape)} {itself}"
         number = self._meet(tensor)
         if lifts:
             with without_modes():  # others that look are shown what the model does alone

@@ -106,7 +106,7 @@ class Effects:
         if self._lines is not None:
             self._lines.saw(found)
         self._made.update({id(tensor): tensor for tensor in found})
-        self.memory.made(found, tensors(given))
+        self.memory.made(found, tensors(given), self._script.step)
 
     def writes(self, fn: Any, args: Any, kwargs: Any, current: str) -> None:
         """Keep a copy of memory that is about to be written and that the run did not make.
@@ -118,12 +118,26 @@ class Effects:
         found = written(fn, args, kwargs)
         if self._lines is not None:
             self._lines.saw(found)
-        if self._second and self.is_given(found):
+        if self._second and self._is_given(found):
             raise CaptureFailed(another_path(current))
         self.data.apart(found)
         self.memory.about_to_write(found, tensors((args, kwargs)), keep=not self._second)
 
-    def is_given(self, found: Iterable[torch.Tensor]) -> bool:
+    def ends_otherwise(self, results: list[torch.Tensor]) -> bool:
+        """Whether the second run gives data that the first did not give.
+
+        Raises CaptureFailed where it goes on from what the first left and leaves it anew.
+        """
+        self.memory.read(results)
+        if self.memory.carried and self.memory.carried & self._script.repeated():
+            raise CaptureFailed(
+                "the function goes on from a tensor that its run before made and put into an "
+                "attribute, a list or the like, and puts another one in its place: no replay does. "
+                "Write to one tensor in place (self.state.copy_(new)), or such calls run as written"
+            )
+        return self._is_given(results)
+
+    def _is_given(self, found: Iterable[torch.Tensor]) -> bool:
         """Whether one of ``found`` is data that the first run neither wrote to nor returned."""
         return any(memory_key(t) in self.data.given for t in found)
 

@@ -64,6 +64,11 @@ class Questions:
     def asked(self, func: Any, args: Any) -> None:
         """``func`` is called. Raises CaptureFailed where the answer is another at every call."""
         name = question(func)
+        if name == "__set__" and func == torch.Tensor.data.__set__:  # type: ignore[attr-defined]
+            raise CaptureFailed(
+                "the function sets Tensor.data, which changes a tensor object and no memory: no "
+                "replay does. Write to it in place (tensor.copy_(new)); such calls run as written"
+            )
         self._asked.add(name)
         tensor = args[0] if args else None
         if name == "untyped_storage" and _is_pickled(sys._getframe(3)):

@@ -17,18 +17,20 @@ class RunMemory:
 
     def __init__(self) -> None:
         # Weak: a run must free its memory as it goes. A number is not given out again meanwhile.
-        self._made: dict[int, StorageWeakRef] = {}
+        self._made: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._earlier: dict[int, tuple[StorageWeakRef, int]] = {}
         self._outside: dict[int, torch.Tensor] = {}
         self._before: list[tuple[torch.UntypedStorage, torch.UntypedStorage | None]] = []
         self._derived: dict[int, StorageWeakRef] = {}
 
     def begin_again(self) -> None:
         """What the first run made and the second finds is from outside: a table made once."""
-        self._made.clear()
+        self._made, self._earlier = {}, self._made
         self._outside.clear()
 
     def forget(self) -> None:
         """Let go of every tensor."""
+        self._made.clear()
         self.begin_again()
         self._before.clear()
         self._derived.clear()
@@ -43,15 +45,18 @@ class RunMemory:
             if memory_key(tensor) not in self._made:
                 self._outside.setdefault(id(tensor), tensor)
 
-    def made(self, results: Iterable[torch.Tensor], given: Iterable[torch.Tensor]) -> None:
-        """New memory among results; a view of what was given is no new memory."""
+    def made(
+        self, results: Iterable[torch.Tensor], given: Iterable[torch.Tensor], step: int
+    ) -> None:
+        """New memory among results of ``step``; a view of what was given is no new memory."""
         old = {memory_key(t) for t in given}
         storages = [tensor.untyped_storage() for tensor in results]
         if not old.isdisjoint(self._derived):
             self._derive(storages)
         for storage in storages:
             if storage_key(storage) not in old and storage_key(storage) not in self._made:
-                self._made[storage_key(storage)] = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+                weak = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+                self._made[storage_key(storage)] = weak, step
 
     def about_to_write(
         self, found: Iterable[torch.Tensor], given: Iterable[torch.Tensor], *, keep: bool
@@ -85,6 +90,12 @@ class RunMemory:
     def derived(self) -> frozenset[int]:
         """The inputs' memory, and what was computed from it, in both runs."""
         return frozenset(self._derived)
+
+    @property
+    def carried(self) -> set[int]:
+        """The steps of the first run whose memory the second read."""
+        memory = map(memory_key, self._outside.values())
+        return {self._earlier[key][1] for key in memory if key in self._earlier}
 
     @property
     def outside(self) -> tuple[torch.Tensor, ...]:

@@ -26,10 +26,24 @@ class Script:
     def __init__(self) -> None:
         self._lines: list[tuple[Any, ...]] = []
         self._place: int | None = None
+        self._found: list[int] = []
 
     def begin(self) -> None:
         """The second run begins."""
         self._place = 0
+
+    @property
+    def step(self) -> int:
+        """The number of the operator that was called last, in the first run."""
+        return len(self._lines) - 1
+
+    def repeated(self) -> set[int]:
+        """The steps of the first run that the second called too, whichever it left out."""
+        latest, end = set(), len(self._lines)
+        for line in reversed([self._lines[step] for step in self._found]):
+            end = max(step for step in range(end) if self._lines[step] == line)
+            latest.add(end)
+        return latest & set(self._found)
 
     def note(self, fn: Any, args: Any, kwargs: Any) -> None:
         """An operator is called. Raises CaptureFailed where the first run did not call it so."""
@@ -41,6 +55,7 @@ class Script:
             self._place = self._lines.index(line, self._place) + 1
         except ValueError:
             raise CaptureFailed(_differs(line, self._lines[self._place :])) from None
+        self._found.append(self._place - 1)
 
 
 def _line(fn: Any, args: Any, kwargs: Any) -> tuple[Any, ...]:

@@ -7,13 +7,16 @@ made of others (composite), which a mode is not shown in inference mode; those a
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from piecewise_core.capture.calls import ValueRead, tensors, written
+from piecewise_core.capture.calls import ValueRead, mapped, tensors, written
 from piecewise_core.graph.composite import composite_kernel
-from piecewise_core.torch_compat.dispatcher import TorchDispatchMode
+from piecewise_core.torch_compat.dispatcher import TorchDispatchMode, without_modes
+from piecewise_core.torch_compat.fakes import FakeTensorMode
 from piecewise_core.torch_compat.operators import schema_of, schema_or_none
 from piecewise_core.torch_compat.storages import memory_key
 
@@ -28,6 +31,7 @@ _PLACES = {
 """Operators that read memory of the CPU and say so nowhere, by the argument whose."""
 
 _UNTAGGED = "aten::is_nonzero"
+_TORCHS = ("aten", "prim", "prims", "profiler")
 _MASKS = (torch.bool, torch.uint8)
 
 
@@ -47,14 +51,29 @@ def values_read(fn: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:
         given = dict(zip(names, args, strict=False)) | dict(kwargs)
         return tensors(given.get(place))
     tells = torch.Tag.data_dependent_output in fn.tags or schema.name == _UNTAGGED
-    return tensors((args, kwargs)) if tells or _tells_python(fn, schema) else []
+    tells = tells or _tells_python(fn, schema) or _sizes_itself(fn, args, kwargs)
+    return tensors((args, kwargs)) if tells else []
 
 
 def _tells_python(fn: Any, schema: Any) -> bool:
     """Whether an operator of the user's returns what is no tensor."""
-    if fn.namespace in ("aten", "prim", "prims", "profiler"):
+    if fn.namespace in _TORCHS:
         return False  # of these, sizes and the like: those that read values say so
     return any("Tensor" not in str(each.type) for each in schema.returns)
+
+
+def _sizes_itself(fn: Any, args: Any, kwargs: Any) -> bool:
+    """Whether values decide how large a result of the user's operator is, by its fake kernel."""
+    if fn.namespace in _TORCHS:
+        return False  # those say so by a tag
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    with without_modes(), mode:
+        try:
+            args, kwargs = mapped((args, kwargs), partial(mode.from_tensor, static_shapes=True))
+            result = fn(*args, **kwargs)
+        except Exception:  # it has none, and says nothing
+            return False
+    return any(type(size) is not int for t in tensors(result) for size in t.shape)
 
 
 def _sized_by(fn: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:

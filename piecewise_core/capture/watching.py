@@ -114,7 +114,7 @@ class WatchingRecorder(Recorder):
         with self._watched():
             result = run()
         self._end()
-        if self._seen != len(self._results) or self._effects.is_given(tensors(result)):
+        if self._seen != len(self._results) or self._effects.ends_otherwise(tensors(result)):
             raise CaptureFailed(another_path(self.current))
         return result
 

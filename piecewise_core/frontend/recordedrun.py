@@ -13,9 +13,10 @@ from piecewise_core.capture.collectives import without_handles
 from piecewise_core.capture.course import Course
 from piecewise_core.capture.lines import Lines
 from piecewise_core.capture.watching import WatchingRecorder
-from piecewise_core.errors import CaptureFailed
-from piecewise_core.frontend.results import arguments, result_code, tensors_in
+from piecewise_core.errors import CaptureFailed, UnsupportedSideEffect
+from piecewise_core.frontend.results import named_arguments, result_code, spread, tensors_in
 from piecewise_core.graph.binder import Binder
+from piecewise_core.graph.input_mutation import changeable, refuse_changed
 from piecewise_core.graph.padding.runs import Run
 from piecewise_core.ranges import Sizes
 from piecewise_core.replay.replayable import Facts, PaddedCalls, Recording
@@ -105,7 +106,9 @@ class RecordedRun:
         return self._places.get(path, "")
 
     def _called(self, fn: Callable[..., Any], t: Sequence[torch.Tensor]) -> Any:
-        args, kwargs = arguments(self.binder.structure, t)
+        structure = self.binder.structure
+        named = named_arguments(structure, t)
+        args, kwargs = spread(structure, named)
         before = [dict(vars(tensor)) for tensor in t]
         result = without_handles(fn(*args, **kwargs))
         if [dict(vars(tensor)) for tensor in t] != before:
@@ -113,6 +116,10 @@ class RecordedRun:
                 "the function sets attributes of a tensor that it is given, which no replay can do "
                 "to a call's own tensor"
             )
+        try:
+            refuse_changed(structure, [named[name] for name in changeable(structure)], t)
+        except UnsupportedSideEffect as error:
+            raise CaptureFailed(f"{error}; no replay does that to a call's own") from None
         return result
 
     def _note(self, result: Any, recorder: WatchingRecorder) -> None:

@@ -14,7 +14,15 @@ from piecewise_core.graph.outputs import OutputCode, rebuild_code
 from piecewise_core.graph.structure import Constant, Container, Structure
 from piecewise_core.ranges import Sizes
 
-__all__ = ["Padded", "RecordedFacts", "arguments", "result_code", "tensors_in"]
+__all__ = [
+    "Padded",
+    "RecordedFacts",
+    "arguments",
+    "named_arguments",
+    "result_code",
+    "spread",
+    "tensors_in",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,10 +106,20 @@ def _no_bound_tensor(tensor: torch.Tensor) -> int:
 
 def arguments(structure: Structure, tensors: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
     """A call's arguments rebuilt from its structure around ``tensors``."""
+    return spread(structure, named_arguments(structure, tensors))
+
+
+def named_arguments(structure: Structure, tensors: Sequence[Any]) -> dict[str, Any]:
+    """The same, by the names of the parameters."""
+    return {name: _built(node, tensors) for name, node in structure.arguments.items()}
+
+
+def spread(structure: Structure, named: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """``named`` as a call takes them."""
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
     for name, parameter in structure.signature.parameters.items():
-        value = _built(structure.arguments[name], tensors)
+        value = named[name]
         if parameter.kind is parameter.VAR_POSITIONAL:
             args += value
         elif parameter.kind is parameter.VAR_KEYWORD:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import CellType
 from typing import Any
 
-from piecewise_core.runtime.watch import Poll
+from piecewise_core.runtime.watch import Poll, Which
 
 __all__ = ["restore"]
 
@@ -32,7 +32,7 @@ def restore(container: Any, was: Mapping[Any, Any]) -> None:
 def _polled(poll: Poll, answer: Any) -> None:
     if not isinstance(answer, tuple):  # there was none
         return
-    found = answer[1]
+    found = answer[1].tensor if isinstance(answer[1], Which) else answer[1]
     if poll.name == "items" and isinstance(poll.of, (set, deque)):
         poll.of.clear()
         (poll.of.extend if isinstance(poll.of, deque) else poll.of.update)(found)

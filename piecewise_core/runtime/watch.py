@@ -18,7 +18,7 @@ from piecewise_core.graph.entries import entries, items
 from piecewise_core.runtime.dict_guard import native
 from piecewise_core.runtime.slowwatch import Asker
 
-__all__ = ["Outline", "Poll", "Switch", "Watch", "asked", "class_of", "identity"]
+__all__ = ["Outline", "Poll", "Switch", "Watch", "Which", "asked", "class_of", "identity"]
 
 
 class Poll:
@@ -177,9 +177,21 @@ def asked(poll: Poll) -> Any:
     """The answer with its type, or what kind of error there was; of a tensor, which one it is."""
     try:
         found = poll.ask()
-        return type(found), id(found) if isinstance(found, torch.Tensor) else found
+        return type(found), Which(found) if isinstance(found, torch.Tensor) else found
     except Exception as error:  # not there now
         return type(error)
+
+
+class Which:
+    """A tensor as an answer: the same where it is the same object."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Which) and other.tensor is self.tensor
+
+    __hash__ = object.__hash__
 
 
 def _differ(now: Any, was: Any) -> bool:

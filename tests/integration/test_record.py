@@ -780,6 +780,31 @@ def test_a_result_that_depends_on_values_is_refused_at_the_call_never_read_as_it
     same(fast(x), x * 3 if op is many else torch.full((3, 8), 3.0))
 
 
+@torch.library.custom_op("pwrecord::found", mutates_args=())
+def found(x: torch.Tensor, rows: list[torch.Tensor]) -> list[torch.Tensor]:
+    return [x * 2, *(row[row > 0].clone() for row in rows)]
+
+
+@found.register_fake
+def _(x, rows):
+    size = torch.library.get_ctx().new_dynamic_size
+    return [torch.empty_like(x), *(row.new_empty(size()) for row in rows)]
+
+
+@pytest.mark.parametrize("device", ["simulated", "cpu"])
+def test_an_operator_whose_fake_kernel_says_that_values_decide_its_sizes_is_not_captured(device):
+    def fn(x):
+        return torch.ops.pwrecord.found(x, rows=[x[0], x[1] + 1])
+
+    fast = recorded(fn, platform=SimulatedPlatform() if device == "simulated" else device)
+    for _ in range(4):
+        x = torch.randn(4, 8)
+        for got, want in zip(fast(x), fn(x), strict=True):
+            same(got, want)
+    assert fast.stats().calls["replayed"] == 0
+    assert "pwrecord.found" in str(fast.explain())
+
+
 def test_a_function_that_alternates_is_not_captured():
     class Alternating:
         calls = 0

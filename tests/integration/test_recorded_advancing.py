@@ -6,6 +6,7 @@ import io
 import itertools
 import random
 import sys
+import weakref
 from collections import deque
 from types import ModuleType
 
@@ -335,3 +336,129 @@ def test_warm_up_captures_a_function_that_fills_a_table():
     )
     assert len(fast.warmup(torch.ones(4, 4), progress=False).captured) == 2
     torch.testing.assert_close(fast(torch.ones(4, 4)), torch.arange(4.0) + torch.ones(4, 4))
+
+
+class Carries:
+    """Goes on from what its last call left, and leaves it anew; nothing of it is written to."""
+
+    def __init__(self, kind):
+        self.kind = kind
+        self.state = torch.zeros(4)
+        self.listed = [torch.zeros(4)]
+        self.queue = deque([torch.zeros(4)], maxlen=2)
+        self.key = type("Key", (), {})()
+        self.weakly = weakref.WeakKeyDictionary({self.key: torch.zeros(4)})
+        self.slotted = Slotted()
+
+    def __call__(self, x):
+        return getattr(self, self.kind)(x)
+
+    def replaced(self, x):
+        self.state = self.state * 0.5 + x.sum(0)
+        return x + self.state
+
+    def returned(self, x):
+        before, self.state = self.state, x.sum(0) * 3
+        return before
+
+    def appended(self, x):
+        self.listed.append(self.listed[-1] * 0.5 + x.sum(0))
+        return x + self.listed[-1]
+
+    def queued(self, x):
+        self.queue.append(x.sum(0) * 1)
+        return x + sum(self.queue)
+
+    def keyed(self, x):
+        self.weakly[self.key] = self.weakly[self.key] * 0.5 + x.sum(0)
+        return x * self.weakly[self.key]
+
+    def slot(self, x):
+        self.slotted.state = self.slotted.state * 0.5 + x.sum(0)
+        return x + self.slotted.state
+
+    def part(self, x):
+        joined = torch.cat([self.state.expand(1, 4), x])
+        self.state = joined[-1]
+        return joined[:-1] + joined[1:]
+
+    def given(self, x):
+        joined = torch.cat([self.state.expand(1, 4), x])
+        self.state = x[-1]
+        return joined[:-1] + joined[1:]
+
+    def data(self, x):
+        self.state.data = self.state * 0.5 + x.sum(0)
+        return x + self.state
+
+
+class Slotted:
+    __slots__ = ("state",)
+
+    def __init__(self):
+        self.state = torch.zeros(4)
+
+
+@pytest.mark.parametrize("warm", [False, True])
+@pytest.mark.parametrize(
+    "kind",
+    ["replaced", "returned", "appended", "queued", "keyed", "slot", "part", "given", "data"],
+)
+def test_a_function_that_replaces_what_it_goes_on_from_is_not_captured(kind, warm):
+    fast, plain = recorded(Carries(kind), padding="capture_sizes"), Carries(kind)
+    if warm:
+        fast.warmup(torch.full((4, 4), 9.0), progress=False)
+    for number, size in enumerate((4, 4, 8, 3, 4, 8, 4)):
+        torch.manual_seed(number)
+        x = torch.randn(size, 4)
+        torch.testing.assert_close(fast(x), plain(x.clone()), rtol=0, atol=0)
+    assert fast.stats().calls["replayed"] == 0
+    assert fast.explain().dropped
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_table_made_by_operators_that_run_at_every_call_too_is_no_state(warm):
+    class Model:
+        def __init__(self):
+            self.tables = {}
+
+        def __call__(self, x):
+            rows = torch.arange(x.shape[0]).float()[:, None]
+            if len(x) not in self.tables:
+                self.tables[len(x)] = torch.arange(x.shape[0]).float()[:, None].cos()
+            return x + self.tables[len(x)] + rows.cos()
+
+    fast, plain = recorded(Model()), Model()
+    if warm:
+        fast.warmup(torch.ones(4, 4), progress=False)
+    for got, want in zip(run(fast), run(plain), strict=True):
+        assert torch.equal(got, want)
+    assert fast.stats().calls["replayed"] >= 2
+
+
+@pytest.mark.parametrize("write", ["set", "append", "nested", "default"])
+def test_a_container_that_is_an_argument_and_is_changed_is_changed_at_every_call(write):
+    def fn(x, held=[]):  # noqa: B006
+        if write == "nested":
+            held[0]["last"] = x * 2
+        elif write == "set":
+            held[0] = x * 2
+        else:
+            held.append(x.sum(0) * len(held))
+            return x + held[-1]
+        return x + 1
+
+    def calls(model):
+        held = [{"last": torch.zeros(4, 4)}] if write == "nested" else [torch.zeros(4, 4)]
+        for number in range(4):
+            x = torch.full((4, 4), float(number))
+            yield model(x) if write == "default" else model(x, held)
+            yield from (t.clone() for t in values(held) if isinstance(t, torch.Tensor))
+
+    defaults = fn.__defaults__[0]
+    want = [t.clone() for t in calls(fn)]
+    defaults.clear()
+    fast = pw.record(fn, pw.Config(graph_mode="piecewise"), platform=SimulatedPlatform())
+    for got, wanted in zip(calls(fast), want, strict=True):
+        assert torch.equal(got, wanted)
+    assert fast.stats().calls["replayed"] == 0

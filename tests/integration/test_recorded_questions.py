@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import piecewise_core as pw
+from piecewise_core.capture.calls import tensors
 from piecewise_core.testing import SimulatedPlatform
 
 ROWS = {0: pw.Dim("rows", min=0, max=16)}
@@ -266,3 +267,25 @@ def test_many_tensors_are_told_apart():
     xs = [torch.randn(4) for _ in range(7)]
     for each in (xs, [*xs[:-1], xs[0]], xs):
         torch.testing.assert_close(fast(*each), fn(*copy.copy(each)))
+
+
+@pytest.mark.parametrize("first", ["contiguous", "rows apart"])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_conversion_that_may_be_the_input_itself_hands_back_what_it_is_at_this_call(
+    first, wrapped
+):
+    def fn(x):
+        y = x.contiguous()
+        return {"rows": [y, x.reshape(4, 4)]} if wrapped else y
+
+    fast, checked = recorded(fn), 0
+    for name in (first, "contiguous", "rows apart", "transposed", "rows apart", "contiguous"):
+        (x,) = LAYOUTS[name]()
+        result, want = fast(x), fn(x)
+        for got, wanted in zip(tensors(result), tensors(want), strict=True):
+            torch.testing.assert_close(got, wanted, rtol=0, atol=0)
+            assert (got is x) == (wanted is x)
+            assert got.stride() == wanted.stride()
+            checked += 1
+    assert checked
+    assert fast.stats().calls["replayed"]
