@@ -17,6 +17,7 @@ from piecewise_core.torch_compat.targets import (
     check_size,
     enter_inference,
     exit_inference,
+    lowers_version,
     set_grad,
 )
 
@@ -32,6 +33,7 @@ _COMPARISONS = (operator.eq, operator.ne, operator.lt, operator.le, operator.gt,
 def clean(module: torch.fx.GraphModule) -> None:
     """Remove grad-mode switches (everything runs under inference mode) and settled size checks.
 
+
     A size check that tracing settled is a guard already; the regions account for it. Those of
     sizes that depend on data stay. Inside ``torch.func.grad`` the switches stay: it needs them.
     """
@@ -40,7 +42,8 @@ def clean(module: torch.fx.GraphModule) -> None:
     for node in reversed(alone):
         if node.op != "call_function" or node.users:
             continue
-        if node.target in _GRAD_MODE or _is_size_check(node):
+        # Tensors of inference mode have no version to lower.
+        if node.target in _GRAD_MODE or lowers_version(node.target) or _is_size_check(node):
             module.graph.erase_node(node)
     module.recompile()
 

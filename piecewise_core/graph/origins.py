@@ -10,6 +10,7 @@ import sympy
 import torch
 
 from piecewise_core.graph import markers
+from piecewise_core.graph.effects import writes
 from piecewise_core.graph.frame import Capture
 from piecewise_core.graph.input_mutation import refuse_changed
 from piecewise_core.graph.outputs import OutputCode, rebuild_code
@@ -70,10 +71,35 @@ def read_off(
     flat = {id(t): i for i, t in enumerate(stand_ins)}
     inputs = _inputs(captured, seen, flat, bind)
     places = {id(m): i for i, m in enumerate(made) if isinstance(m, torch.Tensor)}
+    itself = _handed_back(output, seen, made)
+    for marker in itself:
+        del places[marker]
+    flat |= {m: flat[id(value)] for m, value in itself.items() if id(value) in flat}
     held = [o for o in objects if not is_plain(o)]
-    code = rebuild_code(result, places, flat, bind, held)
+    code = rebuild_code(
+        result, places, flat, lambda tensor: bind(itself.get(id(tensor), tensor)), held
+    )
     _unwrap_floats(captured.graph.graph, output, code.floats)
     return inputs, code
+
+
+def _handed_back(output: Any, seen: Sequence[Any], made: Sequence[Any]) -> dict[int, torch.Tensor]:
+    """The inputs that are results: what ``x.add_(1)`` gives is ``x``; by the ids of its markers."""
+    given = [n for n in output.graph.nodes if n.op == "placeholder"]
+    values = dict(zip(given, seen, strict=True))
+    found = {}
+    for node, marker in zip(output.args[0], made, strict=True):
+        while writes(node):  # a write gives the tensor object that it wrote to, or none of these
+            example = node.meta.get("example_value")
+            into = (*node.args[:1], node.kwargs.get("out"))
+            node = next((n for n in into if _is_of(n, example)), output)
+        if isinstance(marker, torch.Tensor) and isinstance(values.get(node), torch.Tensor):
+            found[id(marker)] = values[node]
+    return found
+
+
+def _is_of(node: Any, example: Any) -> bool:
+    return isinstance(node, torch.fx.Node) and node.meta.get("example_value") is example
 
 
 def _inputs(

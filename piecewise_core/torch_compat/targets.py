@@ -27,6 +27,7 @@ __all__ = [
     "exit_autocast",
     "exit_inference",
     "is_conversion",
+    "lowers_version",
     "marked_constant",
     "set_grad",
 ]
@@ -46,6 +47,12 @@ PUBLIC_MODULES = {
 def is_conversion(target: Any) -> bool:
     """Whether Dynamo put ``target`` into the graph, between values of numpy's and torch."""
     return type(target).__module__ == "torch._dynamo.utils"
+
+
+def lowers_version(target: Any) -> bool:
+    """Whether Dynamo put ``target`` behind a write to ``Tensor.data``: a version does not count."""
+    name = getattr(target, "__name__", "")
+    return name == "_lower_version_count_by_1" and target.__module__.startswith("torch._dynamo.")
 
 
 def marked_constant(function: Any) -> bool:

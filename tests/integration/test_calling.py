@@ -21,6 +21,7 @@ from transformers.utils import ModelOutput
 
 import piecewise_core as pw
 from piecewise_core.errors import ConfigError, InputMismatch, NotTraced
+from piecewise_core.testing import SimulatedPlatform
 
 ROWS = pw.Dim("rows", 0, 64)
 CONFIG = pw.Config(dynamic={"x": {0: ROWS}}, compiler="eager")
@@ -633,3 +634,66 @@ def test_two_compiled_methods_of_one_function_are_each_traced_once_and_keep_to_t
     shallow = copy.copy(one)
     shallow.factor = 7.0
     assert shallow.prefill(x).tolist() == [7.0] * 3
+
+
+class WritesAndReturns(torch.nn.Module):
+    """Returns what it wrote to, as methods that write give it."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("sums", torch.zeros(6))
+
+    def forward(self, x, y):
+        part = x[1:].mul_(2)
+        torch.add(x, 1, out=y)
+        return x.relu_().add_(1), {"rows": [self.sums.add_(x.sum(0)), part]}, torch.sin(y, out=y)
+
+
+@pytest.mark.parametrize("captured", [(), (4,)], ids=["plain", "captured"])
+@pytest.mark.parametrize("device", ["cpu", "simulated"])
+def test_what_a_write_returns_is_the_tensor_that_it_wrote_to(device, captured):
+    model, plain = WritesAndReturns(), WritesAndReturns()
+    rows = {0: pw.Dim("rows", min=0, max=16)}
+    config = pw.Config(
+        dynamic={"x": rows, "y": rows},
+        capture_sizes=captured,
+        capture_max=False,
+        compiler="eager",
+    )
+    fast = pw.compile(model, config, SimulatedPlatform() if device == "simulated" else device)
+    with torch.inference_mode():
+        for size in (4, 4, 7, 1, 4):
+            x, y = torch.randn(size, 6), torch.randn(size, 6)
+            own = x.clone(), y.clone()
+            got, want = fast(x, y), plain(*own)
+            torch.testing.assert_close(got, want, rtol=0, atol=0)
+            torch.testing.assert_close((x, y), own, rtol=0, atol=0)
+            assert got[0] is x
+            assert got[1]["rows"][0] is model.sums
+            assert got[2] is y
+
+
+@pytest.mark.parametrize("captured", [(), (4,)], ids=["plain", "captured"])
+def test_data_of_a_tensor_may_be_set_in_inference_mode(captured):
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("state", torch.zeros(6))
+
+        def forward(self, x):
+            self.state.data = self.state * 0.5 + x.sum(0)
+            return x + self.state
+
+    model, plain = Model(), Model()
+    config = pw.Config(
+        dynamic={"x": {0: pw.Dim("rows", min=0, max=16)}},
+        capture_sizes=captured,
+        capture_max=False,
+        compiler="eager",
+    )
+    fast = pw.compile(model, config, SimulatedPlatform())
+    with torch.inference_mode():
+        for size in (4, 4, 3, 4):
+            x = torch.randn(size, 6)
+            torch.testing.assert_close(fast(x), plain(x), rtol=0, atol=0)
+            torch.testing.assert_close(model.state, plain.state, rtol=0, atol=0)
