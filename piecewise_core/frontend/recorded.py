@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -15,7 +16,7 @@ from piecewise_core.capture.graphmemory import graph_memory
 from piecewise_core.capture.modes import being_watched
 from piecewise_core.capture.plans import dump_plans
 from piecewise_core.counters import Counters, process_counters
-from piecewise_core.errors import ConfigError, NotTraced
+from piecewise_core.errors import ConfigError, NotTraced, PiecewiseError
 from piecewise_core.frontend.calllock import CallLock
 from piecewise_core.frontend.newform import place_of_call
 from piecewise_core.frontend.recordedcalls import RecordedCalls
@@ -63,6 +64,16 @@ class RecordedFunction(RecordedBooks):
         calls = self._calls
         around = calls.around() if calls.around is not None else None
         return (around or calls.serve)(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RecordedFunction:
+        module = copy.deepcopy(self._module, memo)
+        fn = copy.deepcopy(self._fn, memo) if module is None else module.forward
+        return RecordedFunction(fn, self._setup, module)
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise PiecewiseError(
+            "a recorded function cannot be pickled; pickle the original and record it again"
+        )
 
     # Controls --------------------------------------------------------------------------
 

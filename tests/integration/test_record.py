@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import pickle
 import threading
 import time
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from piecewise_core.errors import (
     NotTraced,
     OpContractBroken,
     OutOfRange,
+    PiecewiseError,
     Sealed,
 )
 from piecewise_core.testing import SimulatedPlatform
@@ -803,6 +805,32 @@ def test_an_operator_whose_fake_kernel_says_that_values_decide_its_sizes_is_not_
             same(got, want)
     assert fast.stats().calls["replayed"] == 0
     assert "pwrecord.found" in str(fast.explain())
+
+
+@pytest.mark.parametrize("kind", ["module", "method", "function"])
+def test_a_deep_copy_of_a_recorded_function_has_state_and_graphs_of_its_own(kind):
+    model = nn.Linear(8, 8).requires_grad_(False)
+    original = {"module": model, "method": model.forward, "function": lambda x: model(x)}[kind]
+    fast = recorded(original, dynamic={0: {0: N}})
+    x = torch.randn(4, 8)
+    same(fast(x), model(x))
+    copied = copy.deepcopy(fast)
+    want = model(x) if kind == "function" else model(x) * 2  # Python copies no function
+    for parameter in copied._module.parameters() if kind == "module" else ():
+        parameter.mul_(2)
+    if kind == "method":
+        copied._fn.__self__.weight.mul_(2)
+        copied._fn.__self__.bias.mul_(2)
+    for _ in range(3):
+        close(copied(x), want)
+        same(fast(x), model(x))
+    assert copied.stats().calls["replayed"] == 3
+    assert fast.stats().calls["replayed"] == 4
+
+
+def test_pickling_a_recorded_function_says_what_to_do():
+    with pytest.raises(PiecewiseError, match="pickle the original and record it again"):
+        pickle.dumps(recorded(torch.sin, dynamic={0: {0: N}}))
 
 
 def test_a_function_that_alternates_is_not_captured():
