@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,10 +12,10 @@ import torch
 import piecewise_core as pw
 from piecewise_core.testing import SimulatedPlatform
 from sweeps.judging import same
+from sweeps.table import FAMILIES
 
 __all__ = ["WAYS", "Family", "families", "served_by_torch"]
 
-LIST = Path(__file__).parents[2] / "families" / "transformers.jsonl"
 SIZES = ({"batch": 2, "length": 7, "target": 5}, {"batch": 1, "length": 12, "target": 3})
 BOUNDS = {
     "batch": pw.Dim("batch", min=1, max=4),
@@ -62,7 +61,7 @@ class Family:
 
 def families() -> dict[str, Family]:
     """Every family of the list, by name."""
-    rows = [json.loads(line) for line in LIST.read_text().splitlines()]
+    rows = [json.loads(line) for line in FAMILIES.read_text().splitlines()]
     return {row["family"]: Family(**row) for row in rows}
 
 

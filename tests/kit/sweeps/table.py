@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-__all__ = ["summary", "table"]
+__all__ = ["FAMILIES", "summary", "table"]
+
+FAMILIES = Path(__file__).parents[2] / "families" / "transformers.jsonl"
+"""The list of model families, a line each."""
 
 Row = dict[str, Any]
 KINDS = ("equal", "refused", "refused by torch too", "wrong", "bare", "hung", "skipped")

@@ -100,6 +100,7 @@ def main() -> None:
         for line in sys.stdin:
             name = line.strip()
             if name.startswith("family:"):
+                _spare_collector()  # each brings modules of its own
                 counts = run_family(name, results, passes)
             else:
                 if not known:
