@@ -46,6 +46,8 @@ def lowered(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Lowered:
         ) from error
     if before != [_place(value) for value in inputs]:
         raise PieceDeclined("it reshapes an input in place")
+    for node, value in zip(traced.graph.find_nodes(op="placeholder"), inputs, strict=True):
+        node.meta.setdefault("val", value)  # make_fx leaves sizes that are ints without
     symbols = _symbols(inputs)
     written = _take_writes_out(traced, promised)
     return Lowered(traced, Results(_layouts(promised, inputs, symbols), written, symbols))

@@ -45,6 +45,27 @@ def stale():
 # Platforms ------------------------------------------------------------------------------------
 
 
+class Alone:
+    """A piece's backend of a vendor's own: no ``runnable``, so it is called at every call."""
+
+    def __init__(self, graph, *given, **kwargs):
+        *_, self.index, _count, self.places, self.general, self.owner = given
+
+    def __call__(self, *args):
+        found = self.owner.table.find(*(args[place] for place in self.places))
+        if found == self.owner.table.miss:
+            return self.general()(*args)
+        return self.owner.compile_piece(self.index, self.owner.targets[found].box)(*args)
+
+
+def test_a_class_that_dispatches_by_itself_has_its_general_graph_made_too():
+    platform = SimulatedPlatform()
+    platform.graphs = None
+    platform.piecewise_backend = Alone
+    name = "test_one_compilation_per_distinct_piece_and_range"
+    assert run(suite_for(platform, level="L1"), name)[name].outcome == "passed"
+
+
 def test_the_package_of_the_kit_is_light():
     code = "import sys, piecewise_core.testing\nprint({'torch', 'pytest'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

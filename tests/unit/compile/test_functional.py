@@ -138,6 +138,15 @@ def test_no_size_is_fixed_where_several_vary():
     assert (fast.stats().declined, fast.stats().compilations) == (0, len(compiler.lowered))
 
 
+def test_every_value_is_told_of_where_a_size_is_fixed_too():
+    fast, compiler = compiled(layers, compile_sizes=(4,))
+    with torch.inference_mode():
+        fast.warmup(torch.randn(4, 8), progress=False)
+    given = [list(one.graph.graph.find_nodes(op="placeholder")) for one in compiler.lowered]
+    (fixed,) = ([n.meta["val"] for n in nodes] for nodes in given if nodes[0].meta["val"] == 4)
+    assert fixed[1].shape == (4, 8)
+
+
 def test_an_empty_batch_is_an_ordinary_size():
     fast, _ = compiled(chunks)
     with torch.inference_mode():
