@@ -21,7 +21,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help check setup demo test lint bench sweep fuzz mutants matrix wheels wheel-test clean
+.PHONY: help check setup demo test lint bench sweep fuzz mutants matrix vendors wheels wheel-test clean
 
 help: ## list the targets
 	@echo 'usage: make TARGET [PYTHON=python3.12] [VENV=.venv]'
@@ -60,6 +60,9 @@ TORCH ?=
 TESTS ?= tests
 matrix: setup ## the tests on every torch from 2.11 on, each in its own environment: make matrix TORCH=2.14 TESTS=tests/unit
 	PYTHONPATH=tests/kit $(PY) tests/kit/matrix.py $(if $(TORCH),--only $(TORCH)) --tests $(TESTS)
+
+vendors: setup ## examples/vendors with OpenVINO and ONNX Runtime: the kit, and MiniLM; installs them into build/vendors
+	$(PY) examples/vendors/check.py
 
 wheels: setup ## wheel and source archive of core and every platform, into dist/
 	rm -rf dist

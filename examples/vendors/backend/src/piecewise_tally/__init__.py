@@ -1,0 +1,1 @@
+"""An example platform that runs its pieces itself."""

@@ -1,0 +1,109 @@
+"""The examples as vendors ship them: installed, held to the conformance kit, serving MiniLM.
+
+``make vendors``. Makes an environment in build/vendors over that of `make setup`, which stays as
+it is. Prints one JSON line last; exit status 1 if anything does not hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import time
+import venv
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+CASES = {
+    "openvino": ("openvino", ["--compiler", "openvino"]),
+    "onnxruntime": ("onnxruntime", ["--compiler", "onnxruntime"]),
+    "tally": ("backend", ["tally", "--level", "L1"]),
+}
+"""Name -> directory, and what the conformance kit is asked."""
+
+
+class Failed(Exception):
+    """A step did not do what it must; the message says what to do."""
+
+
+def environment(folder: Path) -> Path:
+    """The interpreter of an environment that also sees what this one has."""
+    python = folder / "bin" / "python"
+    if not python.exists():
+        venv.EnvBuilder(with_pip=True).create(folder)
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    below = folder / "lib" / version / "site-packages" / "piecewise_setup.pth"
+    here = sysconfig.get_path("purelib")
+    below.write_text(f"import site; site.addsitedir({here!r})\n", encoding="utf-8")
+    return python
+
+
+def install(python: Path, names: list[str]) -> None:
+    """The pinned packages, and the examples themselves, as wheels. Raises Failed."""
+    pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    try:
+        _run([*pip, "-c", str(ROOT / "constraints.txt"), "-r", str(HERE / "requirements.txt")])
+    except Failed as problem:
+        raise Failed(
+            f"{problem}\nthe packages of examples/vendors/requirements.txt cannot be had from "
+            "where pip is set to install; nothing was tested"
+        ) from None
+    projects = [str(HERE / CASES[name][0]) for name in names]
+    _run([*pip, "--no-deps", "--no-build-isolation", "--force-reinstall", *projects])
+
+
+def check(python: Path, name: str, extra: list[str]) -> dict[str, Any]:
+    """The kit, then MiniLM."""
+    _step(f"{name}: conformance")
+    report = ROOT / "build" / f"vendors-{name}.json"
+    command = [str(python), "-m", "piecewise_core.cli.main", "conformance", *CASES[name][1]]
+    _run([*command, "--report", str(report)])
+    _step(f"{name}: MiniLM")
+    answer = _run([str(python), str(HERE / "serve.py"), name, *extra])
+    found: dict[str, Any] = json.loads(answer.splitlines()[-1])
+    reached = json.loads(report.read_text(encoding="utf-8"))["level"]["reached"]
+    return {"level": reached, **found}
+
+
+def _run(command: list[str]) -> str:
+    """Its standard output. Raises Failed with the end of what it said."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PIECEWISE_", "PYTHONPATH"))}
+    kept |= {"HF_HUB_OFFLINE": "1", "PIECEWISE_TALLY": str(int("tally" in command))}
+    done = subprocess.run(command, capture_output=True, text=True, env=kept, cwd=ROOT / "build")
+    if done.returncode:
+        said = (done.stdout + done.stderr)[-3000:].strip()
+        raise Failed(f"{' '.join(command[1:])}\nended with {done.returncode}:\n{said}")
+    return done.stdout
+
+
+def _step(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Check the examples that are named, or all."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(CASES)}")
+    parser.add_argument("--batches", default="12", help="of the demo's 40, the smallest first")
+    options = parser.parse_args()
+    names = options.names or list(CASES)
+    if unknown := set(names) - set(CASES):
+        parser.error(f"no example {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
+    try:
+        (ROOT / "build").mkdir(exist_ok=True)
+        _step("environment in build/vendors")
+        python = environment(ROOT / "build" / "vendors")
+        install(python, names)
+        found = {name: check(python, name, ["--batches", options.batches]) for name in names}
+    except Failed as problem:
+        sys.exit(f"vendors: {problem}")
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The onnxruntime compiler for piecewise."""

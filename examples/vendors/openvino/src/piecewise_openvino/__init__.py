@@ -1,0 +1,1 @@
+"""The openvino compiler for piecewise."""

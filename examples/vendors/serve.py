@@ -1,0 +1,171 @@
+"""MiniLM by one of the example compilers or platforms: every way to its code, against eager.
+
+``check.py`` starts it, in an environment where the example is installed. Prints one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+EXAMPLES = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(EXAMPLES))
+
+import minilm_contenders  # noqa: E402 -- the demo's, which lies beside this directory
+import torch  # noqa: E402
+from demo_text import batches  # noqa: E402
+
+import piecewise_core as pw  # noqa: E402
+
+NAMES = ("input_ids", "attention_mask", "token_type_ids")
+TOLERANCE = 1e-4
+Run = Callable[..., torch.Tensor]
+
+
+class Served:
+    """The model, some batches of text, and what eager makes of them."""
+
+    def __init__(self, count: int, settings: dict[str, Any]) -> None:
+        self.model, tokenizer = minilm_contenders.load()
+        texts = sorted(batches(), key=lambda batch: sum(map(len, batch)))[:count]
+        tokens = [tokenizer(batch, padding=True, return_tensors="pt") for batch in texts]
+        self.inputs = [{name: one[name] for name in NAMES} for one in tokens]
+        self.expected = [self.model(**one).last_hidden_state for one in self.inputs]
+        batch, sequence = (
+            pw.Dim(name, *bounds)
+            for name, bounds in zip(("batch", "sequence"), minilm_contenders.BOUNDS, strict=True)
+        )
+        self.config = {
+            "dynamic": {name: {0: batch, 1: sequence} for name in NAMES},
+            "compile_ranges_endpoints": {"sequence": (16,)},
+            **settings,
+        }
+
+    def compiled(self, folder: Path, **settings: Any) -> Any:
+        """The model, not called yet, with its store in ``folder``."""
+        config = pw.Config(**self.config, cache_dir=str(folder), **settings)
+        return pw.compile(minilm_contenders.load()[0], config)
+
+    def off(self, run: Run) -> float:
+        """Largest difference to eager over real tokens."""
+        return max(
+            float((run(**one) - right).abs()[one["attention_mask"].bool()].max())
+            for one, right in zip(self.inputs, self.expected, strict=True)
+        )
+
+    def off_when_compiled(self, model: Any, patience: float = 600) -> float:
+        """The same for every pass, until all of one ran on what was compiled behind it."""
+        largest, late = 0.0, time.perf_counter() + patience
+        while time.perf_counter() < late:
+            before = model.stats().calls["compiled_range"]
+            largest = max(largest, self.off(hidden(model)))
+            if model.stats().calls["compiled_range"] == before + len(self.inputs):
+                return largest
+            time.sleep(0.5)
+        raise TimeoutError(f"not compiled in the background after {patience} s: {model.stats()}")
+
+    def seconds(self, run: Run) -> float:
+        """One pass over all batches."""
+        begun = time.perf_counter()
+        for one in self.inputs:
+            run(**one)
+        return time.perf_counter() - begun
+
+
+def hidden(model: Any) -> Run:
+    """The model as a function that gives hidden states."""
+    return lambda **inputs: model(**inputs).last_hidden_state
+
+
+def openvino_s_own(model: torch.nn.Module, example: dict[str, torch.Tensor]) -> Run:
+    """The model as OpenVINO itself compiles it, weights folded in, in float32."""
+    import openvino as ov
+
+    with torch.inference_mode(False), torch.no_grad():
+        graph = ov.convert_model(model, example_input={k: v.clone() for k, v in example.items()})
+    code = ov.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    request = code.create_infer_request()
+
+    def run(**inputs: torch.Tensor) -> torch.Tensor:
+        arrays = {name: value.numpy() for name, value in inputs.items()}
+        return torch.from_numpy(request.infer(arrays, share_inputs=True)[0])
+
+    return run
+
+
+def onnxruntime_s_own(model: torch.nn.Module, example: dict[str, torch.Tensor]) -> Run:
+    """The model as torch exports it and ONNX Runtime optimises it, weights folded in."""
+    import onnxruntime as ort
+
+    dims = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    with torch.inference_mode(False), torch.no_grad():
+        program = torch.onnx.export(
+            model,
+            kwargs={k: v.clone() for k, v in example.items()},
+            dynamic_shapes=dict.fromkeys(NAMES, dims),
+            dynamo=True,
+            verbose=False,
+        )
+    session = ort.InferenceSession(program.model_proto.SerializeToString())
+
+    def run(**inputs: torch.Tensor) -> torch.Tensor:
+        arrays = {one.name: inputs[one.name].numpy() for one in session.get_inputs()}
+        return torch.from_numpy(session.run(None, arrays)[0])
+
+    return run
+
+
+OWN = {"openvino": openvino_s_own, "onnxruntime": onnxruntime_s_own}
+
+
+def serve(name: str, served: Served, rounds: int) -> dict[str, Any]:
+    """Ranges, store, bundle and background; then the vendor's own, in turn with ours."""
+    found: dict[str, Any] = {"off": {}}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        first = served.compiled(folder / "store")
+        found["off"]["ranges"] = served.off(hidden(first))
+        stats = first.stats()
+        found["compilations"], found["declined"] = stats.compilations, stats.declined
+        again = served.compiled(folder / "store")
+        found["off"]["store"] = served.off(hidden(again))
+        found["compiled_again"] = again.stats().compilations
+        first.save(folder / "model.pwb")
+        loaded = pw.load(folder / "model.pwb", minilm_contenders.load()[0])
+        loaded.seal()
+        found["off"]["bundle"] = served.off(hidden(loaded))
+        behind = served.compiled(folder / "empty", compile_mode="background")
+        found["off"]["background"] = served.off_when_compiled(behind)
+        if name in OWN:
+            own = OWN[name](served.model, served.inputs[-1])
+            found["off"]["own"] = served.off(own)
+            pairs = [served.seconds(hidden(first)) / served.seconds(own) for _ in range(rounds + 1)]
+            found["ratio_to_own"] = round(statistics.median(pairs[1:]), 3)
+    return found
+
+
+def main() -> None:
+    """Serve MiniLM as asked on the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name")
+    parser.add_argument("--batches", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    settings = {"compiler": options.name} if options.name in OWN else {}
+    with torch.inference_mode():
+        found = serve(options.name, Served(options.batches, settings), options.rounds)
+    wrong = {way: off for way, off in found["off"].items() if not off <= TOLERANCE}
+    if wrong or found["compiled_again"] or found["declined"]:
+        sys.exit(f"{options.name}: not as eager, compiled twice, or declined: {found}")
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
