@@ -15,7 +15,7 @@ from torch.fx.experimental.symbolic_shapes import guard_scalar
 from piecewise_core.config import Dim
 from piecewise_core.frontend.coverage import NO_BOUND
 from piecewise_core.graph.cleaning import clean
-from piecewise_core.graph.effects import writes
+from piecewise_core.graph.effects import reshapes, writes
 from piecewise_core.graph.memory import storages
 from piecewise_core.graph.origins import GraphInput
 from piecewise_core.graph.outputs import OutputCode
@@ -61,8 +61,12 @@ def take_in(graph: torch.fx.GraphModule) -> tuple[list[Dim], Traced]:
 
 
 def held_inputs(graph: torch.fx.Graph) -> dict[torch.fx.Node, bool]:
-    """The inputs that are held, in order; whether Dynamo marked them."""
-    placeholders = [n for n in graph.nodes if n.op == "placeholder"]
+    """The inputs that are held, in order; whether Dynamo marked them.
+
+    One that the graph gives other memory (``x.data = y``) must be the caller's own object.
+    """
+    reshaped = [n.args[0] for n in graph.nodes if reshapes(n)]
+    placeholders = [n for n in graph.nodes if n.op == "placeholder" and n not in reshaped]
     written = frozenset[int]().union(*(writes(n) for n in graph.nodes))
     found = {}
     for node in placeholders:

@@ -736,3 +736,27 @@ def test_each_graph_tells_what_was_captured_and_why_not():
     assert "not captured: ():" in str(two)
     torch._dynamo.reset()
     assert all(not graph.captured for graph in pw.dynamo_graphs())
+
+
+@pytest.mark.parametrize("how", ["data", "transposed"])
+def test_a_buffer_that_is_given_other_memory_or_turned_is_the_models_own(how):
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("state", torch.arange(12.0).view(3, 4))
+
+        def forward(self, x):
+            if how == "data":
+                self.state.data = self.state * 0.5 + x.sum()
+            else:
+                self.state.t_()
+            return x + self.state.sum(1).sum()
+
+    model, plain = Model(), Model()
+    fast = torch.compile(model, backend="piecewise", options={"compiler": "eager"})
+    with torch.no_grad():
+        for _ in range(4):
+            x = torch.randn(4)
+            torch.testing.assert_close(fast(x), plain(x))
+            torch.testing.assert_close(model.state, plain.state, rtol=0, atol=0)
+            assert model.state.stride() == plain.state.stride()
