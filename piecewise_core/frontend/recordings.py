@@ -144,6 +144,7 @@ class Recordings:
         if self._binder is None:
             raise ConfigError("record() was not called yet")
         if not self._watches and self._config.check != "off":
+            self._state.objects = self.objects
             self._state.settle()
             self._watches = True
             self.asks_modes = AskedModes(self._state.words)

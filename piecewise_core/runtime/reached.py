@@ -50,22 +50,25 @@ _LIBRARY = sys.stdlib_module_names - {
 
 
 def reached(
-    fn: Callable[..., Any], module: torch.nn.Module | None = None, met: list[Any] | None = None
+    fn: Callable[..., Any],
+    module: torch.nn.Module | None = None,
+    met: list[Any] | None = None,
+    objects: Iterable[Any] = (),
 ) -> Iterator[Any]:
     """What to watch of all that ``fn`` reaches, and of ``module``, whose forward it is.
 
-    ``met``: takes in what advances when it is asked, and code names: iterators, random generators,
-    pools of threads.
+    ``objects``: that calls give it. ``met``: takes in what advances when it is asked, and code
+    names: iterators, random generators, pools of threads.
     """
     found = reach(fn)
     yield from of_every_module
     yield (default_device, "CURRENT_DEVICE")
     yield torch.Tensor
     kinds = {type(m) for root in found.roots for m in root.modules()}
-    packages = {_package(thing) for thing in (fn, *kinds, *map(type, found.objects))}
+    packages = {_package(thing) for thing in (fn, *kinds, *map(type, [*found.objects, *objects]))}
     walk = _Walk(packages - _LIBRARY)
     yield from walk.containers(
-        [fn, *found.roots, *found.objects, *([] if module is None else [module])]
+        [fn, *found.roots, *found.objects, *([] if module is None else [module]), *objects]
     )
     if met is not None:
         met += walk.advancing()

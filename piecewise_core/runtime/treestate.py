@@ -39,7 +39,7 @@ class TreeState:
     function itself may have changed: whole numbers that it writes are counters, and are let be.
     ``put_back()`` undoes what was written since. ``iterators``, pools of threads among them, and
     ``randoms``: that ``fn`` reaches. ``device_type``: the platform's. ``words``: what code that it
-    reaches names of `graph.questions.WATCHED`.
+    reaches names of `graph.questions.WATCHED`. ``objects``: that calls give ``fn``, to be set.
     """
 
     check: Callable[[], int]
@@ -50,6 +50,7 @@ class TreeState:
         self._fn = fn
         self._device_type = device_type
         self._module = module
+        self.objects: list[Any] = []
         self._counts: set[Any] = set()
         self.words: frozenset[str] = frozenset()
         self.iterators: list[Any] = []
@@ -60,7 +61,7 @@ class TreeState:
     def settle(self) -> None:
         """Look anew at all that ``fn`` reaches."""
         met: list[Any] = []
-        containers = list(reached(self._fn, self._module, met))
+        containers = list(reached(self._fn, self._module, met, self.objects))
         self.randoms = [each for each in met if is_random(each)]
         self.iterators = [each for each in met if not is_random(each)]
         self.words = frozenset(chain.from_iterable(map(_words, containers)))

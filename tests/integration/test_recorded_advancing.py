@@ -462,3 +462,25 @@ def test_a_container_that_is_an_argument_and_is_changed_is_changed_at_every_call
     for got, wanted in zip(calls(fast), want, strict=True):
         assert torch.equal(got, wanted)
     assert fast.stats().calls["replayed"] == 0
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_an_object_that_calls_give_is_changed_once_a_call(warm):
+    class Cache:
+        def __init__(self):
+            self.seen, self.sizes, self.keys = 0, [], torch.zeros(8, 4)
+
+    def fn(x, cache):
+        cache.seen += 1
+        cache.sizes.append(len(x))
+        cache.keys[: len(x)] += x
+        return x * cache.seen + cache.keys[: len(x)] + len(cache.sizes)
+
+    fast, ours, theirs = recorded(fn), Cache(), Cache()
+    if warm:
+        fast.warmup(torch.ones(4, 4), ours, progress=False)
+    for number, size in enumerate((4, 4, 8, 3, 4)):
+        x = torch.full((size, 4), float(number))
+        assert torch.equal(fast(x, ours), fn(x, theirs))
+        assert (ours.seen, ours.sizes) == (theirs.seen, theirs.sizes)
+        assert torch.equal(ours.keys, theirs.keys)
