@@ -13,6 +13,7 @@ from piecewise_core import errors
 from piecewise_core.config import Config, ConfigWarning, Dim
 from piecewise_core.counters import Stats
 from piecewise_core.counters import process_counters as counters
+from piecewise_core.events import Event
 from piecewise_core.ranges import Box, Range
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ __all__ = [
     "ConfigWarning",
     "Dim",
     "DynamoGraph",
+    "Event",
     "Explanation",
     "Histogram",
     "PiecewiseBackend",

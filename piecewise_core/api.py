@@ -21,6 +21,7 @@ from piecewise_core.errors import BundleMismatch, ConfigError, UnsupportedModule
 from piecewise_core.frontend.recorded import RecordedFunction
 from piecewise_core.frontend.session import Session
 from piecewise_core.frontend.setup import prepare
+from piecewise_core.frontend.telling import recorded_of, session_of
 from piecewise_core.graph.names import Matcher
 from piecewise_core.protocols import Platform
 from piecewise_core.runtime.parameters import roots_of
@@ -93,7 +94,7 @@ def compile(
     config = (config or Config()).with_env()
 
     def make(fn: Callable[..., Any]) -> Session:
-        return Session(fn, prepare(config, platform, _device_type(fn)))
+        return session_of(fn, prepare(config, platform, _device_type(fn)))
 
     if isinstance(model, torch.nn.Module):
         return compiled_module(model, make)
@@ -186,7 +187,7 @@ def record(
     module = fn if isinstance(fn, torch.nn.Module) else None
     call = fn if module is None else module.forward
     settings = (config or Config()).with_env()
-    return RecordedFunction(call, prepare(settings, platform, _device_type(fn)), module)
+    return recorded_of(call, prepare(settings, platform, _device_type(fn)), module)
 
 
 def _refuse_exported(model: Any) -> None:

@@ -7,7 +7,7 @@ import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 from piecewise_core.bundle.save import SaveReport, save
 from piecewise_core.counters import Stats
@@ -30,12 +30,28 @@ if TYPE_CHECKING:
 
 __all__ = ["CompiledFunction", "Controls"]
 
+Control = TypeVar("Control", bound=Callable[..., Any])
+
+
+def _telling(control: Control) -> Control:
+    """``control``, with events handed out behind it."""
+
+    @functools.wraps(control)
+    def told(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return control(self, *args, **kwargs)
+        finally:
+            self._pw_session.tell()
+
+    return told  # type: ignore[return-value]
+
 
 class Controls:
     """Warm-up, seal and books of one session."""
 
     _pw_session: Session
 
+    @_telling
     def warmup(self, *args: Any, progress: bool = True, **kwargs: Any) -> WarmupReport:
         """Trace every region and compile every range and size now.
 
@@ -51,16 +67,19 @@ class Controls:
         self._pw_session.seal(on_miss)
         return self
 
+    @_telling
     def release(self) -> Self:
         """Give static-graph memory back; captured sizes run without graphs until ``restore``."""
         release(self._pw_session.shared, self._pw_session.forms)
         return self
 
+    @_telling
     def restore(self) -> Self:
         """Capture again what ``release`` freed or a replaced parameter made stale."""
         capture_all(self._pw_session.shared, self._pw_session.forms)
         return self
 
+    @_telling
     def retrace(self) -> Self:
         """Drop what was traced and captured; the next call traces anew.
 
@@ -92,6 +111,7 @@ class Controls:
         """What serves which sizes, how far it is, and how often it did. Waits for no call."""
         return session_status(self._pw_session)
 
+    @_telling
     def wait_ready(self, timeout: float | None = None) -> bool:
         """Wait until no call in bounds has to wait for a trace, compilation or capture.
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from piecewise_core import config_env, config_fields, config_io
 from piecewise_core.config_dims import Dim, FrozenMap, dims_of, freeze_dynamic
+from piecewise_core.events import Event, check_listener
 from piecewise_core.ranges import Box, Range, Sizes
 
 __all__ = ["Config", "ConfigWarning", "Dim"]
@@ -65,7 +66,7 @@ class Config(config_io.PlainData):
     calls that also run as written, to compare. ``max_forms``: forms of calls that are traced, each
     by itself. ``rewrites_off``: names of rewrites, as ``explain()`` lists them, that are left out.
     ``cache_dir``: a directory; None is the user's cache. ``memory_limit``: bytes for
-    static graphs; None is no limit.
+    static graphs; None is no limit. ``on_event``: called with each ``pw.Event``; not serialised.
     """
 
     splitting_ops: Sequence[str] | Literal["auto"] = ()
@@ -90,6 +91,7 @@ class Config(config_io.PlainData):
     rewrites_off: Sequence[str] = ()
     cache_dir: str | os.PathLike[str] | None = None
     memory_limit: int | None = None
+    on_event: Callable[[Event], object] | None = None
 
     def __post_init__(self) -> None:
         notes: list[str] = []
@@ -118,6 +120,7 @@ class Config(config_io.PlainData):
         self._set("max_forms", config_fields.count("max_forms", self.max_forms))
         self._set("cache_dir", config_fields.path("cache_dir", self.cache_dir))
         self._set("memory_limit", config_fields.limit("memory_limit", self.memory_limit))
+        check_listener(self.on_event)
 
     def _normalise_sizes(self, notes: list[str]) -> None:
         dims = self.dims

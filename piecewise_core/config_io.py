@@ -24,9 +24,10 @@ class PlainData:
     """The part of Config that writes and reads it."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return every field as plain data that JSON can hold."""
+        """Return every field but ``on_event`` as plain data that JSON can hold."""
         config: Any = self
-        return {f.name: _plain(getattr(self, f.name)) for f in fields(config)}
+        names = [f.name for f in fields(config) if f.name != "on_event"]
+        return {name: _plain(getattr(self, name)) for name in names}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:

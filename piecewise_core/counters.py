@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from piecewise_core.afterfork import after_fork
+from piecewise_core.events import Event, EventKind, Events
 from piecewise_core.ranges import Sizes
 from piecewise_core.tally import Books, Tallies
 
 __all__ = ["CALL_KINDS", "Counters", "ProcessCounters", "Stats", "process_counters"]
+
+logger = logging.getLogger(__name__)
 
 CALL_KINDS = ("replayed", "compiled_size", "compiled_range", "general", "eager")
 
@@ -76,14 +80,42 @@ class Counters:
     """Adds up what happens to one model; also reported to the process-wide totals.
 
     Calls are written to directly: to a tally by their sizes, and to ``unsized`` by kind where their
-    sizes are not known.
+    sizes are not known. ``on_event``: told of events.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_event: Callable[[Event], object] | None = None) -> None:
         self._lock = after_fork.frees(threading.Lock())
         self._values: dict[str, int] = {}
         self.unsized: dict[str, int] = _no_calls()
         self._books = Books()
+        self.events = None if on_event is None else Events(on_event)
+
+    def tell(
+        self, kind: EventKind, what: str = "", sizes: object = "", seconds: float = 0, why: str = ""
+    ) -> None:
+        """Note an event, if somebody wants to know."""
+        if self.events is not None:
+            self.events.add(kind, what, str(sizes), seconds, why)
+
+    def traced(self, box: object, seconds: float) -> None:
+        """A region was traced."""
+        self.add("graphs")
+        self.tell("traced", "region", box, seconds)
+
+    def retraced(self, why: str) -> None:
+        """Traces, or recordings, are made anew."""
+        self.add("retraces")
+        self.tell("retraced", why=why)
+
+    def missed(self, what: str, sizes: object, text: str) -> None:
+        """Something is built after ``seal("warn")``; said in the log too."""
+        self.tell("missed", what, sizes, why=text)
+        logger.warning("%s", text)
+
+    def deliver(self, inside: Callable[[], bool] = lambda: False) -> None:
+        """Hand out the events so far, unless this is ``inside`` of a lock."""
+        if self.events is not None and self.events.waiting and not inside():
+            self.events.deliver()
 
     @property
     def calls(self) -> Mapping[str, int]:

@@ -15,6 +15,7 @@ from piecewise_core.errors import BundleMismatch, ConfigError, StoreError
 from piecewise_core.frontend.precompile import compile_all
 from piecewise_core.frontend.session import Session
 from piecewise_core.frontend.setup import Setup
+from piecewise_core.frontend.telling import session_of
 from piecewise_core.graph.call import constants
 from piecewise_core.graph.garbage import no_collection
 from piecewise_core.graph.savable import NotSavable
@@ -63,7 +64,7 @@ def _bind(path: Path, content: Content, fn: Callable[..., Any], setup: Setup) ->
     _refuse(path, "the model is not the one it was made with", itertools.chain(*broken))
     bring(content.native)
     store = MemoryStore(content.entries, writable=False, name=f"bundle {path}")
-    session = Session(fn, setup, store)
+    session = session_of(fn, setup, store)
     for structure, held, traces in forms:
         session.adopt(structure, held, traces)
     for _ in compile_all(session.forms):  # loads; only what the bundle left out is compiled

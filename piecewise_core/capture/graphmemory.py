@@ -59,7 +59,7 @@ class GraphMemory:
         self.stream: Any = None
         self.short = False
         self.handed = Spans()
-        self._counters = counters
+        self.counters = counters
         # Those used longest ago first. Owners hold this, so not the other way: the memory of a
         # model that is let go must not wait for a garbage collection.
         self._plans: OrderedDict[tuple[int, Sizes], tuple[weakref.ref[Owner], CapturedPlan]] = (
@@ -117,7 +117,8 @@ class GraphMemory:
         plan.callers = self.callers
         self._plans[id(owner), plan.sizes] = (weakref.ref(owner), plan)
         self.handed = self.handed.and_more(_results(plan))
-        self._counters.add("captures", len(plan.graphs))
+        self.counters.add("captures", len(plan.graphs))
+        self.counters.tell("captured", "static graphs", plan.sizes)
         if self.limit is not None:
             self._make_room(plan, self.limit)
 
@@ -211,7 +212,7 @@ class GraphMemory:
     def measure(self) -> None:
         """Ask the driver what the graphs hold and put it into the counters; it may take long."""
         for name, count in self._asked():
-            self._counters.set(name, count)
+            self.counters.set(name, count)
 
     def _asked(self) -> Iterator[tuple[str, int]]:
         for name in ("pool_bytes", "driver_bytes"):

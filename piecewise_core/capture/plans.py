@@ -13,7 +13,9 @@ import torch
 from piecewise_core.capture.attempt import Source, capture
 from piecewise_core.capture.captured import CapturedPlan
 from piecewise_core.capture.graphmemory import GraphMemory
+from piecewise_core.capture.thinning import thinned
 from piecewise_core.errors import CaptureFailed, OutOfGraphMemory, SizeBranch
+from piecewise_core.events import EventKind
 from piecewise_core.protocols import BudgetContext
 from piecewise_core.ranges import Sizes
 
@@ -88,13 +90,12 @@ class CapturedPlans:
         if allowed is None or graphs_per_size * len(sizes) <= allowed:
             return sizes
         room = max(allowed // max(graphs_per_size, 1), 0)
-        kept = _thinned(sizes, room)
+        kept = thinned(sizes, room)
         for size in sizes:
             if size not in kept:
-                self.dropped[size] = (
-                    f"the device has room for {allowed} more graphs, and {len(sizes)} sizes of "
-                    f"{graphs_per_size} need {graphs_per_size * len(sizes)}"
-                )
+                need = f"{graphs_per_size} need {graphs_per_size * len(sizes)}"
+                room_for = f"the device has room for {allowed} more graphs"
+                self._drop(size, f"{room_for}, and {len(sizes)} sizes of {need}")
         return kept
 
     def capture(
@@ -146,11 +147,15 @@ class CapturedPlans:
                 if whole != self._ways[-1]:
                     logger.info("%s; captured in pieces instead", str(error))
                     continue
-                self.dropped[sizes] = str(error)
+                self._drop(sizes, str(error))
                 logger.warning("%s", self.dropped[sizes])
                 if isinstance(error, OutOfGraphMemory):
                     self.memory.give_back()
         return None
+
+    def _drop(self, sizes: Sizes, why: str, kind: EventKind = "dropped") -> None:
+        self.dropped[sizes] = why
+        self.memory.counters.tell(kind, "static graphs", sizes, 0, why)
 
     def _capture(self, source: Callable[[], Source], sizes: Sizes, whole: bool) -> CapturedPlan:
         try:
@@ -176,7 +181,7 @@ class CapturedPlans:
         """Free one size's graphs, at once or when no other thread may be reading their outputs."""
         self._retire(sizes)
         self.memory.freed()
-        self.dropped[sizes] = why
+        self._drop(sizes, why, "evicted")
         logger.info("sizes %s: %s", sizes, why)
 
     def _retire(self, sizes: Sizes) -> None:
@@ -233,16 +238,6 @@ def dump_plans(plans: Sequence[CapturedPlans], directory: Path) -> list[Path]:
         return plans[0].dump(directory)
     held = [(place, each) for place, each in enumerate(plans) if len(each)]
     return [path for place, each in held for path in each.dump(directory / f"form-{place}")]
-
-
-def _thinned(sizes: list[Sizes], room: int) -> list[Sizes]:
-    """``room`` of ``sizes``, evenly spread, the first and last always among them."""
-    if room >= len(sizes):
-        return sizes
-    if room <= 1:
-        return sizes[:room]
-    step = (len(sizes) - 1) / (room - 1)
-    return [sizes[round(i * step)] for i in range(room)]
 
 
 def largest_first(sizes: Iterable[Sizes]) -> list[Sizes]:

@@ -19,6 +19,7 @@ from piecewise_core.compile.task import Task
 from piecewise_core.config import Config
 from piecewise_core.counters import Counters
 from piecewise_core.errors import CaptureFailed, Sealed
+from piecewise_core.events import EventKind
 from piecewise_core.graph.canonical import Form, canonical_form
 from piecewise_core.graph.split import Piece
 from piecewise_core.protocols import CompilerAdaptor
@@ -154,6 +155,8 @@ class Scheduler:
             artifact.run = guarded(artifact.run, piece, artifact.serves)
         self._artifacts[artifact.key, artifact.box] = artifact
         self._counters.add("cache_hits" if artifact.stored else "compilations")
+        kind: EventKind = "loaded" if artifact.stored else "compiled"
+        self._counters.tell(kind, artifact.owner, artifact.box, artifact.seconds, artifact.note)
         if artifact.ticket is not None and not artifact.stored:
             self._counters.add("cache_misses")
         return artifact
@@ -202,7 +205,7 @@ class Scheduler:
         )
         if self.sealed == "error":
             raise Sealed(text)
-        logger.warning("%s", text)
+        self._counters.missed(label, box, text)
 
 
 def refuse_in_capture(is_capturing: Callable[[], bool] | None, what: str) -> None:

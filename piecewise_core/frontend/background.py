@@ -37,12 +37,16 @@ Done = Callable[[Task, Artifact | None, str], None]
 class Background:
     """Sends pieces to the worker and loads what comes back, off the calling thread.
 
-    ``cache``: of the compile store, which is asked before the worker is.
+    ``cache``: of the compile store, which is asked before the worker is. ``told``: called, with no
+    lock held, whenever something is done.
     """
 
-    def __init__(self, setup: Setup, cache: ArtifactCache) -> None:
+    def __init__(
+        self, setup: Setup, cache: ArtifactCache, told: Callable[[], object] = lambda: None
+    ) -> None:
         self._setup = setup
         self._cache = cache
+        self._told = told
         self._pool = WorkerPool()
         self._failed = False
 
@@ -72,6 +76,7 @@ class Background:
             except Exception as error:
                 why = self._warn(task, f"{type(error).__name__}: {error}")
             done(task, made, why)
+            self._told()
 
         self._pool.run(work)
 

@@ -22,7 +22,7 @@ from piecewise_core.errors import Interlocked
 from piecewise_core.frontend.refusals import refuse_grad
 from piecewise_core.graph.memory import values
 
-__all__ = ["CallLock", "served_beside"]
+__all__ = ["CallLock", "is_mine", "served_beside"]
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class _Waits:
             if self._process != os.getpid():  # a forked process, in which no other thread waits
                 self._process = os.getpid()
                 self._waiting.clear()
-            held = frozenset(id(one) for one in list(self.known) if _is_mine(one))
+            held = frozenset(id(one) for one in list(self.known) if is_mine(one))
             if self._comes_back(lock, held):
                 error = Interlocked(
                     "a model is called from inside of a call of another, while a second thread "
@@ -98,7 +98,8 @@ class _Waits:
         return bool(wanted & held)
 
 
-def _is_mine(lock: CallLock) -> bool:
+def is_mine(lock: CallLock) -> bool:
+    """Whether this thread holds ``lock``."""
     try:
         threading.Condition(lock).notify(0)
     except RuntimeError:

@@ -145,7 +145,7 @@ class Form:
         why = self.model.look_again()
         if why is not None:
             self.retrace(why)
-            self.shared.counters.add("retraces")
+            self.shared.counters.retraced(why)
         return why is not None
 
     def retrace(self, why: str) -> None:

@@ -51,7 +51,7 @@ class RecordedFunction(RecordedBooks):
         self._module = module
         self._setup = setup
         self._config = setup.config
-        self._counters = Counters()
+        self._counters = Counters(setup.config.on_event)
         process_counters.watch(self._counters)
         self._sealed: str | None = None
         self._memory = graph_memory(setup.platform.declared, setup.config, self._counters)

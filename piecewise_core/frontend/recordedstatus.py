@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from piecewise_core.config import Config
 from piecewise_core.counters import Counters, Stats
+from piecewise_core.frontend.calllock import CallLock, is_mine
 from piecewise_core.frontend.readiness import wait_for
 from piecewise_core.frontend.recordedcalls import RecordedCalls
 from piecewise_core.frontend.status import Status, TargetStatus
@@ -20,10 +21,15 @@ class RecordedBooks:
     _config: Config
     _counters: Counters
     _forms: list[RecordedCalls]
+    _lock: CallLock
 
     @property
     def _started(self) -> list[RecordedCalls]:
         return [form for form in self._forms if form.started]
+
+    def tell(self) -> None:
+        """Hand out events, unless this is inside of a call."""
+        self._counters.deliver(lambda: is_mine(self._lock))
 
     def stats(self) -> Stats:
         """The counters so far."""

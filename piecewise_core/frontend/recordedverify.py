@@ -83,6 +83,7 @@ class RecordedVerifier:
         stage = "padded" if key[1] else "captured"
         line = made_at(done.path)
         self.wrong[key] = f"{done.how}, stage {stage}{f', from {line}' if line else ''}"
+        self._counters.tell("wrong", f"replayed {key[0]}", key[0], 0, self.wrong[key])
         logger.error(
             "a call replayed at sizes %s gave other results than the function as written: %s. "
             "This call has the function's own results, and such calls run as written from now on",

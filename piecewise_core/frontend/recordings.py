@@ -117,7 +117,7 @@ class Recordings:
         if self.replays.sealed == "error":
             raise Sealed(f"{why} after seal(); what was captured would have to be captured again")
         self.retraced = why
-        self._counters.add("retraces")
+        self._counters.retraced(why)
         logger.info("recorded again: %s", why)
         self.free(later=True)
         self.replays.released, self._watches = False, False

@@ -123,7 +123,7 @@ class Regions(list[Region]):
             if not traced.cuts:
                 traced = replace(traced, cuts=self._outside())
             seconds = time.perf_counter() - begun
-        shared.counters.add("graphs")
+        shared.counters.traced(traced.box, seconds)
         entry = shared.traces.entry(ticket, traced, parameters, seconds)
         region = self.take(traced)
         # Only now: a trace that is refused later would be taken next time.
@@ -247,4 +247,4 @@ class Regions(list[Region]):
         text = f"sizes {cell} would be traced after seal(); warmup() traces all before seal()"
         if self._shared.sealed == "error":
             raise Sealed(text)
-        logger.warning("%s", text)
+        self._shared.counters.missed("region", cell, text)

@@ -13,7 +13,7 @@ from piecewise_core.capture.modes import being_watched
 from piecewise_core.counters import Counters, Stats
 from piecewise_core.errors import InputMismatch, Interlocked, TraceFailed, UnsupportedSideEffect
 from piecewise_core.frontend.building import Unready, between_builds
-from piecewise_core.frontend.calllock import served_beside
+from piecewise_core.frontend.calllock import is_mine, served_beside
 from piecewise_core.frontend.filling import filled
 from piecewise_core.frontend.form import Form
 from piecewise_core.frontend.forms import Forms
@@ -230,7 +230,7 @@ class Session:
             for form in self.forms:
                 form.retrace(why)
             self.shared.retraced = why
-            self.counters.add("retraces")
+            self.counters.retraced(why)
 
     def seal(self, on_miss: str) -> None:
         """From now on a trace or compilation is an error, or a warning."""
@@ -239,6 +239,10 @@ class Session:
             self.scheduler.sealed = on_miss
             for form in self.forms:
                 form.seal()
+
+    def tell(self) -> None:
+        """Hand out events, unless this is inside of a call."""
+        self.counters.deliver(lambda: is_mine(self.lock))
 
     def stats(self) -> Stats:
         """The counters so far."""

@@ -41,14 +41,14 @@ class Shared:
         self.fn = fn
         self.setup = setup
         self.config: Config = setup.config
-        self.counters = Counters()
+        self.counters = Counters(self.config.on_event)
         process_counters.watch(self.counters)
         self.artifact_cache = cache = setup.artifact_cache(front)
         self.scheduler = Scheduler(
             setup.compiler, self.config, self.counters, setup.rewrites, setup.is_capturing, cache
         )
         in_background = self.config.compile_mode == "background"
-        self.background = Background(setup, cache) if in_background else None
+        self.background = Background(setup, cache, self.counters.deliver) if in_background else None
         self.begin_memory()
         self.matcher = Matcher(self.config.splitting_ops, setup.unsafe_ops)
         self.splits = setup.splits(self.matcher)

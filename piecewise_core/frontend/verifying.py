@@ -146,6 +146,7 @@ class Verifier:
         report = bisect(self._subject.suspect(region, key[1], *call))
         line = "" if report.source else suspect.made_at(done.path)
         self.wrong[key] = f"{done.how}; {report.blamed}{f', from {line}' if line else ''}"
+        self._counters.tell("wrong", str(key[1]), call[2], 0, self.wrong[key])
         logger.error(
             "a call of sizes %s, served by %s, gave other results than the model as written: %s. "
             "This call has the model's own results, and calls of this target run as written from "

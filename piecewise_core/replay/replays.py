@@ -50,6 +50,7 @@ class Replays:
         self.memory = memory
         self._config = config
         self.tallies = counters.tallies()
+        self._counters = counters
         self.reads = Reads(memory.platform, config)
         self.plans = CapturedPlans(memory, mode, lazy=config.capture == "lazy")
         self.released = False
@@ -243,4 +244,4 @@ class Replays:
         )
         if self.sealed == "error":
             raise Sealed(text)
-        logger.warning("%s", text)
+        self._counters.missed("static graphs", captured, text)

@@ -174,6 +174,7 @@ def test_the_fields_and_defaults_are_those_of_the_documents() -> None:
         "rewrites_off": (),
         "cache_dir": None,
         "memory_limit": None,
+        "on_event": None,
     }
 
 
@@ -622,6 +623,7 @@ def test_only_what_changes_an_artifact_by_itself_is_a_cache_factor() -> None:
         "rewrites_off": ("mask_terms",),
         "cache_dir": "elsewhere",
         "memory_limit": 1,
+        "on_event": print,
     }
     base = Config().cache_factors()
     changed = {f for f, v in changes.items() if made(**{f: v}).cache_factors() != base}

@@ -1,0 +1,83 @@
+"""What happens to a model beside its calls, for who asked to be told (``Config.on_event``)."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from piecewise_core.errors import ConfigError
+
+__all__ = ["Event", "EventKind", "Events", "check_listener"]
+
+logger = logging.getLogger(__name__)
+
+EventKind = Literal[
+    "traced",
+    "compiled",
+    "loaded",
+    "captured",
+    "dropped",
+    "missed",
+    "retraced",
+    "wrong",
+    "evicted",
+]
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that happened.
+
+    ``kind``: ``traced``; ``compiled``, ``loaded`` (code from the compile store); ``captured``;
+    ``dropped`` (a capture size goes without graphs), ``evicted`` (its graphs made way);
+    ``missed`` (built after ``seal("warn")``); ``retraced``; ``wrong`` (a target gave other results
+    than the model). ``what``: the piece, region or target. ``sizes``: that it is for. ``seconds``:
+    that it took. ``reason``: why, where there is more to say. ``at``: seconds since the epoch.
+    """
+
+    kind: EventKind
+    what: str = ""
+    sizes: str = ""
+    seconds: float = 0.0
+    reason: str = ""
+    at: float = 0.0
+
+
+def check_listener(value: object) -> None:
+    """Check that ``on_event`` can be called, or is None."""
+    if value is not None and not callable(value):
+        raise ConfigError(f"Config.on_event: {value!r} cannot be called; give a function, or None")
+
+
+class Events:
+    """Collects events wherever they happen, and hands them out once no lock is held.
+
+    ``tell``: called with each, in order; what it raises is logged once, and never raised.
+    """
+
+    def __init__(self, tell: Callable[[Event], object]) -> None:
+        self._tell = tell
+        self.waiting: deque[Event] = deque()
+        self._failed = False
+
+    def add(self, kind: EventKind, what: str, sizes: str, seconds: float, reason: str) -> None:
+        """Note one; ``deliver`` hands it out."""
+        self.waiting.append(Event(kind, what, sizes, seconds, reason, time.time()))
+
+    def deliver(self) -> None:
+        """Hand out what waits. Call it with no lock held."""
+        while self.waiting:
+            try:
+                event = self.waiting.popleft()
+            except IndexError:  # another thread was faster
+                return
+            try:
+                self._tell(event)
+            except Exception:
+                if not self._failed:
+                    logger.exception("on_event raised for %s; further times are not logged", event)
+                self._failed = True
