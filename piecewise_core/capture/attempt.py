@@ -24,6 +24,7 @@ from piecewise_core.errors import CaptureFailed, OutOfGraphMemory, PlatformFault
 from piecewise_core.graph.garbage import no_collection
 from piecewise_core.plugins import Declared, raised
 from piecewise_core.ranges import Sizes
+from piecewise_core.torch_compat.graphs import modes_as_before
 
 __all__ = ["Source", "capture", "recorder_of"]
 
@@ -94,6 +95,7 @@ def capture(
     return _captured(platform, recorder, plan, source, sizes, tight=tight)
 
 
+@modes_as_before()
 def _captured(
     platform: Declared,
     recorder: Recorder,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch.utils import _python_dispatch
 
 from piecewise_core.afterfork import after_fork
 from piecewise_core.torch_compat.dynamo import compile_lock
@@ -19,6 +20,7 @@ __all__ = [
     "in_bad_fork",
     "leave_pool",
     "mode_keyword",
+    "modes_as_before",
     "storage_over",
     "weak_tensor_over",
     "without_dynamo",
@@ -116,6 +118,20 @@ def as_when_traced() -> Iterator[None]:
         yield
     finally:
         torch.compiler._is_compiling_flag = before
+
+
+@contextlib.contextmanager
+def modes_as_before() -> Iterator[None]:
+    """Leave what torch notes of active modes, for Dynamo to skip everything under one, as it is.
+
+    A mode says again at its end what was so at its begin, which is right only for modes that end
+    in the reverse order: a driver's mode for captures may not.
+    """
+    noted = {n: on for n, on in vars(_python_dispatch).items() if n.startswith("_is_in_")}
+    try:
+        yield
+    finally:
+        vars(_python_dispatch).update(noted)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import types
 import pytest
 import torch
 from torch._higher_order_ops import while_loop
+from torch.utils import _python_dispatch
 
 import piecewise_core as pw
 from piecewise_core.testing import SimulatedPlatform
@@ -330,6 +331,21 @@ def test_what_torch_compile_wraps_is_compiled_after_a_recording():
         assert not compiled
         torch.testing.assert_close(inner(x), x.sin() + 1)
     assert len(compiled) == 1
+
+
+@pytest.mark.parametrize("device", ["simulated", "cpu"])
+@pytest.mark.parametrize("name", ["aten::batch_norm", "torch.nn.functional.batch_norm"])
+def test_torch_compiles_after_captures_that_end_in_an_operator(name, device):
+    """The driver's mode ends before ours: Dynamo skips everything where one seems to be active."""
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3)).train()
+    fast = recorded(
+        model.requires_grad_(False), device, names=("input",), splitting_ops=(name, "aten::mul")
+    )
+    fast.warmup(torch.ones(4, 3), progress=False)
+    with torch.inference_mode():
+        fast(torch.ones(4, 3))
+    assert fast.stats().captures
+    assert not _python_dispatch.is_in_torch_dispatch_mode()
 
 
 # Sizes of tensor objects --------------------------------------------------------------
