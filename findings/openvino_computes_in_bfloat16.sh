@@ -7,7 +7,9 @@
 # products of float32 are off by 0.2 %.
 # What to do: core.set_property("CPU", {"INFERENCE_PRECISION_HINT": "f32"}).
 #
-# Needs a processor with bfloat16. Output (largest error of a product, relative to the largest number):
+# Needs a processor with bfloat16.
+#
+# Output (largest error of a product, relative to the largest number):
 #     default bf16 0.0023
 #     f32 0.0000006
 set -euo pipefail
@@ -15,7 +17,7 @@ set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 python3 -m venv "$dir/venv"
-"$dir/venv/bin/python" -m pip install --quiet 'openvino==2026.4.1' 'numpy<2.5'
+"$dir/venv/bin/python" -m pip install --quiet 'openvino==2026.4.1' 'numpy==2.2.6'
 
 cat >"$dir/probe.py" <<'PY'
 import numpy as np

@@ -19,7 +19,7 @@ set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 python3 -m venv "$dir/venv"
-"$dir/venv/bin/python" -m pip install --quiet 'openvino==2026.4.1' 'numpy<2.5'
+"$dir/venv/bin/python" -m pip install --quiet 'openvino==2026.4.1' 'numpy==2.2.6'
 
 cat >"$dir/probe.py" <<'PY'
 import numpy as np

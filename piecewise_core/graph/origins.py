@@ -86,7 +86,7 @@ def read_off(
 def _handed_back(output: Any, seen: Sequence[Any], made: Sequence[Any]) -> dict[int, torch.Tensor]:
     """The inputs that are results: what ``x.add_(1)`` gives is ``x``; by the ids of its markers."""
     given = [n for n in output.graph.nodes if n.op == "placeholder"]
-    values = dict(zip(given, seen, strict=True))
+    values = dict(zip(given, (leaf for value in seen for leaf in _leaves(value)), strict=True))
     found = {}
     for node, marker in zip(output.args[0], made, strict=True):
         while writes(node):  # a write gives the tensor object that it wrote to, or none of these

@@ -65,10 +65,9 @@ def test_a_sample_of_model_families_gives_what_eager_gives_in_every_way(tmp_path
 
 
 @pytest.mark.parametrize("names", FAMILIES, ids=lambda names: names.split()[0])
-def test_more_families_give_what_eager_gives_captured_recorded_and_through_the_door(
-    tmp_path, names
-):
+def test_more_families_give_what_eager_gives_recorded(tmp_path, names):
+    """Traces take most of a minute for each of them: `make sweep` tries those ways too."""
     pytest.importorskip("transformers")
-    ways = ("captured", "recorded", "door")
-    line, said = swept("--families", *names.split(), "--passes", *ways, into=tmp_path)
-    assert [line[way] for way in ("families", *ways)] == [5] * 4, said
+    line, said = swept("--families", *names.split(), "--passes", "recorded", into=tmp_path)
+    kinds = ("families", "recorded", "equal", "wrong", "bare", "hung")
+    assert [line[k] for k in kinds] == [5, 5, 5, 0, 0, 0], said
