@@ -12,6 +12,7 @@ import json
 import logging
 import multiprocessing
 import os
+import re
 import sys
 import time
 import warnings
@@ -141,6 +142,7 @@ def main() -> int:
     batches = -(-asked.count // BATCH)
     seeds = [asked.only] if asked.only is not None else range(asked.first, asked.first + batches)
     counts: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
     begun = time.monotonic()
     context = multiprocessing.get_context("spawn")
     with context.Pool(asked.workers, maxtasksperchild=20, initializer=_quiet) as pool:
@@ -148,16 +150,25 @@ def main() -> int:
         for place, rows in enumerate(pool.imap_unordered(tried, tasks, chunksize=1)):
             for row in rows:
                 counts[row["kind"]] += 1
+                if row["kind"] == "refused":
+                    reasons[_reason(row["why"])] += 1
                 if row["kind"] in ("wrong", "bare") or asked.only is not None:
                     print("\n".join(f"{k}: {v}" for k, v in row.items()), flush=True)
             seconds = time.monotonic() - begun
             print(f"{place + 1}/{len(tasks)} batches, {seconds:.0f} s: {dict(counts)}", flush=True)
+    for reason, times in reasons.most_common():
+        print(f"refused {times} times: {reason}")
     line = {
         "programs": sum(counts.values()) // 2,
         **{k: counts[k] for k in ("equal", "refused", "wrong", "bare")},
     }
     print(json.dumps(line))
     return int(bool(counts["wrong"] or counts["bare"]))
+
+
+def _reason(why: str) -> str:
+    """A refusal's first sentence without its numbers: equal for refusals of one kind."""
+    return re.sub(r"\d+", "N", why.split("\n")[0])[:120]
 
 
 def _quiet() -> None:
