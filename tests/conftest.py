@@ -36,6 +36,16 @@ def pytest_collection_finish():
     logging.getLogger("torch.__trace").propagate = True
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _what_is_there_is_walked_no_more():
+    """What earlier modules imported and left in caches stays out of collections of garbage.
+
+    After an hour's worth of models a whole collection takes seconds, and tests ask for many.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def without_accelerators(monkeypatch):
     """Hide the machine's accelerators from platforms' probes: a CPU is all there is.

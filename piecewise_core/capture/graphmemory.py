@@ -157,11 +157,15 @@ class GraphMemory:
         """
         self._late = later or not self.settle()
 
-    def emptied(self) -> None:
-        """Start with a new pool next time, where an owner freed all and no other has any."""
+    def emptied(self, *, later: bool = False) -> None:
+        """Start with a new pool next time, where an owner freed all and no other has any.
+
+        ``later``: in the middle of a call, which does not wait until all garbage is walked.
+        """
         if not self._plans:
             self.pool, self.short = None, False
-            gc.collect()  # captures walk young garbage only: older circles may hold device memory
+            if not later:
+                gc.collect()  # captures walk young garbage only: older may hold device memory
         self.platform.empty_cache()
         self.measure()
 

@@ -202,7 +202,7 @@ class CapturedPlans:
         for sizes in held:
             self._retire(sizes)
         self.memory.freed(later=later)
-        self.memory.emptied()
+        self.memory.emptied(later=later)
         self.dropped.clear()
         return held
 

@@ -152,6 +152,15 @@ def test_old_garbage_is_collected_only_when_memory_runs_out_and_once(generations
     assert set(tight.dropped) == {(4096,), (2048,)}
 
 
+def test_a_release_in_the_middle_of_a_call_walks_no_old_garbage(generations):
+    held = plans()
+    held.capture((4,), lambda: source(4))
+    assert held.release(later=True) == [(4,)]
+    assert 2 not in generations
+    held.release()
+    assert generations.count(2) == 1
+
+
 def test_memory_held_by_garbage_is_had_back():
     platform = SimulatedPlatform(memory_bytes=4096)
     one = CapturedPlans(GraphMemory(declared(platform), Counters(), None))
