@@ -151,7 +151,10 @@ def main() -> int:
             for row in rows:
                 counts[row["kind"]] += 1
                 if row["kind"] == "refused":
-                    reasons[_reason(row["why"])] += 1
+                    reason = _reason(row["why"])
+                    reasons[reason] += 1
+                    if reasons[reason] == 1:
+                        print(f"refused, seed {row['seed']}, {row['front']}: {reason}", flush=True)
                 if row["kind"] in ("wrong", "bare") or asked.only is not None:
                     print("\n".join(f"{k}: {v}" for k, v in row.items()), flush=True)
             seconds = time.monotonic() - begun
