@@ -81,9 +81,9 @@ class Recorder:
         return ()
 
     @property
-    def operators_only(self) -> bool:
-        """Whether captures miss kernels that do not pass torch's dispatcher."""
-        return self._platform.operators_only
+    def platform(self) -> Declared:
+        """What captures."""
+        return self._platform
 
     # Wrapping what the plan calls ------------------------------------------------------
 

@@ -97,10 +97,13 @@ class Region(PieceCode):
         run as written.
         """
         box, dims = self.fallback(sizes).box, len(self.general_box.ranges)
-        if recorder.operators_only and self._compiler == "inductor":
+        noting = recorder.platform.noting
+        if not recorder.platform.captures(self._compiler):
             found: Iterable[tuple[int, Runnable]] = enumerate(
                 as_it_is(p.graph) for p in self.program.compilable
             )
+        elif noting is not None:
+            found = [(i, noting(self._compiler, run)) for i, run in self.runnables(box)]
         else:
             found = self.runnables(box)
         runs = [

@@ -24,7 +24,8 @@ class Declared:
 
     ``by``: who made it, for messages. What it lacks is what those Protocols say core does without;
     None where that is another way altogether. ``operators_only``: whether captures miss kernels
-    that do not pass torch's dispatcher.
+    that do not pass torch's dispatcher. ``noting``: ``noting(compiler, run)``, what has captures
+    of such a driver note the code of a compiler that does not tell it.
     """
 
     by: str
@@ -39,7 +40,9 @@ class Declared:
     fingerprint: Callable[[], Mapping[str, str]]
     # GraphExtras
     runs_captures: bool
+    compiler: str
     operators_only: bool
+    noting: Callable[[str, Callable[..., Any]], Callable[..., Any]] | None
     replayer: Callable[[Any], Callable[[], None]]
     weak_ref: Callable[[torch.Tensor], torch.Tensor] | None
     register_generator: Callable[[Any, torch.Generator], None] | None
@@ -55,6 +58,15 @@ class Declared:
     stager: Callable[[Sequence[torch.Tensor]], Callable[[Sequence[torch.Tensor]], None] | None]
     stages: bool
     dump: Callable[[Any, Path], None] | None
+
+    def captures(self, compiler: str) -> bool:
+        """Whether captures hold what code of ``compiler`` does; it runs as written in them if not.
+
+        Code that leaves torch passes no dispatcher: what it computed once would be replayed.
+        """
+        if not self.operators_only or self.noting is not None or compiler == "eager":
+            return True
+        return compiler == self.compiler != "inductor"
 
 
 def declared(platform: Any) -> Declared:
@@ -76,7 +88,9 @@ def declared(platform: Any) -> Declared:
         memory_stats=has("memory_stats", None, device),
         fingerprint=has("fingerprint", dict, device),
         runs_captures=has("runs_captures", False),
+        compiler=getattr(getattr(platform, "compiler", None), "name", "eager"),
         operators_only=has("operators_only", False),
+        noting=has("noting"),
         replayer=has("replayer", lambda graph: partial(graphs.replay, graph)),
         weak_ref=has("weak_ref"),
         register_generator=has("register_generator"),

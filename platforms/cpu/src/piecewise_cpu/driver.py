@@ -48,6 +48,7 @@ class CpuGraphDriver:
     """The GraphDriver of the CPU. Capturing runs what it captures; each thread may."""
 
     runs_captures = True
+    operators_only = True
 
     def __init__(self) -> None:
         self._here = _OfThread()
@@ -56,6 +57,20 @@ class CpuGraphDriver:
     def recording(self) -> Recording | None:
         """What notes down the capture that this thread runs."""
         return self._here.recording
+
+    def noting(self, compiler: str, run: Callable[..., Any]) -> Callable[..., Any]:
+        """``run``, a piece's code, which captures repeat as a whole.
+
+        Operators are seen, and Inductor's code here tells of itself.
+        """
+        if compiler in ("eager", "inductor"):
+            return run
+
+        def piece(*args: Any) -> Any:
+            recording = self.recording
+            return run(*args) if recording is None else recording.piece(run, args)
+
+        return piece
 
     def new_pool(self) -> Arena:
         """Memory that all sizes share."""
