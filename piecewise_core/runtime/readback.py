@@ -7,18 +7,25 @@ the number for anything else, to compare it perhaps, a later call may take anoth
 from __future__ import annotations
 
 import dis
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from types import CodeType
 
 __all__ = ["names_read"]
 
 
-def names_read(functions: Iterable[Iterable[CodeType]]) -> frozenset[str]:
-    """Names of attributes, globals, cells and items that are read, but to be counted up there."""
-    return frozenset(name for parts in functions for code in parts for name in _names(code))
+def names_read(functions: Iterable[Iterable[CodeType]], among: Collection[str]) -> frozenset[str]:
+    """Those names of attributes, globals, cells and items that are read, but to be counted up."""
+    if not among:
+        return frozenset()
+    read = frozenset(name for parts in functions for code in parts for name in _names(code, among))
+    return read & frozenset(among)
 
 
-def _names(code: CodeType) -> Iterable[str]:
+def _names(code: CodeType, among: Collection[str]) -> Iterable[str]:
+    # Code that mentions none of them need not be taken apart, which takes long.
+    text = [each for each in code.co_consts if isinstance(each, str)]
+    if not {*code.co_names, *text, *code.co_freevars, *code.co_cellvars}.intersection(among):
+        return
     steps = [step for step in dis.get_instructions(code) if step.opname not in ("CACHE", "NOP")]
     for place, step in enumerate(steps):
         loads = step.opname.startswith("LOAD_") and "FAST" not in step.opname

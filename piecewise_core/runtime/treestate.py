@@ -119,11 +119,13 @@ class TreeState:
         """
         if not self.check():
             return {}
-        read = names_read(codes(c.__code__) for c in self._functions)
+        found = [each for each in self._set() if not alike(each[2], each[3])]
+        data = {key for _, key, _, now in found if isinstance(key, str) and _is_data(now)}
+        read = names_read((codes(c.__code__) for c in self._functions), data)
         return {
             (identity(container), key): (f"{key!r} of a {_kind(container)}", now)
-            for container, key, was, now in self._set()
-            if not alike(was, now) and (key in read or not _is_data(now))
+            for container, key, _, now in found
+            if key in read or not _is_data(now)
         }
 
     def put_back(self) -> None:

@@ -69,8 +69,14 @@ def outer():
     ],
 )
 def test_names_are_read_unless_they_are_only_set_or_counted_up(function, read):
-    assert names_read([[function.__code__]]) & {"calls", "tokens"} == read
+    assert names_read([[function.__code__]], {"calls", "tokens"}) == read
 
 
 def test_what_a_condition_reads_on_the_way_is_read():
-    assert "tokens" in names_read([[Noted.chooses.__code__]])
+    assert "tokens" in names_read([[Noted.chooses.__code__]], {"tokens"})
+
+
+def test_only_what_is_asked_for_is_told():
+    assert names_read([[asks_items.__code__]], {"tokens"}) == {"tokens"}
+    assert names_read([[asks_items.__code__]], {"held"}) == set()
+    assert names_read([[asks_items.__code__]], ()) == set()
