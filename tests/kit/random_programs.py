@@ -604,7 +604,8 @@ def run(
     model: torch.nn.Module, args: list[torch.Tensor], call: Any, layout: bool = True
 ) -> tuple[Any, Any, Any]:
     """The result, what the inputs and the buffer hold then, and what shares memory."""
-    torch.manual_seed(len(args))
+    # torch.manual_seed notes the whole stack for each kind of device that is not started yet.
+    torch.default_generator.manual_seed(len(args))
     result = call(*args)
     held = [*args, model.state]
     return shown(result, layout), [shown(t) for t in held], sharing([*held, *tensors_of(result)])
