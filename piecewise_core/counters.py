@@ -11,8 +11,8 @@ from typing import Any
 
 from piecewise_core.afterfork import after_fork
 from piecewise_core.events import Event, EventKind, Events
-from piecewise_core.ranges import Sizes
-from piecewise_core.tally import Books, Tallies
+from piecewise_core.ranges import Box, Sizes
+from piecewise_core.tally import Books, Counted, Tallies
 
 __all__ = ["CALL_KINDS", "Counters", "ProcessCounters", "Stats", "process_counters"]
 
@@ -86,6 +86,7 @@ class Counters:
     def __init__(self, on_event: Callable[[Event], object] | None = None) -> None:
         self._lock = after_fork.frees(threading.Lock())
         self._values: dict[str, int] = {}
+        self._happened: dict[EventKind, tuple[int, float]] = {}
         self.unsized: dict[str, int] = _no_calls()
         self._books = Books()
         self.events = None if on_event is None else Events(on_event)
@@ -93,7 +94,10 @@ class Counters:
     def tell(
         self, kind: EventKind, what: str = "", sizes: object = "", seconds: float = 0, why: str = ""
     ) -> None:
-        """Note an event, if somebody wants to know."""
+        """Count an event, and note it if somebody wants to know."""
+        with self._lock:
+            times, spent = self._happened.get(kind, (0, 0.0))
+            self._happened[kind] = times + 1, spent + seconds
         if self.events is not None:
             self.events.add(kind, what, str(sizes), seconds, why)
 
@@ -139,6 +143,18 @@ class Counters:
     def stats(self) -> Stats:
         """The totals so far."""
         return _stats(self._values, self.unsized, self._books)
+
+    def happened(self) -> dict[EventKind, tuple[int, float]]:
+        """How often each kind of event happened, and the seconds that it took in all."""
+        with self._lock:
+            return dict(self._happened)
+
+    def by_target(self) -> dict[tuple[str, Sizes | Box | None], Counted]:
+        """Calls by kind and the sizes that their target holds; None where those are not known."""
+        found = self._books.by_target()
+        for kind, calls in self.unsized.items():
+            found[kind, None] = found.get((kind, None), Counted()).plus(Counted(calls))
+        return found
 
     def by_sizes(self) -> dict[Sizes, int]:
         """How many calls there were of which sizes, as far as their sizes were looked at."""

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 from piecewise_core.afterfork import after_fork
-from piecewise_core.ranges import Sizes
+from piecewise_core.ranges import Box, Sizes
 
 __all__ = ["Books", "Counted", "Tallies", "Tally"]
 
@@ -116,7 +116,7 @@ class Tallies:
 
 
 class Books:
-    """All tallies of one model. Those whose owner is gone are added up, by kind."""
+    """All tallies of one model. Those whose owner is gone are added up, by kind and sizes."""
 
     def __init__(self) -> None:
         self.lock = after_fork.frees(threading.RLock())
@@ -140,12 +140,27 @@ class Books:
             self._settle()
             return [tally for made in self._made.values() for tally in list(made.values())]
 
+    def by_target(self) -> dict[tuple[str, Sizes | Box | None], Counted]:
+        """What was counted so far, by kind and the sizes that targets hold; it never shrinks."""
+        found: dict[tuple[str, Sizes | Box | None], Counted] = {}
+        with self.lock:
+            self._settle()
+            for made in self._made.values():
+                for (kind, where), tally in list(made.items()):
+                    key = kind, _sizes_of(where)
+                    found[key] = found.get(key, Counted()).plus(tally.total())
+        return found
+
     def _settle(self) -> None:
         while self._left:
-            for (kind, _), tally in self._made.pop(self._left.pop()).items():
-                key = kind, tally.captured
+            for (kind, where), tally in self._made.pop(self._left.pop()).items():
+                key = kind, _sizes_of(where)
                 fresh = Tally(kind, tally.captured, self.lock)
                 self._made[_GONE].setdefault(key, fresh).take(tally)
+
+
+def _sizes_of(where: Hashable) -> Sizes | Box | None:
+    return where if isinstance(where, (tuple, Box)) else None
 
 
 def _round_up(sizes: Sizes) -> Sizes:

