@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import sympy
@@ -13,13 +13,15 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from piecewise_core.compile.lowering import retraced_in
 from piecewise_core.errors import PieceDeclined
 from piecewise_core.graph.conditions import python_source
+from piecewise_core.graph.randomness import draws
 from piecewise_core.graph.sizes import expression
 from piecewise_core.protocols.lowering import Layout, Lowered, Results
+from piecewise_core.torch_compat import pytree
 from piecewise_core.torch_compat.fakes import TracingContext
 from piecewise_core.torch_compat.operators import OpOverload, schema_of
 from piecewise_core.torch_compat.storages import memory_key
 
-__all__ = ["lowered"]
+__all__ = ["decline", "lowered"]
 
 
 def lowered(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Lowered:
@@ -46,11 +48,33 @@ def lowered(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Lowered:
         ) from error
     if before != [_place(value) for value in inputs]:
         raise PieceDeclined("it reshapes an input in place")
-    for node, value in zip(traced.graph.find_nodes(op="placeholder"), inputs, strict=True):
-        node.meta.setdefault("val", value)  # make_fx leaves sizes that are ints without
+    _name_inputs(traced, inputs)
     symbols = _symbols(inputs)
     written = _take_writes_out(traced, promised)
     return Lowered(traced, Results(_layouts(promised, inputs, symbols), written, symbols))
+
+
+def _name_inputs(traced: torch.fx.GraphModule, inputs: Sequence[Any]) -> None:
+    """Call them arg_0, arg_1 and so on, after their places."""
+    nodes = traced.graph.find_nodes(op="placeholder")
+    for place, (node, value) in enumerate(zip(nodes, inputs, strict=True)):
+        with traced.graph.inserting_before(node):
+            named = traced.graph.placeholder(f"arg_{place}")
+        named.meta = {"val": value, **node.meta}  # make_fx leaves sizes that are ints without
+        node.replace_all_uses_with(named)
+        traced.graph.erase_node(node)
+
+
+def decline(graph: torch.fx.GraphModule, dtypes: Collection[torch.dtype]) -> None:
+    """Raise PieceDeclined where a value has none of ``dtypes``, or an operator draws."""
+    for node in graph.graph.nodes:
+        for value in pytree.tree_leaves(node.meta.get("val")):
+            if isinstance(value, torch.Tensor) and value.dtype not in dtypes:
+                raise PieceDeclined(
+                    f"{node} is of {value.dtype}, which would be computed otherwise"
+                )
+        if node.op == "call_function" and draws(node):
+            raise PieceDeclined(f"{node} draws from another generator than torch's")
 
 
 def _called(graph: torch.fx.GraphModule) -> Callable[..., Sequence[Any]]:

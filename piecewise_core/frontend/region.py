@@ -10,6 +10,7 @@ from piecewise_core.capture.parts import addresses_inputs
 from piecewise_core.capture.recorder import Recorder
 from piecewise_core.errors import OutOfRange
 from piecewise_core.frontend.coverage import out_of_range
+from piecewise_core.frontend.frozenpieces import FrozenPieces
 from piecewise_core.frontend.piececode import PieceCode, Runnable, as_it_is
 from piecewise_core.graph.names import op_name, source_of
 from piecewise_core.graph.padding.program import Paddable, paddable
@@ -39,6 +40,7 @@ class Region(PieceCode):
         self._written: Plan | None = None
         self._compiler, self._count = self._scheduler.compiler, len(program.compilable)
         self._checking: dict[int, Laid] = {}
+        self._frozen = FrozenPieces(program, self._scheduler, self.code.lay_piece)
 
     # Plans -------------------------------------------------------------------------
 
@@ -52,7 +54,7 @@ class Region(PieceCode):
 
     def _laid(self, index: int, box: Box, run: Runnable) -> Runnable:
         """``run``; where it was seen to return other layouts than promised, brought to those."""
-        laid = self._drifting.get((index, box))
+        laid, run = self._drifting.get((index, box)), self._frozen.of(index, box, run)
         return run if laid is None else _fitted(run, laid, len(self.general_box.ranges))
 
     def checking_plan(self, box: Box) -> Plan:
@@ -62,7 +64,10 @@ class Region(PieceCode):
         """
         dims = len(self.general_box.ranges)
         self._checking = {i: self.code.lay_piece(i, self._compiler) for i in range(self._count)}
-        runs = [self._checked(run, self._checking[i], dims) for i, run in self.runnables(box)]
+        runs = [
+            self._checked(self._frozen.begun(i, box, run), self._checking[i], dims)
+            for i, run in self.runnables(box)
+        ]
         return self.code.plan(runs, check=True)
 
     def _checked(self, run: Runnable, laid: Laid, dims: int) -> Runnable:
@@ -72,8 +77,8 @@ class Region(PieceCode):
     def checked(self, box: Box) -> None:
         """The first call of ``box`` is over: pieces whose results it copied are from now on."""
         found = {(i, box): laid for i, laid in self._checking.items() if laid.drifts}
-        if found:
-            self._drifting |= found
+        self._drifting |= found
+        if found or self._frozen.has(box):
             self._plans.pop(box, None)
         self._checking = {}
 

@@ -9,13 +9,11 @@ the piece writes to, and lays each result as the piece promises. A whole adaptor
 
         def compile(self, graph, example_inputs, *, key, config):
             lowered = lower(graph, example_inputs)
-            blob = translate(lowered.graph) + SEPARATOR + lowered.results.to_json().encode()
-            return self.load(blob)
+            return self.load(lowered.results.pack(translate(lowered.graph)))
 
         def load(self, handle):
-            code, results = handle.split(SEPARATOR)
-            run = Results.from_json(results).around(acme_runtime(code))
-            return CompiledGraph(run, lambda: handle)
+            results, code = Results.unpack(handle)
+            return CompiledGraph(results.around(acme_runtime(code)), lambda: handle)
 
 Since API 1.1. Importing this imports no torch.
 """
@@ -24,40 +22,26 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from piecewise_core.protocols.laying import Layout, laid
+
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Layout", "Lowered", "Results", "lower"]
+__all__ = ["Layout", "Lowered", "Results", "lower", "place_of"]
 
 Compute = Callable[..., Sequence[Any]]
 
 _HOME = "piecewise_core.compile.functional"
+_EXPORTED = "piecewise_core.compile.exported"
 """Where torch is traced with: a stage that plugins' modules must not import."""
 
 _NAMES = {"__builtins__": {"max": max, "min": min, "abs": abs}, "math": math}
 """What an expression over sizes may call."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """One result as the piece promises it. Sizes are Python expressions over ``Results.symbols``.
-
-    ``dtype``: torch's name of it, "float32". ``input``: the input whose memory it is a view of, or
-    None; ``offset`` then counts from that input's first element. ``shared``: a number that results
-    which lie in one new memory have in common, or None; ``offset`` is in that memory.
-    """
-
-    dtype: str
-    shape: tuple[str, ...]
-    stride: tuple[str, ...]
-    offset: str = "0"
-    input: int | None = None
-    shared: int | None = None
 
 
 @dataclass(frozen=True)
@@ -94,9 +78,22 @@ class Results:
             sizes = [
                 inputs[i] if dim < 0 else inputs[i].shape[dim] for i, dim in self.symbols.values()
             ]
-            return _laid(self.layouts, place(*sizes), found[:count], inputs)
+            return laid(self.layouts, place(*sizes), found[:count], inputs)
 
         return run
+
+    def around_arrays(self, compute: Compute, places: Sequence[int]) -> Compute:
+        """The same over a ``compute`` that takes NumPy arrays and returns some.
+
+        ``places``: of the inputs that it takes; a size is an array of no dims.
+        """
+        import torch
+
+        def tensors(*inputs: Any) -> list[Any]:
+            arrays = [torch.as_tensor(inputs[place]).numpy() for place in places]
+            return [torch.from_numpy(array) for array in compute(*arrays)]
+
+        return self.around(tensors)
 
     def _places(self) -> Callable[..., Sequence[tuple[Any, Any, int]]]:
         """A function of the sizes that gives shape, strides and offset of each result."""
@@ -109,6 +106,21 @@ class Results:
         made: Any = eval(compile(source, "<piecewise layouts>", "eval"), dict(_NAMES))
         found: Callable[..., Sequence[tuple[Any, Any, int]]] = made
         return found
+
+    def pack(self, *parts: bytes) -> bytes:
+        """These and ``parts``, the code, as the bytes of a handle."""
+        whole = (self.to_json().encode(), *parts)
+        return b"".join(len(part).to_bytes(8, "little") + part for part in whole)
+
+    @classmethod
+    def unpack(cls, handle: bytes) -> tuple[Any, ...]:
+        """What ``pack`` was given, these first."""
+        parts, place = [], 0
+        while place < len(handle):
+            begun = place + 8
+            place = begun + int.from_bytes(handle[place:begun], "little")
+            parts.append(handle[begun:place])
+        return (cls.from_json(parts[0]), *parts[1:])
 
     def to_json(self) -> str:
         """As text, to be kept beside the code that it is for."""
@@ -130,7 +142,8 @@ class Results:
 class Lowered:
     """A piece in ATen operators.
 
-    ``graph``: takes the piece's inputs and writes to none of them. Returns the piece's results,
+    ``graph``: takes the piece's inputs, called ``arg_0``, ``arg_1`` and so on after their places
+    (``place_of(name)``), and writes to none of them. Returns the piece's results,
     behind them the new values of inputs. Views are operators like others (``aten.t``); which
     memory its results share is in ``results`` alone. Tensors that it holds are its attributes
     (get_attr). Nodes have ``meta["val"]``. ``results``: see there.
@@ -138,6 +151,26 @@ class Lowered:
 
     graph: torch.fx.GraphModule
     results: Results
+
+    def decline(self, *, other_than: Collection[torch.dtype]) -> None:
+        """Raise PieceDeclined for a value of another dtype, and for operators that draw.
+
+        Those draw from torch's generator, in torch's order, which other libraries do not.
+        """
+        import_module(_HOME).decline(self.graph, other_than)
+
+    def exported(self) -> torch.export.ExportedProgram:
+        """The graph as torch.export has programs, which compilers read; nothing is traced again.
+
+        Sizes that do not vary are none of its inputs. It takes ``graph`` over.
+        """
+        found: torch.export.ExportedProgram = import_module(_EXPORTED).exported(self.graph)
+        return found
+
+
+def place_of(name: str) -> int:
+    """The place of an input of a lowered graph, from its name: 3 of "arg_3"."""
+    return int(name.rpartition("_")[2])
 
 
 def lower(graph: torch.fx.GraphModule, example_inputs: Sequence[Any]) -> Lowered:
@@ -149,59 +182,3 @@ def lower(graph: torch.fx.GraphModule, example_inputs: Sequence[Any]) -> Lowered
     """
     found: Lowered = import_module(_HOME).lowered(graph, example_inputs)
     return found
-
-
-def _laid(
-    layouts: Sequence[Layout],
-    places: Sequence[tuple[Any, Any, int]],
-    found: Sequence[Any],
-    inputs: Sequence[Any],
-) -> list[Any]:
-    """Each of ``found`` in its layout; the same tensor where it lies so already."""
-    import torch
-
-    extents: dict[int, int] = {}
-    for one, (shape, stride, offset) in zip(layouts, places, strict=True):
-        if one.shared is not None:
-            end = offset + _extent(shape, stride)
-            extents[one.shared] = max(extents.get(one.shared, 0), end)
-    bases: dict[int, Any] = {}
-    laid = []
-    for one, (shape, stride, offset), value in zip(layouts, places, found, strict=True):
-        if one.input is not None:
-            base = inputs[one.input]
-            laid.append(base.as_strided(shape, stride, base.storage_offset() + offset))
-        elif one.shared is not None:
-            if one.shared not in bases:
-                bases[one.shared] = value.new_empty(extents[one.shared])
-            view = bases[one.shared].as_strided(shape, stride, offset)
-            laid.append(_fill(view, value))
-        elif _lies(shape, value.stride(), stride):
-            laid.append(value)
-        else:
-            made = torch.empty_strided(shape, stride, dtype=value.dtype, device=value.device)
-            laid.append(_fill(made, value))
-    return laid
-
-
-def _fill(view: Any, value: Any) -> Any:
-    """``view`` with the numbers of ``value``; rows that are one in memory are written once."""
-    source, into = value, view
-    for dim, (size, step) in enumerate(zip(view.shape, view.stride(), strict=True)):
-        if size > 1 and not step:
-            source, into = source.narrow(dim, 0, 1), into.narrow(dim, 0, 1)
-    into.copy_(source)
-    return view
-
-
-def _extent(shape: Sequence[int], stride: Sequence[int]) -> int:
-    """Elements from the first to the last of such a tensor."""
-    if 0 in shape:
-        return 0
-    return 1 + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
-
-
-def _lies(shape: Sequence[int], now: Sequence[int], wanted: Sequence[int]) -> bool:
-    if 0 in shape:
-        return tuple(now) == tuple(wanted)
-    return all(n <= 1 or a == b for n, a, b in zip(shape, now, wanted, strict=True))

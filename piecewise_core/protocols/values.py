@@ -93,8 +93,17 @@ class CompiledGraph:
     ``serves``: the sizes that the code holds for, where it is not all that were asked for: a Box of
     one whole Range per size among ``example_inputs``, in their order. The piece runs as written
     at other sizes. None: all but those that break a guard. Since API 1.1.
+
+    ``freeze``: makes a ``run`` for the same inputs with the values of some built in, where that is
+    faster: ``freeze({place: tensor})``, from places among the inputs to what they hold. The
+    tensors are copies that core owns and nobody writes to; they may be kept. ``freezes``: the
+    places that it wants. Core asks it for those that are weights, which it never does for what
+    goes into ``handle``: weights are in no store. It runs the code only while the weights hold the
+    bytes that were built in. None: every input is read at every call. Since API 1.1.
     """
 
     run: Callable[..., Sequence[Any]]
     handle: Callable[[], bytes] | None = None
     serves: Box | None = None
+    freezes: Sequence[int] = ()
+    freeze: Callable[[Mapping[int, torch.Tensor]], Callable[..., Sequence[Any]]] | None = None

@@ -20,7 +20,7 @@ class Rewrite(Protocol):
 
 HOOKS = {"piecewise_rewrites": ["platform", "config"]}
 
-FIELDS = {"CompiledGraph": ("serves",), "ReplayCall": ("host",)}
+FIELDS = {"CompiledGraph": ("serves", "freezes", "freeze"), "ReplayCall": ("host",)}
 """What values gained, behind the fields that they had."""
 
 ERRORS = ("PieceDeclined",)

@@ -1,5 +1,9 @@
 """The compiler openvino: one piece of a model in, a callable out."""
 
+import tempfile
+from functools import partial
+from pathlib import Path
+
 import openvino as ov
 import torch
 from openvino.frontend import FrontEndManager
@@ -7,11 +11,8 @@ from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
 
 from piecewise_core.errors import PieceDeclined
 from piecewise_core.protocols import CompiledGraph
-from piecewise_core.protocols.lowering import Results, lower
-from piecewise_openvino.exact import check, fits
-
-MARK = b"\0piecewise results\0"
-"""Between OpenVINO's code and the layouts of the piece's results, in what is kept."""
+from piecewise_core.protocols.lowering import Results, lower, place_of
+from piecewise_openvino.exact import check, refuse_wide
 
 
 class OpenvinoCompiler:
@@ -27,54 +28,51 @@ class OpenvinoCompiler:
     def compile(self, graph, example_inputs, *, key, config):
         """Translate the piece; every size that varies is a dynamic dimension."""
         lowered = lower(graph, example_inputs)
-        check(lowered.graph)
-        values = [torch.as_tensor(0) if _is_size(v) else v for v in example_inputs]
+        check(lowered)
+        values = [v if torch.is_tensor(v) else torch.as_tensor(0) for v in example_inputs]
         shapes = [[d if isinstance(d, int) else -1 for d in v.shape] for v in values]
-        decoder = TorchFXPythonDecoder(
-            lowered.graph, input_shapes=shapes, input_types=[v.dtype for v in values]
-        )
+        types = [v.dtype for v in values]
+        decoder = TorchFXPythonDecoder(lowered.graph, input_shapes=shapes, input_types=types)
         frontend = FrontEndManager().load_by_framework("pytorch")
         try:
             model = frontend.convert(frontend.load(decoder))
         except Exception as error:
             raise PieceDeclined(f"OpenVINO cannot translate it: {error}") from error
-        names = [node.name for node in lowered.graph.graph.find_nodes(op="placeholder")]
-        for port in model.inputs:  # what the piece does not use is not among them
-            port.set_names({str(names.index(port.any_name))})
-        code = self._core.compile_model(model, "CPU")
-        return self._ready(code, lowered.results)
+        with tempfile.TemporaryDirectory() as folder:
+            xml, weights = Path(folder, "piece.xml"), Path(folder, "piece.bin")
+            ov.serialize(model, xml, weights)
+            return self.load(lowered.results.pack(xml.read_bytes(), weights.read_bytes()))
 
     def load(self, handle):
         """What ``compile`` made, from its bytes."""
-        code, _, results = handle.rpartition(MARK)
-        return self._ready(self._core.import_model(code, "CPU"), Results.from_json(results))
+        results, xml, weights = Results.unpack(handle)
+        model = self._core.read_model(xml, weights)
+        run = partial(self._run, model, results)
+        places = [place_of(port.any_name) for port in model.inputs if not _looked_up(port)]
+        return CompiledGraph(run({}), lambda: handle, freezes=places, freeze=run)
 
-    def _ready(self, code, results):
-        request = code.create_infer_request()
-        places = [int(port.any_name) for port in code.inputs]
-        long = [
-            place
-            for place, port in zip(places, code.inputs, strict=True)
-            if port.element_type == ov.Type.i64 and port.partial_shape.rank
-        ]
+    def _run(self, model, results, constants):
+        """Code for the piece with ``constants`` built in."""
+        model = model.clone()
+        for port in model.inputs:
+            if (place := place_of(port.any_name)) in constants:
+                value = ov.op.Constant(constants[place].numpy(), shared_memory=True)
+                port.replace(value.output(0))
+                model.remove_parameter(port.get_node())
+        request = self._core.compile_model(model, "CPU").create_infer_request()
 
-        def compute(*inputs):
-            for place in long:
-                if not fits(inputs[place]):
-                    raise OverflowError("OpenVINO's CPU device has 32 bits for whole numbers")
-            arrays = [torch.as_tensor(inputs[place]).numpy() for place in places]
+        def compute(*arrays):
+            refuse_wide(arrays)
             found = request.infer(arrays, share_inputs=True)
-            return [torch.from_numpy(found[i]) for i in range(len(found))]
+            return [found[i] for i in range(len(found))]
 
-        def handle():
-            return code.export_model().getvalue() + MARK + results.to_json().encode()
-
-        return CompiledGraph(results.around(compute), handle)
+        return results.around_arrays(compute, [place_of(port.any_name) for port in model.inputs])
 
     def hash_factors(self):
         """OpenVINO's build; core knows the processor and this package."""
         return {"openvino": ov.get_version()}
 
 
-def _is_size(value):
-    return not isinstance(value, torch.Tensor)
+def _looked_up(port):
+    """Whether rows of the input are only looked up, which is as fast where they lie."""
+    return all(use.get_node().get_type_name() == "Gather" for use in port.get_target_inputs())

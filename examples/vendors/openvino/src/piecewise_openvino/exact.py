@@ -2,6 +2,7 @@
 
 import sys
 
+import numpy as np
 import torch
 
 from piecewise_core.building_blocks import pytree
@@ -19,28 +20,26 @@ MOVES = {
 """Operators whose whole numbers are among those that they are given, or are places."""
 
 
-def check(graph):
+def check(lowered):
     """Raise PieceDeclined where a piece needs what is not computed as torch does."""
+    lowered.decline(other_than=TYPES)
     of_sizes = set()  # whole numbers made of sizes alone
-    for node in graph.graph.nodes:
+    for node in lowered.graph.graph.nodes:
         kinds = {getattr(v, "dtype", None) for v in pytree.tree_leaves(node.meta.get("val"))}
         whole = kinds & {torch.int64, torch.int32}
-        if kinds - TYPES - {None}:
-            raise PieceDeclined(f"{node} is of {kinds - TYPES - {None}}, computed as another dtype")
         data = node.op == "get_attr" or (node.op == "placeholder" and kinds - {None})
         if not data and of_sizes.issuperset(node.all_input_nodes):
             of_sizes.add(node)
         if not hasattr(node.target, "tags"):
             continue
         name = node.target.__name__.partition(".")[0]
-        exact = "attention" in name and not any(node.args[3:4])  # no dropout, whatever its tag says
-        if torch.Tag.nondeterministic_seeded in node.target.tags and not exact:
-            raise PieceDeclined(f"{name} draws from another generator than torch's")
         large = [a for a in node.args if type(a) is int and 2**31 <= abs(a) < sys.maxsize]
         if large or (whole and name not in MOVES and not (node in of_sizes and name == "add")):
             raise PieceDeclined(f"{name} of whole numbers is computed in 32 bits")
 
 
-def fits(tensor):
-    """Whether each of these whole numbers has 32 bits."""
-    return bool((tensor.to(torch.int32) == tensor).all())
+def refuse_wide(arrays):
+    """Raise OverflowError for whole numbers of more than 32 bits; sizes have fewer."""
+    for array in arrays:
+        if array.dtype == np.int64 and array.ndim and (array.astype(np.int32) != array).any():
+            raise OverflowError("OpenVINO's CPU device has 32 bits for whole numbers")

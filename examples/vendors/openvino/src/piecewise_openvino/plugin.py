@@ -1,16 +1,11 @@
 """What the entry point names: brings the compiler and imports nothing heavy."""
 
+from importlib import import_module
+
 from piecewise_core.hookspecs import hookimpl
 
 
 @hookimpl
 def piecewise_compilers():
     """The one compiler of this wheel, by its name in Config(compiler=...)."""
-    return {"openvino": make}
-
-
-def make():
-    """Import OpenVINO and make the adaptor."""
-    from piecewise_openvino.compiler import OpenvinoCompiler
-
-    return OpenvinoCompiler()
+    return {"openvino": lambda: import_module("piecewise_openvino.compiler").OpenvinoCompiler()}
