@@ -127,9 +127,12 @@ class Controls:
         captured = [sizes for each in plans for sizes in each.captured]
         return traffic(session.config, session.counters, captured)
 
-    def explain(self) -> Explanation:
-        """Regions, pieces, ranges, what was compiled and what is shared, and why."""
-        return explain(self._pw_session)
+    def explain(self, *, verbose: bool = False) -> Explanation:
+        """Regions, pieces, ranges, what was compiled and what is shared, and why.
+
+        ``verbose``: print it whole, one line each, however long.
+        """
+        return explain(self._pw_session, verbose=verbose)
 
     def bisect(self, *args: Any, **kwargs: Any) -> BisectReport:
         """Find the piece of one call that first differs from the model as written.

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from piecewise_core.afterfork import after_fork
-from piecewise_core.events import Event, EventKind, Events
+from piecewise_core.events import KEPT_EVENTS, Event, EventKind, Events
 from piecewise_core.ranges import Box, Sizes
 from piecewise_core.tally import Books, Counted, Tallies
 
@@ -90,21 +92,29 @@ class Counters:
         self.unsized: dict[str, int] = _no_calls()
         self._books = Books()
         self.events = None if on_event is None else Events(on_event)
+        self._history: deque[Event] = deque(maxlen=KEPT_EVENTS)
 
     def tell(
         self, kind: EventKind, what: str = "", sizes: object = "", seconds: float = 0, why: str = ""
     ) -> None:
-        """Count an event, and note it if somebody wants to know."""
+        """Count an event, and note it, for who wants to know and for ``explain()``."""
+        event = Event(kind, what, str(sizes), seconds, why, time.time())
         with self._lock:
             times, spent = self._happened.get(kind, (0, 0.0))
             self._happened[kind] = times + 1, spent + seconds
+            self._history.append(event)
         if self.events is not None:
-            self.events.add(kind, what, str(sizes), seconds, why)
+            self.events.waiting.append(event)
 
     def traced(self, box: object, seconds: float) -> None:
         """A region was traced."""
         self.add("graphs")
         self.tell("traced", "region", box, seconds)
+
+    def history(self) -> tuple[Event, ...]:
+        """The last events, the oldest first."""
+        with self._lock:
+            return tuple(self._history)
 
     def retraced(self, why: str) -> None:
         """Traces, or recordings, are made anew."""

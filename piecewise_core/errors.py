@@ -32,6 +32,7 @@ __all__ = [
     "PluginError",
     "ProbeFailed",
     "ProbeInitialisedDevice",
+    "ReportError",
     "Sealed",
     "SizeBranch",
     "StoreError",
@@ -61,6 +62,10 @@ class ConfigError(PiecewiseError, ValueError):
 
 class PlanError(PiecewiseError, ValueError):
     """A histogram cannot be read, or no plan of sizes fits what it may take."""
+
+
+class ReportError(PiecewiseError, OSError):
+    """A report cannot be written where it was asked for."""
 
 
 class UnknownSplittingOp(ConfigError):

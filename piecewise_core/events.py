@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +10,10 @@ from typing import Literal
 
 from piecewise_core.errors import ConfigError
 
-__all__ = ["Event", "EventKind", "Events", "check_listener"]
+__all__ = ["KEPT_EVENTS", "Event", "EventKind", "Events", "check_listener"]
+
+KEPT_EVENTS = 2000
+"""Events of one model that ``explain()`` can show."""
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +56,7 @@ def check_listener(value: object) -> None:
 
 
 class Events:
-    """Collects events wherever they happen, and hands them out once no lock is held.
+    """Events that wait wherever they happen, handed out once no lock is held.
 
     ``tell``: called with each, in order; what it raises is logged once, and never raised.
     """
@@ -63,10 +65,6 @@ class Events:
         self._tell = tell
         self.waiting: deque[Event] = deque()
         self._failed = False
-
-    def add(self, kind: EventKind, what: str, sizes: str, seconds: float, reason: str) -> None:
-        """Note one; ``deliver`` hands it out."""
-        self.waiting.append(Event(kind, what, sizes, seconds, reason, time.time()))
 
     def deliver(self) -> None:
         """Hand out what waits. Call it with no lock held."""

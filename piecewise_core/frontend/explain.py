@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from piecewise_core.compile.artifact import Artifact
 from piecewise_core.frontend.capturing import Capturing
-from piecewise_core.frontend.explanation import (
-    CodeFacts,
-    Explanation,
-    PieceFacts,
-    RegionFacts,
-    RewriteFacts,
-)
+from piecewise_core.frontend.explanation import Explanation
+from piecewise_core.frontend.facts import CodeFacts, PieceFacts, RegionFacts, RewriteFacts
 from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.session import Session
+from piecewise_core.frontend.statuses import session_status
 from piecewise_core.graph.split import Piece
 from piecewise_core.graph.varying import varies, why_varying
 from piecewise_core.graph.wording import shown_form
@@ -23,12 +20,12 @@ from piecewise_core.ranges import Box
 from piecewise_core.rewrites import ListedRewrite
 from piecewise_core.targets import Target
 
-__all__ = ["explain"]
+__all__ = ["explain", "model_name"]
 
 
-def explain(session: Session) -> Explanation:
-    """Collect what there is to say about ``session``."""
-    selected = session.setup.selected
+def explain(session: Session, *, verbose: bool = False) -> Explanation:
+    """Collect what there is to say about ``session``; ``verbose``: shorten nothing of it."""
+    selected, status = session.setup.selected, session_status(session)
     first: dict[str, str] = {}
     return Explanation(
         platform=selected.info.name,
@@ -49,7 +46,20 @@ def explain(session: Session) -> Explanation:
         unmet=session.shared.matcher.unmet,
         forms=tuple(shown_form(form.structure) for form in session.forms),
         rewrites=tuple(_rewrite(session, one) for one in session.setup.rewrites.listed),
+        model=model_name(session.shared.fn),
+        bounds=tuple((dim.min, dim.max) for dim in session.config.dims),
+        ready=status.ready,
+        targets=status.targets,
+        events=session.counters.history(),
+        verbose=verbose,
     )
+
+
+def model_name(fn: Callable[..., Any]) -> str:
+    """What to call the model: its class, or the function."""
+    owner = getattr(fn, "__self__", None)
+    named = fn if owner is None else type(owner)
+    return str(getattr(named, "__qualname__", type(named).__qualname__))
 
 
 def _rewrite(session: Session, one: ListedRewrite) -> RewriteFacts:

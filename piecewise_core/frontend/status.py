@@ -20,7 +20,8 @@ class TargetStatus:
     is not ready, or what of it runs as written. ``hits``: calls that it served, of ``real_rows``,
     to which padding added ``padded_rows``. ``seconds``: that compiling, or loading, its code took.
     ``waits``: whether a call of it would have to wait for a trace, compilation or capture, or
-    fail. ``form``: the place of its calls among the forms; -1 for all.
+    fail. ``form``: the place of its calls among the forms; -1 for all. ``spans``: the first and
+    last of its sizes, in each dim.
     """
 
     kind: str
@@ -33,6 +34,7 @@ class TargetStatus:
     seconds: float = 0.0
     waits: bool = False
     form: int = 0
+    spans: tuple[tuple[int, int], ...] = ()
 
     def __str__(self) -> str:
         parts = [f"{self.kind} {self.sizes}: {self.state}"]

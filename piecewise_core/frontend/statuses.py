@@ -98,8 +98,9 @@ class _OfForm:
         counted = self._form.dispatch.tallies.total(target.kind, box)
         state, reason, waits = self._state(region, box)
         seconds = sum(artifact.seconds for artifact in _artifacts(region, box))
-        sizes = named(self._dims, box)
-        return self._row(target.kind, sizes, state, reason, counted, seconds=seconds, waits=waits)
+        sizes, spans = named(self._dims, box), _spans(box)
+        more = {"seconds": seconds, "waits": waits, "spans": spans}
+        return self._row(target.kind, sizes, state, reason, counted, **more)
 
     def _general(self, region: Region) -> Iterator[TargetStatus]:
         box = region.general_box
@@ -112,7 +113,8 @@ class _OfForm:
         seconds = 0.0
         if all(target.box != box for target in region.targets):
             seconds = sum(artifact.seconds for artifact in _artifacts(region, box))
-        yield self._row("general", named(self._dims, box), state, reason, counted, seconds=seconds)
+        sizes, more = named(self._dims, box), {"seconds": seconds, "spans": _spans(box)}
+        yield self._row("general", sizes, state, reason, counted, **more)
 
     def _state(self, region: Region, box: Box) -> tuple[State, str, bool]:
         """How far the code for ``box`` is, why, and whether calls wait for it."""
@@ -148,10 +150,15 @@ def named(dims: list[str], box: Box) -> str:
     return ", ".join(shown) or "every call"
 
 
+def _spans(box: Box) -> tuple[tuple[int, int], ...]:
+    return tuple((span.start, span.end) for span in box.ranges)
+
+
 def replay_row(replays: Replays, sizes: Sizes, dims: list[str]) -> dict[str, Any]:
     """The row of one capture size."""
     counted = replays.tallies.total("replayed", sizes)
-    row = {"kind": "replayed", "sizes": named(dims, Box.single(sizes)), "counted": counted}
+    box = Box.single(sizes)
+    row = {"kind": "replayed", "sizes": named(dims, box), "counted": counted, "spans": _spans(box)}
     why = replays.plans.dropped.get(sizes)
     if sizes in replays.plans:
         return {**row, "state": "ready"}

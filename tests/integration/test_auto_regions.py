@@ -150,11 +150,11 @@ def test_explain_names_the_guard_and_the_line_that_made_each_region():
     fast = pw.compile(residue, pw.Config(dynamic=dims(), compiler="eager"))
     check(fast, residue, (5, 7))
     line = residue.__code__.co_firstlineno + 1
-    for region in fast.explain().regions:
+    for region in fast.explain(verbose=True).regions:
         (cut,) = region.cuts
         assert "rows" in cut
         assert f"test_auto_regions.py:{line}" in cut
-        assert cut in str(fast.explain())
+        assert cut in str(fast.explain(verbose=True))
 
 
 def test_warm_up_traces_all_regions_and_a_sealed_model_serves_every_size():

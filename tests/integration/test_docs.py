@@ -60,6 +60,7 @@ def runnable(page: Path) -> list[tuple[str, str | None]]:
 
 def same(text: str) -> str:
     """``text`` without what differs from machine to machine."""
+    text = re.sub(r"\n {6,}(?=\S)", " ", text)  # where explain() breaks lines depends on the names
     text = re.sub(r"\d+\.\d+ s\b", "N s", text)
     text = re.sub(r"\b(inductor|eager)\b", "COMPILER", text)
     # Pages show what Inductor gives, and run with eager, for which nothing is lowered.

@@ -78,12 +78,12 @@ def test_rows_that_are_alone_are_padded(front, name):
 def test_explain_says_why_a_dim_is_not_padded():
     fast = door(pw.compile, MIXED["one scale"])
     fast(torch.randn(5, 6))
-    (why,) = fast.explain().unpadded
+    (why,) = fast.explain(verbose=True).unpadded
     assert why.startswith('region 0: dim "b" cannot be padded: aten::amax at ')
-    assert f"not padded: {why}" in str(fast.explain())
+    assert f"not padded: {why}" in str(fast.explain(verbose=True))
     joined = door(pw.compile, lambda x: torch.cat([x, x]))
     joined(torch.randn(5, 6))
-    assert "a dim of a result is computed" in joined.explain().unpadded[0]
+    assert "a dim of a result is computed" in joined.explain(verbose=True).unpadded[0]
 
 
 def test_a_model_that_is_traced_anew_is_judged_anew():

@@ -127,7 +127,9 @@ def test_a_changed_piece_is_compiled_and_the_others_are_not():
 
 
 def code_lines(fast) -> list[str]:
-    return [line.strip() for line in str(fast.explain()).splitlines() if " in 0." in line]
+    return [
+        line.strip() for line in str(fast.explain(verbose=True)).splitlines() if " in 0." in line
+    ]
 
 
 def test_explain_says_what_came_from_the_store_and_why_the_rest_did_not(monkeypatch):
@@ -141,7 +143,7 @@ def test_explain_says_what_came_from_the_store_and_why_the_rest_did_not(monkeypa
     assert books(fast) == (3, 3, 0)
     for line in code_lines(fast):
         assert "(miss: compiler.flag was off, is on)" in line
-    facts = json.loads(fast.explain().to_json())
+    facts = json.loads(fast.explain(verbose=True).to_json())
     (code,) = facts["regions"][0]["pieces"][0]["code"]
     assert code["missed"] == "compiler.flag was off, is on"
     assert not code["stored"]
@@ -279,7 +281,7 @@ def test_a_loaded_piece_serves_no_more_sizes_than_it_was_compiled_for(caplog):
     warm = warmed(model, Large())
     assert books(warm) == (0, 0, 3)
     for fast in (cold, warm):
-        assert "other sizes run as written" in str(fast.explain())
+        assert "other sizes run as written" in str(fast.explain(verbose=True))
         for rows in (3, 9, 10, 64):
             x = torch.randn(rows, 8)
             torch.testing.assert_close(fast(x), model(x))
@@ -422,7 +424,7 @@ def test_a_compiler_without_load_is_named_once_and_nothing_of_it_is_kept(cache, 
         fast = warmed(Layers(), Forgetful())
     assert books(fast) == (3, 0, 0)
     assert caplog.text.count("'forgetful' cannot load what it compiled") == 1
-    assert "not kept: compiler 'forgetful' cannot load" in str(fast.explain())
+    assert "not kept: compiler 'forgetful' cannot load" in str(fast.explain(verbose=True))
     assert pieces(cache) == []
 
 

@@ -103,7 +103,7 @@ def test_the_explanation_and_the_log_name_the_assumption(caplog):
     assert "test_valid_range.py" in caplog.text
     (note,) = report.as_written
     assert "other sizes run as written" in note
-    assert note.removeprefix("region 0 piece 0: ") in str(fast.explain())
+    assert note.removeprefix("region 0 piece 0: ") in str(fast.explain(verbose=True))
 
 
 def test_an_assumption_that_holds_in_the_whole_range_costs_nothing(caplog):

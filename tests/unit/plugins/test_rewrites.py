@@ -173,7 +173,7 @@ def test_any_object_with_the_protocol_s_members_is_a_rewrite(site):
 
 def test_explain_lists_rewrites_in_the_order_in_which_they_run(site):
     fast, _ = told(site, CONFIG.replace(rewrites_off=("acme_piece", "mask_terms")))
-    listed = [(r.name, r.level, r.by, r.off) for r in fast.explain().rewrites]
+    listed = [(r.name, r.level, r.by, r.off) for r in fast.explain(verbose=True).rewrites]
     acme = "piecewise-acme 3.2"
     assert listed == [
         ("shared_heads", "program", "piecewise-core", ""),
@@ -184,7 +184,7 @@ def test_explain_lists_rewrites_in_the_order_in_which_they_run(site):
     ]
     assert (
         "rewrites shared_heads, mask_terms (off: rewrites_off), acme_program of piecewise-acme 3.2"
-        in str(fast.explain())
+        in str(fast.explain(verbose=True))
     )
 
 

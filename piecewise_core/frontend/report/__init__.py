@@ -1,0 +1,1 @@
+"""Facts of a model as people read them: lines, and a page."""
