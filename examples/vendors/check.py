@@ -23,6 +23,7 @@ CASES = {
     "openvino": ("openvino", ["--compiler", "openvino"]),
     "onnxruntime": ("onnxruntime", ["--compiler", "onnxruntime"]),
     "tally": ("backend", ["tally", "--level", "L1"]),
+    "vulkan": ("vulkan", ["vulkan", "--level", "L1"]),
 }
 """Name -> directory, and what the conformance kit is asked."""
 
@@ -58,7 +59,10 @@ def install(python: Path, names: list[str]) -> None:
 
 
 def check(python: Path, name: str, extra: list[str]) -> dict[str, Any]:
-    """The kit, then MiniLM."""
+    """The kit, then MiniLM; or why they cannot be run here."""
+    if name == "vulkan" and (missing := _no_vulkan(python)):
+        _step(f"vulkan: not run: {missing}")
+        return {"not run": missing}
     _step(f"{name}: conformance")
     report = ROOT / "build" / f"vendors-{name}.json"
     command = [str(python), "-m", "piecewise_core.cli.main", "conformance", *CASES[name][1]]
@@ -68,6 +72,14 @@ def check(python: Path, name: str, extra: list[str]) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(answer.splitlines()[-1])
     reached = json.loads(report.read_text(encoding="utf-8"))["level"]["reached"]
     return {"level": reached, **found}
+
+
+def _no_vulkan(python: Path) -> str:
+    """Why there is no Vulkan device; empty where there is one."""
+    asked = [str(python), "-c", "import torchvulkan as v; raise SystemExit(not v.is_available())"]
+    if not subprocess.run(asked, capture_output=True).returncode:
+        return ""
+    return "no Vulkan driver (Debian, Ubuntu: apt-get install libvulkan1 mesa-vulkan-drivers)"
 
 
 def _run(command: list[str]) -> str:

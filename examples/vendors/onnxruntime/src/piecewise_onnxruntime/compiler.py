@@ -27,10 +27,14 @@ class OnnxruntimeCompiler:
         """Translate the piece; every size that varies is a dynamic dimension."""
         lowered = lower(graph, example_inputs)
         lowered.decline(other_than=TYPES)
+        program = lowered.exported()
+        names = program.graph_signature.user_inputs
         try:
-            model = torch.onnx.export(lowered.exported(), dynamo=True, verbose=False).model
+            model = torch.onnx.export(program, dynamo=True, verbose=False).model
         except Exception as error:
             raise PieceDeclined(f"torch.onnx cannot translate it: {error}") from error
+        for value, name in zip(model.graph.inputs, names, strict=True):
+            value.name = name  # torch.onnx numbers them anew
         return self.load(lowered.results.pack(onnx_ir.to_proto(model).SerializeToString()))
 
     def load(self, handle):

@@ -1,0 +1,1 @@
+"""A platform for the device that torchvulkan brings."""

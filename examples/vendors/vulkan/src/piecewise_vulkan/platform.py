@@ -1,0 +1,50 @@
+"""Vulkan devices by torchvulkan: no streams that torch can choose, no graphs, torch's kernels."""
+
+from contextlib import nullcontext
+
+import torchvulkan
+
+from piecewise_core.protocols import Capabilities, CompiledGraph
+
+
+class Runtime:
+    """One queue, in the order of calls."""
+
+    def current_stream(self):
+        """None."""
+
+    new_stream = current_stream
+
+    def stream(self, stream):
+        """Nothing to make current."""
+        return nullcontext()
+
+    def synchronize(self):
+        """Wait until the queue is empty."""
+        torchvulkan.synchronize()
+
+
+class Compiler:
+    """Runs a piece's own operators."""
+
+    name = "vulkan"
+
+    def compile(self, graph, example_inputs, *, key, config):
+        """The piece as it is."""
+        return CompiledGraph(graph.forward)
+
+    def hash_factors(self):
+        """Nothing is generated."""
+        return {}
+
+
+class VulkanPlatform:
+    """The first device that the Vulkan driver lists."""
+
+    name = device_type = "vulkan"
+    device, graphs, compiler = Runtime(), None, Compiler()
+    capabilities = Capabilities()
+
+    def self_check(self):
+        """What the device is called. Raises where the driver has none."""
+        return {"device": torchvulkan.get_device_name()}
