@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -86,6 +87,8 @@ def conformance(
     from piecewise_core.testing.conformance.running import RunBroken, run_suite
     from piecewise_core.testing.conformance.table import render
 
+    gc.collect()
+    gc.freeze()  # or every collection that tests ask for walks all of torch
     with _progress() as begins:
         try:
             results = run_suite(suite, junit=junit, begins=begins)

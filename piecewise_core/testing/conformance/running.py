@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -73,14 +72,9 @@ def _alone() -> Iterator[None]:
     """Without the plugins and options that the user's environment adds to every pytest run."""
     before = {name: os.environ.pop(name, None) for name in (*_FOREIGN, _NO_PLUGINS)}
     os.environ[_NO_PLUGINS] = "1"
-    gc.collect()
-    frozen = gc.get_freeze_count()
-    gc.freeze()  # or every collection that tests ask for walks all of torch
     try:
         yield
     finally:
-        if not frozen:  # what the caller froze stays so
-            gc.unfreeze()
         del os.environ[_NO_PLUGINS]
         os.environ.update({name: value for name, value in before.items() if value is not None})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Collection, Iterable
 
 from mutants.answers import ANSWERS
@@ -35,6 +36,8 @@ def results_of(mutant: Mutant, levels: Collection[str] = LEVELS) -> tuple[TestRe
     """Run the kit on ``mutant``, or those of its ``levels``."""
     with mutant.platform() as platform:
         suite = suite_for(platform, level=mutant.level, rounds=_ROUNDS)
+        gc.collect()
+        gc.freeze()  # what earlier runs left is walked by none of the collections of this one
         return run_suite(suite, chosen=lambda spec: spec.level in levels)
 
 
