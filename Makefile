@@ -21,7 +21,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help check setup demo test lint bench sweep fuzz mutants matrix vendors wheels wheel-test clean
+.PHONY: help check setup demo serve-demo test lint bench sweep fuzz mutants matrix vendors wheels wheel-test clean
 
 help: ## list the targets
 	@echo 'usage: make TARGET [PYTHON=python3.12] [VENV=.venv]'
@@ -32,6 +32,9 @@ setup: $(STAMPS)/piecewise ## make .venv with piecewise and all it is developed 
 
 demo: setup ## MiniLM on text of varying size: eager, torch.compile and piecewise
 	$(PY) examples/minilm.py
+
+serve-demo: setup ## a model behind HTTP: 20,000 requests from 8 threads, every answer checked, then SIGTERM
+	$(PY) examples/server/loadtest.py
 
 test: setup ## every test but the slow ones (those: pytest -m slow)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal
