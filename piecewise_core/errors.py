@@ -100,12 +100,13 @@ class UnsupportedSideEffect(TraceFailed):
 
     ``undo``: puts back what a forward as written changes; empty where that cannot be. ``writes``:
     whether it writes to tensors that are not its own, too. ``of_arguments``: whether all such
-    objects are arguments of the call.
+    objects are arguments of the call. ``places``: how the names of what is changed begin.
     """
 
     undo: Sequence[Callable[[], None]] = ()
     writes: bool = False
     of_arguments: bool = False
+    places: tuple[str, ...] = ()
 
 
 class UnsupportedModule(TraceFailed):

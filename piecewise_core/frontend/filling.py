@@ -53,8 +53,8 @@ def filled(
             each.bound()
             if each.model.check():
                 each.state_changed()
-    again = _refusal(shared, form, unready, alone=False)
-    if again and (again := _refusal(shared, form, unready, alone=True)):
+    again = _refusal(shared, form, unready, error.places, alone=False)
+    if again and (again := _refusal(shared, form, unready, error.places, alone=True)):
         with shared.lock:
             for undo in (*error.undo, held.put_back, drawn.put_back):
                 undo()
@@ -73,14 +73,14 @@ def _writable(shared: Shared, args: Any, kwargs: Any) -> list[torch.Tensor]:
 
 
 def _refusal(
-    shared: Shared, form: Form, unready: Unready, *, alone: bool
+    shared: Shared, form: Form, unready: Unready, places: tuple[str, ...], *, alone: bool
 ) -> UnsupportedSideEffect | None:
-    """Trace a filled model; what refuses it. ``alone``: for the call's sizes by themselves."""
-    form.filling, form.alone = True, alone
+    """Trace a model whose ``places`` are filled; what refuses it. ``alone``: for its sizes only."""
+    form.filling, form.alone = places, alone
     try:
         shared.builds.have(unready)
     except UnsupportedSideEffect as refusal:
         return refusal
     finally:
-        form.filling = form.alone = False
+        form.filling, form.alone = (), False
     return None

@@ -38,8 +38,8 @@ class Form:
     rest on. ``new``: how these calls differ from those known before, or "". ``give_up(form)``: what
     is done where its first call failed. ``warm(form)``: warms it up, first of all if ``to_warm``.
     ``fills``: whether the model, traced before and changed, may fill a memo at its next forward.
-    ``filling``: whether a forward as written has just filled a memo, ``alone``: and the call's
-    sizes are traced by themselves. ``filled``: how often that was.
+    ``filling``: what a forward as written has just filled, ``filled``: how often one did.
+    ``alone``: whether the call's sizes are traced by themselves.
     """
 
     def __init__(
@@ -51,9 +51,7 @@ class Form:
         warm: Callable[[Form], None],
     ) -> None:
         setup, config = shared.setup, shared.config
-        self.shared = shared
-        self.structure = structure
-        self.new = new
+        self.shared, self.structure, self.new = shared, structure, new
         self._give_up, self._warm_up = give_up, warm
         self.binder = Binder(
             structure,
@@ -79,7 +77,8 @@ class Form:
             config, shared.counters, shared.background, self._miss, self.capturing, self.verifier
         )
         self.dispatch.raw = self.binder.raw
-        self.fills = self.to_warm = self.alone = self.filling = False
+        self.fills = self.to_warm = self.alone = False
+        self.filling: tuple[str, ...] = ()
         self.filled = 0
         self.seal()
         self._settle()

@@ -91,12 +91,12 @@ class Regions(list[Region]):
         parameters: Parameters,
         *,
         alone: bool = False,
-        once: bool = False,
+        once: tuple[str, ...] = (),
     ) -> Region:
         """One more region, around ``sizes``: traced, unless the compile store has its trace.
 
-        ``alone``: of these sizes and no others. ``once``: a forward as written made its
-        changes. Binds the tensors that the trace meets in ``parameters``. Raises Sealed,
+        ``alone``: of these sizes and no others. ``once``: what a forward as written
+        has changed. Binds the tensors that the trace meets in ``parameters``. Raises Sealed,
         CaptureFailed in a capture, and what tracing raises.
         """
         shared = self._shared
@@ -118,7 +118,7 @@ class Regions(list[Region]):
                 return trace_region(fn, structure, config, box, bind, at)
 
             traced = self._traced(trace, structure, cell, hint, sizes)
-            if once and traced.keeps:
+            if any(place.startswith(once) for place in traced.keeps):
                 raise UnsupportedSideEffect  # the one before says what is written
             if not traced.cuts:
                 traced = replace(traced, cuts=self._outside())

@@ -41,6 +41,7 @@ class SideEffect:
     not. ``undo``: puts back what the object held, for use after the frame's own code ran.
     ``undoable``: whether all of it can be put back. ``kept``: places that are written, and that
     hold the same constants before and after. ``reorders``: it may move entries at other calls.
+    ``places``: how the names of places that end otherwise begin.
     """
 
     what: str
@@ -50,6 +51,7 @@ class SideEffect:
     undoable: bool = False
     kept: tuple[str, ...] = ()
     reorders: bool = False
+    places: tuple[str, ...] = ()
 
 
 def read_side_effects(effects: Any, scope: Mapping[str, Any]) -> Iterator[SideEffect]:
@@ -93,10 +95,11 @@ def _of_attributes(
             elif getattr(held, name, _MISSING) is not value:
                 setattr(held, name, value)
 
-    kept = [n for n in stored or () if n not in names and is_plain(before[n])]
-    places = tuple(f"{source_name(var.source)}.{name}" for name in kept)
+    source = _source(var)
+    kept = tuple(f"{source}.{n}" for n in stored or () if n not in names and is_plain(before[n]))
     undoable = held is not None and not _changed_contents(var, effects)
-    return SideEffect(_describe(var, names), where, changes, undo, undoable, places)
+    told, places = _describe(var, names), tuple(f"{source}.{name}" for name in names)
+    return SideEffect(told, where, changes, undo, undoable, kept, places=places)
 
 
 def _of_dict(var: Any, where: str, held: dict[Any, Any], items: Mapping[Any, Any]) -> SideEffect:
@@ -118,8 +121,9 @@ def _of_dict(var: Any, where: str, held: dict[Any, Any], items: Mapping[Any, Any
         what = f"{_describe(var, ())} (its order)"
         return SideEffect(what, where, True, undo, reorders=True)
     kept = [key for key, value in before.items() if is_plain(key) and is_plain(value)]
-    places = tuple(f"{source_name(var.source)}[{key!r}]" for key in kept) if same else ()
-    return SideEffect(_describe(var, ()), where, not same, undo, True, places)
+    places = tuple(f"{_source(var)}[{key!r}]" for key in kept) if same else ()
+    under = () if same else (f"{_source(var)}[",)
+    return SideEffect(_describe(var, ()), where, not same, undo, True, places, places=under)
 
 
 def _of_items(var: Any, where: str, held: Any) -> SideEffect:
@@ -179,12 +183,16 @@ def _stands_for(var: Any, value: Any) -> bool:
     return node.meta["grapharg"].example is value
 
 
-def _describe(var: Any, names: Sequence[str]) -> str:
+def _source(var: Any) -> str:
+    """Dynamo's name for the place of an object, if it has one."""
     try:
-        source = source_name(var.source)
+        return source_name(var.source)
     except Exception:
-        source = ""
-    source = source.replace("L['fn'].__self__", "model").replace("L['fn']", "model")
+        return ""
+
+
+def _describe(var: Any, names: Sequence[str]) -> str:
+    source = _source(var).replace("L['fn'].__self__", "model").replace("L['fn']", "model")
     source = re.sub(r"\._modules\['(\w+)'\]", r".\1", source)
     source = re.sub(r"L\['t\d+'\]", "argument", source)
     kind = var.python_type_name()

@@ -46,8 +46,8 @@ class Traced:
     ``asks_layout``: whether another layout of an input may have been traced to another graph.
     ``reads_layout``: whether code that was traced called for a tensor's strides. ``words``: what
     it names of `graph.questions.WATCHED`. ``cuts``: the guards that keep the box from being
-    larger, and the lines that asked. ``keeps``: whether code that was traced writes to Python
-    objects what they hold.
+    larger, and the lines that asked. ``keeps``: places of Python
+    objects to which code that was traced writes what they hold.
     """
 
     graph: torch.fx.GraphModule
@@ -60,7 +60,7 @@ class Traced:
     reads_layout: bool = False
     words: frozenset[str] = frozenset()
     cuts: tuple[str, ...] = ()
-    keeps: bool = False
+    keeps: tuple[str, ...] = ()
     branches: tuple[Branch, ...] = ()
 
     @property
@@ -141,7 +141,7 @@ def trace(
     _refuse_addresses(words)
     asks = asks or questions.named(answers) or questions.IDENTITY in words
     graph, read = captured.graph, questions.asks(captured.code)
-    keeps = any(effect.kept for effect in captured.side_effects)
+    keeps = tuple(place for effect in captured.side_effects for place in effect.kept)
     found = () if assume else branches(asked, symbols, structure.dims)
     of = (graph, inputs, symbols, held.box, output, assumptions, asks, read, words)
     return Traced(*of, held.cuts, keeps, tuple(found))
@@ -204,6 +204,7 @@ def _refuse_side_effects(effects: Sequence[SideEffect], graph: torch.fx.Graph) -
         )
         refusal.of_arguments = all("L['objects']" in e.what for e in changes)
         refusal.writes = _writes_inputs(graph)
+        refusal.places = tuple(place for e in changes for place in e.places)
         if all(e.undoable for e in changes) and not refusal.of_arguments:
             refusal.undo = [e.undo for e in changes]
         raise refusal

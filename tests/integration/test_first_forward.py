@@ -32,6 +32,20 @@ class Flag(torch.nn.Module):
         return x * self.scale
 
 
+class FlagBesideASetting(Flag):
+    """Also turns a setting on and off at every call, as transformers' collector of outputs does."""
+
+    def __init__(self):
+        super().__init__()
+        self.busy = False
+
+    def forward(self, x):
+        self.busy = True
+        result = super().forward(x)
+        self.busy = False
+        return result
+
+
 class Memo(torch.nn.Module):
     def __init__(self):
         super().__init__()
@@ -159,7 +173,9 @@ def state(model):
     return contents(held)
 
 
-@pytest.mark.parametrize("kind", [Flag, Memo, Table, LastSizes, Angles, KeepsTheLast, GlobalMemo])
+@pytest.mark.parametrize(
+    "kind", [Flag, FlagBesideASetting, Memo, Table, LastSizes, Angles, KeepsTheLast, GlobalMemo]
+)
 @pytest.mark.parametrize("graphs", [False, True], ids=["plain", "captured"])
 def test_what_the_first_forward_fills_is_filled_once_and_then_traced(kind, graphs):
     torch.manual_seed(0)
