@@ -56,7 +56,7 @@ class Controls:
         """Trace every region and compile every range and size now.
 
         ``args``, ``kwargs``: example arguments, of any sizes in bounds; not needed after a first
-        call. ``progress``: show a bar on a terminal. Raises NotTraced without examples.
+        call. ``progress``: say on standard error how far it is. Raises NotTraced without examples.
         """
         return warm_up(self._pw_session, args, kwargs, progress=progress)
 

@@ -6,9 +6,11 @@ dimensions become digits and are read back as ints.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Collection, Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from typing_extensions import Self
@@ -78,6 +80,26 @@ class PlainData:
         except ValueError as error:
             raise ConfigError(f"Config: not TOML: {error}") from error
         return cls.from_dict(data)
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> Self:
+        """Return the Config in a file, TOML or JSON by its suffix; see ``from_dict``.
+
+        Raises ConfigError naming the file, and the nearest field for one that is unknown.
+        """
+        file = Path(path)
+        readers = {".toml": cls.from_toml, ".json": cls.from_json}
+        read = readers.get(file.suffix.lower())
+        if read is None:
+            raise ConfigError(f"{file}: give a file whose name ends in {' or '.join(readers)}")
+        try:
+            return read(file.read_text(encoding="utf-8-sig"))
+        except OSError as error:
+            raise ConfigError(f"{file} cannot be read: {error.strerror or error}") from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{file} is no text in UTF-8") from error
+        except ConfigError as error:
+            raise type(error)(f"{file}: {error}") from error
 
 
 def _plain(value: Any) -> Any:

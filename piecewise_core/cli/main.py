@@ -9,6 +9,8 @@ if __name__ == "__main__":
 
 import click
 
+from piecewise_core.cli.ahead import compile_
+from piecewise_core.cli.bench import bench
 from piecewise_core.cli.bisection import bisect
 from piecewise_core.cli.bundle import bundle
 from piecewise_core.cli.cache import cache
@@ -27,9 +29,11 @@ def main() -> None:
     """Run PyTorch models whose input sizes vary at static-graph speed."""
 
 
+main.add_command(bench)
 main.add_command(bisect)
 main.add_command(bundle)
 main.add_command(cache)
+main.add_command(compile_)
 main.add_command(conformance)
 main.add_command(doctor)
 main.add_command(new_compiler)

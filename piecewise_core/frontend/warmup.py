@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from piecewise_core.errors import NotTraced
 from piecewise_core.frontend.precompile import capture_all, compile_all
+from piecewise_core.frontend.progress import told
 from piecewise_core.frontend.session import Session
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
 
 __all__ = ["WarmupReport", "warm_up"]
 
@@ -66,7 +61,7 @@ def warm_up(
     """Trace every region and compile every range and size.
 
     ``args``, ``kwargs``: one example call of any size, needed once for each form of calls.
-    ``progress``: show a bar when the terminal can. An interrupt leaves what was compiled, and a
+    ``progress``: say how far it is. An interrupt leaves what was compiled, and a
     model that serves.
     """
     with session.lock:
@@ -78,17 +73,11 @@ def warm_up(
         if not session.forms or args or kwargs:
             session.start(*args, **kwargs)
     begun, before = time.perf_counter(), session.stats()
-    with _bar(progress) as bar:
-        task = bar.add_task("tracing", total=None)
+    with told(progress) as tell:
         for region, box, index in compile_all(session.forms):
             total = sum(len(r.boxes) * len(r.backends) for r in session.regions)
-            bar.update(
-                task,
-                total=total,
-                completed=_done(session),
-                description=f"{region.label(index)} for {box}",
-            )
-        bar.update(task, total=1, completed=1, description="capturing")
+            tell(f"{region.label(index)} for {box}", _done(session), total)
+        tell("capturing", 1, 1)
         captured = capture_all(session.shared, session.forms)
     after = session.stats()
     return WarmupReport(
@@ -117,22 +106,3 @@ def _done(session: Session) -> int:
         for box in region.boxes
         for piece in region.program.compilable
     )
-
-
-@contextmanager
-def _bar(wanted: bool) -> Iterator[Progress]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console = Console(file=sys.stderr)
-    with Progress(
-        TextColumn("warm-up"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}"),
-        console=console,
-        disable=not (wanted and console.is_terminal),
-        transient=True,
-    ) as bar:
-        yield bar

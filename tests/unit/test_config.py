@@ -875,3 +875,42 @@ def test_importing_config_brings_neither_torch_nor_what_only_errors_and_files_ne
     loaded = run_python("import sys, piecewise_core.config; print(*sys.modules)").split()
     assert "piecewise_core.config" in loaded
     assert not {"torch", "json", "difflib", "tomllib", "tomli_w", "pluggy"} & set(loaded)
+
+
+# Files ------------------------------------------------------------------------------
+
+
+def test_a_file_is_read_by_its_suffix(tmp_path):
+    config = Config(
+        dynamic={"x": {0: Dim("rows", max=64)}, 1: {-1: Dim("width", 2, 8)}},
+        compile_ranges_endpoints={"rows": (8,)},
+        padding="capture_sizes",
+    )
+    for suffix, text in ((".json", config.to_json()), (".TOML", config.to_toml())):
+        file = tmp_path / f"config{suffix}"
+        file.write_text(text, encoding="utf-8-sig")  # as some editors save it
+        assert Config.from_file(file) == config
+        assert Config.from_file(str(file)) == config
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("a.toml", "paddin = 'none'", "'paddin' is not a field .*did you mean 'padding'"),
+        ("a.json", '{"capture_size": [4]}', "did you mean 'capture_sizes'"),
+        ("a.toml", "[dynamic.x]\n0 = {name = 'n', mx = 4}", "did you mean 'max'"),
+        ("a.toml", "capture_sizes = [0.5]", "0.5"),
+        ("a.toml", "capture_sizes = [", "not TOML"),
+        ("a.json", "[1, 2]", "give a mapping of fields"),
+        ("a.json", "", "not JSON"),
+        ("a.yaml", "x: 1", "ends in .toml or .json"),
+        ("a.json", b"\xff\xfe{", "no text in UTF-8"),
+        ("a.json", None, "cannot be read: No such file"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said_with_its_name(tmp_path, name, text, said):
+    file = tmp_path / name
+    if text is not None:
+        file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ConfigError, match=f"{re.escape(str(file))}.*{said}"):
+        Config.from_file(file)
