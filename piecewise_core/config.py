@@ -16,6 +16,7 @@ from piecewise_core import config_env, config_fields, config_io
 from piecewise_core.config_dims import Dim, FrozenMap, dims_of, freeze_dynamic
 from piecewise_core.events import Event, check_listener
 from piecewise_core.ranges import Box, Range, Sizes
+from piecewise_core.targets import check_factor
 
 __all__ = ["Config", "ConfigWarning", "Dim"]
 
@@ -56,12 +57,12 @@ class Config(config_io.PlainData):
     ``graph_mode``: None means "piecewise" when there are capture sizes and the platform has
     graphs, else "none"; any other, without dims, captures the size ``()``. ``capture``: whether a
     size is captured at its first call or, "lazy", at its second. ``padding``: whether a call is
-    padded up to a capture size. ``out_of_range``: what a size outside the bounds does.
-    ``compiler``: a name; None is the platform's own. ``compile_mode``: when compilation happens.
-    ``regions``: whether a branch of the model on a size cuts the sizes by itself, up to
-    ``max_regions`` regions traced, or at listed endpoints only.
-    ``inputs``: "static" promises that inputs never move. ``clone_outputs``: whether outputs
-    survive the next call.
+    padded up to a capture size, of each dim at most ``max_padding_factor`` times its own.
+    ``out_of_range``: what a size outside the bounds does. ``compiler``: a name; None is the
+    platform's own. ``compile_mode``: when compilation happens. ``regions``: whether a branch of the
+    model on a size cuts the sizes by itself, up to ``max_regions`` regions traced, or at listed
+    endpoints only. ``inputs``: "static" promises that inputs never move. ``clone_outputs``: whether
+    outputs survive the next call.
     ``check``: how closely calls are checked. ``verify_rate``: with ``check="verify"`` the share of
     calls that also run as written, to compare. ``max_forms``: forms of calls that are traced, each
     by itself. ``rewrites_off``: names of rewrites, as ``explain()`` lists them, that are left out.
@@ -78,6 +79,7 @@ class Config(config_io.PlainData):
     graph_mode: GraphMode | None = None
     capture: Literal["first", "lazy"] = "first"
     padding: Literal["none", "capture_sizes"] = "none"
+    max_padding_factor: float | None = None
     out_of_range: Literal["error", "general", "eager"] = "error"
     compiler: str | None = None
     compile_mode: Literal["lazy", "warmup", "background"] = "lazy"
@@ -113,6 +115,7 @@ class Config(config_io.PlainData):
         if self.graph_mode is not None:
             config_fields.choice("graph_mode", self.graph_mode, _GRAPH_MODES)
         self._set("max_regions", config_fields.count("max_regions", self.max_regions))
+        self._set("max_padding_factor", check_factor(self.max_padding_factor))
         config_fields.flag("capture_max", self.capture_max)
         config_fields.flag("clone_outputs", self.clone_outputs)
         config_fields.name("compiler", self.compiler)

@@ -17,7 +17,9 @@ _OTHERS = frozenset({"PIECEWISE_CACHE_LIMIT", "PIECEWISE_CACHE_MODE", "PIECEWISE
 _NAMES = frozenset({"rewrites_off", "splitting_ops"})
 _SIZES = frozenset({"compile_ranges_endpoints", "compile_sizes", "capture_sizes"})
 _FLAGS = frozenset({"capture_max", "clone_outputs"})
-_STRUCTURED = frozenset({"dynamic", "max_forms", "max_regions", "memory_limit", "verify_rate"})
+_NUMBERS = frozenset({
+    "max_forms", "max_padding_factor", "max_regions", "memory_limit", "verify_rate",
+})  # fmt: skip
 
 
 def override(
@@ -65,7 +67,7 @@ def _parse(field: str, text: str) -> Any:
     value = _json(text)
     if field in _FLAGS:
         return {"1": True, "true": True, "0": False, "false": False}.get(text.lower(), text)
-    if field in _STRUCTURED:
+    if field == "dynamic" or field in _NUMBERS:
         return value
     if field in _NAMES:
         return _names(value)

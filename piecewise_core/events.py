@@ -27,6 +27,7 @@ EventKind = Literal[
     "retraced",
     "wrong",
     "evicted",
+    "drifted",
 ]
 
 
@@ -37,8 +38,9 @@ class Event:
     ``kind``: ``traced``; ``compiled``, ``loaded`` (code from the compile store); ``captured``;
     ``dropped`` (a capture size goes without graphs), ``evicted`` (its graphs made way);
     ``missed`` (built after ``seal("warn")``); ``retraced``; ``wrong`` (a target gave other results
-    than the model). ``what``: the piece, region or target. ``sizes``: that it is for. ``seconds``:
-    that it took. ``reason``: why, where there is more to say. ``at``: seconds since the epoch.
+    than the model); ``drifted`` (calls are of other sizes than the captured ones, as ``status()``
+    finds). ``what``: the piece, region or target. ``sizes``: that it is for. ``seconds``: that it
+    took. ``reason``: why, where there is more to say. ``at``: seconds since the epoch.
     """
 
     kind: EventKind

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from piecewise_core.afterfork import after_fork
 from piecewise_core.ranges import Box, Sizes
 
-__all__ = ["Books", "Counted", "Tallies", "Tally"]
+__all__ = ["Books", "Counted", "Tallies", "Tally", "rounded_up"]
 
 _MOST = 16_384
 """Distinct sizes that a tally keeps one by one; those of a one-dim range are seldom more."""
@@ -57,7 +57,7 @@ class Tally(dict[Sizes, int]):
         if len(self) >= _MOST:
             with self._lock:
                 for each, calls in self.items():
-                    known = self._rounded.get(at := _round_up(each), Counted())
+                    known = self._rounded.get(at := rounded_up(each), Counted())
                     self._rounded[at] = known.plus(self._counted(each, calls))
                 self.clear()
         return 0
@@ -163,7 +163,7 @@ def _sizes_of(where: Hashable) -> Sizes | Box | None:
     return where if isinstance(where, (tuple, Box)) else None
 
 
-def _round_up(sizes: Sizes) -> Sizes:
+def rounded_up(sizes: Sizes) -> Sizes:
     """``sizes``, each the next one that has few bits."""
     shifts = [max(size.bit_length() - _BITS, 0) for size in sizes]
     return tuple(

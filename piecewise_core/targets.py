@@ -8,9 +8,10 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from piecewise_core.errors import ConfigError
 from piecewise_core.ranges import Box, Range, Sizes, cut
 
-__all__ = ["Target", "capture_targets", "plan_targets"]
+__all__ = ["Target", "capture_targets", "check_factor", "plan_targets"]
 
 TargetKind = Literal["replayed", "compiled_size", "compiled_range", "general", "eager"]
 
@@ -58,11 +59,13 @@ def capture_targets(
     *,
     padded: Collection[int] = (),
     uneven: Range | None = None,
+    factor: float | None = None,
 ) -> tuple[Target, ...]:
     """One target per capture size in ``bounds``.
 
-    ``padded``: places of dims; each capture size also serves what is smaller in these and equal
-    in all others. The smallest capture size that holds a call's sizes wins, since it comes first.
+    ``padded``: places of dims; each capture size also serves what is smaller in these, by no more
+    than ``factor``, and equal in all others. The smallest capture size that holds a call's sizes
+    wins, since it comes first.
     ``uneven``: sizes of a lone dim that are legal only where they are padded: to the next of
     ``sizes``, in these bounds or not.
     """
@@ -71,7 +74,7 @@ def capture_targets(
     exact = [Target("replayed", Box.single(s), s) for s in inside]
     if not padded:
         return tuple(exact)
-    below = [Target("replayed", _below(bounds, s, padded), s) for s in inside]
+    below = [Target("replayed", _below(bounds, s, padded, factor), s) for s in inside]
     for (size,) in inside if uneven is not None else ():
         before = max((s for (s,) in every if s < size), default=-1)
         between = uneven.clip(before + 1, size) if uneven is not None else None
@@ -80,9 +83,22 @@ def capture_targets(
     return (*exact, *below)
 
 
-def _below(bounds: Box, sizes: Sizes, padded: Collection[int]) -> Box:
-    ranges = [
-        span.clip(span.start if place in padded else size, size)
-        for place, (span, size) in enumerate(zip(bounds.ranges, sizes, strict=True))
-    ]
+def check_factor(value: object) -> float | None:
+    """Return ``Config.max_padding_factor``: at least 1, or None for no limit."""
+    if value is None:
+        return None
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 1 <= value < math.inf:  # type: ignore[operator]
+        raise ConfigError(
+            f"Config.max_padding_factor: {value!r} is no factor; give how many times its own size "
+            "a call may be padded to, such as 2.0, or None for no limit"
+        )
+    return float(value)  # type: ignore[arg-type]
+
+
+def _below(bounds: Box, sizes: Sizes, padded: Collection[int], factor: float | None) -> Box:
+    ranges = []
+    for place, (span, size) in enumerate(zip(bounds.ranges, sizes, strict=True)):
+        least = size if place not in padded else 0 if factor is None else math.ceil(size / factor)
+        ranges.append(span.clip(max(span.start, least), size))
     return Box(tuple(r for r in ranges if r is not None))  # none is: they hold ``sizes``

@@ -67,7 +67,13 @@ class Capturing:
         if (self.replays.released and not self.replays.memory.retired) or region.box is None:
             return ()
         padded, config = self.padded.of(region), self._config
-        return capture_targets(region.box, config.captures, padded=padded, uneven=config.uneven)
+        return capture_targets(
+            region.box,
+            config.captures,
+            padded=padded,
+            uneven=config.uneven,
+            factor=config.max_padding_factor,
+        )
 
     def capture_all(self, regions: Sequence[Region], bound: Sequence[torch.Tensor]) -> list[Sizes]:
         """Capture every size, the largest first; returns those that are served by graphs."""

@@ -116,7 +116,8 @@ class RecordedCalls:
         padded = self._config.padding == "capture_sizes" and self._config.inputs == "copy"
         bounds = self._config.bounds
         dims = range(len(bounds.ranges)) if padded else ()
-        self.targets = capture_targets(bounds, self._config.captures, padded=dims)
+        factor = self._config.max_padding_factor
+        self.targets = capture_targets(bounds, self._config.captures, padded=dims, factor=factor)
         self._find = TargetTable(bounds, self.targets).find
         self.binder.matters = lambda leaf, lying: False  # asked of runs instead
         self.binder.expect(frozenset({"apart", "attributes"}))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+
 from piecewise_core.config import Config
 from piecewise_core.counters import Counters, Stats
 from piecewise_core.frontend.calllock import CallLock, is_mine
+from piecewise_core.frontend.drift import Drift
 from piecewise_core.frontend.readiness import wait_for
 from piecewise_core.frontend.recordedcalls import RecordedCalls
 from piecewise_core.frontend.status import Status, TargetStatus
@@ -27,6 +30,10 @@ class RecordedBooks:
     def _started(self) -> list[RecordedCalls]:
         return [form for form in self._forms if form.started]
 
+    @functools.cached_property
+    def _drift(self) -> Drift:
+        return Drift(self._config, self._counters)
+
     def tell(self) -> None:
         """Hand out events, unless this is inside of a call."""
         self._counters.deliver(lambda: is_mine(self._lock))
@@ -44,7 +51,7 @@ class RecordedBooks:
             why = "of sizes without graphs"
             rows.append(TargetStatus("eager", "others", "as_written", why, eager, form=-1))
         ready = bool(started) and not any(row.waits for row in rows)
-        return Status(ready, tuple(rows), len(started))
+        return Status(ready, tuple(rows), len(started), self._drift.look())
 
     def _rows(self, form: RecordedCalls, place: int) -> list[TargetStatus]:
         replays, dims = form.recordings.replays, [dim.name for dim in self._config.dims]

@@ -16,6 +16,7 @@ from piecewise_core.counters import Counters, process_counters
 from piecewise_core.frontend.background import Background
 from piecewise_core.frontend.building import Builds, Unready
 from piecewise_core.frontend.calllock import CallLock
+from piecewise_core.frontend.drift import Drift
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.frontend.tracestore import TraceStore
 from piecewise_core.graph.contracts import Contracts
@@ -43,6 +44,7 @@ class Shared:
         self.config: Config = setup.config
         self.counters = Counters(self.config.on_event)
         process_counters.watch(self.counters)
+        self.drift = Drift(self.config, self.counters)
         self.artifact_cache = cache = setup.artifact_cache(front)
         self.scheduler = Scheduler(
             setup.compiler, self.config, self.counters, setup.rewrites, setup.is_capturing, cache

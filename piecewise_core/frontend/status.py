@@ -50,12 +50,14 @@ class Status:
     """Every target of a model, and whether it is ``ready``.
 
     It is once no call in bounds has to wait for a trace, a compilation or a capture: not before it
-    was called or warmed up. ``forms``: forms of calls so far.
+    was called or warmed up. ``forms``: forms of calls so far. ``advice``: where calls are of other
+    sizes than those that are captured.
     """
 
     ready: bool
     targets: tuple[TargetStatus, ...]
     forms: int = 1
+    advice: tuple[str, ...] = ()
 
     def of(self, state: State) -> tuple[TargetStatus, ...]:
         """The targets in a state."""
@@ -73,4 +75,4 @@ class Status:
         lines += [
             f"  {f'form {t.form}, ' if several and t.form >= 0 else ''}{t}" for t in self.targets
         ]
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"advice: {text}" for text in self.advice)])

@@ -32,7 +32,7 @@ def session_status(session: Session) -> Status:
         reason = "out of bounds, watched by a mode, or of a form that is not traced"
         targets.append(TargetStatus("eager", "others", "as_written", reason, eager, form=-1))
     ready = bool(forms) and not any(target.waits for target in targets)
-    return Status(ready, tuple(targets), len(forms))
+    return Status(ready, tuple(targets), len(forms), session.shared.drift.look())
 
 
 class _OfForm:

@@ -188,3 +188,47 @@ def test_the_first_padded_call_gives_tensors_of_the_callers_mode(front, inferenc
             out = fast(x)
             assert out["x"] is x
             assert out["y"].is_inference() is False or inference
+
+
+@pytest.mark.parametrize("make", [pw.compile, pw.record])
+@pytest.mark.parametrize("factor", [1, 1.5, 2, None])
+def test_no_call_is_padded_by_more_than_the_factor(make, factor):
+    config = pw.Config(
+        dynamic={"x": {0: pw.Dim("rows", min=1, max=64)}},
+        compiler="eager",
+        capture_sizes=(8, 64),
+        padding="capture_sizes",
+        max_padding_factor=factor,
+    )
+    fast = make(lambda x: torch.relu(x) + 1, config, SimulatedPlatform())
+    with torch.inference_mode():
+        fast(torch.randn(8, 2))
+        fast.warmup()
+        fast.seal()
+        for rows in range(1, 65):
+            before, x = fast.stats(), torch.randn(rows, 2)
+            torch.testing.assert_close(fast(x), torch.relu(x) + 1)
+            captured = 8 if rows <= 8 else 64
+            padded = factor is None or captured <= factor * rows
+            after = fast.stats()
+            if rows == captured or not padded:
+                assert after.padded_rows == before.padded_rows
+                assert (after.calls["replayed"] > before.calls["replayed"]) is (rows == captured)
+            elif make is pw.compile:
+                assert after.padded_rows == before.padded_rows + captured - rows
+
+
+def test_sizes_that_are_no_multiples_are_padded_whatever_the_factor():
+    config = pw.Config(
+        dynamic={"x": {0: pw.Dim("rows", min=8, max=64, multiple_of=8)}},
+        compiler="eager",
+        capture_sizes=(16, 64),
+        padding="capture_sizes",
+        max_padding_factor=1,
+    )
+    fast = pw.compile(lambda x: torch.relu(x), config, SimulatedPlatform())
+    with torch.inference_mode():
+        for rows in (16, 11, 24, 33):
+            x = torch.randn(rows, 2)
+            torch.testing.assert_close(fast(x), torch.relu(x))
+    assert fast.stats().padded_rows == 5 + 31

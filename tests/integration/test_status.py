@@ -247,3 +247,35 @@ def test_in_the_background_waiting_has_everything_compiled():
     before = fast.stats().calls["compiled_range"]
     fast(torch.randn(60, 8))
     assert fast.stats().calls["compiled_range"] == before + 1
+
+
+@pytest.mark.parametrize("make", [pw.compile, pw.record])
+def test_calls_of_other_sizes_than_the_captured_ones_give_advice_and_one_event(make):
+    events: list[pw.Event] = []
+    config = pw.Config(
+        dynamic={"x": {0: pw.Dim("rows", min=1, max=256)}},
+        compiler="eager",
+        capture_sizes=(8, 64),
+        capture_max=False,
+        padding="capture_sizes",
+        on_event=events.append,
+    )
+    fast = make(lambda x: torch.relu(x), config, SimulatedPlatform())
+    calls = {8: 600, 60: 500}
+    for rows, times in (*calls.items(), (8, 1)):
+        for _ in range(times):
+            fast(torch.ones(rows, 1))
+    assert fast.status().advice == ()
+    for rows in [10] * 1001 + [64] * 10:
+        fast(torch.ones(rows, 1))
+    (advice,) = fast.status().advice
+    assert "padding added" in advice
+    assert advice in str(fast.status())
+    for rows in [100] * 1001:
+        fast(torch.ones(rows, 1))
+    (advice,) = fast.status().advice
+    assert "larger than every captured size" in advice
+    assert [e.kind for e in events].count("drifted") == 1
+    for _ in range(1001):
+        fast(torch.ones(8, 1))
+    assert fast.status().advice == ()

@@ -91,6 +91,7 @@ def configs(draw: st.DrawFn) -> Config:
         "graph_mode": draw(st.sampled_from([None, "none", "piecewise", "full"])),
         "capture": draw(st.sampled_from(["first", "lazy"])),
         "padding": draw(st.sampled_from(["none", "capture_sizes"])),
+        "max_padding_factor": draw(st.one_of(st.none(), st.floats(1, 64))),
         "out_of_range": draw(st.sampled_from(["error", "general", "eager"])),
         "compiler": draw(st.one_of(st.none(), NAMES)),
         "compile_mode": draw(st.sampled_from(["lazy", "warmup", "background"])),
@@ -161,6 +162,7 @@ def test_the_fields_and_defaults_are_those_of_the_documents() -> None:
         "graph_mode": None,
         "capture": "first",
         "padding": "none",
+        "max_padding_factor": None,
         "out_of_range": "error",
         "compiler": None,
         "compile_mode": "lazy",
@@ -610,6 +612,7 @@ def test_only_what_changes_an_artifact_by_itself_is_a_cache_factor() -> None:
         "graph_mode": "full",
         "capture": "lazy",
         "padding": "capture_sizes",
+        "max_padding_factor": 2.0,
         "out_of_range": "eager",
         "compiler": "inductor",
         "compile_mode": "warmup",
@@ -630,6 +633,12 @@ def test_only_what_changes_an_artifact_by_itself_is_a_cache_factor() -> None:
     assert changes.keys() == {f.name for f in dataclasses.fields(Config)}
     assert changed == {"compiler"}
     assert Config(compiler="inductor").cache_factors() == {"compiler": "inductor"}
+
+
+@pytest.mark.parametrize("value", [0.5, 0, -1, True, "2", float("nan"), float("inf")])
+def test_a_padding_factor_is_a_number_from_1(value: object) -> None:
+    assert refused(max_padding_factor=value).startswith("Config.max_padding_factor: ")
+    assert Config(max_padding_factor=1).max_padding_factor == 1.0
 
 
 # Round trips --------------------------------------------------------------------------
