@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from piecewise_core.compiled_module import CompiledModule
     from piecewise_core.frontend.door.facts import DynamoGraph
     from piecewise_core.frontend.door.registry import dynamo_graphs
+    from piecewise_core.frontend.estimate import Estimate
     from piecewise_core.frontend.explanation import Explanation
     from piecewise_core.frontend.status import Status
     from piecewise_core.frontend.warmup import WarmupReport
@@ -43,6 +44,7 @@ __all__ = [
     "ConfigWarning",
     "Dim",
     "DynamoGraph",
+    "Estimate",
     "Event",
     "Explanation",
     "Histogram",
@@ -67,6 +69,7 @@ _LAZY = {
     "CompiledFunction": "compiled",
     "CompiledModule": "compiled_module",
     "DynamoGraph": "frontend.door.facts",
+    "Estimate": "frontend.estimate",
     "Explanation": "frontend.explanation",
     "Histogram": "planner.histogram",
     "PiecewiseBackend": "backend",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
@@ -14,6 +14,8 @@ from piecewise_core.counters import Stats
 from piecewise_core.errors import ConfigError, PiecewiseError
 from piecewise_core.frontend.bisectcall import bisect_call
 from piecewise_core.frontend.bisectreport import BisectReport
+from piecewise_core.frontend.estimate import Estimate
+from piecewise_core.frontend.estimating import estimate
 from piecewise_core.frontend.explain import explain
 from piecewise_core.frontend.explanation import Explanation
 from piecewise_core.frontend.precompile import capture_all, dump_graphs, release
@@ -126,6 +128,16 @@ class Controls:
         plans = [form.capturing.plans for form in list(session.forms) if form.capturing]
         captured = [sizes for each in plans for sizes in each.captured]
         return traffic(session.config, session.counters, captured)
+
+    @_telling
+    def estimate(self, sizes: Sequence[Any] | None = None) -> Estimate:
+        """What static graphs of ``sizes`` take: by size, in all, and how far that may be off.
+
+        ``sizes``: as in ``Config.capture_sizes``, which they are by default. Some of them are
+        captured in a pool of their own, which is freed again. Raises NotTraced before a first
+        call, and ConfigError for sizes out of bounds or a platform without graphs.
+        """
+        return estimate(self._pw_session, sizes)
 
     def explain(self, *, verbose: bool = False) -> Explanation:
         """Regions, pieces, ranges, what was compiled and what is shared, and why.

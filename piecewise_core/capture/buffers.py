@@ -56,6 +56,11 @@ class OwnedInputs:
                 for leaf in structure.tensors
             ]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the buffers."""
+        return sum(storage.nbytes for storage in self._storage)
+
     def views(self, sizes: Sizes) -> tuple[torch.Tensor, ...]:
         """The buffers as tensors of the traced layouts, for capture size ``sizes``."""
         return tuple(

@@ -128,21 +128,33 @@ class GraphMemory:
             self._plans.move_to_end((id(owner), sizes))
 
     def _make_room(self, newest: CapturedPlan, limit: int) -> None:
-        while self.bytes() > limit:
-            key, (ref, plan) = next(iter(self._plans.items()))
-            owner, before = ref(), self.bytes()
-            if owner is None:
-                del self._plans[key]
-                self._note_handed()
-                continue
-            owner.evict(
-                key[1],
-                f"evicted: graph memory passed memory_limit={limit} bytes; raise it, or list fewer "
-                "capture_sizes",
-            )
-            # Sizes share the pool, so freeing a small one may give nothing back.
-            if plan is newest or not self._plans or self.bytes() >= before:
-                return
+        """Evict the plans used longest ago; where that gives nothing back, the newest, then all.
+
+        Sizes share the pool, so freeing a small one may give nothing back; and a pool may never
+        shrink. What another thread may be reading is given back when it is done.
+        """
+        while self.bytes() > limit and self._plans:
+            before, (_, plan) = self.bytes(), next(iter(self._plans.values()))
+            self._evict(next(iter(self._plans)), limit)
+            if plan is newest or self.bytes() >= before:
+                break
+        for key in sorted(self._plans, key=lambda key: self._plans[key][1] is not newest):
+            if self.bytes() > limit and not self._retired:
+                self._evict(key, limit)
+        if not self._plans and not self._retired and self.bytes() > limit:
+            self.pool = None
+
+    def _evict(self, key: tuple[int, Sizes], limit: int) -> None:
+        owner = self._plans[key][0]()
+        if owner is None:
+            del self._plans[key]
+            self._note_handed()
+            return
+        owner.evict(
+            key[1],
+            f"evicted: graph memory passed memory_limit={limit} bytes; raise it, or list fewer "
+            "capture_sizes",
+        )
 
     def retire(self, owner: Owner, plan: CapturedPlan) -> None:
         """A plan serves no more; what its graphs read is let go, their results are not yet."""

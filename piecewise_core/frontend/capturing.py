@@ -78,7 +78,7 @@ class Capturing:
     def capture_all(self, regions: Sequence[Region], bound: Sequence[torch.Tensor]) -> list[Sizes]:
         """Capture every size, the largest first; returns those that are served by graphs."""
         wanted = [
-            (self._program(region), target.capture)
+            (self.program(region), target.capture)
             for region in regions
             for target in self.targets(region)
             if target.box.is_single_size() and target.capture is not None
@@ -96,7 +96,7 @@ class Capturing:
 
         ``otherwise``: serves calls without graphs.
         """
-        return self.replays.pending(self._program(region), captured, otherwise, put)
+        return self.replays.pending(self.program(region), captured, otherwise, put)
 
     def plan(
         self, region: Region, captured: Sizes, tensors: Any, bound: Any, sizes: Sizes
@@ -105,9 +105,10 @@ class Capturing:
 
         ``tensors``: a call's own, of ``sizes``.
         """
-        return self.replays.plan(self._program(region), captured, tensors, bound, sizes)
+        return self.replays.plan(self.program(region), captured, tensors, bound, sizes)
 
-    def _program(self, region: Region) -> Replayable:
+    def program(self, region: Region) -> Replayable:
+        """What of a region is replayed."""
         return self._front(_RegionReplays(region, self._config.inputs == "static", self.padded))
 
 

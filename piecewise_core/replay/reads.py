@@ -44,6 +44,12 @@ class Reads:
             raise ConfigError("capture before the first call; call the model or warmup() first")
         return self._binder
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of our own buffers, so far."""
+        made = [self._owned] if self._owned is not None else []
+        return sum(buffers.nbytes for buffers in (*made, *self._unlisted.values()))
+
     def refuse_lost_writes(self, facts: Facts | None, t: Any, args: Any, kwargs: Any) -> None:
         """Bind again, which raises, when a capture found writes to what was bound as a copy."""
         if facts is None or not facts.mutated:
