@@ -410,7 +410,7 @@ def test_kept_traces_of_all_forms_are_found(tmp_path, monkeypatch):
 def test_explain_lists_forms_and_their_regions():
     fast = made("uncaptured")
     check(fast, 4, ("prefill", "all"))
-    explained = fast.explain()
+    explained = fast.explain(verbose=True)
     assert explained.forms == (
         "x: float32 [rows, 6], mask=None, cache=None, double=False",
         "x: float32 [rows, 6], mask: int64 [rows], cache: float32 [rows, 6], double=True",
