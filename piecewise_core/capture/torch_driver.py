@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from piecewise_core.capture.device_module import GRAPHS, graph_class_of, need
 from piecewise_core.capture.torch_advice import Advice, advice_on
 from piecewise_core.capture.torch_captures import OpenCapture, TorchCaptures
 from piecewise_core.capture.torch_generators import Generators, registration
@@ -24,7 +25,7 @@ __all__ = ["TorchGraphDriver"]
 
 
 class TorchGraphDriver:
-    """The GraphDriver over one torch device module.
+    """The GraphDriver over one torch device module. Raises TorchUnsupported for half of one.
 
     ``module``: ``torch.cuda`` or one with the same functions; it is not initialised before the
     first capture. ``device_type``: of its tensors, by default the module's own name.
@@ -57,9 +58,10 @@ class TorchGraphDriver:
         free_workspaces: Callable[[], None] | None = None,
         generators: Generators = "register",
     ) -> None:
+        need(module, GRAPHS, "TorchGraphDriver", "set Platform.graphs to None")
         self._module = module
         self._device_type = device_type or str(module.__name__).rpartition(".")[2]
-        self._class: Any = graph_class or getattr(module, f"{self._device_type.upper()}Graph")
+        self._class: Any = graph_class or graph_class_of(module, self._device_type)
         self._advice = tuple(advice)
         self._unsafe = tuple(unsafe_ops)
         self._debug = debug
@@ -105,7 +107,7 @@ class TorchGraphDriver:
 
     def capture_begin(self, graph: Any, pool: Any, stream: Any) -> None:
         """Start recording the current stream, which must be ``stream``."""
-        if self._open is not None or self._module.is_current_stream_capturing():
+        if self._open is not None or self.is_capturing():
             raise RuntimeError(f"{stream} or another stream is capturing already")
         if self._module.current_stream() != stream:
             raise RuntimeError(f"{stream} is not the current stream; make it current to capture")
@@ -164,7 +166,8 @@ class TorchGraphDriver:
 
     def is_capturing(self) -> bool:
         """Whether the current stream is recording."""
-        return bool(self._module.is_current_stream_capturing())
+        ask = getattr(self._module, "is_current_stream_capturing", None)
+        return self._open is not None if ask is None else bool(ask())
 
     def abort_capture(self, graph: Any) -> None:
         """Leave the capture of ``graph``, on whichever stream it runs; nothing if it does not."""

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from piecewise_core.capture.device_module import STREAMS, need, offered
+
 __all__ = ["TorchRuntime"]
 
 
@@ -17,12 +19,16 @@ _PROPERTIES = ("name", "major", "minor", "gcnArchName", "multi_processor_count",
 class TorchRuntime:
     """The DeviceRuntime over ``module`` (``torch.cuda``), which is initialised when first used.
 
-    ``versions``: further facts for ``fingerprint``, such as the driver's version.
+    ``versions``: further facts for ``fingerprint``, such as the driver's version. Optional methods
+    are there where the module has what they call. Raises TorchUnsupported for one without streams.
     """
 
     def __init__(
         self, module: Any, versions: Callable[[], Mapping[str, str]] | None = None
     ) -> None:
+        need(
+            module, STREAMS, "TorchRuntime", "write a DeviceRuntime of your own; it is four methods"
+        )
         self._module = module
         self._versions = versions
 
@@ -43,26 +49,31 @@ class TorchRuntime:
         """Wait for all work of the current device."""
         self._module.synchronize()
 
+    @offered("mem_get_info")
     def memory_info(self) -> tuple[int, int]:
         """(free, total) bytes of the current device."""
         free, total = self._module.mem_get_info()
         return int(free), int(total)
 
+    @offered("memory_stats")
     def memory_stats(self) -> Mapping[str, int]:
         """What the caching allocator counts, by its own names."""
         stats: Mapping[str, int] = self._module.memory_stats()
         return stats
 
+    @offered("empty_cache")
     def empty_cache(self) -> None:
         """Give memory that no tensor uses back to the driver."""
         self._module.empty_cache()
 
+    @offered("init", "default_generators", "current_device")
     def rng(self) -> torch.Generator:
         """The default generator of the current device."""
         self._module.init()
         generator: torch.Generator = self._module.default_generators[self._module.current_device()]
         return generator
 
+    @offered("get_device_properties", "current_device")
     def fingerprint(self) -> Mapping[str, str]:
         """The current device's kind, by the names that torch has for it, and versions."""
         found = self._module.get_device_properties(self._module.current_device())

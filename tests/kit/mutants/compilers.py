@@ -94,7 +94,8 @@ class Scribbles(_Wrong):
     def change(self, run, sizes, args):
         outs = run(*args)
         for tensor in args:
-            if isinstance(tensor, torch.Tensor) and tensor.shape == (args[0], 8):
+            # Weights are 8 x 8: a call with 8 rows would leave them changed for the next.
+            if isinstance(tensor, torch.Tensor) and tensor.shape == (args[0], 8) != (8, 8):
                 tensor.add_(1)
         return outs
 

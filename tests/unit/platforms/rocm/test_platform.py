@@ -62,7 +62,7 @@ class Module:
     """``torch.cuda`` of a ROCm build, as far as the warm-up needs it, for CPU tensors."""
 
     __name__ = "fake.cpu"
-    CPUGraph = SimpleNamespace
+    CPUGraph = graph_pool_handle = stream = SimpleNamespace
 
     def __init__(self):
         self.number, self.waits = 1, 0
