@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from piecewise_core.cli.device_facts import DeviceFacts, look
 from piecewise_core.cli.project import checked_name, project_values, put, rendered
 
 __all__ = ["new_platform"]
@@ -59,17 +60,20 @@ def new_platform(
     """Write the package of a platform called NAME: piecewise-NAME, with the conformance tests.
 
     As generated it is a working platform: install it and run its tests, then fill in what your
-    device does better.
+    device does better. Where --device-module can be imported here, it is looked at, and only what
+    it has is written.
     """
     values = _values(checked_name(name, "platform", _TAKEN), device_module, device_type)
     project = put(directory / values["distribution"], render(values))
+    if values["device"].why:
+        click.echo(f"{values['device'].why}\n")
     click.echo(f"{project}: platform {name}, ready to install and test:\n")
     click.echo(f"  cd {project}\n  pip install -e '.[test]'\n  piecewise doctor\n  pytest")
 
 
 def render(values: Mapping[str, Any]) -> dict[str, str]:
     """The project's files, by relative path, for what ``_values`` gave."""
-    own = "driver.py" if values["module"] else "runtime.py"
+    own = "driver.py" if values["module"] and values["device"].streams else "runtime.py"
     return rendered("platform", {**_FILES, f"src/{{package}}/{own}": own}, values)
 
 
@@ -90,11 +94,13 @@ def _values(name: str, module: str | None, device_type: str | None) -> dict[str,
             f"{kind!r} is no device type of torch's; name it, such as --device-type xpu",
             param_hint="--device-type",
         )
+    attribute = own_type if module and len(parts) == 1 else None
     return {
         **project_values(name),
         "module": module,
+        "device": look(module, attribute, kind) if module else DeviceFacts(False, False, False),
         "needs": _distribution(module),
-        "attribute": own_type if module and len(parts) == 1 else None,
+        "attribute": attribute,
         "device_type": kind,
         "api": API_VERSION,
     }

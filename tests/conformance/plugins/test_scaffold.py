@@ -111,6 +111,54 @@ def test_a_device_module_brings_a_driver_in_place_of_the_runtime(tmp_path):
     assert 'PlatformInfo("npu", "npu", (1, 1), probe, create)' in plugin
 
 
+STREAMS = "class Stream: ...\ndef current_stream(): ...\ndef stream(s): ...\n"
+WAIT = "def synchronize(): ...\n"
+GRAPHS = (
+    "def graph_pool_handle(): ...\nclass {}Graph:\n    def capture_begin(self, pool=None): ...\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("source", "said", "there", "absent"),
+    [
+        (WAIT, "has no current_stream, Stream, stream", "torch_odd.synchronize()", "driver"),
+        ("x = 1\n", "has no current_stream", "none is ever pending", "driver"),
+        (STREAMS + WAIT, "has no graph_pool_handle, a class of", "TorchRuntime(M", "make_driver"),
+        (STREAMS + WAIT + GRAPHS.format("ODD"), "", "TorchGraphDriver(\n", "graph_class"),
+        (
+            STREAMS + WAIT + GRAPHS.format("Board"),
+            "",
+            "graph_class=MODULE.BoardGraph,",
+            "None  # a",
+        ),
+        (
+            "import nothing_of_that_name\n",
+            "could not be imported: Module",
+            "TorchGraphD",
+            "None  #",
+        ),
+        ("raise SystemExit(3)\n", "could not be imported: SystemExit: 3", "TorchGraphD", "None  #"),
+    ],
+)
+def test_the_device_module_is_looked_at(tmp_path, monkeypatch, source, said, there, absent):
+    (tmp_path / "torch_odd.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "torch_odd", raising=False)
+    told = new_platform("acme", "--device-module", "torch_odd", "--directory", tmp_path)
+    monkeypatch.delitem(sys.modules, "torch_odd", raising=False)
+    assert told.startswith(f"torch_odd {said}" if said else str(tmp_path)), told
+    folder = tmp_path / "piecewise-acme" / "src" / "piecewise_acme"
+    names = ("platform", "driver", "runtime")
+    parts = [folder / f"{name}.py" for name in names if (folder / f"{name}.py").exists()]
+    text = "".join(path.read_text() for path in parts)
+    assert there in text
+    assert absent not in text
+    for path in parts:
+        compile(path.read_text(), str(path), "exec")
+    level = "L2" if "make_driver" in text else "L1"
+    assert f"--level {level}" in (tmp_path / "piecewise-acme" / "README.md").read_text()
+
+
 def test_the_test_file_is_an_import_and_a_class_of_one_line(tmp_path):
     new_platform("acme", "--directory", tmp_path)
     text = (tmp_path / "piecewise-acme/tests/test_conformance.py").read_text()
