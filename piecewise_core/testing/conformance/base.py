@@ -26,6 +26,7 @@ class Conformance:
     level: ClassVar[str] = LEVELS[-1]
     xfails: str | Path | None = None
     rounds: int = 2000
+    seconds: ClassVar[float] = 600.0
 
     _run: Run
 

@@ -14,6 +14,7 @@ from piecewise_core.errors import PiecewiseError
 from piecewise_core.testing.conformance.case import Case
 from piecewise_core.testing.conformance.marks import LEVELS, Spec
 from piecewise_core.testing.conformance.run import Run
+from piecewise_core.testing.conformance.timelimit import time_limit
 from piecewise_core.testing.conformance.verdicts import NotClaimed, Violation, failure_text
 
 __all__ = ["FOUND", "KEEPS", "Verdict", "judge"]
@@ -69,6 +70,8 @@ def _tried(run: Run, spec: Spec, test: Callable[[Case], Any]) -> Verdict:
             stack.callback(case.close)
             for claim in spec.claims:
                 case.claim(claim)
+            if spec.level != LEVELS[-1]:  # endurance takes what it takes
+                stack.enter_context(time_limit(run.suite.seconds))
             test(case)
     except NotClaimed as reason:
         return Verdict("not claimed", str(reason))

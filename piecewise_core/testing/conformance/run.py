@@ -19,6 +19,7 @@ class Suite(Protocol):
 
     platform: Any
     level: str
+    seconds: float
 
     def xfail_path(self) -> Path | None: ...
 

@@ -33,7 +33,7 @@ class PlatformConformance(
     ``platform``: the name of an installed platform, a PlatformInfo, a Platform, or a function or
     class that makes one (then each test has its own). ``level``: the highest to try, "L3" where
     nothing is said. ``xfails``: a file of expected failures, beside the test file. ``rounds``: how
-    often the endurance tests repeat.
+    often the endurance tests repeat. ``seconds``: how long a test of another level may take.
 
     A test that does not apply is skipped with its reason: "not claimed" where the platform does
     not declare what it is about, "no hardware", "blocked" behind another failure.
