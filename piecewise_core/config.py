@@ -42,32 +42,31 @@ class ConfigWarning(UserWarning):
 class Config(config_io.PlainData):
     """Say how a model is cut, compiled, captured and called.
 
-    Fields hold normal forms whatever container they are given in: tuples, sorted, without
-    duplicates; one ConfigWarning tells what was put right. Sizes and range ends are in rows and
-    inclusive; with several dims a size is a tuple in the order in which ``dynamic`` first names
-    the dims. While ``dynamic`` is empty they are not checked against bounds; ``replace(dynamic=)``
-    does so later. Raises ConfigError naming field, value and what to change.
+    Fields hold normal forms whatever container they are given in: sorted tuples without duplicates;
+    one ConfigWarning tells what was put right. Sizes and range ends are in rows and inclusive; with
+    several dims a size is a tuple in the order in which ``dynamic`` first names the dims. While it
+    is empty they are not checked. Raises ConfigError naming field, value and what to change.
 
-    ``splitting_ops``: operators or torch functions to cut at, or "auto" (what the platform
-    cannot capture). ``dynamic``: argument name, path inside an argument ("features.input_ids"),
-    or positional index -> {tensor dimension: Dim}. ``compile_ranges_endpoints``: where ranges
-    end; by dim name when there are several. ``compile_sizes``: exact sizes to compile, or
-    "capture_sizes". ``capture_sizes``: sizes that hold static graphs; the maximum joins them
-    unless ``capture_max`` is False; the one size of a model without dims is ``()``.
-    ``graph_mode``: None means "piecewise" when there are capture sizes and the platform has
-    graphs, else "none"; any other, without dims, captures the size ``()``. ``capture``: whether a
-    size is captured at its first call or, "lazy", at its second. ``padding``: whether a call is
-    padded up to a capture size, of each dim at most ``max_padding_factor`` times its own.
-    ``out_of_range``: what a size outside the bounds does. ``compiler``: a name; None is the
-    platform's own. ``compile_mode``: when compilation happens. ``regions``: whether a branch of the
-    model on a size cuts the sizes by itself, up to ``max_regions`` regions traced, or at listed
-    endpoints only. ``inputs``: "static" promises that inputs never move. ``clone_outputs``: whether
-    outputs survive the next call.
-    ``check``: how closely calls are checked. ``verify_rate``: with ``check="verify"`` the share of
-    calls that also run as written, to compare. ``max_forms``: forms of calls that are traced, each
-    by itself. ``rewrites_off``: names of rewrites, as ``explain()`` lists them, that are left out.
-    ``cache_dir``: a directory; None is the user's cache. ``memory_limit``: bytes for
-    static graphs; None is no limit. ``on_event``: called with each ``pw.Event``; not serialised.
+    ``splitting_ops``: operators or torch functions to cut at, or "auto" (what the platform cannot
+    capture). ``dynamic``: argument name, path inside an argument ("features.input_ids"), or
+    positional index -> {tensor dimension: Dim}. ``compile_ranges_endpoints``: where ranges end; by
+    dim name when there are several. ``compile_sizes``: exact sizes to compile, or "capture_sizes".
+    ``capture_sizes``: sizes that hold static graphs; the maximum joins them unless ``capture_max``
+    is False; the one size of a model without dims is ``()``. ``graph_mode``: None means "piecewise"
+    when there are capture sizes and the platform has graphs, else "none"; any other, without dims,
+    captures the size ``()``. ``capture``: whether a size is captured at its first call or, "lazy",
+    at its second. ``padding``: whether a call is padded up to a capture size, of each dim at most
+    ``max_padding_factor`` times its own. ``out_of_range``: what a size outside the bounds does.
+    ``compiler``: a name; None is the platform's own. ``compile_mode``: when compilation happens.
+    ``regions``: whether a branch of the model on a size cuts the sizes by itself, up to
+    ``max_regions`` regions traced, or at listed endpoints only. ``inputs``: "static" promises that
+    inputs never move. ``clone_outputs``: whether outputs survive the next call. ``check``: how
+    closely calls are checked. ``verify_rate``: with ``check="verify"`` the share of calls that also
+    run as written, to compare. ``max_forms``: forms of calls that are traced, each by itself.
+    ``rewrites_off``: names of rewrites, as ``explain()`` lists them, that are left out.
+    ``cache_dir``: a directory; None is the user's cache. ``memory_limit``: bytes for static graphs;
+    None is no limit. ``profiler_names``: whether pieces and replays have names in profiles.
+    ``on_event``: called with each ``pw.Event``; not serialised.
     """
 
     splitting_ops: Sequence[str] | Literal["auto"] = ()
@@ -93,6 +92,7 @@ class Config(config_io.PlainData):
     rewrites_off: Sequence[str] = ()
     cache_dir: str | os.PathLike[str] | None = None
     memory_limit: int | None = None
+    profiler_names: bool = False
     on_event: Callable[[Event], object] | None = None
 
     def __post_init__(self) -> None:
@@ -116,8 +116,8 @@ class Config(config_io.PlainData):
             config_fields.choice("graph_mode", self.graph_mode, _GRAPH_MODES)
         self._set("max_regions", config_fields.count("max_regions", self.max_regions))
         self._set("max_padding_factor", check_factor(self.max_padding_factor))
-        config_fields.flag("capture_max", self.capture_max)
-        config_fields.flag("clone_outputs", self.clone_outputs)
+        for name in ("capture_max", "clone_outputs", "profiler_names"):
+            config_fields.flag(name, getattr(self, name))
         config_fields.name("compiler", self.compiler)
         self._set("verify_rate", config_fields.share("verify_rate", self.verify_rate))
         self._set("max_forms", config_fields.count("max_forms", self.max_forms))

@@ -16,7 +16,7 @@ _PREFIX = "PIECEWISE_"
 _OTHERS = frozenset({"PIECEWISE_CACHE_LIMIT", "PIECEWISE_CACHE_MODE", "PIECEWISE_PLATFORM"})
 _NAMES = frozenset({"rewrites_off", "splitting_ops"})
 _SIZES = frozenset({"compile_ranges_endpoints", "compile_sizes", "capture_sizes"})
-_FLAGS = frozenset({"capture_max", "clone_outputs"})
+_FLAGS = frozenset({"capture_max", "clone_outputs", "profiler_names"})
 _NUMBERS = frozenset({
     "max_forms", "max_padding_factor", "max_regions", "memory_limit", "verify_rate",
 })  # fmt: skip

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from piecewise_core.afterfork import after_fork
-from piecewise_core.events import KEPT_EVENTS, Event, EventKind, Events
+from piecewise_core.events import KEPT_EVENTS, Event, EventKind, Events, log
 from piecewise_core.ranges import Box, Sizes
 from piecewise_core.tally import Books, Counted, Tallies
 
@@ -82,10 +82,11 @@ class Counters:
     """Adds up what happens to one model; also reported to the process-wide totals.
 
     Calls are written to directly: to a tally by their sizes, and to ``unsized`` by kind where their
-    sizes are not known. ``on_event``: told of events.
+    sizes are not known. ``on_event``: told of events. ``model``: its name in these.
     """
 
-    def __init__(self, on_event: Callable[[Event], object] | None = None) -> None:
+    def __init__(self, on_event: Callable[[Event], object] | None = None, model: str = "") -> None:
+        self._model = model
         self._lock = after_fork.frees(threading.Lock())
         self._values: dict[str, int] = {}
         self._happened: dict[EventKind, tuple[int, float]] = {}
@@ -98,7 +99,8 @@ class Counters:
         self, kind: EventKind, what: str = "", sizes: object = "", seconds: float = 0, why: str = ""
     ) -> None:
         """Count an event, and note it, for who wants to know and for ``explain()``."""
-        event = Event(kind, what, str(sizes), seconds, why, time.time())
+        event = Event(kind, what, str(sizes), seconds, why, time.time(), self._model)
+        log(event)
         with self._lock:
             times, spent = self._happened.get(kind, (0, 0.0))
             self._happened[kind] = times + 1, spent + seconds

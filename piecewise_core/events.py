@@ -10,7 +10,7 @@ from typing import Literal
 
 from piecewise_core.errors import ConfigError
 
-__all__ = ["KEPT_EVENTS", "Event", "EventKind", "Events", "check_listener"]
+__all__ = ["KEPT_EVENTS", "Event", "EventKind", "Events", "check_listener", "log", "name_of"]
 
 KEPT_EVENTS = 2000
 """Events of one model that ``explain()`` can show."""
@@ -40,7 +40,8 @@ class Event:
     ``missed`` (built after ``seal("warn")``); ``retraced``; ``wrong`` (a target gave other results
     than the model); ``drifted`` (calls are of other sizes than the captured ones, as ``status()``
     finds). ``what``: the piece, region or target. ``sizes``: that it is for. ``seconds``: that it
-    took. ``reason``: why, where there is more to say. ``at``: seconds since the epoch.
+    took. ``reason``: why, where there is more to say. ``at``: seconds since the epoch. ``model``:
+    the name of the class or function.
     """
 
     kind: EventKind
@@ -49,6 +50,23 @@ class Event:
     seconds: float = 0.0
     reason: str = ""
     at: float = 0.0
+    model: str = ""
+
+
+def name_of(fn: Callable[..., object]) -> str:
+    """What events call the model that ``fn`` is of: its class, or the function."""
+    owner = getattr(fn, "__self__", None)
+    named = fn if owner is None else owner if isinstance(owner, type) else type(owner)
+    return str(getattr(named, "__qualname__", type(fn).__name__))
+
+
+def log(event: Event) -> None:
+    """Write ``event`` to this module's log at DEBUG, with its fields as ``piecewise_<field>``."""
+    if logger.isEnabledFor(logging.DEBUG):
+        extra = {f"piecewise_{name}": value for name, value in vars(event).items()}
+        what = " ".join(filter(None, (event.model, event.kind, event.what, event.sizes)))
+        why = f", {event.reason}" if event.reason else ""
+        logger.debug("%s: %.3f s%s", what, event.seconds, why, extra=extra)
 
 
 def check_listener(value: object) -> None:

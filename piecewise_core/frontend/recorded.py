@@ -17,6 +17,7 @@ from piecewise_core.capture.modes import being_watched
 from piecewise_core.capture.plans import dump_plans
 from piecewise_core.counters import Counters, process_counters
 from piecewise_core.errors import ConfigError, NotTraced, PiecewiseError
+from piecewise_core.events import name_of
 from piecewise_core.frontend.calllock import CallLock
 from piecewise_core.frontend.newform import place_of_call
 from piecewise_core.frontend.recordedcalls import RecordedCalls
@@ -51,7 +52,7 @@ class RecordedFunction(RecordedBooks):
         self._module = module
         self._setup = setup
         self._config = setup.config
-        self._counters = Counters(setup.config.on_event)
+        self._counters = Counters(setup.config.on_event, name_of(fn))
         process_counters.watch(self._counters)
         self._sealed: str | None = None
         self._memory = graph_memory(setup.platform.declared, setup.config, self._counters)

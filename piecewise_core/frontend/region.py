@@ -21,6 +21,7 @@ from piecewise_core.runtime.laid import Laid
 from piecewise_core.runtime.plan import Plan, PlanCode
 from piecewise_core.table import TargetTable
 from piecewise_core.targets import Target
+from piecewise_core.torch_compat.profiling import named_runs
 
 __all__ = ["Region"]
 
@@ -48,7 +49,11 @@ class Region(PieceCode):
         """The plan that serves ``box``, compiled now if it is not yet."""
         plan = self._plans.get(box)
         if plan is None:
-            plan = self.code.plan([self._laid(i, box, run) for i, run in self.runnables(box)])
+            runs = [self._laid(i, box, run) for i, run in self.runnables(box)]
+            if self._config.profiler_names:
+                name = f"piecewise region {self.index} piece"
+                runs = [named_runs(run, f"{name} {i} {box}") for i, run in enumerate(runs)]
+            plan = self.code.plan(runs)
             self._plans[box] = plan
         return plan
 

@@ -13,6 +13,7 @@ from piecewise_core.capture.graphmemory import GraphMemory, graph_memory
 from piecewise_core.compile.scheduler import Scheduler
 from piecewise_core.config import Config
 from piecewise_core.counters import Counters, process_counters
+from piecewise_core.events import name_of
 from piecewise_core.frontend.background import Background
 from piecewise_core.frontend.building import Builds, Unready
 from piecewise_core.frontend.calllock import CallLock
@@ -42,7 +43,7 @@ class Shared:
         self.fn = fn
         self.setup = setup
         self.config: Config = setup.config
-        self.counters = Counters(self.config.on_event)
+        self.counters = Counters(self.config.on_event, name_of(fn))
         process_counters.watch(self.counters)
         self.drift = Drift(self.config, self.counters)
         self.artifact_cache = cache = setup.artifact_cache(front)

@@ -30,6 +30,7 @@ from piecewise_core.replay.replayable import Calls, Entry, Facts, Replayable
 from piecewise_core.replay.serving import serving
 from piecewise_core.replay.trials import try_new
 from piecewise_core.torch_compat.dynamo import compile_lock
+from piecewise_core.torch_compat.profiling import named_runs
 
 __all__ = ["Replays"]
 
@@ -151,7 +152,7 @@ class Replays:
         calls = None if static else program.padded(plan.sizes, plan.outputs)
         apart = self.memory.apart
         padding = None if calls is None else Padding(calls, plan, buffers, otherwise, apart)
-        return serving(
+        entry = serving(
             plan,
             facts,
             self.plans,
@@ -163,6 +164,8 @@ class Replays:
             padding=padding,
             evicts=self._config.memory_limit is not None,
         )
+        name = f"piecewise replay {plan.sizes}"
+        return named_runs(entry, name) if self._config.profiler_names else entry
 
     def _overlap(self, facts: Facts) -> Overlap | None:
         """Tells calls whose inputs share memory that is written to; None where none is."""

@@ -140,3 +140,60 @@ def test_what_cannot_be_called_is_refused_and_a_listener_is_in_no_file():
     config = pw.Config(dynamic={"x": {0: ROWS}}, on_event=print)
     assert "on_event" not in config.to_dict()
     assert pw.Config.from_json(config.to_json()) == config.replace(on_event=None)
+
+
+def test_log_records_have_the_fields_of_events(caplog):
+    events: list[pw.Event] = []
+    with caplog.at_level(logging.DEBUG, "piecewise_core.events"):
+        compiled(events.append, capture_sizes=(8,))(torch.ones(8, 2))
+    records = [r for r in caplog.records if r.name == "piecewise_core.events"]
+    assert len(records) == len(events) == 3
+    for record, event in zip(records, events, strict=True):
+        assert {n: getattr(record, f"piecewise_{n}") for n in vars(event)} == vars(event)
+        assert event.model == "double"
+    assert events[2].seconds > 0
+
+
+@pytest.mark.parametrize("make", ["compile", "record"])
+@pytest.mark.parametrize("on", [True, False])
+def test_profiles_name_pieces_and_replays_where_that_is_asked_for(make, on):
+    config = pw.Config(
+        dynamic={"x": {0: ROWS}},
+        compiler="eager",
+        capture_sizes=(8,),
+        capture_max=False,
+        profiler_names=on,
+    )
+    fast = getattr(pw, make)(double, config, SimulatedPlatform())
+    for rows in (8, 8, 5, 5):
+        fast(torch.ones(rows, 2))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        for rows in (8, 5):
+            torch.testing.assert_close(fast(torch.ones(rows, 2)), torch.full((rows, 2), 2.0))
+    names = {e.key for e in seen.key_averages() if e.key.startswith("piecewise")}
+    wanted = {"piecewise replay (8,)"}
+    if make == "compile":
+        wanted |= {"piecewise region 0 piece 0 [1, 64]"}
+    assert names == (wanted if on else set())
+
+
+def test_at_the_door_of_torch_compile_events_are_told_behind_calls():
+    events: list[pw.Event] = []
+    options = {
+        "platform": SimulatedPlatform(),
+        "compiler": "eager",
+        "on_event": events.append,
+        "capture": "first",
+    }
+    torch._dynamo.reset()
+    fast = torch.compile(double, backend="piecewise", options=options, dynamic=False)
+    for _ in range(3):
+        torch.testing.assert_close(fast(torch.ones(8, 2)), torch.full((8, 2), 2.0))
+    kinds = [event.kind for event in events]
+    assert kinds[:2] == ["traced", "compiled"]
+    assert "test_events.py" in events[0].model
+    assert "captured" in kinds
+    before = len(events)
+    fast(torch.ones(8, 2))
+    assert len(events) == before
+    torch._dynamo.reset()

@@ -104,6 +104,7 @@ def configs(draw: st.DrawFn) -> Config:
         "max_regions": draw(st.integers(1, 2**20)),
         "cache_dir": draw(st.one_of(st.none(), NAMES)),
         "memory_limit": draw(st.one_of(st.none(), st.integers(1, 2**40))),
+        "profiler_names": draw(st.booleans()),
     }
     return Config(**settings)
 
@@ -176,6 +177,7 @@ def test_the_fields_and_defaults_are_those_of_the_documents() -> None:
         "rewrites_off": (),
         "cache_dir": None,
         "memory_limit": None,
+        "profiler_names": False,
         "on_event": None,
     }
 
@@ -626,6 +628,7 @@ def test_only_what_changes_an_artifact_by_itself_is_a_cache_factor() -> None:
         "rewrites_off": ("mask_terms",),
         "cache_dir": "elsewhere",
         "memory_limit": 1,
+        "profiler_names": True,
         "on_event": print,
     }
     base = Config().cache_factors()

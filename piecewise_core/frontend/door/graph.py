@@ -15,6 +15,7 @@ from piecewise_core.counters import Counters, Stats
 from piecewise_core.errors import GradNeeded
 from piecewise_core.frontend.background import Background
 from piecewise_core.frontend.building import Unready
+from piecewise_core.frontend.calllock import is_mine
 from piecewise_core.frontend.dispatch import Dispatch
 from piecewise_core.frontend.door.calls import DoorCalls
 from piecewise_core.frontend.door.held import Held
@@ -27,7 +28,7 @@ from piecewise_core.ranges import Sizes
 from piecewise_core.replay.replayable import Entry
 from piecewise_core.torch_compat.storages import same_addresses
 
-__all__ = ["DoorGraph", "Made"]
+__all__ = ["DoorGraph", "Made", "TellingGraph"]
 
 logger = logging.getLogger(__name__)
 
@@ -211,6 +212,17 @@ class DoorGraph:
     def stats(self) -> Stats:
         """The counters of this graph."""
         return self.made.counters.stats()
+
+
+class TellingGraph(DoorGraph):
+    """One that hands out events behind its calls."""
+
+    def __call__(self, *inputs: Any) -> Any:
+        try:
+            return super().__call__(*inputs)
+        finally:
+            for counters in (self.made.counters, self._memory.counters):
+                counters.deliver(lambda: is_mine(self._lock))
 
 
 def _let_go(memory: DoorMemory, held: OrderedDict[tuple[int, ...], Held]) -> None:

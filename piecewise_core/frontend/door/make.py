@@ -14,7 +14,7 @@ from piecewise_core.config import Dim
 from piecewise_core.counters import Counters, process_counters
 from piecewise_core.frontend.background import Background
 from piecewise_core.frontend.door.calls import DoorCalls, Uncapturable, calls_of
-from piecewise_core.frontend.door.graph import DoorGraph, Made
+from piecewise_core.frontend.door.graph import DoorGraph, Made, TellingGraph
 from piecewise_core.frontend.door.memory import DoorMemories
 from piecewise_core.frontend.door.options import Asked, fitted
 from piecewise_core.frontend.dynamo_graph import device_type, held_inputs, reading, take_in
@@ -54,15 +54,17 @@ def make(
     if why:
         setup = dataclasses.replace(setup, graph_mode="none")
     memory = memories.of(setup, asked.platform, _devices(graph.graph))
-    counters = Counters()
+    counters = Counters(setup.config.on_event, name)
     process_counters.watch(counters)
     cache = setup.artifact_cache()
     scheduler = Scheduler(setup.compiler, setup.config, counters, setup.rewrites, cache=cache)
     pool = None if memory.graphs is None else memory.graphs.pool
     region = _region(traced, dims, setup, scheduler, pool)
     _count(region, counters)
+    counters.tell("traced", "graph", setup.config.bounds)
     background = setup.config.compile_mode == "background"
-    return DoorGraph(
+    made = DoorGraph if setup.config.on_event is None else TellingGraph
+    return made(
         Made(
             name,
             setup,

@@ -29,7 +29,7 @@ class DoorMemory:
         self._setup = setup  # which keeps a platform that was given as an object
         self.lock = after_fork.frees(CallLock(), self._forked)
         self.builds = Builds(self.lock)
-        self.counters = Counters()
+        self.counters = Counters(setup.config.on_event, "torch.compile")
         process_counters.watch(self.counters)
         self.graphs: Any = None
         self._left: list[Any] = []
@@ -92,7 +92,7 @@ class DoorMemories:
         if setup.graph_mode == "none" or not config.clone_outputs:
             return DoorMemory(setup)
         own = 0 if platform is None or isinstance(platform, str) else id(platform)
-        key = (setup.selected.info.name, own, devices, config.memory_limit)
+        key = (setup.selected.info.name, own, devices, config.memory_limit, id(config.on_event))
         found = self._known.get(key)
         if found is None:
             found = self._known[key] = DoorMemory(setup)
