@@ -8,7 +8,7 @@ from typing import Any
 
 from piecewise_core.graph.structure import is_plain
 from piecewise_core.runtime.watch import Outline
-from piecewise_core.torch_compat.modules import is_tagging
+from piecewise_core.torch_compat.modules import is_tagging, unpatched
 
 __all__ = ["Classes", "alike", "is_heap"]
 
@@ -66,7 +66,7 @@ class Classes:
             return f"class {kind.__module__}.{kind.__qualname__} has other bases"
         was, now = self._known[kind], dict(vars(kind))
         for name in {**was, **now}:
-            if name in was and name in now and alike(was[name], now[name]):
+            if name in was and name in now and alike(*map(unpatched, (was[name], now[name]))):
                 continue
             if is_tagging(now.get(name)):  # another torch.compile in the process began
                 continue

@@ -27,6 +27,7 @@ from piecewise_core.runtime.readback import names_read
 from piecewise_core.runtime.restore import restore
 from piecewise_core.runtime.switches import switches
 from piecewise_core.runtime.watch import Poll, Switch, Watch, asked, identity
+from piecewise_core.torch_compat.modules import unpatched
 
 __all__ = ["TreeState"]
 
@@ -178,7 +179,7 @@ def _words(container: Any) -> Collection[str]:
 def _contents(container: Any) -> dict[Any, Any]:
     """What a container holds, by name."""
     if isinstance(container, type):
-        held = {n: v for n, v in vars(container).items() if n not in _NO_MATTER}
+        held = {n: unpatched(v) for n, v in vars(container).items() if n not in _NO_MATTER}
         return {**held, "__mro__": container.__mro__}
     if isinstance(container, dict):
         return entries(container)

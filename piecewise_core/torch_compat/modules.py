@@ -9,6 +9,7 @@ import torch
 from piecewise_core.torch_compat.lookup import needed, reader
 
 with needed():
+    from torch.fx import _symbolic_trace
     from torch.nn.modules.module import (
         _global_backward_hooks,
         _global_backward_pre_hooks,
@@ -30,6 +31,7 @@ __all__ = [
     "forward_pre_hooks_of",
     "is_jit_tracing",
     "is_tagging",
+    "unpatched",
 ]
 
 # Of every module in the process.
@@ -54,3 +56,13 @@ def is_tagging(method: Any) -> bool:
     Its first call in a process does; a torch that does it elsewhere costs one trace more.
     """
     return getattr(method, "__module__", None) == "torch._dynamo.mutation_guard"
+
+
+def unpatched(method: Any) -> Any:
+    """What torch.fx put ``method`` around for as long as a thread traces; ``method`` by default.
+
+    Compilers trace with it, and it patches ``torch.nn.Module`` for all threads meanwhile.
+    """
+    if getattr(method, "__globals__", None) is vars(_symbolic_trace):
+        return getattr(method, "__wrapped__", method)
+    return method

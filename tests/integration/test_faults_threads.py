@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import piecewise_core as pw
 from piecewise_core.frontend.regions import Regions
@@ -568,3 +569,57 @@ def test_a_first_call_in_a_wrong_form_does_not_fix_the_form_for_another_thread()
     with pytest.raises(pw.errors.PiecewiseError):
         Thread(lambda: fast(torch.ones(3, 3))).get()
     assert torch.equal(fast(torch.ones(3, 2)), torch.full((3, 2), 4.0))
+
+
+@contextmanager
+def fx_tracing_elsewhere():
+    inside, go = threading.Event(), threading.Event()
+
+    def held(x):
+        inside.set()
+        assert go.wait(LONG)
+        return x + 1
+
+    # As compilers do. It patches torch.nn.Module for all threads while it runs.
+    thread = threading.Thread(target=lambda: make_fx(held)(torch.ones(2)))
+    before = torch.nn.Module.__call__
+    thread.start()
+    assert inside.wait(LONG)
+    assert torch.nn.Module.__call__ is not before
+    try:
+        yield
+    finally:
+        go.set()
+        thread.join()
+    assert torch.nn.Module.__call__ is before
+
+
+@pytest.mark.parametrize("make", ["compile", "record"])
+@pytest.mark.parametrize("began_in", [False, True])
+def test_torch_tracing_something_in_another_thread_has_nothing_traced_anew(make, began_in):
+    told: list[pw.Event] = []
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU()).eval()
+    config = pw.Config(
+        dynamic={"input": {0: pw.Dim("rows", min=1, max=8)}},
+        compiler="eager",
+        capture_sizes=(4,),
+        on_event=told.append,
+    )
+    fast, x = getattr(pw, make)(model, config, SimulatedPlatform()), torch.randn(4, 2)
+    with torch.inference_mode():
+        for _ in range(3) if not began_in else ():
+            fast(x)
+        with fx_tracing_elsewhere():
+            for _ in range(3):
+                torch.testing.assert_close(fast(x), model(x))
+        for _ in range(3):
+            torch.testing.assert_close(fast(x), model(x))
+        assert [e.reason for e in told if e.kind == "retraced"] == []
+
+        # What is really another __call__ is seen.
+        class Doubled(torch.nn.ReLU):
+            def __call__(self, x):
+                return 2 * super().__call__(x)
+
+        model[1].__class__ = Doubled
+        torch.testing.assert_close(fast(x), model(x))
