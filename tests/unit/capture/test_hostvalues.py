@@ -3,68 +3,21 @@
 from __future__ import annotations
 
 import contextvars
+import runpy
 import threading
-from dataclasses import replace
+from pathlib import Path
 
 import pytest
-import torch
 
-import piecewise_core as pw
 from piecewise_core.building_blocks import host_values
 from piecewise_core.capture.hostvalues import current_host_values
-from piecewise_core.testing import SimulatedPlatform
-from piecewise_core.testing.simulated.driver import SimulatedDriver
-from piecewise_core.testing.simulated.recording import Operation
+
+EXAMPLE = Path(__file__).parents[3] / "examples" / "vendors" / "host_lengths.py"
 
 
-@torch.library.custom_op("piecewise_host::attend", mutates_args=())
-def attend(x: torch.Tensor, lengths: list[int]) -> torch.Tensor:
-    """Each row minus the mean of its sequence; rows behind the last sequence are 0."""
-    out, start = torch.zeros_like(x), 0
-    for length in lengths:
-        rows = x[start : start + length]
-        out[start : start + length] = rows - rows.mean(0)
-        start += length
-    return out
-
-
-attend.register_fake(lambda x, lengths: torch.empty_like(x))
-
-
-class LengthsDriver(SimulatedDriver):
-    """As Ascend's graphs: attention keeps the lengths of its capture until it is updated."""
-
-    def before_replay(self, graph, call):
-        lengths, steps = call.host.get("lengths"), graph.recording.steps
-        for place, step in enumerate(steps):
-            if lengths and isinstance(step, Operation) and "attend" in str(step.function):
-                steps[place] = replace(step, args=(step.args[0], list(lengths)))
-
-
-class LengthsPlatform(SimulatedPlatform):
-    def __init__(self):
-        super().__init__()
-        self.graphs = LengthsDriver(self.graphs._device)
-
-
-def model(x):
-    return torch.ops.piecewise_host.attend(x * 2, [8]) + 1
-
-
-def expected(x, lengths):
-    return attend(x * 2, lengths) + 1
-
-
-def test_captured_attention_follows_the_lengths_that_each_call_brings():
-    config = pw.Config(dynamic={"x": {0: pw.Dim("rows", 1, 8)}}, capture_sizes=(8,))
-    fast = pw.compile(model, config, LengthsPlatform())
-    with torch.inference_mode():
-        fast.warmup(torch.randn(8, 4), progress=False)
-        for lengths in ([8], [3, 5], [1, 1, 6], [8]):
-            x = torch.randn(8, 4)
-            with host_values(lengths=lengths):
-                torch.testing.assert_close(fast(x), expected(x, lengths))
-        assert fast.stats().calls["replayed"] == 4
+def test_captured_attention_follows_the_lengths_that_each_call_brings(capsys):
+    runpy.run_path(str(EXAMPLE), run_name="__main__")
+    assert capsys.readouterr().out.splitlines()[-1] == "4 replays of 1 graph"
 
 
 def test_values_nest_add_up_and_end_with_their_block():
