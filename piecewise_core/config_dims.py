@@ -6,14 +6,16 @@ other fields are checked against.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
+
+from typing_extensions import Self
 
 from piecewise_core.errors import ConfigError
 from piecewise_core.ranges import Range
 
-__all__ = ["Dim", "FrozenMap", "dims_of", "freeze_dynamic", "integer"]
+__all__ = ["Dim", "FrozenMap", "dims_of", "freeze_dynamic", "integer", "nearest"]
 
 K = TypeVar("K")
 V_co = TypeVar("V_co", covariant=True)
@@ -32,6 +34,16 @@ class Dim:
     min: int = 1
     max: int = cast("int", None)  # None: not given, so that Dim(name, max=...) works too
     multiple_of: int = 1
+
+    def __new__(cls, *given: Any, **named: Any) -> Self:
+        """Raise ConfigError for what a Dim has not, naming the nearest."""
+        known = ("name", "min", "max", "multiple_of")
+        for key in named:
+            if key not in known:
+                raise ConfigError(
+                    f"Dim: {key!r} is not part of it ({', '.join(known)}){nearest(key, known)}"
+                )
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -104,6 +116,14 @@ class FrozenMap(Mapping[K, V_co]):
 
     def __repr__(self) -> str:
         return repr(self._items)
+
+
+def nearest(word: object, candidates: Collection[str]) -> str:
+    """Return ``; did you mean 'x'?`` for the candidate closest to ``word``, or nothing."""
+    import difflib  # 5 ms, needed for errors only
+
+    close = difflib.get_close_matches(str(word), candidates, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def integer(where: str, value: object) -> int:

@@ -7,10 +7,10 @@ setting was at fault. ``notes`` collects what was put right without being refuse
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from piecewise_core.config_dims import Dim, FrozenMap, integer
+from piecewise_core.config_dims import Dim, FrozenMap, integer, nearest
 from piecewise_core.errors import ConfigError
 from piecewise_core.ranges import Sizes
 
@@ -30,14 +30,6 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-
-
-def nearest(word: object, candidates: Collection[str]) -> str:
-    """Return ``; did you mean 'x'?`` for the candidate closest to ``word``, or nothing."""
-    import difflib  # 5 ms, needed for errors only
-
-    close = difflib.get_close_matches(str(word), candidates, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def choice(field: str, value: object, allowed: Sequence[str]) -> None:

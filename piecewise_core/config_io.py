@@ -23,7 +23,18 @@ __all__ = ["PlainData", "arguments", "check_keys"]
 
 
 class PlainData:
-    """The part of Config that writes and reads it."""
+    """The part of Config that writes and reads it, and names fields that there are not."""
+
+    def __new__(cls, *given: Any, **named: Any) -> Self:
+        """Raise ConfigError for what is no field, naming the nearest."""
+        config: Any = cls
+        check_keys(named, [f.name for f in fields(config)])
+        if given:
+            raise ConfigError(
+                f"Config takes fields by name, not {type(given[0]).__name__} by position; write "
+                'Config(splitting_ops=(...), dynamic={"x": {0: Dim("rows", max=64)}})'
+            )
+        return super().__new__(cls)
 
     def to_dict(self) -> dict[str, Any]:
         """Return every field but ``on_event`` as plain data that JSON can hold."""

@@ -88,7 +88,15 @@ class NotTraced(PiecewiseError):
 
 
 class SizeBranch(TraceFailed):
-    """The model takes another path at some size, at an endpoint that the user did not list."""
+    """The model takes another path at some size, at an endpoint that the user did not list.
+
+    ``dim``: whose size it depends on, where that is one. ``bounds``: the first and last of its
+    legal sizes. ``endpoints``: those to list, where listing helps.
+    """
+
+    dim: str = ""
+    bounds: tuple[int, int] | None = None
+    endpoints: tuple[int, ...] = ()
 
 
 class UnsupportedOutput(TraceFailed):
@@ -121,7 +129,16 @@ class InputMismatch(PiecewiseError, ValueError):
 
 
 class OutOfRange(PiecewiseError, ValueError):
-    """A size lies outside the bounds of its dim and ``out_of_range="error"``."""
+    """A size lies outside the bounds of its dim and ``out_of_range="error"``.
+
+    ``dim``, ``size``, ``bounds``: the first that does, and the first and last legal size.
+    ``sizes``: of all dims.
+    """
+
+    dim: str = ""
+    size: int | None = None
+    bounds: tuple[int, int] | None = None
+    sizes: tuple[int, ...] = ()
 
 
 class GradNeeded(PiecewiseError, RuntimeError):

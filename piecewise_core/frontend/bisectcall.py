@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from piecewise_core.errors import OutOfRange
 from piecewise_core.frontend.bisecting import bisect
 from piecewise_core.frontend.bisectreport import BisectReport
 from piecewise_core.frontend.building import no_build
@@ -28,7 +27,7 @@ def bisect_call(session: Session, args: tuple[Any, ...], kwargs: dict[str, Any])
 def _bisected(session: Session, args: tuple[Any, ...], kwargs: dict[str, Any]) -> BisectReport:
     form, tensors, bound, sizes = session.taken(args, kwargs)
     if sizes not in session.config.bounds:
-        raise OutOfRange(out_of_range(session.config, sizes))
+        raise out_of_range(session.config, sizes)
     region = form.held_region(sizes)
     target = region.fallback(sizes)
     need(region, target.box)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Collection, Sequence
 
 from piecewise_core.config import Config, Dim
+from piecewise_core.errors import OutOfRange
 from piecewise_core.graph.trace import hints
 from piecewise_core.ranges import LISTED, Box, Range, Sizes, cut
 
@@ -30,27 +31,34 @@ def unbounded(dims: Sequence[Dim]) -> Box:
     return Box(tuple(dim.sizes_to(NO_BOUND) for dim in dims))
 
 
-def out_of_range(config: Config, sizes: Sizes, *, general: bool = True) -> str:
-    """The message for sizes that no region may hold.
+def out_of_range(config: Config, sizes: Sizes, *, general: bool = True) -> OutOfRange:
+    """The error for sizes that no region may hold.
 
     ``general``: whether there may be a graph without upper bound.
     """
     pairs = list(zip(config.dims, sizes, strict=True))
-    uneven = [
-        f'size {size} of dim "{dim.name}" is no multiple of {dim.multiple_of}; the next legal '
-        f"size is {-(-size // dim.multiple_of) * dim.multiple_of}"
-        for dim, size in pairs
-        if size % dim.multiple_of
-    ]
-    if uneven:
-        return f"{'; '.join(uneven)}: pad to it, or change Dim.multiple_of"
-    wrong = [
-        f'size {size} of dim "{dim.name}" is outside [{dim.min}, {dim.max}]'
-        for dim, size in pairs
-        if not dim.min <= size <= dim.max
-    ]
-    compiled = '"general" (compiled without upper bound) or ' if general else ""
-    return f'{"; ".join(wrong)}; widen Dim(min, max), or set out_of_range={compiled}"eager"'
+    wrong = [(dim, size) for dim, size in pairs if size % dim.multiple_of]
+    if wrong:
+        text = "; ".join(
+            f'size {size} of dim "{dim.name}" is no multiple of {dim.multiple_of}; the next legal '
+            f"size is {-(-size // dim.multiple_of) * dim.multiple_of}"
+            for dim, size in wrong
+        )
+        text = f"{text}: pad to it, or change Dim.multiple_of"
+    else:
+        wrong = [(dim, size) for dim, size in pairs if not dim.min <= size <= dim.max]
+        named = (
+            f'size {size} of dim "{dim.name}" is outside [{dim.min}, {dim.max}]'
+            for dim, size in wrong
+        )
+        compiled = '"general" (compiled without upper bound) or ' if general else ""
+        text = "; ".join(named)
+        text = f'{text}; widen Dim(min, max), or set out_of_range={compiled}"eager"'
+    error = OutOfRange(text)
+    error.sizes = tuple(sizes)
+    for dim, size in wrong[:1]:
+        error.dim, error.size, error.bounds = dim.name, size, (dim.min, dim.max)
+    return error
 
 
 def cell_like(known: list[Box], bounds: Box, sizes: Sizes) -> Box:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from piecewise_core.errors import OutOfRange, Sealed, TraceFailed, UnsupportedSideEffect
+from piecewise_core.errors import Sealed, TraceFailed, UnsupportedSideEffect
 from piecewise_core.frontend.building import Unready
 from piecewise_core.frontend.capturing import Capturing
 from piecewise_core.frontend.coverage import out_of_range
@@ -192,7 +192,7 @@ class Form:
             return self.shared.fn(*args, **kwargs)
         if config.out_of_range == "general" and sizes in self.regions.outer_bounds:
             return self.dispatch.beyond(self.held_region(sizes), t, b, sizes, args, kwargs)
-        raise OutOfRange(out_of_range(config, sizes))
+        raise out_of_range(config, sizes)
 
     def region_for(self, sizes: Sizes) -> Region:
         """The region that holds ``sizes``, traced now if it is not yet."""

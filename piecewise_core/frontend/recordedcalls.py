@@ -11,7 +11,7 @@ import torch
 from piecewise_core.capture.graphmemory import GraphMemory
 from piecewise_core.capture.modes import being_watched
 from piecewise_core.counters import Counters
-from piecewise_core.errors import InputMismatch, Interlocked, OutOfRange
+from piecewise_core.errors import InputMismatch, Interlocked
 from piecewise_core.frontend.aroundforward import around_forward
 from piecewise_core.frontend.calllock import served_beside
 from piecewise_core.frontend.coverage import out_of_range
@@ -211,6 +211,6 @@ class RecordedCalls:
     def _eagerly(self, t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
         """Serve a call by the function as it is."""
         if sizes not in self._config.bounds and self._config.out_of_range == "error":
-            raise OutOfRange(out_of_range(self._config, sizes, general=False))
+            raise out_of_range(self._config, sizes, general=False)
         self.recordings.replays.tallies.of("eager")[sizes] += 1
         return self.fn(*args, **kwargs)

@@ -8,7 +8,6 @@ from typing import Any
 
 from piecewise_core.capture.parts import addresses_inputs
 from piecewise_core.capture.recorder import Recorder
-from piecewise_core.errors import OutOfRange
 from piecewise_core.frontend.coverage import out_of_range
 from piecewise_core.frontend.frozenpieces import FrozenPieces
 from piecewise_core.frontend.piececode import PieceCode, Runnable, as_it_is
@@ -97,7 +96,7 @@ class Region(PieceCode):
         """What serves ``sizes`` without static graphs."""
         place = self.table.find(*sizes)
         if place == TargetTable.miss:
-            raise OutOfRange(out_of_range(self._config, sizes))
+            raise out_of_range(self._config, sizes)
         return self.targets[place]
 
     def recording_plan(self, sizes: Sizes, recorder: Recorder) -> Plan:

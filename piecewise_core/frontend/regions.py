@@ -157,12 +157,12 @@ class Regions(list[Region]):
         self, trace: Trace, structure: Structure, cell: Box, hint: Sizes, sizes: Sizes
     ) -> Traced:
         """The trace of ``cell`` at ``hint``; at ``sizes`` where the model raises at the hint."""
-        config = self._config
         try:
             found = trace(cell, hint)
         except SizeBranch as error:
-            every = "" if self._auto else branches_of(self._shared.fn, structure, config)
-            raise SizeBranch(f"{error}{every}{forgotten(structure, str(error))}") from None
+            every = "" if self._auto else branches_of(self._shared.fn, structure, self._config)
+            error.args = (f"{error}{every}{forgotten(structure, str(error))}",)
+            raise
         except TraceFailed:
             with suppress(PiecewiseError):
                 return self._elsewhere(trace, cell, hint, sizes)

@@ -193,10 +193,21 @@ def _check_cuts(
     if held != run:
         near = cell.clip(run.start - _DENSE, run.end + _DENSE) or run
         illegal = unlisted(p for p in pairwise(near) if (p[0] in held) != (p[1] in held))
+    text = _branch_text(guard, held, run, dim, endpoints, illegal)
+    ends = tuple(illegal) if len(illegal) <= _MOST_ENDS else ()
+    error = SizeBranch(text)
+    error.dim, error.bounds, error.endpoints = dim.name, (dim.min, dim.max), ends
+    raise error
+
+
+def _branch_text(
+    guard: Guard, held: Range, run: Range, dim: Dim, endpoints: Sequence[int], illegal: list[int]
+) -> str:
+    """What to do about a guard that cuts at ``illegal``, where nobody listed an endpoint."""
     text = str(guard.expr).replace(str(next(iter(guard.expr.free_symbols))), dim.name)
     others = f'set regions="auto", which traces such sizes by themselves{_multiple(held, dim)}'
     if len(illegal) > _MOST_ENDS:
-        raise SizeBranch(
+        return (
             f'the model takes another path at some sizes of dim "{dim.name}": {text} at '
             f"{guard.where} holds for {held} only; {others}"
         )
@@ -206,12 +217,12 @@ def _check_cuts(
         f"(now {list(endpoints)})"
     )
     if run.is_single_size():
-        raise SizeBranch(
+        return (
             f'dim "{dim.name}" is fixed to {run.start} by {text} at {guard.where}; if no other '
             f"size works, take it out of Config.dynamic; if others take another path, {listed}, "
             f"or {others}"
         )
-    raise SizeBranch(
+    return (
         f'the model takes another path at some sizes of dim "{dim.name}": {text} at '
         f"{guard.where} holds for {held} only; {listed}, so that each side is traced by itself, "
         f"narrow Dim(min, max) to one side, or {others}"

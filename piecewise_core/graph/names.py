@@ -165,6 +165,8 @@ def _tagged_unsafe(target: Any) -> bool:
 
 def _test_of(text: str) -> Callable[[torch.fx.Node], bool]:
     """The test that a node must pass to be what ``text`` names. Raises UnknownSplittingOp."""
+    if text.startswith("torch.ops."):
+        text = text.removeprefix("torch.ops.").replace(".", "::", 1)
     if "::" in text:
         return _operator_test(text)
     if text.startswith("torch.Tensor.") and hasattr(torch.Tensor, text[13:]):
@@ -184,6 +186,8 @@ def _operator_test(text: str) -> Callable[[torch.fx.Node], bool]:
         return lambda node: node.target is packet
     if packet is None or (overload and overload not in packet.overloads()):
         raise _unknown(text)
+    # Such as softmax and layer_norm: Python around the operator of the same name.
+    written = getattr(torch.nn.functional, name, None) if namespace == "aten" else None
     overloads = [getattr(packet, o) for o in ([overload] if overload else packet.overloads())]
 
     def matches(node: torch.fx.Node) -> bool:
@@ -195,7 +199,8 @@ def _operator_test(text: str) -> Callable[[torch.fx.Node], bool]:
         if node.op == "call_method":
             return node.target == name
         builtin = type(node.target) is builtin_function
-        return builtin and getattr(node.target, "__name__", None) == name
+        same = builtin and getattr(node.target, "__name__", None) == name
+        return same or node.target is (written or node)
 
     return matches
 

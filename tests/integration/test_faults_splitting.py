@@ -446,3 +446,29 @@ def test_a_write_to_what_a_dropout_gives_that_drops_nothing_is_one_to_its_input(
         theirs = ours.clone()
         torch.testing.assert_close(fast(ours)["x"], model(theirs)["x"])
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("op", "call"),
+    [
+        ("aten::softmax", lambda x: torch.softmax(x, -1)),
+        ("aten::softmax", lambda x: x.softmax(-1)),
+        ("aten::softmax", lambda x: nn.functional.softmax(x, -1)),
+        ("aten::layer_norm", lambda x: nn.functional.layer_norm(x, (8,))),
+        ("aten::gelu", lambda x: nn.functional.gelu(x)),
+        ("aten::add", lambda x: x + x),
+        ("torch.ops.aten.softmax", lambda x: torch.ops.aten.softmax.int(x, -1)),
+        ("aten::softmax.int", lambda x: torch.ops.aten.softmax.int(x, -1)),
+    ],
+)
+def test_an_aten_name_is_the_operator_and_the_functions_and_methods_of_its_name(op, call):
+    config = pw.Config(dynamic={0: {0: ROWS}}, splitting_ops=(op,), compiler="eager")
+    fast = pw.compile(lambda x: call(x.sin()).cos(), config, "cpu")
+    fast(torch.randn(3, 8))
+    kinds = [piece.kind for piece in fast.explain().regions[0].pieces]
+    assert kinds == ["compilable", "splitting", "compilable"]
+
+
+def test_an_aten_name_with_an_overload_is_that_operator_alone():
+    with pytest.raises(NothingToSplit, match=r"torch\.softmax"):
+        compiled(lambda x: torch.softmax(x, -1), "aten::softmax.int")(torch.randn(3, 8))

@@ -926,3 +926,24 @@ def test_what_is_wrong_with_a_file_is_said_with_its_name(tmp_path, name, text, s
         file.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ConfigError, match=f"{re.escape(str(file))}.*{said}"):
         Config.from_file(file)
+
+
+# Names that there are not -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Config(spliting_ops=()), "'spliting_ops' is not a field .*'splitting_ops'"),
+        (lambda: Config(memory=1), "'memory' is not a field .*did you mean 'memory_limit'"),
+        (lambda: Config(("torch.softmax",)), "takes fields by name, not tuple by position"),
+        (lambda: Dim("rows", maximum=4), "'maximum' is not part of it .*did you mean 'max'"),
+        (lambda: Config(padding="capture_size"), "did you mean 'capture_sizes'"),
+        (lambda: Config(compile_mode="backgroud"), "did you mean 'background'"),
+        (lambda: Config(graph_mode="peicewise"), "did you mean 'piecewise'"),
+        (lambda: Config(regions="declare"), "did you mean 'declared'"),
+    ],
+)
+def test_a_slip_in_a_name_is_told_with_the_nearest_one(make, said):
+    with pytest.raises(ConfigError, match=said):
+        make()
