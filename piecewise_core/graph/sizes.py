@@ -21,8 +21,13 @@ __all__ = ["SizeWriter", "at_least", "build", "expression", "hint", "new_size", 
 
 
 def expression(value: Any) -> Any:
-    """A size as a sympy expression, a tuple of them, or a plain number."""
+    """A size as a sympy expression, a tuple of them, or a plain number.
+
+    Raises ValueError for the ragged size of a nested tensor.
+    """
     if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+        if not hasattr(value.node, "shape_env"):
+            raise ValueError(f"{value} is the ragged size of a nested tensor")
         return value.node.shape_env.replace(value.node.expr)
     if isinstance(value, (tuple, list)):
         return tuple(expression(v) for v in value)

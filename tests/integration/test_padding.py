@@ -232,3 +232,29 @@ def test_sizes_that_are_no_multiples_are_padded_whatever_the_factor():
             x = torch.randn(rows, 2)
             torch.testing.assert_close(fast(x), torch.relu(x))
     assert fast.stats().padded_rows == 5 + 31
+
+
+@FRONTS
+def test_a_call_that_tries_whether_it_may_be_padded_draws_once(front):
+    def fn(x):
+        return x + torch.randn(x.shape[0], 1), torch.rand(2)
+
+    fast = door(front, fn)
+    for size in (4, 3, 3, 5):
+        x = torch.randn(size, 6)
+        torch.manual_seed(size)
+        expected, state = fn(x), torch.get_rng_state()
+        torch.manual_seed(size)
+        torch.testing.assert_close(fast(x), expected)
+        assert torch.equal(torch.get_rng_state(), state)
+
+
+@FRONTS
+def test_nested_tensors_are_served_without_padding(front):
+    def fn(x):
+        parts = torch.nested.nested_tensor_from_jagged(x, torch.tensor([0, 1, x.shape[0]]))
+        return parts.mean(1), parts.sum(-1).to_padded_tensor(0.0)
+
+    fast = door(front, fn)
+    same(fast, fn, (4, 3, 3, 5))
+    assert fast.stats().padded_rows == 0

@@ -106,8 +106,8 @@ class Tape:
     ) -> bool:
         """Note the operators that ``op`` consists of, found with tensors that have no data."""
         parts = _parts_of(op)
-        if parts is None:
-            return False
+        if parts is None or (not given and torch.Tag.nondeterministic_seeded in op.tags):
+            return False  # what draws without any tensor would draw again
         before = len(self.calls)
         with _without_data(given) as stand_in, DisableTorchFunction():
             for tensor in given:
