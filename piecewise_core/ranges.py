@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,13 +15,16 @@ from typing import Any
 from piecewise_core import ranges_bits as bits
 from piecewise_core.errors import ConfigError
 
-__all__ = ["LISTED", "Box", "Range", "Sizes", "cut"]
+__all__ = ["LISTED", "NO_BOUND", "Box", "Range", "Sizes", "cut"]
 
 Sizes = tuple[int, ...]
 """One size per dynamic dimension, in the order of the dims."""
 
 LISTED = bits.LIMIT
 """Sizes from the first to the last of a range that may be listed one by one."""
+
+NO_BOUND = sys.maxsize - 1
+"""The upper end of a size that has none."""
 
 _FEW = 8
 """Parts of a range's text that are written out."""
@@ -142,7 +146,7 @@ class Range:
         return cls(start, end, some[0], int(some[1], 16)) if some else cls(start, end)
 
     def __str__(self) -> str:
-        text = f"[{self.start}, {self.end}]"
+        text = f"[{self.start}, {'no bound' if self.end >= NO_BOUND else self.end}]"
         if self.is_whole:
             return text
         residues = list(bits.members(0, self.residues)) if self.modulus <= self.end else []

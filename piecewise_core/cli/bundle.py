@@ -71,7 +71,7 @@ def _piece(manifest: Any) -> dict[str, Any]:
     serves = manifest.serves
     return {
         "key": manifest.key,
-        "piece": manifest.label,
+        "piece": manifest.piece,
         "compiler": manifest.adaptor,
         "sizes": [r.plain for r in manifest.box.ranges],
         "serves": None if serves is None else [r.plain for r in serves.ranges],

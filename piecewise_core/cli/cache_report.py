@@ -33,7 +33,8 @@ class Reason:
         near = self.miss.nearest
         return {
             "key": self.manifest.key,
-            "label": self.manifest.label,
+            "label": self.manifest.piece,
+            "model": self.manifest.model,
             "sizes": str(self.manifest.box),
             "nearest": None if near is None else near.key,
             "differences": [asdict(d) for d in self.miss.differences],
@@ -44,7 +45,8 @@ def entry_facts(manifest: Manifest) -> dict[str, Any]:
     """One entry as plain data."""
     return {
         "key": manifest.key,
-        "label": manifest.label,
+        "label": manifest.piece,
+        "model": manifest.model,
         "sizes": str(manifest.box),
         "serves": None if manifest.serves is None else str(manifest.serves),
         "why": manifest.why,
@@ -79,13 +81,14 @@ def show_entries(manifests: Sequence[Manifest], where: str) -> None:
         return
     table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     table.add_column("key", no_wrap=True)
+    table.add_column("model", overflow="fold")
     table.add_column("piece", overflow="fold")
     table.add_column("sizes", overflow="fold")
     table.add_column("size", justify="right", no_wrap=True)
     table.add_column("compiled in", justify="right")
     table.add_column("made (UTC)", no_wrap=True)
     for m in manifests:
-        cells = (m.key[:_KEY], m.label, str(m.box), size_text(m.size))
+        cells = (m.key[:_KEY], m.model, m.piece, str(m.box), size_text(m.size))
         table.add_row(*map(Text, cells), f"{m.seconds:.2f} s", _date(m.made))
     console.print(table)
 

@@ -18,6 +18,7 @@ from piecewise_core.ranges import Box
 from piecewise_core.store.entry import (
     Entry,
     Ticket,
+    labelled,
     make_entry,
     make_ticket,
     now,
@@ -36,12 +37,13 @@ logger = logging.getLogger(__name__)
 class ArtifactCache:
     """Knows what a model's artifacts depend on, and the store that they are kept in.
 
-    ``store``: None keeps nothing; keys can still be made. Everything here may be called from the
-    thread of the background worker too.
+    ``store``: None keeps nothing; keys can still be made. ``model``: its name. Everything
+    here may be called from the thread of the background worker too.
     """
 
     def __init__(self, store: Store | None, environment: Environment) -> None:
         self.store = store
+        self.model = ""
         self.run = secrets.token_hex(8)
         self._environment = environment
         self._fixed: dict[str, str] | None = None
@@ -70,7 +72,7 @@ class ArtifactCache:
         if own.obstacle:
             raise StoreError(own.obstacle)
         factors = {**self._surroundings(adaptor), **own.over(box)}
-        return make_ticket(factors, box, label)
+        return make_ticket(factors, box, labelled(self.model, label))
 
     def find(self, ticket: Ticket) -> Entry | None:
         """The entry of ``ticket``, if the store has it."""

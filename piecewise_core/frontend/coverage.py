@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Collection, Sequence
 
 from piecewise_core.config import Config, Dim
 from piecewise_core.errors import OutOfRange
 from piecewise_core.graph.trace import hints
-from piecewise_core.ranges import LISTED, Box, Range, Sizes, cut
+from piecewise_core.ranges import LISTED, NO_BOUND, Box, Range, Sizes, cut
 
 __all__ = [
-    "NO_BOUND",
     "cell_like",
     "cell_of",
     "fixes",
@@ -21,9 +19,6 @@ __all__ = [
     "unbounded",
     "uncovered",
 ]
-
-NO_BOUND = sys.maxsize - 1
-"""The upper end of a size that has none."""
 
 
 def unbounded(dims: Sequence[Dim]) -> Box:

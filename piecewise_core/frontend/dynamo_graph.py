@@ -13,7 +13,6 @@ import torch
 from torch.fx.experimental.symbolic_shapes import guard_scalar
 
 from piecewise_core.config import Dim
-from piecewise_core.frontend.coverage import NO_BOUND
 from piecewise_core.graph.cleaning import clean
 from piecewise_core.graph.effects import reshapes, writes
 from piecewise_core.graph.memory import storages
@@ -21,7 +20,7 @@ from piecewise_core.graph.origins import GraphInput
 from piecewise_core.graph.outputs import OutputCode
 from piecewise_core.graph.sizes import expression, hint
 from piecewise_core.graph.trace import Traced
-from piecewise_core.ranges import Box, Sizes
+from piecewise_core.ranges import NO_BOUND, Box, Sizes
 from piecewise_core.torch_compat.dynamo import is_marked_static
 from piecewise_core.torch_compat.symbols import SymT, symbol_is_type
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 from piecewise_core.compile.artifact import Artifact
 from piecewise_core.frontend.capturing import Capturing
 from piecewise_core.frontend.explanation import Explanation
 from piecewise_core.frontend.facts import CodeFacts, PieceFacts, RegionFacts, RewriteFacts
+from piecewise_core.frontend.naming import model_name
 from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.session import Session
 from piecewise_core.frontend.statuses import session_status
@@ -20,7 +20,7 @@ from piecewise_core.ranges import Box
 from piecewise_core.rewrites import ListedRewrite
 from piecewise_core.targets import Target
 
-__all__ = ["explain", "model_name"]
+__all__ = ["explain"]
 
 
 def explain(session: Session, *, verbose: bool = False) -> Explanation:
@@ -53,13 +53,6 @@ def explain(session: Session, *, verbose: bool = False) -> Explanation:
         events=session.counters.history(),
         verbose=verbose,
     )
-
-
-def model_name(fn: Callable[..., Any]) -> str:
-    """What to call the model: its class, or the function."""
-    owner = getattr(fn, "__self__", None)
-    named = fn if owner is None else type(owner)
-    return str(getattr(named, "__qualname__", type(named).__qualname__))
 
 
 def _rewrite(session: Session, one: ListedRewrite) -> RewriteFacts:

@@ -18,6 +18,7 @@ from piecewise_core.frontend.background import Background
 from piecewise_core.frontend.building import Builds, Unready
 from piecewise_core.frontend.calllock import CallLock
 from piecewise_core.frontend.drift import Drift
+from piecewise_core.frontend.naming import model_name
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.frontend.tracestore import TraceStore
 from piecewise_core.graph.contracts import Contracts
@@ -47,6 +48,7 @@ class Shared:
         process_counters.watch(self.counters)
         self.drift = Drift(self.config, self.counters)
         self.artifact_cache = cache = setup.artifact_cache(front)
+        cache.model = model_name(fn)
         self.scheduler = Scheduler(
             setup.compiler, self.config, self.counters, setup.rewrites, setup.is_capturing, cache
         )

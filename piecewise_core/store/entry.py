@@ -10,10 +10,24 @@ from dataclasses import dataclass
 
 from piecewise_core.ranges import Box
 
-__all__ = ["SCHEMA", "Entry", "Manifest", "Ticket", "key_of", "make_entry", "make_ticket", "now"]
+__all__ = [
+    "SCHEMA",
+    "Entry",
+    "Manifest",
+    "Ticket",
+    "key_of",
+    "labelled",
+    "make_entry",
+    "make_ticket",
+    "model_of",
+    "now",
+]
 
 SCHEMA = 1
 """Version of the manifest and of the layout on disk; part of every key."""
+
+_OF = ": "
+"""Between a model's name and what its piece is called."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +40,7 @@ class Manifest:
     is not all. ``adaptor``: the compiler's name. ``size``, ``sha256``: of the artifact, in
     bytes. ``seconds``: that the compilation took. ``made``: Unix time in milliseconds, to show
     and to put in order, never to trust. ``run``: tells the models' runs apart that made entries.
-    ``label``: what messages called the piece.
+    ``label``: what messages called the piece, behind the model's name.
     """
 
     key: str
@@ -41,6 +55,16 @@ class Manifest:
     made: int
     run: str
     label: str
+
+    @property
+    def model(self) -> str:
+        """The model's name; nothing where none is known."""
+        return model_of(self.label)
+
+    @property
+    def piece(self) -> str:
+        """What messages called the piece."""
+        return self.label.rpartition(_OF)[2]
 
 
 @dataclass(frozen=True)
@@ -62,6 +86,16 @@ class Ticket:
     factors: Mapping[str, str]
     box: Box
     label: str
+
+
+def model_of(label: str) -> str:
+    """The model's name in a label; nothing where none is known."""
+    return label.rpartition(_OF)[0]
+
+
+def labelled(model: str, piece: str) -> str:
+    """The label of a piece of ``model``."""
+    return f"{model}{_OF}{piece}" if model else piece
 
 
 def key_of(factors: Mapping[str, str]) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from piecewise_core.store.entry import Manifest
+from piecewise_core.store.entry import Manifest, model_of
 
 __all__ = ["Difference", "Miss", "differences", "explain_misses", "nearest"]
 
-_FORM = "piece.form"
+_FORM, _TRACED = "piece.form", "trace.of"
 _LISTED = 3
 _SHOWN = 60
 """Characters of a value that a sentence shows."""
@@ -55,10 +55,12 @@ def explain_misses(
 def nearest(factors: Mapping[str, str], label: str, older: Iterable[Manifest]) -> Miss:
     """The entry with the same piece, if any has it, and the fewest factors that differ.
 
-    Among equals one made for a piece of the same ``label``, then the youngest. Traces are not
-    compared with pieces.
+    Among equals one made for a piece of the same ``label``, then the youngest. Entries of other
+    models tell nothing, and traces are not compared with pieces.
     """
     alike = [m for m in older if (_FORM in m.factors) == (_FORM in factors)]
+    of = factors.get(_TRACED)
+    alike = [m for m in alike if m.model in ("", model_of(label)) and m.factors.get(_TRACED) == of]
     best = min(alike, key=lambda m: _distance(factors, label, m), default=None)
     return Miss(None) if best is None else Miss(best, differences(best.factors, factors))
 

@@ -82,6 +82,7 @@ def test_ls_lists_entries_with_what_they_are(cache):
         assert entry["sizes"] in ("[1, 8]", "[9, 64]")
         assert entry["serves"] == entry["sizes"]
         assert entry["label"].startswith("region 0 piece ")
+        assert entry["model"] == "warmed.<locals>.<lambda>"
         assert entry["factors"]["compiler.opt"] == "off"
         assert entry["bytes"] > 0
     text = run("ls").stdout

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from piecewise_core.errors import ConfigError
-from piecewise_core.ranges import Box, Range, Sizes, cut
+from piecewise_core.ranges import NO_BOUND, Box, Range, Sizes, cut
 from piecewise_core.table import TargetTable
 from piecewise_core.targets import Target, plan_targets
 
@@ -239,3 +239,8 @@ def test_a_look_up_with_the_wrong_number_of_sizes_fails() -> None:
     bounds = Box((Range(1, 4), Range(1, 4)))
     with pytest.raises(ValueError, match="zip"):
         TargetTable(bounds, []).find(1)
+
+
+def test_a_range_without_an_upper_end_says_so():
+    assert str(Range(3, NO_BOUND)) == "[3, no bound]"
+    assert str(Range(3, NO_BOUND - 1)) == f"[3, {NO_BOUND - 1}]"

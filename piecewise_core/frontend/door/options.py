@@ -9,7 +9,7 @@ from typing import Any
 from piecewise_core.config import Config, Dim
 from piecewise_core.config_fields import nearest
 from piecewise_core.errors import ConfigError
-from piecewise_core.frontend.coverage import NO_BOUND
+from piecewise_core.ranges import NO_BOUND
 
 __all__ = ["Asked", "asked", "fitted"]
 

@@ -63,3 +63,22 @@ def test_a_sentence_names_three_and_counts_the_rest(make, count):
 
 def test_an_empty_store_has_nothing_to_compare_with():
     assert str(nearest(BASE, "", [])) == "the store had nothing to compare with"
+
+
+def test_only_entries_of_the_same_model_tell_why(make):
+    own = manifest(make, flag="off", other="1", label="Ranker: region 0 piece 0")
+    nearer = manifest(make, flag="off", label="Encoder: region 0 piece 0")
+    unknown = manifest(make, flag="off", other="2", more="3", label="region 0 piece 0")
+    label = "Ranker: region 0 piece 0"
+    assert nearest(BASE, label, [own, nearer, unknown]).nearest == own
+    assert nearest(BASE, label, [nearer]).nearest is None
+    assert nearest(BASE, label, [nearer, unknown]).nearest == unknown  # of before models had names
+    assert (own.model, own.piece) == ("Ranker", "region 0 piece 0")
+    assert (unknown.model, unknown.piece) == ("", "region 0 piece 0")
+
+
+def test_traces_of_other_models_tell_nothing(make):
+    own, other = (manifest(make, **{"trace.of": of}) for of in ("app:Ranker", "app:Encoder"))
+    wanted = {**BASE, "trace.of": "app:Ranker", "torch": "2.9"}
+    assert nearest(wanted, "", [other, own]).nearest == own
+    assert nearest(wanted, "", [other]).nearest is None
