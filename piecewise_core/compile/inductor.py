@@ -82,11 +82,9 @@ class InductorCompiler:
         # name, not by its schema, and some switches not at all: without a tag, code for [1, 8]
         # would be handed out for [33, 64].
         tag = f"{torch.compiler.config.cache_key_tag}piecewise:{key}"
-        with (
-            dynamo.oblivious_sizes(),
-            torch.compiler.config.patch(cache_key_tag=tag),  # type: ignore[attr-defined]
-        ):
-            lowered = lower(graph, example_inputs)
+        with torch.compiler.config.patch(cache_key_tag=tag):  # type: ignore[attr-defined]
+            with dynamo.oblivious_sizes():
+                lowered = lower(graph, example_inputs)
             held = take_out(lowered) if is_lowered(lowered) else []
             example_inputs = [*example_inputs, *map(_like, held)]
             if nothing_is_nan(lowered.graph):
@@ -103,11 +101,16 @@ class InductorCompiler:
                 )
 
             chosen = str(lowered.meta.get("library", ""))
-            native = None if _on_gpu(example_inputs) else _native(build, self.library, chosen)
-            if native is None:
-                artifact: Any = build()
-                native = CompiledGraph(artifact, lambda: _dump(artifact))
-        return _given(native, held) if held else native
+
+            def made() -> CompiledGraph:
+                native = None if _on_gpu(example_inputs) else _native(build, self.library, chosen)
+                if native is None:
+                    artifact: Any = build()
+                    native = CompiledGraph(artifact, lambda: _dump(artifact))
+                return native
+
+            compiled = _for_all_sizes(made)
+        return _given(compiled, held) if held else compiled
 
     def load(self, handle: bytes) -> CompiledGraph:
         """Load what a handle gave, in any process of this machine with this torch."""
@@ -187,6 +190,25 @@ def _given(made: CompiledGraph, held: Sequence[torch.Tensor]) -> CompiledGraph:
     run = made.run
     why = "an operator in it makes a tensor of Python data"
     return CompiledGraph(lambda *args: run(*args, *held), functools.partial(_not_portable, why))
+
+
+def _for_all_sizes(made: Callable[[], CompiledGraph]) -> CompiledGraph:
+    """What ``made()`` compiles, without guards on sizes if that can be done.
+
+    Inductor gives up where it may ask nothing and cannot prove that ``rows // 2`` is at most
+    ``rows``. With guards, core reads for which sizes the code holds.
+    """
+    try:
+        with dynamo.oblivious_sizes():
+            return made()
+    except CompilerUnavailable:
+        raise
+    except Exception as error:
+        logger.debug("compiled with guards on sizes, since without them: %s", error)
+        try:
+            return made()
+        except Exception:
+            raise error from None
 
 
 def _like(value: torch.Tensor) -> torch.Tensor:

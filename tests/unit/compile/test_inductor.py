@@ -159,3 +159,17 @@ def test_code_from_inductor_s_caches_serves_the_sizes_that_fresh_code_serves():
         assert fast.warmup(torch.randn(2, 3, 64), progress=False).as_written == ()
         x = torch.randn(1, 5, 64)
         torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_write_to_a_part_that_follows_from_a_size_is_compiled() -> None:
+    def fill(x: torch.Tensor) -> torch.Tensor:
+        whole = x.clone()
+        whole[x.shape[0] // 2 :] = 3.0
+        return whole
+
+    config = pw.Config(dynamic={"x": {0: pw.Dim("rows", 1, 64)}}, check="strict")
+    fast = pw.compile(fill, config, platform="cpu")
+    for rows in (4, 7, 64, 1):
+        x = torch.randn(rows, 6)
+        torch.testing.assert_close(fast(x), fill(x))
+    assert fast.stats().compilations == 1
