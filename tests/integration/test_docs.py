@@ -112,6 +112,7 @@ def test_a_page_s_blocks_run_and_print_what_it_shows(page, tmp_path, monkeypatch
         if find_spec(name) is None:
             pytest.skip(f"{name} is not installed")
     monkeypatch.setenv("PIECEWISE_COMPILER", "eager")
+    monkeypatch.setenv("PIECEWISE_CACHE_MODE", "readwrite")  # pages may set another
     monkeypatch.chdir(tmp_path)
     run(page, tmp_path)
 
