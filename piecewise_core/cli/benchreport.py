@@ -13,7 +13,7 @@ def table(found: Measured) -> str:
     """The table, in plain text of at most 80 columns."""
     names = found.runners
     heads = [" x ".join(found.dims) or "size", "calls", *(f"{n} (ms)" for n in names)]
-    heads += [f"{n} / eager" for n in names[1:]]
+    heads += [f"{n} speed" for n in names[1:]]
     rows = [
         [
             "x".join(map(str, t.sizes)) or "-",
@@ -30,7 +30,7 @@ def table(found: Measured) -> str:
         + [f"{total['eager'] / total[n]:.2f}x" for n in names[1:]]
     )
     widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]
-    lines = [f"{found.model} on {found.device}: results equal to eager, then timed"]
+    lines = [f"{found.model} on {found.device}: results equal to eager, speed against eager"]
     lines += [
         "  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in [heads, *rows]
     ]
