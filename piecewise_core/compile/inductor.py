@@ -24,6 +24,7 @@ from piecewise_core.compile.inductor_factors import inductor_factors
 from piecewise_core.compile.lowering import is_lowered, lower
 from piecewise_core.compile.native_code import from_bytes, is_archive, to_bytes, torchs_own
 from piecewise_core.compile.native_piece import NativePiece
+from piecewise_core.compile.own_results import keep_copies
 from piecewise_core.compile.private_caches import private_caches
 from piecewise_core.compile.wrapper_source import NotPortable
 from piecewise_core.errors import CompilerUnavailable
@@ -87,7 +88,7 @@ class InductorCompiler:
                 lowered = lower(graph, example_inputs)
             held = take_out(lowered) if is_lowered(lowered) else []
             example_inputs = [*example_inputs, *map(_like, held)]
-            if nothing_is_nan(lowered.graph):
+            if nothing_is_nan(lowered.graph) | keep_copies(lowered.graph):
                 lowered.recompile()
             settings = {**self._settings, **self._answers}
 

@@ -173,3 +173,23 @@ def test_a_write_to_a_part_that_follows_from_a_size_is_compiled() -> None:
         x = torch.randn(rows, 6)
         torch.testing.assert_close(fast(x), fill(x))
     assert fast.stats().compilations == 1
+
+
+class Counts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(4))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        self.seen.index_add_(0, torch.zeros(1, dtype=torch.long), x.sum(0)[:1])
+        return self.seen.clone(), self.seen.clone().view(2, 2), self.seen * 1, self.seen
+
+
+def test_a_copy_of_a_buffer_that_was_written_to_is_not_the_buffer() -> None:
+    model, written = Counts(), Counts()
+    fast = pw.compile(model, pw.Config(dynamic={"x": {0: pw.Dim("rows", 1, 64)}}), platform="cpu")
+    kept = [(fast(x), [t.clone() for t in written(x)]) for x in torch.ones(3, 2, 4)]
+    for got, expected in kept:
+        for mine, own in zip(got[:3], expected[:3], strict=True):
+            torch.testing.assert_close(mine, own)
+        assert got[3] is model.seen
