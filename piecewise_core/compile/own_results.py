@@ -1,7 +1,8 @@
 """Results that a program copied of an input that it wrote to stay copies.
 
 Inductor takes a copy for nothing where source and copy are equal; where it then writes the source
-into the input, it returns the input itself, and the next call changes what the caller holds.
+into the input, it returns the input itself, and the next call changes what the caller holds. A
+clone that such a write reads from would be changed while it is read.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def keep_copies(graph: torch.fx.Graph) -> bool:
     returned = {_memory(node) for node in graph.output_node().all_input_nodes} - taken
     changed = False
     for node in list(graph.nodes):
-        if _memory(node) not in returned:
+        if _memory(node) not in returned and node.target is not torch.ops.aten.clone.default:
             continue
         returned.discard(_memory(node))  # those behind are views of it
         if any(_memory(arg) in written and _alike(arg, node) for arg in node.all_input_nodes):
