@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 
-from piecewise_core.torch_compat.operators import schema_or_none
+from piecewise_core.torch_compat.operators import schema_name, schema_or_none
 from piecewise_core.torch_compat.storages import storage_key
 
 __all__ = ["keep_copies"]
+
+_COPIES = ("aten::clone", "aten::_to_copy", "aten::repeat", "aten::cat")
 
 
 def keep_copies(graph: torch.fx.Graph) -> bool:
@@ -26,7 +28,7 @@ def keep_copies(graph: torch.fx.Graph) -> bool:
     returned = {_memory(node) for node in graph.output_node().all_input_nodes} - taken
     changed = False
     for node in list(graph.nodes):
-        if _memory(node) not in returned and node.target is not torch.ops.aten.clone.default:
+        if _memory(node) not in returned and schema_name(node.target) not in _COPIES:
             continue
         returned.discard(_memory(node))  # those behind are views of it
         if any(_memory(arg) in written and _alike(arg, node) for arg in node.all_input_nodes):

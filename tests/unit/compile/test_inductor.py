@@ -183,6 +183,7 @@ class Counts(nn.Module):
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         self.seen.index_add_(0, torch.zeros(1, dtype=torch.long), x.sum(0)[:1])
         x.index_add_(0, torch.tensor([1, 0]), x[:2].clone())
+        x.index_copy_(0, torch.tensor([1, 0]), x[:2].repeat(1, 1))
         return self.seen.clone(), self.seen.clone().view(2, 2), self.seen * 1, self.seen
 
 
