@@ -78,7 +78,15 @@ class TorchCaptures:
         opened.graph.reset()
         self._forget(helper, handle, opened.stream)
 
-    def anchor(self, pool: TorchPool, stream: Any) -> Any:
+    def keep(self, pool: TorchPool, stream: Any) -> None:
+        """Have the allocator keep a pool: it gets an anchor, unless it has one."""
+        if pool.anchor is None:
+            if pool.captured and hasattr(self._module, "empty_cache"):
+                # The memory of graphs that are gone goes by the pool's old name: nothing takes it.
+                self._module.empty_cache()
+            pool.anchor = self._anchor(pool, stream)
+
+    def _anchor(self, pool: TorchPool, stream: Any) -> Any:
         """A graph that does next to nothing, and the memory that it does it to."""
         device = getattr(stream, "device", None) or self._device_type
         scratch = torch.zeros(1, device=device)

@@ -111,8 +111,7 @@ class TorchGraphDriver:
             raise RuntimeError(f"{stream} or another stream is capturing already")
         if self._module.current_stream() != stream:
             raise RuntimeError(f"{stream} is not the current stream; make it current to capture")
-        if pool.anchor is None:
-            pool.anchor = self._captures.anchor(pool, stream)
+        self._captures.keep(pool, stream)
         if self._first:
             self._free_workspaces()
             self._first = False

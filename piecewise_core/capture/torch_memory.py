@@ -6,6 +6,8 @@ import bisect
 from collections.abc import Callable
 from typing import Any
 
+from piecewise_core.torch_compat.poolnames import PoolQuestion
+
 __all__ = ["DriverMeter", "PoolMemory", "TorchPool"]
 
 
@@ -56,10 +58,11 @@ class PoolMemory:
         )
         for way in ways:
             try:
-                way(handle)
+                asked = PoolQuestion(way)
+                asked(handle)
             except TypeError:
                 continue
-            return way
+            return asked
         return lambda handle: ask()
 
 

@@ -19,9 +19,6 @@ REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 PAGE = (REFERENCE / "conformance.md").read_text(encoding="utf-8")
 REPORTS = sorted((REFERENCE / "conformance").glob("*.json"))
 SPECS = PlatformConformance.specs()
-(_BEFORE,) = re.findall(r"from before these tests were in the kit: ([^.]*)\.", PAGE)
-LATER = set(re.findall(r"`(test_\w+)`", _BEFORE))
-"""Tests that came when reports of API 1.0 had been made."""
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=list(SPECS))
@@ -53,9 +50,7 @@ def test_outcomes_options_and_keys_are_in_the_reference():
 def test_a_committed_report_is_one_of_this_kit(file):
     report = json.loads(file.read_text(encoding="utf-8"))
     assert report["schema"] == SCHEMA
-    older = report["versions"]["api"] == "1.0"
-    later = LATER if older else set()
-    assert sorted(test["name"] for test in report["tests"]) == sorted(set(SPECS) - later)
+    assert sorted(test["name"] for test in report["tests"]) == sorted(SPECS)
     assert report["level"]["asked"] == LEVELS[-1]
     assert not {"failed", "blocked"} & set(report["counts"])
     assert f"[{file.name}](conformance/{file.name})" in PAGE

@@ -204,6 +204,23 @@ def test_graphs_are_captured_without_waiting_and_after_an_anchor(module):
     assert graph.state == "ready"
 
 
+def test_memory_of_graphs_that_are_gone_goes_back_before_their_pool_takes_others(module):
+    emptied, driver = [], TorchGraphDriver(module)
+    module.empty_cache = lambda: emptied.append(len(module.diary))
+    graph, pool, _ = capture(driver, module)
+    other, _, _ = capture(driver, module, pool=pool)
+    driver.reset(graph)
+    third, _, _ = capture(driver, module, pool=pool)
+    assert emptied == []  # the pool had a graph all the time
+    first = pool.handle
+    driver.reset(other)
+    driver.reset(third)
+    before = len(module.diary)
+    capture(driver, module, pool=pool)
+    assert emptied == [before]
+    assert pool.handle != first
+
+
 def test_a_capture_wants_its_stream_to_be_current(module):
     driver = TorchGraphDriver(module)
     with pytest.raises(RuntimeError, match="not the current stream"):

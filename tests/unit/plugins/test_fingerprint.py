@@ -16,6 +16,10 @@ class Module:
     def current_device(self) -> int:
         return self._current
 
+    def current_stream(self) -> None: ...
+
+    Stream = stream = synchronize = current_stream
+
     def get_device_properties(self, index: int) -> SimpleNamespace:
         name = "Acme 9" if index < 2 else "Acme 8"
         return SimpleNamespace(name=name, major=9, minor=0, multi_processor_count=7, uuid=index)
