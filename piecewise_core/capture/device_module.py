@@ -7,7 +7,7 @@ from typing import Any
 
 from piecewise_core.errors import TorchUnsupported
 
-__all__ = ["GRAPHS", "STREAMS", "graph_class_of", "need", "offered"]
+__all__ = ["GRAPHS", "STREAMS", "function_of", "graph_class_of", "need", "offered"]
 
 GRAPHS = ("graph_pool_handle", "current_stream", "stream")
 STREAMS = ("current_stream", "Stream", "stream", "synchronize")
@@ -31,6 +31,12 @@ def graph_class_of(module: Any, device_type: str) -> Any:
             f"{_title(module)} has no {name}; give TorchGraphDriver the class of its graphs "
             "(graph_class=), use AcceleratorGraphDriver, or set Platform.graphs to None"
         )
+    return found
+
+
+def function_of(module: Any, name: str) -> Callable[..., Any]:
+    """Its function of that name; where it has none, one that does nothing."""
+    found: Callable[..., Any] = getattr(module, name, lambda *given: None)
     return found
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from piecewise_core.capture.device_module import function_of
 from piecewise_core.capture.torch_memory import TorchPool
 from piecewise_core.torch_compat.graphs import leave_pool, mode_keyword
 
@@ -81,9 +82,9 @@ class TorchCaptures:
     def keep(self, pool: TorchPool, stream: Any) -> None:
         """Have the allocator keep a pool: it gets an anchor, unless it has one."""
         if pool.anchor is None:
-            if pool.captured and hasattr(self._module, "empty_cache"):
+            if pool.captured:
                 # The memory of graphs that are gone goes by the pool's old name: nothing takes it.
-                self._module.empty_cache()
+                function_of(self._module, "empty_cache")()
             pool.anchor = self._anchor(pool, stream)
 
     def _anchor(self, pool: TorchPool, stream: Any) -> Any:
