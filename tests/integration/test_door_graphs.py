@@ -282,6 +282,8 @@ def test_no_graph_overwrites_what_another_gave_in_the_same_call(clone):
     assert fast.captures == 3
     # Results in the graphs' memory are no inference tensors, which Dynamo guards.
     assert fast.replayed == (9 if clone else 6)
+    torch._dynamo.reset()
+    assert not pw.dynamo_graphs()  # Dynamo keeps what lies around breaks in this module's globals
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ class _Door:
     def __init__(self) -> None:
         self._numbered: weakref.WeakValueDictionary[int, DoorGraph] = weakref.WeakValueDictionary()
         self._count = itertools.count()
+        self._first = 0
         self._memories = DoorMemories()
         self._told: set[str] = set()
 
@@ -42,13 +43,18 @@ class _Door:
 
     @property
     def graphs(self) -> list[DoorGraph]:
-        """Those that Dynamo still has, in the order in which it made them."""
-        return [graph for _, graph in sorted(self._numbered.items())]
+        """Those that Dynamo still uses, in the order in which it made them."""
+        return [graph for n, graph in sorted(self._numbered.items()) if n >= self._first]
 
     def reset(self) -> None:
-        """Free all static graphs."""
-        for graph in self.graphs:
+        """Free all static graphs.
+
+        No later call finds code of before a reset, but globals of the user's module keep what
+        lies around graph breaks alive. Frames under way may still call it: it is released again.
+        """
+        for graph in list(self._numbered.values()):
             graph.release()
+        self._first = next(self._count)
 
     def _tell(self, what: str) -> None:
         if what and what not in self._told:
