@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from piecewise_core.frontend.door.registry import dynamo_graphs
     from piecewise_core.frontend.estimate import Estimate
     from piecewise_core.frontend.explanation import Explanation
+    from piecewise_core.frontend.graphpool import Pool, PoolStatus
     from piecewise_core.frontend.status import Status
     from piecewise_core.frontend.warmup import WarmupReport
     from piecewise_core.planner.histogram import Histogram
@@ -49,6 +50,8 @@ __all__ = [
     "Explanation",
     "Histogram",
     "PiecewiseBackend",
+    "Pool",
+    "PoolStatus",
     "Range",
     "SaveReport",
     "SizePlan",
@@ -73,6 +76,8 @@ _LAZY = {
     "Explanation": "frontend.explanation",
     "Histogram": "planner.histogram",
     "PiecewiseBackend": "backend",
+    "Pool": "frontend.graphpool",
+    "PoolStatus": "frontend.graphpool",
     "SaveReport": "bundle.save",
     "SizePlan": "planner.sizeplan",
     "Status": "frontend.status",

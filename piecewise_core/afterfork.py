@@ -26,7 +26,7 @@ class AfterFork:
     """Frees locks in a forked child, and leaves contexts that threads of its parent entered."""
 
     def __init__(self) -> None:
-        self._locks: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+        self._locks: weakref.WeakKeyDictionary[Any, list[Any]] = weakref.WeakKeyDictionary()
         self._entered: list[tuple[int, AbstractContextManager[Any]]] = []
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._in_child)
@@ -35,9 +35,12 @@ class AfterFork:
         """Have ``lock`` free in children, unless the thread that forks holds it; returns it.
 
         ``tell``: a method that is called in each child with whether another thread held the lock;
-        what that guards may be half changed then. Its object may go before.
+        what that guards may be half changed then. Its object may go before. Who shares a lock
+        registers it each with its own, and is told in that order.
         """
-        self._locks[lock] = None if tell is None else weakref.WeakMethod(tell)
+        told = self._locks.setdefault(lock, [])
+        if tell is not None:
+            told.append(weakref.WeakMethod(tell))
         return lock
 
     @contextlib.contextmanager
@@ -59,9 +62,8 @@ class AfterFork:
         self._entered = [entry for entry in self._entered if entry[0] == mine]
         lost = {id(lock) for lock in list(self._locks) if _free(lock)}
         # Only now: what is reported may take other locks.
-        for lock, tell in list(self._locks.items()):
-            method = None if tell is None else tell()
-            if method is not None:
+        for lock, told in list(self._locks.items()):
+            for method in filter(None, [tell() for tell in told]):
                 method(id(lock) in lost)
 
     def _leave(self, context: AbstractContextManager[Any]) -> None:

@@ -18,6 +18,7 @@ from piecewise_core.compiled import CompiledFunction
 from piecewise_core.compiled_module import CompiledModule, compiled_module
 from piecewise_core.config import Config
 from piecewise_core.errors import BundleMismatch, ConfigError, UnsupportedModule
+from piecewise_core.frontend.graphpool import Pool
 from piecewise_core.frontend.recorded import RecordedFunction
 from piecewise_core.frontend.session import Session
 from piecewise_core.frontend.setup import prepare
@@ -41,7 +42,11 @@ class Decorator(Protocol):
 
 @overload
 def compile(
-    model: torch.nn.Module, config: Config | None = None, platform: str | Platform | None = None
+    model: torch.nn.Module,
+    config: Config | None = None,
+    platform: str | Platform | None = None,
+    *,
+    pool: Pool | None = None,
 ) -> CompiledModule: ...
 
 
@@ -50,12 +55,18 @@ def compile(
     model: Callable[..., Any],
     config: Config | None = None,
     platform: str | Platform | None = None,
+    *,
+    pool: Pool | None = None,
 ) -> CompiledFunction: ...
 
 
 @overload
 def compile(
-    model: None = None, config: Config | None = None, platform: str | Platform | None = None
+    model: None = None,
+    config: Config | None = None,
+    platform: str | Platform | None = None,
+    *,
+    pool: Pool | None = None,
 ) -> Decorator: ...
 
 
@@ -63,18 +74,21 @@ def compile(
     model: Any = None,
     config: Config | None = None,
     platform: str | Platform | None = None,
+    *,
+    pool: Pool | None = None,
 ) -> Any:
     """Compile ``model`` in pieces, per range of sizes.
 
     ``model``: an nn.Module, which gives a module of the same kind that shares its state, or a
     function. Left out, the result is a decorator. ``config``: what varies, where to cut, what to
     compile; environment variables ``PIECEWISE_<FIELD>`` override it. ``platform``: a name, a
-    Platform, or None for the best one installed for the model's device. The first call traces.
+    Platform, or None for the best one installed for the model's device. ``pool``: graph memory to
+    share with other models; results are copies then. The first call traces.
 
     Raises ConfigError and its kinds, PlatformError and its kinds, UnsupportedModule.
     """
     if model is None:
-        return functools.partial(compile, config=config, platform=platform)
+        return functools.partial(compile, config=config, platform=platform, pool=pool)
     if config is not None and not isinstance(config, Config):
         raise ConfigError(
             f"config is a {type(config).__name__}; pass pw.Config(...), for example "
@@ -86,6 +100,7 @@ def compile(
             f"{' (@classmethod goes above @pw.compile)' if isinstance(model, classmethod) else ''}"
         )
     _refuse_exported(model)
+    _check_pool(pool)
     if inspect.iscoroutinefunction(model):
         raise ConfigError(
             f"cannot compile the coroutine function {model.__name__}: a traced call waits for "
@@ -94,7 +109,7 @@ def compile(
     config = (config or Config()).with_env()
 
     def make(fn: Callable[..., Any]) -> Session:
-        return session_of(fn, prepare(config, platform, _device_type(fn)))
+        return session_of(fn, prepare(config, platform, _device_type(fn), pool))
 
     if isinstance(model, torch.nn.Module):
         return compiled_module(model, make)
@@ -109,6 +124,7 @@ def load(
     platform: str | Platform | None = None,
     *,
     on_mismatch: Literal["error", "recompile"] = "error",
+    pool: Pool | None = None,
 ) -> CompiledModule: ...
 
 
@@ -119,6 +135,7 @@ def load(
     platform: str | Platform | None = None,
     *,
     on_mismatch: Literal["error", "recompile"] = "error",
+    pool: Pool | None = None,
 ) -> CompiledFunction: ...
 
 
@@ -128,6 +145,7 @@ def load(
     platform: str | Platform | None = None,
     *,
     on_mismatch: Literal["error", "recompile"] = "error",
+    pool: Pool | None = None,
 ) -> Any:
     """Bind the bundle at ``path``, which ``compiled.save`` wrote, to a live ``model``.
 
@@ -135,6 +153,7 @@ def load(
     none. ``platform``: None takes the one that the bundle was made with. Nothing is traced, and
     nothing compiled but pieces that the bundle says it left out. With ``on_mismatch="recompile"``
     a bundle that does not fit costs a warning, and the model is compiled with its config.
+    ``pool``: as for ``compile``; no bundle has one.
 
     A bundle holds programs: load only those that you trust.
 
@@ -143,6 +162,7 @@ def load(
     """
     if on_mismatch not in ("error", "recompile"):
         raise ConfigError(f'load(on_mismatch={on_mismatch!r}): use "error" or "recompile"')
+    _check_pool(pool)
     if not callable(model):
         raise ConfigError(f"cannot bind a bundle to a {type(model).__name__}")
     file = Path(path)
@@ -151,7 +171,7 @@ def load(
     chosen = content.about.platform if platform is None else platform
 
     def make(fn: Callable[..., Any]) -> Session:
-        return bind(file, content, fn, prepare(config, chosen, _device_type(fn)))
+        return bind(file, content, fn, prepare(config, chosen, _device_type(fn), pool))
 
     call = model.forward if isinstance(model, torch.nn.Module) else model
     try:
@@ -160,7 +180,7 @@ def load(
         if on_mismatch == "error":
             raise
         warnings.warn(f"compiled anew: {error}", RuntimeWarning, stacklevel=2)
-        return compile(model, config, platform)
+        return compile(model, config, platform, pool=pool)
 
     def of(fn: Callable[..., Any]) -> Session:
         return session if fn == call else make(fn)  # a copy's own
@@ -174,20 +194,24 @@ def record(
     fn: Callable[..., Any],
     config: Config | None = None,
     platform: str | Platform | None = None,
+    *,
+    pool: Pool | None = None,
 ) -> RecordedFunction:
     """Capture ``fn`` as static graphs by running it once per capture size; no tracer, no compiler.
 
     ``config``: ``dynamic``, ``capture_sizes``, ``splitting_ops``, ``padding``, ``inputs``,
     ``clone_outputs`` and ``memory_limit`` count; ranges and compiler settings do not. Sizes that
-    are not captured run as they are. Raises ConfigError where the platform has no static graphs.
+    are not captured run as they are. ``pool``: as for ``compile``. Raises ConfigError where the
+    platform has no static graphs.
     """
     if not callable(fn):
         raise ConfigError(f"cannot record a {type(fn).__name__}; pass a function or module")
     _refuse_exported(fn)
+    _check_pool(pool)
     module = fn if isinstance(fn, torch.nn.Module) else None
     call = fn if module is None else module.forward
     settings = (config or Config()).with_env()
-    return recorded_of(call, prepare(settings, platform, _device_type(fn)), module)
+    return recorded_of(call, prepare(settings, platform, _device_type(fn), pool), module)
 
 
 def _refuse_exported(model: Any) -> None:
@@ -195,6 +219,14 @@ def _refuse_exported(model: Any) -> None:
         raise UnsupportedModule(
             "an ExportedProgram is no module that can be called; compile its .module(), with the "
             "sizes that were dynamic at export in Config.dynamic"
+        )
+
+
+def _check_pool(pool: object) -> None:
+    if pool is not None and not isinstance(pool, Pool):
+        raise ConfigError(
+            f"pool: {type(pool).__name__} is no pool; make one by pw.Pool(), and give it to every "
+            "model that shares its memory"
         )
 
 

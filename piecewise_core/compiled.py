@@ -125,9 +125,7 @@ class Controls:
     def histogram(self) -> Histogram:
         """Calls so far by their sizes, for ``pw.plan`` and ``piecewise plan``."""
         session = self._pw_session
-        plans = [form.capturing.plans for form in list(session.forms) if form.capturing]
-        captured = [sizes for each in plans for sizes in each.captured]
-        return traffic(session.config, session.counters, captured)
+        return traffic(session.config, session.counters, session.shared.memory)
 
     @_telling
     def estimate(self, sizes: Sequence[Any] | None = None) -> Estimate:

@@ -56,13 +56,13 @@ def count(field: str, value: object) -> int:
     raise ConfigError(f"Config.{field}: 0 allows none; give 1 or more")
 
 
-def limit(field: str, value: object) -> int | None:
-    """Return a positive number of bytes, or None."""
+def limit(field: str, value: object, of: str = "Config") -> int | None:
+    """Return a positive number of bytes, or None. ``of``: whose field it is."""
     if value is None:
         return None
-    if number := integer(f"Config.{field}", value):
+    if number := integer(f"{of}.{field}", value):
         return number
-    raise ConfigError(f"Config.{field}: 0 bytes leave no room; give more, or None for no limit")
+    raise ConfigError(f"{of}.{field}: 0 bytes leave no room; give more, or None for no limit")
 
 
 def share(field: str, value: object) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import torch
 
@@ -16,7 +16,14 @@ from piecewise_core.capture.output_ownership import OutputOwnership
 from piecewise_core.protocols import ReplayCall
 from piecewise_core.ranges import Sizes
 
-__all__ = ["CapturedPlan"]
+__all__ = ["CapturedPlan", "Owner"]
+
+
+class Owner(Protocol):
+    """The plans of one form of calls."""
+
+    def evict(self, sizes: Sizes, why: str) -> None:
+        """Serve ``sizes`` by graphs no more."""
 
 
 @dataclass

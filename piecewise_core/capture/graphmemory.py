@@ -10,12 +10,13 @@ import gc
 import logging
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 
-from piecewise_core.capture.captured import CapturedPlan
+from piecewise_core.capture.captured import CapturedPlan, Owner
+from piecewise_core.capture.evicting import make_room
 from piecewise_core.capture.output_ownership import OutputOwnership
 from piecewise_core.config import Config
 from piecewise_core.counters import Counters
@@ -24,26 +25,22 @@ from piecewise_core.graph.spans import Span, Spans, storage_span
 from piecewise_core.plugins import Declared
 from piecewise_core.ranges import Sizes
 
-__all__ = ["GraphMemory", "Owner", "graph_memory"]
+__all__ = ["GraphMemory", "graph_memory"]
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 
-class Owner(Protocol):
-    """The plans of one form of calls."""
-
-    def evict(self, sizes: Sizes, why: str) -> None:
-        """Serve ``sizes`` by graphs no more."""
-
-
 class GraphMemory:
     """``limit``: bytes, or None. ``callers``: who may be reading outputs.
 
     ``pool``, ``stream``: None before ``open``. ``short``: whether memory ran out before.
-    ``handed``: the memory of all results, which callers may put back in as inputs.
+    ``handed``: the memory of all results, which callers may put back in as inputs. ``shared``:
+    whether several models have their graphs here. ``counters``: of the bytes.
     """
+
+    shared = False
 
     def __init__(
         self,
@@ -62,9 +59,7 @@ class GraphMemory:
         self.counters = counters
         # Those used longest ago first. Owners hold this, so not the other way: the memory of a
         # model that is let go must not wait for a garbage collection.
-        self._plans: OrderedDict[tuple[int, Sizes], tuple[weakref.ref[Owner], CapturedPlan]] = (
-            OrderedDict()
-        )
+        self._plans: OrderedDict[int, tuple[weakref.ref[Owner], CapturedPlan]] = OrderedDict()
         # Served no more, but another thread may be reading their outputs; with their pools.
         self._retired: list[tuple[CapturedPlan, Any]] = []
         self._late = False
@@ -75,9 +70,20 @@ class GraphMemory:
         return sum(len(plan.graphs) for _, plan in self._plans.values())
 
     @property
+    def captured(self) -> list[Sizes]:
+        """The sizes that they are of, each as often as there is a plan of it."""
+        return [plan.sizes for _, plan in self._plans.values()]
+
+    @property
     def retired(self) -> bool:
         """Whether memory waits for another thread to be done with its outputs."""
         return bool(self._retired)
+
+    def begins(self, devices: Iterable[torch.device]) -> None:
+        """Graphs of calls with tensors on ``devices`` are to lie here."""
+
+    def in_order(self) -> None:
+        """A replay comes next, on the current stream."""
 
     def open(self) -> None:
         """Have a pool and a stream to capture on."""
@@ -112,53 +118,34 @@ class GraphMemory:
 
     # Plans -----------------------------------------------------------------------------
 
-    def hold(self, owner: Owner, plan: CapturedPlan, seconds: float) -> None:
-        """Count a new plan, made in ``seconds``; over the limit, the least recent are evicted."""
+    def hold(self, owner: Owner, plan: CapturedPlan) -> None:
+        """Take a new plan; over the limit, the least recent are evicted."""
         plan.callers = self.callers
-        self._plans[id(owner), plan.sizes] = (weakref.ref(owner), plan)
+        self._plans[id(plan)] = (self._weakly(owner), plan)
         self.handed = self.handed.and_more(_results(plan))
-        self.counters.add("captures", len(plan.graphs))
-        self.counters.tell("captured", "static graphs", plan.sizes, seconds)
         if self.limit is not None:
-            self._make_room(plan, self.limit)
+            make_room(self, plan, self.limit)
 
-    def used(self, owner: Owner, sizes: Sizes) -> None:
+    def _weakly(self, owner: Owner) -> weakref.ref[Owner]:
+        return weakref.ref(owner)
+
+    def used(self, plan: CapturedPlan) -> None:
         """Note that a plan serves a call."""
         if self.limit is not None:
-            self._plans.move_to_end((id(owner), sizes))
+            self._plans.move_to_end(id(plan))
 
-    def _make_room(self, newest: CapturedPlan, limit: int) -> None:
-        """Evict the plans used longest ago; where that gives nothing back, the newest, then all.
+    def plans(self) -> list[tuple[Owner | None, CapturedPlan]]:
+        """Those that serve, with their owners, used longest ago first."""
+        return [(owner(), plan) for owner, plan in self._plans.values()]
 
-        Sizes share the pool, so freeing a small one may give nothing back; and a pool may never
-        shrink. What another thread may be reading is given back when it is done.
-        """
-        while self.bytes() > limit and self._plans:
-            before, (_, plan) = self.bytes(), next(iter(self._plans.values()))
-            self._evict(next(iter(self._plans)), limit)
-            if plan is newest or self.bytes() >= before:
-                break
-        for key in sorted(self._plans, key=lambda key: self._plans[key][1] is not newest):
-            if self.bytes() > limit and not self._retired:
-                self._evict(key, limit)
-        if not self._plans and not self._retired and self.bytes() > limit:
+    def begin_over(self) -> None:
+        """Start with a new pool next time, if this one is of no use any more."""
+        if not self._plans and not self._retired:
             self.pool = None
 
-    def _evict(self, key: tuple[int, Sizes], limit: int) -> None:
-        owner = self._plans[key][0]()
-        if owner is None:
-            del self._plans[key]
-            self._note_handed()
-            return
-        owner.evict(
-            key[1],
-            f"evicted: graph memory passed memory_limit={limit} bytes; raise it, or list fewer "
-            "capture_sizes",
-        )
-
-    def retire(self, owner: Owner, plan: CapturedPlan) -> None:
+    def retire(self, plan: CapturedPlan) -> None:
         """A plan serves no more; what its graphs read is let go, their results are not yet."""
-        self._plans.pop((id(owner), plan.sizes), None)
+        self._plans.pop(id(plan), None)
         plan.steps, plan.direct, plan.held, plan.made = (), (), (), ()
         self._retired.append((plan, self.pool))
 
@@ -224,6 +211,12 @@ class GraphMemory:
     def bytes(self) -> int:
         """Graph memory in use, in bytes: the pool's and the driver's."""
         return sum(count for _, count in self._asked())
+
+    @property
+    def counted(self) -> int:
+        """The same when it was last measured."""
+        stats = self.counters.stats()
+        return stats.pool_bytes + stats.driver_bytes
 
     def measure(self) -> None:
         """Ask the driver what the graphs hold and put it into the counters; it may take long."""

@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -15,12 +14,13 @@ from piecewise_core.capture.attempt import Source, capture
 from piecewise_core.capture.captured import CapturedPlan
 from piecewise_core.capture.graphmemory import GraphMemory
 from piecewise_core.capture.thinning import thinned
+from piecewise_core.counters import Counters
 from piecewise_core.errors import CaptureFailed, OutOfGraphMemory, SizeBranch
 from piecewise_core.events import EventKind
 from piecewise_core.protocols import BudgetContext
 from piecewise_core.ranges import Sizes
 
-__all__ = ["CapturedPlans", "dump_plans", "largest_first"]
+__all__ = ["CapturedPlans", "largest_first"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,10 +34,19 @@ class CapturedPlans:
     plan, and why; they are served by compiled ranges. ``owed``: sizes that ``release`` freed, or
     let be tried anew: capturing them again is no news. ``called``: sizes that were served without,
     to be captured at their next call if ``lazy``. ``whole``: whether one graph is tried first.
+    ``counters``: of what happens to these plans; the memory's, by default.
     """
 
-    def __init__(self, memory: GraphMemory, mode: str = "piecewise", *, lazy: bool = False) -> None:
+    def __init__(
+        self,
+        memory: GraphMemory,
+        mode: str = "piecewise",
+        *,
+        lazy: bool = False,
+        counters: Counters | None = None,
+    ) -> None:
         self.memory = memory
+        self._counters = counters or memory.counters
         self.callers = memory.callers
         self._platform = memory.platform
         # Whether to capture the whole forward as one graph, in order of preference.
@@ -65,11 +74,14 @@ class CapturedPlans:
         """How many graphs they have."""
         return sum(len(plan.graphs) for plan in self._plans.values())
 
+    def __iter__(self) -> Iterator[CapturedPlan]:
+        return iter(list(self._plans.values()))
+
     def get(self, sizes: Sizes) -> CapturedPlan | None:
         """The plan of ``sizes``, noted as used; None when it has to be captured, or cannot."""
         found = self._plans.get(sizes)
         if found is not None:
-            self.memory.used(self, sizes)
+            self.memory.used(found)
         return found
 
     def is_early(self, sizes: Sizes) -> bool:
@@ -134,7 +146,9 @@ class CapturedPlans:
         if plan is None:
             return None
         self._plans[sizes] = plan
-        self.memory.hold(self, plan, time.perf_counter() - begun)
+        self._counters.add("captures", len(plan.graphs))
+        self._counters.tell("captured", "static graphs", sizes, time.perf_counter() - begun)
+        self.memory.hold(self, plan)
         if not more:
             self.memory.measure()
         return self._plans.get(sizes)
@@ -157,7 +171,7 @@ class CapturedPlans:
 
     def _drop(self, sizes: Sizes, why: str, kind: EventKind = "dropped") -> None:
         self.dropped[sizes] = why
-        self.memory.counters.tell(kind, "static graphs", sizes, 0, why)
+        self._counters.tell(kind, "static graphs", sizes, 0, why)
 
     def _capture(self, source: Callable[[], Source], sizes: Sizes, whole: bool) -> CapturedPlan:
         try:
@@ -189,7 +203,7 @@ class CapturedPlans:
     def _retire(self, sizes: Sizes) -> None:
         plan = self._plans.pop(sizes, None)
         if plan is not None:
-            self.memory.retire(self, plan)
+            self.memory.retire(plan)
 
     def release(self, *, later: bool = False) -> list[Sizes]:
         """Free all graphs of this form; returns the sizes that had plans.
@@ -207,39 +221,6 @@ class CapturedPlans:
         self.memory.emptied(later=later)
         self.dropped.clear()
         return held
-
-    def dump(self, directory: Path) -> list[Path]:
-        """Write each graph to a file of its own in ``directory``, made if need be.
-
-        Raises CaptureFailed where the driver cannot write any.
-        """
-        write = self._platform.dump
-        if write is None:
-            raise CaptureFailed(
-                "this platform's graphs cannot be written out: its driver has no method dump"
-            )
-        directory.mkdir(parents=True, exist_ok=True)
-        written = []
-        for sizes, plan in self._plans.items():
-            for place, graph in enumerate(plan.graphs):
-                path = directory / f"sizes-{'x'.join(map(str, sizes)) or 'fixed'}-graph-{place}.txt"
-                path.unlink(missing_ok=True)
-                write(graph, path)
-                written.append(path)
-        return written
-
-
-def dump_plans(plans: Sequence[CapturedPlans], directory: Path) -> list[Path]:
-    """Write every graph of all forms of calls to ``directory``; returns the files.
-
-    Of several forms, each has a folder of its own, ``form-0`` and so on. Raises CaptureFailed.
-    """
-    if not any(map(len, plans)):
-        raise CaptureFailed("there are no graphs; call warmup() with capture_sizes first")
-    if len(plans) == 1:
-        return plans[0].dump(directory)
-    held = [(place, each) for place, each in enumerate(plans) if len(each)]
-    return [path for place, each in held for path in each.dump(directory / f"form-{place}")]
 
 
 def largest_first(sizes: Iterable[Sizes]) -> list[Sizes]:

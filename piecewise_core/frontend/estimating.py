@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from piecewise_core.capture.captured import CapturedPlan
-from piecewise_core.capture.graphmemory import GraphMemory, Owner
+from piecewise_core.capture.captured import CapturedPlan, Owner
+from piecewise_core.capture.graphmemory import GraphMemory
 from piecewise_core.capture.plans import largest_first
 from piecewise_core.counters import Counters
 from piecewise_core.errors import ConfigError, NotTraced
@@ -39,9 +39,9 @@ class _Metered(GraphMemory):
         super().__init__(*args)
         self.marks: list[tuple[Sizes, int, int, int]] = []
 
-    def hold(self, owner: Owner, plan: CapturedPlan, seconds: float) -> None:
+    def hold(self, owner: Owner, plan: CapturedPlan) -> None:
         """Count a new plan, and what there is now."""
-        super().hold(owner, plan, seconds)
+        super().hold(owner, plan)
         asked = dict(self._asked())
         graphs = len(plan.graphs)
         self.marks.append((plan.sizes, graphs, asked["pool_bytes"], asked["driver_bytes"]))

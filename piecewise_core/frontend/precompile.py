@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from piecewise_core.capture.plans import dump_plans
+from piecewise_core.capture.dumping import dump_plans
 from piecewise_core.errors import CaptureFailed, SizeBranch, TraceFailed, UnsupportedSideEffect
 from piecewise_core.frontend.building import between_builds
 from piecewise_core.frontend.refusals import refuse_autocast

@@ -12,13 +12,11 @@ from typing import Any, NoReturn
 import torch
 
 from piecewise_core.afterfork import after_fork
-from piecewise_core.capture.graphmemory import graph_memory
+from piecewise_core.capture.dumping import dump_plans
 from piecewise_core.capture.modes import being_watched
-from piecewise_core.capture.plans import dump_plans
 from piecewise_core.counters import Counters, process_counters
 from piecewise_core.errors import ConfigError, NotTraced, PiecewiseError
 from piecewise_core.events import name_of
-from piecewise_core.frontend.calllock import CallLock
 from piecewise_core.frontend.newform import place_of_call
 from piecewise_core.frontend.recordedcalls import RecordedCalls
 from piecewise_core.frontend.recordedstatus import RecordedBooks
@@ -55,8 +53,8 @@ class RecordedFunction(RecordedBooks):
         self._counters = Counters(setup.config.on_event, name_of(fn))
         process_counters.watch(self._counters)
         self._sealed: str | None = None
-        self._memory = graph_memory(setup.platform.declared, setup.config, self._counters)
-        self._lock = after_fork.frees(CallLock(), self._forked)
+        self._memory = setup.graph_memory(self._counters, self, name_of(fn))
+        self._lock = after_fork.frees(setup.call_lock(), self._forked)
         self._forms: list[RecordedCalls] = []
         self._calls = self._begin()  # the form that served last: the next call is tried with it
 
@@ -100,12 +98,11 @@ class RecordedFunction(RecordedBooks):
             for form in forms:
                 sizes = [target.capture or () for target in form.targets]
                 captured += [each for each in _captured(form, sizes) if each not in captured]
-            stats = self.stats()
             return WarmupReport(
                 targets=len(captured),
                 seconds=time.perf_counter() - begun,
                 captured=tuple(captured),
-                graph_bytes=stats.pool_bytes + stats.driver_bytes,
+                graph_bytes=self._memory.counted,
                 dropped=tuple(t for form in self._forms for t in form.recordings.left.told()),
             )
 
@@ -235,7 +232,7 @@ class RecordedFunction(RecordedBooks):
         It may have been changing anything. Where the function is sealed nothing changes any more.
         """
         if self._setup.lost_device or (lost and self._sealed != "error"):
-            self._memory = graph_memory(self._setup.platform.declared, self._config, self._counters)
+            self._memory = self._setup.graph_memory(self._counters, self, name_of(self._fn))
             for form in self._forms:
                 form.begin_anew(self._memory)
         elif lost:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+from piecewise_core.capture.graphmemory import GraphMemory
 from piecewise_core.config import Config
 from piecewise_core.counters import Counters, Stats
 from piecewise_core.frontend.calllock import CallLock, is_mine
@@ -25,6 +26,7 @@ class RecordedBooks:
     _counters: Counters
     _forms: list[RecordedCalls]
     _lock: CallLock
+    _memory: GraphMemory
 
     @property
     def _started(self) -> list[RecordedCalls]:
@@ -76,6 +78,4 @@ class RecordedBooks:
 
     def histogram(self) -> Histogram:
         """Calls so far by their sizes, for ``pw.plan`` and ``piecewise plan``."""
-        plans = [form.recordings.replays.plans for form in self._forms]
-        captured = [sizes for each in plans for sizes in each.captured]
-        return traffic(self._config, self._counters, captured)
+        return traffic(self._config, self._counters, self._memory)

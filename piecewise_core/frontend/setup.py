@@ -8,10 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from piecewise_core.backend import PiecewiseBackend
+from piecewise_core.capture.graphmemory import GraphMemory, graph_memory
 from piecewise_core.compile.adaptors import configure, resolve
 from piecewise_core.compile.artifact_cache import ArtifactCache
 from piecewise_core.config import Config
+from piecewise_core.counters import Counters
 from piecewise_core.errors import ConfigError, PlatformError
+from piecewise_core.frontend.calllock import CallLock
+from piecewise_core.frontend.graphpool import Pool
 from piecewise_core.graph.collectives import or_collectives
 from piecewise_core.graph.randomness import or_draws
 from piecewise_core.plugins import AttributedPlatform, Selected, attributed, select
@@ -32,6 +36,7 @@ class Setup:
 
     ``config.compiler`` is the compiler's real name. ``platform``: what was selected, whose errors
     name the plugin it came from. ``unsafe_ops``: operators that its static graphs cannot hold.
+    ``pool``: that the graphs are to be in, with those of other models.
     """
 
     config: Config
@@ -42,6 +47,7 @@ class Setup:
     unsafe_ops: tuple[str, ...]
     backend_class: Callable[..., Any]
     graph_mode: str
+    pool: Pool | None = None
 
     def splits(self, matches: Callable[[Any], bool]) -> Callable[[Any], bool]:
         """What ends a piece: what ``matches`` says, and what graphs cannot hold.
@@ -63,6 +69,17 @@ class Setup:
         if front is not None:
             store = front if store is None else LayeredStore(front, store)
         return ArtifactCache(store, self._environment())
+
+    def call_lock(self) -> CallLock:
+        """The lock for calls of one model: of a pool, that of all its models."""
+        return CallLock() if self.pool is None else self.pool.lock
+
+    def graph_memory(self, counters: Counters, member: object, name: str) -> GraphMemory:
+        """What the graphs of one model lie in. ``member``: it, and its ``name``, for a pool."""
+        declared, config = self.platform.declared, self.config
+        if self.pool is None:
+            return graph_memory(declared, config, counters)
+        return self.pool.join(member, name, self.selected, declared, config.memory_limit)
 
     def surroundings(self) -> dict[str, str]:
         """What compiled code depends on besides its piece. Raises StoreError."""
@@ -94,12 +111,17 @@ class Setup:
 
 
 def prepare(
-    config: Config, platform: str | Platform | Selected | None, device_type: str | None
+    config: Config,
+    platform: str | Platform | Selected | None,
+    device_type: str | None,
+    pool: Pool | None = None,
 ) -> Setup:
     """Choose platform and compiler, or take a platform that was selected before.
 
     Raises PlatformError and its kinds, and ConfigError.
     """
+    if pool is not None:
+        platform = pool.platform(platform, device_type)
     selected = platform if isinstance(platform, Selected) else select(platform, device_type)
     active = attributed(selected)
     compiler = resolve(config.compiler, active)
@@ -115,6 +137,7 @@ def prepare(
         tuple(active.declared.unsafe_ops()),
         active.piecewise_backend or PiecewiseBackend,
         _graph_mode(config, active, selected.info.name),
+        pool,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from piecewise_core.capture.graphmemory import GraphMemory, graph_memory
+from piecewise_core.capture.graphmemory import GraphMemory
 from piecewise_core.compile.scheduler import Scheduler
 from piecewise_core.config import Config
 from piecewise_core.counters import Counters, process_counters
@@ -60,7 +60,7 @@ class Shared:
         self.layouts = Layouts(self.config.dims, auto=self.config.regions == "auto")
         self.contracts = Contracts((*self.config.captures, *self.config.sizes))
         self.traces = TraceStore(cache.store, fn, self.config, cache.run)
-        self.lock = CallLock()
+        self.lock = setup.call_lock() if setup.graph_mode != "none" else CallLock()
         self.builds = Builds(self.lock)
         self.sealed: str | None = None
         self.kept = True
@@ -80,7 +80,8 @@ class Shared:
         """Have the memory of graphs, with none in it yet."""
         self.memory: GraphMemory | None = None
         if self.setup.graph_mode != "none":
-            self.memory = graph_memory(self.setup.platform.declared, self.config, self.counters)
+            name = self.artifact_cache.model
+            self.memory = self.setup.graph_memory(self.counters, self, name)
 
     def once_ready(self, step: Callable[[], Result]) -> Result:
         """``step()`` under the call lock, made again whenever it lacks something."""

@@ -79,7 +79,7 @@ def warm_up(
             tell(f"{region.label(index)} for {box}", _done(session), total)
         tell("capturing", 1, 1)
         captured = capture_all(session.shared, session.forms)
-    after = session.stats()
+    after, memory = session.stats(), session.shared.memory
     return WarmupReport(
         regions=len(session.regions),
         targets=sum(len(r.targets) for r in session.regions),
@@ -88,7 +88,7 @@ def warm_up(
         cache_hits=after.cache_hits - before.cache_hits,
         seconds=time.perf_counter() - begun,
         captured=tuple(captured),
-        graph_bytes=after.pool_bytes + after.driver_bytes,
+        graph_bytes=0 if memory is None else memory.counted,
         dropped=_dropped(session),
         as_written=tuple(f"{a.owner}: {a.note}" for a in session.scheduler.artifacts if a.note),
     )

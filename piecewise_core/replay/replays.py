@@ -53,7 +53,7 @@ class Replays:
         self.tallies = counters.tallies()
         self._counters = counters
         self.reads = Reads(memory.platform, config)
-        self.plans = CapturedPlans(memory, mode, lazy=config.capture == "lazy")
+        self.plans = CapturedPlans(memory, mode, lazy=config.capture == "lazy", counters=counters)
         self.released = False
         self.at_call = False
         self.sealed: str | None = None
@@ -62,6 +62,7 @@ class Replays:
         """Note what calls look like; what was captured of calls that looked otherwise goes."""
         if len(self.plans):
             self.plans.release(later=True)
+        self.memory.begins({leaf.device for leaf in binder.structure.tensors})
         self.reads.begin(binder)
 
     # What serves a captured size -------------------------------------------------------
@@ -162,7 +163,6 @@ class Replays:
             buffers=buffers,
             overlap=self._overlap(facts),
             padding=padding,
-            evicts=self._config.memory_limit is not None,
         )
         name = f"piecewise replay {plan.sizes}"
         return named_runs(entry, name) if self._config.profiler_names else entry

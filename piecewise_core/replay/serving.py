@@ -11,6 +11,7 @@ import torch
 from piecewise_core.capture.captured import CapturedPlan
 from piecewise_core.capture.copied_outputs import copier
 from piecewise_core.capture.dispatcher_bypass import modes_active
+from piecewise_core.capture.graphmemory import GraphMemory
 from piecewise_core.capture.output_ownership import IN_USE, OutputOwnership
 from piecewise_core.capture.plans import CapturedPlans
 from piecewise_core.ranges import Sizes
@@ -33,21 +34,31 @@ def serving(
     buffers: Sequence[torch.Tensor],
     overlap: Overlap | None,
     padding: Padding | None,
-    evicts: bool,
 ) -> Entry:
     """The entry of a captured size. Everything is looked up now and nothing at the call.
 
     ``raw``: picks a call's own tensors. ``otherwise``: serves calls that cannot be replayed.
     ``buffers``: what the program writes to in place of the caller's tensors; empty where those are
-    what graphs read. ``evicts``: whether the plan may go while the entry stays.
+    what graphs read.
     """
     back = [(place, buffers[place]) for place in facts.mutated] if buffers else []
     entry = _replaying(plan, facts, plans.callers, tally, raw, otherwise, back, padding)
     if overlap is not None:
         entry = _unless(overlap, entry, otherwise)
-    if evicts:
+    memory = plans.memory
+    if memory.shared:
+        entry = _in_order(memory, entry)
+    if memory.shared or memory.limit is not None:  # the plan may go while the entry stays
         entry = _unless(lambda t, b: plans.get(plan.sizes) is not plan, entry, otherwise)
     return entry
+
+
+def _in_order(memory: GraphMemory, entry: Entry) -> Entry:
+    def ordered(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
+        memory.in_order()
+        return entry(t, b, sizes, args, kwargs)
+
+    return ordered
 
 
 def _unless(asked: Callable[[Any, Any], bool], entry: Entry, otherwise: Entry) -> Entry:

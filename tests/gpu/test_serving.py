@@ -12,6 +12,7 @@ from torch import nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+import piecewise_core as pw
 from piecewise_core.errors import AddressChanged, Sealed
 
 pytestmark = pytest.mark.gpu
@@ -521,3 +522,60 @@ def test_a_thousand_replays_between_others_allocations_are_bit_equal(gpu):
         x = gpu.randn(SIZES[i % 4], 256)
         same(fast(x), slow(x))
     assert fast.stats().calls["replayed"] == 1000
+
+
+# Several models in one pool -----------------------------------------------------------------
+
+
+def test_models_in_one_pool_take_less_and_keep_their_results(gpu):
+    models = [on(gpu, Deep(256)) for _ in range(3)]
+    x = gpu.randn(64, 256)
+
+    def served(pool):
+        made = [pw.compile(m, gpu.config(), platform=gpu.platform, pool=pool) for m in models]
+        for fast in made:
+            warm(gpu, fast, gpu.randn(3, 256))
+        return made
+
+    alone = sum(fast.stats().pool_bytes for fast in served(None))
+    pool = pw.Pool()
+    made = served(pool)
+    assert 0 < pool.stats().pool_bytes < alone
+    streams = [torch.cuda.Stream() for _ in made]
+    kept = []
+    for stream, fast in zip(streams * 4, made * 4, strict=True):
+        with torch.cuda.stream(stream):
+            kept.append(fast(x[: 32 if len(kept) % 2 else 64]))
+    torch.cuda.synchronize()
+    for place, got in enumerate(kept):
+        close(got, models[place % 3](x[: 32 if place % 2 else 64]))
+    assert [fast.stats().calls["replayed"] for fast in made] == [4, 4, 4]
+    before = pool.stats().driver_bytes
+    del made, fast
+    gc.collect()
+    assert pool.status().sizes == 0
+    assert pool.stats().pool_bytes == 0 <= before
+
+
+@pytest.mark.parametrize("front", ["compile", "record"])
+def test_threads_call_models_of_one_pool(gpu, front):
+    pool, wrong = pw.Pool(), []
+    models = [on(gpu, Deep()) for _ in range(2)]
+    config = gpu.config() if front == "compile" else gpu.config(compiler=None)
+    made = [getattr(pw, front)(m, config, platform=gpu.platform, pool=pool) for m in models]
+    for fast in made:
+        warm(gpu, fast)
+
+    def serve(fast, model):
+        with torch.inference_mode(), torch.cuda.stream(torch.cuda.Stream()):
+            for size in SIZES * 20:
+                x = gpu.randn(size, WIDTH)
+                wrong.append(not torch.allclose(fast(x), model(x), rtol=1e-4, atol=1e-4))
+
+    threads = [threading.Thread(target=serve, args=p) for p in zip(made, models, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(wrong) == 160
+    assert not any(wrong)
