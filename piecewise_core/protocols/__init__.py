@@ -7,7 +7,7 @@ Core owns all control flow; a vendor supplies primitives. Methods of the classes
 The smallest platform is a compiler and nothing else::
 
     class AcmePlatform:
-        device = AcmeRuntime()          # DeviceRuntime
+        device = NoStreams()            # DeviceRuntime
         graphs = None                   # no static graphs
         compiler = AcmeCompiler()       # CompilerAdaptor
         capabilities = Capabilities()
@@ -16,7 +16,7 @@ The smallest platform is a compiler and nothing else::
 from __future__ import annotations
 
 from piecewise_core.protocols.compiler import CompilerAdaptor, CompilerExtras, Passes
-from piecewise_core.protocols.device import DeviceRuntime, RuntimeExtras
+from piecewise_core.protocols.device import DeviceRuntime, NoStreams, RuntimeExtras
 from piecewise_core.protocols.graphs import GraphDriver, GraphExtras
 from piecewise_core.protocols.platform import (
     AbstractPiecewiseBackend,
@@ -46,6 +46,7 @@ __all__ = [
     "DeviceRuntime",
     "GraphDriver",
     "GraphExtras",
+    "NoStreams",
     "Passes",
     "Platform",
     "PlatformExtras",

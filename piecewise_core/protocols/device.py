@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
 from typing_extensions import runtime_checkable
@@ -11,15 +11,15 @@ from typing_extensions import runtime_checkable
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DeviceRuntime", "RuntimeExtras"]
+__all__ = ["DeviceRuntime", "NoStreams", "RuntimeExtras"]
 
 
 @runtime_checkable
 class DeviceRuntime(Protocol):
     """Streams of one device type. The methods of RuntimeExtras are optional.
 
-    A stream is opaque to core. "Current" is per thread. A device without streams returns None
-    and ``contextlib.nullcontext()``. Called from any thread.
+    A stream is opaque to core. "Current" is per thread. A device without streams takes
+    ``NoStreams``. Called from any thread.
     """
 
     def current_stream(self) -> Any:
@@ -40,6 +40,26 @@ class DeviceRuntime(Protocol):
         Never called inside a capture.
         """
         ...
+
+
+class NoStreams:
+    """The DeviceRuntime of a device without streams, whose work is done when a call returns.
+
+    One that has a queue overrides ``synchronize``; methods of RuntimeExtras may be added.
+    """
+
+    def current_stream(self) -> None:
+        """None stands for the only stream."""
+
+    def new_stream(self) -> None:
+        """The same one again."""
+
+    def stream(self, stream: Any) -> AbstractContextManager[None]:
+        """Changes nothing."""
+        return nullcontext()
+
+    def synchronize(self) -> None:
+        """Nothing is ever pending."""
 
 
 class RuntimeExtras(Protocol):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -11,7 +10,7 @@ from piecewise_core.errors import PluginError
 from piecewise_core.plugins import PluginEntry
 from piecewise_core.plugins.compilers import brought_compiler
 from piecewise_core.plugins.contract import check_compiler
-from piecewise_core.protocols import Capabilities, CompilerAdaptor
+from piecewise_core.protocols import Capabilities, CompilerAdaptor, NoStreams
 
 __all__ = ["CompilerUnderTest", "host"]
 
@@ -51,24 +50,7 @@ class Host:
 
     def __init__(self, compiler: CompilerAdaptor) -> None:
         self.name = compiler.name
-        self.device = _Cpu()
+        self.device = NoStreams()
         self.graphs = None
         self.compiler = compiler
         self.capabilities = Capabilities()
-
-
-class _Cpu:
-    """A DeviceRuntime whose work is done when a call returns."""
-
-    def current_stream(self) -> None:
-        """None: there is one only."""
-
-    def new_stream(self) -> None:
-        """None: there is one only."""
-
-    def stream(self, stream: Any) -> AbstractContextManager[None]:
-        """Changes nothing."""
-        return nullcontext()
-
-    def synchronize(self) -> None:
-        """Nothing is ever pending."""

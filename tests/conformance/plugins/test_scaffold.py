@@ -122,7 +122,7 @@ GRAPHS = (
     ("source", "said", "there", "absent"),
     [
         (WAIT, "has no current_stream, Stream, stream", "torch_odd.synchronize()", "driver"),
-        ("x = 1\n", "has no current_stream", "none is ever pending", "driver"),
+        ("x = 1\n", "has no current_stream", "work is done when a call returns", "driver"),
         (STREAMS + WAIT, "has no graph_pool_handle, a class of", "TorchRuntime(M", "make_driver"),
         (STREAMS + WAIT + GRAPHS.format("ODD"), "", "TorchGraphDriver(\n", "graph_class"),
         (

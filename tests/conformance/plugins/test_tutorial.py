@@ -106,8 +106,8 @@ def test_the_tutorial_works_from_an_empty_directory(fresh_environment, wheel_bui
 
 def test_a_platform_is_as_short_as_the_page_says():
     code = {str(p): t for p, t in (s for s in steps(PAGE.read_text()) if isinstance(s, tuple))}
-    assert own_lines(code["acme/piecewise_acme.py"]) <= 40
-    assert own_lines(code["board/piecewise_board.py"]) <= 60
+    assert own_lines(code["acme/piecewise_acme.py"]) <= 25
+    assert own_lines(code["board/piecewise_board.py"]) <= 40
 
 
 def test_a_page_that_shows_what_is_not_printed_is_noticed():

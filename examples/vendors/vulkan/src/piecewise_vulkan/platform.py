@@ -1,23 +1,12 @@
 """Vulkan devices by torchvulkan: no streams that torch can choose, no graphs, torch's kernels."""
 
-from contextlib import nullcontext
-
 import torchvulkan
 
-from piecewise_core.protocols import Capabilities, CompiledGraph
+from piecewise_core.protocols import Capabilities, CompiledGraph, NoStreams
 
 
-class Runtime:
+class Runtime(NoStreams):
     """One queue, in the order of calls."""
-
-    def current_stream(self):
-        """None."""
-
-    new_stream = current_stream
-
-    def stream(self, stream):
-        """Nothing to make current."""
-        return nullcontext()
 
     def synchronize(self):
         """Wait until the queue is empty."""

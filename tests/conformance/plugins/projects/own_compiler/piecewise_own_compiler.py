@@ -1,24 +1,9 @@
 """A device without graphs and with a compiler of its own, which writes Python and can load it."""
 
 import os
-from contextlib import nullcontext
 
 from piecewise_core.hookspecs import hookimpl
-from piecewise_core.protocols import Capabilities, CompiledGraph, PlatformInfo, Probe
-
-
-class Runtime:
-    def current_stream(self):
-        return None
-
-    def new_stream(self):
-        return None
-
-    def stream(self, stream):
-        return nullcontext()
-
-    def synchronize(self):
-        pass
+from piecewise_core.protocols import Capabilities, CompiledGraph, NoStreams, PlatformInfo, Probe
 
 
 class Compiler:
@@ -46,7 +31,7 @@ class Compiler:
 
 class Platform:
     def __init__(self):
-        self.device = Runtime()
+        self.device = NoStreams()
         self.graphs = None
         self.compiler = Compiler()
         self.capabilities = Capabilities()
