@@ -1,4 +1,7 @@
-"""A memo that a forward fills, a flag that it sets: once as written, then traced behind that."""
+"""A memo that a forward fills, a flag that it sets, what it sets up under a lock.
+
+Once as written, then traced behind that.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from piecewise_core.frontend.building import Unready
 from piecewise_core.frontend.form import Form
 from piecewise_core.frontend.refusals import refuse_grad
 from piecewise_core.frontend.shared import Shared
+from piecewise_core.graph.locks import LOCK
 from piecewise_core.graph.memory import values
 from piecewise_core.runtime.closure_walk import roots_of
 from piecewise_core.runtime.preserved import Preserved
@@ -35,9 +39,10 @@ def filled(
     """Serve a call of ``form`` as written, and build what it lacks from what that left behind.
 
     ``unready``: what could not be built, by ``error``. Where the model writes again, that is
-    raised, and what it wrote is put back.
+    raised, and what it wrote is put back; but of what it changes under a lock, tensors alone are,
+    so that happens once.
     """
-    if not error.undo:
+    if not error.undo or shared.locked.intersection(error.places):
         raise error
     if form.filled >= shared.config.max_regions:
         raise UnsupportedSideEffect(
@@ -56,6 +61,7 @@ def filled(
     again = _refusal(shared, form, unready, error.places, alone=False)
     if again and (again := _refusal(shared, form, unready, error.places, alone=True)):
         with shared.lock:
+            shared.locked.update(p for p in error.places if p.startswith(LOCK))
             for undo in (*error.undo, held.put_back, drawn.put_back):
                 undo()
         raise again if again.args else error

@@ -51,7 +51,7 @@ def trace_all(form: Form) -> Iterator[Region]:
         except TraceFailed as error:
             if isinstance(error, UnsupportedSideEffect) and not form.regions:
                 refusal = UnsupportedSideEffect(
-                    f"{error}. Where the first forward alone changes them, call the compiled model "
+                    f"{error}. Where the first forward alone does that, call the compiled model "
                     "once before warmup()"
                 )
                 refusal.undo = error.undo  # of compile_mode="warmup", whose first call may fill

@@ -38,6 +38,7 @@ class Shared:
     nothing may be traced, compiled or captured any more. ``kept``: whether traces may come from the
     compile store, and go there. ``matcher``: the splitting ops. ``memory``: of static graphs; None
     where there are none. ``retraced``: why the model was last traced anew, or "".
+    ``locked``: locks that the model takes at every call.
     """
 
     def __init__(self, fn: Callable[..., Any], setup: Setup, front: Store | None = None) -> None:
@@ -65,6 +66,7 @@ class Shared:
         self.sealed: str | None = None
         self.kept = True
         self.retraced = ""
+        self.locked: set[str] = set()
         self._numbers: set[int] = set()
 
     def follow(self) -> None:

@@ -1,15 +1,17 @@
 """How a call's result is rebuilt from graph outputs: read off once, then generated code.
 
 Leaves may be graph tensors, sizes, inputs and parameters returned as they are, objects that
-were passed in, and immutable constants; containers are dicts, lists, tuples, named tuples and
-dataclasses (a transformers ModelOutput is one).
+were passed in, and immutable constants; containers are dicts, of subclasses that change nothing
+of how one is made too, lists, tuples, named tuples and dataclasses (a transformers ModelOutput is
+one).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -136,11 +138,8 @@ class _Writer:
         kind = type(value)
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             return self._dataclass(value, path)
-        if kind is dict or kind is OrderedDict:
-            items = ", ".join(
-                f"{self._key(k, path)}: {self.node(v, f'{path}[{k!r}]')}" for k, v in value.items()
-            )
-            return f"{{{items}}}" if kind is dict else f"{self.name(kind)}({{{items}}})"
+        if isinstance(value, dict) and _is_rebuilt(value):
+            return self._dict(value, path)
         of_torch = isinstance(value, tuple) and hasattr(kind, "n_sequence_fields")
         if kind in (list, tuple, torch.Size) or of_torch:
             items = "".join(f"{self.node(v, f'{path}[{i}]')}, " for i, v in enumerate(value))
@@ -154,6 +153,15 @@ class _Writer:
             )
             return f"{self.name(kind)}({items})"
         raise self._refuse(value, path)
+
+    def _dict(self, value: dict[Any, Any], path: str) -> str:
+        items = ", ".join(
+            f"{self._key(k, path)}: {self.node(v, f'{path}[{k!r}]')}" for k, v in value.items()
+        )
+        if type(value) is dict:
+            return f"{{{items}}}"
+        made = f"{self.name(value.default_factory)}, " if isinstance(value, defaultdict) else ""
+        return f"{self.name(type(value))}({made}{{{items}}})"
 
     def _dataclass(self, value: Any, path: str) -> str:
         fields = [f for f in dataclasses.fields(value) if f.init and hasattr(value, f.name)]
@@ -187,6 +195,25 @@ class _Writer:
         return UnsupportedOutput(
             f"{path} is a {kind.__module__}.{kind.__qualname__}, which tracing would freeze; {hint}"
         )
+
+
+def _is_rebuilt(value: dict[Any, Any]) -> bool:
+    """Whether its class, given its entries, makes its like, and what it makes is no call's own."""
+    kind = type(value)
+    base = next(k for k in (defaultdict, OrderedDict, dict) if isinstance(value, k))
+    if kind is not base:
+        own = any(getattr(kind, name) is not getattr(base, name) for name in _OF_DICTS)
+        if own or value.__reduce_ex__(2)[2]:  # attributes of its own
+            return False
+    factory = value.default_factory if isinstance(value, defaultdict) else None
+    closed = getattr(factory, "__closure__", None) or getattr(factory, "__defaults__", None)
+    return isinstance(factory, (type, FunctionType, type(None))) and not closed
+
+
+_OF_DICTS = (
+    *("__init__", "__new__", "__getitem__", "__iter__", "__len__", "__setitem__", "__reduce__"),
+    *("__reduce_ex__", "items", "keys", "update", "values"),
+)
 
 
 def _is_default(field: dataclasses.Field[Any], value: Any) -> bool:

@@ -19,6 +19,7 @@ from piecewise_core.graph.effects import writes, written_by_layout
 from piecewise_core.graph.forgotten import forgotten
 from piecewise_core.graph.frame import Capture, capture
 from piecewise_core.graph.heldsizes import held_otherwise
+from piecewise_core.graph.locks import refused_lock
 from piecewise_core.graph.memory import storages, values
 from piecewise_core.graph.origins import Bind, GraphInput, read_off
 from piecewise_core.graph.outputs import OutputCode
@@ -122,7 +123,7 @@ def trace(
     except PiecewiseError:
         raise
     except Exception as error:  # Dynamo's own kinds, and whatever the model's code raised
-        raise TraceFailed(_explain(error, structure, hint)) from error.with_traceback(None)
+        raise _failed(error, structure, hint) from error.with_traceback(None)
     _refuse_side_effects(captured.side_effects, captured.graph.graph)
     unwrap(captured.graph)
     symbols = _symbols(captured, structure)
@@ -145,6 +146,11 @@ def trace(
     found = () if assume else branches(asked, symbols, structure.dims)
     of = (graph, inputs, symbols, held.box, output, assumptions, asks, read, words)
     return Traced(*of, held.cuts, keeps, tuple(found))
+
+
+def _failed(error: Exception, structure: Structure, hint: Sizes) -> TraceFailed:
+    refused = refused_lock(str(error), dynamo.place_of(error))
+    return refused or TraceFailed(_explain(error, structure, hint))
 
 
 def _explain(error: Exception, structure: Structure, hint: Sizes) -> str:
