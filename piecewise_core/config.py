@@ -13,25 +13,13 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from piecewise_core import config_env, config_fields, config_io
+from piecewise_core.config_choices import CaptureCompile, CompileMode, GraphMode, check_choices
 from piecewise_core.config_dims import Dim, FrozenMap, dims_of, freeze_dynamic
 from piecewise_core.events import Event, check_listener
 from piecewise_core.ranges import Box, Range, Sizes
 from piecewise_core.targets import check_factor
 
 __all__ = ["Config", "ConfigWarning", "Dim"]
-
-GraphMode = Literal["none", "piecewise", "full", "full_and_piecewise"]
-
-_CHOICES = {
-    "padding": ("none", "capture_sizes"),
-    "out_of_range": ("error", "general", "eager"),
-    "compile_mode": ("lazy", "warmup", "background"),
-    "capture": ("first", "lazy"),
-    "inputs": ("copy", "static"),
-    "regions": ("declared", "auto"),
-    "check": ("off", "cheap", "strict", "verify"),
-}
-_GRAPH_MODES = ("none", "piecewise", "full", "full_and_piecewise")
 
 
 class ConfigWarning(UserWarning):
@@ -55,8 +43,10 @@ class Config(config_io.PlainData):
     is False; the one size of a model without dims is ``()``. ``graph_mode``: None means "piecewise"
     when there are capture sizes and the platform has graphs, else "none"; any other, without dims,
     captures the size ``()``. ``capture``: whether a size is captured at its first call or, "lazy",
-    at its second. ``padding``: whether a call is padded up to a capture size, of each dim at most
-    ``max_padding_factor`` times its own. ``out_of_range``: what a size outside the bounds does.
+    at its second. ``capture_compile``: whether graphs hold code for exactly their size, or their
+    range's; "auto" measures. ``padding``: whether a call is padded up to a capture size, of each
+    dim at most ``max_padding_factor`` times its own. ``out_of_range``: what a size outside the
+    bounds does.
     ``compiler``: a name; None is the platform's own. ``compile_mode``: when compilation happens.
     ``regions``: whether a branch of the model on a size cuts the sizes by itself, up to
     ``max_regions`` regions traced, or at listed endpoints only. ``inputs``: "static" promises that
@@ -77,11 +67,12 @@ class Config(config_io.PlainData):
     capture_max: bool = True
     graph_mode: GraphMode | None = None
     capture: Literal["first", "lazy"] = "first"
+    capture_compile: CaptureCompile = "auto"
     padding: Literal["none", "capture_sizes"] = "none"
     max_padding_factor: float | None = None
     out_of_range: Literal["error", "general", "eager"] = "error"
     compiler: str | None = None
-    compile_mode: Literal["lazy", "warmup", "background"] = "lazy"
+    compile_mode: CompileMode = "lazy"
     regions: Literal["declared", "auto"] = "auto"
     max_regions: int = 64
     inputs: Literal["copy", "static"] = "copy"
@@ -110,10 +101,7 @@ class Config(config_io.PlainData):
         object.__setattr__(self, name, value)
 
     def _normalise_scalars(self) -> None:
-        for name, allowed in _CHOICES.items():
-            config_fields.choice(name, getattr(self, name), allowed)
-        if self.graph_mode is not None:
-            config_fields.choice("graph_mode", self.graph_mode, _GRAPH_MODES)
+        check_choices(self)
         self._set("max_regions", config_fields.count("max_regions", self.max_regions))
         self._set("max_padding_factor", check_factor(self.max_padding_factor))
         for name in ("capture_max", "clone_outputs", "profiler_names"):
@@ -185,10 +173,14 @@ class Config(config_io.PlainData):
 
     @property
     def sizes(self) -> tuple[Sizes, ...]:
-        """The exact sizes to compile, "capture_sizes" resolved, one int per dim each."""
+        """The exact sizes to compile, "capture_sizes" resolved, one int per dim each.
+
+        With ``capture_compile="exact"`` capture sizes are among them.
+        """
         if isinstance(self.compile_sizes, str):
             return self.captures
-        return _as_sizes(self.compile_sizes)
+        listed = _as_sizes(self.compile_sizes)
+        return (*listed, *self.captures) if self.capture_compile == "exact" else listed
 
     @property
     def captures(self) -> tuple[Sizes, ...]:

@@ -61,7 +61,7 @@ def save(session: Session, path: Path) -> SaveReport:
         content = Content(
             _about(session, tuple(left_out)),
             tuple(_form(session, form) for form in session.forms),
-            tuple(entries.values()),
+            (*entries.values(), *(e for f in session.forms for e in f.exactness.kept.values())),
             take_along(),
         )
     except NotSavable as error:

@@ -79,3 +79,13 @@ class TorchRuntime:
         found = self._module.get_device_properties(self._module.current_device())
         facts = {n: str(getattr(found, n)) for n in _PROPERTIES if hasattr(found, n)}
         return {**facts, **(self._versions() if self._versions is not None else {})}
+
+    @offered("Event")
+    def elapsed(self, run: Callable[[], object]) -> float:
+        """Seconds between two events of the device around ``run()``."""
+        begin, end = (self._module.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        run()
+        end.record()
+        end.synchronize()
+        return float(begin.elapsed_time(end)) / 1e3

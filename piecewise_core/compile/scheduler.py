@@ -97,6 +97,11 @@ class Scheduler:
         """Take a compilable piece in; returns its canonical key."""
         return self._form(piece).key
 
+    def task(self, piece: Piece, symbols: Mapping[sympy.Symbol, int], box: Box, label: str) -> Task:
+        """What is to be had of ``piece`` for ``box``, over all dims of the model."""
+        own = project(piece, box)
+        return self._maker.task(piece, self._form(piece), dict(symbols), own, label)
+
     def _form(self, piece: Piece) -> Form:
         if piece.graph is None:
             raise ValueError("a splitting piece is not compiled")
@@ -140,7 +145,7 @@ class Scheduler:
                     refuse_in_capture(
                         self._is_capturing, f"{label} would be compiled for sizes {own}"
                     )
-                    task = self._maker.task(piece, self._form(piece), dict(symbols), own, label)
+                    task = self.task(piece, symbols, box, label)
                     found = self._adopt(self._maker.obtain(task), piece)
         if label != found.owner and label not in found.shared_by:
             found.shared_by.append(label)
@@ -177,7 +182,7 @@ class Scheduler:
             asker = object()
             if self._requested.setdefault((os.getpid(), key, own), asker) is not asker:
                 return  # another thread did at the same time
-            task = self._maker.task(piece, self._form(piece), dict(symbols), own, label)
+            task = self.task(piece, symbols, box, label)
             by.submit(task, partial(self._take_in, self._turn))
 
     def failed(self, piece: Piece, box: Box) -> str | None:

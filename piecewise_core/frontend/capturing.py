@@ -39,6 +39,7 @@ class Capturing:
 
     ``memory``: what the graphs of all forms lie in. ``front``: what stands before a region's
     program. ``may_capture``: asked by calls that would capture; they run without graphs if not.
+    ``settle``: told of a region before one of its sizes is captured.
     """
 
     def __init__(
@@ -48,8 +49,9 @@ class Capturing:
         memory: GraphMemory,
         front: Callable[[Replayable], Replayable] = lambda program: program,
         may_capture: Callable[[], bool] = lambda: True,
+        settle: Callable[[Region], None] = lambda region: None,
     ) -> None:
-        self.may_capture = may_capture
+        self.may_capture, self.settle = may_capture, settle
         self._config, self._front = setup.config, front
         self.replays = Replays(memory, setup.config, counters, setup.graph_mode)
         self.padded = PaddedDims(self._config)

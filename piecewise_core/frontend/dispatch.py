@@ -148,6 +148,7 @@ class Dispatch:
         replays = capturing.pending(region, captured, otherwise, put)
 
         def pending(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
+            capturing.settle(region)
             under = region.fallback(captured)
             if not capturing.may_capture():
                 return otherwise(t, b, sizes, args, kwargs)

@@ -42,6 +42,7 @@ def explain(session: Session, *, verbose: bool = False) -> Explanation:
         dropped=_dropped(session),
         as_written=_as_written(session),
         unpadded=_unpadded(session),
+        exact=tuple(f"region {r.index}: {r.verdict}" for r in session.regions if r.verdict),
         retraced=session.shared.retraced,
         unmet=session.shared.matcher.unmet,
         forms=tuple(shown_form(form.structure) for form in session.forms),
@@ -131,7 +132,7 @@ def _compilable(
 ) -> PieceFacts:
     """``first``: canonical key -> the name of the first piece that has it; filled here."""
     equals = first.setdefault(session.scheduler.register(piece), name)
-    boxes = dict.fromkeys([*(t.box for t in region.targets), region.general_box])
+    boxes = dict.fromkeys([*region.boxes, region.general_box])
     ready = [(box, session.scheduler.ready(piece, box)) for box in boxes]
     return PieceFacts(
         name,

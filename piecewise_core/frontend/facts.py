@@ -84,7 +84,8 @@ class Facts:
 
     ``captured``: sizes served by static graphs. ``dropped``: capture sizes that are not, and why.
     ``as_written``: targets that gave other results than the model, and how. ``unpadded``: why calls
-    are not padded in some dims, where padding was asked for. ``retraced``: why the model was last
+    are not padded in some dims, where padding was asked for. ``exact``: what was measured of code
+    for captured sizes alone. ``retraced``: why the model was last
     traced anew, or "". ``unmet``: names in ``splitting_ops`` that no graph traced so far has.
     ``forms``: the forms of calls so far, constants by their beginnings. ``rewrites``: in order.
     ``model``: its name. ``bounds``: the first and last size of each dim. ``ready``: as
@@ -101,6 +102,7 @@ class Facts:
     dropped: tuple[str, ...] = ()
     as_written: tuple[str, ...] = ()
     unpadded: tuple[str, ...] = ()
+    exact: tuple[str, ...] = ()
     retraced: str = ""
     unmet: tuple[str, ...] = ()
     forms: tuple[str, ...] = ()

@@ -14,6 +14,7 @@ from piecewise_core.frontend.building import Unready
 from piecewise_core.frontend.capturing import Capturing
 from piecewise_core.frontend.coverage import out_of_range
 from piecewise_core.frontend.dispatch import Dispatch
+from piecewise_core.frontend.exactness import Exactness
 from piecewise_core.frontend.modelstate import ModelState
 from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.regions import Regions
@@ -65,9 +66,11 @@ class Form:
         self.regions = Regions(shared)
         self.model = ModelState(shared, structure, self.regions)
         self.binder.matters = self.model.layout_matters
+        self.exactness = Exactness(shared, self.binder, self.bound)
         self.capturing: Capturing | None = None
         if shared.memory is not None:
-            self.capturing = Capturing(setup, shared.counters, shared.memory)
+            settle = self.exactness.known
+            self.capturing = Capturing(setup, shared.counters, shared.memory, settle=settle)
             self.capturing.replays.begin(self.binder)
         self.verifier: Verifier | None = None
         if config.check == "verify":
@@ -155,8 +158,6 @@ class Form:
         if self.capturing is not None:
             self.capturing.plans.release(later=True)
         self._settle()
-
-    # Graph memory ----------------------------------------------------------------------
 
     def release(self, *, later: bool = False) -> list[Sizes]:
         """Free all graph memory; sizes are served without graphs until they are captured again.

@@ -17,7 +17,7 @@ from piecewise_core.compile.scheduler import Outside, Scheduler
 from piecewise_core.config import Config
 from piecewise_core.frontend.building import Unready
 from piecewise_core.graph.split import Program
-from piecewise_core.ranges import Box
+from piecewise_core.ranges import Box, Sizes
 from piecewise_core.table import TargetTable
 from piecewise_core.targets import Target, plan_targets
 from piecewise_core.torch_compat.dynamo import compile_lock
@@ -35,7 +35,9 @@ class PieceCode:
     ``box``: the sizes served by targets; None where all of them are out of bounds.
     ``general_box``: those the general graph serves; larger only with ``out_of_range="general"``.
     ``index``: place among the model's regions. ``as_written``: whether nothing is compiled, for a
-    size is 0. ``pool``: of static graphs; None where there are none.
+    size is 0. ``pool``: of static graphs; None where there are none. ``exact``: captured sizes
+    whose graphs hold code of their own, beside those that are targets; ``verdict``: what was
+    measured of that, ``settled``: whether anybody looked.
     """
 
     def __init__(
@@ -60,6 +62,8 @@ class PieceCode:
         self.table = TargetTable(self.box or bounds, self.targets)
         # Eager refuses what has no value without elements, a maximum; compiled code makes one up.
         self.as_written = any(span.end == 0 for span in self.general_box.ranges)
+        self.exact: set[Sizes] = set()
+        self.settled, self.verdict = False, ""
         self._asked: set[tuple[int, Box]] = set()
         self._built: set[Box] = set()
         self._failed: dict[Box, str] = {}
@@ -165,7 +169,8 @@ class PieceCode:
         """What warm-up compiles for: each target, and all sizes at once where a call may ask it."""
         asks = any(not hasattr(backend, "runnable") for backend in self.backends)
         general = (self.general_box,) if asks or self.general_box != self.box else ()
-        return tuple(dict.fromkeys((*(t.box for t in self.targets), *general)))
+        exact = map(Box.single, sorted(self.exact))
+        return tuple(dict.fromkeys((*(t.box for t in self.targets), *exact, *general)))
 
     def compile(self, index: int, box: Box) -> Runnable:
         """The code of compilable piece ``index`` for ``box``, compiled now if it is not yet."""

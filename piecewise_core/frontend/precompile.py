@@ -30,6 +30,7 @@ __all__ = [
     "capture_all",
     "compile_all",
     "compile_form",
+    "decide_form",
     "dump_graphs",
     "release",
     "trace_all",
@@ -87,6 +88,8 @@ def compile_form(form: Form) -> Iterator[tuple[Region, Box, int]]:
         form.bound()
     for _ in trace_all(form):
         pass
+    for region in form.regions:
+        form.exactness.known(region)
     for region, box in [(r, box) for r in form.regions for box in r.boxes]:
         for index, piece in enumerate(region.program.compilable):
             if shared.scheduler.ready(piece, box) is None:
@@ -96,10 +99,16 @@ def compile_form(form: Form) -> Iterator[tuple[Region, Box, int]]:
         region.build(box)
 
 
+def decide_form(form: Form) -> Iterator[tuple[Region, Box, int]]:
+    """Measure whether captured sizes are worth code of their own; the same yields."""
+    if form.capturing is not None:
+        yield from form.exactness.decide(form.regions, form.capturing.plans)
+
+
 def warm(form: Form) -> None:
     """Trace, compile and capture all there is of one form."""
     form.to_warm = False
-    for _ in compile_form(form):
+    for _ in (*compile_form(form), *decide_form(form)):
         pass
     with between_builds(form.shared.lock):
         form.capture_all()

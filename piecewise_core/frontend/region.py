@@ -93,7 +93,9 @@ class Region(PieceCode):
         return self._written
 
     def fallback(self, sizes: Sizes) -> Target:
-        """What serves ``sizes`` without static graphs."""
+        """What serves ``sizes`` without static graphs, and of a captured size what graphs hold."""
+        if sizes in self.exact:
+            return Target("compiled_size", Box.single(sizes))
         place = self.table.find(*sizes)
         if place == TargetTable.miss:
             raise out_of_range(self._config, sizes)

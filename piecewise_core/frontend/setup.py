@@ -128,6 +128,9 @@ def prepare(
     settings = config.replace(compiler=compiler.name)
     configure(compiler, settings)
     rewrites = list_rewrites(selected, settings, compiler)
+    graph_mode = _graph_mode(config, active, selected.info.name)
+    if graph_mode == "none" and config.capture_compile != "auto":
+        settings = settings.replace(capture_compile="auto")  # no size is captured
     return Setup(
         settings,
         selected,
@@ -136,7 +139,7 @@ def prepare(
         rewrites,
         tuple(active.declared.unsafe_ops()),
         active.piecewise_backend or PiecewiseBackend,
-        _graph_mode(config, active, selected.info.name),
+        graph_mode,
         pool,
     )
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from dataclasses import dataclass
 from typing import Any
 
 from piecewise_core.errors import NotTraced
-from piecewise_core.frontend.precompile import capture_all, compile_all
+from piecewise_core.frontend.precompile import capture_all, compile_all, decide_form
 from piecewise_core.frontend.progress import told
 from piecewise_core.frontend.session import Session
 
@@ -74,7 +75,9 @@ def warm_up(
             session.start(*args, **kwargs)
     begun, before = time.perf_counter(), session.stats()
     with told(progress) as tell:
-        for region, box, index in compile_all(session.forms):
+        compiled = compile_all(session.forms)
+        exact = (piece for form in session.forms for piece in decide_form(form))
+        for region, box, index in itertools.chain(compiled, exact):
             total = sum(len(r.boxes) * len(r.backends) for r in session.regions)
             tell(f"{region.label(index)} for {box}", _done(session), total)
         tell("capturing", 1, 1)

@@ -38,6 +38,7 @@ class Declared:
     memory_info: Callable[[], tuple[int, int]] | None
     memory_stats: Callable[[], Mapping[str, int]] | None
     fingerprint: Callable[[], Mapping[str, str]]
+    elapsed: Callable[[Callable[[], object]], float] | None
     # GraphExtras
     runs_captures: bool
     compiler: str
@@ -87,6 +88,7 @@ def declared(platform: Any) -> Declared:
         memory_info=has("memory_info", None, device),
         memory_stats=has("memory_stats", None, device),
         fingerprint=has("fingerprint", dict, device),
+        elapsed=has("elapsed", None, device),
         runs_captures=has("runs_captures", False),
         compiler=getattr(getattr(platform, "compiler", None), "name", "eager"),
         operators_only=has("operators_only", False),

@@ -73,6 +73,7 @@ RESULTS: Mapping[str, Callable[[Any], Any]] = {
     "capture_context": _context,
     "compile": _compiled,
     "driver_bytes": _whole,
+    "elapsed": float,
     "fingerprint": _short_strings,
     "hash_factors": _short_strings,
     "is_capturing": bool,

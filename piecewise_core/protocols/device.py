@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -100,5 +100,13 @@ class RuntimeExtras(Protocol):
         Short strings; equal on every device and machine that can run the same code. Never an
         index, a serial number or a path. Part of the key of every entry of the compile store.
         May initialise the device. Without: only what core finds out about the processor.
+        """
+        ...
+
+    def elapsed(self, run: Callable[[], object]) -> float:
+        """Seconds between the start and the end of ``run()``'s work on the current stream.
+
+        By the device's own clock; returns when the work is done. Without: by the host's, and
+        ``capture_compile="auto"`` measures nothing.
         """
         ...

@@ -72,7 +72,8 @@ class Held:
     def _install(self, made: Any, region: Region) -> None:
         dispatch = self.dispatch
         dispatch.install(made.setup.config.bounds, [region])
-        self._sizes = UnlistedSizes(region, dispatch, self.capturing, self.verifier)
+        exact = made.setup.config.capture_compile == "exact"
+        self._sizes = UnlistedSizes(region, dispatch, self.capturing, self.verifier, exact)
         self.serve: Entry = self._sizes.serve if made.every_size else self._listed
 
     def _listed(self, t: Any, b: Any, sizes: Any, args: Any, kwargs: Any) -> Any:

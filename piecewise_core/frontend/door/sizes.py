@@ -33,7 +33,9 @@ class UnlistedSizes:
         dispatch: Dispatch,
         capturing: Capturing,
         verifier: Verifier | None,
+        exact: bool = False,
     ) -> None:
+        self._exact = exact
         self._region, self._dispatch, self._capturing = region, dispatch, capturing
         self._verifier = verifier
         self._serving: dict[Sizes, list[Entry]] = {}
@@ -79,6 +81,8 @@ class UnlistedSizes:
 
     def _entries(self, sizes: Sizes) -> list[Entry]:
         entries: list[Entry] = []
+        if self._exact:
+            self._region.exact.add(sizes)
 
         def put(_: Sizes, entry: Entry) -> None:
             dropped = sizes in self._capturing.plans.dropped

@@ -61,6 +61,8 @@ def _lines(e: Facts, verbose: bool) -> Iterator[str]:
         yield f"not captured: {note}"
     for note in e.unpadded:
         yield f"not padded: {note}"
+    for note in e.exact:
+        yield f"captured sizes of {note}"
     if e.unmet:
         yield f"splitting ops not in the graphs: {', '.join(e.unmet)}"
     if e.retraced:

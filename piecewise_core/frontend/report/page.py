@@ -60,6 +60,7 @@ def _notes(facts: Facts) -> list[tuple[str, str]]:
     """What somebody may want to change, and what kind of thing it is."""
     notes = [("not captured", why) for why in facts.dropped]
     notes += [("not padded", why) for why in facts.unpadded]
+    notes += [("captured sizes", why) for why in facts.exact]
     notes += [("served as written", why) for why in facts.as_written]
     notes += [("splitting op in no graph", name) for name in facts.unmet]
     notes += [("traced anew", facts.retraced)] if facts.retraced else []

@@ -23,6 +23,9 @@ HOOKS = {"piecewise_rewrites": ["platform", "config"]}
 FIELDS = {"CompiledGraph": ("serves", "freezes", "freeze"), "ReplayCall": ("host",)}
 """What values gained, behind the fields that they had."""
 
+METHODS = {"RuntimeExtras": {"elapsed": ["self", "run"]}}
+"""Optional methods that protocols gained."""
+
 ERRORS = ("PieceDeclined",)
 
 LOWERING = {

@@ -1,0 +1,240 @@
+"""``capture_compile``: whether static graphs hold code for exactly their size."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import pytest
+import torch
+from source_platform import SourceCompiler
+from torch import nn
+
+import piecewise_core as pw
+from piecewise_core.testing import SimulatedPlatform
+from piecewise_cpu.platform import CpuPlatform
+
+
+@torch.library.custom_op("pwexact::mix", mutates_args=())
+def mix(x: torch.Tensor) -> torch.Tensor:
+    return x.cumsum(-1)
+
+
+@mix.register_fake
+def _(x):
+    return torch.empty_like(x)
+
+
+class Model(nn.Module):
+    """Two equal pieces around an operator, and one that counts its calls in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.register_buffer("seen", torch.zeros(8))
+
+    def forward(self, x):
+        x = mix(self.first(x).relu())
+        x = mix(self.second(x).relu())
+        self.seen += 1
+        return x * 2 + self.seen
+
+
+class Platform(SimulatedPlatform):
+    """Compiles to source; its timer says that exact code takes ``exact`` of the range's time."""
+
+    def __init__(self, exact: float | None = None, **facts) -> None:
+        super().__init__(**facts)
+        self.compiler = SourceCompiler()
+        self.timed = 0
+        times = itertools.cycle([1e-3, 1e-3 * (exact or 1)])
+
+        def elapsed(run):
+            run()
+            self.timed += 1
+            return 3 * next(times)  # of three replays
+
+        if exact is not None:
+            self.device.elapsed = elapsed
+
+
+@pytest.fixture(autouse=True)
+def _inference() -> Iterator[None]:
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture
+def kept(monkeypatch, tmp_path):
+    """A compile store of the test's own."""
+    monkeypatch.setenv("PIECEWISE_CACHE_MODE", "readwrite")
+    monkeypatch.setenv("PIECEWISE_CACHE_DIR", str(tmp_path / "store"))
+
+
+def compiled(platform, model=None, front=pw.compile, **settings):
+    known = {
+        "dynamic": {"x": {0: pw.Dim("rows", 1, 16)}},
+        "capture_sizes": (2, 8),
+        "splitting_ops": ("pwexact::mix",),
+        **settings,
+    }
+    return front(model or Model(), pw.Config(**known), platform=platform)
+
+
+def same(fast, model, sizes=(1, 2, 5, 8, 8, 16)):
+    """Every call equals eager's, the counter too."""
+    for rows in sizes:
+        x = torch.randn(rows, 8)
+        torch.testing.assert_close(fast(x), model(x))
+
+
+@pytest.mark.parametrize("mode", ["piecewise", "full"])
+def test_exact_sizes_are_compiled_before_their_capture_each_distinct_piece_once(mode):
+    model, twin = Model(), Model()
+    twin.load_state_dict(model.state_dict())
+    platform = Platform()
+    fast = compiled(platform, model, capture_compile="exact", graph_mode=mode)
+    fast.warmup(torch.zeros(3, 8), progress=False)
+    fast.seal()
+    same(fast, twin)
+    stats = fast.stats()
+    # Two distinct pieces, for the range and the sizes 2, 8 and 16.
+    assert (stats.compilations, len(set(platform.compiler.compiled))) == (8, 8)
+    assert stats.calls["replayed"] == 4
+    assert stats.calls["compiled_range"] == 2
+    assert "size rows 8" in str(fast.explain())
+
+
+def test_range_is_as_ever_and_auto_is_that_where_nothing_can_be_measured():
+    for asked in ("range", "auto"):
+        platform = Platform()
+        fast = compiled(platform, capture_compile=asked)
+        fast.warmup(torch.zeros(3, 8), progress=False)
+        assert fast.stats().compilations == 2
+        assert "captured sizes of" not in str(fast.explain())
+
+
+def test_without_warmup_the_first_call_of_a_captured_size_compiles_it_exactly():
+    model, twin = Model(), Model()
+    twin.load_state_dict(model.state_dict())
+    fast = compiled(Platform(), model, capture_compile="exact")
+    same(fast, twin, (2, 2))
+    assert fast.stats().compilations == 2
+    assert fast.stats().calls["replayed"] == 2
+
+
+def test_without_graphs_nothing_is_exact():
+    model, twin = Model(), Model()
+    twin.load_state_dict(model.state_dict())
+    fast = compiled(Platform(), model, capture_compile="exact", graph_mode="none")
+    fast.warmup(torch.zeros(3, 8), progress=False)
+    same(fast, twin)
+    assert fast.stats().compilations == 2
+
+
+@pytest.mark.parametrize(("share", "compilations"), [(0.9, 2 + 3 * 2), (0.99, 2 + 2)])
+def test_auto_compiles_exactly_where_that_was_measured_to_pay(share, compilations):
+    model, twin = Model(), Model()
+    twin.load_state_dict(model.state_dict())
+    platform = Platform(share)
+    fast = compiled(platform, model)
+    fast.warmup(torch.zeros(3, 8), progress=False)
+    assert torch.equal(model.seen, torch.zeros(8))  # measuring leaves no trace
+    fast.seal()
+    same(fast, twin)
+    stats = fast.stats()
+    assert (stats.compilations, stats.captures) == (compilations, 9)
+    assert stats.calls["replayed"] == 4
+    assert platform.graphs.live_graphs == 9
+    said = " ".join(str(fast.explain()).split())
+    assert f"took {share * 1000:.1f} us with code of their own, 1000.0 us" in said
+    assert fast.explain().exact == tuple(f"region {r.index}: {r.verdict}" for r in regions(fast))
+
+
+def regions(fast):
+    return fast._pw_session.regions
+
+
+def test_calls_wait_for_no_measurement():
+    platform = Platform(0.5)
+    fast = compiled(platform)
+    fast(torch.zeros(8, 8))
+    assert platform.timed == 0
+    assert fast.stats().compilations == 2
+
+
+def test_what_was_measured_is_kept_and_used_by_calls_too(kept):
+    model, twin = Model(), Model()
+    twin.load_state_dict(model.state_dict())
+    compiled(Platform(0.5), model).warmup(torch.zeros(3, 8), progress=False)
+    for warm in (True, False):
+        platform = Platform(2.0)  # would decide otherwise
+        fast = compiled(platform, model)
+        if warm:
+            fast.warmup(torch.zeros(3, 8), progress=False)
+        same(fast, twin)
+        assert platform.timed == 0
+        assert fast.stats().compilations == 0
+        assert "each captured size has its own" in " ".join(str(fast.explain()).split())
+
+
+def test_a_bundle_brings_the_answer_and_the_code(tmp_path):
+    model, twin = Model(), Model()
+    twin.load_state_dict(model.state_dict())
+    first = compiled(Platform(0.5), model)
+    first.warmup(torch.zeros(3, 8), progress=False)
+    first.save(tmp_path / "model.pwb")
+    platform = Platform(2.0)
+    fast = pw.load(tmp_path / "model.pwb", model, platform=platform)
+    fast.warmup(progress=False)
+    same(fast, twin)
+    assert (platform.timed, fast.stats().compilations) == (0, 0)
+
+
+def test_many_captured_sizes_are_not_compiled_one_by_one_unasked():
+    platform = Platform(0.5)
+    fast = compiled(platform, capture_sizes=tuple(range(2, 12)))
+    fast.warmup(torch.zeros(3, 8), progress=False)
+    assert (platform.timed, fast.stats().compilations) == (0, 2)
+    assert "more than 8" in str(fast.explain())
+
+
+def test_a_size_that_cannot_be_captured_measures_nothing_and_serves():
+    model, twin = Model(), Model()
+    twin.load_state_dict(model.state_dict())
+    fast = compiled(Platform(0.5, fail_capture_at=1), model)
+    fast.warmup(torch.zeros(3, 8), progress=False)
+    same(fast, twin)
+    assert "could not be measured" in " ".join(str(fast.explain()).split())
+
+
+def test_the_door_compiles_a_size_that_nobody_listed_exactly():
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
+    door = torch.compile(
+        model,
+        backend="piecewise",
+        dynamic=True,
+        options={
+            "platform": "cpu",
+            "compiler": "eager",
+            "capture": "first",
+            "capture_compile": "exact",
+        },
+    )
+    for rows in (3, 3, 5, 5):
+        x = torch.randn(rows, 8)
+        torch.testing.assert_close(door(x), model(x))
+
+
+@pytest.mark.inductor
+def test_compiled_static_plans_of_exact_sizes_equal_the_model():
+    model, twin = Model(), Model()
+    twin.load_state_dict(model.state_dict())
+    settings = {"compiler": "inductor", "capture_sizes": (2,), "capture_max": False}
+    fast = compiled(CpuPlatform(), model, capture_compile="exact", **settings)
+    fast.warmup(torch.zeros(3, 8), progress=False)
+    fast.seal()
+    same(fast, twin)
+    assert fast.stats().compilations == 4
+    assert fast.stats().calls["replayed"] == 1
