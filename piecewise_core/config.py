@@ -13,7 +13,13 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from piecewise_core import config_env, config_fields, config_io
-from piecewise_core.config_choices import CaptureCompile, CompileMode, GraphMode, check_choices
+from piecewise_core.config_choices import (
+    CaptureCompile,
+    CompileMode,
+    GraphMode,
+    check_choices,
+    check_workers,
+)
 from piecewise_core.config_dims import Dim, FrozenMap, dims_of, freeze_dynamic
 from piecewise_core.events import Event, check_listener
 from piecewise_core.ranges import Box, Range, Sizes
@@ -45,9 +51,9 @@ class Config(config_io.PlainData):
     captures the size ``()``. ``capture``: whether a size is captured at its first call or, "lazy",
     at its second. ``capture_compile``: whether graphs hold code for exactly their size, or their
     range's; "auto" measures. ``padding``: whether a call is padded up to a capture size, of each
-    dim at most ``max_padding_factor`` times its own. ``out_of_range``: what a size outside the
-    bounds does.
-    ``compiler``: a name; None is the platform's own. ``compile_mode``: when compilation happens.
+    dim at most ``max_padding_factor`` times its own. ``out_of_range``: what a size out of bounds
+    does. ``compiler``: a name; None is the platform's own. ``compile_mode``: when it compiles.
+    ``compile_workers``: processes that compile pieces side by side while a call or warm-up waits.
     ``regions``: whether a branch of the model on a size cuts the sizes by itself, up to
     ``max_regions`` regions traced, or at listed endpoints only. ``inputs``: "static" promises that
     inputs never move. ``clone_outputs``: whether outputs survive the next call. ``check``: how
@@ -73,6 +79,7 @@ class Config(config_io.PlainData):
     out_of_range: Literal["error", "general", "eager"] = "error"
     compiler: str | None = None
     compile_mode: CompileMode = "lazy"
+    compile_workers: int | Literal["auto"] = "auto"
     regions: Literal["declared", "auto"] = "auto"
     max_regions: int = 64
     inputs: Literal["copy", "static"] = "copy"
@@ -102,6 +109,7 @@ class Config(config_io.PlainData):
 
     def _normalise_scalars(self) -> None:
         check_choices(self)
+        self._set("compile_workers", check_workers(self.compile_workers))
         self._set("max_regions", config_fields.count("max_regions", self.max_regions))
         self._set("max_padding_factor", check_factor(self.max_padding_factor))
         for name in ("capture_max", "clone_outputs", "profiler_names"):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from piecewise_core import config_fields
+from piecewise_core.config_dims import integer
 
-__all__ = ["CaptureCompile", "CompileMode", "GraphMode", "check_choices"]
+__all__ = ["CaptureCompile", "CompileMode", "GraphMode", "check_choices", "check_workers"]
 
 GraphMode = Literal["none", "piecewise", "full", "full_and_piecewise"]
 CompileMode = Literal["lazy", "warmup", "background"]
@@ -23,6 +24,14 @@ _CHOICES = {
     "check": ("off", "cheap", "strict", "verify"),
 }
 _GRAPH_MODES = ("none", "piecewise", "full", "full_and_piecewise")
+
+
+def check_workers(value: object) -> int | Literal["auto"]:
+    """Return ``Config.compile_workers``: a number of processes, 0 for none, or "auto"."""
+    if isinstance(value, str):
+        config_fields.choice("compile_workers", value, ("auto",))
+        return "auto"
+    return integer("Config.compile_workers", value)
 
 
 def check_choices(config: Any) -> None:

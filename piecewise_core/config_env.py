@@ -18,7 +18,8 @@ _NAMES = frozenset({"rewrites_off", "splitting_ops"})
 _SIZES = frozenset({"compile_ranges_endpoints", "compile_sizes", "capture_sizes"})
 _FLAGS = frozenset({"capture_max", "clone_outputs", "profiler_names"})
 _NUMBERS = frozenset({
-    "max_forms", "max_padding_factor", "max_regions", "memory_limit", "verify_rate",
+    "compile_workers", "max_forms", "max_padding_factor", "max_regions", "memory_limit",
+    "verify_rate",
 })  # fmt: skip
 
 

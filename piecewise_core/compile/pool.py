@@ -1,6 +1,6 @@
-"""One worker process that compiles while the model serves.
+"""Worker processes that compile while the model serves, or side by side while it waits.
 
-In-process threads cannot do this: Inductor's settings do not reach them. The worker is a fresh
+In-process threads cannot do this: Inductor's settings do not reach them. A worker is a fresh
 interpreter, so it never imports the user's ``__main__``.
 """
 
@@ -14,7 +14,9 @@ import queue
 import subprocess
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from piecewise_core import interpreter
@@ -27,47 +29,62 @@ logger = logging.getLogger(__name__)
 _TIMEOUT = 900.0
 """Seconds after which a compilation counts as hung; the worker is then replaced."""
 
+_DEATHS = 6
+"""Processes that may die one after the other in a worker's place before it starts no more."""
+
 Make = Callable[[int], Request]
 Work = Callable[[Callable[[Make], Answer]], None]
 
 
 class WorkerPool:
-    """Sends requests to one worker and waits for its answers, on a thread of its own.
+    """Sends requests to workers and waits for their answers, on a thread for each.
 
-    ``run`` never blocks. The worker ends with ``close``, with this object, and with the
-    process; a forked process starts one of its own. ``timeout``: seconds for one compilation.
+    ``run`` never blocks. Workers end with ``close``, with this object, and with the process; a
+    forked process starts its own. ``timeout``: seconds for one compilation. ``workers``: how many
+    there are, each started when there is work for it. ``attempts``: how often a request is made
+    whose process dies. ``variables``: of the environment, for them.
     """
 
-    def __init__(self, timeout: float = _TIMEOUT) -> None:
-        self._timeout = timeout
+    def __init__(
+        self,
+        timeout: float = _TIMEOUT,
+        workers: int = 1,
+        attempts: int = 1,
+        variables: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        self._make = partial(_Worker, timeout, attempts, variables)
+        self._count = workers
         self._inherited: list[_Worker] = []
         self._begin()
 
     def _begin(self) -> None:
         self._jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._worker = _Worker(self._timeout)
-        self._thread: threading.Thread | None = None
+        self._workers = [self._make() for _ in range(self._count)]
+        self._threads: list[threading.Thread] = []
         self._process = os.getpid()
         # Runs at interpreter exit too: a worker in mid-compile would outlive its parent.
-        self.close = weakref.finalize(self, _end, self._jobs, self._worker, self._process)
-        """End the worker. What it is doing, and what waits, is never answered."""
+        self.close = weakref.finalize(self, _end, self._jobs, self._workers, self._process)
+        """End the workers. What they are doing, and what waits, is never answered."""
 
     def run(self, work: Work) -> None:
-        """Call ``work(ask)`` on the pool's thread; ``ask(make)`` has the worker compile.
+        """Call ``work(ask)`` on a thread of the pool; ``ask(make)`` has its worker compile.
 
         What waits when the pool is closed is not called, and what asks then goes no further.
         """
         if self._process != os.getpid():
-            # Forked: the worker is the parent's, and so is what waits for it.
+            # Forked: the workers are the parent's, and so is what waits for them.
             self.close.detach()
-            self._worker.abandon()
-            self._inherited.append(self._worker)
+            for worker in self._workers:
+                worker.abandon()
+            self._inherited += self._workers
             self._begin()
-        if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(
-                target=_run, args=(self._jobs, self._worker), name="piecewise-pool", daemon=True
+        if len(self._threads) < self._count:
+            worker = self._workers[len(self._threads)]
+            thread = threading.Thread(
+                target=_run, args=(self._jobs, worker), name="piecewise-pool", daemon=True
             )
-            self._thread.start()
+            self._threads.append(thread)
+            thread.start()
         self._jobs.put(work)
 
 
@@ -78,10 +95,11 @@ def _run(jobs: queue.SimpleQueue[Any], worker: _Worker) -> None:
     worker.close()
 
 
-def _end(jobs: queue.SimpleQueue[Any], worker: _Worker, process: int) -> None:
+def _end(jobs: queue.SimpleQueue[Any], workers: list[_Worker], process: int) -> None:
     if os.getpid() == process:  # a forked process ends before its parent
-        jobs.put(None)
-        worker.end()
+        for worker in workers:
+            jobs.put(None)
+            worker.end()
 
 
 class _Ended(BaseException):
@@ -91,8 +109,9 @@ class _Ended(BaseException):
 class _Worker:
     """The process, started when there is work, and again when it died."""
 
-    def __init__(self, timeout: float) -> None:
-        self._timeout = timeout
+    def __init__(self, timeout: float, attempts: int, variables: Mapping[str, str]) -> None:
+        self._timeout, self._attempts, self._variables = timeout, attempts, variables
+        self._deaths = 0
         self._serial = itertools.count()
         self._process: subprocess.Popen[bytes] | None = None
         self._ended = False
@@ -111,12 +130,17 @@ class _Worker:
     def ask(self, make: Make) -> Answer:
         """One round trip; what goes wrong in it is an answer too."""
         serial = next(self._serial)
-        try:
-            answer = self._ask(make(serial))
-        except Exception as error:
-            answer = Answer(serial, None, f"{type(error).__name__}: {error}", 0.0)
-        if self._ended:
-            raise _Ended
+        answer = Answer(serial, None, f"{_DEATHS} worker processes ended, one after another", 0.0)
+        for _ in range(self._attempts if self._deaths < _DEATHS else 0):
+            before = self._deaths
+            try:
+                answer = self._ask(make(serial))
+            except Exception as error:
+                answer = Answer(serial, None, f"{type(error).__name__}: {error}", 0.0)
+            if self._ended:
+                raise _Ended
+            if self._deaths == before or self._deaths == _DEATHS:
+                break
         return answer
 
     def abandon(self) -> None:
@@ -165,8 +189,10 @@ class _Worker:
         finally:
             watchdog.cancel()
         if answer is not None:
+            self._deaths = 0
             return answer
         code = process.wait()
+        self._deaths += not late.is_set()
         why = f"it took longer than {self._timeout:g} s" if late.is_set() else f"code {code}"
         return Answer(request.serial, None, f"the worker process ended: {why}", 0.0)
 
@@ -176,7 +202,7 @@ class _Worker:
         if self._process is None:
             self._process = subprocess.Popen(
                 interpreter.command("piecewise_core.compile.worker"),
-                env=interpreter.environment(os.environ),
+                env=interpreter.environment({**os.environ, **self._variables}),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
             )

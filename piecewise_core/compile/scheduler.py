@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Protocol
 
@@ -45,12 +45,17 @@ class Outside(Protocol):
         ...
 
 
+Helpers = Callable[[CompilerAdaptor, list[Task], Callable[[Task, Artifact], object]], None]
+"""Compiles some of the tasks, for which it calls back, and returns when it is done."""
+
+
 class Scheduler:
     """Compiles pieces through one adaptor and hands equal pieces the same artifact.
 
     ``rewrites``: of every piece, before it is compiled. ``counters``: of the model.
     ``is_capturing``: whether the device records what this thread does; nothing compiles then.
-    ``cache``: of the compile store; None keeps nothing.
+    ``cache``: of the compile store; None keeps nothing. ``helpers``: compiles several pieces at
+    once, in other processes; None for nobody.
     """
 
     def __init__(
@@ -78,6 +83,7 @@ class Scheduler:
         self._failed: dict[tuple[str, Box], str] = {}
         self._turn = 0
         self.sealed: str | None = None
+        self.helpers: Helpers | None = None
 
     @property
     def artifacts(self) -> tuple[Artifact, ...]:
@@ -184,6 +190,23 @@ class Scheduler:
                 return  # another thread did at the same time
             task = self.task(piece, symbols, box, label)
             by.submit(task, partial(self._take_in, self._turn))
+
+    def compile_beside(
+        self, wanted: Iterable[tuple[Piece, Mapping[sympy.Symbol, int], Box, str]]
+    ) -> None:
+        """Have worker processes compile what is missing of ``wanted``, and wait for it.
+
+        Each is what ``artifact`` takes. What they do not compile is left to that. Call it without
+        ``compile_lock``, which those who take their code in need.
+        """
+        if self.helpers is None or self.sealed is not None:
+            return
+        tasks: dict[tuple[str, Box], Task] = {}
+        for piece, symbols, box, label in wanted:
+            key = self.register(piece), project(piece, box)
+            if key not in self._artifacts and key not in tasks and not piece.hazard:
+                tasks[key] = self.task(piece, symbols, box, label)
+        self.helpers(self._maker.adaptor, list(tasks.values()), partial(self._take_in, self._turn))
 
     def failed(self, piece: Piece, box: Box) -> str | None:
         """Why ``piece`` could not be compiled elsewhere for ``box``."""

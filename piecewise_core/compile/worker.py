@@ -7,6 +7,7 @@ and a pickle. Whatever the compiler prints goes to stderr.
 from __future__ import annotations
 
 import os
+import signal
 import time
 from dataclasses import replace
 from typing import Any
@@ -18,6 +19,8 @@ __all__ = ["main"]
 
 def main() -> None:
     """Serve requests until stdin closes."""
+    # Ctrl-C goes to every process of the terminal: whoever asked is told, and ends this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     requests = os.fdopen(os.dup(0), "rb")
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)

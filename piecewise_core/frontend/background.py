@@ -1,4 +1,4 @@
-"""Compile in a worker process while the model serves the general graph."""
+"""Compile in worker processes, one while the model serves the general graph."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ __all__ = ["Background"]
 
 logger = logging.getLogger(__name__)
 
+_AS_WRITTEN = "goes on running as written; call warmup() to compile it in this process"
+
 Ask = Callable[[Callable[[int], Request]], Answer]
 Done = Callable[[Task, Artifact | None, str], None]
 
@@ -38,16 +40,23 @@ class Background:
     """Sends pieces to the worker and loads what comes back, off the calling thread.
 
     ``cache``: of the compile store, which is asked before the worker is. ``told``: called, with no
-    lock held, whenever something is done.
+    lock held, whenever something is done. ``pool``: of other workers than one. ``otherwise``: what
+    becomes of a piece that no worker compiled, for messages.
     """
 
     def __init__(
-        self, setup: Setup, cache: ArtifactCache, told: Callable[[], object] = lambda: None
+        self,
+        setup: Setup,
+        cache: ArtifactCache,
+        told: Callable[[], object] = lambda: None,
+        pool: WorkerPool | None = None,
+        otherwise: str = _AS_WRITTEN,
     ) -> None:
         self._setup = setup
         self._cache = cache
         self._told = told
-        self._pool = WorkerPool()
+        self._pool = pool or WorkerPool()
+        self._otherwise = otherwise
         self._failed = False
 
     def can_serve(self, adaptor: CompilerAdaptor) -> bool:
@@ -89,11 +98,12 @@ class Background:
         self._failed = True
         logger.log(
             level,
-            "%s for sizes %s was not compiled in the background (%s) and goes on running as "
-            "written; call warmup() to compile it in this process",
+            "%s (%s) for sizes %s was not compiled by a worker process (%s) and %s",
             task.label,
+            task.piece.source or "no source line",
             task.box,
             error,
+            self._otherwise,
         )
         return error
 

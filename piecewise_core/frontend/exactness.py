@@ -88,8 +88,8 @@ class Exactness:
             sample = _sample(sizes)
             yield from self._compiled(region, Box.single(sample))
             self._measure(region, sizes, sample)
-            for box in [Box.single(s) for s in sizes] if region.exact else ():
-                yield from self._compiled(region, box)
+            if region.exact:
+                yield from self._compiled(region, *map(Box.single, sizes))
 
     def _sizes(self, region: Region) -> list[Sizes]:
         """The captured sizes of ``region`` to decide about, the largest first; none if settled."""
@@ -106,7 +106,12 @@ class Exactness:
             region.verdict = f"{len(inside)} captured sizes, more than {MOST}: code of their ranges"
         return largest_first(inside) if len(inside) <= MOST and not region.as_written else []
 
-    def _compiled(self, region: Region, box: Box) -> Iterator[tuple[Region, Box, int]]:
+    def _compiled(self, region: Region, *boxes: Box) -> Iterator[tuple[Region, Box, int]]:
+        self._shared.scheduler.compile_beside(region.wanted(*boxes))
+        for box in boxes:
+            yield from self._one_by_one(region, box)
+
+    def _one_by_one(self, region: Region, box: Box) -> Iterator[tuple[Region, Box, int]]:
         for index, piece in enumerate(region.program.compilable):
             if self._shared.scheduler.ready(piece, box) is None:
                 yield region, box, index

@@ -6,9 +6,10 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import sympy
 import torch
 
 from piecewise_core.backend import PiecewiseBackend, range_key
@@ -16,7 +17,7 @@ from piecewise_core.compile.artifact import Artifact
 from piecewise_core.compile.scheduler import Outside, Scheduler
 from piecewise_core.config import Config
 from piecewise_core.frontend.building import Unready
-from piecewise_core.graph.split import Program
+from piecewise_core.graph.split import Piece, Program
 from piecewise_core.ranges import Box, Sizes
 from piecewise_core.table import TargetTable
 from piecewise_core.targets import Target, plan_targets
@@ -182,6 +183,7 @@ class PieceCode:
 
     def build(self, box: Box) -> None:
         """Compile what serves ``box``. Call it without the call lock; plans are made under that."""
+        self._scheduler.compile_beside(self.wanted(box))
         with compile_lock:
             for index, run in self.runnables(box):
                 # A class that dispatches by itself asks in the middle of a call: it finds all made.
@@ -189,15 +191,20 @@ class PieceCode:
                     self.compile_piece(index, asked)
         self._built.add(box)
 
+    def wanted(self, *boxes: Box) -> Iterator[tuple[Piece, Mapping[sympy.Symbol, int], Box, str]]:
+        """What the scheduler is to have for ``boxes``."""
+        for index, piece in enumerate(() if self.as_written else self.program.compilable):
+            for box in boxes:
+                yield piece, self.program.traced.symbols, box, self.label(index)
+
     def is_asked(self, box: Box) -> bool:
         """Whether ``request`` was called for ``box``, in this process: a forked one asks anew."""
         return (os.getpid(), box) in self._asked
 
     def request(self, box: Box, by: Outside) -> None:
         """Have every piece compiled elsewhere for ``box``."""
-        for index, piece in enumerate(() if self.as_written else self.program.compilable):
-            symbols = self.program.traced.symbols
-            self._scheduler.request(piece, symbols, box, self.label(index), by)
+        for wanted in self.wanted(box):
+            self._scheduler.request(*wanted, by)
         self._asked.add((os.getpid(), box))
 
     def runnables(self, box: Box) -> Iterator[tuple[int, Callable[..., Any]]]:

@@ -90,6 +90,7 @@ def compile_form(form: Form) -> Iterator[tuple[Region, Box, int]]:
         pass
     for region in form.regions:
         form.exactness.known(region)
+    shared.scheduler.compile_beside(w for r in form.regions for w in r.wanted(*r.boxes))
     for region, box in [(r, box) for r in form.regions for box in r.boxes]:
         for index, piece in enumerate(region.program.compilable):
             if shared.scheduler.ready(piece, box) is None:

@@ -18,6 +18,7 @@ from piecewise_core.frontend.background import Background
 from piecewise_core.frontend.building import Builds, Unready
 from piecewise_core.frontend.calllock import CallLock
 from piecewise_core.frontend.drift import Drift
+from piecewise_core.frontend.fan import Fan
 from piecewise_core.frontend.naming import model_name
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.frontend.tracestore import TraceStore
@@ -53,6 +54,7 @@ class Shared:
         self.scheduler = Scheduler(
             setup.compiler, self.config, self.counters, setup.rewrites, setup.is_capturing, cache
         )
+        self.scheduler.helpers = Fan(setup, cache)
         in_background = self.config.compile_mode == "background"
         self.background = Background(setup, cache, self.counters.deliver) if in_background else None
         self.begin_memory()

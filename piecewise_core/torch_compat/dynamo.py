@@ -53,6 +53,7 @@ __all__ = [
     "get_compile_id",
     "get_frame",
     "get_metrics_context",
+    "holds_compile_lock",
     "is_kept_out",
     "is_marked_static",
     "mark_dynamic",
@@ -70,6 +71,12 @@ compile_lock = after_fork.frees(convert_frame.compile_lock)
 
 A forked child has it free, which torch itself does not see to.
 """
+
+
+def holds_compile_lock() -> bool:
+    """Whether this thread has ``compile_lock``; yes where that cannot be told."""
+    return bool(getattr(compile_lock, "_is_owned", lambda: True)())
+
 
 trace_errors = (TorchDynamoException,)
 """What Dynamo raises when it cannot trace to one graph."""

@@ -1,0 +1,97 @@
+"""Distinct pieces compiled side by side, by worker processes, while a call or warm-up waits."""
+
+from __future__ import annotations
+
+import os
+import queue
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from piecewise_core.compile.artifact import Artifact
+from piecewise_core.compile.artifact_cache import ArtifactCache
+from piecewise_core.compile.pool import WorkerPool
+from piecewise_core.compile.task import Task
+from piecewise_core.frontend.background import Background
+from piecewise_core.frontend.setup import Setup
+from piecewise_core.graph.opfacts import is_foreign
+from piecewise_core.protocols import CompilerAdaptor
+from piecewise_core.torch_compat.dynamo import holds_compile_lock
+
+__all__ = ["CORES", "MOST", "PIECES", "Fan", "workers_for"]
+
+MOST = 8
+"""Workers that "auto" starts: each imports torch, and on a GPU has a context of its own."""
+
+CORES, PIECES = 4, 4
+"""Fewer cores or missing pieces are not worth the imports, some 5 s of a core for each worker."""
+
+_ATTEMPTS = 2
+_THREADS = "TORCHINDUCTOR_COMPILE_THREADS"
+
+
+def workers_for(asked: int | Literal["auto"], pieces: int, cores: int) -> int:
+    """How many processes compile ``pieces`` pieces that the store lacks; 0: this one does."""
+    if asked != "auto":
+        return min(asked, pieces) if pieces > 1 else 0
+    return min(pieces, cores // 2, MOST) if cores >= CORES and pieces >= PIECES else 0
+
+
+class Fan:
+    """The workers of one model, which live as long as there is something to compile."""
+
+    def __init__(self, setup: Setup, cache: ArtifactCache) -> None:
+        self._setup, self._cache = setup, cache
+
+    def __call__(
+        self,
+        adaptor: CompilerAdaptor,
+        tasks: Sequence[Task],
+        take: Callable[[Task, Artifact], object],
+    ) -> None:
+        """Compile those of ``tasks`` that the store lacks; ``take`` is called on other threads."""
+        asked = self._setup.config.compile_workers
+        cores = _cores()
+        if not workers_for(asked, len(tasks), cores) or self._setup.selected.origin is None:
+            return  # also: no worker finds a platform that no plugin brings
+        missing = [task for task in tasks if self._is_missing(task)]
+        count = workers_for(asked, len(missing), cores)
+        if not count or holds_compile_lock():  # those who take code need that lock
+            return
+        # Inductor has workers of its own, for each process as many as there are cores.
+        threads = os.environ.get(_THREADS, str(max(1, cores // count)))
+        pool = WorkerPool(workers=count, attempts=_ATTEMPTS, variables={_THREADS: threads})
+        helper = Background(
+            self._setup, self._cache, pool=pool, otherwise="is compiled in this process"
+        )
+        if not helper.can_serve(adaptor):
+            return
+        done: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+        def taken(task: Task, made: Artifact | None, why: str) -> None:
+            try:
+                if made is not None:
+                    take(task, made)
+            finally:
+                done.put(None)
+
+        try:
+            for task in missing:
+                helper.submit(task, taken)
+            for _ in missing:
+                done.get()
+        finally:
+            helper.close()
+
+    def _is_missing(self, task: Task) -> bool:
+        """Whether the store lacks it, and another process can know its operators."""
+        graph = task.piece.graph
+        if graph is None or any(is_foreign(node.target) for node in graph.graph.nodes):
+            return False
+        return task.ticket is None or self._cache.find(task.ticket) is None
+
+
+def _cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
