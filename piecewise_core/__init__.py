@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from piecewise_core.frontend.door.registry import dynamo_graphs
     from piecewise_core.frontend.estimate import Estimate
     from piecewise_core.frontend.explanation import Explanation
+    from piecewise_core.frontend.graphcompiler import GraphCompiler
     from piecewise_core.frontend.graphpool import Pool, PoolStatus
     from piecewise_core.frontend.status import Status
     from piecewise_core.frontend.warmup import WarmupReport
@@ -48,6 +49,7 @@ __all__ = [
     "Estimate",
     "Event",
     "Explanation",
+    "GraphCompiler",
     "Histogram",
     "PiecewiseBackend",
     "Pool",
@@ -74,6 +76,7 @@ _LAZY = {
     "DynamoGraph": "frontend.door.facts",
     "Estimate": "frontend.estimate",
     "Explanation": "frontend.explanation",
+    "GraphCompiler": "frontend.graphcompiler",
     "Histogram": "planner.histogram",
     "PiecewiseBackend": "backend",
     "Pool": "frontend.graphpool",

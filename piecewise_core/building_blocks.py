@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from piecewise_core.compile.native_piece import NativePiece
     from piecewise_core.compile.private_caches import private_caches
     from piecewise_core.config_cache import cache_directory
+    from piecewise_core.graph.garbage import no_collection
     from piecewise_core.interpreter import careful_children
     from piecewise_core.ownership import foreign, make_private
     from piecewise_core.plugins.torchbuild import torch_build
@@ -30,10 +31,14 @@ if TYPE_CHECKING:
     from piecewise_core.torch_compat import pytree
     from piecewise_core.torch_compat.cuda import current_device, raw_stream, triton_cache_dir
     from piecewise_core.torch_compat.dispatcher import TorchDispatchMode, without_modes
-    from piecewise_core.torch_compat.inductor import config_if_imported, vector_isas
+    from piecewise_core.torch_compat.inductor import (
+        config_if_imported,
+        inductor_settings,
+        vector_isas,
+    )
     from piecewise_core.torch_compat.libraries import has_mkl, mkldnn_is_on
     from piecewise_core.torch_compat.operators import schema_of
-    from piecewise_core.torch_compat.storages import memory_key, storage_key
+    from piecewise_core.torch_compat.storages import memory_key, same_addresses, storage_key
 
 __all__ = [
     "AcceleratorGraphDriver",
@@ -51,15 +56,18 @@ __all__ = [
     "foreign",
     "has_mkl",
     "host_values",
+    "inductor_settings",
     "is_archive",
     "make_private",
     "memory_key",
     "mkldnn_is_on",
+    "no_collection",
     "one_row_products",
     "private_caches",
     "pytree",
     "raw_stream",
     "residual_sums",
+    "same_addresses",
     "schema_of",
     "storage_key",
     "torch_build",
@@ -84,15 +92,18 @@ _HOMES = {
     "foreign": "ownership",
     "has_mkl": "torch_compat.libraries",
     "host_values": "capture.hostvalues",
+    "inductor_settings": "torch_compat.inductor",
     "is_archive": "compile.native_code",
     "make_private": "ownership",
     "memory_key": "torch_compat.storages",
     "mkldnn_is_on": "torch_compat.libraries",
+    "no_collection": "graph.garbage",
     "one_row_products": "rewrites.one_row_products",
     "private_caches": "compile.private_caches",
     "pytree": "torch_compat.pytree",
     "raw_stream": "torch_compat.cuda",
     "residual_sums": "rewrites.residual_sums",
+    "same_addresses": "torch_compat.storages",
     "schema_of": "torch_compat.operators",
     "storage_key": "torch_compat.storages",
     "torch_build": "plugins.torchbuild",

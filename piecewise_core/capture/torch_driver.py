@@ -101,6 +101,10 @@ class TorchGraphDriver:
         """A pool, whose memory goes back whenever all its graphs are gone."""
         return TorchPool(self._module.graph_pool_handle(), DriverMeter(self._module))
 
+    def pool_of(self, handle: Any) -> TorchPool:
+        """The pool that the module knows by ``handle``, for as long as it has graphs."""
+        return TorchPool(handle, DriverMeter(self._module))
+
     def new_graph(self) -> Any:
         """An empty graph of the module's class."""
         return self._class(keep_graph=True) if self._debug else self._class()
@@ -208,8 +212,6 @@ class TorchGraphDriver:
         total = pool.meter.close()
         return int(total * pool.live / pool.captured) if pool.captured else 0
 
-    # What else a driver knows ---------------------------------------------------------
-
     def explain(self, exc: BaseException) -> str | None:
         """What the user should do about an error in a capture."""
         return advice_on(exc, self._advice)
@@ -225,8 +227,6 @@ class TorchGraphDriver:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns that it dumps
             graph.debug_dump(str(path))
-
-    # In private -----------------------------------------------------------------------
 
     def _running(self, graph: Any) -> OpenCapture:
         if self._open is None or self._open.graph is not graph:

@@ -16,7 +16,7 @@ from piecewise_core.ranges import Box, Range
 from piecewise_core.torch_compat import dynamo
 from piecewise_core.torch_compat.fakes import FakeTensorMode, TracingContext, tracing
 
-__all__ = ["Job", "make_job"]
+__all__ = ["Job", "copied", "make_job"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def make_job(piece: Piece, symbols: dict[sympy.Symbol, int], box: Box) -> Job:
     """
     if piece.graph is None:
         raise ValueError("a splitting piece is not compiled")
-    graph = _copied(piece.graph)
+    graph = copied(piece.graph)
     env = ShapeEnv()
     mode = FakeTensorMode(shape_env=env, allow_non_fake_inputs=True)
     with dynamo.oblivious_sizes():
@@ -71,7 +71,7 @@ def make_job(piece: Piece, symbols: dict[sympy.Symbol, int], box: Box) -> Job:
     return Job(graph, tuple(inputs), mode, box, piece.dims, count)
 
 
-def _copied(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
+def copied(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
     """A copy of the graph over the same attributes."""
     graph = torch.fx.Graph()
     environment: dict[torch.fx.Node, torch.fx.Node] = {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 from piecewise_core.torch_compat.lookup import needed
@@ -20,6 +21,7 @@ __all__ = [
     "cudagraph_policy_class",
     "force_stride_order",
     "inductor_config",
+    "inductor_settings",
     "lowering_tables",
     "standalone_compile",
     "switch_defaults",
@@ -52,6 +54,12 @@ def inductor_config() -> Any:
     with needed():
         from torch._inductor import config
     return config
+
+
+def inductor_settings(settings: Mapping[str, Any]) -> AbstractContextManager[None]:
+    """A context in which Inductor's switches have these values, by its own names."""
+    found: AbstractContextManager[None] = inductor_config().patch(dict(settings))
+    return found
 
 
 def config_if_imported() -> Any:

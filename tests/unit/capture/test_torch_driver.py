@@ -506,6 +506,14 @@ def test_what_the_driver_took_is_what_is_missing_beyond_torch_s_own(module):
     assert driver.driver_bytes(pool) == 50
 
 
+def test_a_pool_that_somebody_else_has_made_is_captured_into(module):
+    driver = TorchGraphDriver(module)
+    handle = module.graph_pool_handle()
+    pool = driver.pool_of(handle)
+    capture(driver, module, pool=pool)
+    assert (pool.handle, pool.live) == (handle, 1)
+
+
 def test_no_graphs_no_driver_memory(module):
     driver = TorchGraphDriver(module)
     assert driver.driver_bytes(driver.new_pool()) == 0
