@@ -21,7 +21,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help check setup demo serve-demo test lint bench sweep fuzz mutants matrix vendors wheels wheel-test clean
+.PHONY: help check setup demo serve-demo test lint bench sweep fuzz mutants matrix vendors vllm wheels wheel-test clean
 
 help: ## list the targets
 	@echo 'usage: make TARGET [PYTHON=python3.12] [VENV=.venv]'
@@ -66,6 +66,9 @@ matrix: setup ## the tests on every torch from 2.11 on, each in its own environm
 
 vendors: setup ## examples/vendors with OpenVINO and ONNX Runtime: the kit, and MiniLM; installs them into build/vendors
 	$(PY) examples/vendors/check.py
+
+vllm: setup ## vLLM's CPU wheel with the plugin and without it: tokens, counts, seconds; installs it into build/vllm
+	$(PY) integrations/vllm/check.py
 
 wheels: setup ## wheel and source archive of core and every platform, into dist/
 	rm -rf dist

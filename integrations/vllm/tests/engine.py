@@ -1,6 +1,6 @@
 """One engine in a process of its own: starts, answers, and says what it took. JSON line last.
 
-python engine.py MODEL '{"tokens": 64, "compilation": {...}, "llm": {...}}'
+python engine.py MODEL '{"tokens": 64, "compilation": {...}, "llm": {...}, "models": 1}'
 """
 
 from __future__ import annotations
@@ -49,12 +49,10 @@ def serve(model: str, options: dict[str, Any]) -> dict[str, Any]:
     import piecewise_vllm
 
     settings = {"max_model_len": 256, "max_num_batched_tokens": 256, "max_num_seqs": 4}
-    llm = LLM(
-        model,
-        dtype="float32",
-        compilation_config=options.get("compilation", {}),
-        **{**settings, **options.get("llm", {})},
-    )
+    given = {**settings, **options.get("llm", {})}
+    given["compilation_config"] = options.get("compilation", {})
+    llms = [LLM(model, dtype="float32", **given) for _ in range(options.get("models", 1))]
+    llm = llms[-1]
     started = time.perf_counter()
     count = int(options.get("tokens", 64))
     sampling = SamplingParams(temperature=0, max_tokens=count, ignore_eos=True)

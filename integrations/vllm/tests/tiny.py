@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 __all__ = ["PROMPTS", "make"]
@@ -42,3 +43,7 @@ def make(folder: Path, layers: int = 4, hidden: int = 128) -> str:
     )
     LlamaForCausalLM(config).float().save_pretrained(folder)
     return str(folder)
+
+
+if __name__ == "__main__":
+    make(Path(sys.argv[1]))

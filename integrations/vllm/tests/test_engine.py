@@ -1,0 +1,71 @@
+"""With vLLM itself: engines that start where something is broken, or elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+MODEL = os.environ["PIECEWISE_VLLM_MODEL"]
+ENGINE = str(Path(__file__).with_name("engine.py"))
+
+
+def served(options: dict[str, Any] | None = None, **extra: str) -> dict[str, Any]:
+    """What one engine says of itself, over caches that are warm."""
+    command = [sys.executable, ENGINE, MODEL, json.dumps({"tokens": 16, **(options or {})})]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | extra)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.fixture(scope="module")
+def warm() -> dict[str, Any]:
+    """An engine that is as it should be."""
+    return served()
+
+
+def test_a_second_start_loads_and_says_so(warm):
+    stats = warm["stats"]
+    assert (stats["compilations"], stats["cache_hits"], stats["unique_pieces"]) == (0, 3, 3)
+    assert "5 pieces, 3 of them distinct: 0 compiled, 3 loaded, 2 shared" in warm["report"]
+    assert "from the compile store, shared by 2 more" in warm["report"]
+
+
+def test_the_store_s_command_lists_the_engine_s_pieces(warm):
+    command = [sys.executable, "-m", "piecewise_core.cli.main", "cache", "ls"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
+    assert done.stdout.count("model backbone piece") >= 3, done.stdout + done.stderr
+
+
+def test_nothing_is_compiled_for_an_engine_that_is_eager(warm):
+    found = served({"llm": {"enforce_eager": True}})
+    assert found["tokens"] == warm["tokens"]
+    assert (found["asked"], found["report"]) == (0, "nothing was compiled here")
+
+
+def test_a_store_that_is_broken_costs_time_and_no_start(warm, tmp_path: Path):
+    (tmp_path / "piecewise").write_text("no directory")
+    found = served(PIECEWISE_CACHE_DIR=str(tmp_path / "piecewise"))
+    assert found["tokens"] == warm["tokens"]
+    assert found["stats"]["compilations"] == 3
+    assert any("store" in said for said in found["warnings"])
+
+
+def test_an_engine_in_a_process_of_its_own_answers_for_itself(warm):
+    found = served(VLLM_ENABLE_V1_MULTIPROCESSING="1", VLLM_ALLOW_INSECURE_SERIALIZATION="1")
+    assert found["tokens"] == warm["tokens"]
+    assert found["report"] == "nothing was compiled here"
+    assert "5 pieces, 3 of them distinct" in found["through_the_engine"][0]
+
+
+def test_models_of_one_process_share_their_pieces(warm):
+    found = served({"models": 2})
+    assert found["tokens"] == warm["tokens"]
+    stats = found["stats"]
+    assert (stats["compilable_pieces"], stats["unique_pieces"], stats["cache_hits"]) == (10, 3, 3)
