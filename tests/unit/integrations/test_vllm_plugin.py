@@ -336,9 +336,10 @@ def _uncompiled(wrapper: Any) -> Any:
 @pytest.mark.parametrize("device_type", ["cpu"])
 def test_inputs_that_lie_elsewhere_are_served_by_the_compiled_piece(engine, simulated, caplog):
     served = Served(engine, 2)
-    buffers(served)
+    kept = buffers(served)
     for _ in range(2):
         x = torch.randn(4, 8)
+        assert x.data_ptr() != kept[4].data_ptr()
         torch.testing.assert_close(Engine(served).replay(x, tokens=4), served.model(x))
     assert sum("inputs of a captured piece moved" in m for m in caplog.messages) == 3
 
@@ -387,11 +388,12 @@ def test_nothing_is_captured_when_vllm_does_not_allow_it(engine, simulated, monk
 @pytest.mark.parametrize("device_type", ["cpu"])
 def test_clearing_frees_the_graphs_and_pieces_are_captured_again(engine, simulated):
     served = Served(engine, 2)
-    buffers(served)
+    first = buffers(served)
     assert simulated.graphs.live_graphs == 3 * len(BATCHES)
     for wrapper in served.wrappers.values():
         wrapper.clear_graphs()
     assert simulated.graphs.live_graphs == 0
+    first.clear()
     kept = buffers(served)
     kept[4].copy_(torch.randn(4, 8))
     torch.testing.assert_close(Engine(served).replay(kept[4], tokens=4), served.model(kept[4]))
