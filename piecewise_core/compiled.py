@@ -7,18 +7,19 @@ import functools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from piecewise_core.bundle.save import SaveReport, save
 from piecewise_core.counters import Stats
 from piecewise_core.errors import ConfigError, PiecewiseError
 from piecewise_core.frontend.bisectcall import bisect_call
 from piecewise_core.frontend.bisectreport import BisectReport
+from piecewise_core.frontend.controls import telling
 from piecewise_core.frontend.estimate import Estimate
 from piecewise_core.frontend.estimating import estimate
 from piecewise_core.frontend.explain import explain
 from piecewise_core.frontend.explanation import Explanation
-from piecewise_core.frontend.precompile import capture_all, dump_graphs, release
+from piecewise_core.frontend.precompile import dump_graphs
 from piecewise_core.frontend.readiness import wait_until_ready
 from piecewise_core.frontend.session import Session
 from piecewise_core.frontend.status import Status
@@ -32,20 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CompiledFunction", "Controls"]
 
-Control = TypeVar("Control", bound=Callable[..., Any])
-
-
-def _telling(control: Control) -> Control:
-    """``control``, with events handed out behind it."""
-
-    @functools.wraps(control)
-    def told(self: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return control(self, *args, **kwargs)
-        finally:
-            self._pw_session.tell()
-
-    return told  # type: ignore[return-value]
+_telling = telling(lambda self: self._pw_session.tell())
 
 
 class Controls:
@@ -70,15 +58,24 @@ class Controls:
         return self
 
     @_telling
-    def release(self) -> Self:
-        """Give static-graph memory back; captured sizes run without graphs until ``restore``."""
-        release(self._pw_session.shared, self._pw_session.forms)
+    def release(self, sizes: Sequence[Any] | None = None) -> Self:
+        """Give static-graph memory back; captured sizes run without graphs until ``restore``.
+
+        ``sizes``: of these capture sizes only; None for all. They are served as if they were not
+        listed, and what they held is there for other captures: a device has it back when no size
+        has graphs any more. Raises ConfigError for what is no capture size.
+        """
+        self._pw_session.release(sizes)
         return self
 
     @_telling
-    def restore(self) -> Self:
-        """Capture again what ``release`` freed or a replaced parameter made stale."""
-        capture_all(self._pw_session.shared, self._pw_session.forms)
+    def restore(self, sizes: Sequence[Any] | None = None, *, lazy: bool = False) -> Self:
+        """Capture again what ``release`` freed or a replaced parameter made stale.
+
+        ``sizes``: of these capture sizes only; None for all. ``lazy``: each at its next call, and
+        not now. Raises ConfigError for what is no capture size.
+        """
+        self._pw_session.restore(sizes, lazy=lazy)
         return self
 
     @_telling

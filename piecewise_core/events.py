@@ -27,6 +27,7 @@ EventKind = Literal[
     "retraced",
     "wrong",
     "evicted",
+    "released",
     "drifted",
 ]
 
@@ -36,7 +37,8 @@ class Event:
     """One thing that happened.
 
     ``kind``: ``traced``; ``compiled``, ``loaded`` (code from the compile store); ``captured``;
-    ``dropped`` (a capture size goes without graphs), ``evicted`` (its graphs made way);
+    ``dropped`` (a capture size goes without graphs), ``evicted`` (its graphs made way),
+    ``released`` (``release()`` freed them);
     ``missed`` (built after ``seal("warn")``); ``retraced``; ``wrong`` (a target gave other results
     than the model); ``drifted`` (calls are of other sizes than the captured ones, as ``status()``
     finds). ``what``: the piece, region or target. ``sizes``: that it is for. ``seconds``: that it

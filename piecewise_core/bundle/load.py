@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from piecewise_core.bundle.content import Content, SavedForm
 from piecewise_core.config import Config
 from piecewise_core.errors import BundleMismatch, ConfigError, StoreError
+from piecewise_core.frontend.building import between_builds
 from piecewise_core.frontend.precompile import compile_all
 from piecewise_core.frontend.session import Session
 from piecewise_core.frontend.setup import Setup
@@ -66,10 +67,33 @@ def _bind(path: Path, content: Content, fn: Callable[..., Any], setup: Setup) ->
     store = MemoryStore(content.entries, writable=False, name=f"bundle {path}")
     session = session_of(fn, setup, store)
     for structure, held, traces in forms:
-        session.adopt(structure, held, traces)
+        _adopt(session, structure, held, traces)
     for _ in compile_all(session.forms):  # loads; only what the bundle left out is compiled
         pass
     return session
+
+
+def _adopt(
+    session: Session,
+    structure: Structure,
+    bound: Iterable[torch.Tensor],
+    traces: Iterable[Traced],
+) -> None:
+    """Have ``session`` take a form that another process traced, in place of tracing it here.
+
+    ``bound``: the tensors that the model holds, in the order in which they were bound there.
+    """
+    shared, forms = session.shared, session.forms
+    with between_builds(session.lock):
+        form = forms.begin(structure)
+        if shared.memory is not None:
+            shared.memory.open_pool()
+        for tensor in bound:
+            form.model.parameters.add(tensor)
+        for traced in traces:
+            form.admit(form.regions.take(traced))
+        if not forms.called:
+            forms.last = form
 
 
 def config_of(path: Path, content: Content) -> Config:

@@ -15,7 +15,7 @@ from piecewise_core.capture.captured import CapturedPlan
 from piecewise_core.capture.graphmemory import GraphMemory
 from piecewise_core.capture.thinning import thinned
 from piecewise_core.counters import Counters
-from piecewise_core.errors import CaptureFailed, OutOfGraphMemory, SizeBranch
+from piecewise_core.errors import CaptureFailed, OutOfGraphMemory, Sealed, SizeBranch
 from piecewise_core.events import EventKind
 from piecewise_core.protocols import BudgetContext
 from piecewise_core.ranges import Sizes
@@ -89,6 +89,21 @@ class CapturedPlans:
         return self._lazy and not any(
             sizes in known for known in (self.called, self.owed, self._plans)
         )
+
+    def refuse_new(self, sizes: Sizes, sealed: str | None) -> None:
+        """Raise Sealed, or warn, where ``sizes`` would be captured for the first time after seal().
+
+        ``sealed``: "error" or "warn"; None: they may.
+        """
+        if sealed is None or any(sizes in known for known in (self, self.owed, self.dropped)):
+            return
+        text = (
+            f"sizes {sizes} would be captured after seal(); call warmup() before seal(), or "
+            "restore() after release()"
+        )
+        if sealed == "error":
+            raise Sealed(text)
+        self._counters.missed("static graphs", sizes, text)
 
     def budget(self, graphs_per_size: int, sizes: list[Sizes]) -> list[Sizes]:
         """The sizes that the device has graph handles for: the ends are kept, the middle thinned.
@@ -205,21 +220,24 @@ class CapturedPlans:
         if plan is not None:
             self.memory.retire(plan)
 
-    def release(self, *, later: bool = False) -> list[Sizes]:
-        """Free all graphs of this form; returns the sizes that had plans.
+    def release(self, sizes: Iterable[Sizes] | None = None, *, later: bool = False) -> list[Sizes]:
+        """Free graphs of this form, all or those of ``sizes``; returns the sizes that had plans.
 
         Memory whose outputs another thread may be reading is freed when that thread calls again.
         ``later``: so is this thread's, for what frees in the middle of a call: its inputs may be
         results. Raises CaptureFailed inside a replay.
         """
         self.callers.refuse_inside("static graphs would be freed")
-        held = list(self._plans)
-        self.owed |= {*held, *self.dropped}
-        for sizes in held:
-            self._retire(sizes)
+        wanted = {*self._plans, *self.dropped} if sizes is None else set(sizes)
+        held = [each for each in self._plans if each in wanted]
+        self.owed |= {*held, *(wanted & self.dropped.keys())}
+        for each in held:
+            self._retire(each)
+            if not later:
+                self._counters.tell("released", "static graphs", each)
         self.memory.freed(later=later)
         self.memory.emptied(later=later)
-        self.dropped.clear()
+        self.dropped = {each: why for each, why in self.dropped.items() if each not in wanted}
         return held
 
 

@@ -62,28 +62,32 @@ class Capturing:
         return self.replays.plans
 
     def targets(self, region: Region) -> tuple[Target, ...]:
-        """The captured sizes of ``region``; none while graphs are released.
-
-        Where their memory waits for a thread to be done with it, there are: its call tells.
-        """
-        if (self.replays.released and not self.replays.memory.retired) or region.box is None:
+        """The captured sizes of ``region``, but for those that sleep."""
+        awake = self.replays.awake()
+        if not awake or region.box is None:
             return ()
         padded, config = self.padded.of(region), self._config
         return capture_targets(
             region.box,
-            config.captures,
+            awake,
             padded=padded,
             uneven=config.uneven,
             factor=config.max_padding_factor,
         )
 
-    def capture_all(self, regions: Sequence[Region], bound: Sequence[torch.Tensor]) -> list[Sizes]:
-        """Capture every size, the largest first; returns those that are served by graphs."""
+    def capture_all(
+        self,
+        regions: Sequence[Region],
+        bound: Sequence[torch.Tensor],
+        sizes: Sequence[Sizes] | None = None,
+    ) -> list[Sizes]:
+        """Capture ``sizes``, or all, the largest first; returns those served by graphs."""
         wanted = [
             (self.program(region), target.capture)
             for region in regions
             for target in self.targets(region)
             if target.box.is_single_size() and target.capture is not None
+            if sizes is None or target.capture in sizes
         ]
         return self.replays.capture_all(wanted, bound)
 

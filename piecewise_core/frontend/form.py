@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -39,8 +39,8 @@ class Form:
     rest on. ``new``: how these calls differ from those known before, or "". ``give_up(form)``: what
     is done where its first call failed. ``warm(form)``: warms it up, first of all if ``to_warm``.
     ``fills``: whether the model, traced before and changed, may fill a memo at its next forward.
-    ``filling``: what a forward as written has just filled, ``filled``: how often one did.
-    ``alone``: whether the call's sizes are traced by themselves.
+    ``filling``: what a forward as written just filled, ``filled``: how often one did. ``alone``:
+    whether the call's sizes are traced by themselves.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class Form:
 
     def is_stale(self) -> bool:
         """Whether the model has changed so that it must be traced again."""
-        # What was rebound is read by ``rebound`` alone, which frees graphs of the old memory.
+        # ``rebound`` alone reads what was rebound: it frees graphs of the old memory.
         return self.model.read() is None and not self.model.regained()
 
     def _settle(self) -> None:
@@ -159,26 +159,27 @@ class Form:
             self.capturing.plans.release(later=True)
         self._settle()
 
-    def release(self, *, later: bool = False) -> list[Sizes]:
-        """Free all graph memory; sizes are served without graphs until they are captured again.
+    def release(self, sizes: Sequence[Sizes] | None = None, *, later: bool = False) -> list[Sizes]:
+        """Free graph memory, all or of ``sizes``, which are served without graphs until they wake.
 
         ``later``: in the middle of a call, whose inputs may lie in it.
         """
         if self.capturing is None:
             return []
-        freed = self.capturing.replays.release(later=later)
+        freed = self.capturing.replays.release(sizes, later=later)
         self.install()
         return freed
 
-    def capture_all(self) -> list[Sizes]:
-        """Capture every capture size, the largest first; returns those now served by graphs."""
-        if self.capturing is None:
-            return []
-        bound = self.bound()
-        if self.capturing.replays.released:
-            self.capturing.replays.released = False
+    def capture_all(self, sizes: Sequence[Sizes] | None = None) -> list[Sizes]:
+        """Capture ``sizes``, or all, the largest first; returns those now served by graphs."""
+        made = self.capturing
+        return [] if made is None else made.capture_all(self.regions, self.bound(), sizes)
+
+    def wake(self, sizes: Sequence[Sizes] | None = None) -> None:
+        """Have ``sizes``, or all, captured again, by ``capture_all`` or their next call."""
+        if self.capturing is not None and self.capturing.replays.asleep:
+            self.capturing.replays.asleep.end(sizes, self.shared.config.captures)
             self.install()
-        return self.capturing.capture_all(self.regions, bound)
 
     def _miss(self, t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
         """Serves sizes that no target holds: not traced yet, or out of bounds."""

@@ -132,6 +132,19 @@ class Pool:
             self._memory = self._begun(declared)
             self._memory.limit = self.memory_limit
 
+    def release(self) -> None:
+        """Give the memory of all models back; their calls run without graphs until ``restore``."""
+        for member in self._there():
+            member.release()
+
+    def restore(self, *, lazy: bool = False) -> None:
+        """Capture again what models released. ``lazy``: each size at its next call, and not now."""
+        for member in self._there():
+            member.restore(lazy=lazy)
+
+    def _there(self) -> list[Any]:
+        return [member for member in [ref() for ref, _, _ in self._members] if member is not None]
+
     # Books -----------------------------------------------------------------------------
 
     def stats(self) -> Stats:

@@ -33,6 +33,7 @@ __all__ = [
     "decide_form",
     "dump_graphs",
     "release",
+    "restore",
     "trace_all",
     "warm",
 ]
@@ -112,22 +113,41 @@ def warm(form: Form) -> None:
     for _ in (*compile_form(form), *decide_form(form)):
         pass
     with between_builds(form.shared.lock):
+        form.wake()
         form.capture_all()
 
 
-def capture_all(shared: Shared, forms: Sequence[Form]) -> list[Sizes]:
-    """Capture every capture size of every form; returns those now served by graphs.
-
-    What ``release`` freed, or a replaced parameter made stale, is captured again.
-    """
+def capture_all(
+    shared: Shared, forms: Sequence[Form], sizes: Sequence[Sizes] | None = None
+) -> list[Sizes]:
+    """Capture ``sizes`` of every form, or all, but what sleeps; returns those with graphs."""
     with between_builds(shared.lock):
-        return [sizes for form in forms for sizes in form.capture_all()]
+        return [each for form in forms for each in form.capture_all(sizes)]
 
 
-def release(shared: Shared, forms: Sequence[Form]) -> list[Sizes]:
-    """Free all graph memory; sizes are served without graphs until they are captured again."""
+def restore(
+    shared: Shared,
+    forms: Sequence[Form],
+    sizes: Sequence[Sizes] | None = None,
+    *,
+    lazy: bool = False,
+) -> list[Sizes]:
+    """Capture again what ``release`` freed, or a replaced parameter made stale.
+
+    ``sizes``: of these; None for all. ``lazy``: not now, but each at its next call.
+    """
     with shared.lock:
-        return [sizes for form in forms for sizes in form.release()]
+        for form in forms:
+            form.wake(sizes)
+    return [] if lazy else capture_all(shared, forms, sizes)
+
+
+def release(
+    shared: Shared, forms: Sequence[Form], sizes: Sequence[Sizes] | None = None
+) -> list[Sizes]:
+    """Free graph memory, all or that of ``sizes``: they are served without graphs."""
+    with shared.lock:
+        return [s for form in forms for s in form.release(sizes)]
 
 
 def dump_graphs(shared: Shared, forms: Sequence[Form], directory: Path) -> list[Path]:

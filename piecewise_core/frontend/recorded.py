@@ -5,28 +5,29 @@ from __future__ import annotations
 import copy
 import functools
 import time
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 import torch
 
 from piecewise_core.afterfork import after_fork
-from piecewise_core.capture.dumping import dump_plans
 from piecewise_core.capture.modes import being_watched
 from piecewise_core.counters import Counters, process_counters
 from piecewise_core.errors import ConfigError, NotTraced, PiecewiseError
 from piecewise_core.events import name_of
+from piecewise_core.frontend.controls import telling
 from piecewise_core.frontend.newform import place_of_call
 from piecewise_core.frontend.recordedcalls import RecordedCalls
 from piecewise_core.frontend.recordedstatus import RecordedBooks
-from piecewise_core.frontend.results import RecordedFacts
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.frontend.warmup import WarmupReport
 from piecewise_core.graph.describe import bind_arguments, describe_call
 from piecewise_core.ranges import Sizes
+from piecewise_core.replay.sleeping import chosen
 
 __all__ = ["RecordedFunction"]
+
+_telling = telling(lambda self: self.tell())
 
 
 class RecordedFunction(RecordedBooks):
@@ -76,6 +77,7 @@ class RecordedFunction(RecordedBooks):
 
     # Controls --------------------------------------------------------------------------
 
+    @_telling
     def warmup(self, *args: Any, progress: bool = True, **kwargs: Any) -> WarmupReport:
         """Capture every capture size, the largest first.
 
@@ -96,6 +98,7 @@ class RecordedFunction(RecordedBooks):
                 )
             captured: list[Sizes] = []
             for form in forms:
+                form.wake()
                 sizes = [target.capture or () for target in form.targets]
                 captured += [each for each in _captured(form, sizes) if each not in captured]
             return WarmupReport(
@@ -116,13 +119,19 @@ class RecordedFunction(RecordedBooks):
             form.recordings.left.seal()
         return self
 
-    def release(self) -> RecordedFunction:
-        """Free all graph memory; calls run as they are until ``restore``."""
+    @_telling
+    def release(self, sizes: Sequence[Any] | None = None) -> RecordedFunction:
+        """Free graph memory; calls run as they are until ``restore``.
+
+        ``sizes``: as for compiled models.
+        """
+        asked = chosen(self._config, sizes, "release")
         with self._lock:
             for form in self._forms:
-                form.recordings.free()
+                form.recordings.free(asked)
         return self
 
+    @_telling
     def retrace(self) -> RecordedFunction:
         """Drop what was captured; sizes are captured anew at their next calls. Raises Sealed."""
         with self._lock:
@@ -130,34 +139,22 @@ class RecordedFunction(RecordedBooks):
                 form.recordings.retrace("retrace() was called")
         return self
 
-    def restore(self) -> RecordedFunction:
+    @_telling
+    def restore(
+        self, sizes: Sequence[Any] | None = None, *, lazy: bool = False
+    ) -> RecordedFunction:
         """Capture again what ``release`` freed, or a replaced tensor made stale.
 
-        With ``inputs="static"`` each size is captured at its next call.
+        ``sizes``, ``lazy``: as for compiled models. With ``inputs="static"`` each size is captured
+        at its next call.
         """
+        asked = chosen(self._config, sizes, "restore")
         with self._lock:
             for form in self._started:
-                _captured(form, form.recordings.replays.plans.owed)
+                form.wake(asked)
+                owed = form.recordings.replays.plans.owed
+                _captured(form, () if lazy else owed if asked is None else owed & {*asked})
         return self
-
-    def dump_graphs(self, directory: str | Path) -> list[Path]:
-        """Write every static graph to a file in ``directory``, to look at; returns the files.
-
-        Of several forms of calls, each has a folder of its own there, ``form-0`` and so on.
-        """
-        return dump_plans([form.recordings.replays.plans for form in self._forms], Path(directory))
-
-    def explain(self) -> RecordedFacts:
-        """Which sizes have graphs, which have not and why."""
-        plans = [form.recordings.replays.plans for form in self._forms]
-        sizes = [s for s in self._config.captures if any(s in each for each in plans)]
-        info = self._setup.selected.info
-        found = {key: why for form in self._forms for key, why in form.verifier.wrong.items()}
-        wrong = {captured: why for (captured, _), why in found.items()}
-        retraced = self._calls.recordings.retraced
-        counts = self.stats().to_dict()
-        dropped = {size: why for each in plans for size, why in each.dropped.items()}
-        return RecordedFacts(info.name, tuple(sizes), dropped, counts, wrong, retraced)
 
     # Forms -----------------------------------------------------------------------------
 
@@ -221,6 +218,7 @@ class RecordedFunction(RecordedBooks):
             result = form.serve(*args, **kwargs)
         except Exception:
             form.recordings.free(later=True)
+            form.recordings.replays.asleep.end()
             form.started = False
             raise
         self._calls = form
@@ -242,5 +240,4 @@ class RecordedFunction(RecordedBooks):
 def _captured(form: RecordedCalls, sizes: Iterable[Sizes]) -> list[Sizes]:
     """Capture ``sizes`` of a form; returns those that are served by graphs."""
     replays = form.recordings.replays
-    replays.released = False
     return replays.capture_all([(form.recordings, each) for each in list(sizes)], ())

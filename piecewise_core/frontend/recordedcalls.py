@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -113,12 +113,6 @@ class RecordedCalls:
             static=self._config.inputs == "static",
             on_restride=lambda: self._counters.add("restrided"),
         )
-        padded = self._config.padding == "capture_sizes" and self._config.inputs == "copy"
-        bounds = self._config.bounds
-        dims = range(len(bounds.ranges)) if padded else ()
-        factor = self._config.max_padding_factor
-        self.targets = capture_targets(bounds, self._config.captures, padded=dims, factor=factor)
-        self._find = TargetTable(bounds, self.targets).find
         self.binder.matters = lambda leaf, lying: False  # asked of runs instead
         self.binder.expect(frozenset({"apart", "attributes"}))
         self.recordings.begin(self.binder)
@@ -138,6 +132,13 @@ class RecordedCalls:
         self.recordings, self.started = self._none_yet(memory), False
         self.recordings.replays.sealed = sealed
 
+    def wake(self, sizes: Sequence[Sizes] | None = None) -> None:
+        """Have ``sizes``, or all, captured again, now or at their next call."""
+        replays = self.recordings.replays
+        if replays.asleep:
+            replays.asleep.end(sizes, self._config.captures)
+            self._install()
+
     def _freed(self) -> None:
         """No size has graphs any more, and the module may have another forward by now."""
         if self._module is None or self._module.forward == self.fn:
@@ -148,7 +149,13 @@ class RecordedCalls:
         self.around = around_forward(self._module, self.serve)
 
     def _install(self) -> None:
-        """Every captured size is pending, until its next call; the last entry has no size."""
+        """Every size that does not sleep is pending, until its next call; the last has no size."""
+        bounds, config = self._config.bounds, self._config
+        padded = config.padding == "capture_sizes" and config.inputs == "copy"
+        dims = range(len(bounds.ranges)) if padded else ()
+        awake, factor = self.recordings.replays.awake(), config.max_padding_factor
+        self.targets = capture_targets(bounds, awake, padded=dims, factor=factor)
+        self._find = TargetTable(bounds, self.targets).find
         captures = (target.capture or () for target in self.targets)
         self._entries = [*map(self._pending, captures), self._eagerly]
 

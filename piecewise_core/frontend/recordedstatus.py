@@ -1,9 +1,11 @@
-"""What a recorded function tells of its calls: counters, status, histogram."""
+"""What a recorded function tells of its calls and graphs: counters, status, histogram."""
 
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 
+from piecewise_core.capture.dumping import dump_plans
 from piecewise_core.capture.graphmemory import GraphMemory
 from piecewise_core.config import Config
 from piecewise_core.counters import Counters, Stats
@@ -11,6 +13,8 @@ from piecewise_core.frontend.calllock import CallLock, is_mine
 from piecewise_core.frontend.drift import Drift
 from piecewise_core.frontend.readiness import wait_for
 from piecewise_core.frontend.recordedcalls import RecordedCalls
+from piecewise_core.frontend.results import RecordedFacts
+from piecewise_core.frontend.setup import Setup
 from piecewise_core.frontend.status import Status, TargetStatus
 from piecewise_core.frontend.statuses import replay_row
 from piecewise_core.frontend.traffic import traffic
@@ -25,8 +29,10 @@ class RecordedBooks:
     _config: Config
     _counters: Counters
     _forms: list[RecordedCalls]
+    _calls: RecordedCalls
     _lock: CallLock
     _memory: GraphMemory
+    _setup: Setup
 
     @property
     def _started(self) -> list[RecordedCalls]:
@@ -68,6 +74,25 @@ class RecordedBooks:
                 TargetStatus(**row, hits=calls, real_rows=real, padded_rows=added, form=place)
             )
         return rows
+
+    def dump_graphs(self, directory: str | Path) -> list[Path]:
+        """Write every static graph to a file in ``directory``, to look at; returns the files.
+
+        Of several forms of calls, each has a folder of its own there, ``form-0`` and so on.
+        """
+        return dump_plans([form.recordings.replays.plans for form in self._forms], Path(directory))
+
+    def explain(self) -> RecordedFacts:
+        """Which sizes have graphs, which have not and why."""
+        plans = [form.recordings.replays.plans for form in self._forms]
+        sizes = [s for s in self._config.captures if any(s in each for each in plans)]
+        info = self._setup.selected.info
+        found = {key: why for form in self._forms for key, why in form.verifier.wrong.items()}
+        wrong = {captured: why for (captured, _), why in found.items()}
+        retraced = self._calls.recordings.retraced
+        counts = self.stats().to_dict()
+        dropped = {size: why for each in plans for size, why in each.dropped.items()}
+        return RecordedFacts(info.name, tuple(sizes), dropped, counts, wrong, retraced)
 
     def wait_ready(self, timeout: float | None = None) -> bool:
         """Wait until every capture size has graphs, which ``warmup()`` or calls bring.

@@ -120,19 +120,23 @@ class Recordings:
         self._counters.retraced(why)
         logger.info("recorded again: %s", why)
         self.free(later=True)
-        self.replays.released, self._watches = False, False
+        self.replays.asleep.end()
+        self._watches = False
+        self._freed()
 
-    def free(self, *, later: bool = False) -> None:
-        """Give all graph memory back; sizes have no graphs until they are captured anew.
+    def free(self, sizes: Sequence[Sizes] | None = None, *, later: bool = False) -> None:
+        """Give graph memory back, all or of ``sizes``: they have none until captured anew.
 
         ``later``: in the middle of a call, whose inputs may lie in it.
         """
-        self.replays.release(later=later)
-        for run in self._runs.values():
-            run.padded = None  # it knows the run: a circle would keep their tensors for a while
-        self._runs.clear()
-        self._external.clear()
-        self._parameters = Parameters(roots_of(self._fn), every=True)
+        self.replays.release(sizes, later=later)
+        for each in list(self._runs) if sizes is None else sizes:
+            run = self._runs.pop(each, None)
+            if run is not None:
+                run.padded = None  # it knows the run: a circle would keep their tensors
+        if sizes is None:
+            self._external.clear()
+            self._parameters = Parameters(roots_of(self._fn), every=True)
         self._freed()
 
     # What replays ask (Replayable) -----------------------------------------------------

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,12 +13,13 @@ from piecewise_core.afterfork import after_fork
 from piecewise_core.capture.modes import being_watched
 from piecewise_core.counters import Counters, Stats
 from piecewise_core.errors import InputMismatch, Interlocked, TraceFailed, UnsupportedSideEffect
-from piecewise_core.frontend.building import Unready, between_builds
+from piecewise_core.frontend.building import Unready
 from piecewise_core.frontend.calllock import is_mine, served_beside
 from piecewise_core.frontend.filling import filled
 from piecewise_core.frontend.form import Form
 from piecewise_core.frontend.forms import Forms
 from piecewise_core.frontend.newform import failed_form
+from piecewise_core.frontend.precompile import release, restore
 from piecewise_core.frontend.refusals import check_grad, refuse_autocast, refuse_grad
 from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.setup import Setup
@@ -26,9 +28,8 @@ from piecewise_core.graph.binder import AsWritten
 from piecewise_core.graph.describe import describe_call
 from piecewise_core.graph.heldsizes import held_otherwise
 from piecewise_core.graph.memory import values
-from piecewise_core.graph.structure import Structure
-from piecewise_core.graph.trace import Traced
 from piecewise_core.ranges import Sizes
+from piecewise_core.replay.sleeping import chosen
 from piecewise_core.store.protocol import Store
 from piecewise_core.torch_compat.switches import any_autocast
 
@@ -46,7 +47,7 @@ class Session:
     """
 
     def __init__(self, fn: Callable[..., Any], setup: Setup, front: Store | None = None) -> None:
-        self.shared = shared = Shared(fn, setup, front)
+        self.shared = shared = Shared(fn, setup, front, weakref.ref(self))
         self.setup = setup
         self.config = shared.config
         self.counters: Counters = shared.counters
@@ -203,25 +204,15 @@ class Session:
         elif lost and self.shared.memory is not None:
             self.shared.memory.callers.begin_anew()
 
-    def adopt(
-        self, structure: Structure, bound: Iterable[torch.Tensor], traces: Iterable[Traced]
-    ) -> None:
-        """Take a form that another process traced, in place of tracing it here.
-
-        ``bound``: the tensors that the model holds, in the order in which they were bound there.
-        """
-        with between_builds(self.lock):
-            form = self.forms.begin(structure)
-            if self.shared.memory is not None:
-                self.shared.memory.open_pool()
-            for tensor in bound:
-                form.model.parameters.add(tensor)
-            for traced in traces:
-                form.admit(form.regions.take(traced))
-            if not self.forms.called:
-                self.forms.last = form
-
     # Books -----------------------------------------------------------------------------
+
+    def release(self, sizes: object = None) -> None:
+        """Free the graphs of ``sizes``, or all. Raises ConfigError for what is no capture size."""
+        release(self.shared, self.forms, chosen(self.config, sizes, "release"))
+
+    def restore(self, sizes: object = None, *, lazy: bool = False) -> None:
+        """Have ``sizes``, or all, captured again: now, or ``lazy``. Raises ConfigError."""
+        restore(self.shared, self.forms, chosen(self.config, sizes, "restore"), lazy=lazy)
 
     def retrace(self, why: str) -> None:
         """Drop all traces and graphs; the next calls make new ones. Raises Sealed."""

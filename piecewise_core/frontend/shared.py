@@ -35,14 +35,21 @@ Result = TypeVar("Result")
 class Shared:
     """``fn``: the callable as the user wrote it. ``setup``: config, platform and compiler.
 
-    ``front``: where compiled pieces are looked for first. ``sealed``: "error" or "warn" once
-    nothing may be traced, compiled or captured any more. ``kept``: whether traces may come from the
-    compile store, and go there. ``matcher``: the splitting ops. ``memory``: of static graphs; None
-    where there are none. ``retraced``: why the model was last traced anew, or "".
+    ``front``: where compiled pieces are looked for first. ``session()``: whose this is.
+    ``sealed``: "error" or "warn" once nothing may be traced, compiled or captured any more.
+    ``kept``: whether traces may come from the compile store, and go there. ``matcher``: the
+    splitting ops. ``memory``: of static graphs; None where there are none. ``retraced``: why it was
+    last traced anew, or "".
     ``locked``: locks that the model takes at every call.
     """
 
-    def __init__(self, fn: Callable[..., Any], setup: Setup, front: Store | None = None) -> None:
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        setup: Setup,
+        front: Store | None,
+        session: Callable[[], object],
+    ) -> None:
         self.fn = fn
         self.setup = setup
         self.config: Config = setup.config
@@ -57,6 +64,7 @@ class Shared:
         self.scheduler.helpers = Fan(setup, cache)
         in_background = self.config.compile_mode == "background"
         self.background = Background(setup, cache, self.counters.deliver) if in_background else None
+        self._session = session
         self.begin_memory()
         self.matcher = Matcher(self.config.splitting_ops, setup.unsafe_ops)
         self.splits = setup.splits(self.matcher)
@@ -85,7 +93,7 @@ class Shared:
         self.memory: GraphMemory | None = None
         if self.setup.graph_mode != "none":
             name = self.artifact_cache.model
-            self.memory = self.setup.graph_memory(self.counters, self, name)
+            self.memory = self.setup.graph_memory(self.counters, self._session(), name)
 
     def once_ready(self, step: Callable[[], Result]) -> Result:
         """``step()`` under the call lock, made again whenever it lacks something."""

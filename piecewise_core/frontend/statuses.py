@@ -164,6 +164,6 @@ def replay_row(replays: Replays, sizes: Sizes, dims: list[str]) -> dict[str, Any
         return {**row, "state": "ready"}
     if why is not None:
         return {**row, "state": "failed", "reason": f"served without graphs: {why}"}
-    if replays.released:
+    if sizes in replays.asleep:
         return {**row, "state": "pending", "reason": "released; served without graphs"}
     return {**row, "state": "pending", "reason": "not captured yet", "waits": True}

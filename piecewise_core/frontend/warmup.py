@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from piecewise_core.errors import NotTraced
-from piecewise_core.frontend.precompile import capture_all, compile_all, decide_form
+from piecewise_core.frontend.precompile import compile_all, decide_form, restore
 from piecewise_core.frontend.progress import told
 from piecewise_core.frontend.session import Session
 
@@ -81,7 +81,7 @@ def warm_up(
             total = sum(len(r.boxes) * len(r.backends) for r in session.regions)
             tell(f"{region.label(index)} for {box}", _done(session), total)
         tell("capturing", 1, 1)
-        captured = capture_all(session.shared, session.forms)
+        captured = restore(session.shared, session.forms)
     after, memory = session.stats(), session.shared.memory
     return WarmupReport(
         regions=len(session.regions),

@@ -20,7 +20,7 @@ from piecewise_core.capture.graphmemory import GraphMemory
 from piecewise_core.capture.plans import CapturedPlans, largest_first
 from piecewise_core.config import Config
 from piecewise_core.counters import Counters
-from piecewise_core.errors import ConfigError, Sealed
+from piecewise_core.errors import ConfigError
 from piecewise_core.graph.garbage import no_collection
 from piecewise_core.ranges import Sizes
 from piecewise_core.replay.overlap import Overlap
@@ -28,6 +28,7 @@ from piecewise_core.replay.padding import Padding
 from piecewise_core.replay.reads import Reads
 from piecewise_core.replay.replayable import Calls, Entry, Facts, Replayable
 from piecewise_core.replay.serving import serving
+from piecewise_core.replay.sleeping import Sleep
 from piecewise_core.replay.trials import try_new
 from piecewise_core.torch_compat.dynamo import compile_lock
 from piecewise_core.torch_compat.profiling import named_runs
@@ -40,8 +41,8 @@ logger = logging.getLogger(__name__)
 class Replays:
     """Captures sizes, serves them by replay, frees and restores them.
 
-    ``begin`` tells what calls look like. ``released``: whether sizes stay without graphs until
-    they are asked for again. ``sealed``: "error" or "warn" for captures from now on. Sizes whose
+    ``begin`` tells what calls look like. ``asleep``: sizes that stay without graphs until they are
+    asked for again. ``sealed``: "error" or "warn" for captures from now on. Sizes whose
     capture failed, or that were evicted, are served by what would serve them without graphs.
     """
 
@@ -51,10 +52,9 @@ class Replays:
         self.memory = memory
         self._config = config
         self.tallies = counters.tallies()
-        self._counters = counters
         self.reads = Reads(memory.platform, config)
         self.plans = CapturedPlans(memory, mode, lazy=config.capture == "lazy", counters=counters)
-        self.released = False
+        self.asleep = Sleep()
         self.at_call = False
         self.sealed: str | None = None
 
@@ -80,7 +80,7 @@ class Replays:
         """
 
         def pending(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
-            if self.released:
+            if captured in self.asleep:
                 result = otherwise(t, b, sizes, args, kwargs)
                 self.memory.settle()  # only now: what it frees may be this call's input
                 return result
@@ -106,7 +106,8 @@ class Replays:
 
         Raises Sealed.
         """
-        if self.released or captured in self.plans.dropped or self.plans.is_early(captured):
+        unwanted = captured in self.asleep or captured in self.plans.dropped
+        if unwanted or self.plans.is_early(captured):
             return False
         if captured in self.plans:
             return True
@@ -122,7 +123,7 @@ class Replays:
         captured, or this call cannot be the one to capture, or no thread's may be now.
         """
         t, kept = given
-        self._check_sealed(captured)
+        self.plans.refuse_new(captured, self.sealed)
         new = captured not in self.plans
         if new and not self.memory.callers.admit():
             return None
@@ -189,7 +190,7 @@ class Replays:
         Raises Sealed.
         """
         if captured not in self.plans and captured not in self.plans.dropped:
-            self._check_sealed(captured)
+            self.plans.refuse_new(captured, self.sealed)
             make = partial(self.reads.source, program, captured, tensors, bound, sizes)
             source = make if tried is None else lambda: tried
             self.plans.capture(captured, source, more=tensors is None)
@@ -224,27 +225,23 @@ class Replays:
         self.memory.measure()
         return [sizes for sizes in order if sizes in self.plans]
 
-    def release(self, *, later: bool = False) -> list[Sizes]:
-        """Free all graph memory; sizes have no graphs until they are captured again.
+    def release(self, sizes: Sequence[Sizes] | None = None, *, later: bool = False) -> list[Sizes]:
+        """Free the graphs of ``sizes``, or all; they have none until ``asleep`` ends for them.
 
         ``later``: in the middle of a call, whose inputs may lie in it.
         """
-        freed = self.plans.release(later=later)
-        self.released = True
+        freed = self.plans.release(sizes, later=later)
+        self.asleep.begin(sizes)
         return freed
+
+    def awake(self) -> tuple[Sizes, ...]:
+        """The capture sizes that do not sleep.
+
+        All, while memory waits for a thread to be done with it: its call tells.
+        """
+        listed = self._config.captures
+        return tuple(s for s in listed if self.memory.retired or s not in self.asleep)
 
     def dropped(self) -> tuple[str, ...]:
         """The capture sizes without graphs, and why."""
         return tuple(f"{sizes}: {why}" for sizes, why in self.plans.dropped.items())
-
-    def _check_sealed(self, captured: Sizes) -> None:
-        plans = self.plans
-        if self.sealed is None or any(captured in x for x in (plans, plans.owed, plans.dropped)):
-            return
-        text = (
-            f"sizes {captured} would be captured after seal(); call warmup() before seal(), or "
-            "restore() after release()"
-        )
-        if self.sealed == "error":
-            raise Sealed(text)
-        self._counters.missed("static graphs", captured, text)

@@ -11,7 +11,6 @@ import torch
 from piecewise_core.capture.captured import CapturedPlan
 from piecewise_core.capture.copied_outputs import copier
 from piecewise_core.capture.dispatcher_bypass import modes_active
-from piecewise_core.capture.graphmemory import GraphMemory
 from piecewise_core.capture.output_ownership import IN_USE, OutputOwnership
 from piecewise_core.capture.plans import CapturedPlans
 from piecewise_core.ranges import Sizes
@@ -46,19 +45,16 @@ def serving(
     if overlap is not None:
         entry = _unless(overlap, entry, otherwise)
     memory = plans.memory
-    if memory.shared:
-        entry = _in_order(memory, entry)
-    if memory.shared or memory.limit is not None:  # the plan may go while the entry stays
-        entry = _unless(lambda t, b: plans.get(plan.sizes) is not plan, entry, otherwise)
-    return entry
+    if not memory.shared and memory.limit is None:
+        return entry
 
-
-def _in_order(memory: GraphMemory, entry: Entry) -> Entry:
-    def ordered(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
+    def gone(t: Any, b: Any) -> bool:  # the plan may go while the entry stays
+        if plans.get(plan.sizes) is not plan:
+            return True
         memory.in_order()
-        return entry(t, b, sizes, args, kwargs)
+        return False
 
-    return ordered
+    return _unless(gone, entry, otherwise)
 
 
 def _unless(asked: Callable[[Any, Any], bool], entry: Entry, otherwise: Entry) -> Entry:
