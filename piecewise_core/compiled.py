@@ -16,7 +16,7 @@ from piecewise_core.frontend.bisectcall import bisect_call
 from piecewise_core.frontend.bisectreport import BisectReport
 from piecewise_core.frontend.controls import telling
 from piecewise_core.frontend.estimate import Estimate
-from piecewise_core.frontend.estimating import estimate
+from piecewise_core.frontend.estimated import estimate_of
 from piecewise_core.frontend.explain import explain
 from piecewise_core.frontend.explanation import Explanation
 from piecewise_core.frontend.precompile import dump_graphs
@@ -132,7 +132,7 @@ class Controls:
         captured in a pool of their own, which is freed again. Raises NotTraced before a first
         call, and ConfigError for sizes out of bounds or a platform without graphs.
         """
-        return estimate(self._pw_session, sizes)
+        return estimate_of(self._pw_session, sizes)
 
     def explain(self, *, verbose: bool = False) -> Explanation:
         """Regions, pieces, ranges, what was compiled and what is shared, and why.

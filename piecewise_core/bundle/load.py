@@ -51,11 +51,12 @@ def _bind(path: Path, content: Content, fn: Callable[..., Any], setup: Setup) ->
     try:
         forms = [_read(form, fn, setup, device) for form in content.forms]
     except (BundleMismatch, NotSavable) as error:
-        raise BundleMismatch(f"{path}: {error}; {_ADVICE}") from error
+        why = f"{path}: {error}; {_ADVICE}"
+        raise BundleMismatch(why).having(path=str(path), differs=(str(error),)) from error
     except (ArithmeticError, AttributeError, ImportError, LookupError, TypeError, ValueError) as e:
         raise BundleMismatch(
             f"{path}: what it refers to is not here ({type(e).__name__}: {e}); {_ADVICE}"
-        ) from e
+        ).having(path=str(path), differs=(str(e),)) from e
     broken = (
         traced.assumptions.broken(fn, constants(structure))
         for structure, _, traces in forms
@@ -124,7 +125,8 @@ def _refuse(path: Path, what: str, lines: Iterator[str]) -> None:
         more = len(found) - _MOST_NAMED
         listed = "".join(f"\n  - {line}" for line in found[:_MOST_NAMED])
         rest = f"\n  - and {more} more" if more > 0 else ""
-        raise BundleMismatch(f"{path}: {what}:{listed}{rest}\n{_ADVICE[0].upper()}{_ADVICE[1:]}")
+        why = f"{path}: {what}:{listed}{rest}\n{_ADVICE[0].upper()}{_ADVICE[1:]}"
+        raise BundleMismatch(why).having(path=str(path), differs=tuple(found))
 
 
 def _read(

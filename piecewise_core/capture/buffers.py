@@ -140,22 +140,22 @@ class FixedInputs:
 
         def stage(tensors: Sequence[torch.Tensor], own: Sizes) -> None:
             if [t.data_ptr() for t in tensors] != addresses:
-                raise AddressChanged(self._moved(tensors))
+                raise self._moved(tensors)
 
         return stage
 
-    def _moved(self, tensors: Sequence[torch.Tensor]) -> str:
-        moved = [
-            f'"{leaf.path}" was at {then:#x} when captured and is at {now.data_ptr():#x}'
+    def _moved(self, tensors: Sequence[torch.Tensor]) -> AddressChanged:
+        moved = {
+            leaf.path: f'"{leaf.path}" was at {then:#x} when captured and is at {now.data_ptr():#x}'
             for leaf, then, now in zip(
                 self._structure.tensors, self._addresses, tensors, strict=True
             )
             if now.data_ptr() != then
-        ]
-        return (
-            f'argument {"; ".join(moved)}; with inputs="static" every call of a captured size must '
-            'pass the same memory: copy into the captured tensor, or set inputs="copy"'
-        )
+        }
+        return AddressChanged(
+            f'argument {"; ".join(moved.values())}; with inputs="static" every call of a captured '
+            'size must pass the same memory: copy into the captured tensor, or set inputs="copy"'
+        ).having(arguments=tuple(moved))
 
 
 def _apart(views: Sequence[torch.Tensor], stager: Stager) -> Copier | None:

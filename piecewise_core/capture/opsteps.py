@@ -70,11 +70,12 @@ def _exactly(fn: Callable[..., Any], wanted: Sequence[Any]) -> Callable[..., Any
         result = fn(*args, **kwargs)
         found = form_of(pytree.tree_leaves(result))
         if found != wanted:
+            name = str(getattr(fn, "__name__", fn))
             raise OpContractBroken(
-                f"splitting op {getattr(fn, '__name__', fn)} returned {_shown(found)}, and "
+                f"splitting op {name} returned {_shown(found)}, and "
                 f"{_shown(wanted)} when it was captured; graphs take sizes and Python values as "
                 "they were then: put the code that uses them into the splitting op too"
-            )
+            ).having(op=name)
         return result
 
     return run

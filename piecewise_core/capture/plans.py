@@ -102,7 +102,7 @@ class CapturedPlans:
             "restore() after release()"
         )
         if sealed == "error":
-            raise Sealed(text)
+            raise Sealed(text).having(sizes=str(sizes))
         self._counters.missed("static graphs", sizes, text)
 
     def budget(self, graphs_per_size: int, sizes: list[Sizes]) -> list[Sizes]:

@@ -122,6 +122,8 @@ class Maker:
                 f"{adaptor.name!r} raised {error_text(error)}. Try "
                 'compiler="eager" for this model, or report it with the piece that '
                 "explain() prints"
+            ).having(
+                piece=label, source=piece.source, sizes=str(box), compiler=adaptor.name
             ) from raised(error)
         seconds = time.perf_counter() - begun
         logger.debug("compiled %s for %s in %.2f s with %s", label, box, seconds, adaptor.name)

@@ -232,7 +232,7 @@ class Scheduler:
             "compile_sizes or capture_sizes, or call warmup() before seal()"
         )
         if self.sealed == "error":
-            raise Sealed(text)
+            raise Sealed(text).having(sizes=str(box))
         self._counters.missed(label, box, text)
 
 

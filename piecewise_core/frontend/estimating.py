@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
+
+import torch
 
 from piecewise_core.capture.captured import CapturedPlan, Owner
 from piecewise_core.capture.graphmemory import GraphMemory
 from piecewise_core.capture.plans import largest_first
 from piecewise_core.counters import Counters
-from piecewise_core.errors import ConfigError, NotTraced
+from piecewise_core.errors import NotTraced
 from piecewise_core.frontend.building import between_builds
-from piecewise_core.frontend.capturing import Capturing
 from piecewise_core.frontend.estimate import Estimate, SizeEstimate
-from piecewise_core.frontend.form import Form
-from piecewise_core.frontend.region import Region
-from piecewise_core.frontend.session import Session
+from piecewise_core.frontend.setup import Setup
 from piecewise_core.ranges import Sizes
+from piecewise_core.replay.replayable import Replayable
+from piecewise_core.replay.replays import Replays
 
-__all__ = ["estimate"]
+__all__ = ["Subject", "estimate"]
 
 _SAMPLES = 4
 """Sizes that are captured to know the others, on a device whose memory is dear."""
@@ -47,58 +49,68 @@ class _Metered(GraphMemory):
         self.marks.append((plan.sizes, graphs, asked["pool_bytes"], asked["driver_bytes"]))
 
 
-def estimate(session: Session, sizes: Sequence[Any] | None) -> Estimate:
+class Subject(Protocol):
+    """One form of calls, whose sizes are captured in memory that is not its own."""
+
+    def prepare(self, sizes: Sequence[Sizes]) -> None:
+        """Trace and compile what capturing ``sizes`` needs; with no lock held."""
+
+    def begin(self, setup: Setup, memory: GraphMemory) -> Replays:
+        """Have replays in ``memory``, of which nothing is captured."""
+
+    def programs(self) -> Mapping[Sizes, Replayable]:
+        """What of the prepared sizes is captured."""
+
+    def bound(self) -> Sequence[torch.Tensor]:
+        """The tensors that the model holds."""
+
+
+def estimate(
+    setup: Setup, subjects: Sequence[Subject], sizes: Sequence[Any] | None, lock: threading.RLock
+) -> Estimate:
     """What capturing ``sizes`` would take, for every form of calls; None: the capture sizes.
 
-    Traces and compiles what they need. On the CPU each is captured, elsewhere the largest and
-    three more. Raises ConfigError for sizes that cannot be, and NotTraced.
+    ``lock``: of calls. Traces and compiles what it needs. On the CPU each is captured, elsewhere
+    the largest and three more. Raises ConfigError for sizes that cannot be, and NotTraced.
     """
-    shared = session.shared
-    if shared.memory is None:
-        raise ConfigError(
-            "estimate(): this model captures no static graphs; set capture_sizes, or graph_mode, "
-            f"on a platform that has them (this is {session.setup.selected.info.name!r})"
-        )
-    if not session.forms:
+    if not subjects:
         raise NotTraced("estimate() needs a first call, or warmup(), to know what calls look like")
+    declared, own = setup.platform.declared, setup.config
     asked = {} if sizes is None else {"capture_sizes": tuple(sizes), "capture_max": False}
-    config = shared.config.replace(memory_limit=None, on_event=None, inputs="copy", **asked)
+    config = own.replace(memory_limit=None, on_event=None, inputs="copy", **asked)
     order = largest_first(config.captures)
-    exact = shared.setup.platform.declared.device_type in _ALL or len(order) <= _SAMPLES
+    exact = declared.device_type in _ALL or len(order) <= _SAMPLES
     chosen = order if exact else _spread(order)
-    # Both before the lock: it may trace and compile.
-    regions = [{s: form.region_for(s) for s in chosen} for form in session.forms]
-    memory = _Metered(shared.setup.platform.declared, Counters(), None)
-    setup = replace(shared.setup, config=config)
+    for subject in subjects:  # before the lock: it may trace and compile
+        subject.prepare(chosen)
+    memory = _Metered(declared, Counters(), None)
+    setup = replace(setup, config=config, pool=None)
     found: list[SizeEstimate] = []
     error = inputs = 0
-    tried: list[Capturing] = []
+    tried: list[Replays] = []
     dropped: list[str] = []
-    with between_builds(shared.lock):
+    with between_builds(lock):
         try:
-            for place, form in enumerate(session.forms):
-                tried.append(Capturing(setup, Counters(), memory))
-                marks = _captured(form, tried[-1], memory, regions[place])
-                made, off = _filled([s for s in order if s not in regions[place]], marks, place)
+            for place, subject in enumerate(subjects):
+                tried.append(subject.begin(setup, memory))
+                marks = _captured(subject, tried[-1], memory)
+                made, off = _filled([s for s in order if s not in chosen], marks, place)
                 found, error = found + made, error + off
-                inputs += tried[-1].replays.reads.nbytes
-                dropped += tried[-1].replays.dropped()
+                inputs += tried[-1].reads.nbytes
+                dropped += tried[-1].dropped()
         finally:
-            for capturing in tried:
-                capturing.replays.release()
-    inputs = 0 if shared.config.inputs == "static" else inputs
+            for replays in tried:
+                replays.release()
+    inputs = 0 if own.inputs == "static" else inputs
     return Estimate(tuple(found), error, inputs, tuple(dropped))
 
 
-def _captured(
-    form: Form, capturing: Capturing, memory: _Metered, regions: Mapping[Sizes, Region]
-) -> list[SizeEstimate]:
-    """Capture the sizes of ``regions``: what each took on top of those before it."""
-    capturing.replays.begin(form.binder)
+def _captured(subject: Subject, replays: Replays, memory: _Metered) -> list[SizeEstimate]:
+    """Capture the prepared sizes: what each took on top of those before it."""
     pool, driver = memory.marks[-1][2:] if memory.marks else (0, 0)
     known = len(memory.marks)
-    programs = [(capturing.program(region), sizes) for sizes, region in regions.items()]
-    capturing.replays.capture_all(programs, form.bound())
+    programs = [(program, sizes) for sizes, program in subject.programs().items()]
+    replays.capture_all(programs, subject.bound())
     found = []
     for sizes, graphs, now, beside in memory.marks[known:]:
         found.append(SizeEstimate(sizes, graphs, now - pool, beside - driver))

@@ -52,6 +52,7 @@ def explain(session: Session, *, verbose: bool = False) -> Explanation:
         ready=status.ready,
         targets=status.targets,
         events=session.counters.history(),
+        advice=status.advice,
         verbose=verbose,
     )
 

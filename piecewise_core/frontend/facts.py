@@ -89,7 +89,8 @@ class Facts:
     traced anew, or "". ``unmet``: names in ``splitting_ops`` that no graph traced so far has.
     ``forms``: the forms of calls so far, constants by their beginnings. ``rewrites``: in order.
     ``model``: its name. ``bounds``: the first and last size of each dim. ``ready``: as
-    ``status()`` has it, and ``targets``. ``events``: the last that happened beside calls.
+    ``status()`` has it, and ``targets``, ``advice``. ``events``: the last that happened beside
+    calls. ``recorded``: whether it is a recorded function, which has no pieces.
     """
 
     platform: str
@@ -112,3 +113,5 @@ class Facts:
     ready: bool = False
     targets: tuple[TargetStatus, ...] = ()
     events: tuple[Event, ...] = ()
+    advice: tuple[str, ...] = ()
+    recorded: bool = False

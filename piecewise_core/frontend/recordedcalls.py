@@ -124,6 +124,13 @@ class RecordedCalls:
         setup, counters, eagerly = self._setup, self._counters, self._eagerly
         return Recordings(self.fn, setup, counters, memory, eagerly, self._freed, self._module)
 
+    def beside(self, setup: Setup, memory: GraphMemory) -> Recordings:
+        """Recordings of the same calls, made as ``setup`` says and in another ``memory``."""
+        eagerly, forget = self._eagerly, lambda: None
+        made = Recordings(self.fn, setup, Counters(), memory, eagerly, forget, self._module)
+        made.begin(self.binder)
+        return made
+
     def begin_anew(self, memory: GraphMemory) -> None:
         """In a forked process: know of nothing that was captured in the other."""
         if self._setup.lost_device:

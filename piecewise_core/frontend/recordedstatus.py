@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from piecewise_core.capture.dumping import dump_plans
 from piecewise_core.capture.graphmemory import GraphMemory
 from piecewise_core.config import Config
 from piecewise_core.counters import Counters, Stats
+from piecewise_core.events import name_of
 from piecewise_core.frontend.calllock import CallLock, is_mine
 from piecewise_core.frontend.drift import Drift
+from piecewise_core.frontend.estimate import Estimate
+from piecewise_core.frontend.estimating import estimate
 from piecewise_core.frontend.readiness import wait_for
 from piecewise_core.frontend.recordedcalls import RecordedCalls
-from piecewise_core.frontend.results import RecordedFacts
+from piecewise_core.frontend.recordedestimate import RecordedSubject
+from piecewise_core.frontend.recordedfacts import RecordedFacts
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.frontend.status import Status, TargetStatus
 from piecewise_core.frontend.statuses import replay_row
@@ -28,6 +34,7 @@ class RecordedBooks:
 
     _config: Config
     _counters: Counters
+    _fn: Callable[..., Any]
     _forms: list[RecordedCalls]
     _calls: RecordedCalls
     _lock: CallLock
@@ -85,14 +92,31 @@ class RecordedBooks:
     def explain(self) -> RecordedFacts:
         """Which sizes have graphs, which have not and why."""
         plans = [form.recordings.replays.plans for form in self._forms]
-        sizes = [s for s in self._config.captures if any(s in each for each in plans)]
-        info = self._setup.selected.info
+        selected, dims = self._setup.selected, self._config.dims
         found = {key: why for form in self._forms for key, why in form.verifier.wrong.items()}
-        wrong = {captured: why for (captured, _), why in found.items()}
-        retraced = self._calls.recordings.retraced
-        counts = self.stats().to_dict()
-        dropped = {size: why for each in plans for size, why in each.dropped.items()}
-        return RecordedFacts(info.name, tuple(sizes), dropped, counts, wrong, retraced)
+        return RecordedFacts(
+            selected.info.name,
+            tuple(s for s in self._config.captures if any(s in each for each in plans)),
+            {size: why for each in plans for size, why in each.dropped.items()},
+            self.stats().to_dict(),
+            {captured: why for (captured, _), why in found.items()},
+            self._calls.recordings.retraced,
+            name_of(self._fn),
+            selected.reason,
+            tuple(f"{dim.name} {dim.sizes}" for dim in dims),
+            tuple((dim.min, dim.max) for dim in dims),
+            self.status(),
+            self._counters.history(),
+        )
+
+    def estimate(self, sizes: Sequence[Any] | None = None) -> Estimate:
+        """What static graphs of ``sizes`` take, as of compiled models.
+
+        The function is run at those sizes that are captured to know, and some smaller ones. Raises
+        ConfigError for sizes out of bounds, and NotTraced before a first call.
+        """
+        forms = [RecordedSubject(form) for form in self._started]
+        return estimate(self._setup, forms, sizes, self._lock)
 
     def wait_ready(self, timeout: float | None = None) -> bool:
         """Wait until every capture size has graphs, which ``warmup()`` or calls bring.

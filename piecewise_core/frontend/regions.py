@@ -246,5 +246,5 @@ class Regions(list[Region]):
             return
         text = f"sizes {cell} would be traced after seal(); warmup() traces all before seal()"
         if self._shared.sealed == "error":
-            raise Sealed(text)
+            raise Sealed(text).having(sizes=str(cell))
         self._shared.counters.missed("region", cell, text)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -16,45 +15,12 @@ from piecewise_core.ranges import Sizes
 
 __all__ = [
     "Padded",
-    "RecordedFacts",
     "arguments",
     "named_arguments",
     "result_code",
     "spread",
     "tensors_in",
 ]
-
-
-@dataclasses.dataclass(frozen=True)
-class RecordedFacts:
-    """What ``explain()`` knows of a recorded function.
-
-    ``captured``: sizes with graphs. ``dropped``: capture sizes without, and why. ``as_written``:
-    those whose graphs gave other results than the function, and how. ``retraced``: why sizes were
-    last recorded anew, or "".
-    """
-
-    platform: str
-    captured: tuple[Sizes, ...]
-    dropped: dict[Sizes, str]
-    stats: dict[str, Any]
-    as_written: dict[Sizes, str] = dataclasses.field(default_factory=dict)
-    retraced: str = ""
-
-    def to_json(self) -> str:
-        """The facts as a JSON object; sizes are written as in ``str``."""
-        facts = dataclasses.asdict(self)
-        for name in ("dropped", "as_written"):
-            facts[name] = {str(sizes): why for sizes, why in getattr(self, name).items()}
-        return json.dumps(facts, indent=2)
-
-    def __str__(self) -> str:
-        lines = [f"platform {self.platform}, recorded", f"captured: {_listed(self.captured)}"]
-        lines += [f"not captured: {sizes}: {why}" for sizes, why in self.dropped.items()]
-        lines += [f"last recorded anew, for {self.retraced}"] if self.retraced else []
-        lines += [f"served as written: {sizes}: {why}" for sizes, why in self.as_written.items()]
-        calls = ", ".join(f"{k} {v}" for k, v in self.stats["calls"].items() if v)
-        return "\n".join([*lines, f"calls: {calls or 'none'}"])
 
 
 class Padded:
@@ -177,7 +143,3 @@ def _cut(tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
         if tensor.shape[axis] != size:
             tensor = tensor.narrow(axis, 0, size)
     return tensor
-
-
-def _listed(sizes: Sequence[Sizes]) -> str:
-    return ", ".join(map(str, sizes)) or "none"

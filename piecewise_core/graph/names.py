@@ -123,7 +123,7 @@ def _nothing(names: Sequence[str], calls: Sequence[torch.fx.Node]) -> NothingToS
         f"splitting op {', '.join(map(repr, names))} is not in the traced graph; "
         f"candidates in it: {listed or common}. Name one of these in splitting_ops, or use "
         "splitting_ops=() to compile the whole graph as one piece"
-    )
+    ).having(names=tuple(names), candidates=tuple(dict.fromkeys([*likely, *near])))
 
 
 def _bodies(node: torch.fx.Node) -> Iterator[torch.fx.Graph]:
@@ -230,4 +230,4 @@ def _unknown(text: str) -> UnknownSplittingOp:
         '"ns::op.overload" or a qualified name such as '
         '"torch.nn.functional.scaled_dot_product_attention", and import what registers the '
         "operator before compiling"
-    )
+    ).having(names=(text,), near=tuple(near))

@@ -116,7 +116,9 @@ class _Writer:
         if id(value) in self._objects or (is_plain(value) and not isinstance(value, torch.Size)):
             return self.name(value)
         if id(value) in self._open:
-            raise UnsupportedOutput(f"{path} contains itself; return a plain container")
+            raise UnsupportedOutput(f"{path} contains itself; return a plain container").having(
+                path=path
+            )
         self._open.add(id(value))
         text = self._container(value, path)
         self._open.discard(id(value))
@@ -171,7 +173,7 @@ class _Writer:
             raise UnsupportedOutput(
                 f"{path} is a {type(value).__name__} that its own fields do not rebuild"
                 f" ({', '.join(extra) or 'it has fields outside __init__'}); return a plain dict"
-            )
+            ).having(path=path)
         items = ", ".join(
             f"{f.name}={self.node(getattr(value, f.name), f'{path}.{f.name}')}"
             for f in fields
@@ -181,7 +183,8 @@ class _Writer:
 
     def _key(self, key: Any, path: str) -> str:
         if not is_plain(key):
-            raise UnsupportedOutput(f"{path} has the key {key!r}; keys must be plain values")
+            why = f"{path} has the key {key!r}; keys must be plain values"
+            raise UnsupportedOutput(why).having(path=path)
         return self.name(key)
 
     def _refuse(self, value: Any, path: str) -> UnsupportedOutput:
@@ -194,7 +197,7 @@ class _Writer:
             )
         return UnsupportedOutput(
             f"{path} is a {kind.__module__}.{kind.__qualname__}, which tracing would freeze; {hint}"
-        )
+        ).having(path=path)
 
 
 def _is_rebuilt(value: dict[Any, Any]) -> bool:

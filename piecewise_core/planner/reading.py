@@ -38,14 +38,16 @@ def read_histogram(path: str | os.PathLike[str], columns: Sequence[str] = ()) ->
             stream.seek(0)
             found = _json(stream, columns) if start in ("{", "[") else _csv(stream, columns)
     except OSError as error:
-        raise PlanError(f"{file} cannot be read: {error.strerror or error}") from None
+        why = f"{file} cannot be read: {error.strerror or error}"
     except UnicodeDecodeError:
-        raise PlanError(f"{file} is no text in UTF-8; give JSON or CSV") from None
+        why = f"{file} is no text in UTF-8; give JSON or CSV"
     except PlanError as error:
-        raise PlanError(f"{file}: {error}") from None
-    if not found.calls:
-        raise PlanError(f"{file} has no calls: give one line per size, as in 128,20")
-    return found
+        why = f"{file}: {error}"
+    else:
+        if found.calls:
+            return found
+        why = f"{file} has no calls: give one line per size, as in 128,20"
+    raise PlanError(why).having(path=str(file))
 
 
 # JSON ---------------------------------------------------------------------------------

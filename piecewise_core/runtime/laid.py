@@ -107,7 +107,7 @@ class Laid:
     def _refuse(self, promised: str, got: str) -> NoReturn:
         raise OpContractBroken(
             f"{self._what} returned {got} where {self._by} promises {promised}; {self._advice}"
-        )
+        ).having(op=self._what)
 
 
 def _is_as(result: Any, promised: Sequence[Any], several: bool) -> bool:

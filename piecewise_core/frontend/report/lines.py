@@ -69,6 +69,8 @@ def _lines(e: Facts, verbose: bool) -> Iterator[str]:
         yield f"last traced anew, for {e.retraced}"
     for note in e.as_written:
         yield f"served as written: {note}"
+    for note in e.advice:
+        yield f"advice: {note}"
     counted = {k: v for k, v in e.stats.items() if k != "calls"}
     yield f"counters: {_counted(counted)}"
     yield f"calls: {_counted(e.stats['calls'])}"

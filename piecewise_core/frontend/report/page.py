@@ -58,7 +58,8 @@ def _misses(facts: Facts) -> list[tuple[str, str, str]]:
 
 def _notes(facts: Facts) -> list[tuple[str, str]]:
     """What somebody may want to change, and what kind of thing it is."""
-    notes = [("not captured", why) for why in facts.dropped]
+    notes = [("advice", text) for text in facts.advice]
+    notes += [("not captured", why) for why in facts.dropped]
     notes += [("not padded", why) for why in facts.unpadded]
     notes += [("captured sizes", why) for why in facts.exact]
     notes += [("served as written", why) for why in facts.as_written]

@@ -7,6 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from piecewise_core.errors.base import PiecewiseError, said
+from piecewise_core.errors.building import (
+    AddressChanged,
+    BundleMismatch,
+    CaptureFailed,
+    CompileFailed,
+    CompilerUnavailable,
+    OpContractBroken,
+    OutOfGraphMemory,
+    PieceDeclined,
+    StoreError,
+)
+from piecewise_core.errors.platforms import (
+    ApiVersionMismatch,
+    NoPlatform,
+    PlatformConflict,
+    PlatformError,
+    PlatformFault,
+    PluginError,
+    ProbeFailed,
+    ProbeInitialisedDevice,
+)
+
 __all__ = [
     "AddressChanged",
     "ApiVersionMismatch",
@@ -45,10 +68,6 @@ __all__ = [
 ]
 
 
-class PiecewiseError(Exception):
-    """Base of every error that piecewise raises on purpose."""
-
-
 class TorchUnsupported(PiecewiseError, RuntimeError):
     """The torch that is installed lacks a name of its inside that piecewise needs."""
 
@@ -59,21 +78,45 @@ class TorchUnsupported(PiecewiseError, RuntimeError):
 class ConfigError(PiecewiseError, ValueError):
     """A setting has a value that cannot work; the message names the field."""
 
+    @property
+    def field(self) -> str:
+        """The Config field that is at fault, or ""."""
+        return said(self, r"\bConfig\.(\w+)")
+
 
 class PlanError(PiecewiseError, ValueError):
-    """A histogram cannot be read, or no plan of sizes fits what it may take."""
+    """A histogram cannot be read, or no plan of sizes fits what it may take.
+
+    ``path``: the file, if there is one.
+    """
+
+    path: str = ""
 
 
 class ReportError(PiecewiseError, OSError):
-    """A report cannot be written where it was asked for."""
+    """A report cannot be written where it was asked for: to ``path``."""
+
+    path: str = ""
 
 
 class UnknownSplittingOp(ConfigError):
-    """A splitting op's name is not that of any registered operator or torch function."""
+    """A splitting op's name is not that of any registered operator or torch function.
+
+    ``names``: what was asked for. ``near``: names like it.
+    """
+
+    names: tuple[str, ...] = ()
+    near: tuple[str, ...] = ()
 
 
 class NothingToSplit(ConfigError):
-    """Splitting ops were asked for and the traced graph holds none of them."""
+    """Splitting ops were asked for and the traced graph holds none of them.
+
+    ``names``: those. ``candidates``: ops that it holds.
+    """
+
+    names: tuple[str, ...] = ()
+    candidates: tuple[str, ...] = ()
 
 
 # Trace ----------------------------------------------------------------------------
@@ -100,7 +143,9 @@ class SizeBranch(TraceFailed):
 
 
 class UnsupportedOutput(TraceFailed):
-    """The model returns a Python object that tracing would freeze."""
+    """The model returns a Python object that tracing would freeze: at ``path`` in the result."""
+
+    path: str = ""
 
 
 class UnsupportedSideEffect(TraceFailed):
@@ -127,6 +172,11 @@ class UnsupportedModule(TraceFailed):
 class InputMismatch(PiecewiseError, ValueError):
     """A call's argument differs from what was traced; the message names the argument."""
 
+    @property
+    def argument(self) -> str:
+        """The first argument that is at fault, with the path into it; "" where none is named."""
+        return said(self, r'\bargument "([^"]+)"')
+
 
 class OutOfRange(PiecewiseError, ValueError):
     """A size lies outside the bounds of its dim and ``out_of_range="error"``.
@@ -146,7 +196,9 @@ class GradNeeded(PiecewiseError, RuntimeError):
 
 
 class Sealed(PiecewiseError, RuntimeError):
-    """A sealed model would have had to trace, compile or capture."""
+    """A sealed model would have had to trace, compile or capture: something for ``sizes``."""
+
+    sizes: str = ""
 
 
 class Interlocked(PiecewiseError, RuntimeError):
@@ -156,94 +208,3 @@ class Interlocked(PiecewiseError, RuntimeError):
     """
 
     lock: object = None
-
-
-# Compile and store ----------------------------------------------------------------
-
-
-class CompileFailed(PiecewiseError, RuntimeError):
-    """A compiler failed on one piece; the message names the piece, range and compiler."""
-
-
-class CompilerUnavailable(CompileFailed):
-    """The compiler's own tools are missing (no C++ compiler, a noexec directory)."""
-
-
-class PieceDeclined(PiecewiseError):
-    """Raised by a compiler's ``compile``: it leaves this piece alone, which then runs as written.
-
-    The text says why, for a person: it is logged once per piece and range, and in explain().
-    """
-
-
-class OpContractBroken(PiecewiseError, RuntimeError):
-    """An operator's fake kernel promised another shape, stride or dtype than its real one gave.
-
-    Or compiled code did what it must not: it wrote to the model's weights.
-    """
-
-
-class StoreError(PiecewiseError):
-    """The compile store cannot be used as configured."""
-
-
-class BundleMismatch(PiecewiseError):
-    """A bundle does not fit this model, torch, device or platform."""
-
-
-# Capture --------------------------------------------------------------------------
-
-
-class CaptureFailed(PiecewiseError, RuntimeError):
-    """A static graph could not be captured."""
-
-
-class AddressChanged(PiecewiseError, RuntimeError):
-    """An input declared static moved since capture."""
-
-
-class OutOfGraphMemory(CaptureFailed):
-    """The device ran out of memory while capturing."""
-
-
-# Platforms ------------------------------------------------------------------------
-
-
-class PlatformError(PiecewiseError):
-    """Base of everything that goes wrong with platforms and their plugins."""
-
-
-class NoPlatform(PlatformError):
-    """No installed platform fits the request."""
-
-
-class PlatformConflict(PlatformError):
-    """Two plugins claim one name or one device and nothing decides between them."""
-
-
-class PluginError(PlatformError):
-    """A plugin could not be imported, raised in a hook, or declared something malformed."""
-
-
-class PlatformFault(PlatformError):
-    """A method of a platform raised at run time; its cause is what was raised.
-
-    ``by``: distribution and version that brought the platform. ``method``: "GraphDriver.replay".
-    """
-
-    def __init__(self, message: str, *, by: str = "", method: str = "") -> None:
-        super().__init__(message)
-        self.by = by
-        self.method = method
-
-
-class ApiVersionMismatch(PlatformError):
-    """A plugin was written for a Protocol version that this core does not serve."""
-
-
-class ProbeFailed(PlatformError):
-    """A platform's ``probe`` raised; probes must report, never raise."""
-
-
-class ProbeInitialisedDevice(PlatformError):
-    """A platform's ``probe`` initialised its device, which would break a later fork."""
