@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from piecewise_core.compile.artifact import Artifact
+from piecewise_core.frontend.background import Background
 from piecewise_core.frontend.form import Form
 from piecewise_core.frontend.precompile import RAISING
 from piecewise_core.frontend.region import Region
@@ -16,7 +17,14 @@ from piecewise_core.replay.replays import Replays
 from piecewise_core.tally import Counted
 from piecewise_core.targets import Target
 
-__all__ = ["named", "replay_row", "session_status"]
+__all__ = [
+    "code_seconds",
+    "code_state",
+    "named",
+    "replay_row",
+    "session_status",
+    "spans_of",
+]
 
 
 def session_status(session: Session) -> Status:
@@ -41,6 +49,7 @@ class _OfForm:
     def __init__(self, session: Session, form: Form, place: int) -> None:
         self._session, self._form, self._place = session, form, place
         self._dims = [dim.name for dim in session.config.dims]
+        self._background = session.shared.background
 
     def __iter__(self) -> Iterator[TargetStatus]:
         regions = list(self._form.regions)
@@ -96,10 +105,9 @@ class _OfForm:
             return wrong
         box = target.box
         counted = self._form.dispatch.tallies.total(target.kind, box)
-        state, reason, waits = self._state(region, box)
-        seconds = sum(artifact.seconds for artifact in _artifacts(region, box))
-        sizes, spans = named(self._dims, box), _spans(box)
-        more = {"seconds": seconds, "waits": waits, "spans": spans}
+        state, reason, waits = code_state(region, box, self._background)
+        sizes, spans = named(self._dims, box), spans_of(box)
+        more = {"seconds": code_seconds(region, box), "waits": waits, "spans": spans}
         return self._row(target.kind, sizes, state, reason, counted, **more)
 
     def _general(self, region: Region) -> Iterator[TargetStatus]:
@@ -107,33 +115,38 @@ class _OfForm:
         counted = self._form.dispatch.tallies.total("general", box)
         if not counted.calls and (box == region.box or not region.is_ready(box)):
             return
-        state, reason, _ = self._state(region, box)
-        if self._session.shared.background is not None and not region.is_ready(box):
+        state, reason, _ = code_state(region, box, self._background)
+        if self._background is not None and not region.is_ready(box):
             state, reason = "as_written", "serves until other code is compiled"
         seconds = 0.0
         if all(target.box != box for target in region.targets):
-            seconds = sum(artifact.seconds for artifact in _artifacts(region, box))
-        sizes, more = named(self._dims, box), {"seconds": seconds, "spans": _spans(box)}
+            seconds = code_seconds(region, box)
+        sizes, more = named(self._dims, box), {"seconds": seconds, "spans": spans_of(box)}
         yield self._row("general", sizes, state, reason, counted, **more)
 
-    def _state(self, region: Region, box: Box) -> tuple[State, str, bool]:
-        """How far the code for ``box`` is, why, and whether calls wait for it."""
-        if region.as_written:
-            return "as_written", "a size is 0 there", False
-        if region.is_ready(box):
-            made = list(_artifacts(region, box))
-            notes = [f"{artifact.owner}: {artifact.note}" for artifact in made if artifact.note]
-            written = bool(notes) and len(notes) == len(made)
-            return "as_written" if written else "ready", "; ".join(notes), False
-        why = region.failed(box)
-        background = self._session.shared.background
-        if why is not None:
-            return "failed", why, background is None
-        if region.is_compiled_now(box):
-            return "compiling", "", True
-        if background is not None and region.is_asked(box):
-            return "compiling", "in the background", True
-        return "pending", "not compiled yet", True
+
+def code_state(region: Region, box: Box, background: Background | None) -> tuple[State, str, bool]:
+    """How far the code for ``box`` is, why, and whether calls wait for it."""
+    if region.as_written:
+        return "as_written", "a size is 0 there", False
+    if region.is_ready(box):
+        made = list(_artifacts(region, box))
+        notes = [f"{artifact.owner}: {artifact.note}" for artifact in made if artifact.note]
+        written = bool(notes) and len(notes) == len(made)
+        return "as_written" if written else "ready", "; ".join(notes), False
+    why = region.failed(box)
+    if why is not None:
+        return "failed", why, background is None
+    if region.is_compiled_now(box):
+        return "compiling", "", True
+    if background is not None and region.is_asked(box):
+        return "compiling", "in the background", True
+    return "pending", "not compiled yet", True
+
+
+def code_seconds(region: Region, box: Box) -> float:
+    """What compiling, or loading, the code that serves ``box`` took."""
+    return sum(artifact.seconds for artifact in _artifacts(region, box))
 
 
 def _artifacts(region: Region, box: Box) -> Iterable[Artifact]:
@@ -150,7 +163,8 @@ def named(dims: list[str], box: Box) -> str:
     return ", ".join(shown) or "every call"
 
 
-def _spans(box: Box) -> tuple[tuple[int, int], ...]:
+def spans_of(box: Box) -> tuple[tuple[int, int], ...]:
+    """The first and last size of each dim."""
     return tuple((span.start, span.end) for span in box.ranges)
 
 
@@ -158,7 +172,8 @@ def replay_row(replays: Replays, sizes: Sizes, dims: list[str]) -> dict[str, Any
     """The row of one capture size."""
     counted = replays.tallies.total("replayed", sizes)
     box = Box.single(sizes)
-    row = {"kind": "replayed", "sizes": named(dims, box), "counted": counted, "spans": _spans(box)}
+    row = {"kind": "replayed", "sizes": named(dims, box), "counted": counted}
+    row["spans"] = spans_of(box)
     why = replays.plans.dropped.get(sizes)
     if sizes in replays.plans:
         return {**row, "state": "ready"}

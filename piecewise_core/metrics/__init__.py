@@ -24,7 +24,8 @@ __all__ = ["opentelemetry", "prometheus"]
 def prometheus(models: Mapping[str, Model], registry: CollectorRegistry | None = None) -> Scraped:
     """Have the official Prometheus client show ``models``, by the names they are given.
 
-    ``models``: what ``pw.compile``, ``pw.load`` or ``pw.record`` returned; referred to weakly.
+    ``models``: what ``pw.compile``, ``pw.load``, ``pw.record`` or ``pw.Pool`` returned, referred to
+    weakly; or ``pw.dynamo_graphs`` itself, for every graph that torch.compile has from here.
     ``registry``: None for the client's default one. ``close()`` on what is returned ends it.
     Raises ConfigError for what is no such model, and where ``prometheus-client`` is missing.
     """

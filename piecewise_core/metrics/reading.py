@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import functools
+import operator
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from piecewise_core.compiled import Controls
-from piecewise_core.counters import Stats
+from piecewise_core.config import Dim
+from piecewise_core.counters import Counters, Stats
 from piecewise_core.errors import ConfigError
 from piecewise_core.events import EventKind
+from piecewise_core.frontend.door.registry import door, dynamo_graphs
+from piecewise_core.frontend.door.status import graph_status
+from piecewise_core.frontend.graphpool import Pool
 from piecewise_core.frontend.recorded import RecordedFunction
 from piecewise_core.frontend.status import Status
 from piecewise_core.frontend.statuses import named
@@ -20,45 +25,72 @@ from piecewise_core.tally import Counted
 
 __all__ = ["FAMILIES", "Family", "Model", "Models", "View"]
 
-Model = Controls | RecordedFunction
-"""What ``pw.compile``, ``pw.load`` or ``pw.record`` returned."""
+Model = Controls | RecordedFunction | Pool | Callable[[], Any]
+"""What ``pw.compile``, ``load``, ``record`` or ``Pool`` returned; or ``pw.dynamo_graphs``."""
 
 Samples = Iterator[tuple[tuple[str, ...], float]]
 
 
 class View:
-    """One model, looked at once."""
+    """One model, looked at once. ``counters``: None of what is memory only, and ``look`` too."""
 
-    def __init__(self, model: Model) -> None:
-        self._model = model
-        if isinstance(model, RecordedFunction):
-            self.counters, self._config = model._counters, model._config
-        else:
-            self.counters, self._config = model._pw_session.counters, model._pw_session.config
+    def __init__(
+        self,
+        stats: Callable[[], Stats],
+        counters: Counters | None = None,
+        look: Callable[[], Status] | None = None,
+        dims: Iterable[Dim] = (),
+        regions: int = 0,
+    ) -> None:
+        self._stats, self._look = stats, look
+        self._dims = [dim.name for dim in dims]
+        self.counters, self.regions = counters, regions
 
     @functools.cached_property
     def stats(self) -> Stats:
         """Its counters."""
-        return self.counters.stats()
+        return self._stats()
 
     @functools.cached_property
-    def status(self) -> Status:
+    def status(self) -> Status | None:
         """Its targets."""
-        return self._model.status()
-
-    @property
-    def regions(self) -> int:
-        """How many regions it has now."""
-        if isinstance(self._model, RecordedFunction):
-            return 0
-        return len(self._model._pw_session.regions)
+        return None if self._look is None else self._look()
 
     def by_target(self) -> Iterator[tuple[tuple[str, str], Counted]]:
         """What was counted, by kind and the name of a target's sizes."""
-        dims = [dim.name for dim in self._config.dims]
-        for (kind, where), counted in self.counters.by_target().items():
+        found = {} if self.counters is None else self.counters.by_target()
+        for (kind, where), counted in found.items():
             box = Box.single(where) if isinstance(where, tuple) else where
-            yield (kind, "" if box is None else named(dims, box)), counted
+            yield (kind, "" if box is None else named(self._dims, box)), counted
+
+    def happened(self) -> dict[EventKind, tuple[int, float]]:
+        """How often what happened, and the seconds that it took."""
+        return {} if self.counters is None else self.counters.happened()
+
+
+def _views(name: str, model: Any) -> Iterator[tuple[str, View]]:
+    """``model`` by the names that it has in metrics."""
+    if model is dynamo_graphs:
+        yield from _of_the_door(name)
+    elif isinstance(model, Pool):
+        yield name, View(model.stats)
+    elif isinstance(model, RecordedFunction):
+        yield name, View(model.stats, model._counters, model.status, model._config.dims)
+    else:
+        session = model._pw_session
+        regions = len(session.regions)
+        yield name, View(model.stats, session.counters, model.status, session.config.dims, regions)
+
+
+def _of_the_door(name: str) -> Iterator[tuple[str, View]]:
+    """Each graph by its number, and the memory of all."""
+    memories = {}
+    for number, graph in door.numbered():
+        made, look = graph.made, functools.partial(graph_status, graph)
+        memories[id(graph.memory)] = graph.memory.counters
+        yield f"{name} {number}", View(graph.stats, made.counters, look, made.setup.config.dims, 1)
+    stats = [counters.stats() for counters in memories.values()]
+    yield name, View(lambda: functools.reduce(operator.add, stats, Stats()))
 
 
 @dataclass(frozen=True)
@@ -83,17 +115,20 @@ def _counted(field: Literal["calls", "rows", "added"]) -> Callable[[View], Sampl
 
 def _seconds(kind: EventKind) -> Callable[[View], Samples]:
     def read(view: View) -> Samples:
-        yield (), view.counters.happened().get(kind, (0, 0.0))[1]
+        if view.counters is not None:
+            yield (), view.happened().get(kind, (0, 0.0))[1]
 
     return read
 
 
 def _events(view: View) -> Samples:
-    for kind, (times, _) in view.counters.happened().items():
+    for kind, (times, _) in view.happened().items():
         yield (kind,), times
 
 
 def _targets(view: View) -> Samples:
+    if view.status is None:
+        return
     for state in ("ready", "compiling", "pending", "failed", "as_written"):
         yield (state,), len(view.status.of(state))
 
@@ -103,6 +138,16 @@ def _one(value: Callable[[View], float]) -> Callable[[View], Samples]:
         yield (), value(view)
 
     return read
+
+
+def _regions(view: View) -> Samples:
+    if view.counters is not None:
+        yield (), view.regions
+
+
+def _ready(view: View) -> Samples:
+    if view.status is not None:
+        yield (), view.status.ready
 
 
 _TARGET = ("kind", "target")
@@ -121,12 +166,9 @@ FAMILIES = (
         "driver", "gauge", "bytes", "Of graphs, outside of the pool", (),
         _one(lambda v: v.stats.driver_bytes),
     ),
-    Family("regions", "gauge", "", "Regions that are traced", (), _one(lambda v: v.regions)),
+    Family("regions", "gauge", "", "Regions that are traced", (), _regions),
     Family("targets", "gauge", "", "Targets by state", ("state",), _targets),
-    Family(
-        "ready", "gauge", "", "1 when no call in bounds has to wait, else 0", (),
-        _one(lambda v: v.status.ready),
-    ),
+    Family("ready", "gauge", "", "1 when no call in bounds has to wait, else 0", (), _ready),
 )  # fmt: skip
 """Every metric. Of the time spent, what background workers compile is in it too."""
 
@@ -143,10 +185,11 @@ class Models:
         for name, model in models.items():
             if not isinstance(name, str) or not name:
                 raise ConfigError(f"metrics: {name!r} is not a name; give a string")
-            if not isinstance(model, (Controls, RecordedFunction)):
+            known = isinstance(model, (Controls, RecordedFunction, Pool))
+            if not known and model is not dynamo_graphs:
                 raise ConfigError(
                     f"metrics: {name!r} is a {type(model).__name__}; give what pw.compile, "
-                    "pw.load or pw.record returned"
+                    "pw.load, pw.record or pw.Pool returned, or pw.dynamo_graphs itself"
                 )
         self._refs = {name: weakref.ref(model) for name, model in models.items()}
         self._open = True
@@ -156,7 +199,7 @@ class Models:
         for name, ref in self._refs.items():
             model = ref() if self._open else None
             if model is not None:
-                yield name, View(model)
+                yield from _views(name, model)
 
     def close(self) -> None:
         """Read none any more."""

@@ -194,3 +194,51 @@ def test_a_missing_library_is_named_with_the_extra_that_brings_it(
     fast = pw.compile(double, settings(), SimulatedPlatform())
     with pytest.raises(pw.errors.ConfigError, match=rf"piecewise-core\[{extra}\]"):
         getattr(metrics, name)({"a": fast})
+
+
+def test_a_pool_shows_its_bytes_once(scrape):
+    pool, platform = pw.Pool(), SimulatedPlatform()
+    made = {name: pw.compile(double, settings(), platform, pool=pool) for name in "ab"}
+    for fast in made.values():
+        fast(torch.ones(8, 2))
+    metrics.prometheus({**made, "pool": pool}, scrape.registry)
+    found = scrape()
+    held = pool.stats()
+    assert total(found, "piecewise_pool_bytes") == held.pool_bytes > 0
+    assert found["piecewise_pool_bytes", ("model", "pool")] == held.pool_bytes
+    assert total(found, "piecewise_driver_bytes", model="pool") == held.driver_bytes
+    assert {key[0] for key in found if ("model", "pool") in key} == {
+        "piecewise_pool_bytes",
+        "piecewise_driver_bytes",
+    }
+
+
+def test_graphs_of_torch_compile_are_scraped_by_number(scrape):
+    torch._dynamo.reset()
+    metrics.prometheus({"door": pw.dynamo_graphs}, scrape.registry)
+    assert total(scrape(), "piecewise_calls_total") == 0
+    options = {"platform": SimulatedPlatform(), "compiler": "eager"}
+    door = {"backend": "piecewise", "options": options}
+    functions = [torch.compile(fn, **door) for fn in (double, torch.sin)]
+    with torch.inference_mode(False), torch.no_grad():
+        for fast in functions:
+            for _ in range(3):
+                fast(torch.ones(5, 2))
+    found = scrape()
+    told = pw.dynamo_graphs()
+    assert len(told) == 2
+    names = {dict(key[1:])["model"] for key in found if key[0] == "piecewise_ready"}
+    assert len(names) == 2
+    assert all(name.startswith("door ") for name in names)
+    for name, graph in zip(sorted(names, key=lambda n: int(n[5:])), told, strict=True):
+        assert total(found, "piecewise_calls_total", model=name) == 3
+        assert total(found, "piecewise_calls_total", model=name, kind="replayed") == 2
+        assert total(found, "piecewise_events_total", model=name, kind="captured") == 1
+        assert graph.status.ready
+        assert [(row.kind, row.state, row.hits) for row in graph.status.targets] == [
+            ("replayed", "ready", 2),
+            ("compiled_range", "ready", 1),
+        ]
+    assert found["piecewise_pool_bytes", ("model", "door")] > 0
+    torch._dynamo.reset()
+    assert not [key for key in scrape() if key[0] == "piecewise_ready"]

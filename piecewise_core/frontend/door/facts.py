@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from piecewise_core.frontend.door.graph import DoorGraph
+from piecewise_core.frontend.door.status import graph_status
+from piecewise_core.frontend.status import Status
 from piecewise_core.ranges import Sizes
 
 __all__ = ["DynamoGraph", "facts"]
@@ -18,7 +20,7 @@ class DynamoGraph:
 
     ``line``: where it begins. ``dims``: each with its bounds. ``captured``: sizes with static
     graphs. ``places``: sets of addresses of what the model holds that have some. ``uncaptured``:
-    why calls, or calls of a size, are served without.
+    why calls, or calls of a size, are served without. ``status``: what serves which sizes.
     """
 
     line: str
@@ -30,6 +32,7 @@ class DynamoGraph:
     places: int
     uncaptured: tuple[str, ...]
     stats: dict[str, Any]
+    status: Status = field(default_factory=lambda: Status(False, ()))
 
     def __str__(self) -> str:
         calls = ", ".join(f"{kind} {n}" for kind, n in self.stats["calls"].items() if n)
@@ -65,4 +68,5 @@ def _facts(graph: DoorGraph) -> DynamoGraph:
         sum(1 for each in plans if len(each)),
         (*filter(None, [made.why]), *graph.told_of, *dict.fromkeys(dropped)),
         graph.stats().to_dict() | {"captures": sum(each.graphs for each in plans)},
+        graph_status(graph),
     )

@@ -209,6 +209,11 @@ class DoorGraph:
         """What there is for each set of addresses."""
         return list(self._held.values())
 
+    @property
+    def memory(self) -> DoorMemory:
+        """What its graphs lie in, with those of others."""
+        return self._memory
+
     def stats(self) -> Stats:
         """The counters of this graph."""
         return self.made.counters.stats()

@@ -44,7 +44,11 @@ class _Door:
     @property
     def graphs(self) -> list[DoorGraph]:
         """Those that Dynamo still uses, in the order in which it made them."""
-        return [graph for n, graph in sorted(self._numbered.items()) if n >= self._first]
+        return [graph for _, graph in self.numbered()]
+
+    def numbered(self) -> list[tuple[int, DoorGraph]]:
+        """The same, each with a number that no other has."""
+        return [(n, graph) for n, graph in sorted(self._numbered.items()) if n >= self._first]
 
     def reset(self) -> None:
         """Free all static graphs.
