@@ -144,8 +144,7 @@ class Form:
 
     def state_changed(self) -> bool:
         """Something that traces read was written to: whether they are gone for it."""
-        why = self.model.look_again()
-        if why is not None:
+        if (why := self.model.look_again()) is not None:
             self.retrace(why)
             self.shared.counters.retraced(why)
         return why is not None
