@@ -134,12 +134,14 @@ class Controls:
         """
         return estimate_of(self._pw_session, sizes)
 
-    def explain(self, *, verbose: bool = False) -> Explanation:
+    def explain(self, *, verbose: bool = False, measure: bool = False) -> Explanation:
         """Regions, pieces, ranges, what was compiled and what is shared, and why.
 
-        ``verbose``: print it whole, one line each, however long.
+        ``verbose``: print it whole, one line each, however long. ``measure``: replay each captured
+        size on what was staged last, and say what each piece takes; results of earlier calls are
+        overwritten, what replays write to is put back.
         """
-        return explain(self._pw_session, verbose=verbose)
+        return explain(self._pw_session, verbose=verbose, measure=measure)
 
     def bisect(self, *args: Any, **kwargs: Any) -> BisectReport:
         """Find the piece of one call that first differs from the model as written.

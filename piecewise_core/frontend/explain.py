@@ -9,6 +9,7 @@ from piecewise_core.compile.artifact import Artifact
 from piecewise_core.frontend.capturing import Capturing
 from piecewise_core.frontend.explanation import Explanation
 from piecewise_core.frontend.facts import CodeFacts, PieceFacts, RegionFacts, RewriteFacts
+from piecewise_core.frontend.measuring import measured
 from piecewise_core.frontend.naming import model_name
 from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.session import Session
@@ -23,8 +24,11 @@ from piecewise_core.targets import Target
 __all__ = ["explain"]
 
 
-def explain(session: Session, *, verbose: bool = False) -> Explanation:
-    """Collect what there is to say about ``session``; ``verbose``: shorten nothing of it."""
+def explain(session: Session, *, verbose: bool = False, measure: bool = False) -> Explanation:
+    """Collect what there is to say about ``session``; ``verbose``: shorten nothing of it.
+
+    ``measure``: replay what is captured, and say where the time goes.
+    """
     selected, status = session.setup.selected, session_status(session)
     first: dict[str, str] = {}
     return Explanation(
@@ -51,6 +55,7 @@ def explain(session: Session, *, verbose: bool = False) -> Explanation:
         bounds=tuple((dim.min, dim.max) for dim in session.config.dims),
         ready=status.ready,
         targets=status.targets,
+        times=measured(session) if measure else (),
         events=session.counters.history(),
         advice=status.advice,
         verbose=verbose,

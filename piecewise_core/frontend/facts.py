@@ -8,7 +8,15 @@ from typing import Any
 from piecewise_core.events import Event
 from piecewise_core.frontend.status import TargetStatus
 
-__all__ = ["CodeFacts", "Facts", "PieceFacts", "RegionFacts", "RewriteFacts"]
+__all__ = [
+    "CodeFacts",
+    "Facts",
+    "PieceFacts",
+    "PieceTime",
+    "RegionFacts",
+    "RewriteFacts",
+    "Times",
+]
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,39 @@ class RewriteFacts:
 
 
 @dataclass(frozen=True)
+class PieceTime:
+    """One piece in a replay. ``bytes``: that it must read and write once; 0 where nobody counts.
+
+    ``share``: of the limit, which is these bytes at the bandwidth of a copy.
+    """
+
+    name: str
+    microseconds: float
+    bytes: int = 0
+    share: float | None = None
+
+
+@dataclass(frozen=True)
+class Times:
+    """The replay of one captured size, piece by piece, in order.
+
+    ``by``: whose clock. ``bandwidth``: of a copy in the same run, in bytes per second. ``why``: it
+    was not measured.
+    """
+
+    sizes: str
+    by: str
+    bandwidth: float | None
+    pieces: tuple[PieceTime, ...] = ()
+    why: str = ""
+
+    @property
+    def microseconds(self) -> float:
+        """Of all pieces."""
+        return sum(piece.microseconds for piece in self.pieces)
+
+
+@dataclass(frozen=True)
 class Facts:
     """Everything that is known of a model.
 
@@ -89,8 +130,9 @@ class Facts:
     traced anew, or "". ``unmet``: names in ``splitting_ops`` that no graph traced so far has.
     ``forms``: the forms of calls so far, constants by their beginnings. ``rewrites``: in order.
     ``model``: its name. ``bounds``: the first and last size of each dim. ``ready``: as
-    ``status()`` has it, and ``targets``, ``advice``. ``events``: the last that happened beside
-    calls. ``recorded``: whether it is a recorded function, which has no pieces.
+    ``status()`` has it, and ``targets``, ``advice``. ``times``: of replays, where they were asked
+    for. ``events``: the last that happened beside calls. ``recorded``: whether it is a recorded
+    function, which has no pieces.
     """
 
     platform: str
@@ -115,3 +157,4 @@ class Facts:
     events: tuple[Event, ...] = ()
     advice: tuple[str, ...] = ()
     recorded: bool = False
+    times: tuple[Times, ...] = ()

@@ -5,7 +5,14 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 
-from piecewise_core.frontend.facts import CodeFacts, Facts, PieceFacts, RegionFacts, RewriteFacts
+from piecewise_core.frontend.facts import (
+    CodeFacts,
+    Facts,
+    PieceFacts,
+    RegionFacts,
+    RewriteFacts,
+    Times,
+)
 
 __all__ = ["made_text", "rewrite_text", "text"]
 
@@ -20,6 +27,9 @@ _OPS = 4
 
 _NUMBERS = 8
 """Equal pieces that are listed one by one."""
+
+_SLOWEST = 8
+"""Pieces of a replay that are listed one by one."""
 
 _PARTS = 3
 """Components of a source path that are shown."""
@@ -71,9 +81,29 @@ def _lines(e: Facts, verbose: bool) -> Iterator[str]:
         yield f"served as written: {note}"
     for note in e.advice:
         yield f"advice: {note}"
+    for times in e.times:
+        yield from _times(times, verbose)
     counted = {k: v for k, v in e.stats.items() if k != "calls"}
     yield f"counters: {_counted(counted)}"
     yield f"calls: {_counted(e.stats['calls'])}"
+
+
+def _times(times: Times, verbose: bool) -> Iterator[str]:
+    """A replay's pieces, those that take longest; in order, and all, where it is ``verbose``."""
+    if times.why:
+        yield f"not measured: {times.sizes}: {times.why}"
+        return
+    copied = "" if times.bandwidth is None else f"; a copy moves {times.bandwidth / 1e9:.1f} GB/s"
+    yield f"replay of {times.sizes}: {times.microseconds:.1f} us by {times.by}{copied}"
+    slowest = sorted(times.pieces, key=lambda piece: -piece.microseconds)
+    shown = times.pieces if verbose else slowest[:_SLOWEST]
+    for piece in shown:
+        share = "" if piece.share is None else f", {piece.share:.2f} of the limit"
+        moved = f" ({piece.bytes / 1e6:.2f} MB{share})" if piece.bytes else ""
+        yield f"  {piece.name}: {piece.microseconds:.1f} us{moved}"
+    if len(shown) < len(slowest):
+        rest = slowest[_SLOWEST:]
+        yield f"  {len(rest)} more: {sum(p.microseconds for p in rest):.1f} us"
 
 
 def rewrite_text(rewrite: RewriteFacts) -> str:
