@@ -98,11 +98,11 @@ class Background:
         self._failed = True
         logger.log(
             level,
-            "%s (%s) for sizes %s was not compiled by a worker process (%s) and %s",
+            "%s for sizes %s was not compiled by a worker process (%s; its code: %s) and %s",
             task.label,
-            task.piece.source or "no source line",
             task.box,
             error,
+            task.piece.source or "no line known",
             self._otherwise,
         )
         return error
