@@ -19,8 +19,10 @@ from pathlib import Path
 from piecewise_core.ranges import Box, Range
 from piecewise_core.store.entry import Entry, make_entry, make_ticket
 from piecewise_core.store.files import FileStore
+from piecewise_core.store.keys import Keys, new_key
 from piecewise_core.store.manifest import render
 from piecewise_core.store.pruning import prune
+from piecewise_core.store.signing import Signer
 
 BOX = Box((Range(1, 512),))
 
@@ -80,6 +82,25 @@ def measure(count: int, size: int) -> dict[str, float]:
     }
 
 
+def signed(algorithm: str, size: int, rounds: int = 40) -> dict[str, float]:
+    """Seconds of a hit where signatures are asked for, and where they are not, in turn."""
+    key = new_key("benchmark", algorithm, None, 0)
+    with tempfile.TemporaryDirectory() as folder:
+        signer = Signer(Keys({key.id: key}, key.id))
+        asking = FileStore(Path(folder) / "signed", signer=signer)
+        trusting = FileStore(Path(folder) / "unsigned")
+        made = [entry(number, size) for number in range(20)]
+        for one in made:
+            asking.put(one)
+            trusting.put(one)
+        keys = [one.manifest.key for one in made]
+        times: dict[str, list[float]] = {"signed": [], "unsigned": []}
+        for _ in range(rounds):
+            times["signed"] += timed(asking, keys, True)
+            times["unsigned"] += timed(trusting, keys, True)
+    return {name: statistics.median(found) for name, found in times.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--entries", type=int, default=10_000)
@@ -88,8 +109,13 @@ def main() -> None:
     few, many = measure(10, options.size), measure(options.entries, options.size)
     for name, values in (("10 entries", few), (f"{options.entries} entries", many)):
         print(f"{name}: " + ", ".join(f"{k} {v * 1000:.3f} ms" for k, v in values.items()))
+    ratios = {}
+    for algorithm in ("hmac-sha256", "ed25519"):
+        hits = signed(algorithm, options.size)
+        ratios[f"signed_ratio_{algorithm}"] = hits["signed"] / hits["unsigned"]
+        print(f"{algorithm}: " + ", ".join(f"{k} {v * 1000:.3f} ms" for k, v in hits.items()))
     result = {"entries": options.entries, "bytes": options.size, "cpus": os.cpu_count(), **many}
-    print(json.dumps({**result, "ratio_to_few": many["hit_s"] / few["hit_s"]}))
+    print(json.dumps({**result, "ratio_to_few": many["hit_s"] / few["hit_s"], **ratios}))
 
 
 if __name__ == "__main__":

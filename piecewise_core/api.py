@@ -12,11 +12,11 @@ from typing import Any, Literal, Protocol, overload
 
 import torch
 
-from piecewise_core.bundle.content import read_content
-from piecewise_core.bundle.load import bind, config_of
+from piecewise_core.bundle.load import bind, opened
 from piecewise_core.compiled import CompiledFunction
 from piecewise_core.compiled_module import CompiledModule, compiled_module
 from piecewise_core.config import Config
+from piecewise_core.config_store import Trust
 from piecewise_core.errors import BundleMismatch, ConfigError, UnsupportedModule
 from piecewise_core.frontend.graphpool import Pool
 from piecewise_core.frontend.recorded import RecordedFunction
@@ -125,6 +125,8 @@ def load(
     *,
     on_mismatch: Literal["error", "recompile"] = "error",
     pool: Pool | None = None,
+    trust: Trust | None = None,
+    sign_key: str | os.PathLike[str] | None = None,
 ) -> CompiledModule: ...
 
 
@@ -136,6 +138,8 @@ def load(
     *,
     on_mismatch: Literal["error", "recompile"] = "error",
     pool: Pool | None = None,
+    trust: Trust | None = None,
+    sign_key: str | os.PathLike[str] | None = None,
 ) -> CompiledFunction: ...
 
 
@@ -146,6 +150,8 @@ def load(
     *,
     on_mismatch: Literal["error", "recompile"] = "error",
     pool: Pool | None = None,
+    trust: Trust | None = None,
+    sign_key: str | os.PathLike[str] | None = None,
 ) -> Any:
     """Bind the bundle at ``path``, which ``compiled.save`` wrote, to a live ``model``.
 
@@ -155,19 +161,17 @@ def load(
     a bundle that does not fit costs a warning, and the model is compiled with its config.
     ``pool``: as for ``compile``; no bundle has one.
 
-    A bundle holds programs: load only those that you trust.
+    A bundle holds programs: load only those that you trust. ``trust``, ``sign_key``: as in Config.
 
     Raises BundleMismatch naming what does not fit, StoreError for a file that is no bundle or is
-    damaged, PlatformError and its kinds, and UnsupportedModule.
+    damaged, SignatureRefused, PlatformError and its kinds, and UnsupportedModule.
     """
     if on_mismatch not in ("error", "recompile"):
         raise ConfigError(f'load(on_mismatch={on_mismatch!r}): use "error" or "recompile"')
     _check_pool(pool)
     if not callable(model):
         raise ConfigError(f"cannot bind a bundle to a {type(model).__name__}")
-    file = Path(path)
-    content = read_content(file)
-    config = config_of(file, content)
+    content, config = opened(file := Path(path), trust, sign_key)
     chosen = content.about.platform if platform is None else platform
 
     def make(fn: Callable[..., Any]) -> Session:

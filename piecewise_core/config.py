@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from piecewise_core import config_env, config_fields, config_io
+from piecewise_core import config_env, config_fields, config_io, config_store
 from piecewise_core.config_choices import (
     CaptureCompile,
     CompileMode,
@@ -20,7 +20,7 @@ from piecewise_core.config_choices import (
     check_choices,
     check_workers,
 )
-from piecewise_core.config_dims import Dim, FrozenMap, dims_of, freeze_dynamic
+from piecewise_core.config_dims import Dim, FrozenMap, as_sizes, dims_of, freeze_dynamic
 from piecewise_core.events import Event, check_listener
 from piecewise_core.ranges import Box, Range, Sizes
 from piecewise_core.targets import check_factor
@@ -60,8 +60,9 @@ class Config(config_io.PlainData):
     closely calls are checked. ``verify_rate``: with ``check="verify"`` the share of calls that also
     run as written, to compare. ``max_forms``: forms of calls that are traced, each by itself.
     ``rewrites_off``: names of rewrites, as ``explain()`` lists them, that are left out.
-    ``cache_dir``: a directory; None is the user's cache. ``memory_limit``: bytes for static graphs;
-    None is no limit. ``profiler_names``: whether pieces and replays have names in profiles.
+    ``cache_dir``: a directory; None is the user's cache. ``trust``: whose code is loaded from it.
+    ``sign_key``: a file of keys, or a key's id; never shown or serialised. ``memory_limit``: bytes
+    for static graphs. ``profiler_names``: whether pieces and replays have names in profiles.
     ``on_event``: called with each ``pw.Event``; not serialised.
     """
 
@@ -89,6 +90,8 @@ class Config(config_io.PlainData):
     max_forms: int = 8
     rewrites_off: Sequence[str] = ()
     cache_dir: str | os.PathLike[str] | None = None
+    trust: config_store.Trust = "own"
+    sign_key: str | os.PathLike[str] | None = field(default=None, repr=False)
     memory_limit: int | None = None
     profiler_names: bool = False
     on_event: Callable[[Event], object] | None = None
@@ -117,7 +120,8 @@ class Config(config_io.PlainData):
         config_fields.name("compiler", self.compiler)
         self._set("verify_rate", config_fields.share("verify_rate", self.verify_rate))
         self._set("max_forms", config_fields.count("max_forms", self.max_forms))
-        self._set("cache_dir", config_fields.path("cache_dir", self.cache_dir))
+        for name, value in config_store.checked(self).items():
+            self._set(name, value)
         self._set("memory_limit", config_fields.limit("memory_limit", self.memory_limit))
         check_listener(self.on_event)
 
@@ -187,7 +191,7 @@ class Config(config_io.PlainData):
         """
         if isinstance(self.compile_sizes, str):
             return self.captures
-        listed = _as_sizes(self.compile_sizes)
+        listed = as_sizes(self.compile_sizes)
         return (*listed, *self.captures) if self.capture_compile == "exact" else listed
 
     @property
@@ -198,7 +202,7 @@ class Config(config_io.PlainData):
         """
         if not self.dims and not self.capture_sizes and self.graph_mode not in (None, "none"):
             return ((),)
-        return _as_sizes(self.capture_sizes)
+        return as_sizes(self.capture_sizes)
 
     @property
     def _maximum(self) -> int | Sizes:
@@ -244,7 +248,3 @@ class Config(config_io.PlainData):
         platform's own compiler in place first (``replace(compiler=...)``): here None is "".
         """
         return {"compiler": self.compiler or ""}
-
-
-def _as_sizes(listed: Sequence[int | Sizes]) -> tuple[Sizes, ...]:
-    return tuple((size,) if isinstance(size, int) else tuple(size) for size in listed)

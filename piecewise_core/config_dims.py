@@ -6,16 +6,16 @@ other fields are checked against.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from typing_extensions import Self
 
 from piecewise_core.errors import ConfigError
-from piecewise_core.ranges import Range
+from piecewise_core.ranges import Range, Sizes
 
-__all__ = ["Dim", "FrozenMap", "dims_of", "freeze_dynamic", "integer", "nearest"]
+__all__ = ["Dim", "FrozenMap", "as_sizes", "dims_of", "freeze_dynamic", "integer", "nearest"]
 
 K = TypeVar("K")
 V_co = TypeVar("V_co", covariant=True)
@@ -161,6 +161,11 @@ def freeze_dynamic(value: object) -> FrozenMap[str | int, FrozenMap[int, Dim]]:
         frozen[argument] = _axes(argument, axes)
     _check_bounds_agree(frozen)
     return FrozenMap(frozen)
+
+
+def as_sizes(listed: Sequence[int | Sizes]) -> tuple[Sizes, ...]:
+    """Sizes, one tuple each, of which those of one dim may be written as ints."""
+    return tuple((size,) if isinstance(size, int) else tuple(size) for size in listed)
 
 
 def dims_of(dynamic: Mapping[Any, Mapping[int, Dim]]) -> tuple[Dim, ...]:

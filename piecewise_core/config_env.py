@@ -41,7 +41,8 @@ def override(
         return replace(**changes)
     except ConfigError as error:
         blamed = [f for f in texts if str(error).startswith((f"Config.{f}:", f"Config.{f}["))]
-        said = ", ".join(f"{_variable(f)}={texts[f]!r}" for f in blamed or texts)
+        shown = {f: "(set)" if f == "sign_key" else repr(texts[f]) for f in blamed or texts}
+        said = ", ".join(f"{_variable(f)}={text}" for f, text in shown.items())
         raise ConfigError(f"{said}: {error}") from error
 
 

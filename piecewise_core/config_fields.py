@@ -80,14 +80,18 @@ def share(field: str, value: object) -> float:
     return float(value)
 
 
-def path(field: str, value: object) -> str | None:
-    """Return a path as str, or None; nothing is looked up or expanded."""
+def path(field: str, value: object, shown: str = "") -> str | None:
+    """Return a path as str, or None; nothing is looked up or expanded.
+
+    ``shown``: what a message says in place of the value.
+    """
     if value is None:
         return None
     found = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(found, str) or not found:
         raise ConfigError(
-            f"Config.{field}: {value!r} is not a path; give a str, a pathlib.Path, or None"
+            f"Config.{field}: {shown or repr(value)} is not a path; give a str, a pathlib.Path, or "
+            "None"
         )
     return found
 

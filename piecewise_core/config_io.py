@@ -36,10 +36,20 @@ class PlainData:
             )
         return super().__new__(cls)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled: all but ``sign_key``, which another process gets from its own user."""
+        return {**vars(self), "sign_key": None}
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self  # it cannot be changed
+
     def to_dict(self) -> dict[str, Any]:
-        """Return every field but ``on_event`` as plain data that JSON can hold."""
+        """Return every field but ``on_event`` and ``sign_key`` as plain data that JSON can hold."""
         config: Any = self
-        names = [f.name for f in fields(config) if f.name != "on_event"]
+        names = [f.name for f in fields(config) if f.name not in ("on_event", "sign_key")]
         return {name: _plain(getattr(self, name)) for name in names}
 
     @classmethod

@@ -34,9 +34,10 @@ class Stats:
     ``graphs``: regions traced. ``pieces``: compilable and splitting. ``compilable_pieces``.
     ``unique_pieces``: distinct compilable ones. ``compilations``: compiler runs. ``dedup_hits``:
     pieces served by another piece's artifact. ``cache_hits``, ``cache_misses``: of the compile
-    store. ``captures``: static graphs. ``calls``: by kind of target; they sum to the calls made.
-    ``padded_rows``: rows added to reach a capture size. ``restrided``: inputs copied to the
-    traced layout. ``pool_bytes``: in the graph pool. ``driver_bytes``: graph memory outside it.
+    store. ``cache_refused``: entries not taken, for their signature. ``captures``: static graphs.
+    ``calls``: by kind of target; they sum to the calls made. ``padded_rows``: rows added to reach a
+    capture size. ``restrided``: inputs copied to the traced layout. ``pool_bytes``: in the graph
+    pool. ``driver_bytes``: graph memory outside it.
     ``retraces``: times that traces, or recordings, were made anew since Python state had changed.
     ``declined``: pieces and ranges of which code does not serve every size: the compiler declined
     the piece, or fixed a size. ``verified``: calls that also ran as written. ``wrong``: targets
@@ -51,6 +52,7 @@ class Stats:
     dedup_hits: int = 0
     cache_hits: int = 0
     cache_misses: int = 0
+    cache_refused: int = 0
     captures: int = 0
     calls: Mapping[str, int] = field(default_factory=_no_calls)
     padded_rows: int = 0

@@ -1,7 +1,8 @@
 """The file: a zip archive whose every byte is accounted for before anything in it is used.
 
 ``manifest.json`` comes first and lists every other member with its size and checksum; it carries a
-checksum of its own. Names are of a fixed form, so that none is ever a path.
+checksum of its own. ``signature``, if there is one, is over its bytes. Names are of a fixed form,
+so that none is ever a path.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from piecewise_core.errors import StoreError
+from piecewise_core.errors import SignatureRefused, StoreError
+from piecewise_core.store.signing import LONGEST, Signer
 
 __all__ = ["SCHEMA", "read_container", "write_container"]
 
@@ -25,6 +27,8 @@ SCHEMA = 2
 """Version of the form of bundles."""
 
 _MANIFEST = "manifest.json"
+_SIGNATURE = "signature"
+_KIND = "bundle"
 _NAME = re.compile(
     r"model\.json|regions/\d{1,6}\.(json|pt)|entries/[0-9a-f]{64}/(manifest\.json|artifact)"
     r"|native/[A-Za-z0-9_-][A-Za-z0-9_.-]{0,150}"
@@ -35,18 +39,26 @@ _MOST_RATIO = 1000
 """Text compresses to a tenth or so; what grows more than this was made to fill memory."""
 
 
-def write_container(path: Path, about: Mapping[str, Any], members: Mapping[str, bytes]) -> None:
-    """Write the file, whole or not at all. ``about``: JSON for the manifest. Raises StoreError."""
+def write_container(
+    path: Path, about: Mapping[str, Any], members: Mapping[str, bytes], signer: Signer | None = None
+) -> None:
+    """Write the file, whole or not at all. ``about``: JSON for the manifest. Raises StoreError.
+
+    ``signer``: signs the manifest, where it can.
+    """
     listed = {name: [len(data), _digest(data)] for name, data in members.items()}
     head = {"schema": SCHEMA, "about": dict(about), "members": listed}
     head["checksum"] = _checksum(head)
+    first = {_MANIFEST: json.dumps(head, indent=1).encode()}
+    if signer is not None and signer.can_sign:
+        first[_SIGNATURE] = signer.sign(_KIND, _KIND, SCHEMA, first[_MANIFEST])
     try:
         with tempfile.NamedTemporaryFile(
             dir=path.parent, prefix=f".{path.name}.", delete=False
         ) as file:
             temporary = Path(file.name)
             try:
-                _write(file, json.dumps(head, indent=1).encode(), members)
+                _write(file, {**first, **members})
                 file.flush()
                 os.fsync(file.fileno())
                 temporary.chmod(0o644)
@@ -58,19 +70,24 @@ def write_container(path: Path, about: Mapping[str, Any], members: Mapping[str, 
         raise StoreError(f"the bundle cannot be written to {path}: {error}") from error
 
 
-def _write(file: Any, manifest: bytes, members: Mapping[str, bytes]) -> None:
+def _write(file: Any, members: Mapping[str, bytes]) -> None:
     with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr(zipfile.ZipInfo(_MANIFEST), manifest, zipfile.ZIP_DEFLATED)
         for name, data in members.items():
             packed = zipfile.ZIP_DEFLATED if name.endswith(".json") else zipfile.ZIP_STORED
             archive.writestr(zipfile.ZipInfo(name), data, packed)
 
 
-def read_container(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """The manifest's ``about``, and every member by name. Raises StoreError."""
+def read_container(
+    path: Path, signer: Signer | None = None
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The manifest's ``about``, and every member by name. Raises StoreError.
+
+    ``signer``: where it requires a signature, nothing is read but the manifest's bytes before it
+    holds; else SignatureRefused.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
-            return _read(path, archive)
+            return _read(path, archive, signer)
     except FileNotFoundError:
         raise StoreError(f"there is no bundle {path}") from None
     except (OSError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
@@ -82,13 +99,20 @@ def read_container(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
         raise _damaged(path, str(error)) from error
 
 
-def _read(path: Path, archive: zipfile.ZipFile) -> tuple[dict[str, Any], dict[str, bytes]]:
+def _read(
+    path: Path, archive: zipfile.ZipFile, signer: Signer | None
+) -> tuple[dict[str, Any], dict[str, bytes]]:
     members = {info.filename: info for info in archive.infolist()}
     if len(members) != len(archive.infolist()):
         raise _damaged(path, "it has two members of one name")
     if _MANIFEST not in members:
         raise StoreError(f"{path} is no bundle: it has no {_MANIFEST}")
-    head = json.loads(_member(path, archive, members[_MANIFEST], _MOST_MANIFEST))
+    text = _member(path, archive, members[_MANIFEST], _MOST_MANIFEST)
+    sealed = members.pop(_SIGNATURE, None)
+    if signer is not None and signer.required:
+        signature = b"" if sealed is None else _member(path, archive, sealed, LONGEST)
+        _check_signature(path, signer, text, signature)
+    head = json.loads(text)
     _check_head(path, head)
     listed = head["members"]
     if set(members) != {_MANIFEST, *listed}:
@@ -102,6 +126,14 @@ def _read(path: Path, archive: zipfile.ZipFile) -> tuple[dict[str, Any], dict[st
             raise _damaged(path, f"{name} is not what was written")
         found[name] = data
     return head["about"], found
+
+
+def _check_signature(path: Path, signer: Signer, text: bytes, signature: bytes) -> None:
+    try:
+        signer.check(_KIND, _KIND, SCHEMA, text, signature)
+    except SignatureRefused as error:
+        why = f"the bundle {path} is not loaded: {error}"
+        raise SignatureRefused(why).having(kind=error.kind) from None
 
 
 def _check_head(path: Path, head: Any) -> None:

@@ -14,6 +14,7 @@ from piecewise_core.errors import StoreError
 from piecewise_core.graph.saved.traces import SavedTrace
 from piecewise_core.store.entry import Entry
 from piecewise_core.store.manifest import check_artifact, parse, render
+from piecewise_core.store.signing import Signer
 
 __all__ = ["About", "Content", "SavedForm", "read_content", "write_content"]
 
@@ -61,8 +62,8 @@ class Content:
     native: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
 
-def write_content(path: Path, content: Content) -> None:
-    """Write the file. Raises StoreError."""
+def write_content(path: Path, content: Content, signer: Signer | None = None) -> None:
+    """Write the file, signed where ``signer`` can. Raises StoreError."""
     forms = [
         {"structure": form.structure, "held": form.held, "regions": len(form.traces)}
         for form in content.forms
@@ -77,12 +78,12 @@ def write_content(path: Path, content: Content) -> None:
         members[f"{folder}/manifest.json"] = render(entry.manifest)
         members[f"{folder}/artifact"] = entry.artifact
     members |= {f"{_NATIVE}{name}": data for name, data in content.native.items()}
-    write_container(path, asdict(content.about), members)
+    write_container(path, asdict(content.about), members, signer)
 
 
-def read_content(path: Path) -> Content:
-    """Read the file, every byte of it checked. Raises StoreError."""
-    about, members = read_container(path)
+def read_content(path: Path, signer: Signer | None = None) -> Content:
+    """Read the file, every byte of it checked, by ``signer`` first. Raises StoreError."""
+    about, members = read_container(path, signer)
     try:
         held = About(**{**about, "left_out": tuple(about["left_out"])})
         model = json.loads(members["model.json"])

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from piecewise_core.bundle.content import Content, SavedForm
+from piecewise_core.bundle.content import Content, SavedForm, read_content
 from piecewise_core.config import Config
+from piecewise_core.config_store import Trust
 from piecewise_core.errors import BundleMismatch, ConfigError, StoreError
 from piecewise_core.frontend.building import between_builds
 from piecewise_core.frontend.precompile import compile_all
@@ -29,8 +31,9 @@ from piecewise_core.runtime.closure_walk import roots_of
 from piecewise_core.runtime.dict_guard import bring
 from piecewise_core.runtime.weight_paths import find_held
 from piecewise_core.store.memory import MemoryStore
+from piecewise_core.store.signing import signer_of
 
-__all__ = ["bind", "check_surroundings", "config_of"]
+__all__ = ["bind", "check_surroundings", "opened"]
 
 _MOST_NAMED = 5
 
@@ -97,12 +100,24 @@ def _adopt(
             forms.last = form
 
 
-def config_of(path: Path, content: Content) -> Config:
-    """The config that a bundle was made with. Raises StoreError where this version knows it not."""
+def opened(
+    path: Path, trust: Trust | None, sign_key: str | os.PathLike[str] | None
+) -> tuple[Content, Config]:
+    """What a bundle holds, and the config that it was made with.
+
+    Whose code is believed is never said by the bundle: by the variables, else by the arguments.
+    Raises ConfigError, SignatureRefused, and StoreError where this version does not know it.
+    """
+    believed = ("trust", "sign_key")
+    variables = [f"PIECEWISE_{name.upper()}" for name in believed]
+    environ = {name: os.environ[name] for name in variables if name in os.environ}
+    given = Config(trust=trust or "own", sign_key=sign_key).with_env(environ)
+    content = read_content(path, signer_of(given.trust, given.sign_key))
     try:
-        return Config.from_json(content.about.config)
+        config = Config.from_json(content.about.config)
     except ConfigError as error:
         raise StoreError(f"{path} was made by another version: {error}") from error
+    return content, config.replace(**{name: getattr(given, name) for name in believed})
 
 
 _ADVICE = 'load it for what it was made with, or pass on_mismatch="recompile"'

@@ -66,7 +66,7 @@ def save(session: Session, path: Path) -> SaveReport:
         )
     except NotSavable as error:
         raise StoreError(f"the model cannot be saved: it depends on {error}") from error
-    write_content(path, content)
+    write_content(path, content, session.setup.signer())
     return SaveReport(
         path, path.stat().st_size, len(session.regions), len(entries), tuple(left_out)
     )
@@ -95,7 +95,8 @@ def _about(session: Session, left_out: tuple[str, ...]) -> About:
     return About(
         model=place_of(named) or str(getattr(named, "__qualname__", named)),
         device=setup.selected.info.device_type,
-        config=session.config.to_json(),
+        # Whose code is believed is for whoever loads it to say.
+        config=session.config.replace(trust="own", sign_key=None).to_json(),
         platform=setup.selected.info.name,
         factors=setup.surroundings(),
         made=int(time.time()),

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
-import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from piecewise_core.cli.storeoptions import (
+    common,
+    environment_signer,
+    file_store,
+    one,
+    or_refuse,
+    print_json,
+)
 from piecewise_core.config_cache import store_directory
-from piecewise_core.errors import ConfigError, StoreError
+from piecewise_core.errors import StoreError
 
 __all__ = ["cache"]
-
-_Command = Callable[..., Any]
 
 
 @click.group()
@@ -27,34 +30,24 @@ def cache() -> None:
     """
 
 
-def _common(command: _Command) -> _Command:
-    """Options that every command has."""
-    command = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")(
-        command
-    )
-    return click.option(
-        "--dir", "cache_dir", metavar="PATH", help="The cache_dir, as in Config(cache_dir=PATH)."
-    )(command)
-
-
 @cache.command("ls")
-@_common
+@common
 def ls(cache_dir: str | None, as_json: bool) -> None:
     """List the entries, the youngest first."""
     from piecewise_core.cli.cache_report import entry_facts, show_entries
 
-    store = _store(cache_dir)
+    store = file_store(cache_dir)
     found = [] if store is None else _youngest_first(store.manifests())
     where = str(store_directory(cache_dir, os.environ)) if store is None else store.where()
     if as_json:
-        _print_json({"where": where, "entries": [entry_facts(m) for m in found]})
+        print_json({"where": where, "entries": [entry_facts(m) for m in found]})
     else:
         show_entries(found, where)
 
 
 @cache.command("why")
 @click.argument("keys", nargs=-1, metavar="[KEY]...")
-@_common
+@common
 def why(keys: tuple[str, ...], cache_dir: str | None, as_json: bool) -> None:
     """Say why entries had to be compiled: what differs from the nearest older entry.
 
@@ -62,65 +55,41 @@ def why(keys: tuple[str, ...], cache_dir: str | None, as_json: bool) -> None:
     """
     from piecewise_core.cli.cache_report import reasons, show_reasons
 
-    store = _store(cache_dir)
+    store = file_store(cache_dir)
     every = [] if store is None else _youngest_first(store.manifests())
     if keys:
-        wanted = [_one(every, key) for key in keys]
+        wanted = [one(every, key) for key in keys]
     else:
         pieces = [m for m in every if "piece.form" in m.factors]
         wanted = [m for m in pieces if m.run == pieces[0].run]
     found = reasons(wanted, every)
     if as_json:
-        _print_json({"entries": [reason.facts() for reason in found]})
+        print_json({"entries": [reason.facts() for reason in found]})
     elif found:
         show_reasons(found)
     else:
         click.echo("the store is empty")
 
 
-@cache.command("verify")
-@_common
-def verify(cache_dir: str | None, as_json: bool) -> None:
-    """Check every entry byte by byte; what is damaged goes into quarantine.
-
-    Exits with 1 if any is.
-    """
-    store = _store(cache_dir)
-    damaged: dict[str, str] = {}
-    keys = [] if store is None else list(store.all_keys())
-    for key in keys:
-        wrong = store.check(key) if store is not None else None
-        if wrong is not None and store is not None and store.path(key).exists():
-            damaged[key] = wrong
-            store.quarantine(key, wrong)
-    if as_json:
-        _print_json({"checked": len(keys), "damaged": damaged})
-    else:
-        for key, wrong in damaged.items():
-            click.echo(f"{key}: {wrong}")
-        click.echo(f"{len(keys)} entries checked, {len(damaged)} damaged")
-    sys.exit(1 if damaged else 0)
-
-
 @cache.command("prune")
 @click.option("--limit", metavar="SIZE", help="Bytes to keep, as 500M or 20G; else the limit set.")
 @click.option("--all", "everything", is_flag=True, help="Remove every entry, and the quarantine.")
-@_common
+@common
 def prune(limit: str | None, everything: bool, cache_dir: str | None, as_json: bool) -> None:
     """Remove the entries that were used longest ago, and what dead processes left."""
     from piecewise_core.cli.cache_report import size_text
     from piecewise_core.store import pruning
     from piecewise_core.store.opening import LIMIT_VARIABLE, size_limit
 
-    bound = _or_refuse(lambda: size_limit({LIMIT_VARIABLE: limit} if limit else os.environ))
-    store = _store(cache_dir)
+    bound = or_refuse(lambda: size_limit({LIMIT_VARIABLE: limit} if limit else os.environ))
+    store = file_store(cache_dir)
     done = pruning.Pruned((), 0, 0)
     if store is not None:
         done = pruning.prune(store, 0 if everything else bound)
         if everything:
             pruning.empty_quarantine(store)
     if as_json:
-        _print_json({"removed": list(done.keys), "freed": done.freed, "left": done.left})
+        print_json({"removed": list(done.keys), "freed": done.freed, "left": done.left})
     else:
         freed, left = size_text(done.freed), size_text(done.left)
         click.echo(f"{len(done.keys)} entries removed, {freed} freed, {left} left")
@@ -129,37 +98,38 @@ def prune(limit: str | None, everything: bool, cache_dir: str | None, as_json: b
 @cache.command("export")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.argument("keys", nargs=-1, metavar="[KEY]...")
-@_common
+@common
 def export(file: Path, keys: tuple[str, ...], cache_dir: str | None, as_json: bool) -> None:
     """Write entries to a new FILE: those with a KEY, or all."""
     from piecewise_core.store.exchange import write_archive
 
-    store = _store(cache_dir)
+    store = file_store(cache_dir)
     every = [] if store is None else sorted(store.manifests(), key=lambda m: m.key)
-    wanted = [_one(every, key) for key in keys] if keys else every
+    wanted = [one(every, key) for key in keys] if keys else every
     if store is None or not wanted:
         raise click.ClickException("the store is empty; there is nothing to export")
     entries = (e for e in (store.get(m.key) for m in wanted) if e is not None)
-    count = _or_refuse(lambda: write_archive(file, entries))
+    count = or_refuse(lambda: write_archive(file, entries))
     if as_json:
-        _print_json({"file": str(file), "entries": count})
+        print_json({"file": str(file), "entries": count})
     else:
         click.echo(f"{count} entries written to {file}")
 
 
 @cache.command("import")
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@_common
+@common
 def import_(file: Path, cache_dir: str | None, as_json: bool) -> None:
     """Add the entries of FILE, a file that export wrote, once all of them are checked.
 
-    Entries are executed when a model uses them: import only what you trust as you trust code.
+    Entries are executed when a model uses them: import only what you trust as you trust code, or
+    set PIECEWISE_TRUST=signed and PIECEWISE_SIGN_KEY.
     """
     from piecewise_core.store.opening import size_limit
 
-    added, known = _or_refuse(lambda: _add(file, cache_dir, size_limit(os.environ)))
+    added, known = or_refuse(lambda: _add(file, cache_dir, size_limit(os.environ)))
     if as_json:
-        _print_json({"file": str(file), "added": added, "known": known})
+        print_json({"file": str(file), "added": added, "known": known})
     else:
         click.echo(f"{added} entries added, {known} were there")
 
@@ -168,10 +138,11 @@ def _add(file: Path, cache_dir: str | None, limit: int) -> tuple[int, int]:
     from piecewise_core.store.exchange import Archive
     from piecewise_core.store.files import FileStore
 
-    with Archive.open(file, limit) as archive:
+    signer = environment_signer()
+    with Archive.open(file, limit, signer) as archive:
         for _ in archive.entries():
             pass
-        store = FileStore(store_directory(cache_dir, os.environ))
+        store = FileStore(store_directory(cache_dir, os.environ), signer=signer)
         if not store.writable:
             raise StoreError(f"{store.where()} cannot be written to")
         added = known = 0
@@ -182,35 +153,5 @@ def _add(file: Path, cache_dir: str | None, limit: int) -> tuple[int, int]:
     return added, known
 
 
-def _store(cache_dir: str | None) -> Any:
-    """The store of files, or None where there is none yet."""
-    from piecewise_core.store.files import FileStore
-
-    root = store_directory(cache_dir, os.environ)
-    return _or_refuse(lambda: FileStore(root)) if root.exists() else None
-
-
-def _or_refuse(work: Callable[[], Any]) -> Any:
-    """``work()``; what is wrong is one line, not a traceback."""
-    try:
-        return work()
-    except (ConfigError, StoreError, OSError) as error:
-        raise click.ClickException(str(error)) from error
-
-
 def _youngest_first(manifests: Any) -> list[Any]:
     return sorted(manifests, key=lambda m: (-m.made, m.label, m.key))
-
-
-def _one(manifests: Sequence[Any], key: str) -> Any:
-    """The one entry whose key begins so."""
-    found = [m for m in manifests if m.key.startswith(key.lower())]
-    if len(found) != 1:
-        raise click.ClickException(
-            f"{len(found)} entries have keys that begin with {key}; `piecewise cache ls` lists them"
-        )
-    return found[0]
-
-
-def _print_json(found: dict[str, Any]) -> None:
-    click.echo(json.dumps(found, indent=2))

@@ -19,6 +19,7 @@ from piecewise_core.cli.doctor import doctor
 from piecewise_core.cli.new_compiler import new_compiler
 from piecewise_core.cli.new_platform import new_platform
 from piecewise_core.cli.planning import plan
+from piecewise_core.cli.signing import keygen, sign, sign_bundle, verify, verify_bundle
 
 __all__ = ["main"]
 
@@ -39,6 +40,10 @@ main.add_command(doctor)
 main.add_command(new_compiler)
 main.add_command(new_platform)
 main.add_command(plan)
+for _command in (keygen, sign, verify):
+    cache.add_command(_command)
+for _command in (sign_bundle, verify_bundle):
+    bundle.add_command(_command)
 
 if __name__ == "__main__":
     main(prog_name="piecewise")

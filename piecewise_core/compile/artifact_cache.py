@@ -24,6 +24,7 @@ from piecewise_core.store.entry import (
     now,
 )
 from piecewise_core.store.environment import Environment, surroundings
+from piecewise_core.store.ledger import Ledger
 from piecewise_core.store.misses import Miss, explain_misses
 from piecewise_core.store.pieces import PieceFactors, piece_factors
 from piecewise_core.store.protocol import Store
@@ -37,12 +38,15 @@ logger = logging.getLogger(__name__)
 class ArtifactCache:
     """Knows what a model's artifacts depend on, and the store that they are kept in.
 
-    ``store``: None keeps nothing; keys can still be made. ``model``: its name. Everything
-    here may be called from the thread of the background worker too.
+    ``store``: None keeps nothing; keys can still be made. ``ledger``: its. ``model``: its name.
+    Everything here may be called from the thread of the background worker too.
     """
 
-    def __init__(self, store: Store | None, environment: Environment) -> None:
+    def __init__(
+        self, store: Store | None, environment: Environment, ledger: Ledger | None = None
+    ) -> None:
         self.store = store
+        self.ledger = ledger or Ledger()
         self.model = ""
         self.run = secrets.token_hex(8)
         self._environment = environment
@@ -159,7 +163,9 @@ class ArtifactCache:
             older = [m for m in self.store.manifests() if m.run != self.run]
             wanted = {key: (ticket.factors, ticket.label) for key, ticket in new.items()}
             self._misses.update(explain_misses(wanted, older))
-        return self._misses
+        refused = self.ledger.refused
+        told = {key: Miss(None, refused=refused[key]) for key in tickets if key in refused}
+        return {**self._misses, **told}
 
     def _surroundings(self, adaptor: CompilerAdaptor) -> dict[str, str]:
         try:

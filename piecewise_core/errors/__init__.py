@@ -17,6 +17,7 @@ from piecewise_core.errors.building import (
     OpContractBroken,
     OutOfGraphMemory,
     PieceDeclined,
+    SignatureRefused,
     StoreError,
 )
 from piecewise_core.errors.platforms import (
@@ -57,6 +58,7 @@ __all__ = [
     "ProbeInitialisedDevice",
     "ReportError",
     "Sealed",
+    "SignatureRefused",
     "SizeBranch",
     "StoreError",
     "TorchUnsupported",

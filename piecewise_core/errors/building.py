@@ -13,6 +13,7 @@ __all__ = [
     "OpContractBroken",
     "OutOfGraphMemory",
     "PieceDeclined",
+    "SignatureRefused",
     "StoreError",
 ]
 
@@ -51,6 +52,15 @@ class OpContractBroken(PiecewiseError, RuntimeError):
 
 class StoreError(PiecewiseError):
     """The compile store cannot be used as configured."""
+
+
+class SignatureRefused(StoreError):
+    """With ``trust="signed"``: what no trusted key signed, or none that holds today.
+
+    ``kind``: "unsigned", "untrusted" (signed by a key that is not trusted, or expired), "forged".
+    """
+
+    kind: str = "untrusted"
 
 
 class BundleMismatch(PiecewiseError):

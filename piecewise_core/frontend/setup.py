@@ -23,8 +23,10 @@ from piecewise_core.protocols import CompilerAdaptor, Platform
 from piecewise_core.rewrites import Rewrites, list_rewrites
 from piecewise_core.store.environment import Environment, surroundings
 from piecewise_core.store.layered import LayeredStore
+from piecewise_core.store.ledger import Ledger
 from piecewise_core.store.opening import open_store
 from piecewise_core.store.protocol import Store
+from piecewise_core.store.signing import Signer, signer_of
 from piecewise_core.torch_compat.graphs import in_bad_fork
 
 __all__ = ["Setup", "prepare"]
@@ -65,10 +67,15 @@ class Setup:
 
         ``front``: a store to look in first.
         """
-        store = open_store(self.config.cache_dir, os.environ)
+        ledger = Ledger()
+        store = open_store(self.config.cache_dir, os.environ, self.signer(), ledger)
         if front is not None:
             store = front if store is None else LayeredStore(front, store)
-        return ArtifactCache(store, self._environment())
+        return ArtifactCache(store, self._environment(), ledger)
+
+    def signer(self) -> Signer | None:
+        """Of what is kept, and believed; None where nothing is signed. Raises ConfigError."""
+        return signer_of(self.config.trust, self.config.sign_key)
 
     def call_lock(self) -> CallLock:
         """The lock for calls of one model: of a pool, that of all its models."""

@@ -58,6 +58,7 @@ class Shared:
         self.drift = Drift(self.config, self.counters)
         self.artifact_cache = cache = setup.artifact_cache(front)
         cache.model = model_name(fn)
+        cache.ledger.count = self.counters.add
         self.scheduler = Scheduler(
             setup.compiler, self.config, self.counters, setup.rewrites, setup.is_capturing, cache
         )

@@ -18,7 +18,9 @@ What holds, and who sees to it:
  5. A reader never mixes two entries of one key. Enforced (`files`): it reads through one open
     directory, and looks again where that was replaced.
  6. Nobody but this user and root can have written what is read, since it is executed. Enforced
-    (`directory`) for each directory and file. The caller's for archives and bundles.
+    (`directory`) for each directory and file. The caller's for archives and bundles. With
+    ``trust="signed"`` a trusted key signed it too, under this very name; enforced (`admission`)
+    for all of these before any byte is interpreted, and on the bytes that are then used.
  7. One process makes an artifact, the others wait and load it. Enforced (`single_flight`) where
     the file system has locks. A lock only saves work: nothing relies on it for right numbers.
  8. Inside a store's lock nobody waits for a lock whose holder may wait for the store's. The

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from piecewise_core.ranges import Box
 
@@ -69,10 +69,14 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Entry:
-    """A manifest and its artifact, both whole: whoever makes an Entry has checked them."""
+    """A manifest and its artifact, both whole: whoever makes an Entry has checked them.
+
+    ``signature``: as it is kept, of the manifest; nothing where there is none. Not compared.
+    """
 
     manifest: Manifest
     artifact: bytes
+    signature: bytes = field(default=b"", compare=False)
 
 
 @dataclass(frozen=True)

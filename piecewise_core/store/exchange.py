@@ -10,13 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from piecewise_core.errors import StoreError
+from piecewise_core.store.admission import admit
 from piecewise_core.store.entry import Entry, Manifest
-from piecewise_core.store.files import ARTIFACT, MANIFEST
-from piecewise_core.store.manifest import LARGEST, check_artifact, parse, render
+from piecewise_core.store.files import ARTIFACT, MANIFEST, SIGNATURE
+from piecewise_core.store.manifest import LARGEST, check_artifact, render
+from piecewise_core.store.signing import LONGEST, Signer
 
 __all__ = ["Archive", "write_archive"]
 
-_NAME = re.compile(rf"([0-9a-f]{{64}})/({re.escape(MANIFEST)}|{ARTIFACT})")
+_NAME = re.compile(rf"([0-9a-f]{{64}})/({re.escape(MANIFEST)}|{ARTIFACT}|{SIGNATURE})")
 _DATE = (1980, 1, 1, 0, 0, 0)
 _MEMBERS = 1 << 20
 """The most members that an archive may have."""
@@ -35,7 +37,10 @@ def write_archive(path: Path, entries: Iterable[Entry]) -> int:
                 for name, data in (
                     (MANIFEST, render(entry.manifest)),
                     (ARTIFACT, entry.artifact),
+                    (SIGNATURE, entry.signature),
                 ):
+                    if name == SIGNATURE and not data:
+                        continue
                     member = zipfile.ZipInfo(f"{key}/{name}", _DATE)
                     member.compress_type = zipfile.ZIP_DEFLATED
                     archive.writestr(member, data)
@@ -48,28 +53,27 @@ def write_archive(path: Path, entries: Iterable[Entry]) -> int:
 class Archive:
     """A zip file of entries, open to read. Nothing in it is trusted: names, sizes, contents.
 
-    ``limit``: the most bytes that all artifacts may unpack to.
+    ``limit``: the most bytes that all artifacts may unpack to. ``signer``: says whether entries
+    must be signed.
     """
 
-    def __init__(self, file: zipfile.ZipFile, limit: int) -> None:
+    def __init__(self, file: zipfile.ZipFile, limit: int, signer: Signer | None = None) -> None:
         self._file = file
         self._limit = limit
+        self._signer = signer
         self._members = self._checked_members()
 
     @classmethod
     @contextmanager
-    def open(cls, path: Path, limit: int) -> Iterator[Archive]:
+    def open(cls, path: Path, limit: int, signer: Signer | None = None) -> Iterator[Archive]:
         """The archive at ``path``. Raises StoreError saying what is wrong with it."""
         with _faults(path), zipfile.ZipFile(path) as file:
-            yield cls(file, limit)
+            yield cls(file, limit, signer)
 
     def manifests(self) -> Iterator[Manifest]:
         """Each entry's manifest, checked by itself."""
         for key in sorted({key for key, _ in self._members}):
-            manifest = parse(self._read(key, MANIFEST, LARGEST))
-            if manifest.key != key:
-                raise StoreError(f"the manifest in {key} is that of {manifest.key}")
-            yield manifest
+            yield admit(self._signer, key, self._read(key, MANIFEST, LARGEST), self._sealed(key))
 
     def entries(self) -> Iterator[Entry]:
         """Each entry, checked. Raises StoreError at the first that is not what it says."""
@@ -80,7 +84,12 @@ class Archive:
                 raise StoreError(
                     f"the artifacts unpack to more than {self._limit} bytes, the store's limit"
                 )
-            yield check_artifact(manifest, self._read(manifest.key, ARTIFACT, manifest.size))
+            artifact = self._read(manifest.key, ARTIFACT, manifest.size)
+            yield check_artifact(manifest, artifact, self._sealed(manifest.key))
+
+    def _sealed(self, key: str) -> bytes:
+        """The signature of an entry, or nothing."""
+        return self._read(key, SIGNATURE, LONGEST) if (key, SIGNATURE) in self._members else b""
 
     def _checked_members(self) -> dict[tuple[str, str], zipfile.ZipInfo]:
         listed = self._file.infolist()

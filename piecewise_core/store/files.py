@@ -9,13 +9,12 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from piecewise_core.errors import StoreError
+from piecewise_core.errors import SignatureRefused, StoreError
 from piecewise_core.ownership import make_private
+from piecewise_core.store.admission import admit, signature_for
 from piecewise_core.store.directory import (
     claim,
     read_file,
@@ -25,14 +24,18 @@ from piecewise_core.store.directory import (
     write_file,
 )
 from piecewise_core.store.entry import SCHEMA, Entry, Manifest
-from piecewise_core.store.manifest import LARGEST, check_artifact, parse, render
+from piecewise_core.store.ledger import Ledger
+from piecewise_core.store.locking import file_lock
+from piecewise_core.store.manifest import LARGEST, check_artifact, render
+from piecewise_core.store.signing import LONGEST, Signer
 
-__all__ = ["ARTIFACT", "MANIFEST", "TIMEOUT", "FileStore"]
+__all__ = ["ARTIFACT", "MANIFEST", "SIGNATURE", "TIMEOUT", "FileStore"]
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 ARTIFACT = "artifact"
+SIGNATURE = "signature"
 
 TIMEOUT = 900.0
 """Seconds to wait for another process that compiles the same piece."""
@@ -45,14 +48,26 @@ class FileStore:
     """Entries below ``root``, a directory that only this user, or root, writes to.
 
     ``writable``: False never changes a file; the attribute is False too where the user may not.
-    ``timeout``: seconds that ``lock`` waits. Below ``root/v1``: ``entries/KE/KEY/``, ``locks/``,
-    ``tmp/`` for entries in the making, and ``quarantine/`` for what failed its check. Raises
-    StoreError when the directory cannot be trusted; OSError when it cannot be made.
+    ``timeout``: seconds that ``lock`` waits. ``signer``: signs what is put, and says whether
+    entries must be signed. ``ledger``: told of those refused. Below ``root/v1``: in
+    ``entries/KE/KEY/``, ``locks/``, ``tmp/`` (entries in the making), and ``quarantine/`` (what
+    failed its check). Raises StoreError when the directory cannot be trusted; OSError when it
+    cannot be made.
     """
 
-    def __init__(self, root: Path, *, writable: bool = True, timeout: float = TIMEOUT) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        writable: bool = True,
+        timeout: float = TIMEOUT,
+        signer: Signer | None = None,
+        ledger: Ledger | None = None,
+    ) -> None:
         self.root = root / f"v{SCHEMA}"
         self.timeout = timeout
+        self.signer = signer
+        self._ledger = ledger or Ledger()
         if writable and not self.root.exists():
             make_private(root)
             trusted_directory(root)
@@ -113,6 +128,10 @@ class FileStore:
                 return self._read_checked(path, key, whole=whole)
         except (FileNotFoundError, _Replaced):
             return None
+        except SignatureRefused as error:
+            self._ledger.refuse(key, str(self.root), str(error))
+            if error.kind == "forged":
+                self.quarantine(key, str(error))
         except (StoreError, NotADirectoryError) as error:
             self.quarantine(key, str(error))
         except OSError as error:
@@ -127,12 +146,14 @@ class FileStore:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         folder = os.open(path, flags)
         try:
-            manifest = parse(read_file(MANIFEST, folder, LARGEST))
-            if manifest.key != key:
-                raise StoreError(f"the manifest is that of {manifest.key}")
+            text, signature = read_file(MANIFEST, folder, LARGEST), b""
+            with suppress(FileNotFoundError):
+                signature = read_file(SIGNATURE, folder, LONGEST)
+            manifest = admit(self.signer, key, text, signature)
             if not whole:
-                return Entry(manifest, b"")
-            entry = check_artifact(manifest, read_file(ARTIFACT, folder, manifest.size))
+                return Entry(manifest, b"", signature)
+            artifact = read_file(ARTIFACT, folder, manifest.size)
+            entry = check_artifact(manifest, artifact, signature)
             if self.writable:
                 with suppress(OSError):
                     os.utime(folder)  # when it was last used, for pruning
@@ -153,13 +174,16 @@ class FileStore:
         if not self.writable:
             return False
         path = self.path(entry.manifest.key)
-        if path.exists() and not replace:
+        signature = signature_for(self.signer, entry)
+        if signature is None or (path.exists() and not replace):
             return False
         try:
             made, held = self._claimed(entry.manifest.key)
             try:
                 write_file(made / ARTIFACT, entry.artifact)
                 write_file(made / MANIFEST, render(entry.manifest))
+                if signature:
+                    write_file(made / SIGNATURE, signature)
                 sync(made)
                 make_private(path.parent)
                 if replace:
@@ -206,27 +230,12 @@ class FileStore:
             os.rename(self.path(key), aside)
             write_file(aside.with_name(f"{aside.name}.reason"), f"{reason}\n".encode())
 
-    @contextmanager
-    def lock(self, key: str) -> Iterator[bool]:
+    def lock(self, key: str) -> AbstractContextManager[bool]:
         """Hold ``locks/KEY.lock``, which the kernel gives up when its holder dies."""
-        lock = self._locked(key)
-        try:
-            yield lock is not None
-        finally:
-            if lock is not None:
-                lock.release()
+        return file_lock(self.root / "locks", key, self.timeout) if self.writable else _UNLOCKED
 
-    def _locked(self, key: str) -> FileLock | None:
-        if not self.writable:
-            return None
-        lock = FileLock(self.root / "locks" / f"{key}.lock", timeout=self.timeout)
-        try:
-            make_private(self.root / "locks")
-            lock.acquire()
-        except (OSError, NotImplementedError, Timeout) as error:
-            logger.warning("compiling without the lock of entry %s: %s", key[:12], error)
-            return None
-        return lock
+
+_UNLOCKED = nullcontext(False)
 
 
 class _Replaced(Exception):

@@ -41,8 +41,11 @@ def render(manifest: Manifest) -> bytes:
     return _written(data)
 
 
-def parse(data: bytes) -> Manifest:
-    """The manifest that ``data`` is. Raises StoreError saying what is wrong with it."""
+def parse(data: bytes, *, sealed: bool = False) -> Manifest:
+    """The manifest that ``data`` is. Raises StoreError saying what is wrong with it.
+
+    ``sealed``: a signature of these bytes holds, so that their form and checksum say no more.
+    """
     if len(data) > LARGEST:
         raise StoreError(f"a manifest of {len(data)} bytes; {LARGEST} is the most there can be")
     try:
@@ -57,19 +60,19 @@ def parse(data: bytes) -> Manifest:
     if not isinstance(found, dict) or found.keys() != _FIELDS:
         raise StoreError("the manifest's fields are not those of its schema")
     manifest = _checked(found)
-    if _written(found) != data:
+    if not sealed and _written(found) != data:
         raise StoreError("the manifest does not have the checksum that it names")
     return manifest
 
 
-def check_artifact(manifest: Manifest, artifact: bytes) -> Entry:
-    """The entry of both. Raises StoreError when the artifact is not what the manifest names."""
+def check_artifact(manifest: Manifest, artifact: bytes, signature: bytes = b"") -> Entry:
+    """The entry of them. Raises StoreError when the artifact is not what the manifest names."""
     if len(artifact) != manifest.size:
         raise StoreError(f"the artifact has {len(artifact)} bytes and not {manifest.size}")
     found = hashlib.sha256(artifact).hexdigest()
     if found != manifest.sha256:
         raise StoreError(f"the artifact's SHA-256 is {found} and not {manifest.sha256}")
-    return Entry(manifest, artifact)
+    return Entry(manifest, artifact, signature)
 
 
 def _written(data: Any) -> bytes:

@@ -30,12 +30,18 @@ class Difference:
 
 @dataclass(frozen=True)
 class Miss:
-    """``nearest``: the entry that differs least, None when there is none of another run."""
+    """``nearest``: the entry that differs least, None when there is none of another run.
+
+    ``refused``: why the entry itself was not taken, or "".
+    """
 
     nearest: Manifest | None
     differences: tuple[Difference, ...] = ()
+    refused: str = ""
 
     def __str__(self) -> str:
+        if self.refused:
+            return f"its entry was refused: {self.refused}"
         if self.nearest is None:
             return "the store had nothing to compare with"
         if not self.differences:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
 from piecewise_core.config_cache import store_directory
 from piecewise_core.config_fields import nearest
 from piecewise_core.errors import ConfigError
 from piecewise_core.store.fallback import FallbackStore
 from piecewise_core.store.files import FileStore
+from piecewise_core.store.ledger import Ledger
 from piecewise_core.store.memory import MemoryStore
 from piecewise_core.store.protocol import Store
 from piecewise_core.store.pruning import BoundedStore
+from piecewise_core.store.signing import Signer
 
 __all__ = ["LIMIT", "LIMIT_VARIABLE", "MODES", "MODE_VARIABLE", "open_store", "size_limit"]
 
@@ -30,12 +31,15 @@ _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 
 
 def open_store(
-    cache_dir: str | os.PathLike[str] | None, environ: Mapping[str, str]
+    cache_dir: str | os.PathLike[str] | None,
+    environ: Mapping[str, str],
+    signer: Signer | None = None,
+    ledger: Ledger | None = None,
 ) -> Store | None:
     """The store that the settings ask for; None when they ask for none.
 
-    ``cache_dir``: as in Config. Nothing is read or made before the store is first used. Raises
-    ConfigError for a variable that cannot be read.
+    ``cache_dir``: as in Config. ``signer``, ``ledger``: as in FileStore. Nothing is read or made
+    before the store is first used. Raises ConfigError for a variable that cannot be read.
     """
     mode = environ.get(MODE_VARIABLE, "").strip() or "readwrite"
     if mode not in MODES:
@@ -47,7 +51,12 @@ def open_store(
         return None
     if mode == "memory":
         return MemoryStore()
-    return FallbackStore(lambda: _open(root, mode, limit), read_only=mode == "readonly")
+
+    def opened() -> Store:
+        store = FileStore(root, writable=mode != "readonly", signer=signer, ledger=ledger)
+        return store if mode == "readonly" else BoundedStore(store, limit)
+
+    return FallbackStore(opened, read_only=mode == "readonly")
 
 
 def size_limit(environ: Mapping[str, str]) -> int:
@@ -61,9 +70,3 @@ def size_limit(environ: Mapping[str, str]) -> int:
             f"{LIMIT_VARIABLE}={text!r} is no size; give bytes, or a number with K, M, G or T (20G)"
         )
     return int(found[1]) << _UNITS[found[2].upper()]
-
-
-def _open(root: Path, mode: str, limit: int) -> Store:
-    if mode == "readonly":
-        return FileStore(root, writable=False)
-    return BoundedStore(FileStore(root), limit)

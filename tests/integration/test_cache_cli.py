@@ -66,7 +66,7 @@ def test_every_command_has_help_and_json(command):
 def test_an_empty_store_is_no_error_and_is_not_made(cache):
     assert facts("ls")["entries"] == []
     assert facts("why") == {"entries": []}
-    assert facts("verify") == {"checked": 0, "damaged": {}}
+    assert facts("verify") == {"checked": 0, "damaged": {}, "refused": {}}
     assert facts("prune") == {"removed": [], "freed": 0, "left": 0}
     assert "nothing to export" in run("export", cache.parent / "x.zip").stderr
     assert not cache.exists()

@@ -16,3 +16,4 @@ def test_the_last_line_is_one_json_object():
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["entries"] == 30
     assert {"hit_s", "worst_hit_s", "miss_s", "put_s", "scan_s", "ratio_to_few"} <= found.keys()
+    assert {"signed_ratio_hmac-sha256", "signed_ratio_ed25519"} <= found.keys()

@@ -178,6 +178,8 @@ def test_the_fields_and_defaults_are_those_of_the_documents() -> None:
         "max_forms": 8,
         "rewrites_off": (),
         "cache_dir": None,
+        "trust": "own",
+        "sign_key": None,
         "memory_limit": None,
         "profiler_names": False,
         "on_event": None,
@@ -585,6 +587,23 @@ def test_a_cache_directory_is_kept_as_text() -> None:
     assert Config(cache_dir="~/b").cache_dir == "~/b"
 
 
+def test_a_sign_key_is_never_shown_and_goes_nowhere(tmp_path: pathlib.Path) -> None:
+    secret = "5ec2e7" * 8
+    config = Config(trust="signed", sign_key=tmp_path / secret)
+    assert config.sign_key == str(tmp_path / secret)
+    assert secret not in repr(config) + config.to_json() + str(config.cache_factors())
+    assert secret.encode() not in pickle.dumps(config)
+    assert pickle.loads(pickle.dumps(config)) == config.replace(sign_key=None)
+    assert copy.deepcopy(config) is config
+    assert Config().with_env({"PIECEWISE_SIGN_KEY": secret}).sign_key == secret
+    with pytest.raises(ConfigError) as caught:
+        Config(sign_key=secret.encode())  # type: ignore[arg-type]
+    assert secret not in str(caught.value)
+    with pytest.raises(ConfigError) as caught:
+        Config().with_env({"PIECEWISE_SIGN_KEY": secret, "PIECEWISE_TRUST": "signd"})
+    assert secret not in str(caught.value)
+
+
 @pytest.mark.parametrize("value", [b"a", 3, "", True])
 def test_a_cache_directory_that_is_no_path_is_refused(value: object) -> None:
     assert refused(cache_dir=value).startswith(f"Config.cache_dir: {value!r} is not a path")
@@ -631,6 +650,8 @@ def test_only_what_changes_an_artifact_by_itself_is_a_cache_factor() -> None:
         "max_forms": 3,
         "rewrites_off": ("mask_terms",),
         "cache_dir": "elsewhere",
+        "trust": "signed",
+        "sign_key": "keys.json",
         "memory_limit": 1,
         "profiler_names": True,
         "on_event": print,
