@@ -21,7 +21,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help check setup demo serve-demo test lint bench sweep fuzz mutants matrix vendors vllm wheels wheel-test clean
+.PHONY: help check setup demo serve-demo test lint bench sweep fuzz mutants matrix vendors vllm vision wheels wheel-test clean
 
 help: ## list the targets
 	@echo 'usage: make TARGET [PYTHON=python3.12] [VENV=.venv]'
@@ -69,6 +69,13 @@ vendors: setup ## examples/vendors with OpenVINO and ONNX Runtime: the kit, and 
 
 vllm: setup ## vLLM's CPU wheel with the plugin and without it: tokens, counts, seconds; installs it into build/vllm
 	$(PY) integrations/vllm/check.py
+
+# Not in the environment: transformers import a torchvision that they find, and PyPI's fits one build
+# of torch only. No model that is tried calls its operators.
+VISION ?= timm==1.0.31 torchvision==0.28.0
+vision: setup ## models of timm and torchvision in every way against eager; installs both into build/vision
+	$(PIP) install --quiet --upgrade --no-deps --target build/vision $(VISION)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m 'slow or not slow' tests/integration/test_libraries_vision.py
 
 wheels: setup ## wheel and source archive of core and every platform, into dist/
 	rm -rf dist

@@ -79,11 +79,17 @@ def _captured(session: Session) -> tuple[str, ...]:
 
 
 def _dropped(session: Session) -> tuple[str, ...]:
-    return tuple(
+    dropped = (
         f"{of}{_sizes(session, Box.single(sizes))}: {why}"
         for of, capturing in _capturing(session)
         for sizes, why in capturing.plans.dropped.items()
     )
+    released = (
+        f"{of}for now: {capturing.replays.asleep.why}"
+        for of, capturing in _capturing(session)
+        if capturing.replays.asleep
+    )
+    return (*dropped, *released)
 
 
 def _capturing(session: Session) -> Iterator[tuple[str, Capturing]]:
@@ -107,7 +113,11 @@ def _unpadded(session: Session) -> tuple[str, ...]:
 def _as_written(session: Session) -> tuple[str, ...]:
     verifiers = [form.verifier for form in session.forms if form.verifier is not None]
     wrong = [found for verifier in verifiers for found in verifier.wrong.items()]
-    return tuple(f"region {index} {target}: {why}" for (index, target), why in wrong)
+    served = session.forms.met.served.items()
+    return (
+        *(f"region {index} {target}: {why}" for (index, target), why in wrong),
+        *(f"{count} call{'s' * (count > 1)}: {why}" for why, count in served),
+    )
 
 
 def _region(session: Session, form: int, region: Region, first: dict[str, str]) -> RegionFacts:

@@ -169,6 +169,7 @@ class Session:
             self._said_layout = True
             logger.warning("%s; such calls run as written", why)
         self.counters.unsized["eager"] += 1
+        self.forms.met.count(why.short)
         try:
             return self.fn(*args, **kwargs)
         except RuntimeError as error:

@@ -180,5 +180,5 @@ def replay_row(replays: Replays, sizes: Sizes, dims: list[str]) -> dict[str, Any
     if why is not None:
         return {**row, "state": "failed", "reason": f"served without graphs: {why}"}
     if sizes in replays.asleep:
-        return {**row, "state": "pending", "reason": "released; served without graphs"}
+        return {**row, "state": "pending", "reason": f"{replays.asleep.why}; served without graphs"}
     return {**row, "state": "pending", "reason": "not captured yet", "waits": True}

@@ -7,7 +7,7 @@ tensors are bound where the old ones were. Nothing is traced or compiled for it.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -80,6 +80,13 @@ class Met:
         self._seen: dict[int, weakref.ref[Any]] = {}
         self._filled: set[type] = set()
         self._growing: dict[type, str] = {}
+        self.served: dict[str, int] = {}
+
+    def count(self, why: str) -> None:
+        """One call more was served as written; the last eight reasons are kept."""
+        self.served[why] = self.served.pop(why, 0) + 1
+        if len(self.served) > _REASONS:
+            del self.served[next(iter(self.served))]
 
     def refuse(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Raise AsWritten for a call with an object of a type that every call changes."""
@@ -98,11 +105,9 @@ class Met:
             return
         new = [value for value in objects if self._is_new(value)]
         if new:
-            names = ", ".join(sorted({type(value).__name__ for value in new}))
-            raise AsWritten(
-                f"the first call with another {names} runs as written: {why or 'it fills it'}",
-                quiet=True,
-            )
+            said = f"the first call with another {_names(new)} runs as written"
+            short = "" if why else _fills(new)
+            raise AsWritten(f"{said}: {why or 'it fills it'}", quiet=True, short=short)
 
     def changed(self, structure: Structure, error: Exception) -> AsWritten:
         """What to say of a call whose objects the model changes, ``error``.
@@ -113,13 +118,15 @@ class Met:
         new = [value for value in objects if self._is_new(value)]
         if new:
             self._filled.update(map(type, new))
-            return AsWritten(f"the first call fills what it is given: {error}", quiet=True)
+            why = f"the first call fills what it is given: {error}"
+            return AsWritten(why, quiet=True, short=_fills(new))
         for kind in {type(value) for value in objects}:
             self._growing[kind] = (
                 f"every call with a {kind.__name__} changes it, which no static program can: "
                 f"{_ADVICE}"
             )
-        return AsWritten(f"{error}. {_ADVICE}")
+        short = "; ".join(self._growing[kind] for kind in {type(value) for value in objects})
+        return AsWritten(f"{error}. {_ADVICE}", short=short)
 
     def kept_out(self, structure: Structure, error: Exception) -> AsWritten | None:
         """What to say of a call whose objects' own code may not be traced, ``error``; or None.
@@ -152,6 +159,16 @@ class Met:
         if known is not None and known() is None:
             del self._seen[key]
 
+
+def _names(values: Iterable[Any]) -> str:
+    return ", ".join(sorted({type(value).__name__ for value in values}))
+
+
+def _fills(new: Iterable[Any]) -> str:
+    return f"the first call with a new {_names(new)} fills it, as a prefill does"
+
+
+_REASONS = 8
 
 _ADVICE = (
     "pass one whose tensors keep their place, as with transformers' "

@@ -22,11 +22,14 @@ __all__ = ["AnotherLayout", "AsWritten", "Binder", "Bound"]
 
 
 class AsWritten(InputMismatch):
-    """A call that the model itself serves. ``quiet``: that is as it should be."""
+    """A call that the model itself serves.
 
-    def __init__(self, why: str, *, quiet: bool = False) -> None:
+    ``quiet``: that is as it should be. ``short``: why, in a few words.
+    """
+
+    def __init__(self, why: str, *, quiet: bool = False, short: str = "") -> None:
         super().__init__(why)
-        self.quiet = quiet
+        self.quiet, self.short = quiet, short or why
 
 
 class AnotherLayout(AsWritten):

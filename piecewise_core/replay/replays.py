@@ -231,7 +231,7 @@ class Replays:
         ``later``: in the middle of a call, whose inputs may lie in it.
         """
         freed = self.plans.release(sizes, later=later)
-        self.asleep.begin(sizes)
+        self.asleep.begin(sizes, moved=later)
         return freed
 
     def awake(self) -> tuple[Sizes, ...]:

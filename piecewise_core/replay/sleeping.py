@@ -11,12 +11,22 @@ from piecewise_core.ranges import Sizes
 __all__ = ["Sleep", "chosen"]
 
 
+_MOVED = (
+    "a tensor that the graphs read was replaced or moved, as beam search moves a cache's; "
+    "restore() captures again"
+)
+
+
 class Sleep:
-    """The sizes that sleep: some, or every one, also those that nobody listed."""
+    """The sizes that sleep: some, or every one, also those that nobody listed.
+
+    ``why``: they do, in words.
+    """
 
     def __init__(self) -> None:
         self._every = False
         self._some: frozenset[Sizes] = frozenset()
+        self.why = ""
 
     def __contains__(self, sizes: object) -> bool:
         return self._every or sizes in self._some
@@ -24,8 +34,9 @@ class Sleep:
     def __bool__(self) -> bool:
         return self._every or bool(self._some)
 
-    def begin(self, sizes: Iterable[Sizes] | None) -> None:
-        """``sizes`` sleep from now on; None: all do."""
+    def begin(self, sizes: Iterable[Sizes] | None, *, moved: bool) -> None:
+        """``sizes`` sleep from now on; None: all do. ``moved``: what they read lies elsewhere."""
+        self.why = _MOVED if moved else "released"
         self._every |= sizes is None
         self._some |= frozenset(sizes or ())
 

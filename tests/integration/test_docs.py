@@ -42,6 +42,7 @@ _NEEDS = (
     "peft",
     "prometheus_client",
     "sentence_transformers",
+    "torch_geometric",
     "transformers",
 )
 
@@ -104,6 +105,7 @@ def _fresh_torch() -> Iterator[None]:
 WITH_CODE = [page for page in PAGES if runnable(page)]
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch_geometric's own
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.stem)
 def test_a_page_s_blocks_run_and_print_what_it_shows(page, tmp_path, monkeypatch):
     code = "\n".join(code for code, _ in runnable(page))

@@ -132,6 +132,18 @@ def test_decode_steps_are_replayed_from_graphs(model):
     assert fast.stats().calls["replayed"] > 0
 
 
+def test_where_graphs_are_not_used_explain_says_why(model):
+    fast = compiled(model, SimulatedPlatform(), graph_mode="full")
+    same_tokens(fast, model, prompt(), num_beams=2, **GREEDY, **STATIC)
+    told = " ".join(str(fast.explain()).split())
+    assert "1 call: the first call with a new StaticCache fills it, as a prefill does" in told
+    assert "a tensor that the graphs read was replaced or moved, as beam search moves a" in told
+    same_tokens(fast, model, prompt(), **GREEDY)
+    told = " ".join(str(fast.explain()).split())
+    assert "5 calls: every call with a DynamicCache changes it" in told
+    assert "as beam search moves a cache's" in str(fast.status())
+
+
 def test_a_compiled_model_is_not_compiled_again_by_generate(model):
     fast, settings = compiled(model), transformers.CompileConfig(backend="eager")
     settings._compile_all_devices = True  # else only where there is a GPU

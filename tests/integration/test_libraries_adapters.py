@@ -114,3 +114,17 @@ def test_a_batch_of_several_adapters_is_refused_by_the_argument_and_the_others_s
         states(fast, ids, adapter_names=["default", "wide", "__base__"])
     torch.testing.assert_close(states(fast, ids), states(model, ids))
     assert fast.stats().graphs == 1
+
+
+def test_after_seal_an_adapter_of_another_rank_is_refused_and_one_of_that_rank_served(tmp_path):
+    model, ids = adapted(4), torch.randint(0, 50, (2, 7))
+    fast = pw.compile(model.base_model.model, settings())
+    states(fast, ids)
+    fast.seal()
+    for rank in (4, 8):
+        adapted(rank, seed=2).save_pretrained(tmp_path / str(rank))
+    hotswap.hotswap_adapter(model, str(tmp_path / "4"), adapter_name="default")
+    torch.testing.assert_close(states(fast, ids), states(model, ids))
+    hotswap.hotswap_adapter(model, str(tmp_path / "8"), adapter_name="default")
+    with pytest.raises(pw.errors.Sealed, match="a parameter changed its dtype, device, shape"):
+        states(fast, ids)
