@@ -77,7 +77,7 @@ def engine(python: Path, name: str, model: Path) -> dict[str, Any]:
         settings(RUNS / caches) | extra,
     )
     found: dict[str, Any] = json.loads(said.splitlines()[-1])
-    took = found["compile_seconds"]
+    took = float(found["compile_seconds"] or "nan")
     _step(f"{name}: {took:.1f} s compiling, {time.perf_counter() - begun:.0f} s in all")
     return found
 

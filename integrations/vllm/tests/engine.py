@@ -42,7 +42,8 @@ def serve(model: str, options: dict[str, Any]) -> dict[str, Any]:
     from vllm import LLM, SamplingParams
     from vllm.compilation.counter import compilation_counter
 
-    for name in ("vllm", "piecewise_core"):  # importing vLLM sets its loggers up anew
+    # vLLM sets its own logger up anew as it starts: these below it stay as they are.
+    for name in ("vllm.v1.worker.cpu_model_runner", "vllm.piecewise", "piecewise_core"):
         logging.getLogger(name).addHandler(log)
 
     import piecewise_core as pw

@@ -20,7 +20,8 @@ logger = logging.getLogger("vllm.piecewise")
 class Captures:
     """The graphs of one process. ``declared``: the platform's driver, as GraphCompiler has it.
 
-    ``dropped``: batches that are served without graphs, and why.
+    ``dropped``: batches that are served without graphs, and why. ``turn``: the batch last seen,
+    and its number, so that one of a forward's pieces hashes it for all.
     """
 
     def __init__(self, declared: Any) -> None:
@@ -28,7 +29,14 @@ class Captures:
         self.dropped: dict[Any, str] = {}
         self._pools: dict[Any, Any] = {}
         self._captured: Counter[Any] = Counter()
+        self._slots: dict[Any, int] = {}
+        self.turn: tuple[Any, int] = (None, -1)
         self._left = declared.resource_budget(BudgetContext(1, (), 0)) if declared.graphs else 0
+
+    def find(self, batch: Any) -> tuple[Any, int]:
+        """``turn``, with ``batch`` now. Threads may have turns of their own: keep what is given."""
+        self.turn = found = batch, self._slots.setdefault(batch, len(self._slots))
+        return found
 
     def capture(self, run: Callable[[], Any], handle: Any, batch: Any) -> Any:
         """Capture ``run`` into the pool that the device's library knows by ``handle``.

@@ -34,11 +34,11 @@ class PiecewiseGraphWrapper(CUDAGraphWrapper):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._captures = captures(str(current_platform.device_type))
-        self._served: dict[Any, tuple[Any, ...]] = {}
+        self._served: dict[int, tuple[Any, ...]] = {}
         self._moved = False
 
     def clear_graphs(self) -> None:
-        for batch, (*_, graph) in self._served.items():
+        for *_, batch, graph in self._served.values():
             self._captures.release(graph, batch)
         self._served.clear()
         super().clear_graphs()
@@ -49,17 +49,21 @@ class PiecewiseGraphWrapper(CUDAGraphWrapper):  # type: ignore[misc]
         context = get_forward_context()
         if context.cudagraph_runtime_mode is not self.runtime_mode:
             return self.runnable(*args)
-        served = self._served.get(context.batch_descriptor)
+        batch, mine = context.batch_descriptor, self._captures
+        turn = mine.turn
+        if turn[0] is not batch:
+            turn = mine.find(batch)
+        served = self._served.get(turn[1])
         if served is None:
-            return self._first(context.batch_descriptor, args)
-        replay, output, addresses, places, onload, _ = served
+            return self._first(batch, turn[1], args)
+        replay, output, addresses, places, onload, *_ = served
         if not same_addresses(list(args), addresses, places):
             return self._elsewhere(args)
         onload()
         replay()
         return output
 
-    def _first(self, batch: Any, args: tuple[Any, ...]) -> Any:
+    def _first(self, batch: Any, number: int, args: tuple[Any, ...]) -> Any:
         """Capture the piece, where vLLM has its time for that."""
         mine, offloader = self._captures, get_offloader()
         if batch in mine.dropped or not monitor.cudagraph_capturing_enabled:
@@ -79,7 +83,8 @@ class PiecewiseGraphWrapper(CUDAGraphWrapper):  # type: ignore[misc]
         at = [x.data_ptr() if isinstance(x, torch.Tensor) else None for x in args]
         places = [i for i, address in enumerate(at) if address is not None]
         replay = mine.declared.replayer(graph)
-        self._served[batch] = replay, weak, at, places, offloader.sync_prev_onload, graph
+        onload = offloader.sync_prev_onload
+        self._served[number] = replay, weak, at, places, onload, batch, graph
         compilation_counter.num_cudagraph_captured += 1
         return output  # not the weak one: what is captured next must not be given its memory
 
