@@ -217,6 +217,10 @@ def _bound(
     own: Sequence[torch.Tensor],
 ) -> tuple[tuple[Step, ...], tuple[Step, ...], tuple[Any, ...]]:
     """Steps, the same past the dispatcher, and outputs, over memory that only ``kept`` keeps."""
+    if any(isinstance(o, torch.Tensor) and o.is_quantized for o in outputs):
+        raise CaptureFailed(
+            "a result is a quantized tensor, which no graph can give again; return .dequantize()"
+        )
     weak = recorder.weak or WeakTensors(writable)
 
     def release(tensor: torch.Tensor) -> torch.Tensor:

@@ -156,7 +156,7 @@ class _RegionReplays:
         program = self.region.program
         output = program.traced.output
         return Facts(
-            _taking(program, output.rebuild),
+            _taking(program, output.serving(copies=True)),
             output.uses_inputs,
             tuple(sorted(program.mutated)),
             tuple(program.mutated_bound),

@@ -105,7 +105,7 @@ class Dispatch:
     def _steady(self, region: Region, plan: Plan, kind: str, box: Box) -> Entry:
         """Count, run, rebuild."""
         output = region.program.traced.output
-        tally, rebuild, raw = self.tallies.of(kind, box), output.rebuild, self.raw
+        tally, rebuild, raw = self.tallies.of(kind, box), output.serving(), self.raw
         if output.uses_inputs:
 
             def with_inputs(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:

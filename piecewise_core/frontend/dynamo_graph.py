@@ -17,7 +17,7 @@ from piecewise_core.graph.cleaning import clean
 from piecewise_core.graph.effects import reshapes, writes
 from piecewise_core.graph.memory import storages
 from piecewise_core.graph.origins import GraphInput
-from piecewise_core.graph.outputs import OutputCode
+from piecewise_core.graph.outputcode import OutputCode
 from piecewise_core.graph.sizes import expression, hint
 from piecewise_core.graph.trace import Traced
 from piecewise_core.ranges import NO_BOUND, Box, Sizes

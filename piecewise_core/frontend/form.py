@@ -37,10 +37,9 @@ class Form:
     ``bind(*args, **kwargs)`` checks a call and picks its tensors and sizes out. Where the call does
     not fit it raises, or returns None if there are other forms (``share``). ``model``: what traces
     rest on. ``new``: how these calls differ from those known before, or "". ``give_up(form)``: what
-    is done where its first call failed. ``warm(form)``: warms it up, first of all if ``to_warm``.
-    ``fills``: whether the model, traced before and changed, may fill a memo at its next forward.
-    ``filling``: what a forward as written just filled, ``filled``: how often one did. ``alone``:
-    whether the call's sizes are traced by themselves.
+    is done where it serves nobody. ``warm(form)``: warms it up, first of all if ``to_warm``.
+    ``fills``: whether a changed model may fill a memo at its next forward. ``filling``: what one as
+    written just filled, ``filled``: how often. ``alone``: whether sizes are traced by themselves.
     """
 
     def __init__(
@@ -201,9 +200,10 @@ class Form:
 
     def held_region(self, sizes: Sizes) -> Region:
         """The region that holds ``sizes``. Raises Unready where that has to be traced."""
-        region = self.regions.holding(sizes)
-        if region is not None:
+        if (region := self.regions.holding(sizes)) is not None:
             return region
+        if self.model.is_outgrown and self.shared.sealed != "error":
+            raise Unready(("signature", self), partial(self._give_up, self))
         if self.to_warm:
             raise Unready(("warm-up", self), partial(self._warm_up, self))
         raise Unready(("trace", self), partial(self._trace, sizes))

@@ -92,6 +92,8 @@ class Forms(list[Form]):
 
     def fitting(self, args: Any, kwargs: Any) -> Form | None:
         """The form that a call has as it is. Raises InputMismatch for what is no call at all."""
+        for form in [form for form in self if form.model.is_outgrown]:
+            self.given_up(form)
         if self:
             bind_arguments(self[0].structure.signature, args, kwargs)
         return next((f for f in self if f.binder.fits(*args, **kwargs) is not None), None)

@@ -14,6 +14,7 @@ from piecewise_core.graph.call import constants
 from piecewise_core.graph.facts import Evaluated
 from piecewise_core.graph.lying import Lying
 from piecewise_core.graph.origins import Bind
+from piecewise_core.graph.signatures import same_signature, signature_of
 from piecewise_core.graph.structure import Structure, TensorLeaf
 from piecewise_core.graph.trace import Traced
 from piecewise_core.runtime.closure_walk import reach
@@ -45,6 +46,11 @@ class ModelState:
         self._outdated = 0
         self._paths: Paths = {}
         self.forget()
+
+    @property
+    def is_outgrown(self) -> bool:
+        """Whether calls that omit an argument mean others by it than those of ``structure``."""
+        return not same_signature(signature_of(self._shared.fn), self._structure.signature)
 
     def regained(self) -> bool:
         """Take the tensors now in place, of objects too: beam search moves a cache's.

@@ -84,7 +84,7 @@ class PaddedRegion:
         self._region = region
         self._dims = dims
         self._cut = cut_back(region.program, captured)
-        self._rebuild: Rebuild = region.program.traced.output.rebuild
+        self._rebuild: Rebuild = region.program.traced.output.serving(copies=True)
         self.checked = 0 if region.draws else dims.checked
         self.asks = False  # what the rules allow stays so until a call is found to be otherwise
         dims.serve(region, self)

@@ -22,6 +22,7 @@ from piecewise_core.frontend.refusals import refuse_autocast, refuse_grad
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.graph.binder import Binder
 from piecewise_core.graph.describe import describe_call
+from piecewise_core.graph.signatures import same_signature, signature_of
 from piecewise_core.ranges import Sizes
 from piecewise_core.replay.replayable import Entry
 from piecewise_core.table import TargetTable
@@ -182,6 +183,8 @@ class RecordedCalls:
 
         def first(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
             serve = replays
+            if self._is_outgrown():
+                return self.serve(*args, **kwargs)
             if made.facts(captured) is None and made.replays.learn(made, captured, t, sizes):
                 # Only now it is known what the function asks of its tensors.
                 self.binder.bind(*args, **kwargs)
@@ -191,6 +194,12 @@ class RecordedCalls:
             return serve(t, b, sizes, args, kwargs)
 
         return first
+
+    def _is_outgrown(self) -> bool:
+        """Whether calls that omit an argument mean another by now; then all begins anew."""
+        alike = same_signature(signature_of(self.fn), self.binder.structure.signature)
+        self.started &= alike
+        return not alike
 
     def _put(self, sizes: Sizes, entry: Entry) -> None:
         place = self._find(*sizes)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from piecewise_core.errors import UnsupportedOutput
-from piecewise_core.graph.outputs import OutputCode, rebuild_code
+from piecewise_core.graph.outputcode import OutputCode
+from piecewise_core.graph.outputs import rebuild_code
 from piecewise_core.graph.structure import Constant, Container, Structure
 from piecewise_core.ranges import Sizes
 

@@ -35,6 +35,7 @@ from piecewise_core.graph.facts import (
 )
 from piecewise_core.graph.looks import ATTRIBUTES, TENSOR, Look, asked_of, questions
 from piecewise_core.graph.opfacts import changed_ops, op_facts
+from piecewise_core.graph.signatures import defaults_of
 from piecewise_core.graph.structure import is_plain
 from piecewise_core.torch_compat.state import torch_state
 
@@ -104,7 +105,9 @@ def assume(
     facts: dict[tuple[str, Any], Any] = {}
     unasked: list[str] = []
     asked = itertools.chain.from_iterable(map(asked_of, looks))
-    for look in (Look("L['fn']", "ID_MATCH"), *asked):
+    # A call that omits an argument is bound with the default that there was.
+    own = (Look(source, "CONSTANT_MATCH") for source in defaults_of(fn, "L['fn']"))
+    for look in (Look("L['fn']", "ID_MATCH"), *own, *asked):
         if _BY_PLACE in look.source or not look.source or _is_argument(look.source):
             continue
         try:

@@ -153,6 +153,10 @@ def _refuse_kind(value: torch.Tensor, path: str) -> None:
         raise InputMismatch(
             f'argument "{path}" is a {value.layout} tensor; pass a dense one (.to_dense())'
         )
+    if value.is_quantized:
+        raise InputMismatch(
+            f'argument "{path}" is a quantized tensor; pass its numbers (.dequantize())'
+        )
     if type(value) not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
         raise InputMismatch(
             f'argument "{path}" is a {type(value).__name__}; tensor subclasses cannot be '

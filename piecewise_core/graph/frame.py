@@ -51,6 +51,9 @@ from piecewise_core.torch_compat.fakes import (
 
 __all__ = ["Capture", "capture"]
 
+_LACKS = frozenset({"DICT_NOT_CONTAINS"})
+"""A module's parameters, buffers and modules, in which an attribute that is set is looked for."""
+
 
 @dataclass(frozen=True)
 class Capture:
@@ -58,7 +61,8 @@ class Capture:
 
     ``graph``: flat; parameters and sizes are placeholders. ``run``: the frame's own code, on
     the arguments given and with a function in place of the graph. ``side_effects``: what it would
-    change besides tensors. ``assume(fn, objects)``: what the trace took for granted of them.
+    change besides tensors; ``kept_up``: of these, attributes that the traced code only sets.
+    ``assume(fn, objects)``: what the trace took for granted of them.
     ``code``: all that ran through the tracer.
     """
 
@@ -66,6 +70,7 @@ class Capture:
     shape_env: ShapeEnv
     run: Callable[[Callable[..., Any], Sequence[Any]], Any]
     side_effects: tuple[SideEffect, ...]
+    kept_up: tuple[SideEffect, ...]
     assume: Callable[[Callable[..., Any], Sequence[Any]], Assumptions]
     code: tuple[CodeType, ...]
 
@@ -103,10 +108,12 @@ def capture(entry: Callable[..., Any], args: Sequence[Any]) -> Capture:
         empty.output(())
         found.update(graph=torch.fx.GraphModule({}, empty), shape_env=shape_env, side_effects=())
 
+    looked = tuple(map(_look, captured.output_graph.guards))
+
     def assumed(fn: Callable[..., Any], objects: Sequence[Any]) -> Assumptions:
         # What is written as it was must go on being so.
         kept = [Look(place, "CONSTANT_MATCH") for effect in effects for place in effect.kept]
-        looks = [*map(_look, captured.output_graph.guards), *kept]
+        looks = [*looked, *kept]
         imports = {**captured.import_sources, **_modules(frame.globals)}
         code = captured.traced_code
         named = {n: v for n, v in frame.globals.items() if n.startswith("___unnamed_scope")}
@@ -115,7 +122,19 @@ def capture(entry: Callable[..., Any], args: Sequence[Any]) -> Capture:
     fakes = (n.meta.get("example_value") for n in found["graph"].graph.nodes)
     forget_wrappers([fake for fake in fakes if isinstance(fake, FakeTensor)][:1])
     graph, env, effects = found["graph"], found["shape_env"], found["side_effects"]
-    return Capture(graph, env, run, effects, assumed, tuple(captured.traced_code))
+    set_only = tuple(e for e in effects if e.stored and not _is_asked(e.places, looked))
+    return Capture(graph, env, run, effects, set_only, assumed, tuple(captured.traced_code))
+
+
+def _is_asked(places: Sequence[str], looks: Sequence[Look]) -> bool:
+    """Whether the traced code asked what one of the attributes was before."""
+    for of, _, name in (place.rpartition(".") for place in places):
+        begins = f"{of}.{name}", f"{of}.__dict__['{name}']"
+        for look in looks:
+            named = look.key == name and look.source.startswith(of) and look.kind not in _LACKS
+            if named or look.source.startswith(begins):
+                return True
+    return False
 
 
 def _compiled(frame: Any, keep: Callable[..., Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import os
@@ -44,6 +45,8 @@ def identity(value: Any) -> Any:
     if isinstance(value, (set, frozenset)):
         return {"set": sorted(map(repr, value))}
     kind = value if isinstance(value, type) else type(value)
+    if kind is functools.partial and value is not kind:  # what it holds may have no name
+        return {"partial": [contents(held) for held in (value.func, value.args, value.keywords)]}
     if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__")):
         found: dict[str, Any] = {
             "object": place_of(value) or f"{value.__module__}:{value.__qualname__}"

@@ -13,8 +13,10 @@ from piecewise_core.graph import markers
 from piecewise_core.graph.effects import writes
 from piecewise_core.graph.frame import Capture
 from piecewise_core.graph.input_mutation import refuse_changed
-from piecewise_core.graph.outputs import OutputCode, rebuild_code
+from piecewise_core.graph.outputcode import OutputCode
+from piecewise_core.graph.outputs import rebuild_code
 from piecewise_core.graph.structure import Structure, is_plain
+from piecewise_core.graph.untraceable import refuse_side_effects
 from piecewise_core.graph.wrappers import is_wrapper, leaves
 
 __all__ = ["Bind", "GraphInput", "read_off"]
@@ -76,11 +78,16 @@ def read_off(
         del places[marker]
     flat |= {m: flat[id(value)] for m, value in itself.items() if id(value) in flat}
     held = [o for o in objects if not is_plain(o)]
+    stored = [at for effect in captured.kept_up for at in effect.stored]
+    found = ((of, name, places.get(id(vars(of).get(name)))) for of, name in stored)
+    stores = [(of, name, place) for of, name, place in found if place is not None]
+    if len(stores) < len(stored):  # an attribute is set to an input
+        refuse_side_effects(captured.kept_up, captured.graph.graph)
     code = rebuild_code(
         result, places, flat, lambda tensor: bind(itself.get(id(tensor), tensor)), held
     )
     _unwrap_floats(captured.graph.graph, output, code.floats)
-    return inputs, code
+    return inputs, code.storing(stores)
 
 
 def _handed_back(output: Any, seen: Sequence[Any], made: Sequence[Any]) -> dict[int, torch.Tensor]:

@@ -18,39 +18,10 @@ import torch
 
 from piecewise_core.errors import UnsupportedOutput
 from piecewise_core.graph.markers import FloatMarker, SizeMarker, ViewMarker
+from piecewise_core.graph.outputcode import OutputCode
 from piecewise_core.graph.structure import is_plain
 
-__all__ = ["OutputCode", "rebuild_code"]
-
-
-@dataclasses.dataclass(frozen=True)
-class OutputCode:
-    """``rebuild(outs, tensors, bound)`` makes the call's result.
-
-    ``outs``: graph outputs. ``tensors``: flat inputs, only when ``uses_inputs``. ``bound``:
-    parameters and held tensors. ``single``: the graph output's place when the result is just
-    that, else None. ``used``: places of the graph outputs that the result holds. ``floats``:
-    those that it holds as Python floats.
-    """
-
-    source: str
-    rebuild: Callable[[Sequence[Any], Sequence[Any], Sequence[Any]], Any]
-    uses_inputs: bool
-    single: int | None
-    used: tuple[int, ...]
-    floats: tuple[int, ...]
-
-    @classmethod
-    def of(cls, source: str, names: Mapping[str, Any], **rest: Any) -> OutputCode:
-        """The code of ``source``, which defines ``rebuild`` over ``names``."""
-        namespace = dict(names)
-        exec(compile(source, "<piecewise outputs>", "exec"), namespace)
-        return cls(source, namespace.pop("rebuild"), **rest)
-
-    def follow(self, successors: Mapping[int, Any]) -> None:
-        """From now on results hold other objects of the call: by the id of the one before."""
-        names: dict[str, Any] = getattr(self.rebuild, "__globals__")  # noqa: B009
-        names.update({n: successors[id(v)] for n, v in names.items() if id(v) in successors})
+__all__ = ["rebuild_code"]
 
 
 def rebuild_code(
@@ -182,10 +153,11 @@ class _Writer:
         return f"{self.name(type(value))}({items})"
 
     def _key(self, key: Any, path: str) -> str:
-        if not is_plain(key):
-            why = f"{path} has the key {key!r}; keys must be plain values"
+        if not _is_key(key):
+            kind = type(key).__qualname__
+            why = f"{path} has a key of type {kind}; keys must be plain values, or tuples of such"
             raise UnsupportedOutput(why).having(path=path)
-        return self.name(key)
+        return self.node(key, path)
 
     def _refuse(self, value: Any, path: str) -> UnsupportedOutput:
         kind = type(value)
@@ -217,6 +189,10 @@ _OF_DICTS = (
     *("__init__", "__new__", "__getitem__", "__iter__", "__len__", "__setitem__", "__reduce__"),
     *("__reduce_ex__", "items", "keys", "update", "values"),
 )
+
+
+def _is_key(value: Any) -> bool:
+    return is_plain(value) or (type(value) is tuple and all(map(_is_key, value)))
 
 
 def _is_default(field: dataclasses.Field[Any], value: Any) -> bool:

@@ -41,7 +41,8 @@ class SideEffect:
     not. ``undo``: puts back what the object held, for use after the frame's own code ran.
     ``undoable``: whether all of it can be put back. ``kept``: places that are written, and that
     hold the same constants before and after. ``reorders``: it may move entries at other calls.
-    ``places``: how the names of places that end otherwise begin.
+    ``places``: how the names of places that end otherwise begin. ``stored``: attributes, by module
+    and name, where all that ends otherwise are such and hold what the graph computes.
     """
 
     what: str
@@ -52,6 +53,7 @@ class SideEffect:
     kept: tuple[str, ...] = ()
     reorders: bool = False
     places: tuple[str, ...] = ()
+    stored: tuple[tuple[torch.nn.Module, str], ...] = ()
 
 
 def read_side_effects(effects: Any, scope: Mapping[str, Any]) -> Iterator[SideEffect]:
@@ -99,7 +101,20 @@ def _of_attributes(
     kept = tuple(f"{source}.{n}" for n in stored or () if n not in names and is_plain(before[n]))
     undoable = held is not None and not _changed_contents(var, effects)
     told, places = _describe(var, names), tuple(f"{source}.{name}" for name in names)
-    return SideEffect(told, where, changes, undo, undoable, kept, places=places)
+    made = undoable and all(_is_made(held, name, (stored or {})[name]) for name in names)
+    to = tuple((held, name) for name in names) if made and held is not None else ()
+    return SideEffect(told, where, changes, undo, undoable, kept, places=places, stored=to)
+
+
+def _is_made(held: Any, name: str, var: Any) -> bool:
+    """Whether a plain attribute of a module ends as a tensor that the graph computes."""
+    if not isinstance(held, torch.nn.Module) or hasattr(type(held), name):
+        return False
+    if name in held._parameters or name in held._buffers or name in held._modules:
+        return False
+    if isinstance(var, LazyVariableTracker):
+        var = var.realize() if var.is_realized() else None
+    return isinstance(var, TensorVariable) and bool(var.proxy.node.op != "placeholder")
 
 
 def _of_dict(var: Any, where: str, held: dict[Any, Any], items: Mapping[Any, Any]) -> SideEffect:

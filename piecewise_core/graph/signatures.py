@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FunctionType, MethodType
 from typing import Any
 
-__all__ = ["Names", "names_of", "signature_of"]
+__all__ = ["Names", "defaults_of", "names_of", "same_signature", "signature_of"]
 
 _ANYTHING = inspect.signature(lambda *args, **kwargs: None)
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -35,6 +35,27 @@ def signature_of(fn: Callable[..., Any]) -> inspect.Signature:
         return _of_function(fn)
     call = inspect.getattr_static(type(fn), "__call__", None)
     return _without_first(_of_function(call)) if isinstance(call, FunctionType) else _ANYTHING
+
+
+def same_signature(a: inspect.Signature, b: inspect.Signature) -> bool:
+    """Whether two bind alike: the same names and kinds, and the same objects as defaults."""
+    pairs = zip(a.parameters.values(), b.parameters.values(), strict=False)
+    return len(a.parameters) == len(b.parameters) and all(
+        (p.name, p.kind) == (q.name, q.kind) and p.default is q.default for p, q in pairs
+    )
+
+
+def defaults_of(fn: Callable[..., Any], source: str) -> Iterator[str]:
+    """Expressions of what ``signature_of`` reads of ``fn``, whose own expression is ``source``."""
+    if isinstance(fn, MethodType):
+        yield from defaults_of(fn.__func__, f"{source}.__func__")
+    elif isinstance(fn, functools.partial):
+        yield f"{source}.keywords"
+        yield from defaults_of(fn.func, f"{source}.func")
+    elif isinstance(fn, FunctionType):
+        yield from (f"{source}.__defaults__", f"{source}.__kwdefaults__")
+    elif isinstance(inspect.getattr_static(type(fn), "__call__", None), FunctionType):
+        yield from defaults_of(type(fn).__call__, f"{source}.__call__.__func__")
 
 
 def _of_function(fn: FunctionType) -> inspect.Signature:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,22 +10,25 @@ import sympy
 import torch
 
 from piecewise_core.config import Config
-from piecewise_core.errors import PiecewiseError, TraceFailed, UnsupportedSideEffect
+from piecewise_core.errors import PiecewiseError, TraceFailed
 from piecewise_core.graph import call, guards, questions
 from piecewise_core.graph.assumptions import Assumptions
 from piecewise_core.graph.branches import Branch, branches
 from piecewise_core.graph.cleaning import clean
-from piecewise_core.graph.effects import writes, written_by_layout
+from piecewise_core.graph.effects import written_by_layout
 from piecewise_core.graph.forgotten import forgotten
 from piecewise_core.graph.frame import Capture, capture
 from piecewise_core.graph.heldsizes import held_otherwise
 from piecewise_core.graph.locks import refused_lock
-from piecewise_core.graph.memory import storages, values
+from piecewise_core.graph.memory import values
 from piecewise_core.graph.origins import Bind, GraphInput, read_off
-from piecewise_core.graph.outputs import OutputCode
-from piecewise_core.graph.sideeffects import SideEffect
+from piecewise_core.graph.outputcode import OutputCode
 from piecewise_core.graph.sizes import expression
 from piecewise_core.graph.structure import Structure
+from piecewise_core.graph.untraceable import (
+    refuse_addresses,
+    refuse_traced,
+)
 from piecewise_core.graph.unwrapping import unwrap
 from piecewise_core.graph.wording import cut_short
 from piecewise_core.ranges import Box, Sizes
@@ -109,9 +112,8 @@ def trace(
     """Trace ``fn`` for sizes in ``cell``, with ``hint`` if it is given.
 
     ``fn`` is called with tensors of the traced layouts and the structure's constants. ``bind``
-    takes a tensor that the model holds and returns its place. ``assume``: whether to note what
-    was taken for granted. Raises TraceFailed, SizeBranch,
-    UnsupportedOutput or UnsupportedSideEffect.
+    takes a tensor that the model holds and returns its place. ``assume``: whether to note what was
+    taken for granted. Raises TraceFailed, SizeBranch, UnsupportedOutput or UnsupportedSideEffect.
     """
     hint = hints(cell) if hint is None else hint
     examples = [call.example(leaf, structure.dims, cell, hint) for leaf in structure.tensors]
@@ -124,8 +126,9 @@ def trace(
         raise
     except Exception as error:  # Dynamo's own kinds, and whatever the model's code raised
         raise _failed(error, structure, hint) from error.with_traceback(None)
-    _refuse_side_effects(captured.side_effects, captured.graph.graph)
-    unwrap(captured.graph)
+    graph = captured.graph
+    refuse_traced(captured)
+    unwrap(graph)
     symbols = _symbols(captured, structure)
     asked = guards.collect(captured.shape_env)
     held = guards.region(asked, symbols, cell, hint, structure.dims, config.legal_cuts)
@@ -134,14 +137,14 @@ def trace(
     finally:
         for effect in captured.side_effects:
             effect.undo()
-    clean(captured.graph)
+    clean(graph)
     assumptions = captured.assume(fn, objects) if assume else None
-    asks = questions.mentions(captured.code) or bool(written_by_layout(captured.graph.graph))
+    asks = questions.mentions(captured.code) or bool(written_by_layout(graph.graph))
     answers = () if assumptions is None else (answer for _, _, answer in assumptions.facts)
     words = questions.words(captured.code)
-    _refuse_addresses(words)
+    refuse_addresses(words)
     asks = asks or questions.named(answers) or questions.IDENTITY in words
-    graph, read = captured.graph, questions.asks(captured.code)
+    read = questions.asks(captured.code)
     keeps = tuple(place for effect in captured.side_effects for place in effect.kept)
     found = () if assume else branches(asked, symbols, structure.dims)
     of = (graph, inputs, symbols, held.box, output, assumptions, asks, read, words)
@@ -186,46 +189,6 @@ def _told(told: str) -> str:
         "a call for which it does not hold is then an error. Where both happen, piecewise has no "
         "graph."
     )
-
-
-def _refuse_addresses(words: frozenset[str]) -> None:
-    named = sorted(words & questions.ADDRESSES)
-    if named:
-        raise TraceFailed(
-            f"the model's code names Tensor.{named[0]}: where a tensor lies in memory is another "
-            "answer at every call, and a trace would keep that of its examples. Take the question "
-            "out of the compiled part"
-        )
-
-
-def _refuse_side_effects(effects: Sequence[SideEffect], graph: torch.fx.Graph) -> None:
-    changes = [e for e in effects if e.changes]
-    if changes:
-        listed = "; ".join(f"{e.what} at {e.where}" for e in changes)
-        refusal = UnsupportedSideEffect(
-            f"the model changes Python objects that outlive the call: {listed}. A traced program "
-            "cannot repeat that: keep the value in a tensor or buffer and write to it in place, or "
-            "move the change out of the compiled part"
-            + (f". {_ORDER}" if any(e.reorders for e in changes) else "")
-        )
-        refusal.of_arguments = all("L['objects']" in e.what for e in changes)
-        refusal.writes = _writes_inputs(graph)
-        refusal.places = tuple(place for e in changes for place in e.places)
-        if all(e.undoable for e in changes) and not refusal.of_arguments:
-            refusal.undo = [e.undo for e in changes]
-        raise refusal
-
-
-_ORDER = (
-    "A memo is served where only calls that fill it write to it: take out what moves entries that "
-    "are there (move_to_end), or keep the memo in a plain dict"
-)
-
-
-def _writes_inputs(graph: torch.fx.Graph) -> bool:
-    """Whether the program writes to tensors that are not its own."""
-    written = frozenset().union(*map(writes, graph.nodes))
-    return any(storages(node) & written for node in graph.nodes if node.op == "placeholder")
 
 
 def _symbols(captured: Capture, structure: Structure) -> dict[sympy.Symbol, int]:

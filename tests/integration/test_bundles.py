@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -400,3 +401,24 @@ def test_captured_sizes_are_captured_again_from_loaded_code(tmp_path):
     stats = fast.stats()
     assert stats.calls["replayed"] == 3
     assert stats.compilations == stats.graphs == 0
+
+
+def partial(scale, weight):
+    return functools.partial(
+        lambda x, scale, weight: (x * scale) @ weight, weight=weight, scale=scale
+    )
+
+
+def test_a_partial_function_of_a_lambda_is_bound_to_its_like(tmp_path):
+    rows = pw.Dim("rows", 0, 8)
+    fast = pw.compile(
+        partial(2.0, torch.eye(4)), pw.Config(dynamic={0: {0: rows}}, compiler="eager")
+    )
+    x = torch.randn(3, 4)
+    fast(x)
+    fast.save(tmp_path / "partial.pwb")
+    weight = torch.randn(4, 4)
+    loaded = pw.load(tmp_path / "partial.pwb", partial(2.0, weight))
+    torch.testing.assert_close(loaded(x), x * 2 @ weight)
+    with pytest.raises(BundleMismatch, match="function is partial"):
+        pw.load(tmp_path / "partial.pwb", partial(3.0, weight))

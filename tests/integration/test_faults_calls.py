@@ -12,8 +12,15 @@ from torch import nn
 
 import piecewise_core as pw
 from piecewise_core.compile.eager import EagerCompiler
-from piecewise_core.errors import GradNeeded, InputMismatch, OpContractBroken, TraceFailed
+from piecewise_core.errors import (
+    GradNeeded,
+    InputMismatch,
+    OpContractBroken,
+    TraceFailed,
+    UnsupportedOutput,
+)
 from piecewise_core.protocols import Capabilities
+from piecewise_core.testing import SimulatedPlatform
 
 LIBRARY = "faults_calls"
 ROWS = pw.Dim("rows", 0, 64)
@@ -485,3 +492,47 @@ def test_what_a_model_says_of_its_input_is_not_repeated_whole():
     with pytest.raises(TraceFailed, match="no such thing") as caught:
         compiled(refuses)(torch.ones(4, 8), "a secret " * 1000)
     assert len(str(caught.value)) < 5_000
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_quantized_tensors_are_refused_by_name():
+    def quantized(x):
+        return torch.quantize_per_tensor(x, 0.1, 0, torch.quint8)
+
+    x = torch.randn(4, 8)
+    with pytest.raises(InputMismatch, match='"x" is a quantized tensor'):
+        compiled(lambda x: x.dequantize())(quantized(x))
+    with pytest.raises(TraceFailed, match=r"makes a quantized tensor at .*test_faults_calls.py:"):
+        compiled(quantized)(x)
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_a_recorded_function_that_returns_a_quantized_tensor_runs_as_written(caplog):
+    def quantized(x):
+        return torch.quantize_per_tensor(x * 2, 0.1, 0, torch.quint8)
+
+    config = pw.Config(dynamic={"x": {0: ROWS}}, capture_sizes=(4,))
+    fast = pw.record(quantized, config, platform=SimulatedPlatform())
+    for _ in range(3):
+        x = torch.randn(4, 8)
+        assert torch.equal(fast(x).int_repr(), quantized(x).int_repr())
+    assert "a result is a quantized tensor" in caplog.text
+
+
+@pytest.mark.parametrize("record", [False, True])
+def test_results_may_have_tuples_as_keys(record):
+    """Edge types of graph networks are."""
+
+    def fn(x):
+        return {("user", "likes", "item"): x + 1, ("rows", x.shape[0]): x * 2, (): x - 1}
+
+    config = pw.Config(dynamic={"x": {0: ROWS}}, capture_sizes=(4,), compiler="eager")
+    fast = (pw.record if record else pw.compile)(fn, config, platform=SimulatedPlatform())
+    for rows in (3, 4, 4, 0, 5):
+        x = torch.randn(rows, 8)
+        torch.testing.assert_close(fast(x), fn(x))
+
+
+def test_a_key_that_is_no_plain_value_is_refused_by_its_type():
+    with pytest.raises(UnsupportedOutput, match=r"a key of type .*; keys must be"):
+        compiled(lambda x: {x + 1: x})(torch.randn(4, 8))

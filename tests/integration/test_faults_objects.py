@@ -133,10 +133,10 @@ class WritesToDict(Counts):
         return x * 2
 
 
-class KeepsItsResult(Counts):
+class KeepsItsInput(Counts):
     def forward(self, x):
-        self.last = x * 2
-        return self.last
+        self.last = x
+        return x * 2
 
 
 class ChangesSubmodule(Counts):
@@ -165,7 +165,7 @@ def stores_in_argument(x, store):
         (CountsCalls(), "calls", line_of(CountsCalls.forward, 1)),
         (AppendsToList(), "seen", line_of(AppendsToList.forward, 1)),
         (WritesToDict(), "by_size", line_of(WritesToDict.forward, 1)),
-        (KeepsItsResult(), "last", line_of(KeepsItsResult.forward, 1)),
+        (KeepsItsInput(), "last", line_of(KeepsItsInput.forward, 1)),
         (ChangesSubmodule(), "mode", line_of(ChangesSubmodule.forward, 1)),
         (counts_globally, "TOTAL", line_of(counts_globally, 2)),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 from collections.abc import Callable
 from typing import Any
@@ -279,3 +280,46 @@ def test_an_adapter_is_merged_switched_disabled_and_scaled_unmodified(door):
             change()
         both()
         both()
+
+
+def _scaled():
+    def fn(x, scale=2.0, *, offset=1.0):
+        return x * scale + offset
+
+    return fn
+
+
+@pytest.mark.parametrize("record", [False, True])
+@pytest.mark.parametrize(
+    ("make", "changes"),
+    [
+        (
+            _scaled,
+            [
+                lambda fn: setattr(fn, "__defaults__", (7.0,)),
+                lambda fn: setattr(fn, "__kwdefaults__", {"offset": 3.0}),
+                lambda fn: fn.__kwdefaults__.update(offset=9.0),
+            ],
+        ),
+        (
+            lambda: functools.partial(lambda x, scale: x * scale, scale=2.0),
+            [lambda fn: fn.keywords.update(scale=9.0)],
+        ),
+        (
+            type("Own", (), {"__call__": lambda self, x, scale=2.0: x * scale}),
+            [lambda fn: setattr(type(fn).__call__, "__defaults__", (5.0,))],
+        ),
+    ],
+    ids=["function", "partial", "object"],
+)
+def test_an_argument_that_calls_omit_is_the_default_that_there_is_now(make, changes, record):
+    fn = make()
+    rows = pw.Dim("rows", 0, 8)
+    config = pw.Config(dynamic={"x": {0: rows}}, capture_sizes=(4,), compiler="eager")
+    fast = (pw.record if record else pw.compile)(fn, config, platform=SimulatedPlatform())
+    with torch.inference_mode():
+        for change in (lambda fn: None, *changes):
+            change(fn)
+            for size in (3, 4, 4, 5):
+                x = torch.randn(size, 8)
+                torch.testing.assert_close(fast(x), fn(x))

@@ -325,3 +325,18 @@ def test_a_call_that_needs_gradients_is_refused_and_the_next_one_without_is_serv
     with torch.inference_mode(False), torch.no_grad():
         x = torch.ones(7, 8)
         torch.testing.assert_close(fast(x), model(x))
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_graph_with_quantized_tensors_runs_as_written(rows):
+    torch._dynamo.reset()
+
+    def fn(x):
+        return torch.quantize_per_tensor(x * 2, 0.1, 0, torch.quint8).dequantize() + 1
+
+    fast = torch.compile(fn, backend="piecewise")
+    x = torch.randn(rows, 4)
+    with torch.inference_mode():
+        for _ in range(3):
+            torch.testing.assert_close(fast(x), fn(x))

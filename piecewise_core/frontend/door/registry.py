@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ from piecewise_core.frontend.door.graph import DoorGraph
 from piecewise_core.frontend.door.make import make
 from piecewise_core.frontend.door.memory import DoorMemories
 from piecewise_core.frontend.door.options import asked
+from piecewise_core.graph.names import source_of
+from piecewise_core.graph.quantized import quantizing
 
 __all__ = ["door", "dynamo_graphs"]
 
@@ -33,10 +35,14 @@ class _Door:
 
     def take(
         self, graph: torch.fx.GraphModule, options: Mapping[str, Any] | None, mode: str | None
-    ) -> DoorGraph:
+    ) -> Callable[..., Any]:
         """Make one graph ready."""
         wanted = asked(options, mode)
         self._tell(wanted.without_effect())
+        node = quantizing(graph.graph)
+        if node is not None:
+            self._tell(f"{source_of(node)}: a graph with quantized tensors runs as written")
+            return graph
         made = make(graph, wanted, self._memories, self._tell)
         self._numbered[next(self._count)] = made
         return made

@@ -13,7 +13,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from piecewise_core.graph.assumptions import Assumptions
 from piecewise_core.graph.codefacts import CodeFact
 from piecewise_core.graph.origins import GraphInput
-from piecewise_core.graph.outputs import OutputCode
+from piecewise_core.graph.outputcode import OutputCode
 from piecewise_core.graph.savable import NotSavable, Values
 from piecewise_core.graph.saved.graphreader import GraphReader, constants_from_bytes
 from piecewise_core.graph.saved.graphwriter import GraphWriter, constants_to_bytes
@@ -42,6 +42,8 @@ def write_trace(traced: Traced) -> SavedTrace:
         raise NotSavable(traced.assumptions.unasked[0])
     if traced.assumptions.unnamed:
         raise NotSavable("a trace that read globals of a function that is in no module")
+    if traced.output.stores:
+        raise NotSavable("a trace that sets attributes of the model's modules")
     writer = GraphWriter(traced.symbols)
     text = {
         "box": [r.plain for r in traced.box.ranges],

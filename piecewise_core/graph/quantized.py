@@ -1,0 +1,18 @@
+"""Quantized tensors (``torch.quint8`` and its like), which fakes and graphs cannot hold."""
+
+from __future__ import annotations
+
+import torch
+
+__all__ = ["quantizing"]
+
+_DTYPES = frozenset({torch.quint8, torch.qint8, torch.qint32, torch.quint4x2, torch.quint2x4})
+
+
+def quantizing(graph: torch.fx.Graph) -> torch.fx.Node | None:
+    """The first node that makes a quantized tensor; torch's fake of its result is a float's."""
+    for node in graph.nodes:
+        given = (*node.args, *node.kwargs.values())
+        if any(isinstance(value, torch.dtype) and value in _DTYPES for value in given):
+            return node  # type: ignore[no-any-return]
+    return None
