@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from piecewise_core import config_env, config_fields, config_io, config_store
+from piecewise_core import config_env, config_fields, config_io, config_ranks, config_store
 from piecewise_core.config_choices import (
     CaptureCompile,
     CompileMode,
@@ -59,11 +59,12 @@ class Config(config_io.PlainData):
     inputs never move. ``clone_outputs``: whether outputs survive the next call. ``check``: how
     closely calls are checked. ``verify_rate``: with ``check="verify"`` the share of calls that also
     run as written, to compare. ``max_forms``: forms of calls that are traced, each by itself.
-    ``rewrites_off``: names of rewrites, as ``explain()`` lists them, that are left out.
-    ``cache_dir``: a directory; None is the user's cache. ``trust``: whose code is loaded from it.
-    ``sign_key``: a file of keys, or a key's id; never shown or serialised. ``memory_limit``: bytes
-    for static graphs. ``profiler_names``: whether pieces and replays have names in profiles.
-    ``on_event``: called with each ``pw.Event``; not serialised.
+    ``rewrites_off``: names of rewrites that are left out. ``cache_dir``: None is the user's cache.
+    ``trust``: whose code is loaded from it. ``sign_key``: a file of keys, or a key's id; never
+    shown. ``memory_limit``: bytes for graphs. ``profiler_names``: whether profiles name pieces.
+    ``on_event``: called with each ``pw.Event``. ``ranks``: processes that capture alike, a group of
+    torch.distributed, "auto" for those of the model's collectives, or None; ``ranks_timeout``: the
+    seconds that one waits for others. Keys, functions and groups are not serialised.
     """
 
     splitting_ops: Sequence[str] | Literal["auto"] = ()
@@ -95,6 +96,8 @@ class Config(config_io.PlainData):
     memory_limit: int | None = None
     profiler_names: bool = False
     on_event: Callable[[Event], object] | None = None
+    ranks: Any = "auto"
+    ranks_timeout: float = 5.0
 
     def __post_init__(self) -> None:
         notes: list[str] = []
@@ -124,6 +127,8 @@ class Config(config_io.PlainData):
             self._set(name, value)
         self._set("memory_limit", config_fields.limit("memory_limit", self.memory_limit))
         check_listener(self.on_event)
+        self._set("ranks", config_ranks.ranks(self.ranks))
+        self._set("ranks_timeout", config_ranks.ranks_timeout(self.ranks_timeout))
 
     def _normalise_sizes(self, notes: list[str]) -> None:
         dims = self.dims
@@ -154,10 +159,7 @@ class Config(config_io.PlainData):
 
     @property
     def uneven(self) -> Range | None:
-        """The sizes between bounds that are no multiples, of a lone dim; None where all are.
-
-        Calls of these are legal only where they are padded up.
-        """
+        """The sizes between bounds, of a lone dim, that are legal only if padded; None for none."""
         step = self.dims[0].multiple_of if len(self.dims) == 1 else 1
         if step == 1 or self.padding == "none":
             return None
@@ -185,10 +187,7 @@ class Config(config_io.PlainData):
 
     @property
     def sizes(self) -> tuple[Sizes, ...]:
-        """The exact sizes to compile, "capture_sizes" resolved, one int per dim each.
-
-        With ``capture_compile="exact"`` capture sizes are among them.
-        """
+        """The exact sizes to compile, one int per dim each; if asked for, capture sizes too."""
         if isinstance(self.compile_sizes, str):
             return self.captures
         listed = as_sizes(self.compile_sizes)
@@ -244,7 +243,6 @@ class Config(config_io.PlainData):
     def cache_factors(self) -> dict[str, str]:
         """Return the fields that belong in a compile-cache key by themselves.
 
-        The others are in the key through the pieces and their Box, or change no artifact. Put the
-        platform's own compiler in place first (``replace(compiler=...)``): here None is "".
+        The others are in it through pieces and their Box, or change nothing. A None compiler is "".
         """
         return {"compiler": self.compiler or ""}

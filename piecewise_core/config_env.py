@@ -19,7 +19,7 @@ _SIZES = frozenset({"compile_ranges_endpoints", "compile_sizes", "capture_sizes"
 _FLAGS = frozenset({"capture_max", "clone_outputs", "profiler_names"})
 _NUMBERS = frozenset({
     "compile_workers", "max_forms", "max_padding_factor", "max_regions", "memory_limit",
-    "verify_rate",
+    "ranks_timeout", "verify_rate",
 })  # fmt: skip
 
 

@@ -47,9 +47,11 @@ class PlainData:
         return self  # it cannot be changed
 
     def to_dict(self) -> dict[str, Any]:
-        """Return every field but ``on_event`` and ``sign_key`` as plain data that JSON can hold."""
+        """Return what can be plain data: not ``on_event``, nor ``sign_key``, nor a group."""
         config: Any = self
-        names = [f.name for f in fields(config) if f.name not in ("on_event", "sign_key")]
+        left_out = {"on_event", "sign_key"}
+        left_out |= {"ranks"} if config.ranks not in ("auto", None) else set()
+        names = [f.name for f in fields(config) if f.name not in left_out]
         return {name: _plain(getattr(self, name)) for name in names}
 
     @classmethod
@@ -84,7 +86,10 @@ class PlainData:
             import tomli_w
         except ModuleNotFoundError as error:
             raise _no_toml("writing TOML needs tomli-w") from error
-        return tomli_w.dumps({k: v for k, v in self.to_dict().items() if v is not None})
+        found = self.to_dict()
+        if "ranks" in found:
+            found["ranks"] = found["ranks"] or "none"
+        return tomli_w.dumps({k: v for k, v in found.items() if v is not None})
 
     @classmethod
     def from_toml(cls, text: str) -> Self:

@@ -177,14 +177,15 @@ class GraphMemory:
             return False
         if self._retired:
             while self._retired:
-                self._reset(self._retired.pop()[0])
+                self.reset(self._retired.pop()[0])
             self._note_handed()
         if self._late:
             self._late = False
             self.platform.empty_cache()
         return True
 
-    def _reset(self, plan: CapturedPlan) -> None:
+    def reset(self, plan: CapturedPlan) -> None:
+        """Free a plan that nobody serves or reads results of."""
         graphs, plan.steps, plan.direct, plan.outputs, plan.graphs = plan.graphs, (), (), (), ()
         plan.made = ()
         for graph in graphs:

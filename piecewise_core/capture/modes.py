@@ -93,6 +93,7 @@ class Functions(TorchFunctionMode):
                 raise ValueRead(f"a tensor in the list that {name}() is given")
             op, target = ("call_method", name) if method else ("call_function", func)
             if self._watcher.is_splitting(op, target, args, kwargs):
+                args, kwargs = without_handles((args, kwargs))
                 return self._watcher.split_at_function(func, args, kwargs)
             if isinstance(func, HigherOrderOperator):
                 raise CaptureFailed(_decides(func))

@@ -15,10 +15,11 @@ from piecewise_core.capture.captured import CapturedPlan
 from piecewise_core.capture.graphmemory import GraphMemory
 from piecewise_core.capture.thinning import thinned
 from piecewise_core.counters import Counters
-from piecewise_core.errors import CaptureFailed, OutOfGraphMemory, Sealed, SizeBranch
+from piecewise_core.errors import CaptureFailed, OutOfGraphMemory, SizeBranch
 from piecewise_core.events import EventKind
 from piecewise_core.protocols import BudgetContext
 from piecewise_core.ranges import Sizes
+from piecewise_core.ranks.ranks import Ranks
 
 __all__ = ["CapturedPlans", "largest_first"]
 
@@ -34,7 +35,8 @@ class CapturedPlans:
     plan, and why; they are served by compiled ranges. ``owed``: sizes that ``release`` freed, or
     let be tried anew: capturing them again is no news. ``called``: sizes that were served without,
     to be captured at their next call if ``lazy``. ``whole``: whether one graph is tried first.
-    ``counters``: of what happens to these plans; the memory's, by default.
+    ``counters``: of what happens to these plans; the memory's, by default. ``ranks``: the processes
+    that capture and free alike. ``evicted``: sizes dropped on this one alone, as far as is known.
     """
 
     def __init__(
@@ -44,9 +46,12 @@ class CapturedPlans:
         *,
         lazy: bool = False,
         counters: Counters | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.memory = memory
-        self._counters = counters or memory.counters
+        self.ranks = ranks or Ranks()
+        self.evicted: set[Sizes] = set()
+        self.counters = counters or memory.counters
         self.callers = memory.callers
         self._platform = memory.platform
         # Whether to capture the whole forward as one graph, in order of preference.
@@ -90,21 +95,6 @@ class CapturedPlans:
             sizes in known for known in (self.called, self.owed, self._plans)
         )
 
-    def refuse_new(self, sizes: Sizes, sealed: str | None) -> None:
-        """Raise Sealed, or warn, where ``sizes`` would be captured for the first time after seal().
-
-        ``sealed``: "error" or "warn"; None: they may.
-        """
-        if sealed is None or any(sizes in known for known in (self, self.owed, self.dropped)):
-            return
-        text = (
-            f"sizes {sizes} would be captured after seal(); call warmup() before seal(), or "
-            "restore() after release()"
-        )
-        if sealed == "error":
-            raise Sealed(text).having(sizes=str(sizes))
-        self._counters.missed("static graphs", sizes, text)
-
     def budget(self, graphs_per_size: int, sizes: list[Sizes]) -> list[Sizes]:
         """The sizes that the device has graph handles for: the ends are kept, the middle thinned.
 
@@ -123,7 +113,7 @@ class CapturedPlans:
             if size not in kept:
                 need = f"{graphs_per_size} need {graphs_per_size * len(sizes)}"
                 room_for = f"the device has room for {allowed} more graphs"
-                self._drop(size, f"{room_for}, and {len(sizes)} sizes of {need}")
+                self.drop(size, f"{room_for}, and {len(sizes)} sizes of {need}")
         return kept
 
     def capture(
@@ -139,8 +129,9 @@ class CapturedPlans:
         if sizes in self._plans or sizes in self.dropped:
             return self._plans.get(sizes)
         self.callers.refuse_inside(f"sizes {sizes} would be captured")
-        if not self.memory.settle():
-            if not self._warned:
+        settled = self.memory.settle()
+        if not self.ranks.all(f"the capture of sizes {sizes}", settled):
+            if not settled and not self._warned:
                 logger.warning(
                     "sizes %s are not captured now: another thread may still be reading what it "
                     "was given last, and a capture would overwrite that. It is done at a later "
@@ -161,8 +152,8 @@ class CapturedPlans:
         if plan is None:
             return None
         self._plans[sizes] = plan
-        self._counters.add("captures", len(plan.graphs))
-        self._counters.tell("captured", "static graphs", sizes, time.perf_counter() - begun)
+        self.counters.add("captures", len(plan.graphs))
+        self.counters.tell("captured", "static graphs", sizes, time.perf_counter() - begun)
         self.memory.hold(self, plan)
         if not more:
             self.memory.measure()
@@ -170,23 +161,27 @@ class CapturedPlans:
 
     def _attempt(self, sizes: Sizes, source: _Made, more: bool) -> CapturedPlan | None:
         for whole in self._ways:
+            made = partial(self._capture, source, sizes, whole)
+            what = f"the capture of sizes {sizes}{' as one graph' if whole else ''}"
+            jointly = partial(self.ranks.jointly, what, made, self.memory.reset)
             try:
-                return self.memory.once_more(partial(self._capture, source, sizes, whole))
+                return self.memory.once_more(jointly)
             except (CaptureFailed, SizeBranch) as error:
                 if not (more or isinstance(error, CaptureFailed)):
                     raise  # data of this call's own
                 if whole != self._ways[-1]:
                     logger.info("%s; captured in pieces instead", str(error))
                     continue
-                self._drop(sizes, str(error))
+                self.drop(sizes, str(error))
                 logger.warning("%s", self.dropped[sizes])
                 if isinstance(error, OutOfGraphMemory):
                     self.memory.give_back()
         return None
 
-    def _drop(self, sizes: Sizes, why: str, kind: EventKind = "dropped") -> None:
+    def drop(self, sizes: Sizes, why: str, kind: EventKind = "dropped") -> None:
+        """Serve ``sizes``, which have no plan, without one."""
         self.dropped[sizes] = why
-        self._counters.tell(kind, "static graphs", sizes, 0, why)
+        self.counters.tell(kind, "static graphs", sizes, 0, why)
 
     def _capture(self, source: Callable[[], Source], sizes: Sizes, whole: bool) -> CapturedPlan:
         try:
@@ -212,7 +207,8 @@ class CapturedPlans:
         """Free one size's graphs, at once or when no other thread may be reading their outputs."""
         self._retire(sizes)
         self.memory.freed()
-        self._drop(sizes, why, "evicted")
+        self.drop(sizes, why, "evicted")
+        self.evicted.add(sizes)
         logger.info("sizes %s: %s", sizes, why)
 
     def _retire(self, sizes: Sizes) -> None:
@@ -230,14 +226,17 @@ class CapturedPlans:
         self.callers.refuse_inside("static graphs would be freed")
         wanted = {*self._plans, *self.dropped} if sizes is None else set(sizes)
         held = [each for each in self._plans if each in wanted]
+        if held:
+            self.ranks.lose()
         self.owed |= {*held, *(wanted & self.dropped.keys())}
         for each in held:
             self._retire(each)
             if not later:
-                self._counters.tell("released", "static graphs", each)
+                self.counters.tell("released", "static graphs", each)
         self.memory.freed(later=later)
         self.memory.emptied(later=later)
         self.dropped = {each: why for each, why in self.dropped.items() if each not in wanted}
+        self.evicted -= wanted
         return held
 
 

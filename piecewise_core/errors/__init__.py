@@ -17,6 +17,7 @@ from piecewise_core.errors.building import (
     OpContractBroken,
     OutOfGraphMemory,
     PieceDeclined,
+    RanksDisagree,
     SignatureRefused,
     StoreError,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "PluginError",
     "ProbeFailed",
     "ProbeInitialisedDevice",
+    "RanksDisagree",
     "ReportError",
     "Sealed",
     "SignatureRefused",

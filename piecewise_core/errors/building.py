@@ -13,6 +13,7 @@ __all__ = [
     "OpContractBroken",
     "OutOfGraphMemory",
     "PieceDeclined",
+    "RanksDisagree",
     "SignatureRefused",
     "StoreError",
 ]
@@ -85,3 +86,15 @@ class AddressChanged(PiecewiseError, RuntimeError):
 
 class OutOfGraphMemory(CaptureFailed):
     """The device ran out of memory while capturing."""
+
+
+class RanksDisagree(PiecewiseError, RuntimeError):
+    """Processes that serve one model together would do different things.
+
+    ``rank``: the one that differs or does not answer. ``difference``: in what.
+    """
+
+    def __init__(self, message: str, *, rank: int = 0, difference: str = "") -> None:
+        super().__init__(message)
+        self.rank = rank
+        self.difference = difference

@@ -40,4 +40,5 @@ def _bisected(session: Session, args: tuple[Any, ...], kwargs: dict[str, Any]) -
                 plan = capturing.plan(region, captured[0].capture, tensors, bound, sizes)
         target = captured[0] if plan is not None else target
     subject = FormSubject(form.shared, form.binder, capturing)
-    return bisect(subject.suspect(region, target, tensors, bound, sizes, args, kwargs))
+    suspect = subject.suspect(region, target, tensors, bound, sizes, args, kwargs)
+    return form.shared.ranks.jointly("bisect()", lambda: bisect(suspect), lambda report: None)

@@ -28,6 +28,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Hashable, Iterator
+from typing import Any
 
 from piecewise_core.torch_compat.dynamo import compile_lock
 
@@ -47,9 +48,15 @@ class Unready(Exception):
 
 
 class Builds:
-    """What is being built for one model. ``lock``: its call lock, reentrant."""
+    """What is being built for one model. ``lock``: its call lock, reentrant.
 
-    def __init__(self, lock: threading.RLock) -> None:
+    ``working()``: a context to build in.
+    """
+
+    def __init__(
+        self, lock: threading.RLock, working: Callable[[], Any] = contextlib.nullcontext
+    ) -> None:
+        self._working = working
         self._changed = threading.Condition(lock)
         # By whom: a forked child has what its parent's other threads built, and not them.
         self._under_way: dict[Hashable, threading.Thread] = {}
@@ -68,7 +75,8 @@ class Builds:
             if mine:
                 self._under_way[unready.key] = threading.current_thread()
         try:
-            unready.build()
+            with self._working():
+                unready.build()
         finally:
             with self._changed:
                 if mine:

@@ -21,6 +21,7 @@ from piecewise_core.graph.memory import storages
 from piecewise_core.graph.split import Program, inputs_in
 from piecewise_core.graph.varying import varies_itself
 from piecewise_core.ranges import Sizes
+from piecewise_core.ranks.ranks import Ranks
 from piecewise_core.replay.replayable import (
     Entry,
     Facts,
@@ -50,10 +51,11 @@ class Capturing:
         front: Callable[[Replayable], Replayable] = lambda program: program,
         may_capture: Callable[[], bool] = lambda: True,
         settle: Callable[[Region], None] = lambda region: None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.may_capture, self.settle = may_capture, settle
         self._config, self._front = setup.config, front
-        self.replays = Replays(memory, setup.config, counters, setup.graph_mode)
+        self.replays = Replays(memory, setup.config, counters, setup.graph_mode, ranks)
         self.padded = PaddedDims(self._config)
 
     @property

@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 
+from piecewise_core.errors import CaptureFailed
+from piecewise_core.ranks.ranks import Ranks
 from piecewise_core.runtime.compared import apart, kept, parted
 from piecewise_core.runtime.marks import Marks
 from piecewise_core.runtime.preserved import Preserved
 from piecewise_core.runtime.readonly import ReadOnly
 
-__all__ = ["Compared", "NoRoom", "Turns", "compared"]
+__all__ = ["Compared", "NoRoom", "Turns", "compared", "together"]
 
 _DUE = 1.0 - 1e-9
 """Credit at which a call is compared: shares such as 0.1 do not add up to 1 exactly."""
@@ -22,6 +24,18 @@ _DUE = 1.0 - 1e-9
 
 class NoRoom(Exception):
     """There is no memory to run the model as written beside what serves it."""
+
+
+def together(ranks: Ranks, as_written: Callable[[], Any]) -> Callable[[], Any]:
+    """``as_written``, run by all ranks, or where it fails on one by none. Raises NoRoom."""
+
+    def run() -> Any:
+        try:
+            return ranks.jointly("a run as written, to compare", as_written, lambda made: None)
+        except CaptureFailed as error:
+            raise NoRoom(str(error)) from error
+
+    return run if ranks.meeting is not None else as_written
 
 
 class Turns:
@@ -74,6 +88,12 @@ class Compared:
         self.how = None if found is None else found[1]
         self.damaged = damaged
         self._before, self._after, self._reads = before, after, reads
+
+    def agree(self, ranks: Ranks) -> None:
+        """Take over what another rank found."""
+        how = ranks.heard("a compared call", self.how)
+        if self.how is None and how is not None:
+            self.blame("", how)
 
     def blame(self, path: str, how: str) -> None:
         """Something else was found to be wrong."""

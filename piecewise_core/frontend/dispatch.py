@@ -15,6 +15,7 @@ from piecewise_core.frontend.piececode import need
 from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.verifying import Verifier
 from piecewise_core.ranges import Box, Sizes
+from piecewise_core.ranks.ranks import Ranks
 from piecewise_core.replay.replayable import Entry
 from piecewise_core.runtime.plan import Plan
 from piecewise_core.table import TargetTable
@@ -30,6 +31,7 @@ class Dispatch:
     target gets compiled, and then puts the steady entry in its own place. ``miss``: the last
     entry. ``raw``: picks the leaves' own tensors out of a call, for inputs returned as they are.
     ``serving``: what calls go to, by the same places: the entries, or what compares some calls.
+    ``ranks``: the processes that serve them together.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Dispatch:
         capturing: Capturing | None = None,
         verifier: Verifier | None = None,
     ) -> None:
+        self.ranks = Ranks()
         self.tallies = counters.tallies()
         self.entries: list[Entry] = [miss]
         self.serving: list[Entry] = self.entries
@@ -69,6 +72,26 @@ class Dispatch:
         self.serving = self.entries
         if self._verifier is not None:
             self.serving = self._verifier.watch(self.entries, (*captured, *plain))
+        if self.ranks.may_be and any(region.collectives for region in regions):
+            serving, places = self.serving, range(len(self.serving))
+            self.serving = [self._in_same_world(serving, place) for place in places]
+
+    def meet(self, regions: Sequence[Region]) -> None:
+        """Before any of ``regions`` serves: the same ones are about to on all ranks."""
+        for region in regions:
+            if not region.met:
+                self.ranks.region(str(region.general_box), region.program.traced.graph)
+                region.met = True
+
+    def _in_same_world(self, serving: Sequence[Entry], place: int) -> Entry:
+        """What calls go to where collectives are made: of the group that they were captured in."""
+        same_world = self.ranks.same_world
+
+        def entry(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
+            same_world()
+            return serving[place](t, b, sizes, args, kwargs)
+
+        return entry
 
     def beyond(self, region: Region, t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
         """Serve one call above the bounds by the region's general graph."""
@@ -79,6 +102,7 @@ class Dispatch:
 
     def general(self, region: Region, t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
         """Serve one call by the region's general graph, as written while it is not compiled."""
+        self.meet([region])
         box = region.general_box
         if self._background is not None and not region.is_ready(box):
             serve = self._steady(region, region.written_plan(), "general", box)
@@ -150,10 +174,12 @@ class Dispatch:
         def pending(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
             capturing.settle(region)
             under = region.fallback(captured)
+            self.meet([region])
             if not capturing.may_capture():
                 return otherwise(t, b, sizes, args, kwargs)
             legal = sizes in self._config.bounds
             if legal and self._background is not None and self._waits(region, under):
+                capturing.replays.all_capture(captured, False)
                 return self.general(region, t, b, sizes, args, kwargs)
             if self.sealed != "error":  # else replays say what is refused
                 self._plan(region, under.box)
@@ -176,6 +202,7 @@ class Dispatch:
 
     def _plan(self, region: Region, box: Box) -> Plan:
         """The plan that serves ``box``. Raises Unready where that has to be compiled."""
+        self.meet([region])
         need(region, box)
         return region.plan(box)
 

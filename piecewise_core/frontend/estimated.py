@@ -47,7 +47,7 @@ class _OfForm:
         self._regions = {each: self._form.region_for(each) for each in sizes}
 
     def begin(self, setup: Setup, memory: GraphMemory) -> Replays:
-        self._capturing = Capturing(setup, Counters(), memory)
+        self._capturing = Capturing(setup, Counters(), memory, ranks=self._form.shared.ranks)
         self._capturing.replays.begin(self._form.binder)
         return self._capturing.replays
 

@@ -98,6 +98,8 @@ class Exactness:
         if config.capture_compile != "auto" or memory is None or region.box is None:
             return []
         platform = memory.platform
+        if region.collectives:
+            return []  # ranks would decide, and run what they measure, each by itself
         if compiler == "eager" or platform.elapsed is None or not platform.captures(compiler):
             return []  # nothing is compiled, or nobody can tell
         single = {target.box for target in region.targets if target.box.is_single_size()}

@@ -69,16 +69,17 @@ class Form:
         self.capturing: Capturing | None = None
         if shared.memory is not None:
             settle = self.exactness.known
-            self.capturing = Capturing(setup, shared.counters, shared.memory, settle=settle)
+            graphs = setup, shared.counters, shared.memory
+            self.capturing = Capturing(*graphs, settle=settle, ranks=shared.ranks)
             self.capturing.replays.begin(self.binder)
         self.verifier: Verifier | None = None
         if config.check == "verify":
             subject = FormSubject(shared, self.binder, self.capturing)
-            self.verifier = Verifier(config, shared.counters, subject)
+            self.verifier = Verifier(config, shared.counters, subject, shared.ranks)
         self.dispatch = Dispatch(
             config, shared.counters, shared.background, self._miss, self.capturing, self.verifier
         )
-        self.dispatch.raw = self.binder.raw
+        self.dispatch.ranks, self.dispatch.raw = shared.ranks, self.binder.raw
         self.fills = self.to_warm = self.alone = False
         self.filling: tuple[str, ...] = ()
         self.filled = 0
@@ -86,7 +87,7 @@ class Form:
         self._settle()
 
     def share(self, *, alone: bool) -> None:
-        """Whether this is the only form: among several, a call that does not fit is no error."""
+        """Whether this is the only form: else a call that does not fit is no error."""
         self._alone = alone
         self.bind = self.binder.bind if alone else self.binder.fits
 
@@ -156,22 +157,22 @@ class Form:
         if self.capturing is not None:
             self.capturing.plans.release(later=True)
         self._settle()
+        self.shared.ranks.own_up()
 
     def release(self, sizes: Sequence[Sizes] | None = None, *, later: bool = False) -> list[Sizes]:
-        """Free graph memory, all or of ``sizes``, which are served without graphs until they wake.
-
-        ``later``: in the middle of a call, whose inputs may lie in it.
-        """
+        """Free graph memory, all or of ``sizes``, until they wake. ``later``: inside of a call."""
         if self.capturing is None:
             return []
         freed = self.capturing.replays.release(sizes, later=later)
         self.install()
+        self.shared.ranks.own_up()
         return freed
 
     def capture_all(self, sizes: Sequence[Sizes] | None = None) -> list[Sizes]:
         """Capture ``sizes``, or all, the largest first; returns those now served by graphs."""
-        made = self.capturing
-        return [] if made is None else made.capture_all(self.regions, self.bound(), sizes)
+        made, bound = self.capturing, self.bound()
+        self.dispatch.meet(self.regions)
+        return [] if made is None else made.capture_all(self.regions, bound, sizes)
 
     def wake(self, sizes: Sequence[Sizes] | None = None) -> None:
         """Have ``sizes``, or all, captured again, by ``capture_all`` or their next call."""

@@ -156,6 +156,7 @@ class Forms(list[Form]):
                 form.capturing.replays.begin(form.binder)
             form.install()
             form.model.settle()
+            self._shared.ranks.own_up()
         return why
 
     def begin(self, structure: Structure, new: str = "") -> Form:

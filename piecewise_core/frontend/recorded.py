@@ -23,6 +23,7 @@ from piecewise_core.frontend.setup import Setup
 from piecewise_core.frontend.warmup import WarmupReport
 from piecewise_core.graph.describe import bind_arguments, describe_call
 from piecewise_core.ranges import Sizes
+from piecewise_core.ranks.ranks import Ranks
 from piecewise_core.replay.sleeping import chosen
 
 __all__ = ["RecordedFunction"]
@@ -54,6 +55,7 @@ class RecordedFunction(RecordedBooks):
         self._counters = Counters(setup.config.on_event, name_of(fn))
         process_counters.watch(self._counters)
         self._sealed: str | None = None
+        self._ranks = Ranks(setup.config, fn, {"platform": setup.selected.info.name})
         self._memory = setup.graph_memory(self._counters, self, name_of(fn))
         self._lock = after_fork.frees(setup.call_lock(), self._forked)
         self._forms: list[RecordedCalls] = []
@@ -129,6 +131,7 @@ class RecordedFunction(RecordedBooks):
         with self._lock:
             for form in self._forms:
                 form.recordings.free(asked)
+            self._ranks.own_up()
         return self
 
     @_telling
@@ -137,6 +140,7 @@ class RecordedFunction(RecordedBooks):
         with self._lock:
             for form in self._forms:
                 form.recordings.retrace("retrace() was called")
+            self._ranks.own_up()
         return self
 
     @_telling
@@ -165,7 +169,7 @@ class RecordedFunction(RecordedBooks):
                 return form
         module = self._module
         fn = self._fn if module is None else module.forward
-        shared = self._memory, self._lock, self._elsewhere
+        shared = self._memory, self._lock, self._elsewhere, self._ranks
         form = RecordedCalls(fn, self._setup, self._counters, module, *shared)
         form.recordings.replays.sealed = self._sealed
         self._forms.append(form)

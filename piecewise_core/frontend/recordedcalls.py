@@ -24,6 +24,7 @@ from piecewise_core.graph.binder import Binder
 from piecewise_core.graph.describe import describe_call
 from piecewise_core.graph.signatures import same_signature, signature_of
 from piecewise_core.ranges import Sizes
+from piecewise_core.ranks.ranks import Ranks
 from piecewise_core.replay.replayable import Entry
 from piecewise_core.table import TargetTable
 from piecewise_core.targets import Target, capture_targets
@@ -50,6 +51,7 @@ class RecordedCalls:
         memory: GraphMemory,
         lock: Any,
         elsewhere: Callable[..., Callable[..., Any] | None],
+        ranks: Ranks,
     ) -> None:
         self.fn = fn
         self._module = module
@@ -57,11 +59,14 @@ class RecordedCalls:
         self._config = setup.config
         self._counters = counters
         self._elsewhere = elsewhere
+        self._ranks = ranks
         self.recordings = self._none_yet(memory)
         self.targets: tuple[Target, ...] = ()
         self._entries: list[Entry] = []
         rng = setup.platform.declared.rng
-        self.verifier = RecordedVerifier(self._config, counters, () if rng is None else (rng(),))
+        self.verifier = RecordedVerifier(
+            self._config, counters, () if rng is None else (rng(),), ranks
+        )
         self.lock = lock
         self._left: list[Recordings] = []
         self.started = False
@@ -75,6 +80,8 @@ class RecordedCalls:
                 watched = being_watched()
                 if not watched:
                     made.refresh()
+                    self._ranks.own_up()
+                    self._ranks.same_world()
                 first = not self.started
                 if first:
                     self.start(args, kwargs)
@@ -123,12 +130,14 @@ class RecordedCalls:
 
     def _none_yet(self, memory: GraphMemory) -> Recordings:
         setup, counters, eagerly = self._setup, self._counters, self._eagerly
-        return Recordings(self.fn, setup, counters, memory, eagerly, self._freed, self._module)
+        around = self._module, self._ranks
+        return Recordings(self.fn, setup, counters, memory, eagerly, self._freed, *around)
 
     def beside(self, setup: Setup, memory: GraphMemory) -> Recordings:
         """Recordings of the same calls, made as ``setup`` says and in another ``memory``."""
         eagerly, forget = self._eagerly, lambda: None
-        made = Recordings(self.fn, setup, Counters(), memory, eagerly, forget, self._module)
+        around = self._module, self._ranks
+        made = Recordings(self.fn, setup, Counters(), memory, eagerly, forget, *around)
         made.begin(self.binder)
         return made
 

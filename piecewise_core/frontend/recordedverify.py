@@ -10,8 +10,9 @@ import torch
 
 from piecewise_core.config import Config
 from piecewise_core.counters import Counters
-from piecewise_core.frontend.comparing import NoRoom, Turns, compared
+from piecewise_core.frontend.comparing import NoRoom, Turns, compared, together
 from piecewise_core.ranges import Sizes
+from piecewise_core.ranks.ranks import Ranks
 
 __all__ = ["RecordedVerifier"]
 
@@ -28,7 +29,10 @@ class RecordedVerifier:
     ``generators``: of devices.
     """
 
-    def __init__(self, config: Config, counters: Counters, generators: Sequence[Any]) -> None:
+    def __init__(
+        self, config: Config, counters: Counters, generators: Sequence[Any], ranks: Ranks
+    ) -> None:
+        self._ranks = ranks
         self._rate = config.verify_rate if config.check == "verify" else 0.0
         self._counters = counters
         self._generators = generators
@@ -63,10 +67,12 @@ class RecordedVerifier:
         the line that makes a part of the result.
         """
         try:
-            done = compared(as_written, served, memory, self._generators, reads=reads)
+            written = together(self._ranks, as_written)
+            done = compared(written, served, memory, self._generators, reads=reads)
         except NoRoom as error:
             logger.info("calls of sizes %s are not verified now: %s", key[0], error)
             return served()
+        done.agree(self._ranks)
         if done.how is None:
             self._counters.add("verified")
             return done.result

@@ -23,6 +23,7 @@ from piecewise_core.graph.binder import Binder
 from piecewise_core.graph.call import constants
 from piecewise_core.graph.names import Matcher
 from piecewise_core.ranges import Sizes
+from piecewise_core.ranks.ranks import Ranks
 from piecewise_core.replay.replayable import Entry, Facts, PaddedCalls, Recording
 from piecewise_core.replay.replays import Replays
 from piecewise_core.runtime.closure_walk import anchors_to
@@ -54,6 +55,7 @@ class Recordings:
         eagerly: Entry,
         freed: Callable[[], None],
         module: torch.nn.Module | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self._fn = fn
         self._module = module
@@ -63,7 +65,7 @@ class Recordings:
         self._eagerly = eagerly
         self._freed = freed
         self._splits = setup.splits(Matcher(setup.config.splitting_ops, setup.unsafe_ops))
-        self.replays = Replays(memory, setup.config, counters)
+        self.replays = Replays(memory, setup.config, counters, ranks=ranks)
         self.objects: list[Any] = []
         self.retraced = ""
         self._trying: Sizes | None = None

@@ -16,6 +16,7 @@ from piecewise_core.graph.padding.program import Paddable, paddable
 from piecewise_core.graph.randomness import draws
 from piecewise_core.graph.split import Program
 from piecewise_core.ranges import Box, Sizes
+from piecewise_core.ranks.program import described
 from piecewise_core.runtime.laid import Laid
 from piecewise_core.runtime.plan import Plan, PlanCode
 from piecewise_core.table import TargetTable
@@ -28,13 +29,13 @@ __all__ = ["Region"]
 class Region(PieceCode):
     """A program, and for each of its targets a plan that is made on first need.
 
-    ``served``: whether a call was.
+    ``served``: whether a call was. ``met``: whether other ranks have the same one.
     """
 
     def __init__(self, index: int, program: Program, *args: Any, **kwargs: Any) -> None:
         super().__init__(index, program, *args, **kwargs)
         self.code = PlanCode(program, self._scheduler.count_relaid)
-        self.served = False
+        self.served = self.met = False
         self._drifting: dict[tuple[int, Box], Laid] = {}
         self._plans: dict[Box, Plan] = {}
         self._written: Plan | None = None
@@ -126,6 +127,11 @@ class Region(PieceCode):
             for i, run in found
         ]
         return self.code.recorded(runs, sizes, recorder.op)
+
+    @functools.cached_property
+    def collectives(self) -> tuple[str, ...]:
+        """The collectives of its program, in order."""
+        return described(self.program.traced.graph)
 
     @functools.cached_property
     def addresses_inputs(self) -> str | None:

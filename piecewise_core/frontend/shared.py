@@ -25,6 +25,7 @@ from piecewise_core.frontend.tracestore import TraceStore
 from piecewise_core.graph.contracts import Contracts
 from piecewise_core.graph.layouts import Layouts
 from piecewise_core.graph.names import Matcher
+from piecewise_core.ranks.ranks import Ranks
 from piecewise_core.store.protocol import Store
 
 __all__ = ["Shared"]
@@ -40,7 +41,8 @@ class Shared:
     ``kept``: whether traces may come from the compile store, and go there. ``matcher``: the
     splitting ops. ``memory``: of static graphs; None where there are none. ``retraced``: why it was
     last traced anew, or "".
-    ``locked``: locks that the model takes at every call.
+    ``locked``: locks that the model takes at every call. ``ranks``: the processes that serve the
+    model with this one.
     """
 
     def __init__(
@@ -66,6 +68,8 @@ class Shared:
         in_background = self.config.compile_mode == "background"
         self.background = Background(setup, cache, self.counters.deliver) if in_background else None
         self._session = session
+        facts = {"platform": setup.selected.info.name, "graphs": setup.graph_mode}
+        self.ranks = Ranks(self.config, fn, facts)
         self.begin_memory()
         self.matcher = Matcher(self.config.splitting_ops, setup.unsafe_ops)
         self.splits = setup.splits(self.matcher)
@@ -73,7 +77,7 @@ class Shared:
         self.contracts = Contracts((*self.config.captures, *self.config.sizes))
         self.traces = TraceStore(cache.store, fn, self.config, cache.run)
         self.lock = setup.call_lock() if setup.graph_mode != "none" else CallLock()
-        self.builds = Builds(self.lock)
+        self.builds = Builds(self.lock, self.ranks.busy.working)
         self.sealed: str | None = None
         self.kept = True
         self.retraced = ""

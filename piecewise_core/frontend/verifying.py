@@ -10,10 +10,11 @@ from piecewise_core.config import Config
 from piecewise_core.counters import Counters
 from piecewise_core.errors import OpContractBroken
 from piecewise_core.frontend.bisecting import bisect
-from piecewise_core.frontend.comparing import Compared, NoRoom, Turns, compared
+from piecewise_core.frontend.comparing import Compared, NoRoom, Turns, compared, together
 from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.suspects import FormSubject, GraphSubject, Suspect
 from piecewise_core.ranges import Sizes
+from piecewise_core.ranks.ranks import Ranks
 from piecewise_core.replay.replayable import Entry
 from piecewise_core.runtime.compared import kept
 from piecewise_core.runtime.handedback import HandedBack
@@ -33,8 +34,13 @@ class Verifier:
     """
 
     def __init__(
-        self, config: Config, counters: Counters, subject: FormSubject | GraphSubject
+        self,
+        config: Config,
+        counters: Counters,
+        subject: FormSubject | GraphSubject,
+        ranks: Ranks | None = None,
     ) -> None:
+        self._ranks = ranks or Ranks()
         self._rate = config.verify_rate
         self._uneven = config.uneven
         self._counters = counters
@@ -110,7 +116,7 @@ class Verifier:
         held = () if key in self._handed else suspect.held
         try:
             done = compared(
-                suspect.as_written,
+                together(self._ranks, suspect.as_written),
                 lambda: served(*call),
                 suspect.memory,
                 suspect.generators,
@@ -122,6 +128,7 @@ class Verifier:
             logger.info("calls of %s are not verified now: %s", key[1], error)
             return served(*call)
         self._look_for_shared(key, suspect, done)
+        done.agree(self._ranks)
         if done.how is not None and region.draws is not None:
             self._turns[key].end()
             logger.warning(
@@ -142,10 +149,7 @@ class Verifier:
     ) -> Any:
         """Say what is wrong, and give the model's own results. Raises OpContractBroken."""
         done.rewind()
-        # With the graphs that there are by now: the call may have been the first of its size.
-        report = bisect(self._subject.suspect(region, key[1], *call))
-        line = "" if report.source else suspect.made_at(done.path)
-        self.wrong[key] = f"{done.how}; {report.blamed}{f', from {line}' if line else ''}"
+        self.wrong[key] = f"{done.how}; {self._blamed(key, region, call, suspect, done)}"
         self._counters.tell("wrong", str(key[1]), call[2], 0, self.wrong[key])
         logger.error(
             "a call of sizes %s, served by %s, gave other results than the model as written: %s. "
@@ -162,6 +166,16 @@ class Verifier:
                 "model's weights again, and use another compiler or platform"
             )
         return done.wanted
+
+    def _blamed(self, key: Key, region: Region, call: Any, suspect: Suspect, done: Compared) -> str:
+        """The piece that was wrong, and the line of the model."""
+        if self._ranks.meeting is not None:
+            # How many runs that takes depends on what is wrong, and each makes collectives.
+            return "call bisect() on every rank to find the piece"
+        # With the graphs that there are by now: the call may have been the first of its size.
+        report = bisect(self._subject.suspect(region, key[1], *call))
+        line = "" if report.source else suspect.made_at(done.path)
+        return f"{report.blamed}{f', from {line}' if line else ''}"
 
     def _look_for_shared(self, key: Key, suspect: Suspect, done: Compared) -> None:
         """Whether a result lies in the memory of an earlier call's, which has lost its numbers.

@@ -74,7 +74,7 @@ def warm_up(
         if not session.forms or args or kwargs:
             session.start(*args, **kwargs)
     begun, before = time.perf_counter(), session.stats()
-    with told(progress) as tell:
+    with told(progress) as tell, session.shared.ranks.busy.working():
         compiled = compile_all(session.forms)
         exact = (piece for form in session.forms for piece in decide_form(form))
         for region, box, index in itertools.chain(compiled, exact):

@@ -9,10 +9,12 @@ from typing import Any, Protocol
 import sympy
 import torch
 
+from piecewise_core.errors import TraceFailed
 from piecewise_core.graph import markers
 from piecewise_core.graph.effects import writes
 from piecewise_core.graph.frame import Capture
 from piecewise_core.graph.input_mutation import refuse_changed
+from piecewise_core.graph.names import op_name, source_of
 from piecewise_core.graph.outputcode import OutputCode
 from piecewise_core.graph.outputs import rebuild_code
 from piecewise_core.graph.structure import Structure, is_plain
@@ -120,7 +122,16 @@ def _inputs(
     placeholders = [n for n in captured.graph.graph.nodes if n.op == "placeholder"]
     opened = [(leaf, value) for value in seen for leaf in _leaves(value)]
     for node, (value, of) in zip(placeholders, opened, strict=True):
-        if not isinstance(value, torch.Tensor):
+        if not isinstance(value, (torch.Tensor, torch.SymInt, torch.SymFloat, int, float)):
+            # A mesh of devices, say, which wrappers around tensors were asked for.
+            if node.users:
+                raise TraceFailed(
+                    f"the model gives a {type(value).__name__} to {op_name(next(iter(node.users)))}"
+                    f" at {source_of(next(iter(node.users)))}, which no compiled graph takes; "
+                    "compile a part without it"
+                )
+            captured.graph.graph.erase_node(node)
+        elif not isinstance(value, torch.Tensor):
             example = node.meta.get("example_value")
             size = example.node.expr if isinstance(example, torch.SymInt) else sympy.sympify(value)
             inputs.append(GraphInput(size=captured.shape_env.replace(size)))

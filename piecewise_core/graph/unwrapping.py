@@ -81,7 +81,7 @@ class _Unwrapping:
             if is_wrapper(node.meta.get("example_value")):
                 self._values[node] = self._opened(node)
                 self._gone.append(node)
-        elif not any(used in self._values for used in node.all_input_nodes):
+        elif not any(used in self._values for used in node.all_input_nodes) and not _makes(node):
             if self._moved & storages(node) and node.op in ("call_function", "call_method"):
                 node.meta["example_value"] = fake_of(node)
         elif node.op == "output":
@@ -192,6 +192,11 @@ class _Unwrapping:
             f"written out as what it does with the tensors inside: {why}. Convert the model's "
             "tensor to a plain one, or compile a part without it"
         )
+
+
+def _makes(node: torch.fx.Node) -> bool:
+    """Whether ``node`` gives a wrapper."""
+    return node.op != "output" and any(map(is_wrapper, values(node.meta.get("example_value"))))
 
 
 class _Replaced(Exception):

@@ -9,10 +9,28 @@ import torch
 
 from piecewise_core.capture.captured import CapturedPlan
 from piecewise_core.ranges import Sizes
+from piecewise_core.ranks.ranks import Ranks
+from piecewise_core.replay.agreement import Difference
 from piecewise_core.replay.paddingcheck import PaddingCheck, leak
 from piecewise_core.replay.replayable import Entry, PaddedCalls
 
-__all__ = ["Padding"]
+__all__ = ["Padding", "beside"]
+
+
+def beside(ranks: Ranks, captured: Sizes, otherwise: Entry, *, alone: bool = True) -> Entry:
+    """``otherwise``, for calls that the graphs of ``captured`` do not serve just now.
+
+    Not for padded ones if ``alone`` on this rank: other ranks' collectives have other sizes.
+    """
+    if ranks.meeting is None or not alone:
+        return otherwise
+
+    def entry(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
+        if sizes != captured:
+            ranks.meet(f"a call of sizes {sizes}, without the graphs of {captured}")
+        return otherwise(t, b, sizes, args, kwargs)
+
+    return entry
 
 
 class Padding:
@@ -21,7 +39,8 @@ class Padding:
     ``left``: how many calls are still to be compared, whatever their sizes; while there are some,
     or ``calls.asks``, ``first`` tells what serves a call. ``buffers``: what the graphs of
     ``plan`` read. ``otherwise``: serves a call without graphs.
-    ``apart``: copies a call's inputs where a replay would overwrite them.
+    ``apart``: copies a call's inputs where a replay would overwrite them. ``ranks``: those that
+    replay alike.
     """
 
     def __init__(
@@ -31,12 +50,14 @@ class Padding:
         buffers: Sequence[torch.Tensor],
         otherwise: Entry,
         apart: Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]],
+        ranks: Ranks,
     ) -> None:
         self.calls = calls
         self._plan = plan
         self._buffers = buffers
         self._otherwise = otherwise
         self._apart = apart
+        self._ranks = ranks
         self.left = calls.checked
         self.cut = calls.cut
 
@@ -64,6 +85,7 @@ class Padding:
                 plan.replay,
                 lambda own: self.calls.cut(plan.outputs, own)[0],
                 wild=alone.wild,
+                alike=self._alike,
             )
             found = check(t, sizes, alone.outputs)
             if found is not None:
@@ -77,3 +99,8 @@ class Padding:
             return replayed(t, b, sizes, args, kwargs)
         finally:
             self.left = left
+
+    def _alike(self, found: Difference | None) -> Difference | None:
+        """What padding changed on any rank: all stop to pad, or none."""
+        how = self._ranks.heard("a padded call, compared", None if found is None else str(found))
+        return found if found is not None or how is None else Difference(0, how)

@@ -14,17 +14,20 @@ from typing import Any
 
 import torch
 
+from piecewise_core.capture.alike import alike, level
 from piecewise_core.capture.attempt import Source
 from piecewise_core.capture.captured import CapturedPlan
 from piecewise_core.capture.graphmemory import GraphMemory
 from piecewise_core.capture.plans import CapturedPlans, largest_first
+from piecewise_core.capture.sealing import refuse_new
 from piecewise_core.config import Config
 from piecewise_core.counters import Counters
 from piecewise_core.errors import ConfigError
 from piecewise_core.graph.garbage import no_collection
 from piecewise_core.ranges import Sizes
+from piecewise_core.ranks.ranks import Ranks
 from piecewise_core.replay.overlap import Overlap
-from piecewise_core.replay.padding import Padding
+from piecewise_core.replay.padding import Padding, beside
 from piecewise_core.replay.reads import Reads
 from piecewise_core.replay.replayable import Calls, Entry, Facts, Replayable
 from piecewise_core.replay.serving import serving
@@ -47,13 +50,19 @@ class Replays:
     """
 
     def __init__(
-        self, memory: GraphMemory, config: Config, counters: Counters, mode: str = "piecewise"
+        self,
+        memory: GraphMemory,
+        config: Config,
+        counters: Counters,
+        mode: str = "piecewise",
+        ranks: Ranks | None = None,
     ) -> None:
         self.memory = memory
         self._config = config
         self.tallies = counters.tallies()
         self.reads = Reads(memory.platform, config)
-        self.plans = CapturedPlans(memory, mode, lazy=config.capture == "lazy", counters=counters)
+        lazy = config.capture == "lazy"
+        self.plans = CapturedPlans(memory, mode, lazy=lazy, counters=counters, ranks=ranks)
         self.asleep = Sleep()
         self.at_call = False
         self.sealed: str | None = None
@@ -74,10 +83,7 @@ class Replays:
         otherwise: Entry,
         put: Callable[[Sizes, Entry], None],
     ) -> Entry:
-        """The entry of a size that may have to be captured; ``put`` has another take its place.
-
-        ``otherwise``: serves calls without graphs.
-        """
+        """The entry of a size to capture. ``put``: replaces it. ``otherwise``: without graphs."""
 
         def pending(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
             if captured in self.asleep:
@@ -87,10 +93,11 @@ class Replays:
             # Results of earlier replays are what a capture may overwrite before it reads them.
             kept = t if self.reads.static else self.memory.apart(t)
             if captured in self.plans.dropped:
-                put(sizes, otherwise)
-                return otherwise(t, b, sizes, args, kwargs)
-            given, early = (t, kept), self.plans.is_early(captured)
-            plan = None if early else self._plan_for(program, captured, given, b, sizes)
+                alone = captured in self.plans.evicted
+                put(sizes, serve := beside(self.plans.ranks, captured, otherwise, alone=alone))
+                return serve(t, b, sizes, args, kwargs)
+            early = self.plans.is_early(captured) and not self.all_capture(captured, False)
+            plan = None if early else self._plan_for(program, captured, (t, kept), b, sizes)
             if plan is None:
                 self.plans.called.add(captured)
                 return otherwise(t, b, sizes, args, kwargs)
@@ -102,13 +109,11 @@ class Replays:
         return pending
 
     def learn(self, program: Replayable, captured: Sizes, t: Any, sizes: Sizes) -> bool:
-        """Whether ``captured`` has graphs, captured now with a call's tensors if it must be.
-
-        Raises Sealed.
-        """
-        unwanted = captured in self.asleep or captured in self.plans.dropped
-        if unwanted or self.plans.is_early(captured):
+        """Whether ``captured`` has graphs, captured now if it must be. Raises Sealed."""
+        if captured in self.asleep or captured in self.plans.dropped:
             return False
+        if self.plans.is_early(captured):
+            return self.all_capture(captured, False)
         if captured in self.plans:
             return True
         kept = t if self.reads.static else self.memory.apart(t)
@@ -117,33 +122,34 @@ class Replays:
     def _plan_for(
         self, program: Replayable, captured: Sizes, given: Any, b: Any, sizes: Sizes
     ) -> CapturedPlan | None:
-        """The plan of ``captured``, captured now if it must be.
-
-        ``given``: the call's tensors, and those apart from earlier results. None: it cannot be
-        captured, or this call cannot be the one to capture, or no thread's may be now.
-        """
+        """The plan of ``captured``, or None, for ``given``: a call's tensors, and those apart from earlier results."""
         t, kept = given
-        self.plans.refuse_new(captured, self.sealed)
-        new = captured not in self.plans
-        if new and not self.memory.callers.admit():
-            return None
+        refuse_new(self.plans, captured, self.sealed)
         facts = program.facts(captured)
         overlap = None if facts is None else self._overlap(facts)
-        if overlap is not None and overlap(t, b):
-            return None
-        if new and (self.reads.static or facts is None) and any(map(self.memory.handed.holds, t)):
+        apart = overlap is None or not overlap(t, b)
+        if captured in self.plans:
+            return self.plans.get(captured) if apart else None
+        ready = self.memory.callers.admit() and apart
+        if ready and (self.reads.static or facts is None):
             # Graphs would read what they overwrite, or may turn out to write to it.
-            return None
-        if not new:
-            return self.plans.get(captured)
+            ready = not any(map(self.memory.handed.holds, t))
         # A compilation beside it may use the device in ways that break a capture. Where one is
         # under way, another call captures: this one would hold up all others while it waits.
-        if not compile_lock.acquire(blocking=False):
-            return None
+        ready = ready and compile_lock.acquire(blocking=False)
         try:
-            return self.plan(program, captured, kept, b, sizes)
+            if self.all_capture(captured, ready):
+                return self.plan(program, captured, kept, b, sizes)
         finally:
-            compile_lock.release()
+            if ready:
+                compile_lock.release()
+        return None
+
+    def all_capture(self, captured: Sizes, ready: bool) -> bool:
+        """Whether all ranks capture ``captured`` in this call; ``ready``: whether this one may."""
+        if any(captured in known for known in (self.asleep, self.plans, self.plans.dropped)):
+            return False
+        return self.plans.ranks.all(f"a call of sizes {captured}, to be captured", ready)
 
     def _serving(self, program: Replayable, plan: CapturedPlan, otherwise: Entry) -> Entry:
         facts = program.facts(plan.sizes)
@@ -153,14 +159,16 @@ class Replays:
         static = self.reads.static
         calls = None if static else program.padded(plan.sizes, plan.outputs)
         apart = self.memory.apart
-        padding = None if calls is None else Padding(calls, plan, buffers, otherwise, apart)
+        ranks, padding = self.plans.ranks, None
+        if calls is not None:
+            padding = Padding(calls, plan, buffers, otherwise, apart, ranks)
         entry = serving(
             plan,
             facts,
             self.plans,
             self.tallies.of("replayed", plan.sizes),
             self.reads.binder.raw,
-            otherwise,
+            beside(ranks, plan.sizes, otherwise),
             buffers=buffers,
             overlap=self._overlap(facts),
             padding=padding,
@@ -186,16 +194,16 @@ class Replays:
     ) -> CapturedPlan | None:
         """The plan of a capture size, captured now if it must be; None where it cannot be.
 
-        ``tensors``: a call's own, of ``sizes``; None in warm-up, where it may have been ``tried``.
-        Raises Sealed.
+        ``tensors``: a call's, of ``sizes``; None in warm-up, which may have ``tried``.
         """
         if captured not in self.plans and captured not in self.plans.dropped:
-            self.plans.refuse_new(captured, self.sealed)
+            refuse_new(self.plans, captured, self.sealed)
             make = partial(self.reads.source, program, captured, tensors, bound, sizes)
             source = make if tried is None else lambda: tried
             self.plans.capture(captured, source, more=tensors is None)
             self.at_call = tensors is not None
             program.captured()  # which may give it up again
+            level(self.plans)
         return self.plans.get(captured)
 
     @no_collection()
@@ -214,31 +222,24 @@ class Replays:
         programs = {sizes: program for program, sizes in wanted}
         order = largest_first(programs)
         most = max((program.graphs_per_size for program in programs.values()), default=0)
-        todo = self.plans.budget(most, order)
+        todo = alike(self.plans, self.plans.budget(most, order))
         new = [sizes for sizes in todo if sizes not in self.plans.owed]
         tried: dict[Sizes, Source] = {}
         if new and self.sealed is None and self.memory.callers.may_overwrite():
-            whole = self.plans.whole
-            tried = try_new(self.memory, self.reads, self._config, programs, new, bound, whole)
+            tried = try_new(self.plans, self.reads, self._config, programs, new, bound)
         for sizes in todo:
             self.plan(programs[sizes], sizes, None, bound, tried=tried.pop(sizes, None))
         self.memory.measure()
         return [sizes for sizes in order if sizes in self.plans]
 
     def release(self, sizes: Sequence[Sizes] | None = None, *, later: bool = False) -> list[Sizes]:
-        """Free the graphs of ``sizes``, or all; they have none until ``asleep`` ends for them.
-
-        ``later``: in the middle of a call, whose inputs may lie in it.
-        """
+        """Free the graphs of ``sizes``, or all, until ``asleep`` ends. ``later``: in a call."""
         freed = self.plans.release(sizes, later=later)
         self.asleep.begin(sizes, moved=later)
         return freed
 
     def awake(self) -> tuple[Sizes, ...]:
-        """The capture sizes that do not sleep.
-
-        All, while memory waits for a thread to be done with it: its call tells.
-        """
+        """The capture sizes that do not sleep; all while memory waits for a thread, which tells."""
         listed = self._config.captures
         return tuple(s for s in listed if self.memory.retired or s not in self.asleep)
 

@@ -15,8 +15,7 @@ from functools import partial
 import torch
 
 from piecewise_core.capture.attempt import Source
-from piecewise_core.capture.graphmemory import GraphMemory
-from piecewise_core.capture.plans import largest_first
+from piecewise_core.capture.plans import CapturedPlans, largest_first
 from piecewise_core.capture.trial import try_once
 from piecewise_core.config import Config, Dim
 from piecewise_core.errors import CaptureFailed, OutOfRange, SizeBranch
@@ -34,34 +33,38 @@ _BEYOND = ("device-side assert", "index out of", "out of bounds", "out of range"
 
 
 def try_new(
-    memory: GraphMemory,
+    plans: CapturedPlans,
     reads: Reads,
     config: Config,
     programs: Mapping[Sizes, Replayable],
     new: Sequence[Sizes],
     bound: Sequence[torch.Tensor],
-    whole: bool,
 ) -> dict[Sizes, Source]:
     """Run what was never captured once, the smallest size first. Raises OutOfRange.
 
-    Returns what to capture without another run. ``whole``: whether that is one graph.
+    Returns what to capture without another run.
     """
+    memory, ranks = plans.memory, plans.ranks
     memory.open()
     largest = largest_first(new)[0]
     # One that the model surely takes, to compare with.
     least = tuple(max(span.start, 1) for span in config.bounds.ranges)
 
     tried: dict[Sizes, Source] = {}
-    run_once = partial(try_once, memory.platform, memory.pool, memory.stream)
+    once = partial(try_once, memory.platform, memory.pool, memory.stream)
+
+    def run_once(source: Source, sizes: Sizes, *, whole: bool) -> Source | None:
+        what, run = f"a trial of sizes {sizes}", partial(once, source, sizes, whole=whole)
+        return ranks.jointly(what, run, lambda made: None)
 
     def run(sizes: Sizes) -> None:
         program = programs.get(sizes, programs[largest])
         source = reads.source(program, sizes, None, bound, ())
         try:
             try:
-                found = run_once(source, sizes, whole=whole)
+                found = run_once(source, sizes, whole=plans.whole)
             except CaptureFailed:
-                if not whole:
+                if not plans.whole:
                     raise
                 found = run_once(source, sizes, whole=False)  # no graph has all of it
             if found is not None:
@@ -73,7 +76,8 @@ def try_new(
 
     try_sizes({least, *new}, run, config.dims)
     memory.platform.empty_cache()  # captures cannot use what these runs leave
-    return tried
+    # Where one rank has to run again before its capture, all must.
+    return tried if ranks.meeting is None else {}
 
 
 def try_sizes(order: Iterable[Sizes], run: Callable[[Sizes], None], dims: Sequence[Dim]) -> None:

@@ -53,6 +53,11 @@ def viewed(x):
     return functional.all_reduce(x * 2, "sum", dist.group.WORLD).view(-1).sin()
 
 
+def softened(x):
+    y = functional.all_reduce(x * 2, "sum", dist.group.WORLD)
+    return torch.softmax(y, -1) + x
+
+
 def in_place(x):
     y = x * 2
     dist.all_reduce(y)
@@ -148,6 +153,13 @@ def ways(devices=("simulated", "cpu")):
             summed,
             lambda device=device: pw.compile(
                 summed, config(compiler="eager", graph_mode="full_and_piecewise"), platform(device)
+            ),
+        )
+        yield (
+            f"recorded softened cut at softmax on {device}",
+            softened,
+            lambda device=device: pw.record(
+                softened, config(splitting_ops=("torch.softmax",)), platform(device)
             ),
         )
         for fn in (*FUNCTIONAL, *IN_PLACE):

@@ -183,6 +183,8 @@ def test_the_fields_and_defaults_are_those_of_the_documents() -> None:
         "memory_limit": None,
         "profiler_names": False,
         "on_event": None,
+        "ranks": "auto",
+        "ranks_timeout": 5.0,
     }
 
 
@@ -655,6 +657,8 @@ def test_only_what_changes_an_artifact_by_itself_is_a_cache_factor() -> None:
         "memory_limit": 1,
         "profiler_names": True,
         "on_event": print,
+        "ranks": None,
+        "ranks_timeout": 1.0,
     }
     base = Config().cache_factors()
     changed = {f for f, v in changes.items() if made(**{f: v}).cache_factors() != base}

@@ -32,6 +32,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("plugins",),
     ("torch_compat",),
     ("graph",),
+    ("ranks",),
     ("rewrites",),
     ("store",),
     ("compile",),

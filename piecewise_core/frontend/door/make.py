@@ -26,6 +26,8 @@ from piecewise_core.graph.names import Matcher, source_of
 from piecewise_core.graph.split import split
 from piecewise_core.graph.trace import Traced
 from piecewise_core.ranges import Sizes
+from piecewise_core.ranks.program import groups_of
+from piecewise_core.ranks.ranks import Ranks
 from piecewise_core.replay.replayable import Entry
 
 __all__ = ["make"]
@@ -91,6 +93,9 @@ def _calls(
     """What calls look like where they are to be captured; why they cannot be."""
     if setup.graph_mode == "none":
         return None, ""
+    if Ranks(setup.config, None).may_be and groups_of(traced.graph):
+        # Each process would capture and free by itself, as Dynamo and the collector come to it.
+        return None, "it holds collectives; use pw.compile, or ranks=None on every rank"
     try:
         return calls_of(traced, dims), ""
     except Uncapturable as error:

@@ -34,6 +34,10 @@ _RULES: Mapping[str, Rule] = MappingProxyType(
 )
 
 
+_TOGETHER = ("_c10d_functional::all_reduce", "_c10d_functional::wait_tensor")
+"""Collectives that treat each element alone, with its like on other ranks; and their wait."""
+
+
 def rule_of(op: OpOverload) -> Rule | None:
     """The rule of an operator; None where there is none.
 
@@ -42,6 +46,8 @@ def rule_of(op: OpOverload) -> Rule | None:
     """
     if _is_pointwise(op):
         return elementwise.POINTWISE
+    if op.namespace == "_c10d_functional" and schema_of(op).name in _TOGETHER:
+        return elementwise.POINTWISE  # ranks pad alike, or none does (``piecewise_core.ranks``)
     if op.namespace != "aten":
         return None
     return _RULES.get(schema_of(op).name.partition("::")[2])
