@@ -122,7 +122,7 @@ class Replays:
     def _plan_for(
         self, program: Replayable, captured: Sizes, given: Any, b: Any, sizes: Sizes
     ) -> CapturedPlan | None:
-        """The plan of ``captured``, or None, for ``given``: a call's tensors, and those apart from earlier results."""
+        """The plan, or None; ``given``: a call's tensors, and those apart from earlier results."""
         t, kept = given
         refuse_new(self.plans, captured, self.sealed)
         facts = program.facts(captured)
