@@ -38,8 +38,8 @@ class Form:
     not fit it raises, or returns None if there are other forms (``share``). ``model``: what traces
     rest on. ``new``: how these calls differ from those known before, or "". ``give_up(form)``: what
     is done where it serves nobody. ``warm(form)``: warms it up, first of all if ``to_warm``.
-    ``fills``: whether a changed model may fill a memo at its next forward. ``filling``: what one as
-    written just filled, ``filled``: how often. ``alone``: whether sizes are traced by themselves.
+    ``fills``: whether a changed model may fill a memo next. ``filling``: what was just filled,
+    ``filled`` times. ``alone``: whether sizes are traced by themselves.
     """
 
     def __init__(
@@ -96,8 +96,6 @@ class Form:
         self.dispatch.sealed = self.shared.sealed
         if self.capturing is not None:
             self.capturing.replays.sealed = self.shared.sealed
-
-    # What the model holds --------------------------------------------------------------
 
     def forget(self, why: str = "") -> None:
         """Drop every trace; the counters stay. Raises Sealed."""
