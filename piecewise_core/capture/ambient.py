@@ -68,7 +68,7 @@ class Ambient:
 
 
 def _allowed() -> tuple[SDPBackend, ...]:
-    return tuple(kernel for kernel, enabled in _ATTENTION if enabled())
+    return tuple([kernel for kernel, enabled in _ATTENTION if enabled()])
 
 
 def _within(contexts: list[Callable[[], AbstractContextManager[Any]]], fn: Function) -> Function:

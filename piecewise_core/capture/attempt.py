@@ -14,7 +14,7 @@ from piecewise_core.capture.blame import blamer, failed_as
 from piecewise_core.capture.buffers import Stage
 from piecewise_core.capture.captured import CapturedPlan
 from piecewise_core.capture.copied_outputs import copied_out
-from piecewise_core.capture.dispatcher_bypass import kernel_of
+from piecewise_core.capture.dispatcher_bypass import Kernels
 from piecewise_core.capture.opsteps import Step
 from piecewise_core.capture.recorder import Recorder
 from piecewise_core.capture.restoring import abandon, restored, same_stream
@@ -229,7 +229,7 @@ def _bound(
     # Operators write to these in whatever mode calls come in.
     with torch.inference_mode(False):
         steps, direct = recorder.sequence.steps(
-            platform.replayer, release, kernel_of, strict=recorder.strict
+            platform.replayer, release, Kernels(), strict=recorder.strict
         )
         results = tuple(release(o) if isinstance(o, torch.Tensor) else o for o in outputs)
     copies, results = copied_out(results, own)

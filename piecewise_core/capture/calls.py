@@ -51,7 +51,10 @@ def tensors(value: Any) -> list[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         return [value]
     if type(value) in (tuple, list):  # most are, and pytree takes long to find out
-        return [t for part in value for t in tensors(part)]
+        found: list[torch.Tensor] = []
+        for part in value:
+            found += (part,) if isinstance(part, torch.Tensor) else tensors(part)
+        return found
     if value is None or type(value) in (bool, int, float, str):
         return []
     return [t for t in pytree.tree_leaves(value) if isinstance(t, torch.Tensor)]

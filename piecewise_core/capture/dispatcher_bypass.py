@@ -22,7 +22,7 @@ from piecewise_core.torch_compat.dispatcher import (
 )
 from piecewise_core.torch_compat.operators import OpOverload, OpOverloadPacket, schema_of
 
-__all__ = ["kernel_of", "modes_active"]
+__all__ = ["Kernels", "kernel_of", "modes_active"]
 
 
 def kernel_of(
@@ -47,6 +47,25 @@ def kernel_of(
     if found is None or not _as_given(schema_of(overload).arguments, args, kwargs):
         return None
     return _users_own(found)
+
+
+class Kernels:
+    """``kernel_of``, asked once for calls alike: what it finds depends on kinds of arguments."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, Callable[..., Any] | None] = {}
+
+    def __call__(
+        self, fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Callable[..., Any] | None:
+        """The same of the same."""
+        kinds = [v.device if isinstance(v, torch.Tensor) else type(v) for v in args]
+        if kwargs or list in kinds or tuple in kinds:
+            return kernel_of(fn, args, kwargs)
+        key = id(fn), *kinds  # whoever asks holds ``fn``
+        if key not in self._known:
+            self._known[key] = kernel_of(fn, args, kwargs)
+        return self._known[key]
 
 
 def _device_type(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:

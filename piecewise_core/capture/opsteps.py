@@ -13,7 +13,7 @@ from piecewise_core.capture.loose import Loose
 from piecewise_core.errors import CaptureFailed, OpContractBroken
 from piecewise_core.torch_compat import pytree
 
-__all__ = ["Step", "allocate", "form_of", "layout_of", "op_step"]
+__all__ = ["Step", "allocate", "flat", "form_of", "layout_of", "op_step"]
 
 # Dynamo writes ``with sdpa_kernel(...)`` as calls that return the kernels allowed before.
 _PLAIN = (int, float, bool, str, SDPBackend)
@@ -37,9 +37,9 @@ def op_step(
     ``form_of`` gave when it was captured, to raise OpContractBroken where a result differs. None: a
     fake kernel has said what comes.
     """
-    if form is not None and any(f is not None for f in form):
+    if form is not None and [f for f in form if f is not None]:
         fn = _exactly(fn, form)
-    if not any(b is not None for b in buffers):
+    if not [b for b in buffers if b is not None]:
         if not args and not kwargs:
             return fn
         return functools.partial(fn, *args, **kwargs)
@@ -56,6 +56,14 @@ def op_step(
                 buffer.copy_(leaf)
 
     return step
+
+
+def flat(result: Any) -> tuple[list[Any], Any]:
+    """The leaves of an operator's result, and how they hang together; None for a lone leaf."""
+    if result is None or type(result) is torch.Tensor:  # most are, and a tree takes long to find
+        return [result], None
+    leaves, spec = pytree.tree_flatten(result)
+    return leaves, None if spec.is_leaf() else spec
 
 
 def form_of(leaves: Sequence[Any]) -> list[Any]:

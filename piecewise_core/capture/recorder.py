@@ -10,7 +10,7 @@ import torch
 from piecewise_core.capture.ambient import Ambient
 from piecewise_core.capture.collectives import of_copies, waited
 from piecewise_core.capture.loose import Loose
-from piecewise_core.capture.opsteps import allocate, form_of, layout_of
+from piecewise_core.capture.opsteps import allocate, flat, form_of, layout_of
 from piecewise_core.capture.sequence import OpCall, StepSequence
 from piecewise_core.capture.weak import WeakTensors
 from piecewise_core.errors import CaptureFailed
@@ -117,7 +117,7 @@ class Recorder:
                 return self._noted_op(found if fit is None else fit(found), (args, kwargs))
             buffers = self._buffers_of(self._seen)
             if self._runs_ops:
-                leaves, spec = pytree.tree_flatten(now(*args, **kwargs))
+                leaves, spec = flat(now(*args, **kwargs))
                 if form_of(leaves) != self._form_of_op[self._seen]:
                     raise CaptureFailed(another_path(self.current))
                 kept = [
@@ -132,16 +132,16 @@ class Recorder:
                     loose.given = args
             form = self._form_of_op[self._seen]
             self._seen += 1
-            around, alone = self._ambient.inside(), spec.is_leaf()
+            around, alone = self._ambient.inside(), spec is None
             args, kwargs, fixed = self._fixed((args, kwargs, buffers))
             self.sequence.append(OpCall(fn, args, kwargs, around, alone, form, fixed))
-            return pytree.tree_unflatten(kept, spec)
+            return kept[0] if spec is None else pytree.tree_unflatten(kept, spec)
 
         return recorded
 
     def _noted_op(self, result: Any, given: Any) -> Any:
         """Note what an operator returned in the first run."""
-        leaves, spec = pytree.tree_flatten(result)
+        leaves, spec = flat(result)
         layouts = [layout_of(leaf, given) for leaf in leaves]
         known = [isinstance(leaf, torch.Tensor) for leaf in leaves]
         self._results.append(layouts)

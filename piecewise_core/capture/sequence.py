@@ -39,7 +39,9 @@ class OpCall:
         strict: bool,
     ) -> tuple[Step, Step]:
         """The call as a step; and the same with the operator's kernel, where it has one."""
-        args = tuple(_mapped(value, weak) for value in self.args)
+        args = tuple(
+            [weak(v) if isinstance(v, torch.Tensor) else _mapped(v, weak) for v in self.args]
+        )
         kwargs = {name: _mapped(value, weak) for name, value in self.kwargs.items()}
         buffers = [weak(b) if isinstance(b, torch.Tensor) else _empty(b) for b in self.buffers]
         form = self.form if strict else None

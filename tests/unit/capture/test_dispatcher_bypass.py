@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from piecewise_core.capture import dispatcher_bypass
 from piecewise_core.capture.dispatcher_bypass import kernel_of, modes_active
 
 
@@ -93,3 +94,20 @@ def test_modes_are_seen():
     with TorchDispatchMode():
         assert modes_active()
     assert not modes_active()
+
+
+def test_a_kernel_is_looked_for_once_for_calls_alike_and_anew_for_others(monkeypatch):
+    asked = []
+
+    def look(fn, args, kwargs):
+        asked.append(args)
+        return len(asked)
+
+    monkeypatch.setattr(dispatcher_bypass, "kernel_of", look)
+    kernels, x = dispatcher_bypass.Kernels(), torch.zeros(2)
+    same = [kernels(len, (x, 1), {}), kernels(len, (torch.ones(3), 2), {})]
+    assert same == [1, 1]
+    # A float where an int was, another operator, a list, whose contents matter, a keyword.
+    others = [(len, (x, 1.0), {}), (max, (x, 1), {}), (len, ([x],), {}), (len, (x, 1), {"k": 1})]
+    assert [kernels(*other) for other in others] == [2, 3, 4, 5]
+    assert kernels(len, ([1],), {}) == 6
