@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -623,3 +624,127 @@ def test_torch_tracing_something_in_another_thread_has_nothing_traced_anew(make,
 
         model[1].__class__ = Doubled
         torch.testing.assert_close(fast(x), model(x))
+
+
+# Code from the store, and models that share a pool ------------------------------------------
+
+
+class Kept(Compiler):
+    """Its code can be kept; loading it stops before the gate."""
+
+    def __init__(self, code):
+        super().__init__()
+        self.code = code
+
+    def compile(self, graph, example_inputs, *, key, config):
+        self.made += 1
+        handle = str(len(self.code)).encode()
+        self.code[handle] = graph.forward
+        return CompiledGraph(graph.forward, lambda: handle)
+
+    def load(self, handle):
+        self.gate.passes()
+        return CompiledGraph(self.code[handle], lambda: handle)
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """A store for this test."""
+    monkeypatch.setenv("PIECEWISE_CACHE_MODE", "readwrite")
+    return tmp_path
+
+
+def kept(path, **changes):
+    """``double`` as another process has it, to which the store gives all code."""
+    found, code = [], {}
+    for _ in range(2):
+        platform = SimulatedPlatform()
+        platform.compiler = compiler = Kept(code)
+        config = pw.Config(
+            dynamic={"x": {0: pw.Dim("rows", min=1, max=16)}},
+            compile_ranges_endpoints=(4, 8),
+            splitting_ops=(f"{LIBRARY}::call",),
+            cache_dir=path,
+            **(changes if found else {}),
+        )
+        found.append(pw.compile(double, config, platform=platform))
+        if len(found) == 1:
+            found[0](torch.randn(3, 2))
+            found[0].warmup(progress=False)
+    return found[1], compiler
+
+
+@pytest.mark.parametrize("mode", ["lazy", "background"])
+def test_a_ready_size_is_served_while_code_of_another_is_loaded(store, mode):
+    fast, compiler = kept(store, compile_mode=mode)
+    three, six = torch.randn(3, 2), torch.randn(6, 2)
+    for _ in range(200):
+        same(fast(three), three)
+        if fast.stats().calls["compiled_range"]:
+            break
+        time.sleep(0.05)
+    if mode == "background":  # its call waits for nothing either
+        compiler.gate.close()
+        same(Thread(lambda: fast(six)).get(), six)
+        assert compiler.gate.began.wait(LONG)
+        for x in (three, six):
+            same(Thread(lambda x=x: fast(x)).get(), x)
+        assert not fast.status().ready
+        compiler.gate.open()
+        assert fast.wait_ready(LONG)
+    else:
+        with halted(compiler.gate, lambda: fast(six)) as loading:
+            same(Thread(lambda: fast(three)).get(), three)
+        same(loading.get(), six)
+    same(fast(six), six)
+    assert compiler.made == 0 == fast.stats().compilations
+
+
+def test_a_ready_size_is_served_while_its_model_is_warmed_up_from_the_store(store):
+    fast, compiler = kept(store)
+    three, nine = torch.randn(3, 2), torch.randn(9, 2)
+    fast(three), fast(three)
+    with halted(compiler.gate, lambda: fast.warmup(progress=False)) as warming:
+        same(Thread(lambda: fast(three)).get(), three)
+    assert warming.get().cache_hits > 0
+    same(fast(nine), nine)
+    assert compiler.made == 0
+
+
+@pytest.mark.parametrize("what", ["compiles", "traces", "warms up"])
+def test_a_ready_size_is_served_while_another_model_of_its_pool_builds(what):
+    pool, platform, wait = pw.Pool(), SimulatedPlatform(), slow()
+    platform.compiler = compiler = Compiler()
+    settings = {"dynamic": {"x": {0: pw.Dim("rows", min=1, max=16)}}, "capture_sizes": (3,)}
+    config = pw.Config(capture_max=False, splitting_ops=(f"{LIBRARY}::call",), **settings)
+    ready = pw.compile(double, config, platform=platform, pool=pool)
+    three = torch.randn(3, 2)
+    ready.warmup(three, progress=False)
+    another = pw.compile(lambda x: wait(double(x)), config, platform=platform, pool=pool)
+
+    def build():
+        return another(three) if what != "warms up" else another.warmup(three, progress=False)
+
+    with halted(GATE if what == "traces" else compiler.gate, build) as building:
+        before = ready.stats().calls["replayed"]
+        for _ in range(2):
+            same(Thread(lambda: ready(three)).get(), three)
+        assert ready.stats().calls["replayed"] == before + 2
+        ready.release([3])
+        same(Thread(lambda: ready(three)).get(), three)
+    building.get()
+    ready.restore()
+    same(ready(three), three)
+
+
+def test_status_and_metrics_wait_for_nothing_that_is_built():
+    fast, compiler = made(double)
+    three, six = torch.randn(3, 2), torch.randn(6, 2)
+    fast(three)
+    with halted(compiler.gate, lambda: fast(six)):
+        status = Thread(fast.status).get()
+        assert not status.ready
+        assert status.of("compiling")
+        assert Thread(lambda: fast.explain().to_json()).get()
+        assert Thread(fast.histogram).get().total == 1
+        assert not Thread(lambda: fast.wait_ready(0)).get()
