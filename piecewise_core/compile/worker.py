@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from dataclasses import replace
 from typing import Any
@@ -16,9 +17,13 @@ from piecewise_core.compile.messages import Answer, Request, read_message, write
 
 __all__ = ["main"]
 
+_EVERY = 1.0
+"""Seconds between two looks."""
+
 
 def main() -> None:
-    """Serve requests until stdin closes."""
+    """Serve requests until stdin closes, or the process that asks is gone."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     # Ctrl-C goes to every process of the terminal: whoever asked is told, and ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     requests = os.fdopen(os.dup(0), "rb")
@@ -27,6 +32,13 @@ def main() -> None:
     adaptors: dict[str, Any] = {}
     while (request := read_message(requests)) is not None:
         write_message(answers, _serve(request, adaptors))
+
+
+def _end_with(parent: int) -> None:
+    """End this process behind ``parent``: killed, that closes nothing that a compiler looks at."""
+    while os.getppid() == parent:
+        time.sleep(_EVERY)
+    os._exit(1)
 
 
 def _serve(request: Request, adaptors: dict[str, Any]) -> Answer:

@@ -10,6 +10,8 @@ import gc
 import logging
 import os
 import signal
+import subprocess
+import sys
 import textwrap
 import threading
 import time
@@ -368,6 +370,28 @@ def test_no_worker_outlives_the_interpreter(notes, busy, fresh_processes):
     done = fresh_processes.run(textwrap.dedent(script))
     assert (done.returncode, done.stderr) == (0, "")
     assert eventually(lambda: int(done.stdout) not in workers())
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_worker_in_mid_compile_ends_when_its_process_is_killed(notes, how):
+    (notes / "hang").touch()
+    script = """
+        import time, torch
+        import piecewise_core as pw
+        config = pw.Config(compile_mode="background", dynamic={"x": {0: pw.Dim("rows", max=9)}})
+        fast = pw.compile(lambda x: x + 1, config, platform="acme")
+        with torch.inference_mode():
+            fast(torch.ones(3))
+        time.sleep(600)
+    """
+    program = [sys.executable, "-c", textwrap.dedent(script)]
+    with subprocess.Popen(program, stderr=subprocess.PIPE) as process:
+        assert eventually((notes / "compiled-in").exists)
+        worker = int((notes / "compiled-in").read_text())
+        assert worker in workers(process.pid)
+        process.send_signal(how)
+        assert process.wait(60) == -how
+        assert eventually(lambda: worker not in workers())
 
 
 # Forks ------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import threading
 from pathlib import Path
@@ -131,3 +132,31 @@ def test_the_probes_and_the_image_ask_for_what_the_server_has():
     assert f"EXPOSE {container['ports'][0]['containerPort']}" in docker
     assert (SERVER / "app.py").is_file()
     assert "app:app" in docker
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_workers_that_gunicorn_forks_share_what_was_compiled_and_stop_when_told(tmp_path):
+    pytest.importorskip("gunicorn", reason="the extra server is missing")
+    env = {
+        "PIECEWISE_COMPILER": "eager",
+        "PIECEWISE_CACHE_DIR": str(tmp_path),
+        "HOME": "/nonexistent",
+        "OMP_NUM_THREADS": "1",
+        "SERVER_WORKERS": "2",
+    }
+    with loadtest.server("gunicorn", env=env) as (port, run):
+        # Compiled before the fork: no worker is ever seen that is not ready.
+        assert set(loadtest.wait_for(port, "/readyz", run)) <= {0}
+        load = loadtest.put_load(port, run.pid, 120, 4)
+        assert load.errors == []
+        scraped = loadtest.ask(port, "/metrics")[1]
+        assert 'piecewise_ready{model="scorer"} 1.0' in scraped
+        assert 'piecewise_events_total{kind="missed"' not in scraped
+        children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+        assert len(children) >= 2
+        os.kill(int(children[0]), signal.SIGKILL)  # another is forked in its place, ready at once
+        again = loadtest.put_load(port, run.pid, 40, 1)
+        assert len(again.errors) < len(again.seconds) == 40
+        run.send_signal(signal.SIGTERM)
+        assert run.wait(60) == 0
+    assert loadtest.ask(port, "/healthz") == (0, "")
