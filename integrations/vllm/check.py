@@ -42,6 +42,10 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
 """Name -> whose caches, options of tests/engine.py, environment."""
 
 
+ALONE = ("-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", str(HERE))
+"""Not with the repository's settings, which name plugins of pytest's that are not there."""
+
+
 class Failed(Exception):
     """A step did not do what it must; the message says what to do."""
 
@@ -197,7 +201,7 @@ def main() -> None:
         if not options.no_tests:
             _step("integrations/vllm/tests")
             said = _run(
-                [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "tests")],
+                [str(python), "-m", "pytest", "-q", *ALONE, str(HERE / "tests")],
                 settings(RUNS / "ours") | {"PIECEWISE_VLLM_MODEL": str(model)},
             )
             result["tests"] = said.strip().splitlines()[-1]

@@ -35,6 +35,11 @@ class _Log(logging.Handler):
         if record.levelno >= logging.WARNING:
             self.warnings.append(said)
 
+    def note(self, record: logging.LogRecord) -> bool:
+        """As a filter, which lets everything pass."""
+        self.emit(record)
+        return True
+
 
 def serve(model: str, options: dict[str, Any]) -> dict[str, Any]:
     """Tokens and figures of one engine."""
@@ -42,9 +47,10 @@ def serve(model: str, options: dict[str, Any]) -> dict[str, Any]:
     from vllm import LLM, SamplingParams
     from vllm.compilation.counter import compilation_counter
 
-    # vLLM sets its own logger up anew as it starts: these below it stay as they are.
-    for name in ("vllm.v1.worker.cpu_model_runner", "vllm.piecewise", "piecewise_core"):
-        logging.getLogger(name).addHandler(log)
+    # As it starts, vLLM sets its loggers up anew, and takes away handlers; filters stay.
+    for name in ("vllm.v1.worker.cpu_model_runner", "vllm.piecewise"):
+        logging.getLogger(name).addFilter(log.note)
+    logging.getLogger("piecewise_core").addHandler(log)
 
     import piecewise_core as pw
     import piecewise_vllm
