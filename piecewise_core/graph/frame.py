@@ -17,6 +17,7 @@ import builtins
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from logging import Logger
 from types import CodeType, ModuleType
 from typing import Any
 
@@ -146,6 +147,8 @@ def _compiled(frame: Any, keep: Callable[..., Any]) -> Any:
         specialize_float=True,
         # Recurrent layers, which Dynamo leaves out by default: traced, each is one operator.
         allow_rnn=True,
+        # Loggers' memoized methods, which say a thing once: a later call of theirs does nothing.
+        ignore_logger_methods={m for m in vars(Logger).values() if hasattr(m, "cache_info")},
     )
     with (
         after_fork.leaves(settings),

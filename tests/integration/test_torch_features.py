@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
+from functools import lru_cache
 
 import pytest
 import torch
@@ -168,3 +170,31 @@ def test_gradients_that_a_model_takes_inside_are_those_of_eager(fn):
     for rows in (3, 1, 8):
         x = torch.randn(rows, 4)
         torch.testing.assert_close(fast(x), fn(x))
+
+
+# Logging ---------------------------------------------------------------------------------
+
+LOGGER = logging.getLogger(__name__)
+
+
+class Says(nn.Module):
+    def __init__(self, method):
+        super().__init__()
+        self.method = method
+
+    def forward(self, x):
+        getattr(LOGGER, self.method)("said while it runs")
+        return x * 2
+
+
+def test_what_a_logger_says_once_keeps_no_model_from_being_traced(monkeypatch):
+    def warning_once(self, *args):
+        self.warning(*args)
+
+    monkeypatch.setattr(
+        logging.Logger, "warning_once", lru_cache(None)(warning_once), raising=False
+    )
+    fast, x = compiled(Says("warning_once"), {"x": {0: BATCH}}), torch.randn(3, 4)
+    torch.testing.assert_close(fast(x), x * 2)
+    with pytest.raises(pw.errors.TraceFailed, match=r"logging.Logger(.|\n)*test_torch_features"):
+        compiled(Says("warning"), {"x": {0: BATCH}})(x)
