@@ -10,6 +10,7 @@ ways take turns in one process, each compiled first with empty caches of Inducto
 of the bytes that a call must read over the bandwidth of the same run, and its operations over the
 rate of a large product; "share" is that over the call's time. "error" is to the same model in
 float32; a way that is further off than 1.5 times eager is not right, and its speed does not count.
+"full, not cut" has no splitting ops and code for exactly each captured size, as the door has.
 The last line is one JSON object; its ratios are of one run.
 """
 
@@ -56,7 +57,10 @@ def run_case(name: str, options: argparse.Namespace) -> None:
     with torch.no_grad():
         exact = _exactly(case)
         calls: Calls = {}
-        for way, make in _ways(case, place, autotune=options.autotune).items():
+        ways = _ways(case, place, autotune=options.autotune)
+        for way, make in ways.items():
+            if options.ways and way not in (*options.ways, "eager"):
+                continue
             print(f"  {way}", flush=True)
             row = found["ways"][way] = _built(way, make, case, place, calls)
             if way in calls:
@@ -85,6 +89,7 @@ def _ways(case: Any, place: Any, *, autotune: bool) -> dict[str, Callable[[], An
                 ways["max-autotune"] = lambda: torch.compile(model, mode="max-autotune")
     if not case.captured:
         return {**ways, "piecewise": lambda: place.compile(model, **settings)}
+    uncut = {**settings, "splitting_ops": (), "capture_compile": "exact"}
     door = {k: v for k, v in settings.items() if k not in ("dynamic", "capture_max")}
     door |= {"platform": place.platform, "capture": "first", "graph_mode": "full"}
     door.pop("capture_sizes"), door.pop("splitting_ops", None)
@@ -95,6 +100,7 @@ def _ways(case: Any, place: Any, *, autotune: bool) -> dict[str, Callable[[], An
         "recorded": lambda: place.record(model, **settings),
         "piecewise": lambda: place.compile(model, graph_mode="piecewise", **settings),
         "full": lambda: place.compile(model, graph_mode="full", **settings),
+        "full, not cut": lambda: place.compile(model, graph_mode="full", **uncut),
         "door": lambda: torch.compile(model, backend="piecewise", options=door, dynamic=False),
     }
 
@@ -298,7 +304,7 @@ def judged(found: dict[str, Any]) -> dict[str, Any]:
         row["cold_over_base"] = row["cold_seconds"] / max(base["cold_seconds"], 1e-9)
         limits = found.get("limit_us", {})
         row["share"] = {s: limits[s] / t["wall"] for s, t in row["us"].items() if s in limits}
-    ours = ("recorded", "piecewise", "full", "door")
+    ours = ("recorded", "piecewise", "full", "full, not cut", "door")
     best = {}
     for size in eager["us"]:
         right = {w: r["over_base"][size] for w, r in ways.items() if w in ours and r["right"][size]}
@@ -353,6 +359,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     flags = ("quick", "simulated", "no_peers", "autotune")
     passed = [f"--{f.replace('_', '-')}" for f in flags if getattr(options, f)]
+    passed += ["--ways", *options.ways] if options.ways else []
     results = {}
     for name in chosen:
         print(f"\n== {name}", flush=True)
@@ -376,6 +383,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", nargs="+", metavar="CASE", help="cases, or how names begin")
+    parser.add_argument("--ways", nargs="+", metavar="WAY", help="these, and eager: door full ...")
     parser.add_argument("--list", action="store_true", help="print the cases and stop")
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
     parser.add_argument("--autotune", action="store_true", help="max-autotune too; minutes a case")
