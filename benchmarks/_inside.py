@@ -71,7 +71,9 @@ def prepare(module: Any, arguments: Sequence[torch.Tensor]) -> Any:
 
 
 def capture_all(session: Any) -> list[tuple[int, ...]]:
-    """Capture every capture size; those now served by graphs."""
+    """Capture every capture size, those that ``release`` freed too; those now served by graphs."""
+    for form in session.forms:
+        form.wake()
     found: list[tuple[int, ...]] = precompile.capture_all(session.shared, session.forms)
     return found
 
