@@ -12,13 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from piecewise_core import config_env, config_fields, config_io, config_ranks, config_store
-from piecewise_core.config_choices import (
-    CaptureCompile,
-    CompileMode,
-    GraphMode,
-    check_choices,
-    check_workers,
+from piecewise_core import (
+    config_choices,
+    config_env,
+    config_fields,
+    config_io,
+    config_ranks,
+    config_store,
 )
 from piecewise_core.config_dims import Dim, FrozenMap, as_sizes, dims_of, freeze_dynamic
 from piecewise_core.events import Event, check_listener
@@ -60,11 +60,12 @@ class Config(config_io.PlainData):
     closely calls are checked. ``verify_rate``: with ``check="verify"`` the share of calls that also
     run as written, to compare. ``max_forms``: forms of calls that are traced, each by itself.
     ``rewrites_off``: names of rewrites that are left out. ``cache_dir``: None is the user's cache.
-    ``trust``: whose code is loaded from it. ``sign_key``: a file of keys, or a key's id; never
-    shown. ``memory_limit``: bytes for graphs. ``profiler_names``: whether profiles name pieces.
-    ``on_event``: called with each ``pw.Event``. ``ranks``: processes that capture alike, a group of
-    torch.distributed, "auto" for those of the model's collectives, or None; ``ranks_timeout``: the
-    seconds that one waits for others. Keys, functions and groups are not serialised.
+    ``cache_url``: what machines share behind it. ``trust``: whose code is loaded. ``sign_key``: a
+    file of keys, or an id; never shown. ``memory_limit``: bytes for graphs. ``profiler_names``:
+    whether profiles name pieces. ``on_event``: called with each ``pw.Event``. ``ranks``: processes
+    that capture alike, a group of torch.distributed, "auto" for those of the model's collectives,
+    or None; ``ranks_timeout``: the seconds that one waits for others. Keys, functions and groups
+    are not serialised.
     """
 
     splitting_ops: Sequence[str] | Literal["auto"] = ()
@@ -73,14 +74,14 @@ class Config(config_io.PlainData):
     compile_sizes: Sequence[int | Sizes] | Literal["capture_sizes"] = ()
     capture_sizes: Sequence[int | Sizes] = ()
     capture_max: bool = True
-    graph_mode: GraphMode | None = None
+    graph_mode: config_choices.GraphMode | None = None
     capture: Literal["first", "lazy"] = "first"
-    capture_compile: CaptureCompile = "auto"
+    capture_compile: config_choices.CaptureCompile = "auto"
     padding: Literal["none", "capture_sizes"] = "none"
     max_padding_factor: float | None = None
     out_of_range: Literal["error", "general", "eager"] = "error"
     compiler: str | None = None
-    compile_mode: CompileMode = "lazy"
+    compile_mode: config_choices.CompileMode = "lazy"
     compile_workers: int | Literal["auto"] = "auto"
     regions: Literal["declared", "auto"] = "auto"
     max_regions: int = 64
@@ -91,6 +92,7 @@ class Config(config_io.PlainData):
     max_forms: int = 8
     rewrites_off: Sequence[str] = ()
     cache_dir: str | os.PathLike[str] | None = None
+    cache_url: str | None = None
     trust: config_store.Trust = "own"
     sign_key: str | os.PathLike[str] | None = field(default=None, repr=False)
     memory_limit: int | None = None
@@ -114,8 +116,8 @@ class Config(config_io.PlainData):
         object.__setattr__(self, name, value)
 
     def _normalise_scalars(self) -> None:
-        check_choices(self)
-        self._set("compile_workers", check_workers(self.compile_workers))
+        config_choices.check_choices(self)
+        self._set("compile_workers", config_choices.check_workers(self.compile_workers))
         self._set("max_regions", config_fields.count("max_regions", self.max_regions))
         self._set("max_padding_factor", check_factor(self.max_padding_factor))
         for name in ("capture_max", "clone_outputs", "profiler_names"):

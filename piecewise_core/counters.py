@@ -34,7 +34,9 @@ class Stats:
     ``graphs``: regions traced. ``pieces``: compilable and splitting. ``compilable_pieces``.
     ``unique_pieces``: distinct compilable ones. ``compilations``: compiler runs. ``dedup_hits``:
     pieces served by another piece's artifact. ``cache_hits``, ``cache_misses``: of the compile
-    store. ``cache_refused``: entries not taken, for their signature. ``captures``: static graphs.
+    store. ``cache_refused``: entries not taken, for their signature. ``fleet_hits``: entries
+    fetched from the second level, of ``fleet_bytes``, which saved ``fleet_saved_ms``;
+    ``fleet_published``: put there. ``captures``: static graphs.
     ``calls``: by kind of target; they sum to the calls made. ``padded_rows``: rows added to reach a
     capture size. ``restrided``: inputs copied to the traced layout. ``pool_bytes``: in the graph
     pool. ``driver_bytes``: graph memory outside it.
@@ -53,6 +55,10 @@ class Stats:
     cache_hits: int = 0
     cache_misses: int = 0
     cache_refused: int = 0
+    fleet_hits: int = 0
+    fleet_bytes: int = 0
+    fleet_published: int = 0
+    fleet_saved_ms: int = 0
     captures: int = 0
     calls: Mapping[str, int] = field(default_factory=_no_calls)
     padded_rows: int = 0

@@ -108,7 +108,7 @@ def opened(
     Whose code is believed is never said by the bundle: by the variables, else by the arguments.
     Raises ConfigError, SignatureRefused, and StoreError where this version does not know it.
     """
-    believed = ("trust", "sign_key")
+    believed = ("trust", "sign_key", "cache_url")
     variables = [f"PIECEWISE_{name.upper()}" for name in believed]
     environ = {name: os.environ[name] for name in variables if name in os.environ}
     given = Config(trust=trust or "own", sign_key=sign_key).with_env(environ)

@@ -95,8 +95,8 @@ def _about(session: Session, left_out: tuple[str, ...]) -> About:
     return About(
         model=place_of(named) or str(getattr(named, "__qualname__", named)),
         device=setup.selected.info.device_type,
-        # Whose code is believed is for whoever loads it to say.
-        config=session.config.replace(trust="own", sign_key=None).to_json(),
+        # Whose code is believed, and from where, is for whoever loads it to say.
+        config=session.config.replace(trust="own", sign_key=None, cache_url=None).to_json(),
         platform=setup.selected.info.name,
         factors=setup.surroundings(),
         made=int(time.time()),

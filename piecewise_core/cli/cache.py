@@ -12,9 +12,11 @@ from piecewise_core.cli.storeoptions import (
     common,
     environment_signer,
     file_store,
+    level_at,
     one,
     or_refuse,
     print_json,
+    url_option,
 )
 from piecewise_core.config_cache import store_directory
 from piecewise_core.errors import StoreError
@@ -31,13 +33,14 @@ def cache() -> None:
 
 
 @cache.command("ls")
+@url_option
 @common
-def ls(cache_dir: str | None, as_json: bool) -> None:
+def ls(url: str | None, cache_dir: str | None, as_json: bool) -> None:
     """List the entries, the youngest first."""
     from piecewise_core.cli.cache_report import entry_facts, show_entries
 
-    store = file_store(cache_dir)
-    found = [] if store is None else _youngest_first(store.manifests())
+    store = level_at(url, environment_signer()) if url else file_store(cache_dir)
+    found = [] if store is None else or_refuse(lambda: _youngest_first(store.manifests()))
     where = str(store_directory(cache_dir, os.environ)) if store is None else store.where()
     if as_json:
         print_json({"where": where, "entries": [entry_facts(m) for m in found]})
@@ -74,17 +77,22 @@ def why(keys: tuple[str, ...], cache_dir: str | None, as_json: bool) -> None:
 @cache.command("prune")
 @click.option("--limit", metavar="SIZE", help="Bytes to keep, as 500M or 20G; else the limit set.")
 @click.option("--all", "everything", is_flag=True, help="Remove every entry, and the quarantine.")
+@url_option
 @common
-def prune(limit: str | None, everything: bool, cache_dir: str | None, as_json: bool) -> None:
+def prune(
+    limit: str | None, everything: bool, url: str | None, cache_dir: str | None, as_json: bool
+) -> None:
     """Remove the entries that were used longest ago, and what dead processes left."""
     from piecewise_core.cli.cache_report import size_text
     from piecewise_core.store import pruning
     from piecewise_core.store.opening import LIMIT_VARIABLE, size_limit
 
     bound = or_refuse(lambda: size_limit({LIMIT_VARIABLE: limit} if limit else os.environ))
-    store = file_store(cache_dir)
+    store = None if url else file_store(cache_dir)
     done = pruning.Pruned((), 0, 0)
-    if store is not None:
+    if url:
+        done = or_refuse(lambda: level_at(url).prune(0 if everything else bound))
+    elif store is not None:
         done = pruning.prune(store, 0 if everything else bound)
         if everything:
             pruning.empty_quarantine(store)

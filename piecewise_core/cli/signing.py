@@ -15,9 +15,11 @@ from piecewise_core.cli.storeoptions import (
     common,
     environment_signer,
     file_store,
+    level_at,
     one,
     or_refuse,
     print_json,
+    url_option,
 )
 
 __all__ = ["keygen", "sign", "sign_bundle", "verify", "verify_bundle"]
@@ -99,9 +101,10 @@ def sign(
 
 @click.command()
 @_sign_key
+@url_option
 @common
-def verify(sign_key: str | None, cache_dir: str | None, as_json: bool) -> None:
-    """Check every entry byte by byte; what is damaged goes into quarantine.
+def verify(sign_key: str | None, url: str | None, cache_dir: str | None, as_json: bool) -> None:
+    """Check every entry byte by byte; what is damaged goes into quarantine, but not at a URL.
 
     With --sign-key, or PIECEWISE_TRUST=signed, signatures too. Exits with 1 if any entry is
     damaged, or would be refused.
@@ -109,16 +112,19 @@ def verify(sign_key: str | None, cache_dir: str | None, as_json: bool) -> None:
     from piecewise_core.store.files import FileStore
 
     signer = environment_signer(sign_key)
-    signed = file_store(cache_dir, signer)
-    store = None if signed is None else or_refuse(lambda: FileStore(signed.root.parent))
+    signed = level_at(url, signer) if url else file_store(cache_dir, signer)
+    store: Any = level_at(url) if url else None
+    if not url and signed is not None:
+        store = or_refuse(lambda: FileStore(signed.root.parent))
     damaged: dict[str, str] = {}
     refused: dict[str, str] = {}
-    keys = [] if store is None else list(store.all_keys())
+    keys = [] if store is None else or_refuse(lambda: list(store.all_keys()))
     for key in keys:
-        wrong = store.check(key) if store is not None else None
-        if wrong is not None and store is not None and store.path(key).exists():
+        wrong = or_refuse(functools.partial(store.check, key))
+        if wrong is not None and (url or store.path(key).exists()):
             damaged[key] = wrong
-            store.quarantine(key, wrong)
+            if not url:
+                store.quarantine(key, wrong)
         elif signer is not None and signer.required and (unsigned := signed.check(key)):
             refused[key] = unsigned
     if as_json:

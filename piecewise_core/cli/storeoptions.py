@@ -12,7 +12,16 @@ import click
 from piecewise_core.config_cache import store_directory
 from piecewise_core.errors import ConfigError, StoreError
 
-__all__ = ["common", "environment_signer", "file_store", "one", "or_refuse", "print_json"]
+__all__ = [
+    "common",
+    "environment_signer",
+    "file_store",
+    "level_at",
+    "one",
+    "or_refuse",
+    "print_json",
+    "url_option",
+]
 
 _Command = Callable[..., Any]
 
@@ -45,6 +54,21 @@ def file_store(cache_dir: str | None, signer: Any = None) -> Any:
     root = store_directory(cache_dir, os.environ)
     signer = signer or environment_signer()
     return or_refuse(lambda: FileStore(root, signer=signer)) if root.exists() else None
+
+
+def url_option(command: _Command) -> _Command:
+    """``--url``: the second level in place of the store."""
+    return click.option(
+        "--url", metavar="URL", help="The second level there, as in Config(cache_url=URL)."
+    )(command)
+
+
+def level_at(url: str, signer: Any = None) -> Any:
+    """The second level at ``url``, whoever writes there: nothing of it is run here."""
+    from piecewise_core.store.fleet.level import Level
+    from piecewise_core.store.fleet.urls import open_url
+
+    return Level(or_refuse(lambda: open_url(url, signed=True)), signer)
 
 
 def or_refuse(work: Callable[[], Any]) -> Any:

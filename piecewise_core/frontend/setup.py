@@ -68,7 +68,8 @@ class Setup:
         ``front``: a store to look in first.
         """
         ledger = Ledger()
-        store = open_store(self.config.cache_dir, os.environ, self.signer(), ledger)
+        config = self.config
+        store = open_store(config.cache_dir, os.environ, self.signer(), ledger, config.cache_url)
         if front is not None:
             store = front if store is None else LayeredStore(front, store)
         return ArtifactCache(store, self._environment(), ledger)

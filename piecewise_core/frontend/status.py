@@ -51,13 +51,15 @@ class Status:
 
     It is once no call in bounds has to wait for a trace, a compilation or a capture: not before it
     was called or warmed up. ``forms``: forms of calls so far. ``advice``: where calls are of other
-    sizes than those that are captured.
+    sizes than those that are captured. ``second_level``: where that of the compile store is, and
+    what it does, or "".
     """
 
     ready: bool
     targets: tuple[TargetStatus, ...]
     forms: int = 1
     advice: tuple[str, ...] = ()
+    second_level: str = ""
 
     def of(self, state: State) -> tuple[TargetStatus, ...]:
         """The targets in a state."""
@@ -75,4 +77,5 @@ class Status:
         lines += [
             f"  {f'form {t.form}, ' if several and t.form >= 0 else ''}{t}" for t in self.targets
         ]
+        lines += [f"second level of the store: {self.second_level}"] if self.second_level else []
         return "\n".join([*lines, *(f"advice: {text}" for text in self.advice)])

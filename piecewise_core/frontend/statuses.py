@@ -40,7 +40,8 @@ def session_status(session: Session) -> Status:
         reason = "out of bounds, watched by a mode, or of a form that is not traced"
         targets.append(TargetStatus("eager", "others", "as_written", reason, eager, form=-1))
     ready = bool(forms) and not any(target.waits for target in targets)
-    return Status(ready, tuple(targets), len(forms), session.shared.drift.look())
+    second = session.shared.artifact_cache.ledger.state()
+    return Status(ready, tuple(targets), len(forms), session.shared.drift.look(), second)
 
 
 class _OfForm:

@@ -140,6 +140,16 @@ def _one(value: Callable[[View], float]) -> Callable[[View], Samples]:
     return read
 
 
+def _stored(value: Callable[[Stats], float]) -> Callable[[View], Samples]:
+    """Of the compile store, which a pool has nothing to do with."""
+
+    def read(view: View) -> Samples:
+        if view.status is not None:
+            yield (), value(view.stats)
+
+    return read
+
+
 def _regions(view: View) -> Samples:
     if view.counters is not None:
         yield (), view.regions
@@ -160,6 +170,22 @@ FAMILIES = (
     Family("trace", "counter", "seconds", "Time spent tracing", (), _seconds("traced")),
     Family("compile", "counter", "seconds", "Time spent compiling", (), _seconds("compiled")),
     Family("load", "counter", "seconds", "Time spent loading stored code", (), _seconds("loaded")),
+    Family(
+        "cache_refused", "counter", "", "Entries refused for their signature", (),
+        _stored(lambda s: s.cache_refused),
+    ),
+    Family(
+        "fleet_hits", "counter", "", "Entries fetched from the second level", (),
+        _stored(lambda s: s.fleet_hits),
+    ),
+    Family(
+        "fleet", "counter", "bytes", "Fetched from the second level", (),
+        _stored(lambda s: s.fleet_bytes),
+    ),
+    Family(
+        "fleet_saved", "counter", "seconds", "Compiling that fetching saved", (),
+        _stored(lambda s: s.fleet_saved_ms / 1000),
+    ),
     Family("capture", "counter", "seconds", "Time spent capturing", (), _seconds("captured")),
     Family("pool", "gauge", "bytes", "In the graph pool", (), _one(lambda v: v.stats.pool_bytes)),
     Family(

@@ -13,12 +13,14 @@ logger = logging.getLogger(__name__)
 class Ledger:
     """``refused``: key -> why what lies there was not taken, by this process.
 
-    ``count``: called with a counter of Stats and what to add; set by whoever counts.
+    ``count``: called with a counter of Stats and what to add; set by whoever counts. ``state``:
+    says what the second level does, "" where there is none.
     """
 
     def __init__(self) -> None:
         self.refused: dict[str, str] = {}
         self.count: Callable[[str, int], object] = _nowhere
+        self.state: Callable[[], str] = str
 
     def refuse(self, key: str, where: str, why: str) -> None:
         """An entry was refused, for its signature."""

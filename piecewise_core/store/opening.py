@@ -35,11 +35,13 @@ def open_store(
     environ: Mapping[str, str],
     signer: Signer | None = None,
     ledger: Ledger | None = None,
+    url: str | None = None,
 ) -> Store | None:
     """The store that the settings ask for; None when they ask for none.
 
-    ``cache_dir``: as in Config. ``signer``, ``ledger``: as in FileStore. Nothing is read or made
-    before the store is first used. Raises ConfigError for a variable that cannot be read.
+    ``cache_dir``: as in Config. ``signer``, ``ledger``: as in FileStore. ``url``: of the second
+    level, as in Config. Nothing is read or made before the store is first used. Raises ConfigError
+    for a variable that cannot be read, and for a URL that cannot be opened or trusted.
     """
     mode = environ.get(MODE_VARIABLE, "").strip() or "readwrite"
     if mode not in MODES:
@@ -49,14 +51,29 @@ def open_store(
     limit, root = size_limit(environ), store_directory(cache_dir, environ)
     if mode == "off":
         return None
+
+    def shared(local: Store) -> Store:
+        return local if url is None else _fleet(local, url, signer, ledger, mode)
+
     if mode == "memory":
-        return MemoryStore()
+        return shared(MemoryStore())
 
     def opened() -> Store:
         store = FileStore(root, writable=mode != "readonly", signer=signer, ledger=ledger)
         return store if mode == "readonly" else BoundedStore(store, limit)
 
-    return FallbackStore(opened, read_only=mode == "readonly")
+    return shared(FallbackStore(opened, read_only=mode == "readonly"))
+
+
+def _fleet(
+    local: Store, url: str, signer: Signer | None, ledger: Ledger | None, mode: str
+) -> Store:
+    from piecewise_core.store.fleet.level import Level
+    from piecewise_core.store.fleet.store import FleetStore
+    from piecewise_core.store.fleet.urls import open_url
+
+    objects = open_url(url, signed=signer is not None and signer.required)
+    return FleetStore(local, Level(objects, signer, ledger, writable=mode != "readonly"))
 
 
 def size_limit(environ: Mapping[str, str]) -> int:

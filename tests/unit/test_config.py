@@ -178,6 +178,7 @@ def test_the_fields_and_defaults_are_those_of_the_documents() -> None:
         "max_forms": 8,
         "rewrites_off": (),
         "cache_dir": None,
+        "cache_url": None,
         "trust": "own",
         "sign_key": None,
         "memory_limit": None,
@@ -606,6 +607,16 @@ def test_a_sign_key_is_never_shown_and_goes_nowhere(tmp_path: pathlib.Path) -> N
     assert secret not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "value", ["/shared", "s3:bucket", "", 3, "s3://me:pw@b", "https://b/x?sig=pw", "file://x/y"]
+)
+def test_a_cache_url_has_a_scheme_and_no_secret(value: object) -> None:
+    with pytest.raises(ConfigError, match=r"Config\.cache_url") as caught:
+        Config(cache_url=value)  # type: ignore[arg-type]
+    assert "pw" not in str(caught.value)
+    assert Config(cache_url="s3://me@bucket/x").cache_url == "s3://me@bucket/x"
+
+
 @pytest.mark.parametrize("value", [b"a", 3, "", True])
 def test_a_cache_directory_that_is_no_path_is_refused(value: object) -> None:
     assert refused(cache_dir=value).startswith(f"Config.cache_dir: {value!r} is not a path")
@@ -652,6 +663,7 @@ def test_only_what_changes_an_artifact_by_itself_is_a_cache_factor() -> None:
         "max_forms": 3,
         "rewrites_off": ("mask_terms",),
         "cache_dir": "elsewhere",
+        "cache_url": "memory://x",
         "trust": "signed",
         "sign_key": "keys.json",
         "memory_limit": 1,
