@@ -20,6 +20,9 @@ __all__ = ["Reason", "entry_facts", "reasons", "show_entries", "show_reasons", "
 _KEY = 12
 """Digits of a key that are shown; commands take as many as tell keys apart."""
 
+_MODEL = 16
+"""Columns that a model's name has at least, however narrow the terminal, if it is as long."""
+
 
 @dataclass(frozen=True)
 class Reason:
@@ -81,16 +84,25 @@ def show_entries(manifests: Sequence[Manifest], where: str) -> None:
         return
     table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     table.add_column("key", no_wrap=True)
-    table.add_column("model", overflow="fold")
+    widest = max(len(_names(m)[0]) for m in manifests)
+    table.add_column("model", overflow="fold", min_width=min(widest, _MODEL))
     table.add_column("piece", overflow="fold")
     table.add_column("sizes", overflow="fold")
     table.add_column("size", justify="right", no_wrap=True)
     table.add_column("compiled in", justify="right")
     table.add_column("made (UTC)", no_wrap=True)
     for m in manifests:
-        cells = (m.key[:_KEY], m.model, m.piece, str(m.box), size_text(m.size))
+        cells = (m.key[:_KEY], *_names(m), str(m.box), size_text(m.size))
         table.add_row(*map(Text, cells), f"{m.seconds:.2f} s", _date(m.made))
     console.print(table)
+
+
+def _names(manifest: Manifest) -> tuple[str, str]:
+    """A model's name, without its module, and the piece; a trace is told by its model's path."""
+    trace, _, path = manifest.piece.partition(" of ")
+    if trace != "trace":
+        return manifest.model, manifest.piece
+    return manifest.model or path.rpartition(":")[2], trace
 
 
 def show_reasons(found: Sequence[Reason]) -> None:

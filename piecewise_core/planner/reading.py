@@ -98,7 +98,8 @@ def _key(text: str) -> tuple[Any, ...]:
 def _csv(stream: TextIO, columns: Sequence[str]) -> Histogram:
     first = next((line for line in stream if _says(line)), "")
     cells = _split(first)
-    named = not all(map(_NUMBER.match, cells))
+    numbers = sum(map(bool, map(_NUMBER.match, cells)))
+    named = numbers < (len(cells) if columns else min(len(cells), 1))  # one among others is a slip
     if not named:
         if columns:
             raise PlanError(f"its columns have no names, as {', '.join(columns)}; leave those out")

@@ -90,6 +90,22 @@ def test_ls_lists_entries_with_what_they_are(cache):
     assert "region 0 piece 0" in text
 
 
+class Encoder(torch.nn.Module):
+    def forward(self, x):
+        return x.sin()
+
+
+def test_ls_names_models_whole_and_their_traces_too(cache):
+    config = pw.Config(dynamic={"x": {0: pw.Dim("rows", 1, 8)}}, compiler="eager")
+    pw.compile(Encoder(), config, platform="cpu")(torch.randn(3, 2))
+    listed = facts("ls")["entries"]
+    assert any(e["label"].startswith("trace of ") for e in listed)
+    text = run("ls").stdout
+    (line,) = [line for line in text.splitlines() if " trace " in line]
+    assert "Encoder" in line
+    assert "trace of" not in text
+
+
 def test_why_names_the_one_factor_that_changed(cache):
     warmed("off")
     assert all(e["nearest"] is None for e in facts("why")["entries"])

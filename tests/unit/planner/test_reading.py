@@ -56,6 +56,15 @@ def test_columns_pick_sizes_out_of_a_log_with_other_things_in_it(tmp_path):
         read_histogram(file)
 
 
+def test_text_among_the_numbers_of_the_first_line_is_no_name_of_a_column(tmp_path):
+    file = tmp_path / "sizes.csv"
+    file.write_text("hello,5\n8,3\n")
+    with pytest.raises(pw.errors.PlanError, match=r"line 'hello,5': 'hello' is no whole number"):
+        read_histogram(file)
+    file.write_text("rows,0\n8,3\n")
+    assert read_histogram(file, columns=("rows",)).calls == {(8,): 1}
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
