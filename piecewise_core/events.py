@@ -29,6 +29,7 @@ EventKind = Literal[
     "evicted",
     "released",
     "drifted",
+    "refused",
 ]
 
 
@@ -41,9 +42,10 @@ class Event:
     ``released`` (``release()`` freed them);
     ``missed`` (built after ``seal("warn")``); ``retraced``; ``wrong`` (a target gave other results
     than the model); ``drifted`` (calls are of other sizes than the captured ones, as ``status()``
-    finds). ``what``: the piece, region or target. ``sizes``: that it is for. ``seconds``: that it
-    took. ``reason``: why, where there is more to say. ``at``: seconds since the epoch. ``model``:
-    the name of the class or function.
+    finds); ``refused`` (an entry of the compile store, for its signature).
+    ``what``: the piece, region or target. ``sizes``: that it is for. ``seconds``: that it took.
+    ``reason``: why, where there is more to say. ``at``: seconds since the epoch. ``model``: the
+    name of the class or function.
     """
 
     kind: EventKind

@@ -60,7 +60,7 @@ class Shared:
         self.drift = Drift(self.config, self.counters)
         self.artifact_cache = cache = setup.artifact_cache(front)
         cache.model = model_name(fn)
-        cache.ledger.count = self.counters.add
+        cache.ledger.counters = self.counters
         self.scheduler = Scheduler(
             setup.compiler, self.config, self.counters, setup.rewrites, setup.is_capturing, cache
         )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from piecewise_core.counters import Counters
+
 __all__ = ["Ledger"]
 
 logger = logging.getLogger(__name__)
@@ -13,13 +15,13 @@ logger = logging.getLogger(__name__)
 class Ledger:
     """``refused``: key -> why what lies there was not taken, by this process.
 
-    ``count``: called with a counter of Stats and what to add; set by whoever counts. ``state``:
-    says what the second level does, "" where there is none.
+    ``counters``: of the model that the store is for; set once there are some. ``state``: says what
+    the second level does, "" where there is none.
     """
 
     def __init__(self) -> None:
         self.refused: dict[str, str] = {}
-        self.count: Callable[[str, int], object] = _nowhere
+        self.counters: Counters | None = None
         self.state: Callable[[], str] = str
 
     def refuse(self, key: str, where: str, why: str) -> None:
@@ -28,7 +30,10 @@ class Ledger:
             logger.warning("entry %s of %s is not taken: %s", key[:12], where, why)
         self.refused[key] = why
         self.count("cache_refused", 1)
+        if self.counters is not None:
+            self.counters.tell("refused", f"entry {key[:12]}", why=why)
 
-
-def _nowhere(name: str, amount: int) -> None:
-    """Where nobody counts."""
+    def count(self, name: str, amount: int) -> None:
+        """Add ``amount`` to counter ``name``."""
+        if self.counters is not None:
+            self.counters.add(name, amount)

@@ -73,10 +73,13 @@ def test_a_second_start_loads_what_the_first_one_signed(keys, mode):
 
 def test_what_nobody_signed_is_compiled_again_and_explain_says_why(keys):
     warmed()
-    fast, compiler = None, SourceCompiler()
-    fast = warmed(compiler, **signed(keys))
+    events, compiler = [], SourceCompiler()
+    fast = warmed(compiler, on_event=events.append, **signed(keys))
     assert books(fast) == (2, 0, fast.stats().cache_refused)
     assert fast.stats().cache_refused >= 2
+    refused = [event for event in events if event.kind == "refused"]
+    assert len(refused) == fast.stats().cache_refused
+    assert {event.reason for event in refused} == {"it is not signed"}
     assert compiler.loaded == []
     assert "its entry was refused: it is not signed" in " ".join(str(fast.explain()).split())
     assert books(warmed(**signed(keys))) == (0, 2, 0)

@@ -59,7 +59,7 @@ def make(
     counters = Counters(setup.config.on_event, name)
     process_counters.watch(counters)
     cache = setup.artifact_cache()
-    cache.ledger.count = counters.add
+    cache.ledger.counters = counters
     scheduler = Scheduler(setup.compiler, setup.config, counters, setup.rewrites, cache=cache)
     pool = None if memory.graphs is None else memory.graphs.pool
     region = _region(traced, dims, setup, scheduler, pool)
