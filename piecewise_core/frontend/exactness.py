@@ -85,6 +85,9 @@ class Exactness:
             sizes = self._sizes(region)
             if not sizes or region.verdict or any(size in captured for size in sizes):
                 continue
+            memory = self._shared.memory
+            if memory is None or memory.limit is not None:  # two captures more, if not for long
+                continue
             sample = _sample(sizes)
             yield from self._compiled(region, Box.single(sample))
             self._measure(region, sizes, sample)

@@ -192,6 +192,13 @@ def test_a_bundle_brings_the_answer_and_the_code(tmp_path):
     assert (platform.timed, fast.stats().compilations) == (0, 0)
 
 
+def test_under_a_memory_limit_nothing_is_measured():
+    platform = Platform(0.5)
+    fast = compiled(platform, memory_limit=1 << 30)
+    fast.warmup(torch.zeros(3, 8), progress=False)
+    assert (platform.timed, fast.stats().compilations) == (0, 2)
+
+
 def test_many_captured_sizes_are_not_compiled_one_by_one_unasked():
     platform = Platform(0.5)
     fast = compiled(platform, capture_sizes=tuple(range(2, 12)))
