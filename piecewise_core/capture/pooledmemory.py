@@ -41,6 +41,7 @@ class PooledMemory(GraphMemory):
     ) -> None:
         super().__init__(platform, counters, None, OutputOwnership(cloning=True))
         self._when_idle = when_idle
+        self._current = platform.device.current_stream  # asked at every replay
         self._stream: Any = None
         self._replayed = False
         self._device: torch.device | None = None
@@ -65,7 +66,7 @@ class PooledMemory(GraphMemory):
 
     def in_order(self) -> None:
         """A replay comes next: where the last one was on another stream, let that finish."""
-        stream = self.platform.device.current_stream()
+        stream = self._current()
         if self._replayed and stream != self._stream:
             self.platform.device.synchronize()
         self._stream, self._replayed = stream, True

@@ -17,15 +17,11 @@ def platform():
     return SimulatedPlatform()
 
 
-@pytest.fixture
-def memory(platform):
-    return PooledMemory(declared(platform), Counters(), lambda step: step())
-
-
-def test_replays_on_another_stream_wait_for_those_before(memory, platform, monkeypatch):
+def test_replays_on_another_stream_wait_for_those_before(platform, monkeypatch):
     waits, streams = [], iter("aabba")
     monkeypatch.setattr(platform.device, "synchronize", lambda: waits.append(1))
     monkeypatch.setattr(platform.device, "current_stream", lambda: next(streams))
+    memory = PooledMemory(declared(platform), Counters(), lambda step: step())
     seen = []
     for _ in range(5):
         memory.in_order()
