@@ -15,14 +15,7 @@ MODEL = os.environ["PIECEWISE_VLLM_MODEL"]
 OURS = "piecewise_vllm.compiler.PiecewiseCompiler"
 
 SHOW = """
-import json, logging, sys
-said = []
-class Log(logging.Handler):
-    def emit(self, record):
-        said.append(record.getMessage())
-import vllm
-for name in ("vllm", "vllm.piecewise"):
-    logging.getLogger(name).addHandler(Log())
+import json, sys
 from vllm.engine.arg_utils import EngineArgs
 from vllm.platforms import current_platform
 from vllm.plugins import load_general_plugins
@@ -33,7 +26,7 @@ found = config.compilation_config
 print(json.dumps({
     "platform": type(current_platform).__name__, "mode": int(found.mode), "backend": found.backend,
     "splitting_ops": found.splitting_ops, "custom_ops": found.custom_ops,
-    "sizes": found.compile_sizes, "said": said,
+    "sizes": found.compile_sizes,
 }))
 """
 
@@ -44,8 +37,8 @@ def shown(given: dict[str, Any], **extra: str) -> dict[str, Any]:
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | extra)
     assert done.returncode == 0, done.stderr[-2000:]
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    found["warned"] = done.stdout.count("piecewise-vllm:") + done.stderr.count("piecewise-vllm:")
-    found["all"] = done.stdout + done.stderr
+    found["all"] = "\n".join([*done.stdout.splitlines()[:-1], done.stderr])
+    found["warned"] = found["all"].count("piecewise-vllm:")
     return found
 
 
