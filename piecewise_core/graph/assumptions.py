@@ -101,13 +101,17 @@ def assume(
     unnamed: Mapping[str, Any],
 ) -> Assumptions:
     """Answer every look now. ``graph``: what was traced."""
+    code = tuple(code)
+    imports = {**imports, _OS: "os"} if any(map(_variables, code)) else imports
     values = Evaluated(_scope(fn, objects, imports, unnamed))
     facts: dict[tuple[str, Any], Any] = {}
     unasked: list[str] = []
     asked = itertools.chain.from_iterable(map(asked_of, looks))
     # A call that omits an argument is bound with the default that there was.
     own = (Look(source, "CONSTANT_MATCH") for source in defaults_of(fn, "L['fn']"))
-    for look in (Look("L['fn']", "ID_MATCH"), *own, *asked):
+    variables = dict.fromkeys(itertools.chain.from_iterable(map(_variables, code)))
+    set_to = (Look(f"G['{_OS}'].environ.get({name!r})", "CONSTANT_MATCH") for name in variables)
+    for look in (Look("L['fn']", "ID_MATCH"), *own, *set_to, *asked):
         if _BY_PLACE in look.source or not look.source or _is_argument(look.source):
             continue
         try:
@@ -117,7 +121,6 @@ def assume(
                     facts[look.source, question] = answer_of(value, question)
         except Exception:
             unasked.append(f"{readable(look.source)}, which another process cannot look up")
-    code = tuple(code)
     facts.update(_of_all(values, tuple(facts), code))
     found = code_facts(code, values.values())
     unasked += [*found.unasked, *unaskable(values.values())]
@@ -130,6 +133,15 @@ def assume(
         dict(unnamed),
         tuple(dict.fromkeys(unasked)),
     )
+
+
+_OS = "_pw_os"
+
+
+def _variables(code: CodeType) -> list[str]:
+    """What may be names of environment variables in code that asks for some."""
+    names = code.co_consts if "environ" in code.co_names else ()
+    return [name for name in names if isinstance(name, str) and name.isidentifier()]
 
 
 def _is_argument(source: str) -> bool:

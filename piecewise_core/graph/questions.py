@@ -58,7 +58,7 @@ IDENTITY = " is "
 WATCHED = frozenset().union(*FACTS.values()) | ADDRESSES | MODES | RANDOM_STATE | THREADS | {
     "allow_bf16_reduced_precision_reduction", "allow_fp16_accumulation",
     "allow_fp16_reduced_precision_reduction", "allow_tf32", "autocast", "benchmark", "cudnn",
-    "custom_fwd", "fp32_precision", "mkldnn",
+    "custom_fwd", "environ", "fp32_precision", "mkldnn",
     "get_autocast_cpu_dtype", "get_autocast_dtype", "get_autocast_gpu_dtype",
     "get_fastpath_enabled", "get_float32_matmul_precision", "get_num_threads", "getenv",
     "is_anomaly_enabled", "opt_einsum", "strategy",

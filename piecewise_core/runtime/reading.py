@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections import OrderedDict, deque
 from collections.abc import Sequence
+from enum import Enum
 from functools import partial
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -79,6 +80,9 @@ class Reading:
         elif isinstance(base, type):
             self.holdings.classes.add(base)
             self.holdings.classes.read.add(name)
+            found = inspect.getattr_static(base, name, value)
+            if found is not value and not isinstance(value, Enum) and _computes(found):
+                self.holdings.keep(Poll(base, name, partial(getattr, base, name)))
         elif isinstance(base, FunctionType) and name in _PARTS:
             self.holdings.keep(base)
         elif not isinstance(base, (torch.Tensor, MethodType)):
@@ -202,6 +206,11 @@ class Reading:
         self.holdings.classes.add(torch.Tensor)
         self._device = default_device.get("CURRENT_DEVICE")
         self.holdings.entry(default_device, "CURRENT_DEVICE", self._device)
+
+
+def _computes(found: Any) -> bool:
+    """Whether it is what a class, or its metaclass, makes an answer with."""
+    return isinstance(found, property) or (is_heap(type(found)) and hasattr(found, "__get__"))
 
 
 def _is_itself(value: Any) -> bool:

@@ -128,6 +128,7 @@ _BY_WORD: Mapping[str, Callable[[], Iterator[_Asked]]] = {
     "benchmark": _functions("_get_cudnn_benchmark"),
     "cudnn": _functions(*CUDNN),
     "custom_fwd": _autocast,
+    "environ": _environment,  # a variable that is not set leaves no guard
     "fp32_precision": _all_precisions,
     "get_autocast_cpu_dtype": _autocast,
     "get_autocast_dtype": _autocast,

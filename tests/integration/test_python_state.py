@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import types
 from collections.abc import Callable
 from typing import Any
@@ -323,3 +324,49 @@ def test_an_argument_that_calls_omit_is_the_default_that_there_is_now(make, chan
             for size in (3, 4, 4, 5):
                 x = torch.randn(size, 8)
                 torch.testing.assert_close(fast(x), fn(x))
+
+
+class _Computes(type):
+    @property
+    def scale(cls):
+        return cls._scale
+
+
+class _Scaled(metaclass=_Computes):
+    _scale = 2.0
+
+
+class _ReadsAMetaclass(torch.nn.Module):
+    def forward(self, x):
+        return x * _Scaled.scale
+
+
+class _ReadsTheEnvironment(torch.nn.Module):
+    def forward(self, x):
+        return x * float(os.environ.get("PIECEWISE_TEST_SCALE", "1"))
+
+
+@pytest.mark.parametrize("kind", [_ReadsAMetaclass, _ReadsTheEnvironment])
+def test_what_no_object_holds_is_asked_again(kind, monkeypatch):
+    model = kind()
+    config = pw.Config(dynamic=ROWS, capture_sizes=(4,), compiler="eager")
+    fast = pw.compile(model, config, platform=SimulatedPlatform())
+    with torch.inference_mode():
+        for scale in (None, 3.0, 5.0):
+            if scale is not None:
+                monkeypatch.setattr(_Scaled, "_scale", scale)
+                monkeypatch.setenv("PIECEWISE_TEST_SCALE", str(scale))
+            for rows in (3, 4, 4):
+                x = torch.randn(rows, 2)
+                torch.testing.assert_close(fast(x), model(x))
+
+
+def test_a_kept_trace_is_of_the_environment_that_it_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("PIECEWISE_CACHE_MODE", "readwrite")
+    model, x = _ReadsTheEnvironment(), torch.randn(3, 2)
+    config = pw.Config(dynamic=ROWS, compiler="eager", cache_dir=str(tmp_path))
+    with torch.inference_mode():
+        for scale in (None, "3.0", "5.0"):
+            if scale is not None:
+                monkeypatch.setenv("PIECEWISE_TEST_SCALE", scale)
+            torch.testing.assert_close(pw.compile(model, config)(x), model(x))
