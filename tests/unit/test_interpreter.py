@@ -56,7 +56,7 @@ def test_the_command_run_as_a_module_leaves_the_directory(here):
 
 def test_a_compile_worker_starts_without_the_directory(here):
     pool = WorkerPool()
-    with pool._worker._running() as process:
+    with pool._workers[0]._running() as process:
         process.stdin.close()
         assert read_message(process.stdout) is None
     assert process.returncode == 0
