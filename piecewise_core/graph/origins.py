@@ -73,9 +73,11 @@ def read_off(
     result, after, _ = captured.run(stand_in, (*leading, *stand_ins))
     refuse_changed(structure, after, stand_ins)
     flat = {id(t): i for i, t in enumerate(stand_ins)}
-    inputs = _inputs(captured, seen, flat, bind)
+    inputs, opaque = _inputs(captured, seen, flat, bind)
     places = {id(m): i for i, m in enumerate(made) if isinstance(m, torch.Tensor)}
     itself = _handed_back(output, seen, made)
+    for node in opaque:
+        captured.graph.graph.erase_node(node)
     for marker in itself:
         del places[marker]
     flat |= {m: flat[id(value)] for m, value in itself.items() if id(value) in flat}
@@ -116,9 +118,13 @@ def _inputs(
     seen: Sequence[Any],
     flat: dict[int, int],
     bind: Bind,
-) -> tuple[GraphInput, ...]:
-    """One GraphInput per placeholder; a wrapper has one for each tensor inside."""
+) -> tuple[tuple[GraphInput, ...], list[torch.fx.Node]]:
+    """One GraphInput per placeholder; a wrapper has one for each tensor inside.
+
+    And the placeholders of what is no input of a compiled graph, which none uses.
+    """
     inputs: list[GraphInput] = []
+    opaque: list[torch.fx.Node] = []
     placeholders = [n for n in captured.graph.graph.nodes if n.op == "placeholder"]
     opened = [(leaf, value) for value in seen for leaf in _leaves(value)]
     for node, (value, of) in zip(placeholders, opened, strict=True):
@@ -130,7 +136,7 @@ def _inputs(
                     f" at {source_of(next(iter(node.users)))}, which no compiled graph takes; "
                     "compile a part without it"
                 )
-            captured.graph.graph.erase_node(node)
+            opaque.append(node)
         elif not isinstance(value, torch.Tensor):
             example = node.meta.get("example_value")
             size = example.node.expr if isinstance(example, torch.SymInt) else sympy.sympify(value)
@@ -139,7 +145,7 @@ def _inputs(
             inputs.append(GraphInput(tensor=flat[id(value)]))
         else:
             inputs.append(GraphInput(bound=bind(value, of)))
-    return tuple(inputs)
+    return tuple(inputs), opaque
 
 
 def _leaves(value: Any) -> list[Any]:

@@ -7,6 +7,7 @@ itself (its context, a block size say) is part of the program.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import MemberDescriptorType
 from typing import Any
 
 import torch
@@ -16,12 +17,16 @@ from piecewise_core.torch_compat.dispatcher import is_traceable_wrapper_subclass
 __all__ = [
     "descriptions_differ",
     "held_by",
+    "in_slots",
     "is_wrapper",
     "kind_of",
     "leaves",
     "rebuilt",
     "unusual",
 ]
+
+
+_SLOT = MemberDescriptorType
 
 
 def is_wrapper(value: Any) -> bool:
@@ -31,6 +36,18 @@ def is_wrapper(value: Any) -> bool:
 
 def held_by(wrapper: torch.Tensor) -> dict[str, torch.Tensor]:
     """The tensors that a wrapper says it holds, by the names of its attributes."""
+    return {n: v for n, v in _parts(wrapper).items() if isinstance(v, torch.Tensor)}
+
+
+def in_slots(wrapper: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Those of them that no dict holds."""
+    kind, own = type(wrapper), vars(wrapper)
+    held = {n: v for n, v in held_by(wrapper).items() if n not in own}
+    return {n: v for n, v in held.items() if isinstance(getattr(kind, n, None), _SLOT)}
+
+
+def _parts(wrapper: torch.Tensor) -> dict[str, Any]:
+    """What a wrapper says it is made of: tensors, and objects such as a mesh of devices."""
     names, _ = wrapper.__tensor_flatten__()  # type: ignore[attr-defined]
     return {name: getattr(wrapper, name) for name in names}
 
@@ -46,7 +63,8 @@ def rebuilt(like: torch.Tensor, plain: Iterator[torch.Tensor]) -> torch.Tensor:
     """A wrapper as ``like`` around the next of ``plain``; the next itself for a plain tensor."""
     if not is_wrapper(like):
         return next(plain)
-    inner = {name: rebuilt(held, plain) for name, held in held_by(like).items()}
+    inner = {**_parts(like)}
+    inner |= {name: rebuilt(held, plain) for name, held in held_by(like).items()}
     _, context = like.__tensor_flatten__()  # type: ignore[attr-defined]
     size, stride = like.size(), like.stride()
     made: torch.Tensor = type(like).__tensor_unflatten__(inner, context, size, stride)  # type: ignore[attr-defined]
@@ -74,7 +92,7 @@ def unusual(wrapper: torch.Tensor) -> str:
     if wrapper.layout is not torch.strided:
         return f"its layout is {wrapper.layout}"
     for name, held in held_by(wrapper).items():
-        if vars(wrapper).get(name) is not held:
+        if vars(wrapper).get(name) is not held and name not in in_slots(wrapper):
             return f'its "{name}", which __tensor_flatten__ names, is no plain attribute'
         if is_wrapper(held):
             why = unusual(held)

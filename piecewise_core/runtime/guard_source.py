@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.hooks import RemovableHandle
 
-from piecewise_core.graph.wrappers import descriptions_differ, kind_of
+from piecewise_core.graph.wrappers import descriptions_differ, in_slots, kind_of
 from piecewise_core.runtime.closure_walk import Anchor
 from piecewise_core.runtime.dict_guard import SAME, DictGuard
 from piecewise_core.runtime.hooks import HookWatch
@@ -130,6 +130,8 @@ def _wrapper_tests(
         # torch swaps what two tensors are, attributes and all, where it moves or loads them.
         own = _name(names, vars(tensor))
         tests.append(f"{_name(names, tensor)}.__dict__ is not {own}")
+        for name, held in in_slots(tensor).items():  # which no dict's version tells of
+            tests.append(f"{_name(names, tensor)}.{name} is not {_name(names, held)}")
     return tests
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from piecewise_core.graph.wrappers import held_by, is_wrapper
+from piecewise_core.graph.wrappers import held_by, in_slots, is_wrapper
 
 __all__ = ["InnerPlace", "Place", "mode_readers", "outer_places", "places_of", "tree_of"]
 
@@ -43,8 +43,9 @@ class InnerPlace(Place):
     outer: Place
 
     def dictionary(self) -> dict[str, Any]:
-        """The dict of the tensor around it, as it is now."""
-        return vars(self.wrapper())
+        """The dict of the tensor around it, as it is now; one made of its slots, in a slot."""
+        around = self.wrapper()
+        return vars(around) if self.key in vars(around) else {**in_slots(around)}
 
     def owner(self) -> torch.nn.Module:
         """The module that holds the outermost tensor now. Raises KeyError when that is gone."""
@@ -61,7 +62,7 @@ class InnerPlace(Place):
 def _inner(place: Place, wrapper: torch.Tensor) -> Iterator[tuple[torch.Tensor, Place]]:
     """The tensors that ``wrapper``, which lies at ``place``, holds, however deep."""
     for name, held in held_by(wrapper).items():
-        if vars(wrapper).get(name) is not held:
+        if vars(wrapper).get(name) is not held and name not in in_slots(wrapper):
             continue
         path = (*place.path, place.key)
         inner = InnerPlace(place.root, path, "wrapper", name, place)

@@ -128,6 +128,24 @@ def test_a_wrapped_weight_is_served_and_what_changes_of_it_is_noticed(way):
         assert_serves(fast, made, (3, 3, 5))
 
 
+class InSlots(Scaled):
+    """One whose tensors no dict holds, as a DTensor's."""
+
+    __slots__ = ("scale", "whole")
+
+
+def test_a_tensor_in_a_slot_is_served_and_noticed_when_another_takes_its_place():
+    original = nn.Sequential(nn.Linear(8, 8), nn.ReLU()).eval()
+    made = scaled()
+    original[0].weight = nn.Parameter(InSlots(made.whole, made.scale), requires_grad=False)
+    fast = compiled(original)
+    assert_serves(fast, original)
+    original[0].weight.whole = original[0].weight.whole + 1
+    assert_serves(fast, original)
+    original[0].weight.whole += 1
+    assert_serves(fast, original)
+
+
 def test_another_weight_of_the_kind_traced_needs_no_other_trace():
     made = model()
     fast = compiled(made)

@@ -83,12 +83,15 @@ def main(arguments=None):
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--world", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="end after these")
     asked = parser.parse_args(arguments)
     ends, failures, longest = collections.Counter(), [], 0.0
     by_fault = collections.defaultdict(collections.Counter)
     begun = time.monotonic()
     with Pool(asked.world) as pool:
         for number in range(asked.rounds):
+            if time.monotonic() - begun > 60 * asked.minutes:
+                break
             spec = spec_of(random.Random(f"{asked.seed} {number}"), asked.world)
             found = pool.round(spec)
             why, end = judged(spec, found)
@@ -104,7 +107,7 @@ def main(arguments=None):
     print(
         json.dumps(
             {
-                "rounds": asked.rounds,
+                "rounds": sum(ends.values()),
                 "processes": asked.world,
                 "seed": asked.seed,
                 "ends": dict(ends),
