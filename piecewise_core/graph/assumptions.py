@@ -144,6 +144,12 @@ def _variables(code: CodeType) -> list[str]:
     return [name for name in names if isinstance(name, str) and name.isidentifier()]
 
 
+def _looked_up(code: CodeType) -> list[str]:
+    """What may be names of attributes in code that looks at all that an object has."""
+    own = lists_attributes((code,))
+    return [n for n in code.co_consts if own and isinstance(n, str) and n.isidentifier()]
+
+
 def _is_argument(source: str) -> bool:
     """Whether an expression is over the traced call's arguments, which the structure describes, or
     what the entry itself calls while it is traced.
@@ -160,9 +166,14 @@ def _of_all(
     if len(met) > 1:
         yield (f"({', '.join(met)})", ("aliases", "")), aliases([values[s] for s in met])
     if lists_attributes(code):
+        # ``vars(self).get(name)`` of what is not there leaves no guard.
+        names = dict.fromkeys(itertools.chain.from_iterable(map(_looked_up, code)))
         for source in met:
             if hasattr(values[source], "__dict__"):
                 yield (source, ATTRIBUTES), answer_of(values[source], ATTRIBUTES)
+                for name in names:
+                    lacks = ("NOT_PRESENT_IN_GENERIC_DICT", name)
+                    yield (source, lacks), answer_of(values[source], lacks)
 
 
 def _scope(

@@ -346,7 +346,26 @@ class _ReadsTheEnvironment(torch.nn.Module):
         return x * float(os.environ.get("PIECEWISE_TEST_SCALE", "1"))
 
 
-@pytest.mark.parametrize("kind", [_ReadsAMetaclass, _ReadsTheEnvironment])
+class _LooksItself(torch.nn.Module):
+    def forward(self, x):
+        return x * self.__dict__.get("own_scale", 1.0) * vars(self).get("other_scale", 1.0)
+
+
+class _Looks:
+    def __get__(self, instance, owner):
+        return instance.__dict__.get("own_scale", 1.0)
+
+
+class _HasADescriptor(torch.nn.Module):
+    scale = _Looks()
+
+    def forward(self, x):
+        return x * self.scale
+
+
+@pytest.mark.parametrize(
+    "kind", [_ReadsAMetaclass, _ReadsTheEnvironment, _LooksItself, _HasADescriptor]
+)
 def test_what_no_object_holds_is_asked_again(kind, monkeypatch):
     model = kind()
     config = pw.Config(dynamic=ROWS, capture_sizes=(4,), compiler="eager")
@@ -356,6 +375,7 @@ def test_what_no_object_holds_is_asked_again(kind, monkeypatch):
             if scale is not None:
                 monkeypatch.setattr(_Scaled, "_scale", scale)
                 monkeypatch.setenv("PIECEWISE_TEST_SCALE", str(scale))
+                model.own_scale, model.other_scale = scale, -scale
             for rows in (3, 4, 4):
                 x = torch.randn(rows, 2)
                 torch.testing.assert_close(fast(x), model(x))
