@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from piecewise_core.torch_compat.collectives import default_group, default_store
@@ -30,16 +31,17 @@ class Busy:
     def __init__(self, interval: float) -> None:
         self._interval = interval
         self._waiting = 0
+        self._store: Any = None
+        self._world: Callable[[], Any] = lambda: None
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
         """Work that other ranks may be waiting for."""
-        if default_group() is None:
+        world = default_group()
+        if world is None:
             yield
             return
-        import torch.distributed as dist
-
-        done, store, key = threading.Event(), default_store(), _key(dist.get_rank())
+        done, store, key = threading.Event(), self._connected(world), _key(world.rank())
 
         def beat() -> None:
             with contextlib.suppress(RuntimeError):  # the store is gone: whoever meets says so
@@ -52,6 +54,16 @@ class Busy:
             yield
         finally:
             done.set()
+
+    def _connected(self, world: Any) -> Any:
+        """The one connection that signs go through, whichever thread gives them.
+
+        Made once: for each that comes, torch's server looks up the caller's name before it serves
+        anybody else, and where names are looked up slowly all ranks wait for that.
+        """
+        if self._world() is not world:
+            self._store, self._world = default_store(), weakref.ref(world)
+        return self._store
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:

@@ -38,7 +38,7 @@ def default_group_reader() -> Callable[[], Any]:
 
 
 def default_store() -> Any:
-    """A connection of its own to the store in which the processes met; one thread may use it."""
+    """A connection of its own to the store in which the processes met."""
     dist: Any = sys.modules["torch.distributed"]
     return dist.distributed_c10d._get_default_store().clone()
 
