@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import inspect
 import json
 import os
 import sys
@@ -200,12 +201,16 @@ def main(argv: list[str] | None = None) -> None:
     import torch
     import vllm_standin
     from _place import Place
+    from torch.fx.passes.split_module import split_module
 
     from piecewise_core.plugins import registered
     from piecewise_core.protocols import PlatformInfo, Probe
 
     if not options.simulated and not torch.cuda.is_available():
         print(json.dumps({"skipped": "no CUDA device"}))
+        return
+    if "tuple_return" not in inspect.signature(split_module).parameters:  # vLLM 0.32 needs it too
+        print(json.dumps({"skipped": f"torch {torch.__version__} cannot cut as vLLM 0.32 does"}))
         return
     place = Place(options.simulated, options.quick)
     print("stand-in for vLLM's calls: no vLLM takes part in this", flush=True)
