@@ -195,8 +195,9 @@ class _Unwrapping:
 
 
 def _makes(node: torch.fx.Node) -> bool:
-    """Whether ``node`` gives a wrapper."""
-    return node.op != "output" and any(map(is_wrapper, values(node.meta.get("example_value"))))
+    """Whether ``node`` gives a wrapper that can be written out; nested tensors stay as they are."""
+    found = values(node.meta.get("example_value"))
+    return node.op != "output" and any(is_wrapper(v) and not v.is_nested for v in found)
 
 
 class _Replaced(Exception):

@@ -128,6 +128,8 @@ def test_the_tutorial_and_the_how_tos_have_code_that_runs():
     with_code = {page.stem for page in WITH_CODE}
     assert "first-model" in with_code
     for page in (ROOT / "docs" / "howto").glob("*.md"):
+        if page.stem in ("vllm", "vllm-platform"):  # vLLM is in `make vllm`'s environment alone
+            continue
         assert page.stem in with_code, f"docs/howto/{page.name} has no runnable block"
 
 
