@@ -14,6 +14,7 @@ from piecewise_core.graph import markers
 from piecewise_core.graph.effects import writes
 from piecewise_core.graph.frame import Capture
 from piecewise_core.graph.input_mutation import refuse_changed
+from piecewise_core.graph.memory import storages
 from piecewise_core.graph.names import op_name, source_of
 from piecewise_core.graph.outputcode import OutputCode
 from piecewise_core.graph.outputs import rebuild_code
@@ -85,7 +86,10 @@ def read_off(
     stored = [at for effect in captured.kept_up for at in effect.stored]
     found = ((of, name, places.get(id(vars(of).get(name)))) for of, name in stored)
     stores = [(of, name, place) for of, name, place in found if place is not None]
-    if len(stores) < len(stored):  # an attribute is set to an input
+    # Set to an input, or to a view of memory that others write to: a copy would not follow that.
+    given = frozenset().union(*(storages(n) for n in output.graph.find_nodes(op="placeholder")))
+    views = any(storages(output.args[0][place]) & given for *_, place in stores)
+    if len(stores) < len(stored) or views:
         refuse_side_effects(captured.kept_up, captured.graph.graph)
     code = rebuild_code(
         result, places, flat, lambda tensor: bind(itself.get(id(tensor), tensor)), held

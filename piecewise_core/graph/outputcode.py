@@ -55,10 +55,12 @@ class OutputCode:
             return self.rebuild
 
         def rebuild(outs: Sequence[Any], tensors: Sequence[Any], bound: Sequence[Any]) -> Any:
+            own: dict[int, Any] = {}  # of attributes that are one tensor, one copy
             for each in self.stores:
-                value = outs[each.place]
-                own = value.clone() if copies and not each.returned else value
-                setattr(each.module, each.name, own)
+                if each.place not in own:
+                    value = outs[each.place]
+                    own[each.place] = value.clone() if copies and not each.returned else value
+                setattr(each.module, each.name, own[each.place])
             return self.rebuild(outs, tensors, bound)
 
         return rebuild

@@ -174,6 +174,53 @@ class Keeps(torch.nn.Module):
         return x + 1
 
 
+class Views(torch.nn.Module):
+    """Keeps a view of a buffer, which follows what is written to the buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("cache", torch.zeros(8))
+
+    def forward(self, x):
+        self.last = self.cache[:4]
+        self.cache.add_(1)
+        return x + 1
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_view_of_a_buffer_that_a_forward_keeps_follows_the_buffer_or_is_refused(way):
+    model, like = Views().eval(), Views().eval()
+    served = WAYS[way](model)
+    with torch.inference_mode():
+        for _ in range(3):
+            x = torch.randn(4, 8)
+            try:
+                torch.testing.assert_close(served(x), like(x))
+            except pw.errors.UnsupportedSideEffect:
+                return
+            model.cache.add_(1)
+            like.cache.add_(1)
+            torch.testing.assert_close(model.last, like.last)
+
+
+class Twice(torch.nn.Module):
+    def forward(self, x):
+        self.first = self.last = x * 2
+        return x + 1
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_attributes_that_are_one_tensor_stay_one(way):
+    model = Twice().eval()
+    served = WAYS[way](model)
+    with torch.inference_mode():
+        for n in (4, 4, 3, 8, 4):
+            x = torch.randn(n, 8)
+            served(x)
+            torch.testing.assert_close(model.last, x * 2)
+            assert model.first is model.last
+
+
 @pytest.mark.parametrize("kind", [Reads, Asks, Keeps])
 def test_what_a_forward_also_reads_is_refused_or_right(kind):
     model, like = kind().eval(), kind().eval()
