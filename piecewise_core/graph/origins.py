@@ -83,6 +83,18 @@ def read_off(
         del places[marker]
     flat |= {m: flat[id(value)] for m, value in itself.items() if id(value) in flat}
     held = [o for o in objects if not is_plain(o)]
+    stores = _stores(captured, output, places)
+    code = rebuild_code(
+        result, places, flat, lambda tensor: bind(itself.get(id(tensor), tensor)), held
+    )
+    _unwrap_floats(captured.graph.graph, output, code.floats)
+    return inputs, code.storing(stores)
+
+
+def _stores(
+    captured: Capture, output: Any, places: dict[int, int]
+) -> list[tuple[torch.nn.Module, str, int]]:
+    """What attributes the forward sets: module, name, and the result's place."""
     stored = [at for effect in captured.kept_up for at in effect.stored]
     found = ((of, name, places.get(id(vars(of).get(name)))) for of, name in stored)
     stores = [(of, name, place) for of, name, place in found if place is not None]
@@ -91,11 +103,7 @@ def read_off(
     views = any(storages(output.args[0][place]) & given for *_, place in stores)
     if len(stores) < len(stored) or views:
         refuse_side_effects(captured.kept_up, captured.graph.graph)
-    code = rebuild_code(
-        result, places, flat, lambda tensor: bind(itself.get(id(tensor), tensor)), held
-    )
-    _unwrap_floats(captured.graph.graph, output, code.floats)
-    return inputs, code.storing(stores)
+    return stores
 
 
 def _handed_back(output: Any, seen: Sequence[Any], made: Sequence[Any]) -> dict[int, torch.Tensor]:
