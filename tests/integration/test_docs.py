@@ -103,6 +103,12 @@ def _fresh_torch() -> Iterator[None]:
 
 
 WITH_CODE = [page for page in PAGES if runnable(page)]
+ELSEWHERE = {
+    "serve-on-several-gpus": "tests/integration/test_tensor_parallel_example.py",
+    "vllm": "integrations/vllm/tests",  # vLLM is in `make vllm`'s environment alone
+    "vllm-platform": "integrations/vllm/tests",
+}
+"""Pages whose code takes several processes, or another environment, and what runs it there."""
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch_geometric's own
@@ -128,7 +134,8 @@ def test_the_tutorial_and_the_how_tos_have_code_that_runs():
     with_code = {page.stem for page in WITH_CODE}
     assert "first-model" in with_code
     for page in (ROOT / "docs" / "howto").glob("*.md"):
-        if page.stem in ("vllm", "vllm-platform"):  # vLLM is in `make vllm`'s environment alone
+        if page.stem in ELSEWHERE:
+            assert (ROOT / ELSEWHERE[page.stem]).exists()
             continue
         assert page.stem in with_code, f"docs/howto/{page.name} has no runnable block"
 
