@@ -20,7 +20,9 @@ def served(options: dict[str, Any] | None = None, **extra: str) -> dict[str, Any
     command = [sys.executable, ENGINE, MODEL, json.dumps({"tokens": 16, **(options or {})})]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | extra)
     assert done.returncode == 0, done.stderr[-3000:]
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    # vLLM says things behind it when an engine of its own process ends.
+    line = next(x for x in reversed(done.stdout.splitlines()) if x.startswith("{"))
+    found: dict[str, Any] = json.loads(line)
     return found | {"stderr": done.stderr}
 
 
