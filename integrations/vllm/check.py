@@ -8,6 +8,7 @@ tokens differ, or if anything was compiled more than once.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import shutil
@@ -17,6 +18,8 @@ import time
 import venv
 from pathlib import Path
 from typing import Any
+
+import upstream
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -57,7 +60,7 @@ def environment() -> Path:
     if done.exists() and done.read_text() == wanted:
         return python
     venv.EnvBuilder(with_pip=True, clear=True).create(HOME)
-    pip = [str(python), "-m", "pip", "--disable-pip-version-check", "-q"]
+    pip = _pip(python)
     pins = (ROOT / "constraints.txt").read_text().splitlines()
     torch = next(line for line in pins if line.startswith("torch=="))
     _step(f"{torch}, then {VLLM} with its dependencies: some 2 GB, minutes")
@@ -167,15 +170,39 @@ def show(result: dict[str, Any], found: dict[str, dict[str, Any]]) -> None:
     print(f"\nthe plugin's report:\n{found['plugin, second start']['report']}\n")
 
 
-def _run(command: list[str], settings: dict[str, str] | None = None) -> str:
+def theirs(python: Path, model: Path) -> dict[str, int]:
+    """Run vLLM's own tests with the plugin and without it, a line for each. Raises Failed."""
+    _step("vLLM's own tests: source archive")
+    folder = upstream.source(_pip(python), ROOT / "build" / "vllm-source", _run)
+    ends = {}
+    for caches, extra in (("own", PLUGIN_OFF), ("ours", {})):
+        _step(f"vLLM's own tests, {'with' if caches == 'ours' else 'without'} the plugin: minutes")
+        place = RUNS / f"upstream-{caches}"
+        shutil.rmtree(place, ignore_errors=True)
+        env = settings(place) | {"PIECEWISE_VLLM_MODEL": str(model)} | extra
+        run = functools.partial(_run, settings=env, may_fail=True)
+        ends[caches] = dict(upstream.tested(python, folder, run))
+    return upstream.show(ends["ours"], ends["own"])
+
+
+def _pip(python: Path) -> list[str]:
+    return [str(python), "-m", "pip", "--disable-pip-version-check", "-q"]
+
+
+def _run(
+    command: list[str],
+    settings: dict[str, str] | None = None,
+    cwd: Path = RUNS,
+    may_fail: bool = False,
+) -> str:
     """Its standard output. Raises Failed with the end of what it said."""
     foreign = ("PIECEWISE_", "VLLM_", "PYTHONPATH", "TORCHINDUCTOR_")
     kept = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
-    RUNS.mkdir(parents=True, exist_ok=True)
+    cwd.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(
-        command, capture_output=True, text=True, env=kept | (settings or {}), cwd=RUNS
+        command, capture_output=True, text=True, env=kept | (settings or {}), cwd=cwd
     )
-    if done.returncode:
+    if done.returncode and not may_fail:
         said = (done.stdout + done.stderr)[-3000:].strip()
         raise Failed(f"{' '.join(command[1:])}\nended with {done.returncode}:\n{said}")
     return done.stdout
@@ -190,6 +217,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--no-tests", action="store_true", help="engines only")
     parser.add_argument("--only-tests", action="store_true", help="with the caches of last time")
+    parser.add_argument("--upstream", action="store_true", help="only vLLM's own tests")
     options = parser.parse_args()
     result: dict[str, Any] = {}
     try:
@@ -197,13 +225,15 @@ def main() -> None:
         python = environment()
         model = RUNS / "model"
         _run([str(python), str(HERE / "tests" / "tiny.py"), str(model)])
-        if not options.only_tests:
+        if options.upstream:
+            result["upstream"] = theirs(python, model)
+        elif not options.only_tests:
             for caches in {case[0] for case in CASES.values()}:
                 shutil.rmtree(RUNS / caches, ignore_errors=True)
             found = {name: engine(python, name, model) for name in CASES}
             result = judged(found)
             show(result, found)
-        if not options.no_tests:
+        if not options.no_tests and not options.upstream:
             _step("integrations/vllm/tests")
             said = _run(
                 [str(python), "-m", "pytest", "-q", *ALONE, str(HERE / "tests")],
@@ -213,7 +243,8 @@ def main() -> None:
     except Failed as problem:
         sys.exit(f"vllm: {problem}")
     print(json.dumps(result))
-    sys.exit(int(bool(result.get("counts")) and not holds(result)))
+    wrong = bool(result.get("counts")) and not holds(result)
+    sys.exit(int(wrong or bool(result.get("upstream", {}).get("failed"))))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ says anything about vLLM's speed.
 from __future__ import annotations
 
 import enum
+import operator
 import sys
 import weakref
 from collections.abc import Callable, Iterator
@@ -19,7 +20,10 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
 
-__all__ = ["BatchDescriptor", "Engine", "modules", "settings"]
+from torch.fx import GraphModule, Node
+from torch.fx.passes.split_module import split_module
+
+__all__ = ["BatchDescriptor", "Engine", "cut", "modules", "settings"]
 
 SOURCE = Path(__file__).parents[2] / "integrations" / "vllm" / "src"
 
@@ -205,6 +209,34 @@ def modules(device_type: str = "cpu") -> dict[str, ModuleType]:
         if parent:
             setattr(made[parent], own, module)
     return made
+
+
+def cut(graph: GraphModule, is_cut: Callable[[Node], bool]) -> GraphModule:
+    """``graph`` in parts, as vLLM has it: operators of ``is_cut`` alone, all parts return tuples.
+
+    From torch 2.13 on ``split_module`` makes tuples itself (``tuple_return``), which vLLM asks for.
+    They are made here, so that the stand-in runs where an older torch is.
+    """
+    part, parts = 0, {}
+    for node in graph.graph.nodes:
+        alone = is_cut(node)
+        part += alone
+        parts[node] = part
+        part += alone
+    whole = split_module(graph, None, parts.__getitem__, keep_original_order=True)
+    for node in whole.graph.find_nodes(op="call_module"):
+        inner = getattr(whole, node.target)
+        end = inner.graph.output_node()
+        if isinstance(end.args[0], tuple):
+            continue
+        end.args = ((end.args[0],),)
+        inner.recompile()
+        with whole.graph.inserting_after(node):
+            first = whole.graph.call_function(operator.getitem, (node, 0))
+        first.meta = dict(node.meta)
+        node.replace_all_uses_with(first, lambda user, kept=first: user is not kept)
+    whole.recompile()
+    return whole
 
 
 @dataclass

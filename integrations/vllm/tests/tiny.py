@@ -24,7 +24,7 @@ def make(folder: Path, layers: int = 4, hidden: int = 128) -> str:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", model_max_length=512
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", model_max_length=1024
     )
     fast.save_pretrained(folder)
     torch.manual_seed(0)
@@ -35,7 +35,7 @@ def make(folder: Path, layers: int = 4, hidden: int = 128) -> str:
         num_hidden_layers=layers,
         num_attention_heads=hidden // 32,
         num_key_value_heads=hidden // 64,
-        max_position_embeddings=512,
+        max_position_embeddings=1024,
         bos_token_id=0,
         eos_token_id=1,
         tie_word_embeddings=False,

@@ -5,6 +5,7 @@ With vLLM itself: `make vllm`.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import sys
 from importlib import import_module
@@ -191,8 +192,8 @@ class Layer(torch.nn.Module):
         return x + out
 
 
-def pieces_of(layers: int) -> tuple[Any, Any, Any]:
-    """A model cut at attention, as vLLM cuts: the whole, its inputs, and the model."""
+def traced(layers: int) -> tuple[Any, Any, Any]:
+    """A model's graph, the inputs it was traced with, and the model."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(*[Layer() for _ in range(layers)]).eval()
     taken: list[Any] = []
@@ -206,15 +207,34 @@ def pieces_of(layers: int) -> tuple[Any, Any, Any]:
     torch._dynamo.reset()
     with torch.no_grad():
         torch.compile(model, backend=take, fullgraph=True)(x)
-    graph, inputs = taken[0]
-    part, place = 0, {}
+    return *taken[0], model
+
+
+def pieces_of(layers: int) -> tuple[Any, Any, Any]:
+    """A model cut at attention, as vLLM cuts: the whole, its inputs, and the model."""
+    graph, inputs, model = traced(layers)
+    return standin.cut(graph, is_attention), inputs, model
+
+
+def is_attention(node: torch.fx.Node) -> bool:
+    return "attention" in str(node.target)
+
+
+def test_the_stand_in_cuts_as_torch_does_for_vllm():
+    options = inspect.signature(split_module).parameters
+    if "tuple_return" not in options:
+        pytest.skip("this torch's split_module does not make tuples")
+    graph, *_ = traced(2)
+    part, parts = 0, {}
     for node in graph.graph.nodes:
-        cut = "attention" in str(node.target)
-        part += cut
-        place[node] = part
-        part += cut
-    whole = split_module(graph, None, place.get, keep_original_order=True, tuple_return=True)
-    return whole, inputs, model
+        part += is_attention(node)
+        parts[node] = part
+        part += is_attention(node)
+    torch_s = split_module(graph, None, parts.get, keep_original_order=True, tuple_return=True)
+    ours = standin.cut(graph, is_attention)
+    assert ours.code == torch_s.code
+    inner = dict(ours.named_children())
+    assert [m.code for m in inner.values()] == [getattr(torch_s, name).code for name in inner]
 
 
 @pytest.fixture
