@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,12 +13,18 @@ from typing import Any
 import pytest
 
 MODEL = os.environ["PIECEWISE_VLLM_MODEL"]
-ENGINE = str(Path(__file__).with_name("engine.py"))
+HERE = Path(__file__).parent
+ALL_CACHES = "VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR", "PIECEWISE_CACHE_DIR"
 
 
 def served(options: dict[str, Any] | None = None, **extra: str) -> dict[str, Any]:
     """What one engine says of itself, over caches that are warm."""
-    command = [sys.executable, ENGINE, MODEL, json.dumps({"tokens": 16, **(options or {})})]
+    return said("engine.py", json.dumps({"tokens": 16, **(options or {})}), **extra)
+
+
+def said(script: str, argument: str, **extra: str) -> dict[str, Any]:
+    """The JSON line of a script of this folder."""
+    command = [sys.executable, str(HERE / script), MODEL, argument]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | extra)
     assert done.returncode == 0, done.stderr[-3000:]
     # vLLM says things behind it when an engine of its own process ends.
@@ -72,3 +79,24 @@ def test_models_of_one_process_share_their_pieces(warm):
     assert found["tokens"] == warm["tokens"]
     stats = found["stats"]
     assert (stats["compilable_pieces"], stats["unique_pieces"], stats["cache_hits"]) == (10, 3, 3)
+
+
+def test_data_parallel_ranks_share_the_store(warm, tmp_path: Path):
+    empty = {name: str(tmp_path / name.lower()) for name in ALL_CACHES}
+    local = {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    found = said("ranks.py", "2", **empty, **local)
+    assert found["tokens"] == warm["tokens"]
+    counts = [re.search(r"(\d+) compiled, (\d+) loaded", report) for report in found["reports"]]
+    compiled, loaded = zip(*[map(int, count.groups()) for count in counts if count], strict=True)
+    # Each rank has all three; the first to ask for a piece compiles it, the other waits for it.
+    assert (sum(compiled), sum(loaded)) == (3, 3)
+
+
+def test_offline_ranks_of_a_dense_model_are_refused_by_vllm_itself_at_the_start():
+    ranks = {"VLLM_DP_RANK": "0", "VLLM_DP_SIZE": "2", "VLLM_DP_MASTER_PORT": "29771"}
+    for plugins in ({}, {"VLLM_PLUGINS": ""}):
+        command = [sys.executable, str(HERE / "engine.py"), MODEL]
+        env = os.environ | ranks | plugins
+        done = subprocess.run(command, capture_output=True, text=True, env=env)
+        assert done.returncode != 0
+        assert "not supported/useful for dense models" in done.stderr

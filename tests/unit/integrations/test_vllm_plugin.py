@@ -420,14 +420,35 @@ def test_clearing_frees_the_graphs_and_pieces_are_captured_again(engine, simulat
 
 
 @pytest.mark.parametrize("device_type", ["cpu"])
-def test_a_store_that_is_broken_costs_no_start(engine, simulated, monkeypatch, tmp_path):
+def test_a_store_that_is_broken_costs_no_start_and_one_warning(engine, monkeypatch, tmp_path):
     monkeypatch.setenv("PIECEWISE_CACHE_MODE", "readwrite")
     (tmp_path / "store").write_text("not a directory")
-    monkeypatch.setenv("PIECEWISE_CACHE_DIR", str(tmp_path))
-    monkeypatch.delenv("PIECEWISE_COMPILER")
-    served = Served(engine, 1, sizes=((1, 4),))
+    monkeypatch.setenv("PIECEWISE_CACHE_DIR", str(tmp_path / "store"))
     x = torch.randn(2, 8)
-    torch.testing.assert_close(Engine(served).forward(x, tokens=2), served.model(x))
+
+    def serve():
+        served = Served(engine, 1, sizes=((1, 4),))
+        torch.testing.assert_close(Engine(served).forward(x, tokens=2), served.model(x))
+
+    with pytest.warns(RuntimeWarning, match="the compile store cannot be used") as warned:
+        serve()
+    assert sum("compile store" in str(w.message) for w in warned) == 1
+
+
+@pytest.mark.parametrize("device_type", ["cpu"])
+def test_another_rank_and_a_second_start_load_what_one_process_compiled(
+    engine, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("PIECEWISE_CACHE_MODE", "readwrite")
+    monkeypatch.setenv("PIECEWISE_CACHE_DIR", str(tmp_path))
+    x, found = torch.randn(2, 8), []
+    for _ in range(2):
+        engine("engine").compiler.cache_clear()  # as in another process
+        served = Served(engine, 1, sizes=((1, 4),))
+        torch.testing.assert_close(Engine(served).forward(x, tokens=2), served.model(x))
+        stats = engine("engine").compiler("cpu", True).stats()
+        found.append((stats.compilations, stats.cache_hits))
+    assert found == [(2, 0), (0, 2)]
 
 
 @pytest.mark.parametrize("device_type", ["cpu"])
