@@ -354,6 +354,21 @@ def _uncompiled(wrapper: Any) -> Any:
 
 
 @pytest.mark.parametrize("device_type", ["cpu"])
+def test_what_was_captured_is_reported_once_when_serving_begins(
+    engine, simulated, monkeypatch, caplog
+):
+    caplog.set_level(logging.INFO, "vllm.piecewise")
+    served = Served(engine, 2)
+    kept = buffers(served)
+    monitor = sys.modules["vllm.compilation.monitor"]
+    monkeypatch.setattr(monitor, "cudagraph_capturing_enabled", False)
+    for tokens in (*BATCHES, *BATCHES):
+        Engine(served).replay(kept[tokens], tokens=tokens)
+    (told,) = [m for m in caplog.messages if "static graphs" in m]
+    assert "6 static graphs: 2 batch sizes captured; " in told
+
+
+@pytest.mark.parametrize("device_type", ["cpu"])
 def test_inputs_that_lie_elsewhere_are_served_by_the_compiled_piece(engine, simulated, caplog):
     served = Served(engine, 2)
     kept = buffers(served)
@@ -377,6 +392,8 @@ def test_a_failed_capture_drops_that_batch_and_keeps_the_others(engine, monkeypa
             result = Engine(served).replay(kept[tokens], tokens=tokens)
             torch.testing.assert_close(result, served.model(kept[tokens]))
         assert engine("engine").report().count("no static graphs for") == 1
+        told = engine("engine").captures("cpu").summary()
+        assert "1 batch sizes captured, 1 in part or not at all" in told
     assert sum("is served without static graphs" in m for m in caplog.messages) == 1
 
 

@@ -32,10 +32,14 @@ class Captures:
         self._slots: dict[Any, int] = {}
         self.turn: tuple[Any, int] = (None, -1)
         self._left = declared.resource_budget(BudgetContext(1, (), 0)) if declared.graphs else 0
+        self._reported = False
 
-    def find(self, batch: Any) -> tuple[Any, int]:
+    def find(self, batch: Any, capturing: bool) -> tuple[Any, int]:
         """``turn``, with ``batch`` now. Threads may have turns of their own: keep what is given."""
         self.turn = found = batch, self._slots.setdefault(batch, len(self._slots))
+        if not capturing and not self._reported:
+            self._reported = True
+            logger.info("piecewise-vllm: %s", self.summary())
         return found
 
     def capture(self, run: Callable[[], Any], handle: Any, batch: Any) -> Any:
@@ -45,7 +49,7 @@ class Captures:
         be served without. The caller keeps the results until what reads them is captured.
         """
         of = self.declared
-        if self._left is not None and sum(self._captured.values()) >= self._left:
+        if self._left is not None and self._captured.total() >= self._left:
             return self._drop(batch, "the device has no room for more graphs")
         graph = of.graphs.new_graph()
         try:
@@ -66,6 +70,14 @@ class Captures:
         """Free a graph."""
         self.declared.graphs.reset(graph)
         self._captured[batch] -= 1
+
+    def summary(self) -> str:
+        """One line: how many graphs there are, in how much memory."""
+        whole = len([n for batch, n in self._captured.items() if n and batch not in self.dropped])
+        held = sum(self.declared.pool_bytes(pool) for pool in self._pools.values())
+        part = f", {len(self.dropped)} in part or not at all" if self.dropped else ""
+        count = self._captured.total()
+        return f"{count} static graphs: {whole} batch sizes captured{part}; {held} bytes"
 
     def lines(self) -> list[str]:
         """What is captured, in which memory, and what was dropped."""

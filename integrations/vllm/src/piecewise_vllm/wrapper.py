@@ -52,7 +52,7 @@ class PiecewiseGraphWrapper(CUDAGraphWrapper):  # type: ignore[misc]
         batch, mine = context.batch_descriptor, self._captures
         turn = mine.turn
         if turn[0] is not batch:
-            turn = mine.find(batch)
+            turn = mine.find(batch, monitor.cudagraph_capturing_enabled)
         served = self._served.get(turn[1])
         if served is None:
             return self._first(batch, turn[1], args)
