@@ -42,28 +42,33 @@ class TargetTable:
                 f"{math.prod(shape)} cells; list fewer sizes or endpoints"
             )
         self._strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
-        self._cells = self._fill(shape, grids, boxes)
         self._dense = [g.dense(s) for g, s in zip(grids, self._strides, strict=True)]
-        self.find: Callable[..., int] = self._build()
+        cells = self._fill(shape, grids, boxes)
+        if all(grid.is_exact for grid in grids):
+            found = [next((index for index, _ in held), self.miss) for held in cells]
+            self.find: Callable[..., int] = self._build(found)
+        else:
+            self.find = _among(self._build(list(range(len(cells)))), cells, self.miss)
 
     def _fill(
         self,
         shape: Sequence[int],
         grids: Sequence[_Grid],
         boxes: Sequence[tuple[int, Box]],
-    ) -> list[int]:
-        """The winning target of every cell of the grid that the targets' ends make."""
-        cells = [self.miss] * math.prod(shape)
+    ) -> list[tuple[tuple[int, Box], ...]]:
+        """The targets of every cell of the grid that the targets' ends make, the winner first."""
+        cells: list[tuple[tuple[int, Box], ...]] = [()] * math.prod(shape)
+        exact = all(grid.is_exact for grid in grids)
         for index, box in reversed(boxes):
             spans = [grid.places(r) for grid, r in zip(grids, box.ranges, strict=True)]
             for place in itertools.product(*spans):
                 at = sum(p * s for p, s in zip(place, self._strides, strict=True))
-                cells[at] = index
+                cells[at] = ((index, box), *(() if exact else cells[at]))
         return cells
 
-    def _build(self) -> Callable[..., int]:
+    def _build(self, cells: list[int]) -> Callable[..., int]:
         """One dense table when the bounds are small, else one bisection per dim."""
-        cells, miss = self._cells, self.miss
+        miss = self.miss
         if not self._breaks:
             (only,) = cells
             return lambda: only
@@ -78,6 +83,8 @@ class _Grid:
 
     ``breaks``: the first size of each run of sizes that are alike, where all that the targets hold
     are runs. Else sizes that lie in the same targets are one place, wherever they lie.
+    ``is_exact``: whether targets hold all sizes of a place or none; not where they have gaps in
+    bounds too large to list.
     """
 
     def __init__(self, bounds: Range, ranges: Sequence[Range]) -> None:
@@ -88,7 +95,9 @@ class _Grid:
         self.breaks = sorted(s for s in starts if bounds.start <= s <= bounds.end)
         self.count = len(self.breaks)
         self._places: dict[Range, list[int]] | None = None
-        if not all(r.is_whole for r in ranges) and bounds.end - bounds.start < _TABLE_CELLS:
+        self.is_exact = all(r.is_whole for r in ranges)
+        if not self.is_exact and bounds.end - bounds.start < _TABLE_CELLS:
+            self.is_exact = True
             self._sort(list(dict.fromkeys(ranges)))
 
     def _sort(self, ranges: Sequence[Range]) -> None:
@@ -124,6 +133,19 @@ class _Grid:
             for place, (lo, hi) in enumerate(zip(self.breaks, ends, strict=True))
             for _ in range(lo, hi)
         ]
+
+
+def _among(
+    cell: Callable[..., int], cells: Sequence[Sequence[tuple[int, Box]]], miss: int
+) -> Callable[..., int]:
+    """Of the targets of a cell, the first one that holds the sizes."""
+
+    def find(*sizes: int) -> int:
+        place = cell(*sizes)
+        held = cells[place] if place != miss else ()
+        return next((index for index, box in held if sizes in box), miss)
+
+    return find
 
 
 def _find_one(

@@ -22,7 +22,7 @@ from piecewise_core.errors import Interlocked
 from piecewise_core.frontend.refusals import refuse_grad
 from piecewise_core.graph.memory import values
 
-__all__ = ["CallLock", "is_mine", "served_beside"]
+__all__ = ["CallLock", "as_written", "is_mine", "served_beside"]
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,12 @@ def served_beside(
     """
     if error.lock is not lock:
         raise error
-    logger.info("%s; this call runs as written", error)
+    return as_written(str(error), fn, counters, args, kwargs)
+
+
+def as_written(why: str, fn: Callable[..., Any], counters: Counters, args: Any, kwargs: Any) -> Any:
+    """Serve one call by the function itself."""
+    logger.info("%s; this call runs as written", why)
     refuse_grad(fn, values((args, kwargs)))
     counters.unsized["eager"] += 1
     return fn(*args, **kwargs)

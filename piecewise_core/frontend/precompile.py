@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 from piecewise_core.capture.dumping import dump_plans
 from piecewise_core.errors import CaptureFailed, SizeBranch, TraceFailed, UnsupportedSideEffect
 from piecewise_core.frontend.building import between_builds
-from piecewise_core.frontend.refusals import refuse_autocast
+from piecewise_core.frontend.refusals import refuse_around
 from piecewise_core.torch_compat.dynamo import compile_lock
-from piecewise_core.torch_compat.switches import any_autocast
 
 if TYPE_CHECKING:
     from piecewise_core.frontend.form import Form
@@ -82,8 +81,7 @@ def compile_all(forms: Sequence[Form]) -> Iterator[tuple[Region, Box, int]]:
 
 def compile_form(form: Form) -> Iterator[tuple[Region, Box, int]]:
     """The same of one form of calls."""
-    if any_autocast():
-        refuse_autocast()
+    refuse_around()
     shared = form.shared
     with shared.lock:
         form.bound()

@@ -19,6 +19,7 @@ from piecewise_core.frontend.controls import telling
 from piecewise_core.frontend.newform import place_of_call
 from piecewise_core.frontend.recordedcalls import RecordedCalls
 from piecewise_core.frontend.recordedstatus import RecordedBooks
+from piecewise_core.frontend.refusals import refuse_around
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.frontend.warmup import WarmupReport
 from piecewise_core.graph.describe import bind_arguments, describe_call
@@ -98,6 +99,7 @@ class RecordedFunction(RecordedBooks):
                     "warmup() needs to know what a call looks like: pass example arguments of any "
                     "size, or call the function once before warmup()"
                 )
+            refuse_around()
             captured: list[Sizes] = []
             for form in forms:
                 form.wake()

@@ -13,12 +13,12 @@ from piecewise_core.capture.modes import being_watched
 from piecewise_core.counters import Counters
 from piecewise_core.errors import InputMismatch, Interlocked
 from piecewise_core.frontend.aroundforward import around_forward
-from piecewise_core.frontend.calllock import served_beside
+from piecewise_core.frontend.calllock import as_written, served_beside
 from piecewise_core.frontend.coverage import out_of_range
 from piecewise_core.frontend.laidotherwise import LaidOtherwise
 from piecewise_core.frontend.recordedverify import RecordedVerifier
 from piecewise_core.frontend.recordings import Recordings
-from piecewise_core.frontend.refusals import refuse_autocast, refuse_grad
+from piecewise_core.frontend.refusals import refuse_ambient
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.graph.binder import Binder
 from piecewise_core.graph.describe import describe_call
@@ -28,7 +28,7 @@ from piecewise_core.ranks.ranks import Ranks
 from piecewise_core.replay.replayable import Entry
 from piecewise_core.table import TargetTable
 from piecewise_core.targets import Target, capture_targets
-from piecewise_core.torch_compat.switches import any_autocast
+from piecewise_core.torch_compat.state import in_force
 
 __all__ = ["RecordedCalls"]
 
@@ -78,6 +78,9 @@ class RecordedCalls:
             with self.lock:
                 made = self.recordings
                 watched = being_watched()
+                if not watched and (around := in_force()):
+                    why = f"called inside {around}"
+                    return as_written(why, self.fn, self._counters, args, kwargs)
                 if not watched:
                     made.refresh()
                     self._ranks.own_up()
@@ -94,9 +97,7 @@ class RecordedCalls:
                     if other is None:
                         raise
                     return other(*args, **kwargs)
-                refuse_grad(self.fn, tensors)
-                if any_autocast():
-                    refuse_autocast()
+                refuse_ambient(self.fn, tensors)
                 if not watched:
                     place = self._find(*sizes)
                     serve = self._entries[place]

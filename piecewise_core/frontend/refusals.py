@@ -11,8 +11,17 @@ from piecewise_core.errors import CaptureFailed, GradNeeded, InputMismatch
 from piecewise_core.graph.questions import RANDOM_STATE, THREADS
 from piecewise_core.runtime.closure_walk import roots_of
 from piecewise_core.runtime.treestate import TreeState
+from piecewise_core.torch_compat.state import in_force
+from piecewise_core.torch_compat.switches import any_autocast
 
-__all__ = ["check_grad", "refuse_advancing", "refuse_autocast", "refuse_grad"]
+__all__ = [
+    "check_grad",
+    "refuse_advancing",
+    "refuse_ambient",
+    "refuse_around",
+    "refuse_autocast",
+    "refuse_grad",
+]
 
 
 def check_grad(tensors: Iterable[Any], held: bool) -> None:
@@ -39,6 +48,21 @@ def refuse_autocast() -> None:
         "called inside torch.autocast, which what was traced or recorded outside of it cannot "
         "follow; enter autocast inside the model's forward, or convert the model with .to(dtype)"
     )
+
+
+def refuse_ambient(fn: Callable[..., Any], tensors: Iterable[Any]) -> None:
+    """Refuse a call with gradients to compute, and one inside of autocast."""
+    refuse_grad(fn, tensors)
+    if any_autocast():
+        refuse_autocast()
+
+
+def refuse_around() -> None:
+    """Raise InputMismatch where what is traced or recorded now would have a mode's work in it."""
+    if any_autocast():
+        refuse_autocast()
+    if around := in_force():
+        raise InputMismatch(f"warmup() called inside {around}; calls inside of it run as written")
 
 
 def refuse_advancing(state: TreeState) -> None:

@@ -31,6 +31,7 @@ from piecewise_core.graph.memory import values
 from piecewise_core.ranges import Sizes
 from piecewise_core.replay.sleeping import chosen
 from piecewise_core.store.protocol import Store
+from piecewise_core.torch_compat.state import in_force
 from piecewise_core.torch_compat.switches import any_autocast
 
 __all__ = ["Session"]
@@ -75,6 +76,10 @@ class Session:
             with self.lock:
                 form = self.forms.last
                 tensors: Any = ()
+                if around := in_force():
+                    # It sees operators as they run, or changes them: plans would pass it by.
+                    why = AsWritten(f"called inside {around}", quiet=being_watched())
+                    return self._as_written(why, args, kwargs)
                 try:
                     try:
                         tensors, sizes = form.bind(*args, **kwargs)
@@ -94,10 +99,6 @@ class Session:
                         check_grad(tensors, form.model.parameters.need_grad())
                     if any_autocast():
                         refuse_autocast()
-                    if being_watched():
-                        # Compiled kernels and graphs would not get into the recording.
-                        form.dispatch.tallies.of("eager")[sizes] += 1
-                        return self.fn(*args, **kwargs)
                     dispatch = form.dispatch
                     return dispatch.serving[dispatch.find(*sizes)](
                         tensors, bound, sizes, args, kwargs

@@ -1,10 +1,10 @@
-"""Quantized tensors (``torch.quint8`` and its like), which fakes and graphs cannot hold."""
+"""Tensors that no piece can hold: quantized ones (``torch.quint8`` and its like), nested inputs."""
 
 from __future__ import annotations
 
 import torch
 
-__all__ = ["quantizing"]
+__all__ = ["quantizing", "taking_nested"]
 
 _DTYPES = frozenset({torch.quint8, torch.qint8, torch.qint32, torch.quint4x2, torch.quint2x4})
 
@@ -15,4 +15,13 @@ def quantizing(graph: torch.fx.Graph) -> torch.fx.Node | None:
         given = (*node.args, *node.kwargs.values())
         if any(isinstance(value, torch.dtype) and value in _DTYPES for value in given):
             return node  # type: ignore[no-any-return]
+    return None
+
+
+def taking_nested(graph: torch.fx.Graph) -> torch.fx.Node | None:
+    """The first input that is a nested tensor: its ragged size is no dim of a call."""
+    for node in graph.find_nodes(op="placeholder"):
+        value = node.meta.get("example_value")
+        if isinstance(value, torch.Tensor) and value.is_nested:
+            return node
     return None

@@ -74,17 +74,17 @@ def read_side_effects(effects: Any, scope: Mapping[str, Any]) -> Iterator[SideEf
             continue
         held = _held(var, scope) if stored is None else None
         if isinstance(inner, ConstDictVariable) and _is_dict(held):
-            yield _of_dict(var, where, held, inner.items)
+            yield _of_dict(var, where, held, inner.items, scope)
         elif type(held) in (list, set):
             yield _of_items(var, where, held)
         else:
-            yield _of_attributes(var, where, stored, effects)
+            yield _of_attributes(var, where, stored, effects, scope)
 
 
 def _of_attributes(
-    var: Any, where: str, stored: Mapping[str, Any] | None, effects: Any
+    var: Any, where: str, stored: Mapping[str, Any] | None, effects: Any, scope: Mapping[str, Any]
 ) -> SideEffect:
-    names = [n for n, v in (stored or {}).items() if not _restores(var, n, v)]
+    names = [n for n, v in (stored or {}).items() if not _restores(var, n, v, scope)]
     changes = stored is None or bool(names) or _changed_contents(var, effects)
     held = getattr(var, "value", None) if stored else None  # a list's value may hold no constants
     before = {n: getattr(held, n, _MISSING) for n in stored or ()}
@@ -117,7 +117,13 @@ def _is_made(held: Any, name: str, var: Any) -> bool:
     return isinstance(var, TensorVariable) and bool(var.proxy.node.op != "placeholder")
 
 
-def _of_dict(var: Any, where: str, held: dict[Any, Any], items: Mapping[Any, Any]) -> SideEffect:
+def _of_dict(
+    var: Any,
+    where: str,
+    held: dict[Any, Any],
+    items: Mapping[Any, Any],
+    scope: Mapping[str, Any],
+) -> SideEffect:
     before = dict(held)
 
     def undo() -> None:
@@ -128,7 +134,7 @@ def _of_dict(var: Any, where: str, held: dict[Any, Any], items: Mapping[Any, Any
     try:
         after = {key.vt.as_python_constant(): item for key, item in items.items()}
         same = list(held) == list(after)
-        same = same and all(_stands_for(item, held[key]) for key, item in after.items())
+        same = same and all(_stands_for(v, held[key], scope) for key, v in after.items())
     except Exception:
         same = False
     if same and isinstance(held, OrderedDict):
@@ -173,15 +179,15 @@ def _changed_contents(var: Any, effects: Any) -> bool:
     return bool(base_changed(effects)) if base_changed else False
 
 
-def _restores(var: Any, name: str, stored: Any) -> bool:
+def _restores(var: Any, name: str, stored: Any, scope: Mapping[str, Any]) -> bool:
     """Whether the attribute ends with the value it began with (set and reset, as locks are)."""
     try:
-        return _stands_for(stored, getattr(var.value, name))
+        return _stands_for(stored, getattr(var.value, name), scope)
     except Exception:
         return False
 
 
-def _stands_for(var: Any, value: Any) -> bool:
+def _stands_for(var: Any, value: Any, scope: Mapping[str, Any]) -> bool:
     """Whether ``var`` is ``value`` itself, perhaps written to, or an equal constant."""
     if isinstance(var, LazyVariableTracker):
         if not var.is_realized():
@@ -195,7 +201,9 @@ def _stands_for(var: Any, value: Any) -> bool:
         if not is_inplace(node):
             return False
         node = node.args[0]
-    return node.meta["grapharg"].example is value
+    given = node.meta.get("grapharg")
+    # Dynamo forgets what stood for an input that nothing uses.
+    return (_held(var, scope) if given is None else given.example) is value
 
 
 def _source(var: Any) -> str:

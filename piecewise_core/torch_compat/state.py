@@ -65,6 +65,8 @@ def set_torch_state(values: Mapping[str, Any]) -> None:
 
 def in_force() -> str | None:
     """What is in force around this thread that has no value to compare; None: nothing."""
+    if not (count_function_modes() or count_dispatch_modes() or peek_interpreter_stack()):
+        return None
     for mode in _get_current_function_mode_stack():  # type: ignore[no-untyped-call]
         if type(mode) is not DeviceContext:
             return f"the torch function mode {type(mode).__qualname__}"

@@ -356,3 +356,15 @@ def test_a_size_whose_derived_size_is_one_is_traced_with_the_number():
     fast = pw.compile(fn, pw.Config(dynamic=dims(1, 8), compiler="inductor"))
     check(fast, fn, (5, 2, 3, 1, 8))
     assert [r.sizes for r in fast.explain().regions][:2] == ["rows [3, 8]", "rows 2"]
+
+
+def test_residues_are_told_apart_in_bounds_too_large_to_list():
+    def fn(x):
+        return x * 2 if x.shape[0] % 7 else x * 3
+
+    config = pw.Config(dynamic={"x": {0: pw.Dim("n", 0, 1 << 40)}}, compiler="eager")
+    fast = pw.compile(fn, config, platform="cpu")
+    with torch.inference_mode():
+        for size in (5, 7, 70_000, 14, 8, 0, 200_000, 1, 21):
+            x = torch.randn(size, 1)
+            torch.testing.assert_close(fast(x), fn(x), rtol=0, atol=0)

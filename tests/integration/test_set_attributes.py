@@ -242,3 +242,24 @@ def test_a_model_that_sets_attributes_is_saved_by_nobody(tmp_path):
         served(torch.randn(3, 8))
     with pytest.raises(pw.errors.StoreError, match="sets attributes"):
         served.save(tmp_path / "model.pwb")
+
+
+def test_a_counter_beside_a_buffer_that_nothing_uses_is_counted():
+    class Counting(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("unused", torch.ones(3))
+            self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+
+        def forward(self, x):
+            self.calls += 1
+            return x * self.calls
+
+    model = Counting()
+    config = pw.Config(dynamic={"x": {0: pw.Dim("n", 0, 8)}}, compiler="eager")
+    fast = pw.compile(model, config, platform="cpu")
+    with torch.inference_mode():
+        for calls, size in enumerate((3, 1, 0, 4), 1):
+            x = torch.randn(size, 2)
+            torch.testing.assert_close(fast(x), x * calls)
+    assert model.calls == 4

@@ -340,3 +340,20 @@ def test_a_graph_with_quantized_tensors_runs_as_written(rows):
     with torch.inference_mode():
         for _ in range(3):
             torch.testing.assert_close(fast(x), fn(x))
+
+
+def test_a_graph_that_takes_nested_tensors_runs_as_written(caplog):
+    fn = through(lambda x: x.sin() * 2)
+    for rows in ((2, 3), (4, 1, 5)):
+        parts = [torch.randn(n, 4) for n in rows]
+        x = torch.nested.nested_tensor(parts, layout=torch.jagged)
+        torch.testing.assert_close(fn(x).values(), x.values().sin() * 2)
+    assert "takes nested tensors runs as written" in caplog.text
+
+
+def test_a_splitting_op_that_cannot_run_on_made_up_sizes_prints_nothing(capfd):
+    fn = through(lambda x: x.sin().view(-1, 2, 3).cos(), splitting_ops=("aten::view",))
+    for rows in (3, 5):
+        x = torch.randn(rows, 6)
+        torch.testing.assert_close(fn(x), x.sin().view(-1, 2, 3).cos())
+    assert "Traceback" not in "".join(capfd.readouterr())

@@ -244,3 +244,21 @@ def test_a_look_up_with_the_wrong_number_of_sizes_fails() -> None:
 def test_a_range_without_an_upper_end_says_so():
     assert str(Range(3, NO_BOUND)) == "[3, no bound]"
     assert str(Range(3, NO_BOUND - 1)) == f"[3, {NO_BOUND - 1}]"
+
+
+@given(st.data(), st.integers(1, 2))
+def test_ranges_with_gaps_are_told_apart_in_bounds_too_large_to_list(
+    data: st.DataObject, dims: int
+) -> None:
+    gaps = st.builds(
+        lambda start, length, modulus, rest: Range(
+            start, start + length + modulus, modulus, 1 << rest % modulus
+        ),
+        *(st.integers(0, 6), st.integers(0, 9), st.integers(1, 4), st.integers(0, 3)),
+    )
+    boxes = data.draw(st.lists(st.tuples(*[gaps] * dims), min_size=1, max_size=5))
+    targets = [Target("compiled_range", Box(box)) for box in boxes]
+    bounds = Box((Range(0, FAR), *[Range(0, 14)] * (dims - 1)))
+    table = TargetTable(bounds, targets)
+    for sizes in itertools.product((*range(18), FAR), *[range(14)] * (dims - 1)):
+        assert table.find(*sizes) == brute_force(bounds, targets, sizes)

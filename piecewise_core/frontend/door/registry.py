@@ -16,7 +16,7 @@ from piecewise_core.frontend.door.make import make
 from piecewise_core.frontend.door.memory import DoorMemories
 from piecewise_core.frontend.door.options import asked
 from piecewise_core.graph.names import source_of
-from piecewise_core.graph.quantized import quantizing
+from piecewise_core.graph.quantized import quantizing, taking_nested
 
 __all__ = ["door", "dynamo_graphs"]
 
@@ -42,6 +42,10 @@ class _Door:
         node = quantizing(graph.graph)
         if node is not None:
             self._tell(f"{source_of(node)}: a graph with quantized tensors runs as written")
+            return graph
+        node = taking_nested(graph.graph)
+        if node is not None:
+            self._tell(f"{node.target}: a graph that takes nested tensors runs as written")
             return graph
         made = make(graph, wanted, self._memories, self._tell)
         self._numbered[next(self._count)] = made

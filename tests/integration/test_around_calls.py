@@ -1,0 +1,84 @@
+"""Calls inside torch's modes and transforms, which see or change operators as they run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import piecewise_core as pw
+from piecewise_core.errors import InputMismatch
+from piecewise_core.testing import SimulatedPlatform
+
+
+class Functions(TorchFunctionMode):
+    """Doubles sines where they are called."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        return result * 2 if func is torch.sin else result
+
+
+class Operators(TorchDispatchMode):
+    """Doubles sines where they run."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        return result * 2 if func is torch.ops.aten.sin.default else result
+
+
+def model(x):
+    return torch.sin(x) + 1
+
+
+def served(front, **settings):
+    config = pw.Config(dynamic={"x": {0: pw.Dim("n", 0, 8)}}, compiler="eager", **settings)
+    return front(model, config, SimulatedPlatform())
+
+
+FRONTS = pytest.mark.parametrize("front", [pw.compile, pw.record])
+
+
+@FRONTS
+@pytest.mark.parametrize("mode", [Functions, Operators])
+@pytest.mark.parametrize("first_inside", [True, False])
+def test_a_mode_sees_the_calls_inside_of_it_and_no_others(front, mode, first_inside):
+    fast = served(front, capture_sizes=(4,))
+    with torch.inference_mode():
+        for inside in (first_inside, not first_inside) * 2:
+            x = torch.randn(4, 3)
+            if inside:
+                with mode():
+                    torch.testing.assert_close(fast(x), model(x))
+            else:
+                torch.testing.assert_close(fast(x), model(x))
+    assert fast.stats().calls["eager"] == 2
+    assert fast.stats().calls["replayed"] == 2
+
+
+@FRONTS
+def test_calls_inside_a_transform_run_as_written(front):
+    fast = served(front, capture_sizes=(4,))
+    with torch.no_grad():
+        for _ in range(2):
+            x = torch.randn(4, 3, 2)
+            torch.testing.assert_close(torch.vmap(fast, in_dims=1)(x), torch.vmap(model, 1)(x))
+            torch.testing.assert_close(fast(x[:, 0]), model(x[:, 0]))
+
+
+@FRONTS
+def test_nothing_is_warmed_up_inside_a_mode(front):
+    fast = served(front, capture_sizes=(4,))
+    with torch.inference_mode(), Functions(), pytest.raises(InputMismatch, match="Functions"):
+        fast.warmup(torch.randn(4, 3))
+
+
+@FRONTS
+def test_a_default_device_is_no_such_mode(front):
+    fast = served(front, capture_sizes=(4,))
+    with torch.inference_mode(), torch.device("cpu"):
+        for _ in range(2):
+            x = torch.randn(4, 3)
+            torch.testing.assert_close(fast(x), model(x))
+    assert fast.stats().calls["replayed"] == 2
