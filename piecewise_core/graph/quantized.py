@@ -23,5 +23,5 @@ def taking_nested(graph: torch.fx.Graph) -> torch.fx.Node | None:
     for node in graph.find_nodes(op="placeholder"):
         value = node.meta.get("example_value")
         if isinstance(value, torch.Tensor) and value.is_nested:
-            return node
+            return node  # type: ignore[no-any-return]
     return None
