@@ -34,6 +34,7 @@ from piecewise_core.graph.facts import (
     readable,
 )
 from piecewise_core.graph.looks import ATTRIBUTES, TENSOR, Look, asked_of, questions
+from piecewise_core.graph.misses import missed
 from piecewise_core.graph.opfacts import changed_ops, op_facts
 from piecewise_core.graph.signatures import defaults_of
 from piecewise_core.graph.structure import is_plain
@@ -81,10 +82,9 @@ class Assumptions:
     def looks(self) -> list[Fact]:
         """The facts to watch while the model is used.
 
-        Not those of tensors, which others look at, nor which attributes objects have: one more
-        may be a note of the user's.
+        Not those of tensors, which others look at.
         """
-        return [Fact(*fact) for fact in self.facts if fact[1] not in (TENSOR, ATTRIBUTES)]
+        return [Fact(*fact) for fact in self.facts if fact[1] not in (TENSOR, _SAME_TENSORS)]
 
     def scope(self, fn: Callable[..., Any], objects: Sequence[Any]) -> Scope:
         """What the facts' expressions are evaluated in, for ``fn`` with its calls' constants."""
@@ -136,6 +136,7 @@ def assume(
 
 
 _OS = "_pw_os"
+_SAME_TENSORS = ("aliases", "tensors")
 
 
 def _variables(code: CodeType) -> list[str]:
@@ -163,8 +164,11 @@ def _of_all(
     """What is asked of all objects that were met: which are one, and what they have."""
     sources = dict.fromkeys(source for source, question in asked if question is None)
     met = [source for source in sources if _is_object(values[source])]
-    if len(met) > 1:
-        yield (f"({', '.join(met)})", ("aliases", "")), aliases([values[s] for s in met])
+    tensors = [source for source, question in asked if question == TENSOR]
+    for together, question in ((met, ("aliases", "")), (tensors, _SAME_TENSORS)):
+        if len(together) > 1:
+            yield (f"({', '.join(together)})", question), aliases([values[s] for s in together])
+    yield from missed(values, met, sources, code)
     if lists_attributes(code):
         # ``vars(self).get(name)`` of what is not there leaves no guard.
         names = dict.fromkeys(itertools.chain.from_iterable(map(_looked_up, code)))

@@ -153,8 +153,10 @@ def code_behind(value: Any) -> Iterator[CodeType]:
         if isinstance(value, FunctionType):
             yield value.__code__
             open_ends += [c.cell_contents for c in value.__closure__ or () if _is_function(c)]
+        # A ``__getattr__`` of the model's own may raise anything, or note what it is asked.
+        ask = inspect.getattr_static if hasattr(type(value), "__getattr__") else getattr
         held = ("__func__", "__wrapped__", "fget", "func")
-        open_ends += [found for n in held if (found := getattr(value, n, None)) is not None]
+        open_ends += [found for n in held if (found := ask(value, n, None)) is not None]
 
 
 def _is_function(cell: CellType) -> bool:

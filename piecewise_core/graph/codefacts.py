@@ -19,9 +19,16 @@ from typing import Any
 from piecewise_core.graph.codedigests import TORCH, code_behind, code_digest, file_digest
 from piecewise_core.torch_compat.targets import marked_constant
 
-__all__ = ["CodeFact", "Found", "changed", "code_facts", "lists_attributes", "unaskable"]
+__all__ = [
+    "CodeFact",
+    "Found",
+    "changed",
+    "code_facts",
+    "lists_attributes",
+    "unaskable",
+]
 
-_OURS = "<piecewise"
+OURS = "<piecewise"
 """How the file names of code that core makes begin."""
 _LISTS_ALL = frozenset({"__dict__", "dir", "vars"})
 """Names by which a program looks at all that an object has, which nobody notes."""
@@ -52,7 +59,7 @@ def code_facts(codes: Iterable[CodeType], values: Iterable[Any] = ()) -> Found:
 
     ``values``: what is compared by its own digest; code that it holds need not be found by name.
     """
-    wanted = {code for code in codes if not code.co_filename.startswith((TORCH, _OURS))}
+    wanted = {code for code in codes if not code.co_filename.startswith((TORCH, OURS))}
     modules = _modules({code.co_filename for code in wanted})
     digested: set[CodeType] | None = None
     facts, unasked = set(), []
@@ -104,7 +111,7 @@ def lists_attributes(codes: Iterable[CodeType]) -> bool:
     return any(
         _LISTS_ALL.intersection(code.co_names)
         for code in codes
-        if not code.co_filename.startswith((TORCH, _OURS))
+        if not code.co_filename.startswith((TORCH, OURS))
     )
 
 
@@ -145,7 +152,7 @@ def _held(values: Iterable[Any]) -> Iterator[CodeType]:
     """The code that the digests of ``values`` are over."""
     bases: dict[type, None] = {}
     for value in values:
-        yield from _with_nested(inspect.unwrap(value) if callable(value) else value)
+        yield from _with_nested(value)
         kind = value if isinstance(value, type) else type(value)
         bases.update(dict.fromkeys(kind.__mro__))
     for base in bases:
@@ -155,7 +162,7 @@ def _held(values: Iterable[Any]) -> Iterator[CodeType]:
 
 
 def _with_nested(value: Any) -> Iterator[CodeType]:
-    for code in (*code_behind(value), *code_behind(getattr(value, "__func__", None))):
+    for code in code_behind(value):
         yield code
         yield from _nested(code)
 

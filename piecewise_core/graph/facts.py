@@ -10,7 +10,15 @@ from typing import Any
 
 from piecewise_core.graph.identity import VALUES, contents, identity, is_number, tensor_facts
 
-__all__ = ["Evaluated", "Fact", "Question", "Scope", "aliases", "answer_of", "readable"]
+__all__ = [
+    *("CHAIN", "LAST", "Evaluated", "Fact", "Question", "Scope", "aliases", "answer_of"),
+    *("item_of", "readable"),
+]
+
+_STEP = r"\.(\w+)|\['([^'\\]*)'\]|\[(\d+)\]"
+CHAIN = re.compile(rf"[LG](?:{_STEP})*")
+LAST = re.compile(rf"(?:{_STEP})\Z")
+"""Attributes and items of a name, which most expressions are, and the last of these steps."""
 
 Scope = dict[str, Any]
 """What expressions of facts are evaluated in: the traced frame's locals ``L`` and globals ``G``."""
@@ -27,8 +35,17 @@ class Evaluated(dict[str, Any]):
         self._scope = scope
 
     def __missing__(self, source: str) -> Any:
-        found = self[source] = eval(source, self._scope)
+        found = self[source] = self._value(source)
         return found
+
+    def _value(self, source: str) -> Any:
+        last = LAST.search(source) if CHAIN.fullmatch(source) else None
+        if last is None or source[: last.start()] in ("L", "G"):
+            return eval(source, self._scope)
+        before = source[: last.start()]
+        base = self[before] if before in self else self._value(before)
+        name, key, place = last.groups()
+        return getattr(base, name) if name else item_of(base, key if place is None else int(place))
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +71,13 @@ class Fact:
             return None
         asked = _asked(readable(self.source), self.question)
         return f"{asked} is {_shown(now)}, and was {_shown(self.answer)}"
+
+
+def item_of(base: Any, key: Any) -> Any:
+    """``base[key]``; a dict that makes what is asked for, a defaultdict, makes nothing here."""
+    if isinstance(base, dict) and hasattr(type(base), "__missing__") and key not in base:
+        raise KeyError(key)
+    return base[key]
 
 
 def aliases(values: Sequence[Any]) -> list[int]:

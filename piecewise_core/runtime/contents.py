@@ -12,7 +12,7 @@ import torch
 
 from piecewise_core.graph.entries import entries, items
 from piecewise_core.runtime.classes import is_heap
-from piecewise_core.runtime.watch import Poll, class_of
+from piecewise_core.runtime.watch import BYTES, Poll, class_of
 
 __all__ = ["OWN", "Found", "codes", "content_of", "globals_of", "of_container", "of_instance"]
 
@@ -25,6 +25,9 @@ _UNSEEN = frozenset(
     if ("hooks" in name and name not in ("_forward_hooks", "_forward_pre_hooks")) or "set" in name
 )
 """Of modules: hooks that no forward runs, and what torch notes beside those that it does."""
+
+_LARGE = 1 << 24
+"""Bytes up to which arrays are compared at every call."""
 
 Found = tuple[list[Any], list[Any]]
 """What to look into next, and what to watch."""
@@ -45,7 +48,18 @@ def of_container(value: Any) -> Found:
         return items(value), [Poll(value, "items", partial(set, value))]
     if isinstance(value, deque):
         return items(value), [Poll(value, "items", partial(items, value))]
+    if _bytes(value) is not None:
+        return [], [Poll(value, BYTES, partial(_bytes, value))]
     return [], []
+
+
+def _bytes(value: Any) -> bytes | None:
+    """What an array of numpy's or Python's library holds, of which code reads numbers."""
+    try:
+        memory = memoryview(value)
+        return memory.tobytes() if memory.nbytes <= _LARGE else None
+    except (TypeError, ValueError, NotImplementedError, BufferError):  # it is no array
+        return None
 
 
 def of_instance(value: Any) -> Found:

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import ast
 import functools
-import re
 from typing import Any, Protocol
 
-from piecewise_core.graph.facts import Scope
+from piecewise_core.graph.facts import CHAIN, LAST, Scope, item_of
 
 __all__ = ["Expressions", "Notes"]
-
-_STEP = r"\.(\w+)|\['([^'\\]*)'\]|\[(\d+)\]"
-_CHAIN = re.compile(rf"[LG](?:{_STEP})*")
-_LAST = re.compile(rf"(?:{_STEP})\Z")
 
 
 class Notes(Protocol):
@@ -44,13 +39,13 @@ class Expressions:
         """What ``source`` is now. Raises whatever evaluating it does."""
         if source in self._values:
             return self._values[source]
-        found = self._chain(source) if _CHAIN.fullmatch(source) else self._node(*_parsed(source))
+        found = self._chain(source) if CHAIN.fullmatch(source) else self._node(*_parsed(source))
         self._values[source] = found
         return found
 
     def _chain(self, source: str) -> Any:
         """Attributes and items of a name: most of all expressions, and quick to take apart."""
-        last = _LAST.search(source)
+        last = LAST.search(source)
         if last is None:
             return self._scope[source]
         base = self.value(source[: last.start()])
@@ -91,9 +86,10 @@ class Expressions:
         return found
 
     def _item(self, base: Any, key: Any, source: str) -> Any:
-        found = base[key]
-        if base is not self._scope["G"] and base is not self._scope["L"]:
-            self._notes.item(base, key, found, source)
+        if base is self._scope["G"] or base is self._scope["L"]:
+            return base[key]
+        found = item_of(base, key)
+        self._notes.item(base, key, found, source)
         return found
 
     def _call(self, node: ast.Call, source: str) -> Any:

@@ -44,7 +44,7 @@ _MOST = 50_000
 
 _LEAVES = (str, bytes, int, float, complex, type(None), ModuleType, torch.Tensor, CodeType)
 _LIBRARY = sys.stdlib_module_names - {
-    *("builtins", "collections", "types", "functools", "dataclasses", "enum"),
+    *("array", "builtins", "collections", "types", "functools", "dataclasses", "enum"),
     *("os", "_thread", "contextvars", "_contextvars", "weakref", "__main__"),
 }
 

@@ -134,6 +134,9 @@ class Reading:
             return there
         if what == "aliases":
             return aliases(value)
+        if what == "attributes":
+            self.holdings.all_keys(vars(value))
+            return tuple(vars(value))
         if what == "numpy":
             self._plainly(value)
             return (type(value), value.tobytes()) if is_number(value) else value

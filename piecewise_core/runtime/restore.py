@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import CellType
 from typing import Any
 
-from piecewise_core.runtime.watch import Poll, Which
+from piecewise_core.runtime.watch import BYTES, Poll, Which
 
 __all__ = ["restore"]
 
@@ -32,12 +32,24 @@ def restore(container: Any, was: Mapping[Any, Any]) -> None:
 def _polled(poll: Poll, answer: Any) -> None:
     if not isinstance(answer, tuple):  # there was none
         return
-    found = answer[1].tensor if isinstance(answer[1], Which) else answer[1]
+    found: Any = answer[1].tensor if isinstance(answer[1], Which) else answer[1]
     if poll.name == "items" and isinstance(poll.of, (set, deque)):
         poll.of.clear()
         (poll.of.extend if isinstance(poll.of, deque) else poll.of.update)(found)
+    elif poll.name == BYTES:
+        _fill(poll.of, found)
     elif poll.name not in ("items", "order", "get"):
         setattr(poll.of, poll.name, found)
+
+
+def _fill(array: Any, held: bytes) -> None:
+    if hasattr(array, "frombytes"):  # the library's
+        del array[:]
+        array.frombytes(held)
+    elif isinstance(array, bytearray):
+        array[:] = held
+    elif hasattr(array, "setflags"):  # numpy's
+        array[...] = type(array)(array.shape, array.dtype, held)
 
 
 def _attributes(kind: type, was: Mapping[str, Any]) -> None:

@@ -26,7 +26,7 @@ from piecewise_core.runtime.reached import reached
 from piecewise_core.runtime.readback import names_read
 from piecewise_core.runtime.restore import restore
 from piecewise_core.runtime.switches import switches
-from piecewise_core.runtime.watch import Poll, Switch, Watch, asked, identity
+from piecewise_core.runtime.watch import BYTES, Poll, Switch, Watch, asked, identity
 from piecewise_core.torch_compat.modules import unpatched
 
 __all__ = ["TreeState"]
@@ -82,6 +82,8 @@ class TreeState:
             for key in _differing(was, now):
                 if (name, key) not in self._counts or type(now.get(key)) is not int:
                     return _change_text(container, key, was, now)
+            if isinstance(container, dict) and list(was) != list(now):
+                return f"the entries of a {_kind(container)} are in another order"
             self._contents[name] = now
         return None
 
@@ -126,7 +128,7 @@ class TreeState:
         return {
             (identity(container), key): (f"{key!r} of a {_kind(container)}", now)
             for container, key, _, now in found
-            if key in read or not _is_data(now)
+            if key in read or key == BYTES or not _is_data(now)
         }
 
     def put_back(self) -> None:

@@ -18,7 +18,11 @@ from piecewise_core.graph.entries import entries, items
 from piecewise_core.runtime.dict_guard import native
 from piecewise_core.runtime.slowwatch import Asker
 
-__all__ = ["Outline", "Poll", "Switch", "Watch", "Which", "asked", "class_of", "identity"]
+__all__ = ["BYTES", "Outline", "Poll", "Switch", "Watch", "Which", "asked", "class_of", "identity"]
+
+
+BYTES = "bytes"
+"""The name of polls of arrays."""
 
 
 class Poll:

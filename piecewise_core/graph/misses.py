@@ -1,0 +1,85 @@
+"""What a trace looked for in vain: a miss that code catches leaves no guard of Dynamo's."""
+
+from __future__ import annotations
+
+import dis
+import inspect
+import itertools
+from collections.abc import Iterable, Iterator
+from types import CodeType, FunctionType, MethodType
+from typing import Any
+
+import torch
+
+from piecewise_core.graph.codedigests import TORCH
+from piecewise_core.graph.codefacts import OURS
+from piecewise_core.graph.facts import Evaluated
+
+__all__ = ["missed"]
+
+_MISSES = frozenset({"AttributeError", "KeyError", "LookupError", "Exception", "BaseException"})
+"""What is raised where something is not there; ``suppress`` catches it too."""
+_OF_MODULES = frozenset(vars(torch.nn.Module()))
+
+
+def missed(
+    values: Evaluated, met: Iterable[str], sources: Iterable[str], code: Iterable[CodeType]
+) -> Iterator[tuple[tuple[str, Any], Any]]:
+    """What is not there, and code that catches that may have looked for."""
+    names, constants = _names_missed(code)
+    for source in met if names else ():
+        value = values[source]
+        own = getattr(type(value), "__getattr__", None)
+        if own in (None, torch.nn.Module.__getattr__):  # no code that would run for each name
+            for name in sorted(names):
+                if inspect.getattr_static(value, name, names) is names and not hasattr(value, name):
+                    yield (source, ("HASATTR", name)), False
+    if constants is None:
+        return
+    held = itertools.chain.from_iterable(map(_plainly_held, values.values()))
+    keys = {*constants, *(v for v in held if type(v) in (str, int))}
+    for source in sources:
+        value = values[source]
+        owner, _, name = source.rpartition(".")
+        kept = name in _OF_MODULES and not isinstance(values.get(owner), torch.nn.ModuleDict)
+        if isinstance(value, dict) and not kept and not source.startswith("G['__builtins"):
+            for key in sorted(keys - dict.keys(value), key=repr):
+                yield (source, ("DICT_CONTAINS", key)), False
+
+
+def _plainly_held(value: Any) -> Iterator[Any]:
+    """``value``, and what a function takes where a call omits arguments."""
+    function = getattr(value, "__func__", value) if isinstance(value, MethodType) else value
+    yield function
+    if isinstance(function, FunctionType):
+        yield from (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+
+
+def _names_missed(codes: Iterable[CodeType]) -> tuple[set[str], set[Any] | None]:
+    """Attributes, and keys of dicts, that some of ``codes`` may look for and do without; or None.
+
+    A miss that is caught (``except KeyError``) leaves no guard. Where any code catches one, a key
+    may be a constant of any: a function may take it as an argument.
+    """
+    own = [code for code in codes if not code.co_filename.startswith((TORCH, OURS))]
+    catch = [code for code in own if _catches(code)]
+    if not catch:
+        return set(), None
+    keys = {key for code in own for key in code.co_consts if type(key) in (str, int)}
+    names = {*itertools.chain.from_iterable((*c.co_names, *c.co_consts) for c in catch)}
+    return {name for name in names if _is_name(name)}, keys
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value.isidentifier() and value[:2] != "__"
+
+
+def _catches(code: CodeType) -> bool:
+    """Whether it may catch what is raised where something is not there."""
+    if "suppress" in code.co_names or _MISSES.intersection(code.co_names):
+        return True
+    if not getattr(code, "co_exceptiontable", b""):  # Python 3.10 has none
+        return False
+    # ``except:`` compares with nothing; a ``with`` has a handler of its own.
+    found = {i.opname for i in dis.get_instructions(code)}
+    return "PUSH_EXC_INFO" in found and not found & {"CHECK_EXC_MATCH", "WITH_EXCEPT_START"}
