@@ -31,8 +31,8 @@ SHAPES = {"toy decoder": (32, 64), "Llama-1B's sizes": (16, 2048)}
 """Layers and hidden size. 32 layers are 33 pieces, which the target is for."""
 
 BATCH = 8
-ERROR = 0.03
-"""Of a result's largest number: what bfloat16's rounding makes of 32 layers at most."""
+ERROR = 0.1
+"""Of a result's largest number. Rounding stays below it; an input that is not the call's makes 1."""
 
 
 class Cut:

@@ -2,7 +2,7 @@
 
 ``make vllm``. Makes an environment in build/vllm, once, and starts engines on a small random Llama
 in it, each in a process and with caches of its own. Prints one JSON line last; exit status 1 if
-tokens differ, or if anything was compiled more than once.
+tokens differ, or if anything was compiled more than once. ``--upstream``: vLLM's own tests instead.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 import venv
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,6 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
 }
 """Name -> whose caches, options of tests/engine.py, environment."""
 
-
 ALONE = ("-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", str(HERE))
 """Not with the repository's settings, which name plugins of pytest's that are not there."""
 
@@ -60,8 +60,7 @@ def environment() -> Path:
     if done.exists() and done.read_text() == wanted:
         return python
     venv.EnvBuilder(with_pip=True, clear=True).create(HOME)
-    pip = _pip(python)
-    pins = (ROOT / "constraints.txt").read_text().splitlines()
+    pip, pins = _pip(python), (ROOT / "constraints.txt").read_text().splitlines()
     torch = next(line for line in pins if line.startswith("torch=="))
     _step(f"{torch}, then {VLLM} with its dependencies: some 2 GB, minutes")
     _run([*pip, "install", torch])
@@ -78,7 +77,6 @@ def engine(python: Path, name: str, model: Path) -> dict[str, Any]:
     """What one engine says of itself. Raises Failed."""
     caches, options, extra = CASES[name]
     begun = time.perf_counter()
-    _step(f"{name}: starting")
     said = _run(
         [str(python), str(HERE / "tests" / "engine.py"), str(model), json.dumps(options)],
         settings(RUNS / caches) | extra,
@@ -171,18 +169,20 @@ def show(result: dict[str, Any], found: dict[str, dict[str, Any]]) -> None:
 
 
 def theirs(python: Path, model: Path) -> dict[str, int]:
-    """Run vLLM's own tests with the plugin and without it, a line for each. Raises Failed."""
+    """Run vLLM's own tests with the plugin; those that fail, without it as well. Raises Failed."""
     _step("vLLM's own tests: source archive")
     folder = upstream.source(_pip(python), ROOT / "build" / "vllm-source", _run)
-    ends = {}
-    for caches, extra in (("own", PLUGIN_OFF), ("ours", {})):
-        _step(f"vLLM's own tests, {'with' if caches == 'ours' else 'without'} the plugin: minutes")
-        place = RUNS / f"upstream-{caches}"
-        shutil.rmtree(place, ignore_errors=True)
-        env = settings(place) | {"PIECEWISE_VLLM_MODEL": str(model)} | extra
-        run = functools.partial(_run, settings=env, may_fail=True)
-        ends[caches] = dict(upstream.tested(python, folder, run))
-    return upstream.show(ends["ours"], ends["own"])
+
+    def run(names: Iterable[str], caches: str, extra: dict[str, str]) -> dict[str, Any]:
+        _step(f"vLLM's own tests, {caches}: minutes")
+        shutil.rmtree(RUNS / caches, ignore_errors=True)
+        env = settings(RUNS / caches) | {"PIECEWISE_VLLM_MODEL": str(model)} | extra
+        started = functools.partial(_run, settings=env, may_fail=True)
+        return upstream.tested(python, folder, names, started)
+
+    ours = run([f"tests/{name}" for name in upstream.FILES], "upstream-ours", {})
+    failed = [name for name, outcome in ours.items() if outcome.kind == "failed"]
+    return upstream.show(ours, run(failed, "upstream-own", PLUGIN_OFF) if failed else {})
 
 
 def _pip(python: Path) -> list[str]:
@@ -221,7 +221,6 @@ def main() -> None:
     options = parser.parse_args()
     result: dict[str, Any] = {}
     try:
-        _step("environment in build/vllm")
         python = environment()
         model = RUNS / "model"
         _run([str(python), str(HERE / "tests" / "tiny.py"), str(model)])

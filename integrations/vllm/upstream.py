@@ -13,7 +13,7 @@ import re
 import shutil
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -57,9 +57,10 @@ CPU_FORM = (
 small random model is in the place of one from the hub."""
 
 REASONS = (
-    (r"LocalEntryNotFound|HF_HUB_OFFLINE|couldn't connect to|[Oo]ffline", "a model from the hub"),
+    (r"LocalEntryNotFound|couldn't connect to|[Oo]ffline", "a model from the hub"),
+    (r"inductor_graph_partition|(enable_if|decorator)\[True\]", "Inductor's cut, for CUDA graphs"),
 )
-"""What a test says that cannot run here -> what it needs."""
+"""Of a test's name, or what it says -> what it needs that is not here."""
 
 
 @dataclass(frozen=True)
@@ -95,54 +96,56 @@ def source(pip: list[str], home: Path, run: Callable[..., str]) -> Path:
 
 
 def outcomes(report: Path) -> dict[str, Outcome]:
-    """Test -> how it ended, from a report in JUnit's form."""
+    """Test -> how it ended, from a report in JUnit's form. A name is what pytest takes for one."""
     found = {}
     for case in ElementTree.parse(report).getroot().iter("testcase"):
-        name = f"{case.get('classname', '').removeprefix('tests.')}::{case.get('name')}"
+        parts = case.get("classname", "").split(".")
+        module = max(i for i, part in enumerate(parts) if part.startswith("test_"))
+        file = "/".join(parts[: module + 1]) + ".py"
+        name = "::".join([file, *parts[module + 1 :], case.get("name", "")])
         ends = [e for e in case if e.tag in ("failure", "error", "skipped")]
         if not ends:
             found[name] = Outcome("passed")
             continue
         said = f"{ends[0].get('message') or ''}\n{ends[0].text or ''}".strip()
-        kind = "skipped" if ends[0].tag == "skipped" else "failed"
-        found[name] = Outcome(kind, said)
+        found[name] = Outcome("skipped" if ends[0].tag == "skipped" else "failed", said)
     return found
 
 
-def tested(python: Path, folder: Path, run: Callable[..., str]) -> Iterator[tuple[str, Outcome]]:
-    """Each test of each file and how it ended; ``run`` takes a command and where it is to run."""
-    for name in FILES:
-        report = folder / "report.xml"
-        report.unlink(missing_ok=True)
-        quiet = ("-q", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", str(folder))
-        command = [str(python), "-m", "pytest", *quiet, f"--junitxml={report}", f"tests/{name}"]
-        said = run(command, cwd=folder)
-        if report.exists():
-            yield from outcomes(report).items()
-        else:
-            yield name, Outcome("failed", "ended without a report: " + said[-300:])
+def tested(
+    python: Path, folder: Path, names: Iterable[str], run: Callable[..., str]
+) -> dict[str, Outcome]:
+    """Each test of ``names`` and how it ended; ``run`` takes a command and where it is to run.
+
+    Each is forked: what one compiles is shared by all of its process, and they count.
+    """
+    report = folder / "report.xml"
+    report.unlink(missing_ok=True)
+    quiet = ("-q", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", str(folder))
+    command = [str(python), "-m", "pytest", "--forked", *quiet, f"--junitxml={report}", *names]
+    said = run(command, cwd=folder)
+    return outcomes(report) if report.exists() else {"all": Outcome("failed", said[-300:])}
 
 
-def judged(ours: Outcome) -> tuple[str, str]:
+def judged(name: str, outcome: Outcome) -> tuple[str, str]:
     """Passed, failed or not applicable; and why."""
-    if ours.kind == "passed":
+    if outcome.kind == "passed":
         return "passed", ""
-    lines = ours.said.splitlines()
-    if ours.kind == "skipped":
-        return "not applicable", lines[0] if lines else ""
-    for pattern, needs in REASONS:
-        if re.search(pattern, ours.said):
-            return "not applicable", f"needs {needs}"
-    return "failed", lines[0] if lines else "no report"
+    lines = outcome.said.splitlines() or ["no report"]
+    if outcome.kind == "skipped":
+        return "not applicable", lines[0]
+    for pattern, why in REASONS:
+        if re.search(pattern, f"{name}\n{outcome.said}"):
+            return "not applicable", why
+    return "failed", lines[0]
 
 
-def show(ours: dict[str, Outcome], own: dict[str, Outcome]) -> dict[str, int]:
-    """Print a line for each test; returns how many ended how."""
+def show(ours: dict[str, Outcome], alone: dict[str, Outcome]) -> dict[str, int]:
+    """Print a line for each test; returns how many ended how. ``alone``: without the plugin."""
     counts: Counter[str] = Counter()
-    for name, outcome in ours.items():
-        verdict, why = judged(outcome)
-        alone = own.get(name, Outcome("no report")).kind
+    for name, outcome in sorted(ours.items()):
+        verdict, why = judged(name, outcome)
         counts[verdict] += 1
-        counts["passed with vLLM alone"] += alone == "passed"
-        print(f"{verdict:15} vLLM alone: {alone:10} {name}  {why[:110]}")
+        own = f" [vLLM alone: {alone[name].kind}]" if name in alone else ""
+        print(f"{verdict:15}{name.removeprefix('tests/')}  {why[:120]}{own}")
     return dict(counts)

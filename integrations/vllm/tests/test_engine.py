@@ -100,3 +100,17 @@ def test_offline_ranks_of_a_dense_model_are_refused_by_vllm_itself_at_the_start(
         done = subprocess.run(command, capture_output=True, text=True, env=env)
         assert done.returncode != 0
         assert "not supported/useful for dense models" in done.stderr
+
+
+def test_the_backend_cuts_where_it_is_told_and_equal_layers_share_code(warm):
+    cuts = "vllm::unified_attention_with_output", "vllm::unified_kv_cache_update"
+    by_name = {"VLLM_PLUGINS": "", "VLLM_USE_AOT_COMPILE": "0"}
+    found = served(
+        {"compilation": {"mode": 2, "backend": "piecewise"}},
+        **by_name,
+        PIECEWISE_SPLITTING_OPS=",".join(cuts),
+    )
+    assert found["tokens"] == warm["tokens"]
+    stats = found["stats"]
+    assert (stats["compilable_pieces"], stats["unique_pieces"]) == (5, 3)
+    assert len(found["graphs"]) == 1

@@ -114,3 +114,54 @@ def test_another_release_is_vllm_s_own_with_one_warning(tmp_path: Path, name, ve
     found = shown({}, PYTHONPATH=str(tmp_path))
     assert (found["platform"], found["backend"], found["mode"]) == ("CpuPlatform", "inductor", 2)
     assert found["all"].count(said) == 1
+
+
+VENDOR = """
+from piecewise_vllm.platform import Extended
+from vllm.platforms.cpu import CpuPlatform
+
+
+class PiecewiseAcme(Extended, CpuPlatform):
+    @classmethod
+    def get_static_graph_wrapper_cls(cls) -> str:
+        return "piecewise_vllm.wrapper.PiecewiseGraphWrapper"
+
+
+def platform() -> str:
+    return "acme.PiecewiseAcme"
+"""
+
+
+def test_a_vendor_s_platform_takes_compiler_and_wrapper_from_the_plugin(tmp_path: Path):
+    (tmp_path / "acme.py").write_text(VENDOR)
+    info = tmp_path / "acme-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[vllm.platform_plugins]\nacme = acme:platform\n")
+    found = shown({}, PYTHONPATH=str(tmp_path), VLLM_PLUGINS="acme")
+    assert (found["platform"], found["backend"], found["mode"]) == ("PiecewiseAcme", OURS, 3)
+
+
+UUIDS = """
+from piecewise_vllm.passes import UserPasses
+from vllm.compilation.passes.inductor_pass import InductorPass, pass_context
+from vllm.config.utils import Range
+
+def named(name):
+    return type(name, (InductorPass,), {"__call__": print, "uuid": lambda self: "same"})()
+
+found = set()
+for name in ("First", "Second", "Second"):
+    manager = UserPasses()
+    manager.add(named(name))
+    for end in (8, 32):
+        with pass_context(Range(1, end)):
+            found.add(manager.uuid())
+print(len(found))
+"""
+
+
+def test_passes_are_told_apart_by_class_and_range_where_they_call_themselves_the_same():
+    command = [sys.executable, "-c", UUIDS]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1:] == ["4"], done.stdout + done.stderr[-2000:]

@@ -21,4 +21,5 @@ class UserPasses(PostGradPassManager):  # type: ignore[misc]
 
     def uuid(self) -> str:
         within = str(get_pass_context().compile_range) if self.passes else ""
-        return str(InductorPass.hash_dict({"in": within, "of": [p.uuid() for p in self.passes]}))
+        of = [(type(each).__qualname__, each.uuid()) for each in self.passes]
+        return str(InductorPass.hash_dict({"in": within, "of": of}))
