@@ -32,7 +32,7 @@ SHAPES = {"toy decoder": (32, 64), "Llama-1B's sizes": (16, 2048)}
 
 BATCH = 8
 ERROR = 0.1
-"""Of a result's largest number. Rounding stays below it; an input that is not the call's makes 1."""
+"""Of a result's largest number: rounding stays below it, inputs of another call make about 1."""
 
 
 class Cut:

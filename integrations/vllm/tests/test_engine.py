@@ -114,3 +114,9 @@ def test_the_backend_cuts_where_it_is_told_and_equal_layers_share_code(warm):
     stats = found["stats"]
     assert (stats["compilable_pieces"], stats["unique_pieces"]) == (5, 3)
     assert len(found["graphs"]) == 1
+
+
+def test_a_model_that_is_not_to_be_cut_is_one_piece(warm):
+    found = served({"compilation": {"splitting_ops": []}})
+    assert found["tokens"] == warm["tokens"]
+    assert (found["stats"]["compilable_pieces"], found["asked"]) == (1, 1)

@@ -9,6 +9,7 @@ import inspect
 import logging
 import sys
 from importlib import import_module
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -453,19 +454,21 @@ def test_a_store_that_is_broken_costs_no_start_and_one_warning(engine, monkeypat
 
 
 @pytest.mark.parametrize("device_type", ["cpu"])
-def test_another_rank_and_a_second_start_load_what_one_process_compiled(
+def test_ranks_and_later_starts_load_what_one_compiled_unless_it_is_broken(
     engine, monkeypatch, tmp_path
 ):
     monkeypatch.setenv("PIECEWISE_CACHE_MODE", "readwrite")
     monkeypatch.setenv("PIECEWISE_CACHE_DIR", str(tmp_path))
     x, found = torch.randn(2, 8), []
-    for _ in range(2):
+    for broken in (False, False, True):
+        for file in filter(Path.is_file, tmp_path.rglob("*") if broken else ()):
+            file.write_bytes(b"broken" * 100)
         engine("engine").compiler.cache_clear()  # as in another process
         served = Served(engine, 1, sizes=((1, 4),))
         torch.testing.assert_close(Engine(served).forward(x, tokens=2), served.model(x))
         stats = engine("engine").compiler("cpu", True).stats()
         found.append((stats.compilations, stats.cache_hits))
-    assert found == [(2, 0), (0, 2)]
+    assert found == [(2, 0), (0, 2), (2, 0)]
 
 
 @pytest.mark.parametrize("device_type", ["cpu"])
