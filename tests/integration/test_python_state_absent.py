@@ -252,3 +252,38 @@ def test_what_torch_writes_through_an_array_of_numpy_is_written_once_a_call():
     for call in range(1, 5):
         x = torch.randn(4, 2)
         torch.testing.assert_close(fast(x), x * call)
+
+
+def state():
+    return types.SimpleNamespace(
+        first=torch.ones(2), inner=types.SimpleNamespace(held=[torch.zeros(2)])
+    )
+
+
+def replace(held):
+    held.first = torch.full((2,), 3.0)
+
+
+def replace_inside(held):
+    held.inner.held[0] = torch.full((2,), 7.0)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_tensor_that_an_object_gets_in_place_of_another_is_read_by_a_recorded_function(given):
+    held = state()
+
+    def with_argument(x, held):
+        return x * held.first + held.inner.held[0]
+
+    def with_closure(x):
+        return with_argument(x, held)
+
+    fn, more = (with_argument, (held,)) if given else (with_closure, ())
+    fast = recorded(fn)
+    for change in (None, replace, replace_inside, lambda held: held.first.zero_()):
+        if change is not None:
+            change(held)
+        fast.restore()
+        for _ in range(2):
+            x = torch.randn(4, 2)
+            torch.testing.assert_close(fast(x, *more), fn(x, *more))
