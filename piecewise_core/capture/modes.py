@@ -21,6 +21,7 @@ from piecewise_core.torch_compat.dispatcher import (
     mode_stack,
     without_modes,
 )
+from piecewise_core.torch_compat.fakes import FakeTensor
 from piecewise_core.torch_compat.operators import HigherOrderOperator, schema_name
 
 __all__ = ["DataInSteps", "Functions", "Operators", "Watcher", "being_watched"]
@@ -140,6 +141,9 @@ class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args, kwargs = without_handles((args, kwargs or {}))
         if any(map(is_wrapper, tensors([*args, *kwargs.values()]))):
             return NotImplemented  # its class says what runs
+        if any(isinstance(t, FakeTensor) or t.is_meta for t in tensors([*args, *kwargs.values()])):
+            with without_modes():  # asked about a layout: a DTensor does, for each new size
+                return func(*args, **kwargs)
         if schema_name(func) == "_c10d_functional::_wrap_tensor_autograd":
             # It only makes a tensor of the kind that waits when it is first used.
             with without_modes():

@@ -8,7 +8,7 @@ other operators stay as they are, so that splitting ops and rewrites find them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import torch
@@ -20,7 +20,19 @@ from piecewise_core.graph.cleaning import fake_of
 from piecewise_core.graph.contexts import functorch_units, is_autocast_enter, is_autocast_exit
 from piecewise_core.graph.memory import storages, values
 from piecewise_core.graph.names import op_name, source_of
-from piecewise_core.graph.wrappers import is_wrapper, leaves, rebuilt
+from piecewise_core.graph.wrapped import (
+    Later,
+    Value,
+    Wrapped,
+    called,
+    is_wrapped,
+    leaves_of,
+    node_of,
+    with_early,
+    wrapped_in,
+)
+from piecewise_core.graph.wrappers import is_wrapper, keeps_more, leaves, rebuilt
+from piecewise_core.torch_compat.fakes import FakeTensor
 from piecewise_core.torch_compat.pytree import tree_flatten, tree_unflatten
 from piecewise_core.torch_compat.targets import enter_autocast, exit_autocast
 
@@ -28,9 +40,6 @@ __all__ = ["unwrap"]
 
 _MOST = 1024
 """Elements of a tensor that a wrapper's class makes of numbers."""
-
-Value = Any
-"""What a node gave: nodes, or containers of them, with a `_Wrapped` for each wrapper."""
 
 
 def unwrap(module: torch.fx.GraphModule) -> None:
@@ -42,14 +51,6 @@ def unwrap(module: torch.fx.GraphModule) -> None:
     nodes = list(module.graph.nodes)
     if any(is_wrapper(v) for n in nodes for v in values(n.meta.get("example_value"))):
         _Unwrapping(module).run(nodes)
-
-
-class _Wrapped:
-    """A wrapper as ``like`` around what ``nodes`` give."""
-
-    def __init__(self, like: torch.Tensor, nodes: Sequence[torch.fx.Node]) -> None:
-        self.like = like
-        self.nodes = list(nodes)
 
 
 class _Unwrapping:
@@ -86,7 +87,7 @@ class _Unwrapping:
                 node.meta["example_value"] = fake_of(node)
         elif node.op == "output":
             found = next(v for v in map(self._values.get, node.all_input_nodes) if v is not None)
-            kind = next(type(w.like).__name__ for w in _wrapped(found))
+            kind = next(type(w.like).__name__ for w in wrapped_in(found))
             raise UnsupportedOutput(
                 f"the result holds a {kind}, a tensor that wraps others, which no graph gives; "
                 "return a plain tensor made of it"
@@ -96,7 +97,7 @@ class _Unwrapping:
         else:
             self._write_out(node)
 
-    def _opened(self, node: torch.fx.Node) -> _Wrapped:
+    def _opened(self, node: torch.fx.Node) -> Wrapped:
         """One placeholder for each tensor in the wrapper that ``node`` stands for."""
         like = node.meta["example_value"]
         found = []
@@ -105,40 +106,53 @@ class _Unwrapping:
                 made = self._graph.placeholder(f"{node.name}_{i}")
                 made.meta = {**node.meta, "example_value": leaf}
                 found.append(made)
-        return _Wrapped(like, found)
+        return Wrapped(like, found)
 
     def _write_out(self, node: torch.fx.Node) -> None:
         """Put what ``node`` does with the tensors inside in its place."""
         given = {used: self._values.get(used, used) for used in node.all_input_nodes}
+        like = node.meta.get("example_value")
+        if is_wrapper(like) and keeps_more(like):
+            if len(node.users) > 1:  # what one of them writes, another would not see
+                raise self._refusal(node, "several take it before it is reduced")
+            self._replace(node, Later(like, node, given))
+            return
+        first = with_early(given)
+        given = {n: v for n, v in first.items() if not isinstance(v, Later)}
         flat, shape = tree_flatten(list(given.values()))
-        plain = [n for value in flat for n in (value.nodes if _is_wrapped(value) else [value])]
+        plain = [n for value in flat for n in (value.nodes if is_wrapped(value) else [value])]
         results: list[Any] = []
 
         def run(*tensors: Any) -> list[Any]:
             left = iter(tensors)
-            made = [rebuilt(v.like, left) if _is_wrapped(v) else next(left) for v in flat]
+            made = [rebuilt(v.like, left) if is_wrapped(v) else next(left) for v in flat]
             before = [leaves(t) for t in made if is_wrapper(t)]
             args = dict(zip(given, tree_unflatten(made, shape), strict=True))
-            result = _called(node, args)
+            for early in first:
+                if early not in args:
+                    args[early] = called(early, args)
+            result = called(node, args)
             after = [leaves(t) for t in made if is_wrapper(t)]
             if [[*map(id, a)] for a in before] != [[*map(id, a)] for a in after]:
                 raise _Replaced
             results[:] = tree_flatten(result)
-            return [leaf for t in results[0] for leaf in _leaves(t)]
+            return [leaf for t in results[0] for leaf in leaves_of(t)]
 
         examples = [n.meta.get("example_value") for n in plain]
         if any(example is None for example in examples):
             raise self._refusal(node, "it runs a function that it is given")
         try:
-            # A lambda: make_fx counts the parameters of a bound forward wrongly.
-            traced = make_fx(lambda *a: run(*a), _allow_non_fake_inputs=True)(*examples)
+            # A lambda: make_fx counts the parameters of a bound forward wrongly. In the mode: what
+            # classes make of numbers by setting items has no mode but the one that is active.
+            with next((v.fake_mode for v in examples if isinstance(v, FakeTensor)), nullcontext()):
+                traced = make_fx(lambda *a: run(*a), _allow_non_fake_inputs=True)(*examples)
         except PiecewiseError:
             raise
         except Exception as error:
             raise self._refusal(node, f"{type(error).__name__}: {error}") from error
         made = iter(self._grafted(node, traced, plain))
         parts = [
-            _Wrapped(t, [next(made) for _ in leaves(t)]) if is_wrapper(t) else _next(t, made)
+            Wrapped(t, [next(made) for _ in leaves(t)]) if is_wrapper(t) else node_of(t, made)
             for t in results[0]
         ]
         self._replace(node, tree_unflatten(parts, results[1]))
@@ -185,7 +199,7 @@ class _Unwrapping:
 
     def _refusal(self, node: torch.fx.Node, why: str) -> TraceFailed:
         inside = (self._values.get(used) for used in node.all_input_nodes)
-        kinds = dict.fromkeys(type(w.like).__name__ for value in inside for w in _wrapped(value))
+        kinds = dict.fromkeys(type(w.like).__name__ for value in inside for w in wrapped_in(value))
         place = source_of(node)
         return TraceFailed(
             f"{op_name(node)} of a {', '.join(kinds)}{', at ' + place if place else ''}, cannot be "
@@ -207,32 +221,6 @@ class _Replaced(Exception):
         return "it puts another tensor into one that it is given"
 
 
-def _called(node: torch.fx.Node, values_of: dict[torch.fx.Node, Any]) -> Any:
-    args, kwargs = map_arg((node.args, node.kwargs), values_of.__getitem__)
-    if node.op == "call_method":
-        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    target: Any = node.target
-    return target(*args, **kwargs)
-
-
 def _close(opened: dict[torch.fx.Node, Any], node: Any) -> None:
     if node in opened:
         exit_autocast(opened.pop(node))
-
-
-def _is_wrapped(value: Any) -> bool:
-    return isinstance(value, _Wrapped)
-
-
-def _wrapped(value: Value) -> list[_Wrapped]:
-    return [v for v in tree_flatten(value)[0] if isinstance(v, _Wrapped)]
-
-
-def _leaves(value: Any) -> list[Any]:
-    return leaves(value) if isinstance(value, torch.Tensor) else [value]
-
-
-def _next(value: Any, made: Any) -> Any:
-    """The node of a result; a plain number stands for itself."""
-    found = next(made)
-    return found if isinstance(found, torch.fx.Node) else value

@@ -19,6 +19,7 @@ __all__ = [
     "held_by",
     "in_slots",
     "is_wrapper",
+    "keeps_more",
     "kind_of",
     "leaves",
     "rebuilt",
@@ -32,6 +33,15 @@ _SLOT = MemberDescriptorType
 def is_wrapper(value: Any) -> bool:
     """Whether ``value`` is a tensor made of other tensors."""
     return isinstance(value, torch.Tensor) and is_traceable_wrapper_subclass(value)
+
+
+def keeps_more(wrapper: torch.Tensor) -> bool:
+    """Whether a wrapper keeps a tensor besides those that it says it holds.
+
+    A DTensor of rows that were looked up in a share of a table does, until it is reduced: which
+    rows were its own.
+    """
+    return any(hasattr(p, "mask_buffer") for p in getattr(wrapper, "placements", ()))
 
 
 def held_by(wrapper: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -183,8 +183,6 @@ class _Attempt:
         except Exception as error:
             if self._ended is not None:
                 raise self._ended from error
-            if self._ranks.meeting is None:
-                raise
             self._outcome("its end", error)
             raise
         try:
@@ -206,7 +204,9 @@ class _Attempt:
             raise
 
     def _outcome(self, at: str, error: Exception | None) -> None:
-        """Hear how the others fare. Raises what all raise."""
+        """Hear how the others fare. Raises what all raise; where this rank is alone, nothing."""
+        if self._ranks.meeting is None:
+            return
         failed = None
         if error is not None:
             failed = [isinstance(error, OutOfGraphMemory) or _is_memory(error), error_text(error)]

@@ -18,6 +18,7 @@ import torch.distributed._functional_collectives as functional
 import piecewise_core as pw
 from piecewise_core.testing import SimulatedPlatform
 
+EXCHANGE = "collective_programs::routed"
 ROWS = {"x": {0: pw.Dim("rows", max=8)}}
 
 
@@ -41,6 +42,10 @@ def scattered(x):
 def coalesced(x):
     a, b = functional.all_reduce_coalesced([x * 2, x + 1], "sum", dist.group.WORLD)
     return a - b.sin()
+
+
+def exchanged(x):
+    return functional.all_to_all_single(x + 1, None, None, dist.group.WORLD) * 2
 
 
 def waited_late(x):
@@ -82,6 +87,36 @@ def gathered_into_a_list(x):
     return parts[0] - parts[1] * 2
 
 
+def exchanged_in_place(x):
+    y = x + 1
+    out = torch.empty_like(y)
+    dist.all_to_all_single(out, y)
+    return out * 2
+
+
+@torch.library.custom_op("collective_programs::routed", mutates_args=())
+def routed(x: torch.Tensor) -> torch.Tensor:
+    """As many rows to each rank as the values say; what came, and rows of zeros behind it."""
+    here = int(x.sum()) % x.shape[0]
+    counts = torch.tensor([here, x.shape[0] - here])
+    coming = torch.empty_like(counts)
+    dist.all_to_all_single(coming, counts)
+    out = x.new_empty(int(coming.sum()), x.shape[1])
+    dist.all_to_all_single(out, x.contiguous(), coming.tolist(), counts.tolist())
+    room = x.new_zeros(2 * x.shape[0], x.shape[1])
+    room[: out.shape[0]] = out
+    return room
+
+
+@routed.register_fake
+def _(x):
+    return x.new_empty(2 * x.shape[0], x.shape[1])
+
+
+def by_experts(x):
+    return routed(x * 2).sin() + x.repeat(2, 1)
+
+
 def handled(x):
     y = x * 2
     work = dist.all_reduce(y, async_op=True)
@@ -108,9 +143,18 @@ def by_turns(x):
     return y + x
 
 
-FUNCTIONAL = [summed, summed_twice, gathered, scattered, coalesced, waited_late, viewed]
+FUNCTIONAL = [summed, summed_twice, gathered, scattered, coalesced, exchanged, waited_late, viewed]
 IN_PLACE = [
-    *(in_place, into_the_argument, broadcast, gathered_into_a_list, handled, two_handles, by_turns),
+    *(
+        in_place,
+        into_the_argument,
+        broadcast,
+        gathered_into_a_list,
+        exchanged_in_place,
+        handled,
+        two_handles,
+        by_turns,
+    ),
 ]
 SPLITS = {
     "none": (),
@@ -118,6 +162,7 @@ SPLITS = {
     "collectives": (
         *("_c10d_functional::all_reduce", "_c10d_functional::all_gather_into_tensor"),
         *("_c10d_functional::reduce_scatter_tensor", "_c10d_functional::all_reduce_coalesced"),
+        "_c10d_functional::all_to_all_single",
     ),
 }
 
@@ -148,6 +193,20 @@ def ways(devices=("simulated", "cpu")):
                         platform(device),
                     ),
                 )
+        yield (
+            f"compiled by_experts cut at their exchange on {device}",
+            by_experts,
+            lambda device=device: pw.compile(
+                by_experts, config(compiler="eager", splitting_ops=(EXCHANGE,)), platform(device)
+            ),
+        )
+        yield (
+            f"recorded by_experts cut at their exchange on {device}",
+            by_experts,
+            lambda device=device: pw.record(
+                by_experts, config(splitting_ops=(EXCHANGE,)), platform(device)
+            ),
+        )
         yield (
             f"compiled summed whole on {device}",
             summed,

@@ -122,3 +122,21 @@ def test_a_backward_pass_is_served_right_and_leaves_no_capture_behind(fn, splits
     assert bool(fast.stats().calls["replayed"]) is (not splits)
     x = torch.ones(2, 2)
     assert torch.equal(x + 1, x * 2)
+
+
+def strided(x):
+    return x * torch.empty((*x.shape, 2), device="meta").stride()[0]
+
+
+def summed(x):
+    return x * torch.empty((*x.shape, 2), device="meta").expand(3, -1, -1, -1).sum(0).shape[1]
+
+
+@pytest.mark.parametrize("asks", [strided, summed])
+@DEVICES
+def test_layouts_that_are_asked_of_tensors_without_data_are_no_work(device, asks):
+    fast = recorded(asks, device)
+    for turn in range(3):
+        x = torch.rand(4, 2) + turn
+        assert torch.equal(fast(x), asks(x))
+    assert fast.stats().calls["replayed"] == 3

@@ -46,6 +46,14 @@ def test_a_rank_alone_does_as_it_would_without_others():
         ranks.own_up()
 
 
+def test_a_rank_whose_model_reduces_nothing_makes_attempts_alone():
+    (rank,) = team(1)
+    rank.meeting = None
+    assert rank.jointly("a capture", lambda: 3, lambda made: None) == 3
+    with pytest.raises(ZeroDivisionError):
+        rank.jointly("a capture", lambda: 1 / 0, lambda made: None)
+
+
 def test_what_one_is_not_ready_for_none_does():
     first, second = team(2)
     calls = (lambda: first.all("a capture", True), lambda: second.all("a capture", False))

@@ -68,7 +68,10 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call,misc,unused-
         with without_modes():
             # Sizes and strides as they are now, whatever becomes of the tensor objects.
             fixed_args, fixed_kwargs = pytree.tree_map_only(torch.Tensor, _fixed, (args, kwargs))
-        result = self._placed(func(*args, **kwargs), memory)
+        made = func(*args, **kwargs)
+        if any(t.is_meta for t in _tensors(made)):
+            return made  # a layout that was asked for: there is no data to repeat
+        result = self._placed(made, memory)
         if not schema_of(func).name.startswith(_ALLOCATES):
             self._note(partial(func, *fixed_args, **fixed_kwargs), memory, result, schema_of(func))
         return result
