@@ -97,6 +97,8 @@ class Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
             views = [self._shadows.of(t) for t in given]
             ran_args, ran_kwargs = _replaced((args, kwargs), views)
             ran = func(*ran_args, **ran_kwargs)
+            if isinstance(ran, torch.Tensor) and ran.is_meta:
+                return ran  # a layout that was asked for
             if torch.Tag.inplace_view in func.tags:
                 self._reshape(func, args, kwargs)
                 return args[0]
