@@ -111,7 +111,7 @@ class _Unwrapping:
     def _write_out(self, node: torch.fx.Node) -> None:
         """Put what ``node`` does with the tensors inside in its place."""
         given = {used: self._values.get(used, used) for used in node.all_input_nodes}
-        like = node.meta.get("example_value")
+        like: Any = node.meta.get("example_value")
         if is_wrapper(like) and keeps_more(like):
             if len(node.users) > 1:  # what one of them writes, another would not see
                 raise self._refusal(node, "several take it before it is reduced")
