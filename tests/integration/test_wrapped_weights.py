@@ -302,13 +302,33 @@ def test_a_wrapped_weight_is_served_by_inductor_and_static_plans_of_the_cpu():
     assert_serves(fast, made)
 
 
-def test_a_wrapped_weight_is_served_through_torch_compile():
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"compiler": "eager"},
+        {"compiler": "eager", "capture_sizes": (3, 5)},
+        pytest.param({}, marks=pytest.mark.inductor),
+    ],
+)
+def test_a_wrapped_weight_is_served_through_torch_compile(options):
     made = model()
-    options = {"compiler": "eager"}
     fast = torch.compile(made, backend="piecewise", options=options, dynamic=True)
     for change in (lambda m: None, replaced, inner_replaced, context_changed):
         change(made)
         assert_serves(fast, made, (3, 5))
+
+
+def test_at_torch_compiles_door_a_wrapper_may_be_the_result(caplog):
+    def doubled(x, w):
+        return x @ w.t() * 2, w.detach()
+
+    fast = torch.compile(doubled, backend="piecewise", options={"compiler": "eager"}, dynamic=True)
+    held, x = scaled(), torch.randn(3, 8)
+    got, kept = fast(x, held)
+    assert torch.equal(got, doubled(x, held)[0])
+    assert type(kept) is Scaled
+    assert torch.equal(kept.whole, held.whole)
+    assert "a graph runs as written: the result holds a Scaled" in caplog.text
 
 
 def test_verification_finds_nothing_wrong():

@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 
+from piecewise_core.errors import PiecewiseError
 from piecewise_core.frontend.door.facts import DynamoGraph, facts
 from piecewise_core.frontend.door.graph import DoorGraph
 from piecewise_core.frontend.door.make import make
 from piecewise_core.frontend.door.memory import DoorMemories
 from piecewise_core.frontend.door.options import asked
+from piecewise_core.frontend.door.wrapped import has_wrappers, unwrapped, with_leaves
 from piecewise_core.graph.names import source_of
 from piecewise_core.graph.quantized import quantizing, taking_nested
 
@@ -47,9 +49,16 @@ class _Door:
         if node is not None:
             self._tell(f"{node.target}: a graph that takes nested tensors runs as written")
             return graph
+        wraps = has_wrappers(graph.graph)
+        if wraps:
+            try:
+                graph = unwrapped(graph)
+            except PiecewiseError as error:
+                self._tell(f"a graph runs as written: {error}")
+                return graph
         made = make(graph, wanted, self._memories, self._tell)
         self._numbered[next(self._count)] = made
-        return made
+        return with_leaves(made) if wraps else made
 
     @property
     def graphs(self) -> list[DoorGraph]:
