@@ -98,7 +98,7 @@ def same_value(a: Any, b: Any) -> bool:
     """
     if type(a) is not type(b):
         return False
-    if isinstance(a, slice):
+    if isinstance(a, (slice, range)):
         return all(map(same_value, (a.start, a.stop, a.step), (b.start, b.stop, b.step)))
     if isinstance(a, frozenset):
         return a == b and {(type(i), i) for i in a} == {(type(i), i) for i in b}
@@ -106,4 +106,6 @@ def same_value(a: Any, b: Any) -> bool:
         return same_value(a.real, b.real) and same_value(a.imag, b.imag)
     if isinstance(a, float):
         return (a == b and math.copysign(1.0, a) == math.copysign(1.0, b)) or (a != a and b != b)
+    if hasattr(a, "tobytes"):  # a scalar of NumPy's
+        return bool(a.tobytes() == b.tobytes())
     return bool(a == b)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,11 +35,14 @@ _PLAIN_TORCH = (torch.dtype, torch.device, torch.layout, torch.memory_format, to
 
 def is_plain(value: object) -> bool:
     """Whether ``value`` is immutable and compared by value: numbers, strings, dtypes, slices."""
-    if isinstance(value, slice):
+    if isinstance(value, (slice, range)):
         return all(is_plain(part) for part in (value.start, value.stop, value.step))
     if type(value) is frozenset:
         return all(is_plain(item) for item in value)
-    return isinstance(value, (*_PLAIN, *_PLAIN_TORCH)) or inspect.isclass(value)
+    if isinstance(value, (*_PLAIN, *_PLAIN_TORCH)) or inspect.isclass(value):
+        return True
+    numpy = sys.modules.get("numpy")  # its scalars are made anew by every expression
+    return numpy is not None and isinstance(value, (numpy.bool_, numpy.number))
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -145,3 +147,29 @@ def test_named_tensors_of_a_decorated_model_may_be_left_out():
     for rows in (3, 1):
         x = torch.randn(rows, 2)
         torch.testing.assert_close(fast(x), Masked()(x))
+
+
+@pytest.mark.parametrize("front", [pw.compile, pw.record])
+@pytest.mark.parametrize(
+    "values",
+    [
+        (np.float32(0.0), np.float32(-0.0)),
+        (np.float32("nan"), np.float32(2)),
+        (np.int8(2), np.int64(2)),
+        (range(2), range(0, 3, 2)),
+    ],
+)
+def test_scalars_of_numpy_and_ranges_are_constants_by_value(front, values):
+    def fn(x, s):
+        return x[:, 0] * sum(s) if type(s) is range else x.exp() / s
+
+    config = pw.Config(dynamic={"x": {0: pw.Dim("n", 0, 8)}}, compiler="eager", capture_sizes=(4,))
+    fast = front(fn, config, SimulatedPlatform())
+    with torch.inference_mode():
+        for value in values * 5:
+            x = torch.randn(4, 3)
+            made = copy.deepcopy(value)  # each expression makes one anew
+            got, wanted = fast(x, made), fn(x, value)
+            torch.testing.assert_close(got, wanted, equal_nan=True)
+            assert torch.equal(got.signbit(), wanted.signbit())
+    assert fast.stats().captures == 2
