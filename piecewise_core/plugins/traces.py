@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
-__all__ = ["watched_import"]
+__all__ = ["noted_changes", "watched_import"]
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +51,15 @@ def watched_import(who: object) -> Iterator[None]:
                 who,
                 printed.getvalue()[:200],
             )
+
+
+@contextmanager
+def noted_changes() -> Iterator[list[str]]:
+    """A list that holds, behind the block, what the block changed for the whole process."""
+    before: dict[str, Any] = _state()
+    changed: list[str] = []
+    yield changed
+    changed += _differences(before, _state())
 
 
 def _state() -> dict[str, Any]:
@@ -108,6 +117,9 @@ _READERS: Mapping[str, Callable[[], Any]] = {
 def _torch_state() -> dict[str, Any]:
     """Torch's settings, where torch is loaded; a plugin that loads it changes nothing else."""
     torch: Any = sys.modules.get("torch")
-    names = ("get_default_dtype", "get_num_threads", "is_grad_enabled", "get_default_device")
+    names = (
+        *("get_default_dtype", "get_num_threads", "is_grad_enabled", "get_default_device"),
+        *("get_float32_matmul_precision", "are_deterministic_algorithms_enabled"),
+    )
     readers = {n: getattr(torch, n, None) for n in names}
     return {f"torch.{n}()": r() if callable(r) else None for n, r in readers.items()}

@@ -137,7 +137,7 @@ class Case:
         same_kind = (got.shape, got.dtype) == (expected.shape, expected.dtype)
         loose = 1e-2 if got.dtype in (torch.float16, torch.bfloat16) else 1e-4
         slack = 0.0 if exact else loose
-        holds = same_kind and torch.allclose(got, expected, rtol=slack, atol=slack)
+        holds = same_kind and torch.allclose(got, expected, rtol=slack, atol=slack, equal_nan=True)
         self.require(holds, did, _shown(expected), _shown(got), change)
 
     # Tensors and graphs ----------------------------------------------------------------

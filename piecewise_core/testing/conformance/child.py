@@ -17,6 +17,7 @@ from typing import Any
 
 from piecewise_core.plugins import PluginEntry
 from piecewise_core.plugins.announce import announced
+from piecewise_core.plugins.compilers import brought_compiler
 from piecewise_core.plugins.registry import load
 from piecewise_core.plugins.traces import watched_import
 from piecewise_core.protocols import PlatformInfo
@@ -36,6 +37,7 @@ def main(task: str, entry: str, platform: str, file: str) -> None:
         "probe": _probe,
         "create": _create,
         "hash_factors": _hash_factors,
+        "load": _load,
     }
     Path(file).write_text(json.dumps(tasks[task](origin, platform)), encoding="utf-8")
 
@@ -127,6 +129,19 @@ def _create(entry: PluginEntry, platform: str) -> dict[str, Any]:
 
 def _hash_factors(entry: PluginEntry, platform: str) -> dict[str, str]:
     return dict(_info(entry, platform).create().compiler.hash_factors())
+
+
+def _load(entry: PluginEntry, name: str) -> Any:
+    """The first row of what the code in the file CONFORMANCE_HANDLE computes of six rows."""
+    infos = [info for info in announced(load(entry)) if info.name == name]
+    compiler: Any = infos[0].create().compiler if infos else brought_compiler(name)[0]
+    import torch
+
+    x = torch.sin(torch.arange(48, dtype=torch.float32) * 0.7).reshape(6, 8)
+    with torch.inference_mode():
+        code = compiler.load(Path(os.environ["CONFORMANCE_HANDLE"]).read_bytes())
+        found = code.run(x.to(infos[0].device_type if infos else "cpu"))[0][0]
+    return found.cpu().tolist()
 
 
 if __name__ == "__main__":

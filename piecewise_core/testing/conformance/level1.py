@@ -158,15 +158,23 @@ class Level1(Conformance):
     def test_results_of_two_calls_share_no_memory(self, case: Case) -> None:
         """Each call of compiled code returns tensors of its own."""
         _, fast, _ = dispatched(case)
-        first = fast(rows(case, 7))
-        kept = first.clone()
-        fast(rows(case, 7, start=1.0))
-        case.equal(
-            first,
-            kept,
-            "kept the result of one call and made another",
-            "allocate results at every call, or let core capture graphs for static ones",
-            exact=True,
+        found = [fast(rows(case, 7, start=float(call))) for call in range(10)]
+        kept = [result.clone() for result in found]
+        found += [fast(rows(case, 7, start=20.0 + call)) for call in range(10)]
+        for first, wanted in zip(found, kept, strict=False):
+            case.equal(
+                first,
+                wanted,
+                "kept the results of ten calls and made ten others",
+                "allocate results at every call, or let core capture graphs for static ones",
+                exact=True,
+            )
+        case.require(
+            len({result.data_ptr() for result in found}) == len(found),
+            "kept the results of twenty calls",
+            "twenty tensors in memory of their own",
+            "some of them lie in one memory",
+            "allocate results at every call; take none from a ring of buffers",
         )
 
     @conformance("L1", _COMPILE)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,10 +16,14 @@ from piecewise_core.testing.conformance.fresh import ask_fresh
 from piecewise_core.testing.conformance.level1 import INSIDE
 from piecewise_core.testing.conformance.marks import conformance
 from piecewise_core.testing.conformance.models import dispatched, rows, warmed
+from piecewise_core.testing.conformance.verdicts import NotClaimed
 
-__all__ = ["RNG", "Parts"]
+__all__ = ["ORDINARY", "RNG", "Parts"]
 
 _LOADED = "test_a_loaded_artifact_is_as_the_compiled_one"
+_KEPT = "test_kept_code_serves_a_second_model"
+ORDINARY = (INSIDE, "test_inputs_are_left_as_they_are", _LOADED, _KEPT)
+"""What fails where code is wrong about ordinary calls, or its store is; further tests rely on it."""
 RNG = "test_the_generator_is_the_device_s"
 
 
@@ -108,6 +114,31 @@ class Parts(Conformance):
             "no call of compile for the second",
             f"{len(counted.keys)} calls",
             "take in load() what handle() gave; raise only where the machine is another",
+        )
+
+    @conformance(
+        "L1",
+        "CompilerAdaptor.load",
+        claims=("CompilerAdaptor.load",),
+        relies_on=(_LOADED,),
+    )
+    def test_kept_code_serves_another_process(self, case: Case) -> None:
+        """What handle() gave is all that another process needs to run the code."""
+        subject = case.subject
+        if not (subject.entry or (subject.brought and subject.brought.module)):
+            raise NotClaimed("it was given as an object, which another process cannot make")
+        graph, fakes, context = _one_piece(rows(case, 6))
+        with context:
+            made = case.compiler.compile(graph, fakes, key="conformance", config=_config())
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "handle")
+            file.write_bytes(_bytes_of(made))
+            found = ask_fresh(subject, "load", CONFORMANCE_HANDLE=str(file)).found
+        case.equal(
+            torch.tensor(found),
+            (rows(case, 6) * 3)[0].cpu(),
+            "gave the bytes to load() in a fresh interpreter, and ran what it made",
+            "put all that the code needs into the bytes; keep no table in the process",
         )
 
     # Streams and memory -----------------------------------------------------------------

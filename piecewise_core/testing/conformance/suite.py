@@ -5,6 +5,8 @@ from __future__ import annotations
 from piecewise_core.testing.conformance.level0 import Level0
 from piecewise_core.testing.conformance.level1 import Level1
 from piecewise_core.testing.conformance.level1_answers import Answers
+from piecewise_core.testing.conformance.level1_memory import Ownership
+from piecewise_core.testing.conformance.level1_numbers import Numbers
 from piecewise_core.testing.conformance.level1_parts import Parts
 from piecewise_core.testing.conformance.level2_extras import Extras
 from piecewise_core.testing.conformance.level2_faults import Faults
@@ -19,7 +21,19 @@ __all__ = ["PlatformConformance"]
 
 # Pytest takes the tests of the last base first: levels run from L0 up.
 class PlatformConformance(
-    Level3, Inputs, Faults, Resets, Memory, Extras, Replays, Parts, Answers, Level1, Level0
+    Level3,
+    Inputs,
+    Faults,
+    Resets,
+    Memory,
+    Extras,
+    Replays,
+    Ownership,
+    Numbers,
+    Parts,
+    Answers,
+    Level1,
+    Level0,
 ):
     """Everything that a platform must keep, as tests.
 

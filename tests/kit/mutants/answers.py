@@ -84,7 +84,7 @@ class Kept(_Wrong):
         return CompiledGraph(graph.forward, lambda: source.encode())
 
     def load(self, handle):
-        scope = {"torch": torch}
+        scope = {"torch": torch, "device": torch.device}
         exec(handle.decode(), scope)
         return CompiledGraph(lambda *args: scope["forward"](None, *args), lambda: handle)
 

@@ -19,21 +19,17 @@ __all__ = ["PLUGINS", "installed"]
 _PLUGIN = """
 import os, sys
 from piecewise_core.hookspecs import hookimpl
-from piecewise_core.protocols import Capabilities, CompiledGraph, PlatformInfo, Probe
-
-class Runtime:
-    def current_stream(self): return None
-    def new_stream(self): return None
-    def stream(self, stream): raise NotImplementedError
-    def synchronize(self): pass
+from piecewise_core.protocols import Capabilities, CompiledGraph, NoStreams, PlatformInfo, Probe
 
 class Compiler:
     name = "mutant"
     def compile(self, graph, example_inputs, *, key, config): return CompiledGraph(graph.forward)
     def hash_factors(self): return {{}}
 
+{compiler}
+
 class Mutated:
-    device, graphs, compiler, capabilities = Runtime(), None, Compiler(), Capabilities()
+    device, graphs, compiler, capabilities = NoStreams(), None, Compiler(), Capabilities()
 
 PROBES = []
 
@@ -68,11 +64,19 @@ def installed(
     entry: str = "mutant",
     name: str = "mutant",
     module: str | None = None,
+    compiler: str = "",
 ) -> Iterator[str]:
     """A distribution with an entry point, on the path for as long as the context lasts."""
     stem = f"piecewise_mutant_{next(_NUMBERS)}"
     source = _PLUGIN.format(
-        top=top, available=available, reason=reason, create=create, hook=hook, api=api, name=name
+        top=top,
+        available=available,
+        reason=reason,
+        create=create,
+        hook=hook,
+        api=api,
+        name=name,
+        compiler=compiler,
     )
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, f"{stem}.py").write_text(source, encoding="utf-8")
@@ -95,6 +99,19 @@ def installed(
 def _plugin(what: str, fails: str, **changes: str) -> Mutant:
     return Mutant(what, fails, partial(installed, **changes), level="L0")
 
+
+_TABLE = """
+class Compiler(Compiler):
+    made = {}
+
+    def compile(self, graph, example_inputs, *, key, config):
+        handle = str(len(self.made)).encode()
+        self.made[handle] = graph.forward
+        return self.load(handle)
+
+    def load(self, handle):
+        return CompiledGraph(self.made[handle], lambda: handle)
+"""
 
 _BOUND = "assert PROBES[-1:] in ([], [os.getpid()]), 'initialised in another process'"
 
@@ -167,5 +184,11 @@ PLUGINS = (
         "a probe with another reason every time",
         "test_selecting_it_by_name_works_or_says_why",
         reason="f'no board, try {len(PROBES)}'",
+    ),
+    Mutant(
+        "code that is kept as a place in a table of the process",
+        "test_kept_code_serves_another_process",
+        partial(installed, available="True", reason="'one board'", compiler=_TABLE),
+        level="L1",
     ),
 )

@@ -11,6 +11,8 @@ from mutants.compilers import COMPILERS
 from mutants.endurance import ENDURANCE
 from mutants.faults import FAULTS
 from mutants.memory import MEMORY
+from mutants.numbers import NUMBERS
+from mutants.ownership import OWNERSHIP
 from mutants.plugins import PLUGINS
 from mutants.replays import REPLAYS
 from piecewise_core.testing.conformance.marks import LEVELS
@@ -23,6 +25,8 @@ MUTANTS: tuple[Mutant, ...] = (
     *PLUGINS,
     *COMPILERS,
     *ANSWERS,
+    *NUMBERS,
+    *OWNERSHIP,
     *REPLAYS,
     *MEMORY,
     *FAULTS,

@@ -9,7 +9,7 @@ import pytest
 
 from piecewise_core.plugins.discovery import discover
 from piecewise_core.plugins.registry import load
-from piecewise_core.plugins.traces import watched_import
+from piecewise_core.plugins.traces import noted_changes, watched_import
 
 GOOD = """
 import {needs}
@@ -101,3 +101,20 @@ def test_a_plugin_that_fails_on_import_is_told_of_too(caplog):
     with pytest.raises(OSError, match="no board"), watched_import("acme 3.2"):
         fail()
     assert "printed 'looking for a board" in caplog.text
+
+
+def test_what_a_block_changes_is_noted_with_torch_s_settings(monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setenv("ACME_HOME", "before")
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    try:
+        with noted_changes() as changed:
+            torch.set_num_threads(threads + 1)
+            torch.set_float32_matmul_precision("medium")
+        with noted_changes() as nothing:
+            torch.ones(2)
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(precision)
+    assert changed == ["torch.get_num_threads()", "torch.get_float32_matmul_precision()"]
+    assert nothing == []

@@ -21,7 +21,7 @@ class Compiler:
     def load(self, handle):
         import torch
 
-        scope = {"torch": torch}
+        scope = {"torch": torch, "device": torch.device}
         exec(handle.decode(), scope)
         return CompiledGraph(lambda *args: scope["forward"](None, *args), lambda: handle)
 
