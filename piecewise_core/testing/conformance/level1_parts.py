@@ -23,7 +23,7 @@ __all__ = ["ORDINARY", "RNG", "Parts"]
 _LOADED = "test_a_loaded_artifact_is_as_the_compiled_one"
 _KEPT = "test_kept_code_serves_a_second_model"
 ORDINARY = (INSIDE, "test_inputs_are_left_as_they_are", _LOADED, _KEPT)
-"""What fails where code is wrong about ordinary calls, or its store is; further tests rely on it."""
+"""Fail where code is wrong about ordinary calls, or about its store; further tests rely on them."""
 RNG = "test_the_generator_is_the_device_s"
 
 
