@@ -18,18 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-__all__ = ["Outcome", "outcomes", "show", "source", "tested"]
+__all__ = ["GROUPS", "Outcome", "outcomes", "show", "source", "tested"]
 
 VERSION = "0.32.0"
 BUILDS_WITH = ("setuptools<81", "setuptools-scm", "setuptools-rust", "wheel", "jinja2", "cmake")
 """pip asks the archive's setup.py for its dependencies before it lets the archive be had."""
 
-TESTED_WITH = ("tblib", "pytest-asyncio", "pytest-forked")
+TESTED_WITH = ("tblib", "pytest-asyncio")
 
 FILES = (
     "compile/test_aot_compile.py",
     "compile/test_codegen.py",
-    "compile/test_compile_ranges.py",
     "compile/test_compiler_interface.py",
     "compile/test_config.py",
     "compile/test_decorator.py",
@@ -44,6 +43,18 @@ FILES = (
     "v1/cudagraph/test_cudagraph_dispatch.py",
 )
 """Left out: fusions of CUDA kernels, several GPUs, H100s, and models of gigabytes."""
+
+RANGES = "compile/test_compile_ranges.py"
+APART = (
+    "test_compile_config_get_compile_ranges",
+    "test_compile_ranges",
+    "test_compile_sizes_produce_static_shapes",
+    "test_inductor_cache_compile_ranges",
+)
+"""Of RANGES, a process for each: they count what is compiled for equal pieces, which a process
+compiles once."""
+
+GROUPS = (FILES, *((f"{RANGES}::{name}",) for name in APART))
 
 CPU_FORM = (
     (r"\.cuda\(\)", ""),
@@ -86,7 +97,7 @@ def source(pip: list[str], home: Path, run: Callable[..., str]) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         (home / "unpacked" / f"vllm-{VERSION}").rename(folder)
     shutil.copytree(folder / "tests", home / "cpu" / "tests", dirs_exist_ok=True)
-    for name in FILES:
+    for name in (*FILES, RANGES):
         file = home / "cpu" / "tests" / name
         text = file.read_text(encoding="utf-8")
         for found, instead in CPU_FORM:
@@ -96,12 +107,12 @@ def source(pip: list[str], home: Path, run: Callable[..., str]) -> Path:
 
 
 def outcomes(report: Path) -> dict[str, Outcome]:
-    """Test -> how it ended, from a report in JUnit's form. A name is what pytest takes for one."""
+    """Test -> how it ended, from a report in JUnit's form. Names are those that tested() takes."""
     found = {}
     for case in ElementTree.parse(report).getroot().iter("testcase"):
         parts = case.get("classname", "").split(".")
         module = max(i for i, part in enumerate(parts) if part.startswith("test_"))
-        file = "/".join(parts[: module + 1]) + ".py"
+        file = "/".join(parts[1 : module + 1]) + ".py"
         name = "::".join([file, *parts[module + 1 :], case.get("name", "")])
         ends = [e for e in case if e.tag in ("failure", "error", "skipped")]
         if not ends:
@@ -115,16 +126,13 @@ def outcomes(report: Path) -> dict[str, Outcome]:
 def tested(
     python: Path, folder: Path, names: Iterable[str], run: Callable[..., str]
 ) -> dict[str, Outcome]:
-    """Each test of ``names`` and how it ended; ``run`` takes a command and where it is to run.
-
-    Each is forked: what one compiles is shared by all of its process, and they count.
-    """
+    """Each test of ``names`` and how it ended; ``run`` takes a command and where it is to run."""
     report = folder / "report.xml"
     report.unlink(missing_ok=True)
     quiet = ("-q", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", str(folder))
-    command = [str(python), "-m", "pytest", "--forked", *quiet, f"--junitxml={report}", *names]
-    said = run(command, cwd=folder)
-    return outcomes(report) if report.exists() else {"all": Outcome("failed", said[-300:])}
+    named = [f"tests/{name}" for name in names]
+    said = run([str(python), "-m", "pytest", *quiet, f"--junitxml={report}", *named], cwd=folder)
+    return outcomes(report) if report.exists() else {named[0]: Outcome("failed", said[-300:])}
 
 
 def judged(name: str, outcome: Outcome) -> tuple[str, str]:
@@ -147,5 +155,5 @@ def show(ours: dict[str, Outcome], alone: dict[str, Outcome]) -> dict[str, int]:
         verdict, why = judged(name, outcome)
         counts[verdict] += 1
         own = f" [vLLM alone: {alone[name].kind}]" if name in alone else ""
-        print(f"{verdict:15}{name.removeprefix('tests/')}  {why[:120]}{own}")
+        print(f"{verdict:15}{name}  {why[:120]}{own}")
     return dict(counts)
