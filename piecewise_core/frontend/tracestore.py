@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.distributed
+from torch.nn.parameter import is_lazy
 
 from piecewise_core.config import Config
 from piecewise_core.errors import PiecewiseError, StoreError
@@ -165,6 +166,8 @@ def _fixed(fn: Callable[..., Any], config: Config, structure: Structure) -> dict
     of = place_of(named) or f"{named.__module__}.{getattr(named, '__qualname__', named)}"
     modules = [m for root in roots_of(fn) for m in root.modules()]
     tensors = [t for m in modules for t in (*m.parameters(False), *m.buffers(False))]
+    if any(map(is_lazy, tensors)):
+        raise NotSavable("the model has parameters that get their shape at its first call")
     layouts = (f"{t.dtype} {t.device.type} {tuple(t.shape)} {t.stride()}" for t in tensors)
     kinds = (f"{type(m).__module__}.{type(m).__qualname__} {m.training}" for m in modules)
     return {

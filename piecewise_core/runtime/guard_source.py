@@ -43,8 +43,8 @@ def guard_function(
                 some.append(tensor)
             owners[id(owner)] = owner
         # Attributes of a module's own __dict__; and a single element that was replaced by an
-        # equal one compares equal.
-        apart = [place for place in known if place.holder == "" or tensor.numel() == 1]
+        # equal one compares equal. A scripted module's are in no dict that could be watched.
+        apart = [p for p in known if p.holder == "" or tensor.numel() == 1 or not _is_dict(p)]
         tests += [f"{_item(names, place)} is not {_name(names, tensor)}" for place in apart]
     tests += _wrapper_tests(names, wrappers)
     tests += [_anchor_test(names, anchor) for anchor in anchors]
@@ -85,10 +85,15 @@ class _Kept:
         some: Sequence[torch.Tensor],
     ) -> None:
         pairs = zip(tensors, places, strict=True)
-        entries = [(p.dictionary(), p.key, t) for t, known in pairs for p in known if p.holder]
-        entries += [(p.dictionary(), p.key, t) for p, t in wrappers if p is not None and p.holder]
+        held = [(p, t) for t, known in pairs for p in known] + [*wrappers]
+        entries = [
+            (p.dictionary(), p.key, t)
+            for p, t in held
+            if p is not None and p.holder and _is_dict(p)
+        ]
         self._kinds = [(tensor, kind_of(tensor)) for _, tensor in wrappers]
         parents = [m._modules for root in roots for m in root.modules() if m._modules]
+        parents = [p for p in parents if isinstance(p, dict)]
         self._children = [(children, list(children.values())) for children in parents]
         self._entries = entries
         found = [d for d, _, _ in entries] + parents + [vars(t) for t, _ in self._kinds]
@@ -147,6 +152,10 @@ def _name(names: dict[str, Any], value: Any) -> str:
     name = f"_pw_{id(value):x}"
     names[name] = value
     return name
+
+
+def _is_dict(place: Place) -> bool:
+    return isinstance(place.dictionary(), dict)
 
 
 def _item(names: dict[str, Any], place: Place) -> str:

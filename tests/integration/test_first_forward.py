@@ -327,3 +327,16 @@ def test_a_memo_whose_entries_move_at_every_call_is_refused_by_line(entries):
     with pytest.raises(UnsupportedSideEffect, match=wanted):
         fast(torch.ones(3, 2))
     assert list(memo) == list(entries)
+
+
+def test_a_lazy_module_gets_its_parameters_at_the_first_call():
+    with torch.inference_mode(False):
+        model = torch.nn.Sequential(torch.nn.LazyLinear(5), torch.nn.ReLU())
+    config = pw.Config(dynamic={"input": {0: pw.Dim("n", 0, 8)}}, compiler="eager")
+    fast = pw.compile(model, config, platform="cpu")
+    with torch.no_grad():
+        for size in (3, 0, 4):
+            x = torch.randn(size, 2)
+            got = fast(x)
+            torch.testing.assert_close(got, model(x))
+    assert fast.stats().calls["compiled_range"] >= 2

@@ -146,3 +146,28 @@ def test_sizes_whose_calls_set_something_are_told_with_the_place():
             assert torch.equal(fast(x), model(x))
     assert fast.stats().calls["replayed"] == 0
     assert "each call sets 'last' of a dict, which a replay does not" in str(fast.explain())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_parameters_of_a_scripted_part_are_replayed_and_their_change_is_noticed():
+    class Scripted(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = torch.jit.script(torch.nn.Linear(3, 3))
+            self.outer = torch.nn.Linear(3, 3)
+
+        def forward(self, x):
+            return self.outer(self.inner(x))
+
+    model = Scripted()
+    config = pw.Config(dynamic={"x": {0: pw.Dim("n", 0, 8)}}, capture_sizes=(4,))
+    fast = pw.record(model, config, platform=SimulatedPlatform())
+    with torch.inference_mode():
+        for change in (None, None, "in place", "replaced"):
+            if change == "in place":
+                model.inner.weight.mul_(2)
+            elif change == "replaced":
+                model.inner.weight = torch.nn.Parameter(torch.ones(3, 3))
+            x = torch.randn(4, 3)
+            torch.testing.assert_close(fast(x), model(x))
+    assert fast.stats().calls["replayed"] == 3
