@@ -47,7 +47,7 @@ def holders_of(tensors: Sequence[torch.Tensor], starts: Iterable[Any]) -> list[A
         item, link = waiting.popleft()
         if id(item) in wanted:
             _keep(link, above, found)
-        if id(item) in above or (isinstance(item, (*_LEAVES, *_CODE)) and not is_wrapper(item)):
+        if id(item) in above or (isinstance(item, (*_LEAVES, *_CODE)) and not _holds(item)):
             continue
         above[id(item)] = link
         waiting.extend(_entries(item, link))
@@ -81,6 +81,11 @@ def _named(modules: Iterable[torch.nn.Module]) -> Iterator[tuple[dict[str, Any],
         others = [vars(m) for m in named if isinstance(m, ModuleType)]
         spaces = [fn.__globals__, *(held for held in others if not _is_torchs(held))]
         yield from ((held, name) for held in spaces for name in names if name in held)
+
+
+def _holds(item: Any) -> bool:
+    """Whether it is a tensor that holds others: made of them, or given them as attributes."""
+    return isinstance(item, torch.Tensor) and (is_wrapper(item) or bool(_attributes(item)))
 
 
 def _is_torchs(namespace: dict[str, Any]) -> bool:

@@ -101,6 +101,10 @@ class _Walk:
                 return
             value = waiting.popleft()
             if id(value) in self._seen or isinstance(value, _LEAVES):
+                if isinstance(value, torch.Tensor) and id(value) not in self._seen:
+                    self._seen[id(value)] = value
+                    yield vars(value)  # what somebody set on a parameter: its scale
+                    waiting.extend(vars(value).values())
                 continue
             if is_random(value) or _is_iterator(value) or _is_pool(value):
                 self._seen[id(value)] = value

@@ -85,7 +85,10 @@ class Reading:
                 self.holdings.keep(Poll(base, name, partial(getattr, base, name)))
         elif isinstance(base, FunctionType) and name in _PARTS:
             self.holdings.keep(base)
-        elif not isinstance(base, (torch.Tensor, MethodType)):
+        elif isinstance(base, torch.Tensor):  # what somebody set on a parameter: its scale
+            if name in vars(base):
+                self.holdings.entry(vars(base), name, value)
+        elif not isinstance(base, MethodType):
             self._of_instance(base, name, value)
 
     def _of_instance(self, base: Any, name: str, value: Any) -> None:

@@ -287,3 +287,38 @@ def test_a_tensor_that_an_object_gets_in_place_of_another_is_read_by_a_recorded_
         for _ in range(2):
             x = torch.randn(4, 2)
             torch.testing.assert_close(fast(x, *more), fn(x, *more))
+
+
+def block():
+    return types.SimpleNamespace(absmax=torch.ones(2), k=2.0)
+
+
+ON_WEIGHTS = {
+    "a number": (lambda: 2.0, lambda held: held, lambda w: setattr(w, "held", 5.0)),
+    "a tensor": (
+        lambda: torch.ones(2),
+        lambda held: held,
+        lambda w: setattr(w, "held", torch.full((2,), 3.0)),
+    ),
+    "an object's number": (block, lambda held: held.k, lambda w: setattr(w.held, "k", 5.0)),
+    "an object's tensor": (
+        block,
+        lambda held: held.absmax,
+        lambda w: setattr(w.held, "absmax", torch.full((2,), 3.0)),
+    ),
+}
+
+
+@DOORS
+@pytest.mark.parametrize("name", ON_WEIGHTS)
+def test_what_a_weight_was_given_as_an_attribute_is_seen_when_it_changes(door, name):
+    make, read, change = ON_WEIGHTS[name]
+    model = Model(nn.Linear(2, 2), lambda held: read(held.weight.held)).eval().requires_grad_(False)
+    model.held.weight.held = make()
+    fast = door(model)
+    for step in range(3):
+        for _ in range(2):
+            x = torch.randn(4, 2)
+            torch.testing.assert_close(fast(x), model(x))
+        if step == 1:
+            change(model.held.weight)
