@@ -69,7 +69,11 @@ small random model is in the place of one from the hub."""
 
 REASONS = (
     (r"LocalEntryNotFound|couldn't connect to|[Oo]ffline", "a model from the hub"),
-    (r"inductor_graph_partition|(enable_if|decorator)\[True\]", "Inductor's cut, for CUDA graphs"),
+    (
+        r"inductor_graph_partition|(enable_if|decorator)\[True\]"
+        r"|(toy_llama|multi_graph_piecewise_compile)\[.*-True\]",
+        "Inductor is to cut the graph, which vLLM does not let it do on a CPU",
+    ),
 )
 """Of a test's name, or what it says -> what it needs that is not here."""
 
