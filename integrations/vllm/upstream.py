@@ -74,6 +74,7 @@ REASONS = (
         r"|(toy_llama|multi_graph_piecewise_compile)\[.*-True\]",
         "Inductor is to cut the graph, which vLLM does not let it do on a CPU",
     ),
+    (r"(simple_piecewise_compile|toy_llama)\[", "names another backend than the plugin's"),
 )
 """Of a test's name, or what it says -> what it needs that is not here."""
 
