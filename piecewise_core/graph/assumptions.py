@@ -82,9 +82,11 @@ class Assumptions:
     def looks(self) -> list[Fact]:
         """The facts to watch while the model is used.
 
-        Not those of tensors, which others look at.
+        Not those of tensors, which others look at, nor which attributes modules have: one more
+        may be a note of the user's.
         """
-        return [Fact(*fact) for fact in self.facts if fact[1] not in (TENSOR, _SAME_TENSORS)]
+        unwatched = (TENSOR, ATTRIBUTES, _SAME_TENSORS)
+        return [Fact(*fact) for fact in self.facts if fact[1] not in unwatched]
 
     def scope(self, fn: Callable[..., Any], objects: Sequence[Any]) -> Scope:
         """What the facts' expressions are evaluated in, for ``fn`` with its calls' constants."""
@@ -174,7 +176,9 @@ def _of_all(
         names = dict.fromkeys(itertools.chain.from_iterable(map(_looked_up, code)))
         for source in met:
             if hasattr(values[source], "__dict__"):
-                yield (source, ATTRIBUTES), answer_of(values[source], ATTRIBUTES)
+                noted = isinstance(values[source], torch.nn.Module)
+                question = ATTRIBUTES if noted else (ATTRIBUTES[0], "watched")
+                yield (source, question), answer_of(values[source], question)
                 for name in names:
                     lacks = ("NOT_PRESENT_IN_GENERIC_DICT", name)
                     yield (source, lacks), answer_of(values[source], lacks)

@@ -17,8 +17,8 @@ from piecewise_core.graph.facts import Evaluated
 
 __all__ = ["missed"]
 
-_MISSES = frozenset({"AttributeError", "KeyError", "LookupError", "Exception", "BaseException"})
-"""What is raised where something is not there; ``suppress`` catches it too."""
+_ALL = frozenset({"Exception", "BaseException", "suppress"})
+"""What catches any error, or one that only an argument names."""
 _OF_MODULES = frozenset(vars(torch.nn.Module()))
 
 
@@ -58,15 +58,15 @@ def _plainly_held(value: Any) -> Iterator[Any]:
 def _names_missed(codes: Iterable[CodeType]) -> tuple[set[str], set[Any] | None]:
     """Attributes, and keys of dicts, that some of ``codes`` may look for and do without; or None.
 
-    A miss that is caught (``except KeyError``) leaves no guard. Where any code catches one, a key
-    may be a constant of any: a function may take it as an argument.
+    Where any code catches a missing key, it may be a constant of any: a function may take it as
+    an argument.
     """
     own = [code for code in codes if not code.co_filename.startswith((TORCH, OURS))]
-    catch = [code for code in own if _catches(code)]
-    if not catch:
-        return set(), None
-    keys = {key for code in own for key in code.co_consts if type(key) in (str, int)}
+    catch = [code for code in own if _catches(code, "AttributeError")]
     names = {*itertools.chain.from_iterable((*c.co_names, *c.co_consts) for c in catch)}
+    keys = None
+    if any(_catches(code, "KeyError", "LookupError") for code in own):
+        keys = {key for code in own for key in code.co_consts if type(key) in (str, int)}
     return {name for name in names if _is_name(name)}, keys
 
 
@@ -74,12 +74,12 @@ def _is_name(value: Any) -> bool:
     return isinstance(value, str) and value.isidentifier() and value[:2] != "__"
 
 
-def _catches(code: CodeType) -> bool:
-    """Whether it may catch what is raised where something is not there."""
-    if "suppress" in code.co_names or _MISSES.intersection(code.co_names):
+def _catches(code: CodeType, *errors: str) -> bool:
+    """Whether it may catch one of ``errors``, by name or with all others."""
+    if not _ALL.union(errors).isdisjoint(code.co_names):
         return True
     if not getattr(code, "co_exceptiontable", b""):  # Python 3.10 has none
         return False
-    # ``except:`` compares with nothing; a ``with`` has a handler of its own.
-    found = {i.opname for i in dis.get_instructions(code)}
-    return "PUSH_EXC_INFO" in found and not found & {"CHECK_EXC_MATCH", "WITH_EXCEPT_START"}
+    # ``except:`` drops what was raised at once; ``finally`` and ``with`` do not.
+    names = [i.opname for i in dis.get_instructions(code)]
+    return ("PUSH_EXC_INFO", "POP_TOP") in itertools.pairwise(names)
