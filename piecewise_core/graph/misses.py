@@ -19,6 +19,8 @@ __all__ = ["missed"]
 
 _ALL = frozenset({"Exception", "BaseException", "suppress"})
 """What catches any error, or one that only an argument names."""
+_LOOKING = frozenset({"LOAD_ATTR", "LOAD_METHOD"})
+_BY_TEXT = frozenset({"getattr", "attrgetter", "__getattribute__", "__getattr__"})
 _OF_MODULES = frozenset(vars(torch.nn.Module()))
 
 
@@ -63,11 +65,18 @@ def _names_missed(codes: Iterable[CodeType]) -> tuple[set[str], set[Any] | None]
     """
     own = [code for code in codes if not code.co_filename.startswith((TORCH, OURS))]
     catch = [code for code in own if _catches(code, "AttributeError")]
-    names = {*itertools.chain.from_iterable((*c.co_names, *c.co_consts) for c in catch)}
+    names = {*itertools.chain.from_iterable(map(_attributes, catch))}
     keys = None
     if any(_catches(code, "KeyError", "LookupError") for code in own):
         keys = {key for code in own for key in code.co_consts if type(key) in (str, int)}
     return {name for name in names if _is_name(name)}, keys
+
+
+def _attributes(code: CodeType) -> Iterator[Any]:
+    """What it looks for by name; and by text, where it can."""
+    yield from (i.argval for i in dis.get_instructions(code) if i.opname in _LOOKING)
+    if not _BY_TEXT.isdisjoint(code.co_names):
+        yield from code.co_consts
 
 
 def _is_name(value: Any) -> bool:

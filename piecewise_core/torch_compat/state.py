@@ -22,6 +22,7 @@ import torch.utils.deterministic
 from piecewise_core.torch_compat.dispatcher import count_dispatch_modes, count_function_modes
 from piecewise_core.torch_compat.functorch import functorch_config, peek_interpreter_stack
 from piecewise_core.torch_compat.lookup import needed, optional
+from piecewise_core.torch_compat.modules import default_device
 from piecewise_core.torch_compat.switches import any_autocast
 
 with needed():
@@ -70,6 +71,9 @@ def in_force() -> str | None:
     for mode in _get_current_function_mode_stack():  # type: ignore[no-untyped-call]
         if type(mode) is not DeviceContext:
             return f"the torch function mode {type(mode).__qualname__}"
+        default = default_device.get("CURRENT_DEVICE") or torch.device("cpu")
+        if mode.device != default:  # what torch.set_default_device() sets is a fact of traces
+            return f'torch.device("{mode.device}") as a context'
     if peek_interpreter_stack() is not None:
         return "a transform of torch.func"
     if count_dispatch_modes():

@@ -82,3 +82,21 @@ def test_a_default_device_is_no_such_mode(front):
             x = torch.randn(4, 3)
             torch.testing.assert_close(fast(x), model(x))
     assert fast.stats().calls["replayed"] == 2
+
+
+def placed(x):
+    return x.sum(), torch.ones(4).device.type
+
+
+@FRONTS
+def test_a_device_as_a_context_is_what_tensors_are_made_on_inside(front):
+    config = pw.Config(dynamic={"x": {0: pw.Dim("rows", max=8)}}, capture_sizes=(4,))
+    config = config if front is pw.record else config.replace(compiler="eager")
+    fast = front(placed, config, platform="cpu")
+    with torch.inference_mode():
+        for _ in range(3):
+            assert fast(torch.ones(4, 3))[1] == "cpu"
+            with torch.device("meta"):
+                assert fast(x := torch.ones(4, 3, device="cpu"))[1] == placed(x)[1] == "meta"
+        with torch.device("meta"), pytest.raises(InputMismatch, match=r'torch\.device\("meta"\)'):
+            fast.warmup(torch.ones(4, 3, device="cpu"))
