@@ -87,8 +87,10 @@ def test_what_has_no_value_is_told_by_name():
         pass
 
     assert in_force() is None
-    with torch.device("meta"):
+    with torch.device("cpu"):
         assert in_force() is None
+    with torch.device("meta"):
+        assert in_force() == 'torch.device("meta") as a context'
     with Doubling():
         assert "Doubling" in str(in_force())
     with Logging():
