@@ -28,7 +28,7 @@ from piecewise_core.ranks.ranks import Ranks
 from piecewise_core.replay.replayable import Entry
 from piecewise_core.table import TargetTable
 from piecewise_core.targets import Target, capture_targets
-from piecewise_core.torch_compat.state import in_force
+from piecewise_core.torch_compat.around import in_force
 
 __all__ = ["RecordedCalls"]
 
@@ -78,7 +78,7 @@ class RecordedCalls:
             with self.lock:
                 made = self.recordings
                 watched = being_watched()
-                if not watched and (around := in_force()):
+                if not watched and (around := in_force()) and not self._setup.is_capturing():
                     why = f"called inside {around}"
                     return as_written(why, self.fn, self._counters, args, kwargs)
                 if not watched:

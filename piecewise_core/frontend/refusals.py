@@ -11,7 +11,7 @@ from piecewise_core.errors import CaptureFailed, GradNeeded, InputMismatch
 from piecewise_core.graph.questions import RANDOM_STATE, THREADS
 from piecewise_core.runtime.closure_walk import roots_of
 from piecewise_core.runtime.treestate import TreeState
-from piecewise_core.torch_compat.state import in_force
+from piecewise_core.torch_compat.around import in_force
 from piecewise_core.torch_compat.switches import any_autocast
 
 __all__ = [

@@ -31,7 +31,7 @@ from piecewise_core.graph.memory import values
 from piecewise_core.ranges import Sizes
 from piecewise_core.replay.sleeping import chosen
 from piecewise_core.store.protocol import Store
-from piecewise_core.torch_compat.state import in_force
+from piecewise_core.torch_compat.around import in_force
 from piecewise_core.torch_compat.switches import any_autocast
 
 __all__ = ["Session"]
@@ -76,8 +76,9 @@ class Session:
             with self.lock:
                 form = self.forms.last
                 tensors: Any = ()
-                if around := in_force():
-                    # It sees operators as they run, or changes them: plans would pass it by.
+                if (around := in_force()) and not self.setup.is_capturing():
+                    # It sees operators as they run, or changes them: plans would pass it by. In
+                    # a capture it is the driver's own.
                     why = AsWritten(f"called inside {around}", quiet=being_watched())
                     return self._as_written(why, args, kwargs)
                 try:

@@ -37,9 +37,10 @@ from piecewise_core.store.entry import Entry, Ticket, make_entry, make_ticket, n
 from piecewise_core.store.machine import machine_factors
 from piecewise_core.store.protocol import Store
 from piecewise_core.store.sources import core_digest
+from piecewise_core.torch_compat.around import in_force
 from piecewise_core.torch_compat.dynamo import dynamo_config, fx_config
 from piecewise_core.torch_compat.settings import settings_text
-from piecewise_core.torch_compat.state import in_force, switches_digest, torch_state
+from piecewise_core.torch_compat.state import switches_digest, torch_state
 
 __all__ = ["TraceStore"]
 

@@ -26,7 +26,8 @@ from piecewise_core.store.sources import (
     function_identity,
     package_identity,
 )
-from piecewise_core.torch_compat.state import in_force, switches_digest, torch_state
+from piecewise_core.torch_compat.around import in_force
+from piecewise_core.torch_compat.state import switches_digest, torch_state
 
 __all__ = ["Environment", "compiler_factors", "surroundings", "torch_settings"]
 

@@ -2,7 +2,7 @@
 
 They are part of every key, by name, and a worker process has them set as its parent has. What is
 in force and has no value to compare (a mode written in Python, a transform of torch.func) is
-reported by ``in_force``: nothing made then is kept. Names that a torch lacks are left out.
+reported by `around`: nothing made then is kept. Names that a torch lacks are left out.
 """
 
 from __future__ import annotations
@@ -19,17 +19,12 @@ import torch.backends.mha
 import torch.backends.opt_einsum
 import torch.utils.deterministic
 
-from piecewise_core.torch_compat.dispatcher import count_dispatch_modes, count_function_modes
-from piecewise_core.torch_compat.functorch import functorch_config, peek_interpreter_stack
-from piecewise_core.torch_compat.lookup import needed, optional
-from piecewise_core.torch_compat.modules import default_device
+from piecewise_core.torch_compat.dispatcher import count_function_modes
+from piecewise_core.torch_compat.functorch import functorch_config
+from piecewise_core.torch_compat.lookup import optional
 from piecewise_core.torch_compat.switches import any_autocast
 
-with needed():
-    from torch.overrides import _get_current_function_mode_stack
-    from torch.utils._device import DeviceContext
-
-__all__ = ["in_force", "set_torch_state", "switches_digest", "torch_state"]
+__all__ = ["set_torch_state", "switches_digest", "torch_state"]
 
 _DEVICES = ("cpu", "cuda", "xpu", "mps", "hpu", "mtia", "ipu", "xla", "maia", "privateuseone")
 _CHECKS = ("check_custom_op_aliasing", "error_on_custom_op_aliasing")
@@ -62,23 +57,6 @@ def set_torch_state(values: Mapping[str, Any]) -> None:
             torch.set_autocast_enabled(device, device in on)
         if device in on:
             torch.set_autocast_dtype(device, on[device])
-
-
-def in_force() -> str | None:
-    """What is in force around this thread that has no value to compare; None: nothing."""
-    if not (count_function_modes() or count_dispatch_modes() or peek_interpreter_stack()):
-        return None
-    for mode in _get_current_function_mode_stack():  # type: ignore[no-untyped-call]
-        if type(mode) is not DeviceContext:
-            return f"the torch function mode {type(mode).__qualname__}"
-        default = default_device.get("CURRENT_DEVICE") or torch.device("cpu")
-        if mode.device != default:  # what torch.set_default_device() sets is a fact of traces
-            return f'torch.device("{mode.device}") as a context'
-    if peek_interpreter_stack() is not None:
-        return "a transform of torch.func"
-    if count_dispatch_modes():
-        return "a torch dispatch mode"
-    return None
 
 
 def switches_digest() -> str:

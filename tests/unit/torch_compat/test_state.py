@@ -12,8 +12,8 @@ from torch._functorch import config as functorch_config
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from piecewise_core.torch_compat.around import in_force
 from piecewise_core.torch_compat.state import (
-    in_force,
     set_torch_state,
     switches_digest,
     torch_state,
