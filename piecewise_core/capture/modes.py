@@ -38,7 +38,12 @@ _OF_DATA = (torch.tensor, torch.as_tensor, torch.asarray, torch.Tensor.new_tenso
 
 
 class Watcher(Protocol):
-    """Who is told. ``busy``: whether a splitting op is running, into which nobody looks."""
+    """Who is told. ``busy``: whether a splitting op is running, into which nobody looks.
+
+    ``device_type``: of what is captured.
+    """
+
+    device_type: str
 
     @property
     def busy(self) -> bool: ...
@@ -141,7 +146,7 @@ class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args, kwargs = without_handles((args, kwargs or {}))
         if any(map(is_wrapper, tensors([*args, *kwargs.values()]))):
             return NotImplemented  # its class says what runs
-        if any(isinstance(t, FakeTensor) or t.is_meta for t in tensors([*args, *kwargs.values()])):
+        if any(map(self._has_no_data, tensors([*args, *kwargs.values()]))):
             with without_modes():  # asked about a layout: a DTensor does, for each new size
                 return func(*args, **kwargs)
         if schema_name(func) == "_c10d_functional::_wrap_tensor_autograd":
@@ -160,6 +165,10 @@ class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = waited_for(func, self._watcher.looked_into(func)(*args, **kwargs))
         self._watcher.saw(func, args, kwargs, result)
         return result
+
+    def _has_no_data(self, tensor: torch.Tensor) -> bool:
+        other = tensor.is_meta and self._watcher.device_type != "meta"
+        return other or isinstance(tensor, FakeTensor)
 
     @contextmanager
     def left(self) -> Iterator[None]:

@@ -26,7 +26,7 @@ from piecewise_core.ranges import Sizes
 from piecewise_core.ranks.ranks import Ranks
 from piecewise_core.replay.replayable import Entry, Facts, PaddedCalls, Recording
 from piecewise_core.replay.replays import Replays
-from piecewise_core.runtime.closure_walk import anchors_to, reach
+from piecewise_core.runtime.closure_walk import anchors_to
 from piecewise_core.runtime.hostrandom import kept_state
 from piecewise_core.runtime.parameters import Parameters, roots_of
 from piecewise_core.runtime.treestate import TreeState
@@ -224,8 +224,8 @@ class Recordings:
         for run in self._runs.values():
             self._external |= {id(tensor): tensor for tensor in run.external}
         held = anchors_to(self._fn, self._external)
-        kept = (*reach(self._fn).objects, *self.objects)
-        self._parameters = Parameters(roots_of(self._fn), anchors=held, objects=kept, every=True)
+        roots, given = roots_of(self._fn), tuple(self.objects)
+        self._parameters = Parameters(roots, anchors=held, objects=given, every=True)
         for tensor in self._external.values():
             self._parameters.add(tensor)
         self._parameters.settle()

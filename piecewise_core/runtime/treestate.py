@@ -183,8 +183,8 @@ def _contents(container: Any) -> dict[Any, Any]:
     if isinstance(container, type):
         held = {n: unpatched(v) for n, v in vars(container).items() if n not in _NO_MATTER}
         return {**held, "__mro__": container.__mro__}
-    if isinstance(container, dict):
-        return entries(container)
+    if isinstance(container, dict):  # Dynamo notes on tensors which ones it took for a model's
+        return {k: v for k, v in entries(container).items() if str(k)[:8] != "_dynamo_"}
     if isinstance(container, Poll):
         return {container.name: asked(container)}
     if isinstance(container, list):
