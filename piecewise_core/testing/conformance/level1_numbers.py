@@ -76,7 +76,7 @@ class Numbers(Conformance):
         for size in (7, 20, 3, 30):
             x = rows(case, size)
             for got, wanted in zip(fast(x), _counts_rows(x), strict=True):
-                did = f"compiled x * n, x + arange(n), x.reshape(n * 8), called with {size} rows"
+                did = f"compiled x * n, x[n // 2 :], x.reshape(n * 8), called with {size} rows"
                 case.equal(got, wanted, did, change)
 
     @conformance("L1", _COMPILE, relies_on=(*ORDINARY, _SIZES))
@@ -142,7 +142,7 @@ def _special(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 def _counts_rows(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     n = x.shape[0]
-    return x * n, x + torch.arange(n, device=x.device)[:, None], (x + 1).reshape(n * 8)
+    return x * n, x[n // 2 :] + 1, (x + 1).reshape(n * 8)
 
 
 def _two_sizes(x: torch.Tensor) -> torch.Tensor:
