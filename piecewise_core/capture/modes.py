@@ -144,9 +144,10 @@ class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         args, kwargs = without_handles((args, kwargs or {}))
-        if any(map(is_wrapper, tensors([*args, *kwargs.values()]))):
+        given = tensors([*args, *kwargs.values()])
+        if any(map(is_wrapper, given)):
             return NotImplemented  # its class says what runs
-        if any(map(self._has_no_data, tensors([*args, *kwargs.values()]))):
+        if any(map(self._has_no_data, given)):
             with without_modes():  # asked about a layout: a DTensor does, for each new size
                 return func(*args, **kwargs)
         if schema_name(func) == "_c10d_functional::_wrap_tensor_autograd":

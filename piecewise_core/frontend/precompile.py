@@ -82,8 +82,7 @@ def compile_all(forms: Sequence[Form]) -> Iterator[tuple[Region, Box, int]]:
 def compile_form(form: Form) -> Iterator[tuple[Region, Box, int]]:
     """The same of one form of calls."""
     shared = form.shared
-    if not shared.setup.is_capturing():  # that has a refusal of its own
-        refuse_around()
+    refuse_around(shared.setup.is_capturing)
     with shared.lock:
         form.bound()
     for _ in trace_all(form):

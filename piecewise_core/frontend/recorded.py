@@ -12,6 +12,7 @@ import torch
 
 from piecewise_core.afterfork import after_fork
 from piecewise_core.capture.modes import being_watched
+from piecewise_core.compile.scheduler import refuse_in_capture
 from piecewise_core.counters import Counters, process_counters
 from piecewise_core.errors import ConfigError, NotTraced, PiecewiseError
 from piecewise_core.events import name_of
@@ -84,9 +85,8 @@ class RecordedFunction(RecordedBooks):
     def warmup(self, *args: Any, progress: bool = True, **kwargs: Any) -> WarmupReport:
         """Capture every capture size, the largest first.
 
-        ``args``, ``kwargs``: an example call of any size, needed once. ``progress``: as for
-        compiled models; there is nothing here that takes long enough to show. With
-        ``inputs="static"`` sizes are captured at their first calls. Raises NotTraced.
+        ``args``, ``kwargs``: an example call, needed once. ``progress``: has no use here. With
+        ``inputs="static"`` sizes are captured at first calls. Raises NotTraced or CaptureFailed.
         """
         begun = time.perf_counter()
         with self._lock:
@@ -99,7 +99,8 @@ class RecordedFunction(RecordedBooks):
                     "warmup() needs to know what a call looks like: pass example arguments of any "
                     "size, or call the function once before warmup()"
                 )
-            refuse_around()
+            refuse_in_capture(self._setup.is_capturing, "sizes would be captured")
+            refuse_around(self._setup.is_capturing)
             captured: list[Sizes] = []
             for form in forms:
                 form.wake()

@@ -57,11 +57,14 @@ def refuse_ambient(fn: Callable[..., Any], tensors: Iterable[Any]) -> None:
         refuse_autocast()
 
 
-def refuse_around() -> None:
-    """Raise InputMismatch where what is traced or recorded now would have a mode's work in it."""
+def refuse_around(is_capturing: Callable[[], bool]) -> None:
+    """Raise InputMismatch where what is traced or recorded now would have a mode's work in it.
+
+    A capture, which the driver may have a mode of its own in, has a refusal of its own.
+    """
     if any_autocast():
         refuse_autocast()
-    if around := in_force():
+    if (around := in_force()) and not is_capturing():
         raise InputMismatch(f"warmup() called inside {around}; calls inside of it run as written")
 
 

@@ -27,7 +27,7 @@ from piecewise_core.runtime.readback import names_read
 from piecewise_core.runtime.restore import restore
 from piecewise_core.runtime.switches import switches
 from piecewise_core.runtime.watch import BYTES, Poll, Switch, Watch, asked, identity
-from piecewise_core.torch_compat.modules import unpatched
+from piecewise_core.torch_compat.modules import STATIC_MARK, unpatched
 
 __all__ = ["TreeState"]
 
@@ -183,8 +183,10 @@ def _contents(container: Any) -> dict[Any, Any]:
     if isinstance(container, type):
         held = {n: unpatched(v) for n, v in vars(container).items() if n not in _NO_MATTER}
         return {**held, "__mro__": container.__mro__}
-    if isinstance(container, dict):  # Dynamo notes on tensors which ones it took for a model's
-        return {k: v for k, v in entries(container).items() if str(k)[:8] != "_dynamo_"}
+    if isinstance(container, dict):
+        found = entries(container)
+        found.pop(STATIC_MARK, None)  # a trace writes it on parameters
+        return found
     if isinstance(container, Poll):
         return {container.name: asked(container)}
     if isinstance(container, list):

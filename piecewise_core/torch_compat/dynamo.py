@@ -16,6 +16,7 @@ import torch
 from piecewise_core.afterfork import after_fork
 from piecewise_core.torch_compat.libraries import has_mkldnn, mkldnn_is_on, set_mkldnn
 from piecewise_core.torch_compat.lookup import needed
+from piecewise_core.torch_compat.modules import STATIC_MARK
 
 with needed():
     import torch._dynamo as dynamo
@@ -88,7 +89,7 @@ def is_marked_static(placeholder: torch.fx.Node) -> bool:
     Such a tensor rarely moves. No guard asks for its address, and seldom one for its identity.
     """
     described = placeholder.meta.get("tensor_dict") or {}
-    return bool(described.get("_dynamo_static_input_type"))
+    return bool(described.get(STATIC_MARK))
 
 
 @contextlib.contextmanager

@@ -46,6 +46,9 @@ forward_pre_hooks_of = reader(torch.nn.Module(), "_forward_pre_hooks")
 default_device: dict[str, Any] = vars(_device)
 """Where torch keeps ``CURRENT_DEVICE``."""
 
+STATIC_MARK = "_dynamo_static_input_type"
+"""The attribute by which Dynamo notes, at a trace, that a tensor is a model's."""
+
 COMPILED_CALL = "_compiled_call_impl"
 """The attribute of a module whose ``compile()`` was called."""
 

@@ -8,7 +8,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import piecewise_core as pw
-from piecewise_core.errors import InputMismatch
+from piecewise_core.errors import CaptureFailed, InputMismatch
 from piecewise_core.testing import SimulatedPlatform
 
 
@@ -100,3 +100,20 @@ def test_a_device_as_a_context_is_what_tensors_are_made_on_inside(front):
                 assert fast(x := torch.ones(4, 3, device="cpu"))[1] == placed(x)[1] == "meta"
         with torch.device("meta"), pytest.raises(InputMismatch, match=r'torch\.device\("meta"\)'):
             fast.warmup(torch.ones(4, 3, device="cpu"))
+
+
+@FRONTS
+def test_in_a_capture_of_the_driver_s_a_warm_up_has_the_capture_s_own_refusal(front):
+    platform = SimulatedPlatform()
+    config = pw.Config(dynamic={"x": {0: pw.Dim("rows", max=8)}}, capture_sizes=(4,))
+    config = config if front is pw.record else config.replace(compiler="eager")
+    fast = front(placed, config, platform=platform)
+    graph, pool = platform.graphs.new_graph(), platform.graphs.new_pool()
+    x = torch.ones(4, 3)
+    with torch.inference_mode(), platform.device.stream(platform.device.new_stream()):
+        platform.graphs.capture_begin(graph, pool, platform.device.current_stream())
+        try:
+            with pytest.raises(CaptureFailed):
+                fast.warmup(x)
+        finally:
+            platform.graphs.capture_end(graph)

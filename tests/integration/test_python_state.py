@@ -15,8 +15,8 @@ import torch
 import piecewise_core as pw
 from piecewise_core.errors import Sealed
 from piecewise_core.testing import SimulatedPlatform
+from tests.integration.state_doors import DOORS, ROWS, captured, plain
 
-ROWS = {"x": {0: pw.Dim("rows", min=1, max=16)}}
 FACTOR = 3.0
 
 
@@ -113,23 +113,6 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "an inner hook": lambda m: m.inner.register_forward_hook(doubled),
     "an instance's forward": lambda m: vars(m.inner).__setitem__("forward", lambda x: x * 77),
 }
-
-
-def plain(model):
-    return pw.compile(model, pw.Config(dynamic=ROWS, compiler="eager"), platform="cpu")
-
-
-def captured(model):
-    config = pw.Config(dynamic=ROWS, compiler="eager", capture_sizes=(4,), capture_max=False)
-    return pw.compile(model, config, platform=SimulatedPlatform())
-
-
-def recorded(model):
-    config = pw.Config(dynamic=ROWS, capture_sizes=(4,), capture_max=False)
-    return pw.record(model, config, platform=SimulatedPlatform())
-
-
-DOORS = pytest.mark.parametrize("door", [plain, captured, recorded])
 
 
 @pytest.fixture(autouse=True)

@@ -12,27 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-import piecewise_core as pw
-from piecewise_core.testing import SimulatedPlatform
-
-ROWS = {"x": {0: pw.Dim("rows", min=1, max=16)}}
-
-
-def plain(fn):
-    return pw.compile(fn, pw.Config(dynamic=ROWS, compiler="eager"), platform="cpu")
-
-
-def captured(fn):
-    config = pw.Config(dynamic=ROWS, compiler="eager", capture_sizes=(4,), capture_max=False)
-    return pw.compile(fn, config, platform=SimulatedPlatform())
-
-
-def recorded(fn):
-    config = pw.Config(dynamic=ROWS, capture_sizes=(4,), capture_max=False)
-    return pw.record(fn, config, platform=SimulatedPlatform())
-
-
-DOORS = pytest.mark.parametrize("door", [plain, captured, recorded])
+from tests.integration.state_doors import DOORS, plain, recorded
 
 
 @pytest.fixture(autouse=True)
@@ -322,3 +302,22 @@ def test_what_a_weight_was_given_as_an_attribute_is_seen_when_it_changes(door, n
             torch.testing.assert_close(fast(x), model(x))
         if step == 1:
             change(model.held.weight)
+
+
+@DOORS
+def test_keys_of_a_dict_are_not_asked_to_describe_themselves(door):
+    class Key:
+        def __str__(self):
+            raise AssertionError("a key was described")
+
+        __repr__ = __str__
+
+    held = {Key(): 1.0, "scale": 2.0}
+
+    def fn(x):
+        return x * held["scale"]
+
+    fast, x = door(fn), torch.ones(4, 2)
+    for scale in (2.0, 2.0, 3.0, 3.0):
+        held["scale"] = scale
+        assert torch.equal(fast(x), fn(x))

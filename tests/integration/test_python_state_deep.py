@@ -16,8 +16,8 @@ from torch.nn.modules import module as of_all_modules
 import piecewise_core as pw
 from piecewise_core.runtime import holdings, watch
 from piecewise_core.testing import SimulatedPlatform
+from tests.integration.state_doors import DOORS, ROWS, plain, recorded
 
-ROWS = {"x": {0: pw.Dim("rows", min=1, max=16)}}
 Case = tuple[nn.Module, list[Callable[[], Any]]]
 CASES: dict[str, Callable[[pytest.MonkeyPatch], Case]] = {}
 
@@ -334,23 +334,6 @@ def hooks_their_state_and_their_order(patch):
         lambda: handles.append(add(times)),
         lambda: [handle.remove() for handle in handles],
     ]
-
-
-def plain(fn):
-    return pw.compile(fn, pw.Config(dynamic=ROWS, compiler="eager"), platform="cpu")
-
-
-def captured(fn):
-    config = pw.Config(dynamic=ROWS, compiler="eager", capture_sizes=(4,), capture_max=False)
-    return pw.compile(fn, config, platform=SimulatedPlatform())
-
-
-def recorded(fn):
-    config = pw.Config(dynamic=ROWS, capture_sizes=(4,), capture_max=False)
-    return pw.record(fn, config, platform=SimulatedPlatform())
-
-
-DOORS = pytest.mark.parametrize("door", [plain, captured, recorded])
 
 
 @pytest.fixture(autouse=True)

@@ -49,16 +49,16 @@ class _Door:
         if node is not None:
             self._tell(f"{node.target}: a graph that takes nested tensors runs as written")
             return graph
-        wraps = has_wrappers(graph.graph)
-        if wraps:
+        plain = graph
+        if has_wrappers(graph.graph):
             try:
-                graph = unwrapped(graph)
+                plain = unwrapped(graph)
             except PiecewiseError as error:
                 self._tell(f"a graph runs as written: {error}")
                 return graph
-        made = make(graph, wanted, self._memories, self._tell)
+        made = make(plain, wanted, self._memories, self._tell)
         self._numbered[next(self._count)] = made
-        return with_leaves(made) if wraps else made
+        return made if plain is graph else with_leaves(made, graph.graph)
 
     @property
     def graphs(self) -> list[DoorGraph]:

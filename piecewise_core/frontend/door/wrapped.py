@@ -27,12 +27,15 @@ def unwrapped(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
     return made
 
 
-def with_leaves(serve: Callable[..., Any]) -> Callable[..., Any]:
-    """``serve``, called with the tensors inside of what it is given."""
+def with_leaves(serve: Callable[..., Any], graph: torch.fx.Graph) -> Callable[..., Any]:
+    """``serve``, called as ``graph`` is, with the tensors inside of what that is given."""
+    given = [n.meta.get("example_value") for n in graph.nodes if n.op == "placeholder"]
+    wrapped = [is_wrapper(example) for example in given]
+    if not any(wrapped):
+        return serve
 
     def call(*inputs: Any) -> Any:
-        return serve(
-            *[t for v in inputs for t in (leaves(v) if isinstance(v, torch.Tensor) else (v,))]
-        )
+        pairs = zip(inputs, wrapped, strict=True)
+        return serve(*[t for v, inside in pairs for t in (leaves(v) if inside else (v,))])
 
     return call

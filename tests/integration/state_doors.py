@@ -1,0 +1,27 @@
+"""The doors through which Python state is tried: compiled, captured and recorded."""
+
+from __future__ import annotations
+
+import pytest
+
+import piecewise_core as pw
+from piecewise_core.testing import SimulatedPlatform
+
+ROWS = {"x": {0: pw.Dim("rows", min=1, max=16)}}
+
+
+def plain(fn):
+    return pw.compile(fn, pw.Config(dynamic=ROWS, compiler="eager"), platform="cpu")
+
+
+def captured(fn):
+    config = pw.Config(dynamic=ROWS, compiler="eager", capture_sizes=(4,), capture_max=False)
+    return pw.compile(fn, config, platform=SimulatedPlatform())
+
+
+def recorded(fn):
+    config = pw.Config(dynamic=ROWS, capture_sizes=(4,), capture_max=False)
+    return pw.record(fn, config, platform=SimulatedPlatform())
+
+
+DOORS = pytest.mark.parametrize("door", [plain, captured, recorded])
