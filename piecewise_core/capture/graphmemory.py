@@ -11,6 +11,7 @@ import logging
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +19,7 @@ import torch
 from piecewise_core.capture.captured import CapturedPlan, Owner
 from piecewise_core.capture.evicting import make_room
 from piecewise_core.capture.output_ownership import OutputOwnership
+from piecewise_core.capture.streamorder import stream_order
 from piecewise_core.config import Config
 from piecewise_core.counters import Counters
 from piecewise_core.errors import OutOfGraphMemory
@@ -82,8 +84,13 @@ class GraphMemory:
     def begins(self, devices: Iterable[torch.device]) -> None:
         """Graphs of calls with tensors on ``devices`` are to lie here."""
 
-    def in_order(self) -> None:
-        """A replay comes next, on the current stream."""
+    @cached_property
+    def in_order(self) -> Callable[[], None] | None:
+        """What to call before each replay of a graph here, and before what writes as one does.
+
+        Made on the device of the graphs. None where all work is done when a call returns.
+        """
+        return stream_order(self.platform)
 
     def open(self) -> None:
         """Have a pool and a stream to capture on."""

@@ -193,6 +193,8 @@ class CapturedPlans:
             ) from error
         memory = self.memory
         memory.open()
+        if memory.in_order is not None:
+            memory.in_order()
         return capture(
             memory.platform,
             memory.pool,

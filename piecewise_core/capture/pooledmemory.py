@@ -2,15 +2,13 @@
 
 What one model alone may count on does not hold here. Its results would be overwritten by another
 model's replay, of which its caller knows nothing: results are copied before callers get them. A
-model may be let go while the others stay: its graphs go then, since they keep its weights. And
-models may be called on streams of their own: their replays write to the same memory.
+model may be let go while the others stay: its graphs go then, since they keep its weights.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 
@@ -41,9 +39,6 @@ class PooledMemory(GraphMemory):
     ) -> None:
         super().__init__(platform, counters, None, OutputOwnership(cloning=True))
         self._when_idle = when_idle
-        self._current = platform.device.current_stream  # asked at every replay
-        self._stream: Any = None
-        self._replayed = False
         self._device: torch.device | None = None
 
     def keep_to(self, limit: int | None) -> None:
@@ -63,13 +58,6 @@ class PooledMemory(GraphMemory):
                     f"pool: its graphs are on {self._device}, and this model is called with "
                     f"tensors on {device}; make a pw.Pool for each device"
                 )
-
-    def in_order(self) -> None:
-        """A replay comes next: where the last one was on another stream, let that finish."""
-        stream = self._current()
-        if self._replayed and stream != self._stream:
-            self.platform.device.synchronize()
-        self._stream, self._replayed = stream, True
 
     # Models that are let go ------------------------------------------------------------
 

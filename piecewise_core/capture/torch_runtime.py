@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from piecewise_core.capture.device_module import STREAMS, need, offered
+from piecewise_core.torch_compat.streams import current_stream_of
 
 __all__ = ["TorchRuntime"]
 
@@ -79,6 +80,33 @@ class TorchRuntime:
         found = self._module.get_device_properties(self._module.current_device())
         facts = {n: str(getattr(found, n)) for n in _PROPERTIES if hasattr(found, n)}
         return {**facts, **(self._versions() if self._versions is not None else {})}
+
+    def stream_order(self) -> Callable[[], None]:
+        """Has a stream wait for the last one where they differ, without the host if it can."""
+        module = self._module
+        number_of, stream_of = current_stream_of(module)
+        capturing = getattr(module, "is_current_stream_capturing", bool)
+        known: Any = None
+        last: Any = None
+
+        def in_order() -> None:
+            nonlocal known, last
+            number = number_of()
+            if number == known or capturing():
+                return
+            stream = stream_of()
+            if last is not None:
+                with module.stream(last):
+                    begun = capturing()
+                # An event of a stream that is capturing would draw this one into the capture.
+                if not begun:
+                    getattr(stream, "wait_stream", waited)(last)
+            known, last = number, stream
+
+        def waited(_: Any) -> None:
+            module.synchronize()
+
+        return in_order
 
     @offered("Event")
     def elapsed(self, run: Callable[[], object]) -> float:

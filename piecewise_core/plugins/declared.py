@@ -39,6 +39,7 @@ class Declared:
     memory_stats: Callable[[], Mapping[str, int]] | None
     fingerprint: Callable[[], Mapping[str, str]]
     elapsed: Callable[[Callable[[], object]], float] | None
+    stream_order: Callable[[], Callable[[], None]] | None
     # GraphExtras
     runs_captures: bool
     compiler: str
@@ -89,6 +90,7 @@ def declared(platform: Any) -> Declared:
         memory_stats=has("memory_stats", None, device),
         fingerprint=has("fingerprint", dict, device),
         elapsed=has("elapsed", None, device),
+        stream_order=has("stream_order", None, device),
         runs_captures=has("runs_captures", False),
         compiler=getattr(getattr(platform, "compiler", None), "name", "eager"),
         operators_only=has("operators_only", False),

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from piecewise_core.capture.attempt import Source
-from piecewise_core.capture.buffers import FixedInputs, OwnedInputs
+from piecewise_core.capture.buffers import FixedInputs, OwnedInputs, Stage
+from piecewise_core.capture.graphmemory import GraphMemory
 from piecewise_core.config import Config
 from piecewise_core.errors import ConfigError
-from piecewise_core.plugins import Declared
 from piecewise_core.ranges import Sizes
 from piecewise_core.replay.replayable import Calls, Facts, Replayable
 
@@ -24,8 +24,8 @@ class Reads:
     ``static``: whether graphs read the caller's own tensors, as of their first call.
     """
 
-    def __init__(self, platform: Declared, config: Config) -> None:
-        self._platform = platform
+    def __init__(self, memory: GraphMemory, config: Config) -> None:
+        self._memory = memory
         self._captures = config.captures
         self.static = config.inputs == "static"
         self._binder: Calls | None = None
@@ -76,7 +76,7 @@ class Reads:
     ) -> Source:
         """What to capture, with a call's ``tensors``, of ``sizes``, staged if there are any."""
         inputs = self._fixed(tensors) if self.static else self._own(captured)
-        stage = inputs.stage(captured)
+        stage = self._in_order(inputs.stage(captured))
         if tensors is not None:
             stage(tensors, sizes)
         views = inputs.views(captured)
@@ -91,6 +91,18 @@ class Reads:
             owned=not self.static,
         )
 
+    def _in_order(self, stage: Stage) -> Stage:
+        """``stage``, which begins a replay, behind what earlier ones still do on other streams."""
+        in_order = self._memory.in_order
+        if in_order is None:
+            return stage
+
+        def staged(tensors: Sequence[torch.Tensor], own: Sizes) -> None:
+            in_order()
+            stage(tensors, own)
+
+        return staged
+
     def _fixed(self, tensors: Sequence[torch.Tensor] | None) -> FixedInputs:
         if tensors is None:
             raise ConfigError(
@@ -101,7 +113,7 @@ class Reads:
 
     def _own(self, captured: Sizes) -> OwnedInputs:
         """One allocation for all listed sizes; a size that nobody listed has its own."""
-        structure, stager = self.binder.structure, self._platform.stager
+        structure, stager = self.binder.structure, self._memory.platform.stager
         if captured not in self._captures:
             found = self._unlisted.get(captured)
             if found is None:

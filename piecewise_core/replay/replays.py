@@ -60,7 +60,7 @@ class Replays:
         self.memory = memory
         self._config = config
         self.tallies = counters.tallies()
-        self.reads = Reads(memory.platform, config)
+        self.reads = Reads(memory, config)
         lazy = config.capture == "lazy"
         self.plans = CapturedPlans(memory, mode, lazy=lazy, counters=counters, ranks=ranks)
         self.asleep = Sleep()

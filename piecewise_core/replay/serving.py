@@ -49,10 +49,7 @@ def serving(
         return entry
 
     def gone(t: Any, b: Any) -> bool:  # the plan may go while the entry stays
-        if plans.get(plan.sizes) is not plan:
-            return True
-        memory.in_order()
-        return False
+        return plans.get(plan.sizes) is not plan
 
     return _unless(gone, entry, otherwise)
 

@@ -200,6 +200,9 @@ class FullRuntime(SimulatedRuntime):
         run()
         return 1.0
 
+    def stream_order(self):
+        return lambda: None
+
 
 class Driver(SimulatedDriver):
     """The simulated driver with what it leaves out."""

@@ -23,7 +23,7 @@ HOOKS = {"piecewise_rewrites": ["platform", "config"]}
 FIELDS = {"CompiledGraph": ("serves", "freezes", "freeze"), "ReplayCall": ("host",)}
 """What values gained, behind the fields that they had."""
 
-METHODS = {"RuntimeExtras": {"elapsed": ["self", "run"]}}
+METHODS = {"RuntimeExtras": {"elapsed": ["self", "run"], "stream_order": ["self"]}}
 """Optional methods that protocols gained."""
 
 ERRORS = ("PieceDeclined",)
