@@ -51,12 +51,12 @@ BATCH = 25
 
 
 def drawn(number: int, kind: type[Builder]) -> list[Random]:
-    """The programs of one seed."""
+    """The programs of one seed, BATCH of them unless hypothesis repeats itself very often."""
     found: dict[str, Random] = {}
 
     @seed(number)
     @settings(
-        max_examples=BATCH + 1,
+        max_examples=2 * BATCH,
         database=None,
         deadline=None,
         phases=[Phase.generate],
@@ -67,7 +67,7 @@ def drawn(number: int, kind: type[Builder]) -> list[Random]:
         found[repr(program)] = program
 
     draw()
-    return list(found.values())[1:]
+    return list(found.values())[1 : BATCH + 1]
 
 
 def difference(program: Random, front: str) -> str:
