@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from mutants.base import device
 from mutants.replays import Updated
+from mutants.streams import Deferring, Queues, ReplaysInOrder
 from mutants.table import MUTANTS, as_markdown, results_of
 
 from piecewise_core.testing.conformance.marks import LEVELS
@@ -20,11 +21,14 @@ CORRECT = [
     device("with a hundred handles", "", max_graphs=64),
     device("without weak references and generators", "", weak_refs=False, generators=False),
     device("that is told of every call", "", driver=Updated),
+    device(
+        "with streams that are ordered", "", driver=ReplaysInOrder, runtime=Deferring, parent=Queues
+    ),
 ]
 
 UNCHANGED = {
     # Core's own promises, or methods that the simulated device does not have: no mutant of it
-    # can break them. The CPU platform has streams that fork.
+    # can break them. Streams that fork are those of CUDA.
     "test_overrides_have_reasons",
     "test_a_size_out_of_bounds_is_refused",
     "test_a_size_above_the_bounds_runs_eagerly",

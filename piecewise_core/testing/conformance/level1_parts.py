@@ -18,12 +18,13 @@ from piecewise_core.testing.conformance.marks import conformance
 from piecewise_core.testing.conformance.models import dispatched, rows, warmed
 from piecewise_core.testing.conformance.verdicts import NotClaimed
 
-__all__ = ["ORDINARY", "RNG", "Parts"]
+__all__ = ["NEST", "ORDINARY", "RNG", "Parts"]
 
 _LOADED = "test_a_loaded_artifact_is_as_the_compiled_one"
 _KEPT = "test_kept_code_serves_a_second_model"
 ORDINARY = (INSIDE, "test_inputs_are_left_as_they_are", _LOADED, _KEPT)
 """Fail where code is wrong about ordinary calls, or about its store; further tests rely on them."""
+NEST = "test_streams_nest_and_come_back"
 RNG = "test_the_generator_is_the_device_s"
 
 

@@ -1,4 +1,4 @@
-"""L2, fifth part: captures that fail, and the device behind them."""
+"""L2, sixth part: captures that fail, and the device behind them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""L2, third part: the memory of graphs is shared, kept and reported."""
+"""L2, fourth part: the memory of graphs is shared, kept and reported."""
 
 from __future__ import annotations
 

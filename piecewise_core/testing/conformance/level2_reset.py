@@ -1,4 +1,4 @@
-"""L2, fourth part: what a reset gives back, and how many graphs there may be."""
+"""L2, fifth part: what a reset gives back, and how many graphs there may be."""
 
 from __future__ import annotations
 

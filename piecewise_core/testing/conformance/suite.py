@@ -14,6 +14,7 @@ from piecewise_core.testing.conformance.level2_inputs import Inputs
 from piecewise_core.testing.conformance.level2_memory import Memory
 from piecewise_core.testing.conformance.level2_replay import Replays
 from piecewise_core.testing.conformance.level2_reset import Resets
+from piecewise_core.testing.conformance.level2_streams import Streams
 from piecewise_core.testing.conformance.level3 import Level3
 
 __all__ = ["PlatformConformance"]
@@ -26,6 +27,7 @@ class PlatformConformance(
     Faults,
     Resets,
     Memory,
+    Streams,
     Extras,
     Replays,
     Ownership,

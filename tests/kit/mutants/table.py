@@ -15,6 +15,7 @@ from mutants.numbers import NUMBERS
 from mutants.ownership import OWNERSHIP
 from mutants.plugins import PLUGINS
 from mutants.replays import REPLAYS
+from mutants.streams import STREAMS
 from piecewise_core.testing.conformance.marks import LEVELS
 from piecewise_core.testing.conformance.report import TestResult
 from piecewise_core.testing.conformance.running import run_suite, suite_for
@@ -28,6 +29,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *NUMBERS,
     *OWNERSHIP,
     *REPLAYS,
+    *STREAMS,
     *MEMORY,
     *FAULTS,
     *ENDURANCE,
