@@ -159,3 +159,87 @@ def test_a_case_that_fails_is_told_and_costs_no_other():
 
 def test_without_a_device_the_benchmark_says_that_it_measured_nothing():
     assert run(CUDA_VISIBLE_DEVICES="") == ['{"skipped": "no CUDA device"}']
+
+
+LIBRARIES = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from libraries import main
+main(["--simulated", "--quick", "--case", sys.argv[2], "--ways", *sys.argv[3:]])
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("case", "way", "library"),
+    [("generate", "compile_config", "transformers"), ("sd", "backend", "diffusers")],
+)
+def test_a_library_s_own_loop_is_run_compared_and_timed(fresh_processes, case, way, library):
+    if importlib.util.find_spec(library) is None:
+        pytest.skip(f"{library} is not installed")
+    done = fresh_processes.run(LIBRARIES, str(SCRIPT.parent), case, way, timeout=300)
+    assert done.returncode == 0, done.stderr
+    *_, last = (line for line in done.stdout.splitlines() if line.startswith("RESULT "))
+    found = json.loads(last.removeprefix("RESULT "))
+    assert set(found["ways"]) == {"eager", way}
+    for row in found["ways"].values():
+        assert row["per_second"] > 0
+        assert row["error"] < 1e-5
+        assert row.get("same_tokens", 1) == 1
+    assert "replayed" in found["ways"][way]["facts"][0]
+
+
+def test_a_loop_s_rate_counts_only_where_it_is_right(load_benchmark):
+    library = load_benchmark("_library_case")
+    row = {"error": 0.01, "seconds": [4.0, 5.0, 6.0]}
+    ways = {
+        "eager": row,
+        "theirs": {**row, "seconds": [2.0, 2.0, 2.0], "evidence": {"problem": "skipped"}},
+        "near": {"error": 0.014, "seconds": [1.0, 1.0, 2.0]},
+        "far": {"error": 0.02, "seconds": [0.1, 0.1, 0.1]},
+        "broken": {"failed": "TypeError: no"},
+    }
+    aims = {"theirs": 1.2, "eager": 6.0}
+    found = library.judge({"ways": ways, "aims": aims, "unit": "tokens"})
+    near = found["ways"]["near"]
+    assert near["over"]["eager"] == {"ratio": 5.0, "least": 3.0, "most": 5.0}
+    assert (near["right"], found["ways"]["far"]["right"]) == (True, False)
+    told = {each.name: each for each in library.targets(found)}
+    assert told["near: tokens/s over theirs's"].verdict == "met"
+    assert told["near: tokens/s over theirs's"].note.endswith("skipped")
+    assert told["near: tokens/s over eager's"].verdict == "missed"
+    assert told["far: tokens/s over eager's"].verdict == "not measured"
+    assert told["broken: tokens/s over eager's"].note == "TypeError: no"
+
+
+ESTIMATE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from estimate import main
+main(["--simulated", "--quick", "--pair", sys.argv[2]])
+"""
+
+
+def test_an_estimate_is_compared_with_what_the_capture_took(fresh_processes, load_benchmark):
+    pair = "toy-64 piecewise, 7 sizes"
+    done = fresh_processes.run(ESTIMATE, str(SCRIPT.parent), pair, timeout=300)
+    assert done.returncode == 0, done.stderr
+    *_, last = done.stdout.splitlines()
+    judged = load_benchmark("estimate").judged(json.loads(last.removeprefix("RESULT ")))
+    assert (judged["sizes"], judged["measured"], judged["graphs"]) == (7, 4, 21)
+    assert judged["counted_within"]
+    assert judged["lost"] is None
+
+
+def test_an_estimate_is_judged_by_what_the_device_lost(load_benchmark):
+    estimate, mib = load_benchmark("estimate"), 1 << 20
+    row = {"bytes": 96 * mib, "error_bytes": mib, "input_bytes": 2 * mib, "graphs": 3}
+    row |= {"counted": 100 * mib, "lost": 100 * mib}
+    found = estimate.judged(row)
+    assert (found["error"], found["within"]) == (0.02, True)
+    assert (found["counted_error"], found["counted_within"]) == (0.04, False)
+    none = estimate.judged({**row, "graphs": 0})
+    total = estimate.summed_up({"a": found, "b": none}, simulated=False)
+    assert (total["worst"], total["pairs_told"], total["met"]) == ("a", 1, False)
+    assert estimate.summed_up({"a": found}, simulated=False)["met"] is True
+    assert len(load_benchmark("_estimate_pairs").pairs()) == 20
