@@ -39,7 +39,7 @@ class Declared:
     memory_stats: Callable[[], Mapping[str, int]] | None
     fingerprint: Callable[[], Mapping[str, str]]
     elapsed: Callable[[Callable[[], object]], float] | None
-    stream_order: Callable[[], Callable[[], None]] | None
+    stream_order: Callable[[], Callable[[], None] | None] | None
     # GraphExtras
     runs_captures: bool
     compiler: str

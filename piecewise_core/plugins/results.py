@@ -87,7 +87,7 @@ RESULTS: Mapping[str, Callable[[Any], Any]] = {
     "resource_budget": _or_none(_whole),
     "stager": _or_none(_callable),
     "stream": _context,
-    "stream_order": _callable,
+    "stream_order": _or_none(_callable),
     "unsafe_ops": _strings,
 }
 """What core makes of a method's result, so that a malformed one is attributed too."""

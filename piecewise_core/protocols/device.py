@@ -103,14 +103,14 @@ class RuntimeExtras(Protocol):
         """
         ...
 
-    def stream_order(self) -> Callable[[], None]:
+    def stream_order(self) -> Callable[[], None] | None:
         """Make a function that is called before each replay that uses the same buffers.
 
         Work that the current stream is given behind a call of it begins after all that the stream
         of the last call has been given by then. It costs next to nothing where that is the same
-        stream; never waits in a capture. Asked for once for each pool of graphs, on the device
-        that they are captured on. Without: core compares ``current_stream()``, and synchronizes
-        where it has changed.
+        stream; never waits in a capture. None: work is done when a call returns. Asked for once for
+        each pool of graphs, on the device that they are captured on. Without: core compares
+        ``current_stream()``, and synchronizes where it has changed.
         """
         ...
 

@@ -28,7 +28,7 @@ CORRECT = [
 
 UNCHANGED = {
     # Core's own promises, or methods that the simulated device does not have: no mutant of it
-    # can break them. Streams that fork are those of CUDA.
+    # can break them. The CPU platform has streams that fork.
     "test_overrides_have_reasons",
     "test_a_size_out_of_bounds_is_refused",
     "test_a_size_above_the_bounds_runs_eagerly",

@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
-
-from piecewise_core.protocols import NoStreams
 
 __all__ = ["CpuRuntime"]
 
 
-class CpuRuntime(NoStreams):
+class CpuRuntime:
     """The DeviceRuntime of the CPU."""
+
+    def current_stream(self) -> Any:
+        """Torch's stand-in for a stream."""
+        return torch.cpu.current_stream()
+
+    def new_stream(self) -> Any:
+        """Another stand-in."""
+        return torch.cpu.Stream()
+
+    def stream(self, stream: Any) -> AbstractContextManager[Any]:
+        """A context that changes nothing."""
+        return torch.cpu.stream(stream)
+
+    def synchronize(self) -> None:
+        """Return at once: CPU work is never pending."""
+
+    def stream_order(self) -> None:
+        """Nothing has to wait: work is done when the call returns."""
 
     def memory_info(self) -> tuple[int, int]:
         """(free, total) physical memory of the machine in bytes; a container may allow less.
