@@ -51,6 +51,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--passes", nargs="*", metavar="PASS", help="these passes, or ways, alone")
     parser.add_argument("--cases", type=int, default=3, help="samples of each operator (3)")
     parser.add_argument("--hang", type=int, default=240, help="seconds for one of them (240)")
+    parser.add_argument("--device", default="", help="of families, in place of the CPU: cuda")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     return parser.parse_args()
 
@@ -140,7 +141,12 @@ def _started(results: Path, asked: argparse.Namespace) -> subprocess.Popen[str]:
         stderr=subprocess.DEVNULL,
         text=True,
         # Inductor's own pool has a process a core: workers times cores start torch, and hang.
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"},
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "TORCHINDUCTOR_COMPILE_THREADS": "1",
+            "PIECEWISE_SWEEP_DEVICE": asked.device,
+        },
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,9 @@ BOUNDS = {
     "length": pw.Dim("length", min=2, max=16),
     "target": pw.Dim("target", min=2, max=8),
 }
+DEVICE = os.environ.get("PIECEWISE_SWEEP_DEVICE", "")
+"""Where models and inputs are, and whose platform serves them; empty for the CPU, where static
+graphs are those of the simulated device."""
 ATTENTION = "torch.nn.functional.scaled_dot_product_attention"
 
 
@@ -42,7 +46,7 @@ class Family:
         torch.manual_seed(0)
         config = CONFIG_MAPPING[self.family](**self.config)
         built: torch.nn.Module = getattr(transformers, self.model)(config)
-        return built.eval()
+        return built.eval().to(DEVICE or "cpu")
 
     def call(self, sizes: dict[str, int], seed: int) -> dict[str, Any]:
         """Keyword arguments of one call."""
@@ -70,8 +74,10 @@ def _value(name: str, shape: Any, sizes: dict[str, int]) -> Any:
         return shape
     real = [sizes[d] if isinstance(d, str) else d for d in shape]
     if name == "attention_mask":
-        return torch.ones(real, dtype=torch.long)
-    return torch.randint(3, 90, real) if name.endswith("_ids") else torch.randn(real)
+        made = torch.ones(real, dtype=torch.long)
+    else:
+        made = torch.randint(3, 90, real) if name.endswith("_ids") else torch.randn(real)
+    return made.to(DEVICE or "cpu")
 
 
 def served_by_torch(family: Family) -> bool:
@@ -89,7 +95,7 @@ def served_by_torch(family: Family) -> bool:
 def served(family: Family, **settings: Any) -> None:
     """Through pw.compile, cut at attention where there is some."""
     model = family.make()
-    platform = settings.pop("platform", "cpu")
+    platform = settings.pop("platform", DEVICE or "cpu")
     config = {"dynamic": family.dynamic, "compiler": "eager", **settings}
     try:
         fast = pw.compile(model, pw.Config(splitting_ops=(ATTENTION,), **config), platform=platform)
@@ -103,20 +109,20 @@ def served(family: Family, **settings: Any) -> None:
 
 
 def captured(family: Family) -> None:
-    """Through pw.compile with static graphs, on the simulated device."""
-    served(family, platform=SimulatedPlatform(), **_captures(family))
+    """Through pw.compile with static graphs, on the simulated device or ``DEVICE``."""
+    served(family, platform=_with_graphs(), **_captures(family))
 
 
 def recorded(family: Family) -> None:
-    """Through pw.record, on the simulated device."""
+    """Through pw.record, on the simulated device or ``DEVICE``."""
     model = family.make()
     config = pw.Config(dynamic=family.dynamic, splitting_ops=(ATTENTION,), **_captures(family))
     try:
-        fast = pw.record(model, config, platform=SimulatedPlatform())
+        fast = pw.record(model, config, platform=_with_graphs())
         _everywhere(family, model, fast)
     except pw.errors.NothingToSplit:
         config = config.replace(splitting_ops=())
-        fast = pw.record(model, config, platform=SimulatedPlatform())
+        fast = pw.record(model, config, platform=_with_graphs())
         _everywhere(family, model, fast)
     if not fast.stats().calls["replayed"]:
         raise pw.errors.CaptureFailed(f"nothing was replayed: {str(fast.explain())[-300:]}")
@@ -134,6 +140,10 @@ def door(family: Family) -> None:
 WAYS: dict[str, Callable[[Family], None]] = {
     w.__name__: w for w in (served, captured, recorded, door)
 }
+
+
+def _with_graphs() -> Any:
+    return DEVICE or SimulatedPlatform()
 
 
 def _captures(family: Family) -> dict[str, Any]:
