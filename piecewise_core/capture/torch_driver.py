@@ -170,7 +170,8 @@ class TorchGraphDriver:
     def is_capturing(self) -> bool:
         """Whether the current stream is recording."""
         ask = getattr(self._module, "is_current_stream_capturing", None)
-        return self._open is not None if ask is None else bool(ask())
+        ours = self._open is not None and self._module.current_stream() == self._open.stream
+        return bool(ours if ask is None else ask())
 
     def abort_capture(self, graph: Any) -> None:
         """Leave the capture of ``graph``, on whichever stream it runs; nothing if it does not."""

@@ -107,6 +107,10 @@ def test_the_driver_captures_with_what_the_module_has(kind):
     graph, pool = driver.new_graph(), driver.new_pool()
     driver.capture_begin(graph, pool, "stream")
     assert driver.is_capturing()
+    if not hasattr(module, "is_current_stream_capturing"):
+        module.current_stream = lambda: "another stream"
+        assert not driver.is_capturing()
+        module.current_stream = lambda: "stream"
     driver.capture_end(graph)
     assert not driver.is_capturing()
     assert all(note["pool"] == (0, 1) for note in module.notes)
