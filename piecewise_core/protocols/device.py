@@ -80,7 +80,7 @@ class RuntimeExtras(Protocol):
         ...
 
     def empty_cache(self) -> None:
-        """Give memory that no tensor uses back to the driver. Never called inside a capture.
+        """Give memory that no tensor and no graph uses back. Never called inside a capture.
 
         Called by ``release()``. Without: that memory stays with the allocator.
         """
@@ -117,7 +117,7 @@ class RuntimeExtras(Protocol):
     def elapsed(self, run: Callable[[], object]) -> float:
         """Seconds between the start and the end of ``run()``'s work on the current stream.
 
-        By the device's own clock; returns when the work is done. Without: by the host's, and
-        ``capture_compile="auto"`` measures nothing.
+        ``run`` is called once. By the device's own clock; returns when the work is done. Without:
+        by the host's, and ``capture_compile="auto"`` measures nothing.
         """
         ...

@@ -28,7 +28,7 @@ class GraphDriver(Protocol):
     def new_pool(self) -> Any:
         """An opaque memory-pool handle; core keeps it as long as a graph captured into it.
 
-        Called once per model, and again after ``release()``.
+        Called once per model, and again after ``release()``. Two pools share no memory.
         """
         ...
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from mutants.base import device
+from mutants.drivers import Timing
 from mutants.replays import Updated
 from mutants.streams import Deferring, Queues, ReplaysInOrder
 from mutants.table import MUTANTS, as_markdown, results_of
@@ -23,6 +24,13 @@ CORRECT = [
     device("that is told of every call", "", driver=Updated),
     device(
         "with streams that are ordered", "", driver=ReplaysInOrder, runtime=Deferring, parent=Queues
+    ),
+    device(
+        "that times work and says what it is",
+        "",
+        driver=ReplaysInOrder,
+        runtime=Timing,
+        parent=Queues,
     ),
 ]
 

@@ -37,6 +37,7 @@ def main(task: str, entry: str, platform: str, file: str) -> None:
         "probe": _probe,
         "create": _create,
         "hash_factors": _hash_factors,
+        "fingerprint": _fingerprint,
         "load": _load,
     }
     Path(file).write_text(json.dumps(tasks[task](origin, platform)), encoding="utf-8")
@@ -129,6 +130,11 @@ def _create(entry: PluginEntry, platform: str) -> dict[str, Any]:
 
 def _hash_factors(entry: PluginEntry, platform: str) -> dict[str, str]:
     return dict(_info(entry, platform).create().compiler.hash_factors())
+
+
+def _fingerprint(entry: PluginEntry, platform: str) -> dict[str, str]:
+    device: Any = _info(entry, platform).create().device
+    return {str(name): str(value) for name, value in device.fingerprint().items()}
 
 
 def _load(entry: PluginEntry, name: str) -> Any:

@@ -1,4 +1,4 @@
-"""L1, second part: what a compiler and a runtime tell about themselves."""
+"""L1, third part: what a compiler tells about itself, and what another process takes of it."""
 
 from __future__ import annotations
 
@@ -14,22 +14,21 @@ from piecewise_core.testing.conformance.base import Conformance
 from piecewise_core.testing.conformance.case import Case
 from piecewise_core.testing.conformance.fresh import ask_fresh
 from piecewise_core.testing.conformance.level1 import INSIDE
+from piecewise_core.testing.conformance.level1_runtime import differing
 from piecewise_core.testing.conformance.marks import conformance
 from piecewise_core.testing.conformance.models import dispatched, rows, warmed
 from piecewise_core.testing.conformance.verdicts import NotClaimed
 
-__all__ = ["NEST", "ORDINARY", "RNG", "Parts"]
+__all__ = ["ORDINARY", "Parts"]
 
 _LOADED = "test_a_loaded_artifact_is_as_the_compiled_one"
 _KEPT = "test_kept_code_serves_a_second_model"
 ORDINARY = (INSIDE, "test_inputs_are_left_as_they_are", _LOADED, _KEPT)
 """Fail where code is wrong about ordinary calls, or about its store; further tests rely on them."""
-NEST = "test_streams_nest_and_come_back"
-RNG = "test_the_generator_is_the_device_s"
 
 
 class Parts(Conformance):
-    """Hash factors, artifacts that are loaded, streams, memory, generators."""
+    """Hash factors, and artifacts that are loaded."""
 
     # What else a compiler tells ---------------------------------------------------------
 
@@ -57,14 +56,12 @@ class Parts(Conformance):
         others = [dict(case.subject.make().compiler.hash_factors())]
         if case.has("entry point"):
             others.append(ask_fresh(case.subject, "hash_factors", PYTHONHASHSEED="7").found)
-        differs = [
-            n for other in others for n in first.keys() | other if first.get(n) != other.get(n)
-        ]
+        differs = differing(first, *others)
         case.require(
             not differs,
             "called hash_factors() again, and in a fresh interpreter if the platform is installed",
             "the same factors",
-            f"other values of: {', '.join(map(str, differs))}",
+            f"other values of: {', '.join(differs)}",
             "leave out ids, times, paths and hash() of strings: caches would never hit",
         )
 
@@ -140,64 +137,6 @@ class Parts(Conformance):
             (rows(case, 6) * 3)[0].cpu(),
             "gave the bytes to load() in a fresh interpreter, and ran what it made",
             "put all that the code needs into the bytes; keep no table in the process",
-        )
-
-    # Streams and memory -----------------------------------------------------------------
-
-    @conformance("L1", "DeviceRuntime.stream")
-    def test_streams_nest_and_come_back(self, case: Case) -> None:
-        """Inside stream(s) the current stream is s; outside it is what it was, after errors too."""
-        device = case.device
-        before, s, t = device.current_stream(), device.new_stream(), device.new_stream()
-        said = []
-        with device.stream(s):
-            said.append(device.current_stream() == s)
-            try:
-                with device.stream(t):
-                    said.append(device.current_stream() == t)
-                    raise KeyError("on purpose")
-            except KeyError:
-                said.append(device.current_stream() == s)
-        said.append(device.current_stream() == before)
-        case.require(
-            all(said),
-            "entered stream(s), in it stream(t), left t by an error, then left s",
-            "current_stream() is s, t, s, and then what it was before",
-            f"right: {said}",
-            "make stream() a context manager that restores in finally and swallows nothing",
-        )
-
-    @conformance("L1", "DeviceRuntime.memory_info", claims=("DeviceRuntime.memory_info",))
-    def test_memory_info_is_free_and_total(self, case: Case) -> None:
-        """memory_info gives (free, total) in bytes."""
-        found = case.device.memory_info()
-        case.require(
-            isinstance(found, tuple)
-            and len(found) == 2
-            and all(isinstance(n, int) for n in found)
-            and 0 <= found[0] <= found[1] > 0,
-            "called memory_info()",
-            "(free, total), two ints with 0 <= free <= total",
-            found,
-            "return (free, total) in bytes, in this order",
-        )
-
-    @conformance("L1", "DeviceRuntime.rng", claims=("DeviceRuntime.rng",))
-    def test_the_generator_is_the_device_s(self, case: Case) -> None:
-        """Seeding the generator of rng() fixes what operators draw on the device."""
-        generator = case.device.rng()
-        state = generator.get_state()
-        generator.manual_seed(3)
-        first = torch.rand(4, device=case.device_type)
-        generator.manual_seed(3)
-        second = torch.rand(4, device=case.device_type)
-        generator.set_state(state)
-        case.equal(
-            second,
-            first,
-            f"seeded rng() and drew torch.rand(4, device={case.device_type!r}), twice",
-            "return the device's default generator, which operators draw from",
-            exact=True,
         )
 
 

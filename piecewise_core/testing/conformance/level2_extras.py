@@ -10,7 +10,7 @@ import torch
 from piecewise_core.errors import PiecewiseError
 from piecewise_core.testing.conformance.base import Conformance
 from piecewise_core.testing.conformance.case import Case
-from piecewise_core.testing.conformance.level1_parts import RNG
+from piecewise_core.testing.conformance.level1_runtime import RNG
 from piecewise_core.testing.conformance.level2_replay import AGAIN, BASIC
 from piecewise_core.testing.conformance.marks import conformance
 from piecewise_core.testing.conformance.models import rows

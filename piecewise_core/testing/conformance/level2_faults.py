@@ -1,8 +1,9 @@
-"""L2, sixth part: captures that fail, and the device behind them."""
+"""L2, seventh part: captures that fail, and the device behind them."""
 
 from __future__ import annotations
 
 import contextlib
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -36,15 +37,17 @@ class Faults(Conformance):
         with case.ready():
             driver.capture_begin(graph, case.pool, case.stream)
             answers.append(driver.is_capturing())
+            with ThreadPoolExecutor(1) as threads:
+                answers.append(threads.submit(_captures_here, case).result())
             x * 2
             driver.capture_end(graph)
             answers.append(driver.is_capturing())
         case.require(
-            answers == [False, True, False],
-            "asked before, in and behind a capture, on its stream",
-            [False, True, False],
+            answers == [False, True, False, False],
+            "asked before, in and behind a capture, on its stream; in it on another thread's too",
+            "[False, True, in another thread False, False]",
             answers,
-            "ask the device whether the current stream is recording",
+            "ask the device whether the current stream of this thread is recording",
         )
 
     @conformance("L2", _ABORT, claims=GRAPHS, relies_on=(BASIC, CONTEXT))
@@ -193,6 +196,13 @@ class Faults(Conformance):
             answers,
             "return None for errors that the driver knows nothing about",
         )
+
+
+def _captures_here(case: Case) -> bool:
+    """What is_capturing says in this thread; False where all threads have one stream."""
+    if case.device.current_stream() == case.stream:
+        return False
+    return bool(case.driver.is_capturing())
 
 
 def _lists_nonzero(case: Case) -> None:

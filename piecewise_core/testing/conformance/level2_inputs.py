@@ -85,14 +85,17 @@ class Inputs(Conformance):
     def test_a_stager_copies_every_input(self, case: Case) -> None:
         """A stager copies one tensor into each buffer, of whatever dtypes, all in one call."""
         tensors = _inputs(case, 5)
+        tensors += [*(t[1:] for t in tensors), tensors[0].t()]
         buffers = [torch.empty_like(t) for t in tensors]
         _stage(case, buffers, tensors)
         for buffer, tensor in zip(buffers, tensors, strict=True):
             case.equal(
                 buffer,
                 tensor,
-                f"staged {len(tensors)} tensors at once, this one of {tensor.dtype}",
-                "copy each tensor to its buffer's beginning, element by element",
+                f"staged {len(tensors)} tensors at once, this one of {tensor.dtype}, strides "
+                f"{tensor.stride()}, from element {tensor.storage_offset()} of its memory on",
+                "copy each tensor, from where it starts, to its buffer's beginning, in the order "
+                "in which both lie in memory",
                 exact=True,
             )
 

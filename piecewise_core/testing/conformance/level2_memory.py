@@ -1,4 +1,4 @@
-"""L2, fourth part: the memory of graphs is shared, kept and reported."""
+"""L2, fifth part: the memory of graphs is shared, kept and reported."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 
 from piecewise_core.testing.conformance.base import Conformance
 from piecewise_core.testing.conformance.case import Case
+from piecewise_core.testing.conformance.level2_pools import POOLS
 from piecewise_core.testing.conformance.level2_replay import BASIC, FRESH, GRAPHS, STAYS
 from piecewise_core.testing.conformance.marks import conformance
 from piecewise_core.testing.conformance.models import rows
@@ -21,9 +22,9 @@ DISJOINT = "test_memory_in_use_is_not_given_out_again"
 
 _WEAK = "GraphDriver.weak_ref"
 _LARGE = 1 << 18
+"""Elements of float32: a MiB."""
 _BEYOND = 1 << 23
 """Elements that fit in no block that an allocator took for a few bytes: they take some MiB."""
-"""Elements of float32: a MiB."""
 
 
 class Memory(Conformance):
@@ -48,7 +49,10 @@ class Memory(Conformance):
         )
 
     @conformance(
-        "L2", "GraphDriver.live_bytes", claims=("GraphDriver.live_bytes",), relies_on=(DISJOINT,)
+        "L2",
+        "GraphDriver.live_bytes",
+        claims=("GraphDriver.live_bytes",),
+        relies_on=(DISJOINT, POOLS),
     )
     def test_live_bytes_follow_tensors(self, case: Case) -> None:
         """live_bytes rises with a result that is held, and falls when it is dropped."""
@@ -59,12 +63,16 @@ class Memory(Conformance):
         live.append(case.driver.live_bytes(case.pool))
         del out
         live.append(case.driver.live_bytes(case.pool))
+        elsewhere = _elsewhere(case, x)
+        live.append(case.driver.live_bytes(case.pool))
+        rose, fell, stayed = live[1] - live[0], live[1] - live[2], live[3] - live[2]
         case.require(
-            live[1] - live[0] >= 4 * _LARGE and live[1] - live[2] >= 4 * _LARGE,
-            f"captured a result of {4 * _LARGE} bytes behind one of {first[1].nbytes}, dropped it",
-            "live_bytes up by that, then down by that",
+            rose >= 4 * _LARGE and fell >= 4 * _LARGE and stayed < 4 * _LARGE,
+            f"captured a result of {4 * _LARGE} bytes behind one of {first[1].nbytes}, dropped it, "
+            f"held as much in another pool and outside of pools ({len(elsewhere)} tensors)",
+            "live_bytes up by that, then down by that, and no more",
             live,
-            "count the memory that tensors hold, not what the pool has reserved",
+            "count the memory of this pool that tensors hold, not what the pool has reserved",
         )
 
     # Weak references -------------------------------------------------------------------
@@ -73,26 +81,27 @@ class Memory(Conformance):
     def test_a_weak_tensor_reads_what_replays_write(self, case: Case) -> None:
         """weak_ref gives a tensor of the same layout over the same memory of the pool."""
         x = rows(case, 4)
-        graph, out = case.capture(lambda: (x * 2).t())
-        weak = case.driver.weak_ref(out)
-        case.require(
-            (weak.shape, weak.stride(), weak.dtype, weak.device)
-            == (out.shape, out.stride(), out.dtype, out.device),
-            "took a weak reference of a transposed result",
-            f"{list(out.shape)}, strides {out.stride()}, {out.dtype}",
-            f"{list(weak.shape)}, strides {weak.stride()}, {weak.dtype}",
-            "keep shape, strides, offset, dtype and device",
-        )
-        del out
+        graph, outs = case.capture(lambda: _laid(x))
+        weak = {how: case.driver.weak_ref(out) for how, out in outs.items()}
+        for how, out in outs.items():
+            case.require(
+                _layout(weak[how]) == _layout(out),
+                f"took a weak reference of a result, {how}",
+                _layout(out),
+                _layout(weak[how]),
+                "keep shape, strides, offset, dtype and device",
+            )
+        del out, outs
         x.copy_(rows(case, 4, start=1.0))
         case.replay(graph)
-        case.equal(
-            weak,
-            (x * 2).t(),
-            "captured (x * 2).t(), kept only a weak reference, wrote to x, replayed",
-            "return a tensor over the same memory, not a copy",
-            exact=True,
-        )
+        for how, expected in _laid(x).items():
+            case.equal(
+                weak[how],
+                expected,
+                f"captured a result, {how}, kept only a weak reference, wrote to x, replayed",
+                "return a tensor over the same memory, from where that one starts, not a copy",
+                exact=True,
+            )
 
     @conformance("L2", _WEAK, claims=(_WEAK,))
     def test_a_weak_tensor_of_other_memory_keeps_it(self, case: Case) -> None:
@@ -158,7 +167,7 @@ class Memory(Conformance):
         "L2",
         "GraphDriver.pool_bytes",
         claims=(_WEAK, "GraphDriver.pool_bytes"),
-        relies_on=(DISJOINT,),
+        relies_on=(DISJOINT, POOLS),
     )
     def test_pool_bytes_count_what_a_pool_holds(self, case: Case) -> None:
         """pool_bytes grows by at least what a held result takes."""
@@ -167,11 +176,38 @@ class Memory(Conformance):
         before = case.driver.pool_bytes(case.pool)
         _, out = case.capture(lambda: x + 1)
         after = case.driver.pool_bytes(case.pool)
+        elsewhere = _elsewhere(case, x)
+        at_last = case.driver.pool_bytes(case.pool)
         case.require(
-            0 <= before <= after - out.numel() * out.element_size(),
-            f"captured a result of {out.numel() * out.element_size()} bytes, and held it, behind "
-            f"one of {first[1].nbytes}",
-            f"pool_bytes grows by that at least, from {before}",
-            after,
-            "count all that the pool has from the device, in use or not",
+            0 <= before <= after - out.nbytes and at_last - after < out.nbytes,
+            f"captured a result of {out.nbytes} bytes, and held it, behind one of "
+            f"{first[1].nbytes}; then held as much in another pool and outside of pools "
+            f"({len(elsewhere)} tensors)",
+            f"pool_bytes grows by that at least, from {before}, then no more",
+            (after, at_last),
+            "count all that this pool has from the device, in use or not, and no other's",
         )
+
+
+def _elsewhere(case: Case, x: torch.Tensor) -> list[torch.Tensor]:
+    """As much memory as ``x`` takes: in another pool, and outside of pools."""
+    return [case.capture(lambda: x + 1, pool=case.driver.new_pool())[1], torch.zeros_like(x)]
+
+
+def _laid(x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Results that lie in each way, and of several dtypes, by what each is called."""
+    y = x * 2
+    return {
+        "transposed": y.t(),
+        "rows and columns from the middle": y[1:, 2:6],
+        "expanded": (x[:, :1] + 1).expand(-1, 8),
+        "of float16": (x * 3).to(torch.float16),
+        "of int32": (x * 100).to(torch.int32),
+        "of bool": x > 0,
+    }
+
+
+def _layout(tensor: torch.Tensor) -> str:
+    """What a weak tensor has in common with its own, the memory aside."""
+    shape, where = list(tensor.shape), tensor.device
+    return f"{shape}, strides {tensor.stride()}, {tensor.dtype}, on {where}"

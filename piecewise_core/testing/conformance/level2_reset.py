@@ -1,4 +1,4 @@
-"""L2, fifth part: what a reset gives back, and how many graphs there may be."""
+"""L2, sixth part: what a reset gives back, and how many graphs there may be."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from piecewise_core.protocols import BudgetContext
 from piecewise_core.testing.conformance.base import Conformance
 from piecewise_core.testing.conformance.case import Case
 from piecewise_core.testing.conformance.level2_memory import DISJOINT
+from piecewise_core.testing.conformance.level2_pools import POOLS
 from piecewise_core.testing.conformance.level2_replay import BASIC, GRAPHS
 from piecewise_core.testing.conformance.marks import conformance
 from piecewise_core.testing.conformance.models import rows
@@ -80,11 +81,15 @@ class Resets(Conformance):
         )
 
     @conformance(
-        "L2", "GraphDriver.driver_bytes", claims=("GraphDriver.driver_bytes",), relies_on=(FREES,)
+        "L2",
+        "GraphDriver.driver_bytes",
+        claims=("GraphDriver.driver_bytes",),
+        relies_on=(FREES, POOLS),
     )
     def test_driver_bytes_fall_with_reset(self, case: Case) -> None:
         """driver_bytes is not negative, and nothing is left of it without graphs."""
-        x = rows(case, 4)
+        x, other = rows(case, 4), case.driver.new_pool()
+        case.capture(lambda: x + 1, pool=other)
         graphs = [case.capture(lambda: x + 1)[0] for _ in range(3)]
         held = case.driver.driver_bytes(case.pool)
         while graphs:
@@ -92,10 +97,11 @@ class Resets(Conformance):
         left = case.driver.driver_bytes(case.pool)
         case.require(
             held >= 0 and left == 0,
-            "asked for driver_bytes with three graphs, and when they were reset",
+            "asked for driver_bytes with three graphs, and when they were reset; a fourth one "
+            "lives in another pool",
             "not negative, then 0",
             (held, left),
-            "count the graphs that live now",
+            "count the graphs of this pool that live now",
         )
 
     # Budget ----------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -10,16 +9,16 @@ import torch
 
 from piecewise_core.testing.conformance.base import Conformance
 from piecewise_core.testing.conformance.case import Case
-from piecewise_core.testing.conformance.level1_parts import NEST
+from piecewise_core.testing.conformance.level1_runtime import NEST
 from piecewise_core.testing.conformance.level2_replay import BASIC, GRAPHS
 from piecewise_core.testing.conformance.marks import conformance
 from piecewise_core.testing.conformance.models import rows
+from piecewise_core.testing.conformance.work import Work
 
 __all__ = ["Streams"]
 
 _ORDER = "DeviceRuntime.stream_order"
 _TURNS = 9
-_SIDE = 1024
 _BUSY = 0.02
 """Seconds of work on a stream: far longer than the host takes to come to the next stream."""
 
@@ -50,25 +49,7 @@ class _Turns:
         self.in_order = case.device.stream_order() or _nothing
         self.written, self.read = case.zeros(1), case.zeros(_TURNS)
         self.taken = 0
-        self._factor, self._product = (case.zeros(_SIDE, _SIDE) for _ in range(2))
-        self._products = self._enough()
-
-    def _enough(self) -> int:
-        """How many products take _BUSY seconds; the first ones load kernels."""
-        count, took = 1, 0.0
-        self._work(count)
-        self.case.device.synchronize()
-        while took < _BUSY:
-            count *= 2
-            began = time.perf_counter()
-            self._work(count)
-            self.case.device.synchronize()
-            took = time.perf_counter() - began
-        return count
-
-    def _work(self, products: int) -> None:
-        for _ in range(products):
-            torch.mm(self._factor, self._factor, out=self._product)
+        self._work = Work(case, _BUSY)
 
     def take(self, stream: Any) -> None:
         """Read what the last turn wrote, and write the number of this one, on ``stream``."""
@@ -84,7 +65,7 @@ class _Turns:
                 "restore the current stream where the function changes it",
             )
             self.read[self.taken : self.taken + 1].copy_(self.written)
-            self._work(self._products)
+            self._work()
             self.written.fill_(self.taken + 1)
         self.taken += 1
 

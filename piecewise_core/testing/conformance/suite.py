@@ -8,10 +8,12 @@ from piecewise_core.testing.conformance.level1_answers import Answers
 from piecewise_core.testing.conformance.level1_memory import Ownership
 from piecewise_core.testing.conformance.level1_numbers import Numbers
 from piecewise_core.testing.conformance.level1_parts import Parts
+from piecewise_core.testing.conformance.level1_runtime import Runtimes
 from piecewise_core.testing.conformance.level2_extras import Extras
 from piecewise_core.testing.conformance.level2_faults import Faults
 from piecewise_core.testing.conformance.level2_inputs import Inputs
 from piecewise_core.testing.conformance.level2_memory import Memory
+from piecewise_core.testing.conformance.level2_pools import Pools
 from piecewise_core.testing.conformance.level2_replay import Replays
 from piecewise_core.testing.conformance.level2_reset import Resets
 from piecewise_core.testing.conformance.level2_streams import Streams
@@ -27,12 +29,14 @@ class PlatformConformance(
     Faults,
     Resets,
     Memory,
+    Pools,
     Streams,
     Extras,
     Replays,
     Ownership,
     Numbers,
     Parts,
+    Runtimes,
     Answers,
     Level1,
     Level0,

@@ -88,7 +88,8 @@ class Leaves(SimulatedDriver):
     def stager(self, buffers):
         def stage(tensors):
             for buffer, tensor in zip(buffers, tensors, strict=True):
-                buffer.view(-1)[: tensor.numel()] = tensor.reshape(-1)
+                count = (tensor.numel(),)
+                buffer.as_strided(count, (1,)).copy_(tensor.as_strided(count, (1,)))
 
         return stage
 

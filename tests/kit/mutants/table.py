@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable
 from mutants.answers import ANSWERS
 from mutants.base import Mutant
 from mutants.compilers import COMPILERS
+from mutants.drivers import DRIVERS
 from mutants.endurance import ENDURANCE
 from mutants.faults import FAULTS
 from mutants.memory import MEMORY
@@ -32,6 +33,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *STREAMS,
     *MEMORY,
     *FAULTS,
+    *DRIVERS,
     *ENDURANCE,
 )
 
