@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import weakref
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,10 +21,10 @@ from piecewise_core.config import Config
 from piecewise_core.counters import Counters, Stats, process_counters
 from piecewise_core.errors import ConfigError
 from piecewise_core.frontend.dynamo_graph import reading, take_in
+from piecewise_core.frontend.enginegraphs import EngineGraphs
 from piecewise_core.frontend.setup import Setup, prepare
 from piecewise_core.graph.sizes import expression
 from piecewise_core.graph.split import Program, split
-from piecewise_core.plugins import Declared
 from piecewise_core.protocols import Platform
 from piecewise_core.ranges import Box, Range
 from piecewise_core.runtime.plan import PlanCode
@@ -65,10 +66,10 @@ class GraphCompiler:
             weakref.WeakKeyDictionary()
         )
 
-    @property
-    def declared(self) -> Declared:
-        """The platform's device and driver, with all that a vendor may leave out."""
-        return self._setup.platform.declared
+    @cached_property
+    def graphs(self) -> EngineGraphs:
+        """Static graphs of the engine's pieces, by the platform's driver."""
+        return EngineGraphs(self._setup.platform.declared)
 
     def fingerprint(self) -> str:
         """A digest of all that compiled code depends on besides its graph. Raises StoreError."""
@@ -103,6 +104,15 @@ class GraphCompiler:
     def stats(self) -> Stats:
         """The counters of all that was compiled here."""
         return self._counters.stats()
+
+    def summary(self) -> str:
+        """One line: how many pieces there are, and where their code is from."""
+        stats, seconds = self.stats(), sum(a.seconds for a in self.artifacts)
+        return (
+            f"{stats.compilable_pieces} pieces, {stats.unique_pieces} of them distinct: "
+            f"{stats.compilations} compiled, {stats.cache_hits} loaded, {stats.dedup_hits} shared, "
+            f"{seconds:.1f} s"
+        )
 
     def explain(self) -> str:
         """One line for each distinct piece and range: where its code is from, who shares it."""

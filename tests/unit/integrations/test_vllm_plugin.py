@@ -393,7 +393,7 @@ def test_a_failed_capture_drops_that_batch_and_keeps_the_others(engine, monkeypa
             result = Engine(served).replay(kept[tokens], tokens=tokens)
             torch.testing.assert_close(result, served.model(kept[tokens]))
         assert engine("engine").report().count("no static graphs for") == 1
-        told = engine("engine").captures("cpu").summary()
+        told = engine("engine").compiler("cpu", True).graphs.summary()
         assert "1 batch sizes captured, 1 in part or not at all" in told
     assert sum("is served without static graphs" in m for m in caplog.messages) == 1
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 SOURCE = Path(__file__).parents[3] / "integrations" / "vllm" / "src" / "piecewise_vllm"
 LINES = 400
-"""Of code and docstrings; blank lines between them are not counted."""
+"""Code, docstrings and blank lines."""
 
 
 def patches(text: str) -> Iterator[str]:
@@ -33,7 +33,7 @@ def patches(text: str) -> Iterator[str]:
 
 def test_the_plugin_is_as_short_as_it_is_to_be():
     texts = [path.read_text(encoding="utf-8") for path in SOURCE.glob("*.py")]
-    assert sum(bool(line.strip()) for text in texts for line in text.splitlines()) <= LINES
+    assert sum(len(text.splitlines()) for text in texts) <= LINES
 
 
 def test_the_plugin_patches_nothing():

@@ -1,8 +1,5 @@
 """vLLM's compiler interface over piecewise's scheduler and store."""
 
-from __future__ import annotations
-
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -11,11 +8,9 @@ from vllm.platforms import current_platform
 
 import piecewise_core as pw
 from piecewise_core.building_blocks import inductor_settings
-from piecewise_vllm.engine import compiler, summary
+from piecewise_vllm.engine import compiler, say
 
 __all__ = ["PiecewiseCompiler"]
-
-logger = logging.getLogger("vllm.piecewise")
 
 
 class PiecewiseCompiler(CompilerInterface):  # type: ignore[misc]
@@ -28,7 +23,7 @@ class PiecewiseCompiler(CompilerInterface):  # type: ignore[misc]
     name = "piecewise"
 
     def __init__(self) -> None:
-        self._keep, self._model, self._reported = True, "", False
+        self._keep, self._model = True, ""
 
     def _compiler(self) -> pw.GraphCompiler:
         return compiler(str(current_platform.device_type), self._keep)
@@ -58,15 +53,13 @@ class PiecewiseCompiler(CompilerInterface):  # type: ignore[misc]
         sizes = pw.Range(compile_range.start, compile_range.end)
         with inductor_settings(settings):  # vLLM's passes are among them, and so in the key
             run = self._compiler().compile(graph, sizes, f"{self._model} piece {index}")
-        return (self._reporting(run) if index == "0" else run), None
+        return (self._saying(run) if index == "0" else run), None
 
-    def _reporting(self, run: Callable[..., Any]) -> Callable[..., Any]:
+    def _saying(self, run: Callable[..., Any]) -> Callable[..., Any]:
         """The first piece: at its first call all pieces are there, which the log tells once."""
 
         def first(*args: Any) -> Any:
-            if not self._reported:
-                self._reported = True
-                logger.info("piecewise-vllm: %s", summary(self._compiler()))
+            say(self._compiler(), self._model)
             return run(*args)
 
         return first

@@ -1,15 +1,17 @@
-"""What the models of one process share: the compiler of their pieces, and the graphs' books."""
+"""What the models of one process share: the compiler of their pieces, and their static graphs."""
 
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+import logging
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import piecewise_core as pw
-    from piecewise_vllm.captures import Captures
 
-__all__ = ["captures", "compiler", "report", "summary"]
+__all__ = ["compiler", "report", "say"]
+
+logger = logging.getLogger("vllm.piecewise")
 
 
 @functools.cache
@@ -18,15 +20,15 @@ def compiler(device_type: str, keep: bool) -> pw.GraphCompiler:
     import piecewise_core as pw
 
     config = pw.Config().with_env()
-    return pw.GraphCompiler(config, device_type=device_type, name="vLLM", keep=keep)
+    made = pw.GraphCompiler(config, device_type=device_type, name="vLLM", keep=keep)
+    made.graphs.tell = functools.partial(logger.warning, "piecewise-vllm: %s")
+    return made
 
 
 @functools.cache
-def captures(device_type: str) -> Captures:
-    """The static graphs of all models on ``device_type``."""
-    from piecewise_vllm.captures import Captures
-
-    return Captures(compiler(device_type, True).declared)
+def say(made: Any, model: str = "") -> None:
+    """Log the summary of a compiler, of a model, or of static graphs, once."""
+    logger.info("piecewise-vllm: %s", made.summary())
 
 
 def report(worker: object = None) -> str:
@@ -38,15 +40,5 @@ def report(worker: object = None) -> str:
 
     kind = str(current_platform.device_type)
     found = [made for made in (compiler(kind, True), compiler(kind, False)) if made.artifacts]
-    lines = [line for made in found for line in (summary(made), made.explain())]
-    return "\n".join([*lines, *captures(kind).lines()]) or "nothing was compiled here"
-
-
-def summary(made: pw.GraphCompiler) -> str:
-    """One line: how many pieces there are, and where their code is from."""
-    stats, seconds = made.stats(), sum(a.seconds for a in made.artifacts)
-    return (
-        f"{stats.compilable_pieces} pieces, {stats.unique_pieces} of them distinct: "
-        f"{stats.compilations} compiled, {stats.cache_hits} loaded, {stats.dedup_hits} shared, "
-        f"{seconds:.1f} s"
-    )
+    lines = [line for made in found for line in (made.summary(), made.explain())]
+    return "\n".join([*lines, *compiler(kind, True).graphs.lines()]) or "nothing was compiled here"

@@ -1,7 +1,5 @@
 """What our platform classes add to vLLM's: whose compiler and whose graph wrapper."""
 
-from __future__ import annotations
-
 import logging
 import os
 from typing import Any

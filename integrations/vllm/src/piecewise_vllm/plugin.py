@@ -3,10 +3,7 @@
 vLLM takes a plugin's platform before its own; where there is none, it goes on as without us.
 """
 
-from __future__ import annotations
-
 import logging
-import re
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
@@ -76,5 +73,4 @@ def _version(distribution: str) -> str:
 
 
 def _release(found: str) -> str:
-    matched = re.match(r"\d+\.\d+", found)
-    return matched[0] if matched else ""
+    return ".".join(found.split(".")[:2])

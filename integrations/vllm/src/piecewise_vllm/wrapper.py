@@ -1,8 +1,5 @@
 """vLLM's static-graph wrapper over piecewise's driver."""
 
-from __future__ import annotations
-
-import logging
 from typing import Any
 
 import torch
@@ -15,11 +12,9 @@ from vllm.model_executor.offloader.base import get_offloader
 from vllm.platforms import current_platform
 
 from piecewise_core.building_blocks import same_addresses
-from piecewise_vllm.engine import captures
+from piecewise_vllm.engine import compiler, say
 
 __all__ = ["PiecewiseGraphWrapper"]
-
-logger = logging.getLogger("vllm.piecewise")
 
 
 class PiecewiseGraphWrapper(CUDAGraphWrapper):  # type: ignore[misc]
@@ -33,13 +28,13 @@ class PiecewiseGraphWrapper(CUDAGraphWrapper):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._captures = captures(str(current_platform.device_type))
+        self._graphs = compiler(str(current_platform.device_type), True).graphs
         self._served: dict[int, tuple[Any, ...]] = {}
         self._moved = False
 
     def clear_graphs(self) -> None:
         for *_, batch, graph in self._served.values():
-            self._captures.release(graph, batch)
+            self._graphs.release(graph, batch)
         self._served.clear()
         super().clear_graphs()
 
@@ -49,10 +44,12 @@ class PiecewiseGraphWrapper(CUDAGraphWrapper):  # type: ignore[misc]
         context = get_forward_context()
         if context.cudagraph_runtime_mode is not self.runtime_mode:
             return self.runnable(*args)
-        batch, mine = context.batch_descriptor, self._captures
-        turn = mine.turn
+        batch, graphs = context.batch_descriptor, self._graphs
+        turn = graphs.turn
         if turn[0] is not batch:
-            turn = mine.find(batch, monitor.cudagraph_capturing_enabled)
+            turn = graphs.take_turn(batch)
+            if not monitor.cudagraph_capturing_enabled:
+                say(graphs)
         served = self._served.get(turn[1])
         if served is None:
             return self._first(batch, turn[1], args)
@@ -65,7 +62,7 @@ class PiecewiseGraphWrapper(CUDAGraphWrapper):  # type: ignore[misc]
 
     def _first(self, batch: Any, number: int, args: tuple[Any, ...]) -> Any:
         """Capture the piece, where vLLM has its time for that."""
-        mine, offloader = self._captures, get_offloader()
+        mine, offloader = self._graphs, get_offloader()
         if batch in mine.dropped or not monitor.cudagraph_capturing_enabled:
             return self.runnable(*args)
 
@@ -83,13 +80,12 @@ class PiecewiseGraphWrapper(CUDAGraphWrapper):  # type: ignore[misc]
         at = [x.data_ptr() if isinstance(x, torch.Tensor) else None for x in args]
         places = [i for i, address in enumerate(at) if address is not None]
         replay = mine.declared.replayer(graph)
-        onload = offloader.sync_prev_onload
-        self._served[number] = replay, weak, at, places, onload, batch, graph
+        self._served[number] = replay, weak, at, places, offloader.sync_prev_onload, batch, graph
         compilation_counter.num_cudagraph_captured += 1
         return output  # not the weak one: what is captured next must not be given its memory
 
     def _elsewhere(self, args: tuple[Any, ...]) -> Any:
         if not self._moved:
             self._moved = True
-            logger.warning("piecewise-vllm: inputs of a captured piece moved; it runs uncaptured")
+            self._graphs.tell("inputs of a captured piece moved; it runs uncaptured")
         return self.runnable(*args)

@@ -1,59 +1,62 @@
-"""Static graphs of vLLM's pieces, by piecewise's driver: pools, memory, budget, failures."""
+"""Static graphs of pieces that an engine calls by itself: pools, budget, memory, failures."""
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
 
-from piecewise_core.building_blocks import no_collection, pytree
+from piecewise_core.graph.garbage import no_collection
+from piecewise_core.plugins import Declared
 from piecewise_core.protocols import BudgetContext
+from piecewise_core.torch_compat import pytree
 
-__all__ = ["Captures"]
-
-logger = logging.getLogger("vllm.piecewise")
+__all__ = ["EngineGraphs"]
 
 
-class Captures:
-    """The graphs of one process. ``declared``: the platform's driver, as GraphCompiler has it.
+class EngineGraphs:
+    """The graphs that one engine has captured with a platform's driver.
 
-    ``dropped``: batches that are served without graphs, and why. ``turn``: the batch last seen,
-    and its number, so that one of a forward's pieces hashes it for all.
+    The engine decides what is captured when, on which stream, in what order its graphs are
+    replayed, and which of them lie in one pool. ``declared``: the platform's device and driver.
+    ``tell``: is given a sentence for each batch that goes without graphs. ``dropped``: these
+    batches, and why. ``turn``: the batch that was seen last, and its number, by which the pieces
+    of one forward know it without hashing it again.
     """
 
-    def __init__(self, declared: Any) -> None:
+    def __init__(self, declared: Declared, tell: Callable[[str], None] = lambda _: None) -> None:
         self.declared = declared
-        self.dropped: dict[Any, str] = {}
-        self._pools: dict[Any, Any] = {}
-        self._captured: Counter[Any] = Counter()
-        self._slots: dict[Any, int] = {}
+        self.dropped: dict[Hashable, str] = {}
+        self.tell = tell
         self.turn: tuple[Any, int] = (None, -1)
-        self._left = declared.resource_budget(BudgetContext(1, (), 0)) if declared.graphs else 0
-        self._reported = False
+        self._numbers: dict[Hashable, int] = {}
+        self._pools: dict[Hashable, Any] = {}
+        self._captured: Counter[Hashable] = Counter()
+        self._left: int | None = 0
+        if declared.graphs is not None:
+            self._left = declared.resource_budget(BudgetContext(1, (), 0))
 
-    def find(self, batch: Any, capturing: bool) -> tuple[Any, int]:
+    def take_turn(self, batch: Hashable) -> tuple[Any, int]:
         """``turn``, with ``batch`` now. Threads may have turns of their own: keep what is given."""
-        self.turn = found = batch, self._slots.setdefault(batch, len(self._slots))
-        if not capturing and not self._reported:
-            self._reported = True
-            logger.info("piecewise-vllm: %s", self.summary())
+        self.turn = found = batch, self._numbers.setdefault(batch, len(self._numbers))
         return found
 
-    def capture(self, run: Callable[[], Any], handle: Any, batch: Any) -> Any:
-        """Capture ``run`` into the pool that the device's library knows by ``handle``.
+    def capture(self, run: Callable[[], Any], handle: Hashable, batch: Hashable) -> Any:
+        """Capture ``run()`` on the current stream, into the pool known by ``handle``.
 
-        Returns graph, results, and results that keep no memory alive; None where the batch is to
-        be served without. The caller keeps the results until what reads them is captured.
+        ``handle``: the device library's name of a pool. ``batch``: whose piece this is. Returns
+        the graph, the results, and results that keep no memory alive; None where the batch is to
+        be served without graphs from now on. Whoever calls keeps the results until what reads them
+        is captured.
         """
         of = self.declared
         if self._left is not None and self._captured.total() >= self._left:
             return self._drop(batch, "the device has no room for more graphs")
         graph = of.graphs.new_graph()
         try:
-            if of.register_generator is not None:
+            if of.register_generator is not None and of.rng is not None:
                 of.register_generator(graph, of.rng())
             with no_collection():
                 of.graphs.capture_begin(graph, self._pool(handle), of.device.current_stream())
@@ -66,8 +69,8 @@ class Captures:
         self._captured[batch] += 1
         return graph, output, self._weak(output)
 
-    def release(self, graph: Any, batch: Any) -> None:
-        """Free a graph."""
+    def release(self, graph: Any, batch: Hashable) -> None:
+        """Free a graph of ``batch``."""
         self.declared.graphs.reset(graph)
         self._captured[batch] -= 1
 
@@ -88,7 +91,7 @@ class Captures:
             *(f"no static graphs for {batch}: {why}" for batch, why in self.dropped.items()),
         ]
 
-    def _pool(self, handle: Any) -> Any:
+    def _pool(self, handle: Hashable) -> Any:
         if handle not in self._pools:
             graphs = self.declared.graphs
             known = getattr(graphs, "pool_of", None)  # else one for our own graphs
@@ -99,7 +102,7 @@ class Captures:
         weak = self.declared.weak_ref or (lambda tensor: tensor)
         return pytree.tree_map(lambda t: weak(t) if isinstance(t, torch.Tensor) else t, output)
 
-    def _drop(self, batch: Any, why: str) -> None:
+    def _drop(self, batch: Hashable, why: str) -> None:
         if batch not in self.dropped:
             self.dropped[batch] = why
-            logger.warning("piecewise-vllm: %s is served without static graphs: %s", batch, why)
+            self.tell(f"{batch} is served without static graphs: {why}")
