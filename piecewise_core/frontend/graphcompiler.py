@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from piecewise_core.capture.enginegraphs import EngineGraphs
 from piecewise_core.compile.artifact import Artifact
 from piecewise_core.compile.examples import copied
 from piecewise_core.compile.scheduler import Scheduler
@@ -21,7 +22,6 @@ from piecewise_core.config import Config
 from piecewise_core.counters import Counters, Stats, process_counters
 from piecewise_core.errors import ConfigError
 from piecewise_core.frontend.dynamo_graph import reading, take_in
-from piecewise_core.frontend.enginegraphs import EngineGraphs
 from piecewise_core.frontend.setup import Setup, prepare
 from piecewise_core.graph.sizes import expression
 from piecewise_core.graph.split import Program, split

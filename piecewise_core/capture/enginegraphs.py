@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -15,6 +16,8 @@ from piecewise_core.torch_compat import pytree
 
 __all__ = ["EngineGraphs"]
 
+logger = logging.getLogger(__name__)
+
 
 class EngineGraphs:
     """The graphs that one engine has captured with a platform's driver.
@@ -26,7 +29,7 @@ class EngineGraphs:
     of one forward know it without hashing it again.
     """
 
-    def __init__(self, declared: Declared, tell: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(self, declared: Declared, tell: Callable[[str], None] = logger.warning) -> None:
         self.declared = declared
         self.dropped: dict[Hashable, str] = {}
         self.tell = tell

@@ -48,13 +48,15 @@ def test_a_capture_that_fails_drops_its_batch_with_the_reason():
     assert any(line.startswith("no static graphs for four") for line in graphs.lines())
 
 
-def test_a_device_without_room_drops_what_comes_later():
+def test_a_device_without_room_drops_what_comes_later(caplog):
     platform = SimulatedPlatform(max_graphs=1)
     graphs = pw.GraphCompiler(pw.Config(compiler="eager"), platform, keep=False).graphs
     first = captured(graphs, torch.randn(4), "four")
     assert first is not None
     assert captured(graphs, torch.randn(2), "two") is None
     assert "no room" in graphs.dropped["two"]
+    (said,) = [m for m in caplog.messages if "without static graphs" in m]
+    assert said.startswith("two is served")
 
 
 def test_the_pieces_of_one_forward_share_a_number(graphs):
