@@ -86,7 +86,8 @@ class Inputs(Conformance):
         """A stager copies one tensor into each buffer, of whatever dtypes, all in one call."""
         tensors = _inputs(case, 5)
         tensors += [*(t[1:] for t in tensors), tensors[0].t()]
-        buffers = [torch.empty_like(t) for t in tensors]
+        # Filled with what no tensor holds: fresh memory may hold the numbers of the run before.
+        buffers = [torch.empty_like(t).copy_(t == 0) for t in tensors]
         _stage(case, buffers, tensors)
         for buffer, tensor in zip(buffers, tensors, strict=True):
             case.equal(
