@@ -17,7 +17,6 @@ from mutants.ownership import OWNERSHIP
 from mutants.plugins import PLUGINS
 from mutants.replays import REPLAYS
 from mutants.streams import STREAMS
-from piecewise_core.testing.conformance.marks import LEVELS
 from piecewise_core.testing.conformance.report import TestResult
 from piecewise_core.testing.conformance.running import run_suite, suite_for
 
@@ -40,13 +39,13 @@ MUTANTS: tuple[Mutant, ...] = (
 _ROUNDS = 100
 
 
-def results_of(mutant: Mutant, levels: Collection[str] = LEVELS) -> tuple[TestResult, ...]:
-    """Run the kit on ``mutant``, or those of its ``levels``."""
+def results_of(mutant: Mutant, only: Collection[str] | None = None) -> tuple[TestResult, ...]:
+    """Run the kit on ``mutant``, or those of its tests that ``only`` names."""
     with mutant.platform() as platform:
         suite = suite_for(platform, level=mutant.level, rounds=_ROUNDS)
         gc.collect()
         gc.freeze()  # what earlier runs left is walked by none of the collections of this one
-        return run_suite(suite, chosen=lambda spec: spec.level in levels)
+        return run_suite(suite, chosen=lambda spec: only is None or spec.name in only)
 
 
 def as_markdown(mutants: Iterable[Mutant]) -> str:
