@@ -167,8 +167,8 @@ def outcome(model, make):
     return "", fast.stats().calls["replayed"] if make is not at_the_door else 0
 
 
-def work(rank, meeting, results, folder):
-    """One process: every model in every way, in the order of the other."""
+def work(rank, meeting, results, folder, tried):
+    """One process: each model in its ways, in the order of the other."""
     torch.set_num_threads(1)
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
@@ -179,12 +179,12 @@ def work(rank, meeting, results, folder):
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=limit)
     found = {}
     with torch.inference_mode():
-        for kind, split in MODELS.items():
+        for kind, ways in tried.items():
             torch.manual_seed(0)
-            model = split(rank, folder).eval()
-            for way, make in WAYS.items():
+            model = MODELS[kind](rank, folder).eval()
+            for way in ways:
                 try:
-                    found[f"{kind}, {way}"] = outcome(model, make)
+                    found[f"{kind}, {way}"] = outcome(model, WAYS[way])
                 except Exception:
                     found[f"{kind}, {way}"] = traceback.format_exc()[-2000:], 0
     Path(f"{results}{rank}").write_text(json.dumps(found))
@@ -193,10 +193,10 @@ def work(rank, meeting, results, folder):
     dist.destroy_process_group()
 
 
-def both(folder):
-    """What two processes found, each."""
+def both(folder, tried):
+    """What two processes found, each; ``tried``: the ways of each model."""
     context = multiprocessing.get_context("spawn")
-    paths = (f"{folder}/meeting", f"{folder}/results", f"{folder}/model")
+    paths = (f"{folder}/meeting", f"{folder}/results", f"{folder}/model", tried)
     processes = [context.Process(target=work, args=(rank, *paths)) for rank in range(2)]
     for process in processes:
         process.start()
