@@ -34,7 +34,7 @@ def check(program: Random, compiler: str = "eager") -> None:
 @pytest.mark.long
 @given(programs())
 @settings(
-    max_examples=settings().max_examples if settings().max_examples > 1000 else 200,
+    max_examples=settings().max_examples if settings().max_examples > 1000 else 120,
     suppress_health_check=[
         HealthCheck.too_slow,
         HealthCheck.data_too_large,
