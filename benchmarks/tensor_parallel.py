@@ -1,10 +1,14 @@
 """A decoder split over several processes: piecewise and full graphs over reduce-overhead.
 
+    torchrun --nproc-per-node 2 benchmarks/tensor_parallel.py --minutes 5
     python benchmarks/tensor_parallel.py --processes 2
 
-Each process has a GPU (NCCL), or all share the CPU (gloo: a rehearsal of this script, whose times
-say nothing). All ways take turns in one run. The floor is what the decoder's all-reduces take by
-themselves, in one graph. The last line is one JSON line.
+Each process has a GPU (NCCL), or all share the CPU (gloo: a rehearsal, whose times say nothing).
+Under torchrun the first process starts the others by itself. Every case has processes of its own
+and a time limit: all-reduces by themselves, which are the floor, by size and way; then the decoder
+with 1, 8 and 64 rows, where all ways take turns; then a Llama as transformers' tp_plan splits it.
+The last line is one JSON line, with what was found when the time was over. Code that one case
+compiled is there for the next.
 """
 
 from __future__ import annotations
@@ -12,77 +16,70 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed._functional_collectives as functional
 from _gpu_measure import Contender, take_turns
 from _measure import Row, report
 from _place import Place
-from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
+from _processes import supervise, tell
+from _split_models import decoder, llama
 
 import piecewise_core as pw
 
 SPLIT = ("torch.nn.functional.scaled_dot_product_attention",)
 TARGETS = {"piecewise": 0.97, "full": 0.88}
+LIBRARY = " by library"
+SHARED = 0.96
+"""Of our own time by the library, with symmetric memory, at one row."""
+
+LEAST = 20
+"""Seconds below which no case begins."""
 
 
-class Layer(torch.nn.Module):
-    """Attention and a gated MLP, a share of the heads and of the columns in each process."""
+def ways(model: torch.nn.Module, rows: int, place: Place) -> dict[str, Any]:
+    """What takes turns: torch's own, and piecewise with graphs in pieces and of the whole.
 
-    def __init__(self, hidden: int, heads: int, world: int) -> None:
-        super().__init__()
-        made = {"bias": False}
-        self.heads = heads // world
-        self.qkv = torch.nn.Linear(hidden, 3 * hidden // world, **made)
-        self.out = torch.nn.Linear(hidden // world, hidden, **made)
-        self.gate_up = torch.nn.Linear(hidden, 8 * hidden // world, **made)
-        self.down = torch.nn.Linear(4 * hidden // world, hidden, **made)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``x``: [rows, hidden], the same in every process, as is the result."""
-        made = self.qkv(rms_norm(x, x.shape[-1:])).view(1, x.shape[0], 3 * self.heads, -1)
-        q, k, v = made.transpose(1, 2).chunk(3, 1)
-        y = scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape[0], -1)
-        x = x + reduced(self.out(y))
-        gate, up = self.gate_up(rms_norm(x, x.shape[-1:])).chunk(2, -1)
-        return x + reduced(self.down(silu(gate) * up))
-
-
-def reduced(x: torch.Tensor) -> torch.Tensor:
-    """The sum over all processes."""
-    return functional.all_reduce(x, "sum", dist.group.WORLD)
-
-
-def ways(model: torch.nn.Module, rows: tuple[int, ...], place: Place) -> dict[str, Any]:
-    """What takes turns: torch's own, and piecewise with graphs in pieces and of the whole."""
-    dims = {"x": {0: pw.Dim("rows", max=max(rows))}}
+    Each of ours twice where all-reduces may go by symmetric memory: with it, and by the library.
+    """
+    dims = {"x": {0: pw.Dim("rows", max=64)}}
     own = {"mode": "reduce-overhead"} if place.has_peers else {"backend": "eager"}
     found: dict[str, Any] = {"eager": model}
     found["reduce-overhead"] = torch.compile(model, dynamic=False, fullgraph=True, **own)
     for mode in TARGETS:
-        found[mode] = place.compile(
-            model, dynamic=dims, splitting_ops=SPLIT, capture_sizes=rows, graph_mode=mode
-        )
+        for name, off in ((mode, ()), (mode + LIBRARY, ("small_all_reduces",))):
+            found[name] = place.compile(
+                model,
+                dynamic=dims,
+                splitting_ops=SPLIT,
+                capture_sizes=(rows,),
+                capture_max=False,
+                graph_mode=mode,
+                rewrites_off=off,
+                ranks_timeout=30,
+            )
     return found
 
 
-def reduces(count: int, x: torch.Tensor, place: Place) -> Callable[[], Any]:
+def reduces(
+    count: int, x: torch.Tensor, place: Place, once: Callable[..., Any]
+) -> Callable[[], Any]:
     """``count`` all-reduces of ``x`` by themselves, in one graph where there is a GPU."""
 
     def run() -> None:
         for _ in range(count):
-            dist.all_reduce(x)
+            once(x)
 
     if place.simulated:
         return run
-    x.zero_()
     run()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -91,54 +88,52 @@ def reduces(count: int, x: torch.Tensor, place: Place) -> Callable[[], Any]:
     return graph.replay
 
 
-def work(rank: int, asked: argparse.Namespace, port: int, folder: str) -> None:
-    """One process: every way at every number of rows, in the same order as the others."""
-    gpus = torch.cuda.is_available()
-    torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    os.environ |= {"PIECEWISE_CACHE_DIR": f"{folder}/{rank}"}
-    where = {"device_id": torch.device(f"cuda:{rank}")} if gpus else {}
-    if gpus:
-        torch.cuda.set_device(rank)
-    dist.init_process_group(
-        "nccl" if gpus else "gloo", rank=rank, world_size=asked.processes, **where
-    )
-    place = Place(simulated=not gpus, quick=asked.quick)
-    with contextlib.redirect_stdout(sys.stdout if rank == 0 else sys.stderr):
-        found, raw = measured(asked, place)
-        if rank == 0:
-            title = f"{asked.processes} processes, {asked.layers} layers of hidden {asked.hidden}"
-            report(title, found, raw)
-    dist.barrier()
-    sys.stdout.flush()
-    os._exit(0)  # NCCL waits for graphs that it is in; these go with the process
+def sums(asked: argparse.Namespace, place: Place) -> None:
+    """Microseconds of one all-reduce in a graph of 32, by its way and bytes."""
+    count, found = 2 if place.simulated else 32, {}
+    memory, name = place.platform.capabilities.symmetric_memory, dist.group.WORLD.group_name
+    share = None
+    if memory is not None:
+        try:
+            share = memory.allocate(10 * 2**20)
+            memory.connect(share, name)
+        except Exception as error:
+            found["symmetric memory"] = f"{type(error).__name__}: {error}"[:200]
+            share = None
+    for kib in (8, 64, 256, 512, 4096):
+        x = torch.zeros(kib * 2**10 // 2, device=place.device, dtype=torch.bfloat16)
+        by = {"library": dist.all_reduce}
+        if share is not None:
+            by["one-shot"] = lambda x: memory.total(share, x, name, one_shot=True)
+            by["two-shot"] = lambda x: memory.total(share, x, name, one_shot=False)
+        runs = [Contender(way, reduces(count, x, place, call)) for way, call in by.items()]
+        took = {way: t.wall / count for way, t in take_turns(runs, place, repeats=20).items()}
+        found |= {f"{kib} KiB": took}
+        said(found)
 
 
-def measured(asked: argparse.Namespace, place: Place) -> tuple[list[Row], dict[str, Any]]:
-    """Ratios over reduce-overhead, and the times they are of."""
-    torch.manual_seed(dist.get_rank())
-    shape = (asked.hidden, asked.heads, asked.processes)
-    with torch.device(place.device):
-        layers = [Layer(*shape).to(place.dtype) for _ in range(asked.layers)]
-    model = Whole(torch.nn.Sequential(*layers)).eval().requires_grad_(False)
-    found: list[Row] = []
-    raw: dict[str, Any] = {"processes": asked.processes, "rows": asked.rows}
+def measured(asked: argparse.Namespace, place: Place, build: Callable[..., Any]) -> None:
+    """Ratios over reduce-overhead at one number of rows, and the times they are of."""
+    rows, began = asked.rows[0], time.monotonic()
+    model, x = build(asked, place)
+    found: dict[str, Any] = {"rows": rows}
     with torch.inference_mode():
-        served = ways(model, tuple(asked.rows), place)
-        for rows in asked.rows:
-            x = torch.randn(rows, asked.hidden, generator=torch.Generator().manual_seed(rows))
-            x = x.to(place.device, place.dtype)
-            off = {name: apart(call, model, x) for name, call in served.items()}
-            contenders = [Contender(name, partial(call, x)) for name, call in served.items()]
-            floor = reduces(2 * asked.layers, torch.zeros_like(x), place)
-            contenders.append(Contender("all-reduces", floor))
-            wall = {name: t.wall for name, t in take_turns(contenders, place).items()}
-            base = wall["reduce-overhead"]
-            for name in TARGETS:
-                found.append((f"{name}_{rows}_rows", wall[name] / base, "x", TARGETS[name]))
-            raw |= {f"us_{rows}_rows": wall, f"off_{rows}_rows": off}
-        raw["replayed"] = {n: served[n].stats().calls["replayed"] for n in TARGETS}
-    return found, raw
+        served = ways(model, rows, place)
+        found["off"] = {}
+        for name, call in served.items():
+            found["off"][name] = apart(call, model, x)
+            found["seconds to the first results"] = time.monotonic() - began
+            said(found)
+        ours = {name: one for name, one in served.items() if name.startswith(tuple(TARGETS))}
+        off = {n: r.off for n, one in ours.items() for r in one.explain().rewrites if r.off}
+        found["rewrites off"] = off
+        floor = reduces(2 * asked.layers, torch.zeros_like(x), place, dist.all_reduce)
+        contenders = [Contender(name, partial(call, x)) for name, call in served.items()]
+        contenders.append(Contender("all-reduces", floor))
+        wall = {name: t.wall for name, t in take_turns(contenders, place).items()}
+        found["us"] = wall
+        found["replayed"] = {name: one.stats().calls["replayed"] for name, one in ours.items()}
+        said(found)
 
 
 def apart(call: Callable[..., Any], model: torch.nn.Module, x: torch.Tensor) -> float:
@@ -149,38 +144,108 @@ def apart(call: Callable[..., Any], model: torch.nn.Module, x: torch.Tensor) -> 
     return float((got - want).abs().max() / want.abs().max())
 
 
-class Whole(torch.nn.Module):
-    """Layers behind one argument with a name."""
+def said(found: dict[str, Any]) -> None:
+    """Tell what is known so far; of ranks the first."""
+    if dist.get_rank() == 0:
+        tell(found)
 
-    def __init__(self, layers: torch.nn.Module) -> None:
-        super().__init__()
-        self.layers = layers
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``x``: [rows, hidden]."""
-        result: torch.Tensor = self.layers(x)
-        return result
+def work(rank: int, asked: argparse.Namespace, port: int) -> None:
+    """One process of a case."""
+    # Whatever it hangs in: nothing handles this signal.
+    signal.alarm(max(1, int(asked.limit)))
+    for name in [name for name in os.environ if name.startswith("TORCHELASTIC")]:
+        del os.environ[name]
+    gpus = torch.cuda.is_available()
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    os.environ |= {"WORLD_SIZE": str(asked.processes)}
+    os.environ |= {"PIECEWISE_CACHE_DIR": f"{asked.folder}/{rank}"}
+    where = {"device_id": torch.device(f"cuda:{rank}")} if gpus else {}
+    if gpus:
+        torch.cuda.set_device(rank)
+    dist.init_process_group(
+        "nccl" if gpus else "gloo",
+        init_method=f"tcp://localhost:{port}",
+        rank=rank,
+        world_size=asked.processes,
+        **where,
+    )
+    place = Place(simulated=not gpus, quick=asked.quick)
+    with contextlib.redirect_stdout(sys.stdout if rank == 0 else sys.stderr):
+        if asked.case == "sums":
+            sums(asked, place)
+        else:
+            measured(asked, place, llama if asked.case == "llama" else decoder)
+    dist.barrier()
+    sys.stdout.flush()
+    os._exit(0)  # NCCL waits for graphs that it is in; these go with the process
+
+
+def drive(asked: argparse.Namespace, given: list[str]) -> None:
+    """Every case in turn while there is time, then the table and one JSON line."""
+    end = time.monotonic() + 60 * asked.minutes
+    found: dict[str, Any] = {}
+    cases = ["sums", *(f"decoder {rows}" for rows in asked.rows), "llama"]
+    with tempfile.TemporaryDirectory(prefix="piecewise-bench-") as folder:
+        for name in [case for case in cases if not asked.only or case.startswith(asked.only)]:
+            left = end - time.monotonic()
+            if left < LEAST:
+                found[name] = {"crashed": "not begun: the time was over"}
+                continue
+            case, _, rows = name.partition(" ")
+            limit = min(asked.limit, left)
+            how = ["--case", case, "--folder", folder, "--limit", str(limit)]
+            how += ["--rows", rows or str(asked.rows[0])]
+            print(f"{name}: at most {limit:.0f} s", flush=True)
+            found[name] = supervise(name, [__file__, *given, *how], limit + 5)
+    title = f"{asked.processes} processes, {asked.layers} layers of hidden {asked.hidden}"
+    report(title, ratios(found), {"processes": asked.processes, "cases": found})
+
+
+def ratios(found: dict[str, Any]) -> list[Row]:
+    """What the targets are of, as far as it was measured."""
+    rows: list[Row] = []
+    for name, case in found.items():
+        us = case.get("us", {})
+        for mode, target in TARGETS.items():
+            if mode in us:
+                title = f"{name.replace(' ', '_')}_{mode}"
+                rows.append((title, us[mode] / us["reduce-overhead"], "x", target))
+                one = SHARED if case["rows"] == 1 else None
+                rows.append((f"{title}_over_library", us[mode] / us[mode + LIBRARY], "x", one))
+    return rows
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Start a process for each share."""
-    asked = _arguments(arguments)
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    with tempfile.TemporaryDirectory(prefix="piecewise-bench-") as folder:
-        given = (asked, port, folder)
-        torch.multiprocessing.spawn(work, given, nprocs=asked.processes)
+    """Drive, or be a case."""
+    given = sys.argv[1:] if arguments is None else arguments
+    asked = _arguments(given)
+    if asked.case:
+        with socket.socket() as probe:
+            probe.bind(("localhost", 0))
+            port = probe.getsockname()[1]
+        torch.multiprocessing.spawn(work, (asked, port), nprocs=asked.processes)
+    elif os.environ.get("RANK", "0") == "0":  # of torchrun's the first is enough
+        drive(asked, [*given, "--processes", str(asked.processes)])
 
 
-def _arguments(arguments: list[str] | None) -> argparse.Namespace:
+def _arguments(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--processes", type=int, default=2, help="shares, one GPU each (2)")
+    several = int(os.environ.get("WORLD_SIZE", 2))
+    parser.add_argument("--processes", type=int, default=several, help="shares, one GPU each (2)")
+    parser.add_argument(
+        "--minutes", type=float, default=10, help="no case goes on after these (10)"
+    )
+    parser.add_argument("--limit", type=float, default=200, help="seconds of one case (200)")
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--hidden", type=int, default=4096)
     parser.add_argument("--heads", type=int, default=32)
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
+    parser.add_argument("--only", default="", help="cases that begin so: sums, decoder, llama")
+    parser.add_argument("--case", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", default="", help=argparse.SUPPRESS)
     asked = parser.parse_args(arguments)
     if asked.heads % asked.processes or asked.hidden % asked.heads:
         parser.error("--heads must divide among --processes, and --hidden among --heads")

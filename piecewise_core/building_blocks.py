@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from piecewise_core.torch_compat.libraries import has_mkl, mkldnn_is_on
     from piecewise_core.torch_compat.operators import schema_of
     from piecewise_core.torch_compat.storages import memory_key, same_addresses, storage_key
+    from piecewise_core.torch_compat.symmetric import torch_symmetric_memory
 
 __all__ = [
     "AcceleratorGraphDriver",
@@ -71,6 +72,7 @@ __all__ = [
     "schema_of",
     "storage_key",
     "torch_build",
+    "torch_symmetric_memory",
     "triton_cache_dir",
     "vector_isas",
     "without_modes",
@@ -107,6 +109,7 @@ _HOMES = {
     "schema_of": "torch_compat.operators",
     "storage_key": "torch_compat.storages",
     "torch_build": "plugins.torchbuild",
+    "torch_symmetric_memory": "torch_compat.symmetric",
     "triton_cache_dir": "torch_compat.cuda",
     "vector_isas": "torch_compat.inductor",
     "without_modes": "torch_compat.dispatcher",

@@ -18,7 +18,7 @@ from piecewise_core.graph.split import Piece
 from piecewise_core.graph.varying import varies, why_varying
 from piecewise_core.graph.wording import shown_form
 from piecewise_core.ranges import Box
-from piecewise_core.rewrites import ListedRewrite
+from piecewise_core.rewrites import ListedRewrite, SmallAllReduces
 from piecewise_core.targets import Target
 
 __all__ = ["explain"]
@@ -66,6 +66,9 @@ def _rewrite(session: Session, one: ListedRewrite) -> RewriteFacts:
     off = "" if one.on else "rewrites_off"
     if one.on and one.lowered and session.setup.compiler.name == "eager":
         off = "nothing is lowered for compiler eager"
+    sharing = session.setup.rewrites.sharing
+    if one.on and sharing is not None and isinstance(one.of, SmallAllReduces):
+        off = sharing.why
     return RewriteFacts(one.of.name, one.of.level, one.of.key, one.by, off)
 
 

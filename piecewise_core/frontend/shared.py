@@ -69,7 +69,7 @@ class Shared:
         self.background = Background(setup, cache, self.counters.deliver) if in_background else None
         self._session = session
         facts = {"platform": setup.selected.info.name, "graphs": setup.graph_mode}
-        self.ranks = Ranks(self.config, fn, facts)
+        self.ranks = Ranks(self.config, fn, facts, setup.rewrites.sharing)
         self.begin_memory()
         self.matcher = Matcher(self.config.splitting_ops, setup.unsafe_ops)
         self.splits = setup.splits(self.matcher)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from piecewise_core.graph.segments import producer
+from piecewise_core.graph.sums import NAME
 from piecewise_core.torch_compat.operators import (
     OpOverload,
     OpOverloadPacket,
@@ -23,15 +24,14 @@ _NONE = ("wait_tensor", "_wrap_tensor_autograd")
 
 
 def is_functional(target: Any) -> bool:
-    """Whether an operator is a collective that returns what another operator waits for."""
+    """Whether an operator is a collective whose result another operator waits for, or may."""
     namespace, name = _name(target)
-    return namespace in _FUNCTIONAL and name not in _NONE
+    return (namespace in _FUNCTIONAL and name not in _NONE) or f"{namespace}::{name}" == NAME
 
 
 def is_collective(target: Any) -> bool:
     """Whether an operator is a collective of either kind: functional, or into what it is given."""
-    namespace, name = _name(target)
-    return namespace == "c10d" or (namespace in _FUNCTIONAL and name not in _NONE)
+    return _name(target)[0] == "c10d" or is_functional(target)
 
 
 def or_collectives(matches: Callable[[Any], bool]) -> Callable[[Any], bool]:

@@ -21,19 +21,20 @@ __all__ = ["UNKNOWN", "changed_ops", "is_foreign", "op_facts"]
 UNKNOWN = "unknown"
 """Of an operator whose fake kernel is native code: nobody can tell versions of it apart."""
 
-_TORCH = frozenset(
-    {"aten", "prims", "prim", "inductor", "higher_order", "_c10d_functional", "c10d"}
+_KNOWN = frozenset(
+    {"aten", "prims", "prim", "inductor", "higher_order", "_c10d_functional", "c10d", "piecewise"}
 )
+"""Namespaces of torch's operators, and of ours."""
 
 
 def is_foreign(target: Any) -> bool:
-    """Whether the target of a graph's node is an operator that is not torch's."""
-    return any(op.namespace not in _TORCH for op in overloads_of(target))
+    """Whether the target of a graph's node is an operator of somebody else's."""
+    return any(op.namespace not in _KNOWN for op in overloads_of(target))
 
 
 def op_facts(module: torch.fx.GraphModule) -> dict[str, str]:
-    """Name -> digest of the schema and the fake kernel, of every operator that is not torch's."""
-    return {_name(op): _digest(op) for op in _operators(module) if op.namespace not in _TORCH}
+    """Name -> digest of the schema and the fake kernel, of every operator of others."""
+    return {_name(op): _digest(op) for op in _operators(module) if op.namespace not in _KNOWN}
 
 
 def changed_ops(facts: Mapping[str, str]) -> Iterator[str]:

@@ -25,6 +25,7 @@ from piecewise_core.protocols import (
     PlatformExtras,
     Rewrite,
     RuntimeExtras,
+    SymmetricMemory,
 )
 
 __all__ = ["check_compiler", "check_platform", "check_rewrite", "differences"]
@@ -111,10 +112,10 @@ def _compiler(compiler: Any) -> list[str]:
 def _capabilities(declared: Any) -> list[str]:
     if not isinstance(declared, Capabilities):
         return [f"capabilities is {declared!r}, not a Capabilities"]
-    size = declared.alignment
-    if type(size) is int and size > 0 and size & (size - 1) == 0:
-        return []
-    return [f"Capabilities.alignment is {size!r}, not a power of two in bytes"]
+    size, memory, wrong = declared.alignment, declared.symmetric_memory, []
+    if type(size) is not int or size <= 0 or size & (size - 1) != 0:
+        wrong.append(f"Capabilities.alignment is {size!r}, not a power of two in bytes")
+    return wrong if memory is None else [*wrong, *differences(memory, SymmetricMemory, object)]
 
 
 def _backend(declared: Any) -> list[str]:

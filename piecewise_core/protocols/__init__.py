@@ -25,6 +25,7 @@ from piecewise_core.protocols.platform import (
     PlatformInfo,
 )
 from piecewise_core.protocols.rewrites import Rewrite
+from piecewise_core.protocols.symmetric import SymmetricMemory
 from piecewise_core.protocols.values import (
     BudgetContext,
     Capabilities,
@@ -56,6 +57,7 @@ __all__ = [
     "ReplayCall",
     "Rewrite",
     "RuntimeExtras",
+    "SymmetricMemory",
 ]
 
 API_VERSION = (1, 1)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+    from piecewise_core.protocols.symmetric import SymmetricMemory
     from piecewise_core.ranges import Box
 
 __all__ = [
@@ -40,9 +41,13 @@ class Capabilities:
     ``alignment``: bytes at which compiled code expects the data of tensor inputs to start, a
     power of two; an input that starts elsewhere is copied and counted as restrided. 1 accepts
     any address.
+
+    ``symmetric_memory``: what sums small messages of several devices faster than the library that
+    torch.distributed uses. None: that library sums all of them. Since API 1.1.
     """
 
     alignment: int = 1
+    symmetric_memory: SymmetricMemory | None = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 from piecewise_core.errors import RanksDisagree
 from piecewise_core.ranks.busy import beats
 
-__all__ = ["Meeting", "odd_one", "within"]
+__all__ = ["Meeting", "first_difference", "odd_one", "within"]
 
 _MET = "met"
 _FIRST, _LAST, _LOOK = 0.0002, 0.01, 0.05
@@ -208,3 +208,18 @@ def odd_one(values: Mapping[int, Any]) -> int | None:
 
 def _other(values: Mapping[int, Any], odd: int) -> int:
     return next(rank for rank in values if values[rank] != values[odd])
+
+
+def first_difference(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[str, str, str]:
+    """The first entry in which two differ, and what it is in each; of long lists, where."""
+    for name in (*mine, *theirs):
+        a, b = mine.get(name), theirs.get(name)
+        if a == b:
+            continue
+        if isinstance(a, list) and isinstance(b, list) and len(a) + len(b) > 8:
+            place = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), None)  # noqa: B905
+            if place is None:
+                return name, f"of {len(a)} parts", f"of {len(b)} parts"
+            return f"{name}, part {place}", repr(a[place]), repr(b[place])
+        return name, repr(a), repr(b)
+    return "", "", ""

@@ -9,6 +9,7 @@ import torch
 
 from piecewise_core.graph.collectives import is_collective
 from piecewise_core.graph.memory import values
+from piecewise_core.graph.sums import sum_over
 from piecewise_core.torch_compat.collectives import default_group, group_named, group_of
 from piecewise_core.torch_compat.operators import OpOverload, overloads_of, schema_of
 
@@ -61,9 +62,11 @@ def _collectives(graph: torch.fx.GraphModule) -> Iterator[torch.fx.Node]:
 
 
 def _line(node: torch.fx.Node) -> str:
-    name = str(node.target)
-    plain = [a for a in node.args if isinstance(a, (int, float, bool))]
-    words = [a for a in node.args[:2] if isinstance(a, str)]  # the reduction, before the group
+    name, args = str(node.target).removesuffix(".default"), node.args
+    if node.target is sum_over:  # who sums how is agreed on later
+        name, args = "_c10d_functional.all_reduce", args[:-1]
+    plain = [a for a in args if isinstance(a, (int, float, bool))]
+    words = [a for a in args[:2] if isinstance(a, str)]  # the reduction, before the group
     tensors = []
     for used in node.all_input_nodes:
         for value in values(used.meta.get("example_value")):

@@ -12,8 +12,9 @@ from piecewise_core.errors import CaptureFailed, OutOfGraphMemory, RanksDisagree
 from piecewise_core.plugins import error_text
 from piecewise_core.ranks.busy import Busy
 from piecewise_core.ranks.gate import Gate
-from piecewise_core.ranks.meeting import Meeting, odd_one
+from piecewise_core.ranks.meeting import Meeting, first_difference, odd_one
 from piecewise_core.ranks.program import described, groups_in, groups_of, model_of
+from piecewise_core.ranks.sharing import Sharing
 from piecewise_core.ranks.team import gather
 from piecewise_core.torch_compat.collectives import default_group, default_group_reader
 
@@ -30,13 +31,17 @@ _OWN_PREFIXES = ("cache_", "sign", "trust")
 class Ranks:
     """The ranks of one model, which ``fn`` is as written.
 
-    ``facts``: what else must be alike, by name. Where ``meeting`` is None, and in programs without
-    collectives always, every method answers for this rank alone. All methods but ``watch`` may
-    raise RanksDisagree, on every rank that is there.
+    ``facts``: what else must be alike, by name. ``sharing``: memory that they may share. Where
+    ``meeting`` is None, and in programs without collectives always, every method answers for this
+    rank alone. All methods but ``watch`` may raise RanksDisagree, on every rank that is there.
     """
 
     def __init__(
-        self, config: Config | None = None, fn: Any = None, facts: Mapping[str, str] | None = None
+        self,
+        config: Config | None = None,
+        fn: Any = None,
+        facts: Mapping[str, str] | None = None,
+        sharing: Sharing | None = None,
     ) -> None:
         self._config = config = config or Config(ranks=None)
         self._fn = fn
@@ -49,6 +54,9 @@ class Ranks:
         self._groups: dict[int, Any] = {}
         self._agreed: set[str] = set()
         self._lost = False
+        self._sharing = sharing
+        if sharing is not None:
+            sharing.wanted = lambda: self.may_be
 
     @property
     def may_be(self) -> bool:
@@ -107,7 +115,7 @@ class Ranks:
         if odd is None:
             return
         other = next(rank for rank in found if odd_one({0: found[rank], 1: found[odd]}) is not None)
-        name, mine, theirs = _first(found[other], found[odd])
+        name, mine, theirs = first_difference(found[other], found[odd])
         raise RanksDisagree(
             f"rank {odd} has other {what} than rank {other}: {name} is {theirs} there, and {mine} "
             f"on rank {other}",
@@ -142,6 +150,9 @@ class Ranks:
         said = {"sizes": sizes, "number of collectives": len(lines)}
         said |= {f"collective {n}": line for n, line in enumerate(lines, 1)}
         self._compare("regions", said)
+        if self._sharing is not None:
+            with self.busy.working():
+                self._sharing.begin(self._groups.values(), self.meet)
         self._agreed.add(known)
 
     def lose(self) -> None:
@@ -230,18 +241,3 @@ class _Attempt:
 
 def _is_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError)
-
-
-def _first(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[str, str, str]:
-    """The first entry in which two differ, and what it is in each; of long lists, where."""
-    for name in (*mine, *theirs):
-        a, b = mine.get(name), theirs.get(name)
-        if a == b:
-            continue
-        if isinstance(a, list) and isinstance(b, list) and len(a) + len(b) > 8:
-            place = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), None)  # noqa: B905
-            if place is None:
-                return name, f"of {len(a)} parts", f"of {len(b)} parts"
-            return f"{name}, part {place}", repr(a[place]), repr(b[place])
-        return name, repr(a), repr(b)
-    return "", "", ""

@@ -11,17 +11,22 @@ from piecewise_core.config import Config
 from piecewise_core.config_fields import nearest
 from piecewise_core.errors import ConfigError
 from piecewise_core.plugins import Audience, Selected, all_passes, all_rewrites, name_of
-from piecewise_core.protocols import CompilerAdaptor
+from piecewise_core.protocols import CompilerAdaptor, Rewrite
+from piecewise_core.ranks.sharing import Sharing
 from piecewise_core.rewrites.entry import GraphRewrite, ListedRewrite
 from piecewise_core.rewrites.mask_terms import lift_masks
 from piecewise_core.rewrites.residual_sums import residual_sums
 from piecewise_core.rewrites.shared_heads import share_heads
+from piecewise_core.rewrites.small_all_reduces import NAME, SmallAllReduces
 
 __all__ = ["Rewrites", "list_rewrites"]
 
 log = logging.getLogger(__name__)
 
-_OURS = ("shared_heads", "mask_terms", "one_row_products", "onednn_products", "residual_sums")
+_OURS = (
+    *("shared_heads", "mask_terms", "one_row_products", "onednn_products", "residual_sums"),
+    NAME,
+)
 """Names of core's own and of its three platforms', so that one Config serves on all of them."""
 
 
@@ -66,6 +71,12 @@ class Rewrites:
         return tuple(f"{r.by} {r.of.level} {r.of.name} {r.of.key}" for r in found)
 
     @property
+    def sharing(self) -> Sharing | None:
+        """The memory for small all-reduces; None where nothing asks for any."""
+        found = [r.of for r in self._on]
+        return next((r.sharing for r in found if isinstance(r, SmallAllReduces)), None)
+
+    @property
     def _on(self) -> tuple[ListedRewrite, ...]:
         return tuple(r for r in self.listed if r.on)
 
@@ -86,7 +97,7 @@ def list_rewrites(selected: Selected, config: Config, compiler: CompilerAdaptor)
             ListedRewrite(r, str(entry))
             for entry, r in all_rewrites(selected.platform, config, audience)
         ),
-        *map(ListedRewrite, _last(selected.info.device_type, config)),
+        *map(ListedRewrite, _last(selected, config)),
     ]
     found = _distinct(brought)
     _refuse_unknown(config.rewrites_off, found)
@@ -100,10 +111,13 @@ def _first() -> Iterable[GraphRewrite]:
     yield GraphRewrite("mask_terms", "program", "1", lambda g, test: lift_masks(g.graph, test))
 
 
-def _last(device_type: str, config: Config) -> Iterable[GraphRewrite]:
+def _last(selected: Selected, config: Config) -> Iterable[Rewrite]:
     """Behind what plugins do: products that they take apart leave no sum to keep."""
-    if config.compiler == "inductor" and device_type != "cpu":
+    if config.compiler == "inductor" and selected.info.device_type != "cpu":
         yield residual_sums()
+    memory = selected.platform.capabilities.symmetric_memory
+    if memory is not None:
+        yield SmallAllReduces(memory)
 
 
 def _of_pass(function: Callable[..., Any], by: str, name: str) -> ListedRewrite:

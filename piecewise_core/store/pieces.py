@@ -31,8 +31,9 @@ __all__ = ["PieceFactors", "piece_factors"]
 _OURS = re.compile(
     r"aten|prims?|inductor(_prims)?|_?quantized(_decomposed)?|quantization|mkldnn|mkl|onednn|sparse"
     r"|rngprims|debugprims|_?c10d(_functional)?|profiler|export|symm_mem"
+    r"|piecewise"
 )
-"""Namespaces of torch's own operators, whose versions torch's version tells."""
+"""Namespaces of torch's own operators, whose versions torch's version tells; and of ours."""
 
 _PLAIN_HIGHER_ORDER = re.compile(
     r"associative_scan|cond|flex_attention|map_impl|out_dtype|scan|strict_mode|while_loop"

@@ -28,3 +28,22 @@ def _in_place(name: str) -> bool:
     from tests.integration.collective_programs import IN_PLACE
 
     return any(f"recorded {fn.__name__} " in name for fn in IN_PLACE)
+
+
+def test_symmetric_memory_sums_small_messages_right(tmp_path):
+    """In one shot, in two, and by NCCL; captured in pieces and whole, and not captured."""
+    from tests.integration.sum_programs import both
+
+    names = ("float32", "bfloat16", "piecewise", "full", "off by name")
+    one, two, library = ["one-shot"], ["two-shot"], []
+    for each in both(str(tmp_path), "cuda", names):
+        assert not {name: wrong for name, (wrong, *_) in each.items() if wrong}
+        off = {name: said for name, (_, _, said, _) in each.items() if name != "off by name"}
+        if any(off.values()):
+            pytest.skip(f"these GPUs share no memory: {off}")
+        assert each["float32"][1] == [one, one, two, library]
+        assert each["bfloat16"][1] == [one, one, two, two]
+        assert each["off by name"][1] == [library] * 4
+        for mode in ("piecewise", "full"):
+            assert each[mode][1][:3] == [one, one, two]
+            assert each[mode][3] == 16

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+ALONE = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "tensor_parallel.py"
 
 
@@ -19,23 +20,37 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "tensor_parallel.py"
     reason="needs gloo",
 )
 def test_every_way_is_right_and_the_last_line_says_how_long_each_took():
-    small = ("--layers", "1", "--hidden", "32", "--heads", "4", "--rows", "1", "4", "--quick")
+    """As torchrun's first process; its others have nothing to do."""
+    small = ("--layers", "1", "--hidden", "32", "--heads", "4", "--rows", "4", "--quick")
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--processes", "2", *small],
+        [sys.executable, str(SCRIPT), *small, "--only", "decoder"],
         capture_output=True,
         text=True,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, **ALONE, "RANK": "0", "WORLD_SIZE": "2"},
         timeout=240,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    for rows in (1, 4):
-        assert max(found[f"off_{rows}_rows"].values()) < 1e-5
-        assert set(found[f"us_{rows}_rows"]) == {
-            *("eager", "reduce-overhead", "piecewise", "full", "all-reduces"),
-        }
-    assert found["replayed"]["piecewise"] > 0
+    case = found["cases"]["decoder 4"]
+    ours = {f"{mode}{by}" for mode in ("piecewise", "full") for by in ("", " by library")}
+    assert set(case["us"]) == {"eager", "reduce-overhead", "all-reduces", *ours}, done.stdout
+    assert max(case["off"].values()) < 1e-5
+    assert case["replayed"]["piecewise"] > 0
+    assert found["decoder_4_piecewise"] > 0
+
+
+def test_what_was_found_is_told_when_a_case_takes_too_long(tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "--only", "decoder", "--limit", "1", "--rows", "1"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **ALONE},
+        timeout=240,
+        check=False,
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["cases"]["decoder 1"]["crashed"]
 
 
 def test_shares_that_are_not_whole_are_refused():

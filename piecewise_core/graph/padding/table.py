@@ -17,6 +17,7 @@ from piecewise_core.graph.padding import (
     windows,
 )
 from piecewise_core.graph.padding.rule import Rule
+from piecewise_core.graph.sums import NAME
 from piecewise_core.torch_compat.operators import OpOverload, schema_of
 
 __all__ = ["has_rule", "rule_of"]
@@ -34,7 +35,7 @@ _RULES: Mapping[str, Rule] = MappingProxyType(
 )
 
 
-_TOGETHER = ("_c10d_functional::all_reduce", "_c10d_functional::wait_tensor")
+_TOGETHER = ("_c10d_functional::all_reduce", "_c10d_functional::wait_tensor", NAME)
 """Collectives that treat each element alone, with its like on other ranks; and their wait."""
 
 
@@ -46,7 +47,7 @@ def rule_of(op: OpOverload) -> Rule | None:
     """
     if _is_pointwise(op):
         return elementwise.POINTWISE
-    if op.namespace == "_c10d_functional" and schema_of(op).name in _TOGETHER:
+    if schema_of(op).name in _TOGETHER:
         return elementwise.POINTWISE  # ranks pad alike, or none does (``piecewise_core.ranks``)
     if op.namespace != "aten":
         return None

@@ -1,6 +1,7 @@
 """Rounds of four processes with one fault each: `python -m tests.kit.ranks.chaos --rounds 1000`.
 
-A round must end in agreement, or in a named error, on every process that lives, in five seconds.
+A round must end in agreement, or in a named error, on every process that lives, in five seconds of
+a machine that runs them: seconds in which they waited for a CPU do not count, and are reported.
 The last line is JSON.
 """
 
@@ -54,13 +55,18 @@ def spec_of(draw, world):
     }
 
 
+def lost(found):
+    """Seconds of a round in which its processes waited for a CPU, one after the other."""
+    return max(each["starved"] for each in found)
+
+
 def judged(spec, found):
     """What is wrong with a round, and how it ended."""
     alive = [each for each in found if each["outcome"] != "died"]
     if any(each["outcome"] == "hung" for each in alive):
         return "a hang", "hung"
     held = max(each["held up"] for each in alive)
-    if held > 5:
+    if held - lost(found) > 5:
         return f"a rank was held up for {held:.1f} s", "slow"
     wrong = [text for each in alive for text in each.get("wrong", ())]
     if wrong:
@@ -73,6 +79,8 @@ def judged(spec, found):
     if "RanksDisagree" not in kinds and len(alive) == len(found):
         return f"no named error: {[e['outcome'] for e in found]}", "unnamed"
     if spec["fault"] in MAY_AGREE and not spec["late"]:
+        if lost(found) > spec["timeout"]:
+            return "", "named: a rank had no CPU"
         return "no agreement on what ranks must get over", "refused"
     return "", "named" if "RanksDisagree" in kinds else "the group's own error after a death"
 
@@ -85,7 +93,7 @@ def main(arguments=None):
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="end after these")
     asked = parser.parse_args(arguments)
-    ends, failures, longest = collections.Counter(), [], 0.0
+    ends, failures, longest, ran = collections.Counter(), [], 0.0, 0.0
     by_fault = collections.defaultdict(collections.Counter)
     begun = time.monotonic()
     with Pool(asked.world) as pool:
@@ -98,7 +106,8 @@ def main(arguments=None):
             ends[end] += 1
             by_fault["late" if spec["late"] else spec["fault"]][end] += 1
             if end != "hung":
-                longest = max([longest, *(e["held up"] for e in found if "held up" in e)])
+                held = max(e.get("held up", 0.0) for e in found)
+                longest, ran = max(longest, held), max(ran, held - lost(found))
             if why:
                 failures.append(number)
                 print(f"round {number}: {why}: {json.dumps(spec)}", flush=True)
@@ -114,6 +123,7 @@ def main(arguments=None):
                 "by fault": {fault: dict(each) for fault, each in sorted(by_fault.items())},
                 "failed rounds": failures,
                 "held up at most, s": round(longest, 2),
+                "less waits for a CPU, s": round(ran, 2),
                 "seconds": round(time.monotonic() - begun),
             }
         )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import time
 from datetime import timedelta
+from pathlib import Path
 
 import torch.distributed as dist
 
@@ -13,8 +15,32 @@ from tests.kit.ranks.worker import work
 __all__ = ["Pool"]
 
 
+class Waits:
+    """Seconds in which processes were ready to run and had no CPU, one after the other."""
+
+    def __init__(self, pids):
+        self._before = {pid: self._of(pid) for pid in pids}
+        self._longest = dict.fromkeys(pids, 0.0)
+
+    def __call__(self):
+        for pid, before in self._before.items():
+            self._longest[pid] = max(self._longest[pid], self._of(pid) - before)
+        return sum(self._longest.values())
+
+    def _of(self, pid):
+        """Of the thread that waited most."""
+        found = [0]
+        for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+            with contextlib.suppress(OSError, IndexError):  # it ended; no such statistics
+                found.append(int(path.read_text().split()[1]))
+        return max(found) / 1e9
+
+
 class Pool:
-    """``world`` processes. ``limit``: seconds after which one that says nothing hangs."""
+    """``world`` processes. ``limit``: seconds after which one that says nothing hangs.
+
+    Seconds in which any of them waited for a CPU are added: on a loaded machine nobody hangs then.
+    """
 
     def __init__(self, world, limit=30.0):
         self._context = multiprocessing.get_context("spawn")
@@ -58,14 +84,17 @@ class Pool:
         self._number += 1
         for _, pipe in self._members:
             pipe.send((self._number, spec))
-        deadline = time.monotonic() + self.limit
+        begun, waits = time.monotonic(), Waits([process.pid for process, _ in self._members])
         found = []
         for rank, (process, pipe) in enumerate(self._members):
             try:
-                heard = pipe.poll(max(deadline - time.monotonic(), 0.01))
+                while not (heard := pipe.poll(0.2)):
+                    if time.monotonic() - begun - waits() > self.limit:
+                        break
                 result = pipe.recv() if heard else {"outcome": "hung"}
             except (EOFError, ConnectionError):
                 result = {"outcome": "died"}
+            result["starved"] = waits()
             if result["outcome"] in ("hung", "died"):
                 process.kill()
                 process.join()

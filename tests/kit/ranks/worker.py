@@ -183,10 +183,10 @@ def round_of(rank, world, store, spec):
     """One round in a world of its own; plain data."""
     begun = time.monotonic()
     dist.init_process_group(
-        "gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=15)
+        "gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=120)
     )
     begun_up = time.monotonic()
-    faulthandler.dump_traceback_later(20)
+    faulthandler.dump_traceback_later(25)
     found = {"outcome": "agreed"}
     try:
         with torch.inference_mode():

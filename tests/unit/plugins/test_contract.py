@@ -166,6 +166,7 @@ def test_a_name_is_not_misspelt_when_the_method_meant_is_there_too(platform):
         (None, "piecewise_backend", 7, "Platform.piecewise_backend is 7, not a class"),
         (None, "piecewise_backend", object, "piecewise_backend must accept (graph, conf"),
         (None, "capabilities", Capabilities(alignment=12), "alignment is 12, not a power of two"),
+        (None, "capabilities", Capabilities(symmetric_memory=3), "SymmetricMemory.total"),
         (None, "capabilities", Capabilities(alignment=True), "alignment is True, not a power"),
     ],
 )

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
-from piecewise_core.building_blocks import TorchRuntime
+from piecewise_core.building_blocks import TorchRuntime, torch_symmetric_memory
 from piecewise_core.errors import PlatformError
 from piecewise_core.protocols import Capabilities, CompilerAdaptor, DeviceRuntime, GraphDriver
 from piecewise_cuda.compiler import CudaInductor
@@ -23,7 +23,7 @@ class CudaPlatform:
     name = "cuda"
     device_type = "cuda"
     # Inductor's kernels read 16 bytes at once from tensors that were aligned when compiled.
-    capabilities = Capabilities(alignment=16)
+    capabilities = Capabilities(alignment=16, symmetric_memory=torch_symmetric_memory())
 
     def __init__(self) -> None:
         self.device: DeviceRuntime = TorchRuntime(torch.cuda, _versions)

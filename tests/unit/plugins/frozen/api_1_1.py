@@ -20,7 +20,11 @@ class Rewrite(Protocol):
 
 HOOKS = {"piecewise_rewrites": ["platform", "config"]}
 
-FIELDS = {"CompiledGraph": ("serves", "freezes", "freeze"), "ReplayCall": ("host",)}
+FIELDS = {
+    "Capabilities": ("symmetric_memory",),
+    "CompiledGraph": ("serves", "freezes", "freeze"),
+    "ReplayCall": ("host",),
+}
 """What values gained, behind the fields that they had."""
 
 METHODS = {"RuntimeExtras": {"elapsed": ["self", "run"], "stream_order": ["self"]}}
@@ -66,6 +70,7 @@ BUILDING_BLOCKS = (
     "schema_of",
     "storage_key",
     "torch_build",
+    "torch_symmetric_memory",
     "triton_cache_dir",
     "vector_isas",
     "without_modes",
