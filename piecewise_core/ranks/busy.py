@@ -41,10 +41,11 @@ class Busy:
         if world is None:
             yield
             return
-        done, store, key = threading.Event(), self._connected(world), _key(world.rank())
+        done, key = threading.Event(), _key(world.rank())
 
         def beat() -> None:
             with contextlib.suppress(RuntimeError):  # the store is gone: whoever meets says so
+                store = self._connected(world)  # here: whoever holds it may be stopped
                 while not done.wait(self._interval):
                     if not self._waiting:
                         store.add(key, 1)

@@ -54,6 +54,7 @@ class Ranks:
         self._groups: dict[int, Any] = {}
         self._agreed: set[str] = set()
         self._lost = False
+        self._refused: RanksDisagree | None = None
         self._sharing = sharing
         if sharing is not None:
             sharing.wanted = lambda: self.may_be
@@ -63,21 +64,27 @@ class Ranks:
         """Whether this model may turn out to be served with others."""
         return self._config.ranks is not None and default_group() is not None
 
-    # Who ---------------------------------------------------------------------------------
-
-    def join(self, groups: Sequence[Any]) -> None:
-        """Serve together with all that are in ``groups``, and in theirs, from now on."""
+    def join(self, others: Sequence[Any]) -> None:
+        """Serve together with all that are in groups, and in theirs, from now on."""
         if self._config.ranks is None:
             return
-        if self._config.ranks != "auto":
-            groups = [self._config.ranks]
-        new = {id(group): group for group in groups if group.size() > 1}
-        if new.keys() <= self._groups.keys():
-            return
-        self._groups |= new
+        groups = others if self._config.ranks == "auto" else [self._config.ranks]
+        if self._refused is not None:
+            # Asked again, this rank would make collectives that the others never met for.
+            raise self._refused
+        known = {**self._groups, **{id(group): group for group in groups if group.size() > 1}}
+        if len(known) > len(self._groups):
+            try:
+                self._gather(known)
+            except RanksDisagree as error:
+                self._refused = error
+                raise
+
+    def _gather(self, groups: dict[int, Any]) -> None:
+        self.same_world()
         with self.busy.waiting():
-            self.meeting = gather(self._groups.values(), self._timeout)
-        self._world_now = default_group_reader()
+            self.meeting = gather(groups.values(), self._timeout)
+        self._groups, self._world_now = groups, default_group_reader()
         self._world = self._world_now()
         self._compare("settings", {**self._settings(), **self._facts})
         self._compare("models", {"model": model_of(self._fn)})

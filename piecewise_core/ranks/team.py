@@ -25,20 +25,26 @@ def gather(groups: Iterable[Any], timeout: float) -> Meeting:
     """
     import torch.distributed as dist
 
-    me, store = dist.get_rank(), default_store()
-    mine = []
-    for group in groups:
-        ranks = sorted(dist.get_process_group_ranks(group))
-        name = hashlib.sha256(f"{group.group_name} {ranks}".encode()).hexdigest()[:16]
-        number = store.add(f"piecewise/models/{name}/{me}", 1)
-        mine.append((f"piecewise/{name}/{number}", ranks))
-    text = json.dumps(mine)
-    for prefix, _ in mine:
-        store.set(f"{prefix}/joins/{me}", text)
-    ranks, prefixes = within(
-        timeout, lambda alive: _connected(store, me, mine, timeout, alive), "its first collective"
-    )
-    return Meeting(store, f"{min(prefixes)}/rounds", sorted(ranks), me, timeout)
+    me = dist.get_rank()
+    named = [(g.group_name, sorted(dist.get_process_group_ranks(g))) for g in groups]
+
+    def met(alive: Callable[[], None]) -> Meeting:
+        store = default_store()
+        mine = [(_prefix(store, me, name, ranks), ranks) for name, ranks in named]
+        text = json.dumps(mine)
+        for prefix, _ in mine:
+            store.set(f"{prefix}/joins/{me}", text)
+        ranks, prefixes = _connected(store, me, mine, timeout, alive)
+        return Meeting(store, f"{min(prefixes)}/rounds", sorted(ranks), me, timeout)
+
+    found: Meeting = within(timeout, met, "its first collective")
+    return found
+
+
+def _prefix(store: Any, me: int, name: str, ranks: Sequence[int]) -> str:
+    """Of the keys of this process's next model of a group."""
+    digest = hashlib.sha256(f"{name} {ranks}".encode()).hexdigest()[:16]
+    return f"piecewise/{digest}/{store.add(f'piecewise/models/{digest}/{me}', 1)}"
 
 
 def _connected(

@@ -18,7 +18,7 @@ from piecewise_core.capture.attempt import Source
 from piecewise_core.capture.plans import CapturedPlans, largest_first
 from piecewise_core.capture.trial import try_once
 from piecewise_core.config import Config, Dim
-from piecewise_core.errors import CaptureFailed, OutOfRange, SizeBranch
+from piecewise_core.errors import CaptureFailed, OutOfRange, RanksDisagree, SizeBranch
 from piecewise_core.plugins import error_text, raised
 from piecewise_core.ranges import Sizes
 from piecewise_core.replay.reads import Reads
@@ -90,6 +90,8 @@ def try_sizes(order: Iterable[Sizes], run: Callable[[Sizes], None], dims: Sequen
     for sizes in sorted(order, key=lambda s: (math.prod(s), s)):
         try:
             run(sizes)
+        except RanksDisagree:
+            raise
         except Exception as error:
             logger.debug("a run of sizes %s raised %s", sizes, error_text(error))
             beyond, lost = _is_beyond(error), _is_lost(error)

@@ -66,10 +66,10 @@ def test_one_that_compiles_longer_than_the_others_wait_is_waited_for(pool):
     assert {each["outcome"] for each in found} == {"agreed"}
 
 
-@pytest.mark.parametrize("warm", [True])
-def test_one_that_does_not_come_is_named(pool, warm):
-    late = {"late": True, "where": "start", "seconds": 5.0, "timeout": 1.0}
-    found = played(pool, "slow", warm=warm, **late)
+@pytest.mark.parametrize(("front", "warm"), [("compile", True), ("record", True)])
+def test_one_that_does_not_come_is_named(pool, front, warm):
+    late = {"late": True, "where": "start", "seconds": 3.5, "timeout": 1.0}
+    found = played(pool, "slow", front=front, warm=warm, **late)
     assert [each["outcome"] for each in found] == ["RanksDisagree"] * 2
     assert found[0]["rank"] == 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch.distributed as dist
@@ -85,6 +86,17 @@ def test_a_store_that_does_not_answer_holds_nobody_up(store, says):
     (first, _) = meetings(2, 0.2, store)
     with pytest.raises(RanksDisagree, match=says):
         first.meet("a capture")
+
+
+@pytest.mark.parametrize(("store", "says"), [(Stopped(), "did not answer"), (Gone(), "reset")])
+def test_nor_does_one_hold_up_who_looks_for_the_others(monkeypatch, store, says):
+    from piecewise_core.ranks import team
+
+    monkeypatch.setattr(team, "default_store", lambda: store)
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(dist, "get_process_group_ranks", lambda group: [0, 1])
+    with pytest.raises(RanksDisagree, match=says):
+        team.gather([SimpleNamespace(group_name="0")], 0.2)
 
 
 def test_the_odd_one_is_the_first_that_most_are_not_alike():

@@ -126,6 +126,38 @@ def test_a_loss_is_owned_up_to_once_and_only_where_others_do_too():
         first.own_up()
 
 
+class Group:
+    group_name = "0"
+
+    def size(self):
+        return 2
+
+
+def test_who_did_not_find_the_others_asks_no_second_time_and_never_goes_on_alone(monkeypatch):
+    from piecewise_core.ranks import ranks as module
+
+    def alone(groups, timeout):
+        raise RanksDisagree("rank 1 did not come", rank=1)
+
+    monkeypatch.setattr(module, "gather", alone)
+    ranks, group = module.Ranks(Config(), None), Group()
+    for _ in range(2):
+        with pytest.raises(RanksDisagree, match="rank 1 did not come"):
+            ranks.join([group])
+
+
+def test_groups_of_another_world_are_not_joined():
+    """A new region's, after torch.distributed was begun anew: its groups have the old names."""
+    from piecewise_core.ranks.ranks import Ranks
+
+    (meeting,) = meetings(1)
+    ranks = Ranks(Config(), None)
+    ranks.meeting = meeting
+    ranks._world_now = Group
+    with pytest.raises(RanksDisagree, match="ended or begun anew"):
+        ranks.join([Group()])
+
+
 @pytest.mark.parametrize("value", ["all", 3, object()])
 def test_what_is_no_group_is_refused(value):
     with pytest.raises(ConfigError, match=r"Config\.ranks:"):
@@ -148,12 +180,6 @@ def test_none_survives_toml_which_has_no_none():
 
 
 def test_a_group_is_kept_out_of_what_is_saved():
-    class Group:
-        group_name = "0"
-
-        def size(self):
-            return 2
-
     config = Config(ranks=Group())
     assert "ranks" not in config.to_dict()
     assert Config.from_json(config.to_json()).ranks == "auto"
