@@ -96,7 +96,21 @@ def test_one_that_gives_its_graphs_up_alone_is_named_before_it_pads_no_more(pool
     assert "release of graphs" in found[1]["text"]
 
 
-def test_one_that_dies_in_its_capture_is_named(pool):
-    found = played(pool, "death", timeout=1.0, warm=True)
+def test_ranks_of_several_groups_agree_as_one(pool):
+    for each in played(pool, "none", groups="pairs"):
+        assert (each["outcome"], each["captured"]) == ("agreed", [[4], [8]])
+
+
+@pytest.mark.parametrize("fault", ["ended", "anew"])
+@pytest.mark.parametrize("front", ["compile", "record"])
+def test_a_call_after_the_world_ended_is_named(pool, front, fault):
+    for each in played(pool, fault, front=front):
+        assert each["outcome"] == "RanksDisagree"
+        assert "ended or begun anew" in each["text"]
+
+
+@pytest.mark.parametrize("where", ["compiled", "capture"])
+def test_one_that_dies_before_it_serves_is_named(pool, where):
+    found = played(pool, "death", timeout=1.0, warm=True, where=where)
     assert found[1]["outcome"] == "died"
     assert (found[0]["outcome"], found[0]["rank"]) == ("RanksDisagree", 1)

@@ -17,7 +17,7 @@ from tests.kit.ranks.pool import Pool
 
 FAULTS = (
     *("none", "memory", "memory", "slow", "late", "cold", "death", "config", "model"),
-    *("state", "weight", "release"),
+    *("state", "weight", "release", "ended", "anew"),
 )
 MAY_AGREE = ("none", "memory", "slow", "cold")
 """Faults that ranks must get over."""
@@ -38,6 +38,8 @@ def spec_of(draw, world):
     where = draw.choice(("start", "warm", "call", "capture"))
     if fault == "memory":
         where = "capture"
+    if fault == "death":
+        where = draw.choice(("start", "compiled", "warm", "call", "capture", "released"))
     late = fault == "late"
     return {
         "fault": "slow" if late else fault,
@@ -50,6 +52,7 @@ def spec_of(draw, world):
         "warm": draw.random() < 0.5,
         "rows": rows,
         "front": front,
+        "groups": draw.choice(("world", "world", "pairs")),
         "timeout": timeout,
         "config": config,
     }

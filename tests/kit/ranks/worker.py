@@ -26,23 +26,26 @@ SIZES = (4, 8)
 
 
 class Layer(torch.nn.Module):
-    def __init__(self, seed):
+    def __init__(self, seed, group=None):
         super().__init__()
+        self.group = group
         self.weight = torch.nn.Parameter(
             torch.rand(WIDTH, WIDTH, generator=torch.Generator().manual_seed(seed)) / WIDTH
         )
 
     def forward(self, x):
         made = torch.nn.functional.linear(x, self.weight)
-        return torch.softmax(functional.all_reduce(made, "sum", dist.group.WORLD), -1) + x
+        group = self.group or dist.group.WORLD
+        return torch.softmax(functional.all_reduce(made, "sum", group), -1) + x
 
 
 class Model(torch.nn.Module):
-    """``kind``: "usual", or what only one rank has."""
+    """``kind``: "usual", or what only one rank has. ``groups``: of its layers, in turn."""
 
-    def __init__(self, kind="usual"):
+    def __init__(self, kind="usual", groups=(None,)):
         super().__init__()
-        self.layers = torch.nn.ModuleList(Layer(i) for i in range(3 if kind == "deeper" else 2))
+        count = 3 if kind == "deeper" else 2
+        self.layers = torch.nn.ModuleList(Layer(i, groups[i % len(groups)]) for i in range(count))
         self.scale = 1.0
         self.kind = kind
 
@@ -55,14 +58,16 @@ class Model(torch.nn.Module):
 
 
 class SlowCompiler(EagerCompiler):
-    """Compiles nothing, slowly."""
+    """Compiles nothing, slowly; or dies of it."""
 
-    def __init__(self, seconds):
+    def __init__(self, seconds, dies=False):
         super().__init__()
-        self.seconds = seconds
+        self.seconds, self.dies = seconds, dies
 
     def compile(self, *args, **kwargs):
         time.sleep(self.seconds)
+        if self.dies:
+            os._exit(9)
         return super().compile(*args, **kwargs)
 
 
@@ -95,12 +100,32 @@ def inputs(rank, turn, rows):
     return torch.rand(rows, WIDTH, generator=made)
 
 
-def expected(model, turn, rows, world):
+def teams(kind, world):
+    """Who sums with whom, layer by layer: all; or halves, and then one of each half."""
+    if kind == "world":
+        return [[list(range(world))]]
+    half = max(world // 2, 1)
+    rows = [list(range(start, min(start + half, world))) for start in range(0, world, half)]
+    return [rows, [list(range(start, world, half)) for start in range(half)]]
+
+
+def grouped(kind, world, rank):
+    """This rank's group of each of ``teams``; all ranks make all of them."""
+    if kind == "world":
+        return (None,)
+    made = [[(team, dist.new_group(team)) for team in each] for each in teams(kind, world)]
+    return tuple(next(group for team, group in each if rank in team) for each in made)
+
+
+def expected(model, turn, rows, world, kind):
     """What the model gives every rank, computed alone."""
     xs = [inputs(rank, turn, rows) for rank in range(world)]
-    for layer in model.layers:
-        total = sum(torch.nn.functional.linear(x, layer.weight) for x in xs)
-        xs = [torch.softmax(total, -1) + x for x in xs]
+    split = teams(kind, world)
+    for place, layer in enumerate(model.layers):
+        made = [torch.nn.functional.linear(x, layer.weight) for x in xs]
+        of = {rank: team for team in split[place % len(split)] for rank in team}
+        totals = [sum(made[other] for other in of[rank]) for rank in range(world)]
+        xs = [torch.softmax(t, -1) + x for t, x in zip(totals, xs, strict=True)]
     return [x * model.scale for x in xs]
 
 
@@ -116,17 +141,18 @@ def settings(spec):
     return pw.Config(**given)
 
 
-def made(spec, fault):
+def made(spec, fault, groups):
     """The model of one rank, served as the round says."""
     platform = SimulatedPlatform()
     if fault in ("memory", "slow", "death") and spec["where"] == "capture":
         platform.graphs = Trouble(platform.graphs, fault, spec["at"], spec["seconds"])
-    if fault == "cold":
-        platform.compiler = SlowCompiler(spec["seconds"])
+    dies = fault == "death" and spec["where"] == "compiled"
+    if fault == "cold" or dies:
+        platform.compiler = SlowCompiler(spec["seconds"], dies)
     config = settings(spec)
     if fault == "config":
         config = config.replace(capture_sizes=(4,), capture_max=False)
-    model = Model(spec["kind"] if fault == "model" else "usual").eval()
+    model = Model(spec["kind"] if fault == "model" else "usual", groups).eval()
     serve = pw.record if spec["front"] == "record" else pw.compile
     return model, serve(model, config, platform)
 
@@ -143,6 +169,14 @@ def lone(fault, model, fast):
         fast.restore()
 
 
+def ends(fault):
+    """What all ranks do to torch.distributed: end it, or have another one, of one process each."""
+    if fault in ("ended", "anew"):
+        dist.destroy_process_group()
+    if fault == "anew":
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+
+
 def served(rank, world, spec, found):
     """One round: ``found`` gets what happened on this rank, as plain data."""
     fault = spec["fault"] if rank == spec["rank"] else ""
@@ -155,7 +189,8 @@ def served(rank, world, spec, found):
             os._exit(9)
 
     maybe("start")
-    model, fast = made(spec, fault)
+    teamed = spec.get("groups", "world")
+    model, fast = made(spec, fault, grouped(teamed, world, rank))
     found["ranks"] = fast._ranks if spec["front"] == "record" else fast._pw_session.shared.ranks
     reference = Model().eval()
     if spec["warm"]:
@@ -166,8 +201,12 @@ def served(rank, world, spec, found):
         if turn == 2:
             maybe("call")
             lone(fault, model, fast)
+            ends(spec["fault"])
+        if turn == 3 and where == "released":
+            maybe("released")
+            fast.release()
         got = fast(inputs(rank, turn, rows))
-        want = expected(reference, turn, rows, world)[rank] * model.scale
+        want = expected(reference, turn, rows, world, teamed)[rank] * model.scale
         if not torch.allclose(got, want, atol=1e-5):
             wrong.append(f"turn {turn}, {rows} rows: apart by {(got - want).abs().max():.3g}")
     recorded = spec["front"] == "record"
