@@ -9,6 +9,7 @@ from weakref import WeakValueDictionary
 
 import torch
 
+from piecewise_core.errors import PlatformError
 from piecewise_core.protocols import SymmetricMemory
 
 __all__ = ["NAME", "NOBODY", "ONE_SHOT", "TWO_SHOT", "Shares", "sum_over"]
@@ -69,6 +70,11 @@ def _all_reduce(x: torch.Tensor, reduce_op: str, group_name: str, slot: int) -> 
         functional = torch.ops._c10d_functional
         made: torch.Tensor = functional.wait_tensor(functional.all_reduce(x, reduce_op, group_name))
         return made
+    if x.device != memory.device:
+        raise PlatformError(
+            f"a tensor on {x.device} is summed, and {memory.device} was the current device when "
+            f"ranks met; call torch.{x.device.type}.set_device({x.device.index}) before anything"
+        )
     if x.storage_offset():
         x = x.clone()
     return shares.by.total(memory, x, group_name, one_shot=nbytes <= ONE_SHOT)

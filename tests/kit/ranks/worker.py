@@ -201,6 +201,8 @@ def served(rank, world, spec, found):
         if turn == 2:
             maybe("call")
             lone(fault, model, fast)
+            if spec["fault"] in ("ended", "anew") and found["ranks"].meeting is None:
+                break  # nothing was captured: from now on it is the model as written
             ends(spec["fault"])
         if turn == 3 and where == "released":
             maybe("released")

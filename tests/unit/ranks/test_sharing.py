@@ -94,3 +94,14 @@ def test_a_message_goes_the_way_that_its_size_and_dtype_ask_for(alone):
     assert way(torch.rand(4), reduction="max") == []
     assert way(torch.rand(4), NOBODY) == []
     assert way(torch.rand(3, 4).t()[1:]) == ["one-shot"]
+
+
+@pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
+def test_memory_of_another_device_is_an_error_that_says_what_to_call(alone):
+    from piecewise_core.errors import PlatformError
+    from piecewise_core.graph.sums import Shares, sum_over
+
+    memory = torch.zeros(64, dtype=torch.uint8, device="meta")
+    shares = Shares(HostShares(), {alone: memory})
+    with pytest.raises(PlatformError, match="meta was the current device when ranks met"):
+        sum_over(torch.rand(4), "sum", alone, shares.slot)
