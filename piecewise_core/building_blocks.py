@@ -37,7 +37,7 @@ if TYPE_CHECKING:
         vector_isas,
     )
     from piecewise_core.torch_compat.libraries import has_mkl, mkldnn_is_on
-    from piecewise_core.torch_compat.operators import schema_of
+    from piecewise_core.torch_compat.operators import HigherOrderOperator, schema_of
     from piecewise_core.torch_compat.storages import memory_key, same_addresses, storage_key
     from piecewise_core.torch_compat.symmetric import torch_symmetric_memory
 
@@ -45,6 +45,7 @@ __all__ = [
     "AcceleratorGraphDriver",
     "Advice",
     "GraphRewrite",
+    "HigherOrderOperator",
     "InductorCompiler",
     "NativePiece",
     "TorchDispatchMode",
@@ -82,6 +83,7 @@ _HOMES = {
     "AcceleratorGraphDriver": "capture.accelerator_driver",
     "Advice": "capture.torch_advice",
     "GraphRewrite": "rewrites.entry",
+    "HigherOrderOperator": "torch_compat.operators",
     "InductorCompiler": "compile.inductor",
     "NativePiece": "compile.native_piece",
     "TorchDispatchMode": "torch_compat.dispatcher",

@@ -18,7 +18,7 @@ from piecewise_core.graph.effects import reshapes, writes
 from piecewise_core.graph.memory import storages
 from piecewise_core.graph.origins import GraphInput
 from piecewise_core.graph.outputcode import OutputCode
-from piecewise_core.graph.sizes import expression, hint
+from piecewise_core.graph.sizes import expression, number
 from piecewise_core.graph.trace import Traced
 from piecewise_core.ranges import NO_BOUND, Box, Sizes
 from piecewise_core.torch_compat.dynamo import is_marked_static
@@ -78,7 +78,7 @@ def held_inputs(graph: torch.fx.Graph) -> dict[torch.fx.Node, bool]:
 
 def _nbytes(node: torch.fx.Node) -> int:
     value: Any = node.meta.get("example_value")
-    return math.prod(int(hint(size)) for size in value.shape) * int(value.element_size())
+    return math.prod(map(number, value.shape)) * int(value.element_size())
 
 
 def _fix_floats(graph: torch.fx.Graph) -> None:

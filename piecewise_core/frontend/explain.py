@@ -92,7 +92,15 @@ def _dropped(session: Session) -> tuple[str, ...]:
         for of, capturing in _capturing(session)
         if capturing.replays.asleep
     )
-    return (*dropped, *released)
+    return (*_unasked(session), *dropped, *released)
+
+
+def _unasked(session: Session) -> Iterator[str]:
+    """Say how the one size of a model without dims is captured, where nothing asks for that."""
+    setup, config = session.setup, session.config
+    asked = setup.graph_mode != "none" or config.graph_mode == "none" or config.dims
+    if not asked and setup.platform.graphs is not None:
+        yield 'every call: nothing asks for static graphs, as graph_mode="full" does'
 
 
 def _capturing(session: Session) -> Iterator[tuple[str, Capturing]]:

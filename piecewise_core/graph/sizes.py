@@ -17,7 +17,9 @@ from piecewise_core.graph.conditions import python_source
 from piecewise_core.torch_compat.dynamo import ConstantSource
 from piecewise_core.torch_compat.symbols import PythonReferenceAnalysis, ValueRanges, sympy_interp
 
-__all__ = ["SizeWriter", "at_least", "build", "expression", "hint", "new_size", "valued"]
+__all__ = ["SizeWriter", "at_least", "build", "expression", "hint", "new_size", "number", "valued"]
+
+_ANY = 64
 
 
 def expression(value: Any) -> Any:
@@ -39,6 +41,15 @@ def hint(value: Any) -> Any:
     if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
         return value.node.hint
     return value
+
+
+def number(value: Any) -> int:
+    """The number that a size was traced with; some number where it was marked as unbacked."""
+    known = hint(value)
+    if known is None:
+        symbols = expression(value).free_symbols
+        known = valued(value, dict.fromkeys(symbols, sympy.Integer(_ANY)))
+    return int(known)
 
 
 def at_least(value: Any) -> Any:

@@ -71,6 +71,7 @@ class Replays:
         """Note what calls look like; what was captured of calls that looked otherwise goes."""
         if len(self.plans):
             self.plans.release(later=True)
+        self.asleep.follow()
         self.memory.begins({leaf.device for leaf in binder.structure.tensors})
         self.reads.begin(binder)
 

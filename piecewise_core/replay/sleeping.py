@@ -13,8 +13,11 @@ __all__ = ["Sleep", "chosen"]
 
 _MOVED = (
     "a tensor that the graphs read was replaced or moved, as beam search moves a cache's; "
-    "restore() captures again"
+    "restore() captures again, and so does another cache in its place"
 )
+
+_MOST = 3
+"""Objects in a row whose tensors were moved, after which another one's are expected to be."""
 
 
 class Sleep:
@@ -24,26 +27,39 @@ class Sleep:
     """
 
     def __init__(self) -> None:
-        self._every = False
+        self._every = self._moved = False
+        self._moves = 0
         self._some: frozenset[Sizes] = frozenset()
         self.why = ""
 
     def __contains__(self, sizes: object) -> bool:
-        return self._every or sizes in self._some
+        return self._every or self._moved or sizes in self._some
 
     def __bool__(self) -> bool:
-        return self._every or bool(self._some)
+        return self._every or self._moved or bool(self._some)
 
     def begin(self, sizes: Iterable[Sizes] | None, *, moved: bool) -> None:
         """``sizes`` sleep from now on; None: all do. ``moved``: what they read lies elsewhere."""
         self.why = _MOVED if moved else "released"
-        self._every |= sizes is None
+        self._moves += moved
+        self._moved |= moved and sizes is None
+        self._every |= not moved and sizes is None
         self._some |= frozenset(sizes or ())
+
+    def follow(self) -> None:
+        """Calls hold another object from now on: what moved the last one's tensors is over.
+
+        Unless it was so with several in a row, each of which had graphs for one call.
+        """
+        if not self._moved:
+            self._moves = 0
+        elif self._moves < _MOST:
+            self._moved, self.why = False, "released"
 
     def end(self, sizes: Iterable[Sizes] | None = None, listed: Iterable[Sizes] = ()) -> None:
         """``sizes`` are to have graphs again; None: all are. ``listed``: the capture sizes."""
-        before = frozenset(listed) if self._every else self._some
-        self._every = False
+        before = frozenset(listed) if self._every or self._moved else self._some
+        self._every = self._moved = False
         self._some = frozenset() if sizes is None else before - frozenset(sizes)
 
 

@@ -96,6 +96,19 @@ def test_a_graph_without_dims_is_captured_at_its_second_call():
         assert fast.captures == expected
 
 
+def test_sizes_that_are_marked_as_unbacked_are_all_of_one_graph():
+    def fn(x):
+        return x.softmax(-1).transpose(0, 1) + 1
+
+    fast = Through(fn)
+    for size in (5, 0, 1, 5, 0, 1):
+        x = torch.randn(size, 8)
+        torch._dynamo.decorators.mark_unbacked(x, 0)
+        same(fast(x), fn(x))
+    assert fast.replayed == 3
+    assert [graph.captured for graph in pw.dynamo_graphs()] == [((0,), (1,), (5,))]
+
+
 def test_listed_sizes_are_captured_and_no_others():
     model = mlp()
     fast = Through(model, dynamic=True, capture_sizes=(4, 9), compile_ranges_endpoints=(6,))

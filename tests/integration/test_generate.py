@@ -144,6 +144,20 @@ def test_where_graphs_are_not_used_explain_says_why(model):
     assert "as beam search moves a cache's" in str(fast.status())
 
 
+def test_after_a_beam_search_the_next_cache_has_graphs_again(model):
+    fast = compiled(model, SimulatedPlatform(), graph_mode="full")
+    beams = {"num_beams": 2}
+
+    def replayed(batch, **settings):
+        before = fast.stats().calls["replayed"]
+        same_tokens(fast, model, prompt(batch), **{**GREEDY, **STATIC, **settings})
+        return fast.stats().calls["replayed"] - before
+
+    found = [replayed(1, **beams), replayed(2), replayed(1, **beams), replayed(2)]
+    assert found == [1, 5, 1, 5]
+    assert [replayed(1, **beams) for _ in range(5)] == [1, 1, 1, 0, 0]
+
+
 def test_a_compiled_model_is_not_compiled_again_by_generate(model):
     fast, settings = compiled(model), transformers.CompileConfig(backend="eager")
     settings._compile_all_devices = True  # else only where there is a GPU

@@ -327,6 +327,19 @@ def test_a_call_that_needs_gradients_is_refused_and_the_next_one_without_is_serv
         torch.testing.assert_close(fast(x), model(x))
 
 
+def test_a_graph_that_turns_gradients_off_by_itself_is_served_with_gradients_enabled():
+    with torch.inference_mode(False), torch.enable_grad():
+        model = mlp()
+        taken = through(lambda x: model(x).argmax(-1))
+        without = through(torch.no_grad()(model.forward))
+        for rows in (5, 5, 5, 3, 3):
+            x = torch.randn(rows, 8)
+            got = without(x)
+            assert not got.requires_grad
+            torch.testing.assert_close(got, model(x).detach())
+            torch.testing.assert_close(taken(x), model(x).argmax(-1))
+
+
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
 @pytest.mark.parametrize("rows", [1, 3])
 def test_a_graph_with_quantized_tensors_runs_as_written(rows):

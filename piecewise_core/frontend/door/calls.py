@@ -11,7 +11,7 @@ import torch
 
 from piecewise_core.config import Dim
 from piecewise_core.graph.lying import dense_strides
-from piecewise_core.graph.sizes import expression, hint
+from piecewise_core.graph.sizes import expression, number
 from piecewise_core.graph.structure import Structure, TensorLeaf
 from piecewise_core.graph.trace import Traced
 from piecewise_core.ranges import Sizes
@@ -65,8 +65,8 @@ def _leaf(
             named[axis] = dims[place]
         elif not found.is_number:
             raise Uncapturable(f"input {name} has the computed size {found}")
-    sizes = tuple(int(hint(size)) for size in value.shape)
-    strides = tuple(int(hint(step)) for step in value.stride())
+    sizes = tuple(number(size) for size in value.shape)
+    strides = tuple(number(step) for step in value.stride())
     order = tuple(sorted(range(len(sizes)), key=lambda axis: (-strides[axis], axis)))
     dense = dense_strides(sizes, order)
     gaps = any(n != 1 and a != b for n, a, b in zip(sizes, strides, dense, strict=True))

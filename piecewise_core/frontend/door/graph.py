@@ -45,7 +45,8 @@ class Made:
     ``read``: a call's tensors, those that the model holds, and its sizes. ``inputs``: how many;
     ``places``: of the held ones among them; ``marked``: of parameters and buffers among the held.
     ``calls``: None where no call can be captured, and ``why``. ``every_size``: whether
-    sizes that nobody listed are captured. ``name``: the line that it begins with.
+    sizes that nobody listed are captured. ``differentiable``: whether gradients may be asked of
+    what it returns or writes. ``name``: the line that it begins with.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Made:
     calls: DoorCalls | None
     why: str
     every_size: bool
+    differentiable: bool
 
 
 class DoorGraph:
@@ -90,9 +92,9 @@ class DoorGraph:
         weakref.finalize(self, _let_go, made.memory, self._held).atexit = False
 
     def __call__(self, *inputs: Any) -> Any:
+        if torch.is_grad_enabled() and any(getattr(t, "requires_grad", False) for t in inputs):
+            return self._without_grad(inputs)
         t, b, sizes = self._read(inputs)
-        if torch.is_grad_enabled():
-            _refuse_grad(inputs)
         while True:
             with self._lock:
                 try:
@@ -113,6 +115,16 @@ class DoorGraph:
                 except Unready as missing:
                     unready = missing.with_traceback(None)
             self._memory.builds.have(unready)
+
+    def _without_grad(self, inputs: Sequence[Any]) -> Any:
+        """Serve a graph whose own code turns gradients off, if that is all of it."""
+        if self.made.differentiable:
+            raise GradNeeded(
+                "called with gradients enabled on tensors that require them; backend='piecewise' "
+                "is for inference: call under torch.inference_mode() or torch.no_grad()"
+            )
+        with torch.no_grad():
+            return self(*inputs)
 
     def _without(self, t: Any, b: Any, sizes: Sizes) -> Any:
         dispatch = self._dispatch
@@ -232,11 +244,3 @@ class TellingGraph(DoorGraph):
 
 def _let_go(memory: DoorMemory, held: OrderedDict[tuple[int, ...], Held]) -> None:
     memory.let_go(held.values())
-
-
-def _refuse_grad(inputs: Sequence[Any]) -> None:
-    if any(getattr(t, "requires_grad", False) for t in inputs):
-        raise GradNeeded(
-            "called with gradients enabled on tensors that require them; backend='piecewise' "
-            "is for inference: call under torch.inference_mode() or torch.no_grad()"
-        )

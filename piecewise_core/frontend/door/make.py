@@ -21,7 +21,9 @@ from piecewise_core.frontend.dynamo_graph import device_type, held_inputs, readi
 from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.setup import Setup, prepare
 from piecewise_core.graph.contracts import Contracts
+from piecewise_core.graph.effects import writes
 from piecewise_core.graph.layouts import Layouts
+from piecewise_core.graph.memory import storages
 from piecewise_core.graph.names import Matcher, source_of
 from piecewise_core.graph.split import split
 from piecewise_core.graph.trace import Traced
@@ -53,6 +55,7 @@ def make(
     nodes = [n for n in graph.graph.nodes if n.op == "placeholder"]
     places = tuple(i for i, node in enumerate(nodes) if node in held)
     calls, why = _calls(traced, dims, setup, name)
+    differentiable = _differentiable(traced.graph.graph)
     if why:
         setup = dataclasses.replace(setup, graph_mode="none")
     memory = memories.of(setup, asked.platform, _devices(graph.graph))
@@ -83,8 +86,18 @@ def make(
             calls,
             why,
             not setup.config.capture_sizes,
+            differentiable,
         )
     )
+
+
+def _differentiable(graph: torch.fx.Graph) -> bool:
+    """Whether gradients may be asked of what a graph returns, or of a caller's that it writes."""
+    written = frozenset[int]().union(*map(writes, graph.nodes))
+    if any(storages(node) & written for node in graph.nodes if node.op == "placeholder"):
+        return True
+    values = (node.meta.get("example_value") for node in graph.output_node().all_input_nodes)
+    return any(getattr(value, "requires_grad", False) for value in values)
 
 
 def _calls(

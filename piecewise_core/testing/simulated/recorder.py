@@ -26,7 +26,7 @@ from piecewise_core.torch_compat.dispatcher import (
     pop_mode,
     push_mode,
 )
-from piecewise_core.torch_compat.operators import schema_of
+from piecewise_core.torch_compat.operators import HigherOrderOperator, schema_of
 from piecewise_core.torch_compat.storages import generator_key, storage_key
 
 __all__ = ["Capture"]
@@ -41,6 +41,8 @@ class Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
     lies. ``generators``: what replays advance beside the default generator; None where the device
     cannot advance any.
     """
+
+    supports_higher_order_operators = True
 
     def __init__(
         self,
@@ -82,9 +84,8 @@ class Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Record one operator and return what it will return."""
-        kwargs = kwargs or {}
-        name = str(func)
-        if name != self._drop:
+        kwargs, name = kwargs or {}, str(func)
+        if name != self._drop and not isinstance(func, HigherOrderOperator):
             # Composite operators arrive whole under inference mode; a device sees kernels.
             with self:
                 result = _parts(func, args, kwargs)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from piecewise_core.torch_compat import pytree
-from piecewise_core.torch_compat.operators import schema_of
+from piecewise_core.torch_compat.operators import HigherOrderOperator, schema_of
 
 __all__ = ["UNSAFE", "waits_for_device"]
 
@@ -30,6 +30,8 @@ _INDEXING = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index
 
 def waits_for_device(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether what ``func`` returns, or the size of it, hangs on the values of its arguments."""
+    if isinstance(func, HigherOrderOperator):
+        return True  # torch.cond reads a number; no mode is shown what any of them runs
     name = schema_of(func).name
     if name in _INDEXING:
         return any(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from piecewise_core.building_blocks import (
+    HigherOrderOperator,
     NativePiece,
     TorchDispatchMode,
     memory_key,
@@ -40,6 +41,8 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call,misc,unused-
     lie where the capture's did.
     """
 
+    supports_higher_order_operators = True  # they come here, to be refused by name
+
     def __init__(self, arena: Arena) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.steps: list[Step] = []
@@ -58,6 +61,11 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call,misc,unused-
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operator, and note it unless it only allocates or makes views."""
         kwargs = kwargs or {}
+        if isinstance(func, HigherOrderOperator):
+            raise DependsOnValues(
+                f"{func} runs functions of its own, which are no fixed list of calls: take "
+                f'compiler="inductor", or add "higher_order::{func.name()}" to splitting_ops'
+            )
         if _depends_on_values(func, args, kwargs):
             raise DependsOnValues(f"what {func} returns, or its size, depends on values")
         if func.namespace == "_c10d_functional":  # waits for what is there, or wraps it
