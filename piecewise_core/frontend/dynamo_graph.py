@@ -88,8 +88,17 @@ def _fix_floats(graph: torch.fx.Graph) -> None:
         if isinstance(value, torch.SymFloat) and all(
             symbol_is_type(symbol, SymT.FLOAT) for symbol in value.node.expr.free_symbols
         ):
-            node.replace_all_uses_with(guard_scalar(value))
+            node.replace_all_uses_with(_number(node, value))
             graph.erase_node(node)
+
+
+def _number(node: torch.fx.Node, value: torch.SymFloat) -> Any:
+    """What a node gives in this call. Symbols know no sign of zero, and their guards no NaN."""
+    given: Any = node.args[0] if node.target == "item" else None
+    if given is None:
+        return node.target(*node.args, **node.kwargs)  # type: ignore[operator]  # of numbers by now
+    fixed = guard_scalar(value)
+    return fixed or given.meta["grapharg"].example.item()
 
 
 def _carriers(

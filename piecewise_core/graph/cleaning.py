@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch.fx.node import map_arg
+from torch.fx.node import map_aggregate, map_arg
 
 from piecewise_core.graph.contexts import functorch_units
 from piecewise_core.graph.memory import storages, values
@@ -38,6 +38,9 @@ def clean(module: torch.fx.GraphModule) -> None:
     sizes that depend on data stay. Inside ``torch.func.grad`` the switches stay: it needs them.
     """
     _take_out_dropouts(module.graph)
+    for node in module.graph.nodes:
+        node.args = map_aggregate(node.args, _spelt)
+        node.kwargs = map_aggregate(node.kwargs, _spelt)
     alone = [unit[0] for unit in functorch_units(module.graph.nodes) if len(unit) == 1]
     for node in reversed(alone):
         if node.op != "call_function" or node.users:
@@ -46,6 +49,17 @@ def clean(module: torch.fx.GraphModule) -> None:
         if node.target in _GRAD_MODE or lowers_version(node.target) or _is_size_check(node):
             module.graph.erase_node(node)
     module.recompile()
+
+
+class _Spelt(complex):
+    """A constant as torch.fx has to write it: Python reads ``-0-0j`` as 0-0j, and has no ``infj``."""
+
+    def __repr__(self) -> str:
+        return f"complex(float('{self.real}'), float('{self.imag}'))"
+
+
+def _spelt(value: Any) -> Any:
+    return _Spelt(value) if type(value) is complex else value
 
 
 def _take_out_dropouts(graph: torch.fx.Graph) -> None:

@@ -89,7 +89,7 @@ class Values:
     def _scalars(self, value: Any) -> dict[str, Any] | None:
         if type(value) is float:
             return {"float": value.hex()}
-        if type(value) is complex:
+        if isinstance(value, complex):
             return {"complex": [value.real.hex(), value.imag.hex()]}
         if type(value) is bytes:
             return {"bytes": base64.b64encode(value).decode()}

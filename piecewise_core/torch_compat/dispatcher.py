@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from piecewise_core.torch_compat.lookup import needed
@@ -16,6 +19,8 @@ with needed():
 
     count_dispatch_modes = torch._C._len_torch_dispatch_stack
     count_function_modes = torch._C._len_torch_function_stack
+    _pop_function_mode = torch._C._pop_torch_function_stack
+    _push_function_mode = torch._C._push_on_torch_function_stack
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     no_torch_function = torch._C._disabled_torch_function_impl
     key_of_device = torch._C._dispatch_key_for_device
@@ -33,5 +38,17 @@ __all__ = [
     "no_torch_function",
     "pop_mode",
     "push_mode",
+    "without_function_modes",
     "without_modes",
 ]
+
+
+@contextmanager
+def without_function_modes() -> Iterator[None]:
+    """No torch function mode sees what runs inside."""
+    modes = [_pop_function_mode() for _ in range(count_function_modes())]
+    try:
+        yield
+    finally:
+        for mode in reversed(modes):
+            _push_function_mode(mode)

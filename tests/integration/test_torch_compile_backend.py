@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import textwrap
 
 import pytest
@@ -183,6 +184,51 @@ def test_a_python_float_is_a_constant_that_is_guarded():
         x = torch.randn(rows, 3)
         torch.testing.assert_close(fast(x, scale), fn(x, scale))
     assert counted.graphs == 2
+
+
+def same_bits(got, want):
+    torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+    for a, b in zip(got, want, strict=True):
+        parts = [torch.view_as_real(t) if t.is_complex() else t for t in (a, b)]
+        assert torch.equal(*map(torch.signbit, parts)) or bool(parts[0].isnan().any())
+
+
+@pytest.mark.parametrize("dynamic", [True, None])
+def test_zeros_of_either_sign_nan_and_inf_are_numbers_of_their_own(dynamic):
+    def fn(x, scale, other):
+        return x * scale, x * (-scale * 2), x * (scale + other), x / (other or scale)
+
+    fast, x = through(fn, dynamic=dynamic), torch.ones(4, 3)
+    nan, inf = float("nan"), float("inf")
+    for scale, other in ((0.0, 1.0), (-0.0, 1.0), (0.0, -0.0), (-0.0, -0.0), (nan, 0.5), (2.5, inf)):
+        same_bits(fast(x, scale, other), fn(x, scale, other))
+
+
+def test_a_zero_in_an_attribute_a_tuple_or_a_complex_number_keeps_its_sign():
+    model = torch.nn.Identity()
+
+    def fn(x, pair):
+        return x * model.scale, x * pair[0], torch.stack([x, x + pair[1]])
+
+    fast, x = through(fn), torch.ones(3, 2, dtype=torch.complex64)
+    for a, b in ((0.0, 0j), (-0.0, 0j), (-0.0, -0j), (0.0, complex(-0.0, 0.0))):
+        model.scale = a
+        same_bits(fast(x, (-a, b)), fn(x, (-a, b)))
+
+
+def test_a_torch_function_mode_acts_once():
+    class Adding(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            return result + 1 if func is torch.sin else result
+
+    def fn(x):
+        return torch.sin(x).cos() + torch.ones(3)
+
+    fast, x = through(fn), torch.randn(4, 3)
+    for around in (Adding(), torch.device("cpu"), contextlib.nullcontext(), Adding()):
+        with around:
+            torch.testing.assert_close(fast(x), fn(x))
 
 
 def test_a_float_attribute_of_a_module_is_a_constant():

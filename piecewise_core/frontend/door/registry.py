@@ -15,10 +15,12 @@ from piecewise_core.frontend.door.facts import DynamoGraph, facts
 from piecewise_core.frontend.door.graph import DoorGraph
 from piecewise_core.frontend.door.make import make
 from piecewise_core.frontend.door.memory import DoorMemories
-from piecewise_core.frontend.door.options import asked
+from piecewise_core.frontend.door.options import Asked, asked
 from piecewise_core.frontend.door.wrapped import has_wrappers, unwrapped, with_leaves
 from piecewise_core.graph.names import source_of
 from piecewise_core.graph.quantized import quantizing, taking_nested
+from piecewise_core.torch_compat.dispatcher import count_function_modes, without_function_modes
+from piecewise_core.torch_compat.zerosigns import guard_zero_signs
 
 __all__ = ["door", "dynamo_graphs"]
 
@@ -40,6 +42,10 @@ class _Door:
     ) -> Callable[..., Any]:
         """Make one graph ready."""
         wanted = asked(options, mode)
+        guard_zero_signs(graph.graph)
+        return _seen_once(self._serving(graph, wanted))
+
+    def _serving(self, graph: torch.fx.GraphModule, wanted: Asked) -> Callable[..., Any]:
         self._tell(wanted.without_effect())
         node = quantizing(graph.graph)
         if node is not None:
@@ -83,6 +89,18 @@ class _Door:
         if what and what not in self._told:
             self._told.add(what)
             logger.warning("%s", what)
+
+
+def _seen_once(serve: Callable[..., Any]) -> Callable[..., Any]:
+    """``serve`` without torch function modes: what they do, Dynamo has written into the graph."""
+
+    def call(*inputs: Any) -> Any:
+        if not count_function_modes():
+            return serve(*inputs)
+        with without_function_modes():
+            return serve(*inputs)
+
+    return call
 
 
 door = _Door()
