@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from piecewise_core.rewrites.entry import GraphRewrite
     from piecewise_core.rewrites.one_row_products import one_row_products
     from piecewise_core.rewrites.residual_sums import residual_sums
+    from piecewise_core.runtime.source_library import SourceLibrary
+    from piecewise_core.store.machine import machine_factors
     from piecewise_core.torch_compat import pytree
     from piecewise_core.torch_compat.cuda import current_device, raw_stream, triton_cache_dir
     from piecewise_core.torch_compat.dispatcher import TorchDispatchMode, without_modes
@@ -48,6 +50,7 @@ __all__ = [
     "HigherOrderOperator",
     "InductorCompiler",
     "NativePiece",
+    "SourceLibrary",
     "TorchDispatchMode",
     "TorchGraphDriver",
     "TorchRuntime",
@@ -60,6 +63,7 @@ __all__ = [
     "host_values",
     "inductor_settings",
     "is_archive",
+    "machine_factors",
     "make_private",
     "memory_key",
     "mkldnn_is_on",
@@ -86,6 +90,7 @@ _HOMES = {
     "HigherOrderOperator": "torch_compat.operators",
     "InductorCompiler": "compile.inductor",
     "NativePiece": "compile.native_piece",
+    "SourceLibrary": "runtime.source_library",
     "TorchDispatchMode": "torch_compat.dispatcher",
     "TorchGraphDriver": "capture.torch_driver",
     "TorchRuntime": "capture.torch_runtime",
@@ -98,6 +103,7 @@ _HOMES = {
     "host_values": "capture.hostvalues",
     "inductor_settings": "torch_compat.inductor",
     "is_archive": "compile.native_code",
+    "machine_factors": "store.machine",
     "make_private": "ownership",
     "memory_key": "torch_compat.storages",
     "mkldnn_is_on": "torch_compat.libraries",

@@ -125,13 +125,19 @@ def hidden(model: Any) -> Run:
     return lambda **inputs: model(**inputs).last_hidden_state
 
 
-def openvino_s_own(model: torch.nn.Module, example: dict[str, torch.Tensor]) -> Run:
-    """The model as OpenVINO itself compiles it, weights folded in, in float32."""
+def openvino_s_own(
+    model: torch.nn.Module, example: dict[str, torch.Tensor], threads: int = 0
+) -> Run:
+    """The model as OpenVINO itself compiles it, weights folded in, in float32.
+
+    ``threads``: 0 leaves their number to it.
+    """
     import openvino as ov
 
     with torch.inference_mode(False), torch.no_grad():
         graph = ov.convert_model(model, example_input={k: v.clone() for k, v in example.items()})
-    code = ov.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
+    code = ov.Core().compile_model(graph, "CPU", settings)
     request = code.create_infer_request()
 
     def run(**inputs: torch.Tensor) -> torch.Tensor:
@@ -141,8 +147,13 @@ def openvino_s_own(model: torch.nn.Module, example: dict[str, torch.Tensor]) -> 
     return run
 
 
-def onnxruntime_s_own(model: torch.nn.Module, example: dict[str, torch.Tensor]) -> Run:
-    """The model as torch exports it and ONNX Runtime optimises it, weights folded in."""
+def onnxruntime_s_own(
+    model: torch.nn.Module, example: dict[str, torch.Tensor], threads: int = 0
+) -> Run:
+    """The model as torch exports it and ONNX Runtime optimises it, weights folded in.
+
+    ``threads``: 0 leaves their number to it.
+    """
     import onnxruntime as ort
 
     dims = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
@@ -154,7 +165,9 @@ def onnxruntime_s_own(model: torch.nn.Module, example: dict[str, torch.Tensor]) 
             dynamo=True,
             verbose=False,
         )
-    session = ort.InferenceSession(program.model_proto.SerializeToString())
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = ort.InferenceSession(program.model_proto.SerializeToString(), options)
 
     def run(**inputs: torch.Tensor) -> torch.Tensor:
         arrays = {one.name: inputs[one.name].numpy() for one in session.get_inputs()}

@@ -24,8 +24,8 @@ __all__ = ["Rewrites", "list_rewrites"]
 log = logging.getLogger(__name__)
 
 _OURS = (
-    *("shared_heads", "mask_terms", "one_row_products", "onednn_products", "residual_sums"),
-    NAME,
+    *("shared_heads", "mask_terms", "residual_sums", NAME),
+    *("one_row_products", "onednn_products", "few_rows_products"),
 )
 """Names of core's own and of its three platforms', so that one Config serves on all of them."""
 

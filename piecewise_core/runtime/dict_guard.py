@@ -12,15 +12,12 @@ Private name of torch, read in 2.11.0 and 2.13.0: ``_torchinductor_pyobject_tens
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import hashlib
 import logging
 import os
 import shlex
 import shutil
 import struct
-import subprocess
 import sys
 import sysconfig
 import tempfile
@@ -32,8 +29,7 @@ import torch
 
 from piecewise_core.compile.native_code import load_extension
 from piecewise_core.compile.private_caches import private_directory
-from piecewise_core.config_cache import cache_directory
-from piecewise_core.ownership import foreign, make_private
+from piecewise_core.runtime.source_library import SourceLibrary
 from piecewise_core.torch_compat.storages import tensor_address_function
 
 __all__ = ["CHANGED", "MOVED", "SAME", "DictGuard", "bring", "native", "take_along"]
@@ -45,7 +41,6 @@ SAME, CHANGED, MOVED = 0, 1, 2
 
 _SOURCE = Path(__file__).with_name("dict_guard.c")
 _NAME = "piecewise_dict_guard"
-_SECONDS = 30  # for a compiler that hangs
 
 
 class DictGuard:
@@ -105,7 +100,7 @@ class DictGuard:
 def native() -> Any:
     """The C module, built now if need be; None where it cannot be had."""
     try:
-        return sys.modules.get(_NAME) or _started(_built(os.environ))
+        return sys.modules.get(_NAME) or _started(_library().built(os.environ))
     except Exception as error:  # no compiler, no headers, no place to write, no watcher left
         logger.debug("parameters are compared in Python: %s", error)
         return None
@@ -134,8 +129,9 @@ def bring(files: Mapping[str, bytes]) -> None:
     alone. Raises nothing: without it one is built.
     """
     try:
-        name = _file_name()
-        if name in files and _NAME not in sys.modules and not _is_here():
+        name = _library().name
+        unknown = _NAME not in sys.modules and _library().found(os.environ) is None
+        if name in files and unknown:
             folder = tempfile.mkdtemp(dir=private_directory())  # it may be loaded already
             fresh = Path(folder, name)
             fresh.write_bytes(files[name])
@@ -145,55 +141,14 @@ def bring(files: Mapping[str, bytes]) -> None:
         logger.debug("the module that was brought along cannot be used: %s", error)
 
 
-def _built(environ: Mapping[str, str]) -> Path:
-    """The shared library, built if need be. Raises OSError and CalledProcessError."""
-    made, digest = _places(environ)
-    if not _is_whole(made, digest):
-        with tempfile.TemporaryDirectory(dir=made.parent) as folder:
-            fresh = Path(folder, made.name)
-            command = [*_compiler(environ), "-O2", "-shared", "-fPIC"]
-            command += [f"-I{sysconfig.get_paths()['include']}", str(_SOURCE), "-o", str(fresh)]
-            subprocess.run(command, check=True, capture_output=True, timeout=_SECONDS)
-            _publish(fresh, made, digest)
-    return made
-
-
-def _places(environ: Mapping[str, str]) -> tuple[Path, Path]:
-    """Where the library for this Python lies, and its checksum; their directory is made."""
-    directory = cache_directory(environ) / "native"
-    make_private(directory)
-    others = foreign(directory)
-    if others is not None:  # what is loaded from here runs as this user
-        raise PermissionError(others)
-    made = directory / _file_name()
-    return made, made.with_name(made.name + ".sha256")
-
-
-def _file_name() -> str:
-    """The library's name, which tells its source and the Python that it is for."""
+def _library() -> SourceLibrary:
     suffix = str(sysconfig.get_config_var("EXT_SUFFIX"))
-    key = hashlib.sha256(_SOURCE.read_bytes() + suffix.encode()).hexdigest()[:16]
-    return f"dict_guard-{key}{suffix}"
+    return SourceLibrary(_SOURCE, _command, suffix)
 
 
-def _is_here() -> bool:
-    with contextlib.suppress(OSError):
-        return _is_whole(*_places(os.environ))
-    return False
-
-
-def _publish(fresh: Path, made: Path, digest: Path) -> None:
-    sums = fresh.with_name(digest.name)
-    sums.write_text(hashlib.sha256(fresh.read_bytes()).hexdigest(), encoding="ascii")
-    os.replace(fresh, made)
-    os.replace(sums, digest)
-
-
-def _is_whole(made: Path, digest: Path) -> bool:
-    try:
-        return hashlib.sha256(made.read_bytes()).hexdigest() == digest.read_text(encoding="ascii")
-    except OSError:
-        return False
+def _command(environ: Mapping[str, str]) -> list[str]:
+    include = f"-I{sysconfig.get_paths()['include']}"
+    return [*_compiler(environ), "-O2", "-shared", "-fPIC", include]
 
 
 def _compiler(environ: Mapping[str, str]) -> list[str]:

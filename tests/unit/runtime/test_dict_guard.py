@@ -232,7 +232,7 @@ def test_without_a_module_nothing_is_taken_and_nothing_is_in_the_way(fresh, tmp_
 @pytest.mark.parametrize("damage", ["cut", "flipped", "no sum", "wrong sum"])
 def test_a_damaged_library_is_built_again_and_never_loaded(fresh, tmp_path, damage):
     native = tmp_path / "native"
-    assert dict_guard._built(os.environ)
+    assert dict_guard._library().built(os.environ)
     library, whole = built(tmp_path), built(tmp_path).read_bytes()
     (digest,) = native.glob("*.sha256")
     if damage == "cut":
@@ -244,7 +244,7 @@ def test_a_damaged_library_is_built_again_and_never_loaded(fresh, tmp_path, dama
     else:
         digest.write_text("0" * 64)
     assert dict_guard.native() is not None
-    assert dict_guard._is_whole(library, digest)
+    assert dict_guard._library().found(os.environ) == library
     assert sorted(native.iterdir()) == sorted([library, digest])
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from piecewise_cpu.arena import Arena
+from piecewise_cpu.native import Native
 from piecewise_cpu.ops import UNSAFE
 from piecewise_cpu.recording import DependsOnValues, Recording
 
@@ -50,8 +51,9 @@ class CpuGraphDriver:
     runs_captures = True
     operators_only = True
 
-    def __init__(self) -> None:
+    def __init__(self, native: Native | None = None) -> None:
         self._here = _OfThread()
+        self._native = native or Native()
 
     @property
     def recording(self) -> Recording | None:
@@ -98,7 +100,7 @@ class CpuGraphDriver:
 
     def capture_end(self, graph: CpuGraph) -> None:
         """Stop, and make the graph replayable."""
-        graph.steps = tuple(self._leave(graph).steps)
+        graph.steps = self._native.together(self._leave(graph).steps)
 
     def abort_capture(self, graph: CpuGraph) -> None:
         """Leave a capture that went wrong; nothing if ``graph`` is not captured."""

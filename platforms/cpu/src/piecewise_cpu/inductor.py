@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from piecewise_core.building_blocks import InductorCompiler
+from piecewise_core.building_blocks import InductorCompiler, is_archive
 from piecewise_core.protocols import CompiledGraph
 from piecewise_cpu.driver import CpuGraphDriver
 from piecewise_cpu.linear import library_function
+from piecewise_cpu.native import Native
 
 if TYPE_CHECKING:
     from piecewise_core.config import Config
 
 __all__ = ["CpuInductor"]
 
+_MEMBER = "native.so"
+
 
 class CpuInductor(InductorCompiler):
-    """Inductor for the CPU. ``driver``: whose captures are told."""
+    """Inductor for the CPU. ``driver``: whose captures are told. ``native``: code of our own."""
 
     def __init__(
-        self, driver: CpuGraphDriver, prepare: Callable[[], Mapping[str, Any] | None]
+        self,
+        driver: CpuGraphDriver,
+        prepare: Callable[[], Mapping[str, Any] | None],
+        native: Native,
     ) -> None:
         super().__init__(prepare=prepare)
         self._driver = driver
+        self._native = native
 
     def compile(
         self,
@@ -37,15 +47,30 @@ class CpuInductor(InductorCompiler):
     ) -> CompiledGraph:
         """Compile ``graph`` for the ranges of the inputs' symbols."""
         made = super().compile(graph, example_inputs, key=key, config=config)
+        handle = made.handle
+        if handle is not None:
+            made = replace(made, handle=lambda: self._with_native(handle()))
         return self._announcing(made)
 
     def load(self, handle: bytes) -> CompiledGraph:
         """Load what a handle gave."""
+        self._native.bring(_native_in(handle))
         return self._announcing(super().load(handle))
 
     def library(self, chosen: str, name: str) -> Any:
-        """OneDNN's products where the piece was made for them, else torch's."""
-        return library_function(chosen, name)
+        """Products of the library that the piece was made for, else torch's."""
+        return library_function(chosen, name, self._native)
+
+    def _with_native(self, handle: bytes) -> bytes:
+        """``handle`` of native code, with our own beside Inductor's kernels."""
+        native = self._native.take_along()
+        if not native or not is_archive(handle):
+            return handle
+        buffer = io.BytesIO(handle)
+        with zipfile.ZipFile(buffer, "a") as archive:
+            # Its date is no clock's, so that equal code gives equal bytes.
+            archive.writestr(zipfile.ZipInfo(_MEMBER), native, zipfile.ZIP_DEFLATED, 1)
+        return buffer.getvalue()
 
     def _announcing(self, made: CompiledGraph) -> CompiledGraph:
         run, driver = made.run, self._driver
@@ -56,3 +81,11 @@ class CpuInductor(InductorCompiler):
             return found
 
         return CompiledGraph(piece, made.handle)
+
+
+def _native_in(handle: bytes) -> bytes:
+    """What ``_with_native`` put beside the kernels; nothing where it did not."""
+    if not is_archive(handle):
+        return b""
+    with zipfile.ZipFile(io.BytesIO(handle)) as archive:
+        return archive.read(_MEMBER) if _MEMBER in archive.namelist() else b""

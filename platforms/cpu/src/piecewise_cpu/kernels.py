@@ -23,11 +23,9 @@ import torch
 
 from piecewise_cpu.arena import Arena
 from piecewise_cpu.linear import bound
+from piecewise_cpu.native import Step, kernel_step
 
 __all__ = ["NotFlat", "Step", "flat_call"]
-
-Step = Callable[[], Any]
-"""One kernel on memory that does not move."""
 
 _ONCE = frozenset({"reinterpret_tensor", "assert_size_stride", "assert_alignment"})
 """What needs no repetition: views, and checks of what does not change."""
@@ -68,7 +66,7 @@ def _noting(name: str, value: Any, arena: Arena, steps: list[Step]) -> Any:
     if name == "extern_kernels":
         return _Extern(value, steps)
     if name.startswith("cpp_") and callable(value):
-        return _noted(value, steps)
+        return _noted_kernel(value, steps)
     if name in _ONCE or value is torch or value is math or isinstance(value, (int, float)):
         return value
     if isinstance(value, BuiltinFunctionType) and value is vars(builtins).get(name):
@@ -99,5 +97,13 @@ def _noted(kernel: Callable[..., Any], steps: list[Step]) -> Callable[..., Any]:
         result = kernel(*args, **kwargs)
         steps.append(bound(kernel, *args, **kwargs))
         return result
+
+    return call
+
+
+def _noted_kernel(kernel: Callable[..., Any], steps: list[Step]) -> Callable[..., Any]:
+    def call(*args: Any) -> None:
+        kernel(*args)
+        steps.append(kernel_step(kernel, args))
 
     return call

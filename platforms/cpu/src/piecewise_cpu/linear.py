@@ -15,6 +15,8 @@ from typing import Any
 import torch
 
 from piecewise_core.building_blocks import GraphRewrite, has_mkl, mkldnn_is_on
+from piecewise_cpu.few_rows import FEW_ROWS, Product
+from piecewise_cpu.native import Native
 
 __all__ = ["bound", "library_function", "onednn_is_faster", "onednn_products"]
 
@@ -34,11 +36,14 @@ def _choose(graph: torch.fx.GraphModule, _: Any) -> None:
         graph.meta["library"] = _ONEDNN
 
 
-def library_function(chosen: str, name: str) -> Callable[..., Any]:
+def library_function(chosen: str, name: str, native: Native) -> Callable[..., Any]:
     """What compiled code finds as ``extern_kernels.NAME``: torch's function, or one as good.
 
-    ``chosen``: the library that a rewrite named, or nothing.
+    ``chosen``: the library that a rewrite named, or nothing. ``native``: our own code, if there is
+    any.
     """
+    if chosen == FEW_ROWS and name in ("addmm", "mm"):
+        return Product(name, native)
     own: dict[str, Any] = {"addmm": _addmm, "mm": _mm} if chosen == _ONEDNN else {}
     found: Callable[..., Any] = own.get(name) or getattr(torch, name)
     return found
@@ -61,6 +66,8 @@ def onednn_is_faster(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 
 def bound(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Callable[[], Any]:
     """A call of a library function on memory that does not move, with nothing left to decide."""
+    if isinstance(function, Product):
+        return function.bound(*args, **kwargs)
     if function is _addmm:
         bias, x, weight = args
         if _is_plain(bias, kwargs) and _fits(x, weight):

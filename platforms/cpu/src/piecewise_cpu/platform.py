@@ -12,6 +12,7 @@ from piecewise_core.building_blocks import cache_directory
 from piecewise_core.protocols import Capabilities, CompilerAdaptor, DeviceRuntime, GraphDriver
 from piecewise_cpu.driver import CpuGraphDriver
 from piecewise_cpu.inductor import CpuInductor
+from piecewise_cpu.native import Native
 from piecewise_cpu.runtime import CpuRuntime
 from piecewise_cpu.toolchain import CppToolchain, factors
 from piecewise_cpu.vector import probe_vector_isas
@@ -33,13 +34,16 @@ class CpuPlatform:
     def __init__(self, toolchain: CppToolchain | None = None) -> None:
         self._toolchain = toolchain or CppToolchain()
         self.device: DeviceRuntime = CpuRuntime()
-        driver = CpuGraphDriver()
+        self._native = Native()
+        driver = CpuGraphDriver(self._native)
         self.graphs: GraphDriver | None = driver
-        self.compiler: CompilerAdaptor = CpuInductor(driver, self._prepare)
+        self.compiler: CompilerAdaptor = CpuInductor(driver, self._prepare, self._native)
 
     def _prepare(self) -> Mapping[str, Any]:
         """Prove the C++ compiler, then have the vector probes answered from earlier runs."""
-        known = factors(self._toolchain.check())
+        proved = self._toolchain.check()
+        self._native.build(proved.compiler.path)
+        known = factors(proved)
         known.pop("directory")  # the probes are kept in one of ours, whatever Inductor uses
         known["torch"] = torch.__version__
         return probe_vector_isas(cache_directory(os.environ), known)

@@ -24,11 +24,13 @@ def piecewise_platforms() -> Iterator[PlatformInfo]:
 
 @hookimpl
 def piecewise_rewrites(platform: Platform, config: Config) -> Iterator[Rewrite]:
-    """Products with weights go to oneDNN where it is faster than the BLAS that torch calls."""
+    """Products with weights go to what is faster than the BLAS that torch calls."""
     if config.compiler == "inductor":
+        from piecewise_cpu.few_rows import few_rows_products
         from piecewise_cpu.linear import onednn_products
 
         yield onednn_products()
+        yield few_rows_products()
 
 
 def probe() -> Probe:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from piecewise_cpu import linear
+from piecewise_cpu.native import Native
 
 ONEDNN = linear.onednn_products().name
 
@@ -71,8 +72,8 @@ def test_without_mkl_or_with_onednn_switched_off_torch_s_own_is_called(tmp_path,
 
 
 def test_a_piece_that_no_rewrite_chose_a_library_for_calls_torch(chosen):
-    assert linear.library_function("", "mm") is torch.mm
-    assert linear.library_function("another", "addmm") is torch.addmm
+    assert linear.library_function("", "mm", Native()) is torch.mm
+    assert linear.library_function("another", "addmm", Native()) is torch.addmm
 
 
 @pytest.mark.parametrize("faster", [True, False])
@@ -85,8 +86,8 @@ def test_the_rewrite_chooses_where_onednn_is_faster_and_its_key_says_so(monkeypa
 
 
 def test_other_functions_are_torch_s(chosen):
-    assert linear.library_function(ONEDNN, "bmm") is torch.bmm
-    assert linear.library_function(ONEDNN, "convolution") is torch.convolution
+    assert linear.library_function(ONEDNN, "bmm", Native()) is torch.bmm
+    assert linear.library_function(ONEDNN, "convolution", Native()) is torch.convolution
 
 
 @needs_onednn
@@ -99,7 +100,7 @@ def test_products_are_those_of_torch(chosen, rows, way):
         ("mm", (x, weight.t()), {}),
     ):
         wanted, out = getattr(torch, name)(*given, **extra), torch.empty(rows, 72)
-        function = linear.library_function(ONEDNN, name)
+        function = linear.library_function(ONEDNN, name, Native())
         if way == "bound":
             step = linear.bound(function, *given, **extra, out=out)
             step()
@@ -134,10 +135,12 @@ def odd():
 def test_what_is_no_plain_layer_stays_with_torch(chosen, case):
     name, given, extra = list(odd())[case]
     wanted = getattr(torch, name)(*given, **extra)
-    for run in (linear.library_function(ONEDNN, name), None):
+    for run in (linear.library_function(ONEDNN, name, Native()), None):
         out = torch.empty_like(wanted)
         if run is None:
-            linear.bound(linear.library_function(ONEDNN, name), *given, **extra, out=out)()
+            linear.bound(
+                linear.library_function(ONEDNN, name, Native()), *given, **extra, out=out
+            )()
         else:
             run(*given, **extra, out=out)
         torch.testing.assert_close(out, wanted, rtol=0, atol=0)

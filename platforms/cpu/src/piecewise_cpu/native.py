@@ -1,0 +1,164 @@
+"""Our own native code for the CPU: products of few rows, and steps called without Python between.
+
+``native.cpp`` is built when the C++ compiler is proved, with the first compilation, and kept in the
+user's cache. Compiled pieces bring it along, so that code from a store or a bundle has it too.
+Where it cannot be had, torch's functions and Python do the same.
+"""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import functools
+import itertools
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from piecewise_core.building_blocks import SourceLibrary, machine_factors
+
+__all__ = ["Native", "NativeStep", "Step", "kernel_step"]
+
+logger = logging.getLogger(__name__)
+
+Step = Callable[[], Any]
+"""One kernel on memory that does not move."""
+
+_FLAGS = (
+    *("-O3", "-march=native", "-ffp-contract=fast"),
+    *("-std=c++17", "-fopenmp", "-shared", "-fPIC"),
+)
+_PLACES = (8, 16, 32)
+"""Arguments that ``piecewise_steps`` makes room for."""
+
+
+class Native:
+    """The library of one platform, once it is built or was brought along."""
+
+    def __init__(self) -> None:
+        self._data = b""
+        self._library: Any = None
+
+    def build(self, compiler: str) -> None:
+        """Have it built by the C++ compiler at ``compiler``, unless it is here."""
+        if self._library is not None or not sys.platform.startswith("linux"):
+            return
+        command = (compiler, *_FLAGS)
+        factors = repr([*machine_factors().items(), *command])
+        source = Path(__file__).with_name("native.cpp")
+        library = SourceLibrary(source, lambda _: command, factors=factors, seconds=120)
+        try:
+            self._load(library.built(os.environ))
+        except Exception as error:  # it would only have saved time
+            logger.warning("calls are slower: %s cannot be built (%s)", source.name, error)
+
+    def take_along(self) -> bytes:
+        """The library; nothing where there is none."""
+        return self._data
+
+    def bring(self, data: bytes) -> None:
+        """Use what ``take_along`` gave on a machine of this kind, unless the library is here."""
+        if self._library is not None or not data:
+            return
+        try:
+            with tempfile.TemporaryDirectory(prefix="piecewise-") as folder:
+                path = Path(folder, "native.so")
+                path.write_bytes(data)
+                self._load(path)
+        except Exception as error:
+            logger.debug("native code that was brought along cannot be used: %s", error)
+
+    def function(self, name: str) -> Any:
+        """``piecewise_NAME`` of the library; None where there is none."""
+        return None if self._library is None else getattr(self._library, f"piecewise_{name}")
+
+    def address(self, name: str) -> int:
+        """Where that function lies."""
+        return int(ctypes.cast(self.function(name), ctypes.c_void_p).value or 0)
+
+    def together(self, steps: Iterable[Step]) -> tuple[Step, ...]:
+        """``steps``, of which native ones that follow each other are one."""
+        run, found = self.function("steps"), list[Step]()
+        for native, group in itertools.groupby(steps, lambda step: isinstance(step, NativeStep)):
+            if native and run is not None:
+                found.append(_Sequence(run, cast("list[NativeStep]", list(group))))
+            else:
+                found += group
+        return tuple(found)
+
+    def _load(self, path: Path) -> None:
+        library, word, address = ctypes.CDLL(str(path)), ctypes.c_int64, ctypes.c_void_p
+        library.piecewise_rows.argtypes = [*[address] * 4, *[word] * 4]
+        library.piecewise_rows.restype = None
+        library.piecewise_steps.argtypes = [address, word]
+        library.piecewise_steps.restype = ctypes.c_char_p
+        self._data, self._library = path.read_bytes(), library
+
+
+@dataclass(frozen=True)
+class NativeStep:
+    """A call of the C function at ``address``, which takes addresses and 64-bit numbers.
+
+    ``call``: the same from Python; it holds what the addresses are of.
+    """
+
+    address: int
+    arguments: tuple[int, ...]
+    call: Step
+
+    def __call__(self) -> None:
+        """Make the call."""
+        self.call()
+
+
+class _Sequence:
+    """Steps that are made by one call into C, with the interpreter's lock let go."""
+
+    def __init__(self, run: Callable[[int, int], bytes | None], steps: list[NativeStep]) -> None:
+        code = array.array("q")
+        for step in steps:
+            places = next(n for n in _PLACES if n >= len(step.arguments))
+            unused = [0] * (places - len(step.arguments))
+            code.extend([step.address, places, *step.arguments, *unused])
+        self._run, self._steps, self._code = run, steps, code
+        self._begin = code.buffer_info()[0]
+
+    def __call__(self) -> None:
+        """Make the calls. Raises RuntimeError with what one of them threw."""
+        problem = self._run(self._begin, len(self._steps))
+        if problem is not None:
+            raise RuntimeError(problem.decode(errors="replace"))
+
+
+def kernel_step(kernel: Callable[..., Any], args: tuple[Any, ...]) -> Step:
+    """A call of one of Inductor's kernels on memory that does not move."""
+    call = functools.partial(kernel, *args)
+    fits = len(args) <= _PLACES[-1] and all(type(a) in (int, torch.Tensor) for a in args)
+    address = _address(kernel) if fits else None
+    if address is None:
+        return call
+    return NativeStep(address, tuple(_word(a) for a in args), call)
+
+
+def _word(argument: Any) -> int:
+    return argument if type(argument) is int else int(argument.data_ptr())
+
+
+def _address(kernel: Any) -> int | None:
+    """Where the C function behind a kernel's Python function lies; None where it is not known."""
+    path = getattr(getattr(kernel, "__self__", None), "__file__", None)
+    if path is None or not hasattr(os, "RTLD_NOLOAD"):
+        return None
+    try:
+        # It is loaded; its file may be gone.
+        library = ctypes.CDLL(path, mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
+        return ctypes.cast(library.kernel, ctypes.c_void_p).value
+    except (AttributeError, OSError):
+        return None
