@@ -113,7 +113,7 @@ def ratios(case: str, found: dict[str, list[Seconds]]) -> Iterator[Row]:
 def profile(compiled: Any, calls: int) -> Iterator[Row]:
     """Microseconds of each kind of step of the captured sentence, one by one; largest first."""
     form = next(iter(compiled._pw_session.forms))
-    steps = [one for step in form.capturing.plans[1, 8].direct for one in _inside(step)]
+    steps = [one for step in form.capturing.plans.get((1, 8)).direct for one in _inside(step)]
     taken: list[list[float]] = [[] for _ in steps]
     for _ in range(calls):
         for step, times in zip(steps, taken, strict=True):
@@ -130,7 +130,7 @@ def profile(compiled: Any, calls: int) -> Iterator[Row]:
 def _inside(step: Any) -> list[Any]:
     """The calls that a step of a plan consists of."""
     graph = getattr(step, "__self__", step)
-    inner = getattr(graph, "steps", None)
+    inner = getattr(graph, "steps", None) or getattr(graph, "_steps", None)
     if not inner:
         return [step]
     return [one for part in inner for one in _inside(part)]

@@ -58,7 +58,11 @@ static inline void tile(const float *x, const float *w, const float *bias, float
   int64_t p = 0;
   for (; p + W <= k; p += W) {
     Vector part[N];
-    for (int j = 0; j < N; j++) part[j] = load(w + j * k + p);
+    for (int j = 0; j < N; j++) {
+      part[j] = load(w + j * k + p);
+      // Of the next rows, in the order in which they lie: memory is not idle while this computes.
+      __builtin_prefetch(w + N * k + N * p + W * j);
+    }
     for (int i = 0; i < M; i++) {
       Vector row = load(x + i * k + p);
       for (int j = 0; j < N; j++) sums[i][j] += row * part[j];
