@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 
 import piecewise_core as pw
 from piecewise_cpu import kernels
+from piecewise_cpu.native import NativeSequence
 from piecewise_cpu.platform import CpuPlatform
 
 N = pw.Dim("n", 1, 16)
@@ -102,8 +104,8 @@ def test_replays_equal_the_model_and_write_once(mode):
 @pytest.mark.inductor
 @pytest.mark.parametrize("mode", ["piecewise", "full"])
 def test_compiled_pieces_are_replayed_as_their_kernels(mode, caplog):
-    model = Model()
-    fast = pw.compile(model, config(graph_mode=mode, compiler="inductor"), platform=CpuPlatform())
+    model, platform = Model(), CpuPlatform()
+    fast = pw.compile(model, config(graph_mode=mode, compiler="inductor"), platform=platform)
     with caplog.at_level(logging.DEBUG, "piecewise_cpu"):
         fast.warmup(*call(3), progress=False)
     assert not [r for r in caplog.records if "as a whole" in r.getMessage()]
@@ -112,6 +114,10 @@ def test_compiled_pieces_are_replayed_as_their_kernels(mode, caplog):
     for sizes in ((2,), (8,), (16,)):
         for graph in fast._pw_session.forms[0].capturing.plans.get(sizes).graphs:
             assert graph.steps
+            if platform.native:
+                native = [isinstance(step, NativeSequence) for step in graph.steps]
+                assert any(native)
+                assert (True, True) not in pairwise(native)
     assert fast.stats().pool_bytes > 0
 
 

@@ -53,7 +53,7 @@ class CpuGraphDriver:
 
     def __init__(self, native: Native | None = None) -> None:
         self._here = _OfThread()
-        self._native = native or Native()
+        self._native = Native() if native is None else native
 
     @property
     def recording(self) -> Recording | None:

@@ -24,7 +24,7 @@ import torch
 
 from piecewise_core.building_blocks import SourceLibrary, machine_factors
 
-__all__ = ["Native", "NativeStep", "Step", "kernel_step"]
+__all__ = ["Native", "NativeSequence", "NativeStep", "Step", "kernel_step"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +37,7 @@ _FLAGS = (
 )
 _PLACES = (8, 16, 32)
 """Arguments that ``piecewise_steps`` makes room for."""
+_PLAIN = (int, torch.Tensor, torch.nn.Parameter)
 
 
 class Native:
@@ -48,7 +49,7 @@ class Native:
 
     def build(self, compiler: str) -> None:
         """Have it built by the C++ compiler at ``compiler``, unless it is here."""
-        if self._library is not None or not sys.platform.startswith("linux"):
+        if self or not sys.platform.startswith("linux"):
             return
         command = (compiler, *_FLAGS)
         factors = repr([*machine_factors().items(), *command])
@@ -65,7 +66,7 @@ class Native:
 
     def bring(self, data: bytes) -> None:
         """Use what ``take_along`` gave on a machine of this kind, unless the library is here."""
-        if self._library is not None or not data:
+        if self or not data:
             return
         try:
             with tempfile.TemporaryDirectory(prefix="piecewise-") as folder:
@@ -88,10 +89,14 @@ class Native:
         run, found = self.function("steps"), list[Step]()
         for native, group in itertools.groupby(steps, lambda step: isinstance(step, NativeStep)):
             if native and run is not None:
-                found.append(_Sequence(run, cast("list[NativeStep]", list(group))))
+                found.append(NativeSequence(run, cast("list[NativeStep]", list(group))))
             else:
                 found += group
         return tuple(found)
+
+    def __bool__(self) -> bool:
+        """Whether the library is here."""
+        return self._library is not None
 
     def _load(self, path: Path) -> None:
         library, word, address = ctypes.CDLL(str(path)), ctypes.c_int64, ctypes.c_void_p
@@ -118,7 +123,7 @@ class NativeStep:
         self.call()
 
 
-class _Sequence:
+class NativeSequence:
     """Steps that are made by one call into C, with the interpreter's lock let go."""
 
     def __init__(self, run: Callable[[int, int], bytes | None], steps: list[NativeStep]) -> None:
@@ -140,7 +145,7 @@ class _Sequence:
 def kernel_step(kernel: Callable[..., Any], args: tuple[Any, ...]) -> Step:
     """A call of one of Inductor's kernels on memory that does not move."""
     call = functools.partial(kernel, *args)
-    fits = len(args) <= _PLACES[-1] and all(type(a) in (int, torch.Tensor) for a in args)
+    fits = len(args) <= _PLACES[-1] and all(type(a) in _PLAIN for a in args)
     address = _address(kernel) if fits else None
     if address is None:
         return call

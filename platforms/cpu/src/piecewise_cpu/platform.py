@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -34,19 +35,20 @@ class CpuPlatform:
     def __init__(self, toolchain: CppToolchain | None = None) -> None:
         self._toolchain = toolchain or CppToolchain()
         self.device: DeviceRuntime = CpuRuntime()
-        self._native = Native()
-        driver = CpuGraphDriver(self._native)
+        self.native = Native()
+        driver = CpuGraphDriver(self.native)
         self.graphs: GraphDriver | None = driver
-        self.compiler: CompilerAdaptor = CpuInductor(driver, self._prepare, self._native)
+        self.compiler: CompilerAdaptor = CpuInductor(driver, self._prepare, self.native)
 
     def _prepare(self) -> Mapping[str, Any]:
         """Prove the C++ compiler, then have the vector probes answered from earlier runs."""
         proved = self._toolchain.check()
-        self._native.build(proved.compiler.path)
         known = factors(proved)
         known.pop("directory")  # the probes are kept in one of ours, whatever Inductor uses
         known["torch"] = torch.__version__
-        return probe_vector_isas(cache_directory(os.environ), known)
+        with ThreadPoolExecutor(1) as beside:  # both are runs of the compiler
+            beside.submit(self.native.build, proved.compiler.path)
+            return probe_vector_isas(cache_directory(os.environ), known)
 
     def self_check(self) -> Mapping[str, str]:
         """Facts about the C++ compiler. Raises CompilerUnavailable saying what is missing."""
