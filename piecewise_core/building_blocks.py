@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from piecewise_core.compile.native_code import is_archive
     from piecewise_core.compile.native_piece import NativePiece
     from piecewise_core.compile.private_caches import private_caches
+    from piecewise_core.compile.source_library import SourceLibrary
     from piecewise_core.config_cache import cache_directory
     from piecewise_core.graph.garbage import no_collection
     from piecewise_core.interpreter import careful_children
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from piecewise_core.rewrites.entry import GraphRewrite
     from piecewise_core.rewrites.one_row_products import one_row_products
     from piecewise_core.rewrites.residual_sums import residual_sums
-    from piecewise_core.runtime.source_library import SourceLibrary
     from piecewise_core.store.machine import machine_factors
     from piecewise_core.torch_compat import pytree
     from piecewise_core.torch_compat.cuda import current_device, raw_stream, triton_cache_dir
@@ -90,7 +90,7 @@ _HOMES = {
     "HigherOrderOperator": "torch_compat.operators",
     "InductorCompiler": "compile.inductor",
     "NativePiece": "compile.native_piece",
-    "SourceLibrary": "runtime.source_library",
+    "SourceLibrary": "compile.source_library",
     "TorchDispatchMode": "torch_compat.dispatcher",
     "TorchGraphDriver": "capture.torch_driver",
     "TorchRuntime": "capture.torch_runtime",

@@ -29,7 +29,7 @@ import torch
 
 from piecewise_core.compile.native_code import load_extension
 from piecewise_core.compile.private_caches import private_directory
-from piecewise_core.runtime.source_library import SourceLibrary
+from piecewise_core.compile.source_library import SourceLibrary
 from piecewise_core.torch_compat.storages import tensor_address_function
 
 __all__ = ["CHANGED", "MOVED", "SAME", "DictGuard", "bring", "native", "take_along"]

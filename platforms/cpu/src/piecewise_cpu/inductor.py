@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from piecewise_core.config import Config
 
 __all__ = ["CpuInductor"]
-
-_MEMBER = "native.so"
 
 
 class CpuInductor(InductorCompiler):
@@ -54,7 +53,10 @@ class CpuInductor(InductorCompiler):
 
     def load(self, handle: bytes) -> CompiledGraph:
         """Load what a handle gave."""
-        self._native.bring(_native_in(handle))
+        if is_archive(handle):
+            with zipfile.ZipFile(io.BytesIO(handle)) as archive:
+                members = {n: functools.partial(archive.read, n) for n in archive.namelist()}
+                self._native.bring(members)
         return self._announcing(super().load(handle))
 
     def library(self, chosen: str, name: str) -> Any:
@@ -69,7 +71,7 @@ class CpuInductor(InductorCompiler):
         buffer = io.BytesIO(handle)
         with zipfile.ZipFile(buffer, "a") as archive:
             # Its date is no clock's, so that equal code gives equal bytes.
-            archive.writestr(zipfile.ZipInfo(_MEMBER), native, zipfile.ZIP_DEFLATED, 1)
+            archive.writestr(zipfile.ZipInfo(self._native.name), native, zipfile.ZIP_DEFLATED, 1)
         return buffer.getvalue()
 
     def _announcing(self, made: CompiledGraph) -> CompiledGraph:
@@ -81,11 +83,3 @@ class CpuInductor(InductorCompiler):
             return found
 
         return CompiledGraph(piece, made.handle)
-
-
-def _native_in(handle: bytes) -> bytes:
-    """What ``_with_native`` put beside the kernels; nothing where it did not."""
-    if not is_archive(handle):
-        return b""
-    with zipfile.ZipFile(io.BytesIO(handle)) as archive:
-        return archive.read(_MEMBER) if _MEMBER in archive.namelist() else b""

@@ -15,7 +15,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -47,34 +47,39 @@ class Native:
         self._data = b""
         self._library: Any = None
 
+    @functools.cached_property
+    def name(self) -> str:
+        """Of the library's file: another for other sources, options and kinds of machine."""
+        return _source("").name
+
     def build(self, compiler: str) -> None:
         """Have it built by the C++ compiler at ``compiler``, unless it is here."""
         if self or not sys.platform.startswith("linux"):
             return
-        command = (compiler, *_FLAGS)
-        factors = repr([*machine_factors().items(), *command])
-        source = Path(__file__).with_name("native.cpp")
-        library = SourceLibrary(source, lambda _: command, factors=factors, seconds=120)
         try:
-            self._load(library.built(os.environ))
+            self._load(_source(compiler).built(os.environ))
         except Exception as error:  # it would only have saved time
-            logger.warning("calls are slower: %s cannot be built (%s)", source.name, error)
+            logger.warning("calls are slower: native.cpp cannot be built (%s)", error)
 
     def take_along(self) -> bytes:
         """The library; nothing where there is none."""
         return self._data
 
-    def bring(self, data: bytes) -> None:
-        """Use what ``take_along`` gave on a machine of this kind, unless the library is here."""
-        if self or not data:
+    def bring(self, files: Mapping[str, Callable[[], bytes]]) -> None:
+        """Use the library that was built here, or else the one of its ``name`` among ``files``."""
+        if self or not sys.platform.startswith("linux"):
             return
         try:
-            with tempfile.TemporaryDirectory(prefix="piecewise-") as folder:
-                path = Path(folder, "native.so")
-                path.write_bytes(data)
-                self._load(path)
+            built = _source("").found(os.environ)
+            if built is not None:
+                self._load(built)
+            elif self.name in files:
+                with tempfile.TemporaryDirectory(prefix="piecewise-") as folder:
+                    path = Path(folder, self.name)
+                    path.write_bytes(files[self.name]())
+                    self._load(path)
         except Exception as error:
-            logger.debug("native code that was brought along cannot be used: %s", error)
+            logger.debug("there is no native code of our own: %s", error)
 
     def function(self, name: str) -> Any:
         """``piecewise_NAME`` of the library; None where there is none."""
@@ -105,6 +110,13 @@ class Native:
         library.piecewise_steps.argtypes = [address, word]
         library.piecewise_steps.restype = ctypes.c_char_p
         self._data, self._library = path.read_bytes(), library
+
+
+def _source(compiler: str) -> SourceLibrary:
+    source = Path(__file__).with_name("native.cpp")
+    factors = repr([*machine_factors().items(), *_FLAGS])
+    command = (compiler, *_FLAGS)
+    return SourceLibrary(source, lambda _: command, factors=factors, seconds=120)
 
 
 @dataclass(frozen=True)

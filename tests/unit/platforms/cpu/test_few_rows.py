@@ -7,7 +7,10 @@ import shutil
 import pytest
 import torch
 
+from piecewise_core.compile.native_code import NativeCode, to_bytes
+from piecewise_cpu.driver import CpuGraphDriver
 from piecewise_cpu.few_rows import FEW_ROWS, Product, few_rows_products
+from piecewise_cpu.inductor import CpuInductor
 from piecewise_cpu.linear import bound, library_function
 from piecewise_cpu.native import Native
 
@@ -121,8 +124,35 @@ def test_without_native_code_torch_computes(native):
     x, weight, out = torch.randn(4, 48), torch.randn(72, 48), torch.empty(4, 72)
     Product("mm", Native())(x, weight.t(), out=out)
     assert torch.equal(out, torch.mm(x, weight.t()))
+
+
+def test_it_is_brought_along_by_name_and_a_damaged_or_another_one_is_left_alone(
+    native, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("PIECEWISE_CACHE_DIR", str(tmp_path))
+    for files in (
+        {},
+        {"native-of-another-machine.so": native.take_along},
+        {native.name: lambda: b"no library"},
+    ):
+        brought = Native()
+        brought.bring(files)
+        assert not brought
     brought = Native()
-    brought.bring(b"no library")
-    assert brought.function("rows") is None
-    brought.bring(native.take_along())
-    assert brought.function("rows") is not None
+    brought.bring({native.name: native.take_along})
+    assert brought
+    assert brought.take_along() == native.take_along()
+    assert not [*tmp_path.rglob("*.so")]  # it is no other program's
+
+
+def test_compiled_pieces_bring_it_along(native, tmp_path, monkeypatch):
+    monkeypatch.setenv("PIECEWISE_CACHE_DIR", str(tmp_path))
+    kept = to_bytes(NativeCode("def call(args): return args", {}, ()))
+    with_it = CpuInductor(CpuGraphDriver(native), dict, native)._with_native(kept)
+    assert with_it == CpuInductor(CpuGraphDriver(native), dict, native)._with_native(kept)
+    for handle in (kept, with_it):
+        there = Native()
+        piece = CpuInductor(CpuGraphDriver(there), dict, there).load(handle)
+        assert piece.run(3) == [3]
+        assert bool(there) == (handle is with_it)
+    assert CpuInductor(CpuGraphDriver(), dict, Native())._with_native(kept) == kept
