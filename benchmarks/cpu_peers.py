@@ -29,7 +29,6 @@ Seconds = tuple[float, float]
 """By the clock, and of processors."""
 
 PEERS = ("onnxruntime", "openvino")
-OURS = ("eager", "piecewise")
 TARGETS = {"sentence": 1.0, "batches": 1.0}
 
 

@@ -36,7 +36,9 @@ def library(tmp_path_factory):
     (folder / "kernel.cpp").write_text(KERNEL.replace("P15", fifteen))
     command = ["g++", "-shared", "-fPIC", str(folder / "kernel.cpp"), "-o", str(folder / "k.so")]
     subprocess.run(command, check=True)
-    return ctypes.CDLL(str(folder / "k.so")), folder / "k.so"
+    loaded = ctypes.CDLL(str(folder / "k.so"))
+    (folder / "k.so").unlink()  # as a kept piece's kernels are, once they are loaded
+    return loaded, folder / "k.so"
 
 
 @pytest.fixture(scope="module")
