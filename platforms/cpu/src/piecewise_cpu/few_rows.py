@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from piecewise_core.building_blocks import GraphRewrite, machine_factors
-from piecewise_cpu.native import Native, NativeStep, Step
+from piecewise_cpu.native import Native, NativeStep, Step, held_still
 
 __all__ = ["FEW_ROWS", "Product", "few_rows_products"]
 
@@ -66,10 +66,10 @@ class Product:
 
     def bound(self, *args: Any, out: torch.Tensor, **factors: Any) -> Step:
         """The same as a step, on memory that does not move."""
-        call = functools.partial(self, *args, out=out, **factors)
-        multiply, numbers = self._native.function("rows"), _numbers(args, out, factors)
-        if multiply is None or numbers is None:
+        numbers = _numbers(args, out, factors)
+        if not self._native or numbers is None:
             return functools.partial(self._torch, *args, **factors, out=out)
+        call = functools.partial(self, *held_still(args), out=out, **factors)
         return NativeStep(self._native.address("rows"), numbers, call)
 
 

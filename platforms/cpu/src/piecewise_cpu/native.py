@@ -24,7 +24,7 @@ import torch
 
 from piecewise_core.building_blocks import SourceLibrary, machine_factors
 
-__all__ = ["Native", "NativeSequence", "NativeStep", "Step", "kernel_step"]
+__all__ = ["Native", "NativeSequence", "NativeStep", "Step", "held_still", "kernel_step"]
 
 logger = logging.getLogger(__name__)
 
@@ -156,12 +156,17 @@ class NativeSequence:
 
 def kernel_step(kernel: Callable[..., Any], args: tuple[Any, ...]) -> Step:
     """A call of one of Inductor's kernels on memory that does not move."""
-    call = functools.partial(kernel, *args)
     fits = len(args) <= _PLACES[-1] and all(type(a) in _PLAIN for a in args)
     address = _address(kernel) if fits else None
     if address is None:
-        return call
-    return NativeStep(address, tuple(_word(a) for a in args), call)
+        return functools.partial(kernel, *args)
+    held = held_still(args)
+    return NativeStep(address, tuple(_word(a) for a in held), functools.partial(kernel, *held))
+
+
+def held_still(args: Iterable[Any]) -> tuple[Any, ...]:
+    """``args`` with the memory that tensors have now: ``.data = other`` frees none of it."""
+    return tuple(a.detach() if isinstance(a, torch.Tensor) else a for a in args)
 
 
 def _word(argument: Any) -> int:

@@ -108,3 +108,20 @@ def test_without_a_library_and_for_other_arguments_python_calls(library):
     assert Native().together([step, step]) == (step, step)
     step()
     assert called == [1]
+
+
+@needs_compiler
+def test_memory_that_a_step_reads_stays_when_its_tensor_gets_another(native, library):
+    weight, y, index = (
+        torch.nn.Parameter(torch.full((1000,), 3.0)),
+        torch.zeros(1),
+        torch.tensor([0]),
+    )
+    address = weight.data_ptr()
+    with torch.no_grad():
+        (step,) = native.together([kernel_step(Kernel(library[1]), (weight, y, index, 1))])
+        weight.data = torch.zeros(1000)
+        others = [torch.full((1000,), 5.0) for _ in range(50)]
+    assert address not in [one.data_ptr() for one in others]
+    step()
+    assert y.item() == 3
