@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from piecewise_core.errors import OutOfRange
+from piecewise_core.graph.closing import closing
 from piecewise_core.ranges import Box, Range, Sizes
 from piecewise_core.table import TargetTable
 from piecewise_core.targets import Target
@@ -123,8 +124,7 @@ class PiecewiseBackend:
         """What runs sizes outside the bounds; the general graph has no upper one."""
         bounds, rule = self.backend.table.bounds, self.config.out_of_range
         if rule == "eager":
-            written: Runnable = self.graph.forward
-            return written
+            return closing(self.graph)
         inside = all(size >= r.start for size, r in zip(sizes, bounds.ranges, strict=True))
         if rule == "general" and inside:
             return self.compiled_graph_for_general_shape()

@@ -16,7 +16,7 @@ from piecewise_core.graph.structure import Structure, TensorLeaf
 from piecewise_core.ranges import Sizes
 from piecewise_core.torch_compat.storages import copy_all
 
-__all__ = ["FixedInputs", "OwnedInputs", "Stage"]
+__all__ = ["FixedInputs", "OwnedInputs", "Stage", "repeat_rows"]
 
 Stage = Callable[[Sequence[torch.Tensor], Sizes], None]
 """``stage(tensors, sizes)``: put one call's inputs where the graphs read them."""
@@ -156,6 +156,21 @@ class FixedInputs:
             f'argument {"; ".join(moved.values())}; with inputs="static" every call of a captured '
             'size must pass the same memory: copy into the captured tensor, or set inputs="copy"'
         ).having(arguments=tuple(moved))
+
+
+def repeat_rows(views: Sequence[torch.Tensor], tensors: Sequence[torch.Tensor]) -> None:
+    """Put a call's last rows behind its own in place of zeros, for the runs of a capture.
+
+    Those come before anybody has judged whether zeros will do: they may be no index, which ends a
+    device's context.
+    """
+    for view, tensor in zip(views, tensors, strict=True):
+        for axis in _repeated(view, tensor):
+            view = view.narrow(axis, 0, 1)
+        for axis, size in enumerate(tensor.shape):
+            if 0 < size < view.shape[axis]:
+                last = view.narrow(axis, size - 1, 1)
+                view.narrow(axis, size, view.shape[axis] - size).copy_(last)
 
 
 def _apart(views: Sequence[torch.Tensor], stager: Stager) -> Copier | None:

@@ -14,7 +14,7 @@ from piecewise_core.graph.lying import lying_of
 from piecewise_core.graph.spans import Spans, storage_span
 from piecewise_core.torch_compat.storages import negated
 
-__all__ = ["copied_anew", "copied_out", "copier", "taken"]
+__all__ = ["copied_anew", "copied_out", "copier", "outside_inference", "taken"]
 
 
 def copied_out(
@@ -39,13 +39,30 @@ def copied_out(
     return steps, tuple(found)
 
 
-def copier(outputs: Sequence[Any]) -> Callable[[Sequence[Any]], list[Any]]:
+def outside_inference(outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """``outputs`` of a run in inference mode for a caller who is not: what it made is copied."""
+    made = [out for out in outputs if out.is_inference()]
+    copies = dict(zip(map(id, made), _copies(made), strict=True))
+    return [copies.get(id(out), out) for out in outputs]
+
+
+def copier(
+    outputs: Sequence[Any], held: Sequence[torch.Tensor] = ()
+) -> Callable[[Sequence[Any]], list[Any]]:
     """What copies such ``outputs``, or their beginnings, in the layouts that they have.
 
-    A view of another result stays one: a caller may write to the one and read the other.
+    A view of another result stays one: a caller may write to the one and read the other. So does
+    one of ``held``, tensors of the model or the call.
     """
+    known = {_address(tensor) for tensor in held if _is_plain(tensor)}
+
+    def is_held(out: Any) -> bool:
+        return _is_plain(out) and out.numel() > 0 and _address(out) in known
+
     if any(isinstance(out, Loose) for out in outputs):
-        return lambda outs: _copies([_value(out) for out in outs])  # other memory at every call
+        return lambda outs: _copied(list(map(_value, outs)), is_held)  # others at every call
+    if any(map(is_held, outputs)):
+        return lambda outs: _copied(outs, is_held)
     # By address: results are objects over the pool's memory, each with a storage of its own.
     places: dict[int, list[int]] = {}
     for place, out in enumerate(outputs):
@@ -102,6 +119,14 @@ def _whole(tensor: torch.Tensor) -> torch.Tensor:
     memory = tensor.untyped_storage()
     made = torch.empty(0, dtype=torch.uint8, device=tensor.device)
     return made.set_(memory, 0, (memory.nbytes(),), (1,))
+
+
+def _copied(outs: Sequence[Any], stays: Callable[[Any], bool]) -> list[Any]:
+    found = list(outs)
+    places = [i for i, out in enumerate(outs) if not stays(out)]
+    for place, copied in zip(places, _copies([outs[i] for i in places]), strict=True):
+        found[place] = copied
+    return found
 
 
 def _copies(values: Sequence[Any]) -> list[Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from piecewise_core.errors import StoreError
+from piecewise_core.graph.closing import closing
 from piecewise_core.graph.split import Piece
 from piecewise_core.protocols import CompiledGraph, CompilerAdaptor
 from piecewise_core.ranges import Box
@@ -57,8 +58,7 @@ def written(piece: Piece) -> Runnable:
     """The code of a compilable piece as the model has it."""
     if piece.graph is None:
         raise ValueError("a splitting piece is not compiled")
-    run: Runnable = piece.graph.forward
-    return run
+    return closing(piece.graph)
 
 
 def guarded(run: Runnable, piece: Piece, serves: Box | None) -> Runnable:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from piecewise_core.graph.closing import closing
 from piecewise_core.protocols import CompiledGraph
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class EagerCompiler:
         config: Config,
     ) -> CompiledGraph:
         """Return the graph's own code."""
-        return CompiledGraph(graph.forward)
+        return CompiledGraph(closing(graph))
 
     def hash_factors(self) -> Mapping[str, str]:
         """Nothing: there is no artifact."""

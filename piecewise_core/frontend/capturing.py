@@ -38,9 +38,9 @@ __all__ = ["Capturing"]
 class Capturing:
     """The replays of a form's regions, and in which dims their calls are padded.
 
-    ``memory``: what the graphs of all forms lie in. ``front``: what stands before a region's
-    program. ``may_capture``: asked by calls that would capture; they run without graphs if not.
-    ``settle``: told of a region before one of its sizes is captured.
+    ``memory``: what the graphs of all forms lie in. ``may_capture``: asked by calls that would
+    capture; they run without graphs if not. ``settle``: told of a region before one of its sizes
+    is captured.
     """
 
     def __init__(
@@ -48,13 +48,12 @@ class Capturing:
         setup: Setup,
         counters: Counters,
         memory: GraphMemory,
-        front: Callable[[Replayable], Replayable] = lambda program: program,
         may_capture: Callable[[], bool] = lambda: True,
         settle: Callable[[Region], None] = lambda region: None,
         ranks: Ranks | None = None,
     ) -> None:
         self.may_capture, self.settle = may_capture, settle
-        self._config, self._front = setup.config, front
+        self._config = setup.config
         self.replays = Replays(memory, setup.config, counters, setup.graph_mode, ranks)
         self.padded = PaddedDims(self._config)
 
@@ -117,7 +116,7 @@ class Capturing:
 
     def program(self, region: Region) -> Replayable:
         """What of a region is replayed."""
-        return self._front(_RegionReplays(region, self._config.inputs == "static", self.padded))
+        return _RegionReplays(region, self._config.inputs == "static", self.padded)
 
 
 @dataclass(frozen=True)

@@ -132,8 +132,7 @@ class Form:
         return ()
 
     def is_stale(self) -> bool:
-        """Whether the model has changed so that it must be traced again."""
-        # ``rebound`` alone reads what was rebound: it frees graphs of the old memory.
+        """Whether the model must be traced again; ``rebound`` alone reads what was rebound."""
         return self.model.read() is None and not self.model.regained()
 
     def _settle(self) -> None:
@@ -240,6 +239,7 @@ class Form:
         self.regions.admit(region)
         self.fills = False
         self.binder.mutated |= region.program.mutated
+        self.binder.returned |= region.program.returned
         if region.program.traced.asks_layout:
             self.binder.exactly()
         self.binder.expect(region.program.traced.asked)

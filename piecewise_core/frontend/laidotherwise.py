@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from piecewise_core.capture.copied_outputs import outside_inference
 from piecewise_core.capture.course import Course, Following
 from piecewise_core.capture.modes import DataInSteps
 from piecewise_core.frontend.recordings import Recordings
@@ -22,6 +23,7 @@ from piecewise_core.frontend.results import result_code, tensors_in
 from piecewise_core.graph.binder import Binder
 from piecewise_core.ranges import Sizes
 from piecewise_core.replay.replayable import Entry
+from piecewise_core.replay.views import shares
 from piecewise_core.targets import Target
 
 __all__ = ["LaidOtherwise"]
@@ -55,6 +57,9 @@ class LaidOtherwise:
     ) -> Any:
         recorded = self._made.course(captured, served, t, sizes)
         if recorded is None or self._made.asks_modes.differ():
+            return self._eagerly(t, b, sizes, args, kwargs)
+        # A view has to be one of the call's own tensor, which ``t`` may hold a copy of.
+        if shares(self._made.replays.reads.shared.get(captured, {})):
             return self._eagerly(t, b, sizes, args, kwargs)
         raw = self._binder.raw(*args, **kwargs)
         key = captured, sizes, self._form(raw)
@@ -103,7 +108,7 @@ class LaidOtherwise:
         if torch.is_inference_mode_enabled():
             return course, result
         code = result_code(result, raw, objects)
-        return course, code.rebuild([t.clone() for t in tensors_in(result, objects)], raw, ())
+        return course, code.rebuild(outside_inference(tensors_in(result, objects)), raw, ())
 
     def _report(self, raw: Sequence[torch.Tensor]) -> None:
         """Log it, once as a warning."""

@@ -101,7 +101,7 @@ class Lockstep:
         pairs = [
             (a, b)
             for a, b in zip(taken(self._plan.outputs), outputs, strict=True)
-            if isinstance(b, torch.Tensor)
+            if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)
         ]
         found = _apart([a for a, _ in pairs], [b for _, b in pairs])
         if found is not None:

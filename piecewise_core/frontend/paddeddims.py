@@ -128,6 +128,11 @@ def _hindrance(region: Region) -> str:
             "calls are not padded: the model writes to memory of the caller's or its own, and what "
             "rows of padding write could not be taken back"
         )
+    if region.program.returned:
+        return (
+            "calls are not padded: a result is a view of an argument, and has to be one of the "
+            "call's own"
+        )
     if not can_cut(region.program):
         return (
             "calls are not padded: a dim of a result is computed from sizes, so rows of padding "

@@ -17,6 +17,7 @@ from piecewise_core.compile.artifact import Artifact
 from piecewise_core.compile.scheduler import Outside, Scheduler
 from piecewise_core.config import Config
 from piecewise_core.frontend.building import Unready
+from piecewise_core.graph.closing import closing
 from piecewise_core.graph.split import Piece, Program
 from piecewise_core.ranges import Box, Sizes
 from piecewise_core.table import TargetTable
@@ -226,5 +227,4 @@ def as_it_is(graph: torch.fx.GraphModule | None) -> Runnable:
     """A piece as it was traced."""
     if graph is None:
         raise ValueError("a splitting piece has no graph")
-    run: Callable[..., Any] = graph.forward
-    return run
+    return closing(graph)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from piecewise_core.capture.calls import user_line
+from piecewise_core.capture.copied_outputs import outside_inference
 from piecewise_core.capture.course import Following
 from piecewise_core.capture.modes import DataInSteps
 from piecewise_core.frontend.recordedrun import RecordedRun
@@ -85,7 +86,7 @@ class PaddedRecording:
                 self.refuse(sizes, cannot_pad(f"sizes {sizes}", why))
         if not torch.is_inference_mode_enabled():
             # It ran in that mode to be noted.
-            result = known.code.rebuild([t.clone() for t in found], raw, ())
+            result = known.code.rebuild(outside_inference(found), raw, ())
         comparable = self._compares and not drew
         return Alone(found, comparable, not run.rounds, serves=True, result=result)
 

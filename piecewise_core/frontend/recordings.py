@@ -26,7 +26,7 @@ from piecewise_core.ranges import Sizes
 from piecewise_core.ranks.ranks import Ranks
 from piecewise_core.replay.replayable import Entry, Facts, PaddedCalls, Recording
 from piecewise_core.replay.replays import Replays
-from piecewise_core.runtime.closure_walk import anchors_to
+from piecewise_core.runtime.closure_walk import anchors_to, reach
 from piecewise_core.runtime.hostrandom import kept_state
 from piecewise_core.runtime.parameters import Parameters, roots_of
 from piecewise_core.runtime.treestate import TreeState
@@ -83,9 +83,8 @@ class Recordings:
 
     def follow(self, fn: Callable[..., Any]) -> None:
         """Nothing is captured, and another function is run from now on."""
-        device = self._setup.selected.info.device_type
         self._fn, self._watches = fn, False
-        self._state = TreeState(fn, device, self._module)
+        self._state = TreeState(fn, self._setup.selected.info.device_type, self._module)
         self._parameters = Parameters(roots_of(fn), every=True)
 
     def begin(self, binder: Binder) -> None:
@@ -224,7 +223,8 @@ class Recordings:
         for run in self._runs.values():
             self._external |= {id(tensor): tensor for tensor in run.external}
         held = anchors_to(self._fn, self._external)
-        roots, given = roots_of(self._fn), tuple(self.objects)
+        found = reach(self._fn)
+        roots, given = found.roots, (*self.objects, *(found.objects if self._watches else ()))
         self._parameters = Parameters(roots, anchors=held, objects=given, every=True)
         for tensor in self._external.values():
             self._parameters.add(tensor)

@@ -50,6 +50,8 @@ class Binder:
 
     ``alignment``: bytes at which tensor data must start; ``static``: refuse instead of copying;
     ``mutated``: flat indices of tensors that the program writes to, which cannot be copies.
+    ``returned``: of those that results are views of; a call that gives another layout there is
+    AnotherLayout.
     ``matters(leaf, lying)``: whether a model that may ask for layouts takes another path for an
     input that lies so; then a copy in the traced layout would not do, and AnotherLayout is raised.
     ``asked``: as for ``bind_source``, or "class": whether an argument is a Parameter. ``refuses``:
@@ -69,6 +71,7 @@ class Binder:
         self.structure = structure
         self._on_restride = on_restride
         self.mutated: set[int] = set()
+        self.returned: set[int] = set()
         self.matters: Callable[[TensorLeaf, Lying], bool] = lambda leaf, lying: True
         self._alignment = alignment
         self._static = static
@@ -167,6 +170,11 @@ class Binder:
         if not why:
             return tensor
         self._refuse_copy(leaf, tensor, others, why)
+        if leaf.index in self.returned:
+            raise AnotherLayout(
+                f'argument "{leaf.path}" has {why}; a result is a view of it, and one of a copy '
+                "would not be: whoever writes to the one means the other as well"
+            )
         size = [tensor.shape[d] for d in leaf.order]
         ordered = torch.empty(size, dtype=tensor.dtype, device=tensor.device)
         back = sorted(range(len(leaf.order)), key=leaf.order.__getitem__)

@@ -52,7 +52,7 @@ def clean(module: torch.fx.GraphModule) -> None:
 
 
 class _Spelt(complex):
-    """A constant as torch.fx has to write it: Python reads ``-0-0j`` as 0-0j, and has no ``infj``."""
+    """A constant as torch.fx has to write it: Python reads ``-0-0j`` as 0-0j, and knows no infj."""
 
     def __repr__(self) -> str:
         return f"complex(float('{self.real}'), float('{self.imag}'))"

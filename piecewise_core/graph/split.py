@@ -83,6 +83,13 @@ class Program:
         """The pieces that are compiled."""
         return tuple(p for p in self.pieces if not p.splitting)
 
+    @cached_property
+    def returned(self) -> frozenset[int]:
+        """Places of the flat inputs in whose memory results lie."""
+        nodes = [v for v in self.values if isinstance(v, torch.fx.Node)]
+        memory = frozenset[int]().union(*map(storages, nodes))
+        return inputs_in(self.traced, memory, "tensor")
+
 
 def split(
     traced: Traced,

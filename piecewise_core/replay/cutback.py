@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -38,7 +39,7 @@ def cut_back(program: Program, captured: Sizes) -> Callable[[Sequence[Any], Size
     results that are sizes are computed anew.
     """
     write = SizeWriter(program.traced.symbols)
-    names: dict[str, Any] = {"math": __import__("math")}
+    names: dict[str, Any] = {"math": math, "torch": torch}
     items = []
     for place, value in enumerate(program.values):
         example = _example(value)

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 
 from piecewise_core.capture.attempt import Source
-from piecewise_core.capture.buffers import FixedInputs, OwnedInputs, Stage
+from piecewise_core.capture.buffers import FixedInputs, OwnedInputs, Stage, repeat_rows
 from piecewise_core.capture.graphmemory import GraphMemory
 from piecewise_core.config import Config
 from piecewise_core.errors import ConfigError
 from piecewise_core.ranges import Sizes
 from piecewise_core.replay.replayable import Calls, Facts, Replayable
+from piecewise_core.replay.views import Views, left_out
 
 __all__ = ["Reads"]
 
@@ -21,7 +22,8 @@ __all__ = ["Reads"]
 class Reads:
     """The inputs of every captured size, as calls that ``begin`` tells of have them.
 
-    ``static``: whether graphs read the caller's own tensors, as of their first call.
+    ``static``: whether graphs read the caller's own tensors, as of their first call. ``shared``:
+    results that are views of what a call gives; captures fill it.
     """
 
     def __init__(self, memory: GraphMemory, config: Config) -> None:
@@ -31,6 +33,7 @@ class Reads:
         self._binder: Calls | None = None
         self._owned: OwnedInputs | None = None
         self._unlisted: dict[Sizes, OwnedInputs] = {}
+        self.shared: Views = {}
 
     def begin(self, binder: Calls) -> None:
         """Note what calls look like."""
@@ -77,10 +80,14 @@ class Reads:
         """What to capture, with a call's ``tensors``, of ``sizes``, staged if there are any."""
         inputs = self._fixed(tensors) if self.static else self._own(captured)
         stage = self._in_order(inputs.stage(captured))
+        views = inputs.views(captured)
         if tensors is not None:
             stage(tensors, sizes)
-        views = inputs.views(captured)
-        made = program.recording(captured, views, bound)
+            if sizes != captured:
+                repeat_rows(views, tensors)
+        made = left_out(
+            program.recording(captured, views, bound), captured, self.shared, len(bound)
+        )
         return Source(
             made.build,
             views,

@@ -33,6 +33,7 @@ from piecewise_core.replay.replayable import Calls, Entry, Facts, Replayable
 from piecewise_core.replay.serving import serving
 from piecewise_core.replay.sleeping import Sleep
 from piecewise_core.replay.trials import try_new
+from piecewise_core.replay.views import put_in, shares
 from piecewise_core.torch_compat.dynamo import compile_lock
 from piecewise_core.torch_compat.profiling import named_runs
 
@@ -153,19 +154,20 @@ class Replays:
         return self.plans.ranks.all(f"a call of sizes {captured}, to be captured", ready)
 
     def _serving(self, program: Replayable, plan: CapturedPlan, otherwise: Entry) -> Entry:
-        facts = program.facts(plan.sizes)
-        if facts is None:
+        if (facts := program.facts(plan.sizes)) is None:
             raise ConfigError(f"nothing is known of sizes {plan.sizes}, which are captured")
         buffers = self.reads.buffers(plan.sizes)
-        static = self.reads.static
-        calls = None if static else program.padded(plan.sizes, plan.outputs)
+        views = self.reads.shared.get(plan.sizes, {})
+        # A view is of the size that was captured.
+        alone = self.reads.static or shares(views)
+        calls = None if alone else program.padded(plan.sizes, plan.outputs)
         apart = self.memory.apart
         ranks, padding = self.plans.ranks, None
         if calls is not None:
             padding = Padding(calls, plan, buffers, otherwise, apart, ranks)
         entry = serving(
             plan,
-            facts,
+            put_in(facts, views),
             self.plans,
             self.tallies.of("replayed", plan.sizes),
             self.reads.binder.raw,

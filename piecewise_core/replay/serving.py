@@ -75,7 +75,7 @@ def _replaying(
 ) -> Entry:
     rebuild, uses_inputs = facts.rebuild, facts.uses_inputs
     prepare = plan.stage if plan.before is None else plan.prepare
-    captured, copies = plan.sizes, copier(plan.outputs)
+    captured, copies = plan.sizes, copier(plan.outputs, plan.held)
 
     def entry(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
         if callers.owner != get_ident() and not callers.admit():

@@ -10,13 +10,14 @@ import inspect
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from types import BuiltinFunctionType, FunctionType, ModuleType
+from types import BuiltinFunctionType, FunctionType, MemberDescriptorType, ModuleType
 from typing import Any
 
 import torch
 
 from piecewise_core.graph.entries import entries, items
 from piecewise_core.graph.wrappers import is_wrapper
+from piecewise_core.runtime.classes import is_heap
 from piecewise_core.runtime.closure_walk import Anchor
 from piecewise_core.runtime.contents import codes
 
@@ -25,7 +26,7 @@ __all__ = ["globals_holding", "holders_of"]
 _MOST = 50_000
 """Objects looked into before the search is given up."""
 
-_LEAVES = (str, bytes, int, float, complex, type, type(None), ModuleType, torch.Tensor)
+_LEAVES = (str, bytes, int, float, complex, type(None), ModuleType, torch.Tensor)
 _CODE = (FunctionType, BuiltinFunctionType)
 
 
@@ -37,8 +38,21 @@ class _Link:
     owner: int
 
 
+class _Looked:
+    """Attributes of a class, its bases' too, or in slots of an object: read as a dict's entries."""
+
+    def __init__(self, item: Any) -> None:
+        self._item = item
+
+    def __getitem__(self, name: str) -> Any:
+        try:
+            return getattr(self._item, name)
+        except AttributeError:
+            raise KeyError(name) from None
+
+
 def holders_of(tensors: Sequence[torch.Tensor], starts: Iterable[Any]) -> list[Anchor]:
-    """Every entry of a dict or list that leads from ``starts`` to one of ``tensors``."""
+    """Every entry of a dict, list or class, and every slot, from ``starts`` to ``tensors``."""
     wanted = {id(t) for t in tensors}
     found: dict[tuple[int, Any], Anchor] = {}
     above: dict[int, _Link | None] = {}
@@ -110,9 +124,25 @@ def _entries(item: Any, link: _Link | None) -> Iterator[tuple[Any, _Link | None]
         held += [(value, item, key) for key, value in entries(item).items()]
     elif isinstance(item, list):
         held += [(value, item, place) for place, value in enumerate(items(item))]
-    own = _attributes(item)
-    held += [(value, own, key) for key, value in own.items()]
+    if isinstance(item, type):
+        names = dict.fromkeys(n for kind in _outside_torch(item) for n in vars(kind))
+        pairs = ((getattr(item, name, None), name) for name in names)
+        held += [(value, _Looked(item), name) for value, name in pairs if not callable(value)]
+    else:
+        own = _attributes(item)
+        held += [(value, own, key) for key, value in own.items()]
+        yield (type(item), link)
+        kinds = _outside_torch(type(item))
+        slots = [
+            n for k in kinds for n, v in vars(k).items() if isinstance(v, MemberDescriptorType)
+        ]
+        held += [(getattr(item, n), _Looked(item), n) for n in slots if hasattr(item, n)]
     yield from ((value, _Link(Anchor(value, holder, key), id(item))) for value, holder, key in held)
+
+
+def _outside_torch(kind: type) -> list[type]:
+    """A class and its bases, but for those of torch's and built-in ones: nobody replaces theirs."""
+    return [k for k in kind.__mro__ if is_heap(k) and not _is_torchs({"__name__": k.__module__})]
 
 
 def _attributes(item: Any) -> dict[str, Any]:

@@ -156,7 +156,7 @@ class Parameters:
             return []
         modules = [m for root in self._roots for m in root.modules()]
         starts = (*(a.value for a in self._anchors if is_wrapper(a.value)), *self._objects)
-        found = holders_of(tensors, (*starts, *map(vars, modules)))
+        found = holders_of(tensors, (*starts, *map(vars, modules), *{type(m) for m in modules}))
         known = {id(anchor.value) for anchor in found}
         left = [tensor for tensor in tensors if id(tensor) not in known]
         return found + globals_holding(left, modules) if left else found

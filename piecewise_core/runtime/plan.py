@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from piecewise_core.capture.parts import all_of_memory
+from piecewise_core.graph.closing import closing
 from piecewise_core.graph.literals import literals_of
 from piecewise_core.graph.split import Program
 from piecewise_core.replay.overlap import Overlap
@@ -98,7 +99,7 @@ class PlanCode:
     def written(self) -> Plan:
         """The plan with every piece as written: valid for every size, compiles nothing."""
         graphs = [p.graph for p in self._program.compilable]
-        return self._run(self._written_source, [g.forward for g in graphs if g is not None])
+        return self._run(self._written_source, [closing(g) for g in graphs if g is not None])
 
     def steps(self, runnables: Sequence[Callable[..., Any]]) -> Callable[..., Steps]:
         """The plan over ``runnables`` that stops behind each piece; for looking at calls only."""

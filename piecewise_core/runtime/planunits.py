@@ -1,10 +1,6 @@
 """What torch.vmap or torch.func.grad encloses, as one operation of a plan.
 
-In between, values are wrapped: no graph and no buffer can hold them, and an error would leave
-torch inside the level that was opened.
-
-Private names of torch, read in 2.11.0 and 2.13.0: ``torch._C._functorch``'s
-``get_dynamic_layer_stack_depth`` and ``pop_dynamic_layer_stack_and_undo_to_depth``.
+In between, values are wrapped: no graph and no buffer can hold them.
 """
 
 from __future__ import annotations
@@ -14,11 +10,11 @@ from typing import Any
 
 import torch
 
+from piecewise_core.graph.closing import closing
 from piecewise_core.graph.memory import storages
 from piecewise_core.graph.piecegraph import piece_graph
 from piecewise_core.graph.segments import Segment
 from piecewise_core.graph.split import Program
-from piecewise_core.torch_compat import functorch
 
 __all__ = ["Unit"]
 
@@ -26,7 +22,7 @@ __all__ = ["Unit"]
 class Unit:
     """Runs ``nodes``, given the sizes of all dims and the values of ``inputs``.
 
-    Returns the values of ``outputs``. When it raises, what it opened is closed again.
+    Returns the values of ``outputs``.
     """
 
     def __init__(self, program: Program, nodes: Sequence[torch.fx.Node]) -> None:
@@ -38,12 +34,7 @@ class Unit:
         made = piece_graph(traced.graph, traced.symbols, dims, run, self.outputs)
         self.inputs = made.inputs
         self.__name__ = f"{nodes[0].name.lstrip('_')} and what it encloses"
-        self._run = made.graph.forward
+        self._run = closing(made.graph)
 
     def __call__(self, *args: Any) -> Any:
-        depth = functorch.get_dynamic_layer_stack_depth()
-        try:
-            return self._run(*args)
-        except BaseException:
-            functorch.pop_dynamic_layer_stack_and_undo_to_depth(depth)
-            raise
+        return self._run(*args)

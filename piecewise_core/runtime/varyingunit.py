@@ -14,6 +14,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from piecewise_core.capture.loose import Loose
 from piecewise_core.errors import SizeBranch
+from piecewise_core.graph.closing import closing
 from piecewise_core.graph.names import op_name
 from piecewise_core.graph.split import Piece, Program
 from piecewise_core.graph.varying import line_of, varies, varies_itself, why_varying
@@ -39,15 +40,10 @@ class VaryingUnit:
         self._dims = len(program.traced.box.ranges)
         self._loose = [place for place, one in enumerate(piece.outputs) if varies_itself(one)]
         self._laid = [(place, one) for place, one in enumerate(laid) if one is not None]
-        self._run: Callable[..., Sequence[Any]] = _held(program, piece.graph).forward
+        self._run: Callable[..., Sequence[Any]] = closing(_held(program, piece.graph))
 
     def __call__(self, *args: Any) -> list[Any]:
-        depth = functorch.get_dynamic_layer_stack_depth()
-        try:
-            found = list(self._run(*args))
-        except BaseException:
-            functorch.pop_dynamic_layer_stack_and_undo_to_depth(depth)
-            raise
+        found = list(self._run(*args))
         for place, laid in self._laid:
             found[place] = laid(found[place], *args[: self._dims])
         return found

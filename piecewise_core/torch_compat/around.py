@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from piecewise_core.torch_compat.dispatcher import count_dispatch_modes, count_function_modes
-from piecewise_core.torch_compat.functorch import peek_interpreter_stack
+from piecewise_core.torch_compat.functorch import in_dual_level, peek_interpreter_stack
 from piecewise_core.torch_compat.lookup import needed
 from piecewise_core.torch_compat.modules import default_device
 
@@ -18,7 +18,8 @@ __all__ = ["in_force"]
 
 def in_force() -> str | None:
     """What is in force around this thread that has no value to compare; None: nothing."""
-    if not (count_function_modes() or count_dispatch_modes() or peek_interpreter_stack()):
+    dual = in_dual_level()
+    if not (count_function_modes() or count_dispatch_modes() or peek_interpreter_stack() or dual):
         return None
     for mode in _get_current_function_mode_stack():  # type: ignore[no-untyped-call]
         if type(mode) is not DeviceContext:
@@ -30,4 +31,4 @@ def in_force() -> str | None:
         return "a transform of torch.func"
     if count_dispatch_modes():
         return "a torch dispatch mode"
-    return None
+    return "forward-mode differentiation" if dual else None

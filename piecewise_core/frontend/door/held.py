@@ -16,11 +16,10 @@ from piecewise_core.frontend.capturing import Capturing
 from piecewise_core.frontend.dispatch import Dispatch
 from piecewise_core.frontend.door.calls import DoorCalls
 from piecewise_core.frontend.door.sizes import UnlistedSizes
-from piecewise_core.frontend.door.views import DoorProgram, Views
 from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.suspects import GraphSubject
 from piecewise_core.frontend.verifying import Verifier
-from piecewise_core.replay.replayable import Entry, Replayable
+from piecewise_core.replay.replayable import Entry
 
 __all__ = ["Held", "Watched", "over"]
 
@@ -50,14 +49,9 @@ class Held:
         with torch.inference_mode(False):
             self.bound = tuple(map(over, bound))
         self._watched = Watched([bound[i] for i in marked], gone)
-        views: Views = {}
-
-        def front(program: Replayable) -> Replayable:
-            return DoorProgram(program, views)
-
         # Inside of somebody else's capture calls are served without graphs of ours.
         self.capturing = Capturing(
-            setup, made.counters, made.memory.graphs, front, lambda: not setup.is_capturing()
+            setup, made.counters, made.memory.graphs, lambda: not setup.is_capturing()
         )
         self.capturing.replays.begin(calls)
         self.verifier: Verifier | None = None

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from piecewise_core.errors import PiecewiseError
+from piecewise_core.errors import GradNeeded, PiecewiseError
 from piecewise_core.frontend.door.facts import DynamoGraph, facts
 from piecewise_core.frontend.door.graph import DoorGraph
 from piecewise_core.frontend.door.make import make
@@ -20,6 +20,7 @@ from piecewise_core.frontend.door.wrapped import has_wrappers, unwrapped, with_l
 from piecewise_core.graph.names import source_of
 from piecewise_core.graph.quantized import quantizing, taking_nested
 from piecewise_core.torch_compat.dispatcher import count_function_modes, without_function_modes
+from piecewise_core.torch_compat.functorch import has_tangent, in_dual_level
 from piecewise_core.torch_compat.zerosigns import guard_zero_signs
 
 __all__ = ["door", "dynamo_graphs"]
@@ -95,6 +96,12 @@ def _seen_once(serve: Callable[..., Any]) -> Callable[..., Any]:
     """``serve`` without torch function modes: what they do, Dynamo has written into the graph."""
 
     def call(*inputs: Any) -> Any:
+        if in_dual_level() and any(map(has_tangent, inputs)):
+            raise GradNeeded(
+                "called in forward-mode differentiation (torch.func.jvp, a dual level) on tensors "
+                "that have tangents; backend='piecewise' is for inference: compile with "
+                "backend='eager' there"
+            )
         if not count_function_modes():
             return serve(*inputs)
         with without_function_modes():

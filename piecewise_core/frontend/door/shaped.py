@@ -13,7 +13,6 @@ from piecewise_core.counters import Counters
 from piecewise_core.frontend.door.calls import DoorCalls
 from piecewise_core.frontend.door.held import Watched, over
 from piecewise_core.frontend.door.memory import DoorMemory
-from piecewise_core.frontend.door.views import DoorProgram, Views
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.graph.lying import lying_of
 from piecewise_core.graph.structure import Structure, TensorLeaf
@@ -79,9 +78,7 @@ class Shaped:
         self._watched = Watched(lasting, of.gone)
         self.replays = Replays(memory.graphs, setup.config, counters, setup.graph_mode)
         self.replays.begin(calls)
-        views: Views = {}
-        self._program = DoorProgram(self, views)
-        self._entry: Entry = self.replays.pending(self._program, (), self._plain, self._put)
+        self._entry: Entry = self.replays.pending(self, (), self._plain, self._put)
 
     @property
     def of(self) -> Of:

@@ -53,13 +53,14 @@ class Value:
     ``axes``: None where nobody knows which elements are a call's own. ``narrow``: whether it is
     the beginning of a tensor that does not vary: what is written to its padding stays there.
     ``below``: its own elements are whole numbers from 0 up to this one, exclusive; None where that
-    is not known.
+    is not known. ``span``: what its padding may be, as of ``padvalues``.
     """
 
     axes: Axes | None
     dtype: Any = None
     narrow: bool = False
     below: Extent | None = None
+    span: Any = None
 
     @property
     def dims(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 
 from piecewise_core.graph.padding.calls import Call
 from piecewise_core.graph.padding.extents import Axes, Value, Varies, axes_of, total, varies
+from piecewise_core.graph.padding.padvalues import OWN, span_of
 from piecewise_core.graph.padding.rowplaces import below
 from piecewise_core.graph.padding.rule import Mixes, known
 from piecewise_core.graph.padding.table import rule_of
@@ -70,7 +71,10 @@ class _Judge:
     def __init__(self, inputs: Iterable[Ref], empty: bool) -> None:
         self._empty = empty
         self._values: dict[int, Value] = {
-            ref.number: Value(axes_of(ref.shape), ref.dtype) for ref in inputs
+            ref.number: Value(
+                axes_of(ref.shape), ref.dtype, span=(0, 0) if varies(ref.shape) else None
+            )
+            for ref in inputs
         }
 
     def can_cut(self, ref: Ref) -> bool:
@@ -89,18 +93,33 @@ class _Judge:
             axes = [axes_of(shape) for shape in shapes]  # nothing that it sees is padded
         _check_writes(call, axes)
         narrow, limit = _narrows(call, axes), below(call)
-        for ref, found in zip(noted.results, axes, strict=True):
+        self._forget_written(call)
+        for i, (ref, found) in enumerate(zip(noted.results, axes, strict=True)):
             if found is not None and tuple(map(total, found)) != ref.shape:
                 raise Mixes("gave another shape than its rule says")
             places = None if ref.dtype.is_floating_point else limit
-            self._values[ref.number] = Value(found, ref.dtype, narrow, places)
+            span = span_of(call, i, ref.dtype)
+            if span != OWN and not varies(ref.shape):
+                span = None  # it has no padding, and is nobody's but this call's
+            self._values[ref.number] = Value(found, ref.dtype, narrow, places, span)
+
+    def _forget_written(self, call: Call) -> None:
+        """What is written may be seen through other tensors: nothing is known of their padding."""
+        for argument in schema_of(call.op).arguments:
+            value = call.get(argument.name)
+            if argument.alias_info is None or not argument.alias_info.is_write:
+                continue
+            written = value.dtype if isinstance(value, Value) else None
+            for number, found in self._values.items():
+                if found.dtype is written:
+                    self._values[number] = replace(found, span=None)
 
     def _value(self, value: Any) -> Any:
         if isinstance(value, Ref):
             found = self._values.get(value.number)
             if found is None:  # a parameter, a constant; what varies there, nobody knows
                 axes = None if varies(value.shape) else axes_of(value.shape)
-                found = self._values[value.number] = Value(axes, value.dtype)
+                found = self._values[value.number] = Value(axes, value.dtype, span=OWN)
             return found
         return tuple(map(self._value, value)) if type(value) is tuple else value
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from piecewise_core.graph.padding.calls import Call
-from piecewise_core.graph.padding.extents import Axes, Axis, Value, axes_of
+from piecewise_core.graph.padding.extents import Axes, Axis, Extent, Value, axes_of, total
+from piecewise_core.graph.padding.padvalues import index_within
 from piecewise_core.graph.padding.rowplaces import inside
 from piecewise_core.graph.padding.rule import (
     Mixes,
@@ -22,10 +23,15 @@ __all__ = ["RULES"]
 _PICKED = "picks rows of it by index"
 
 
-def _picked(axis: Axis, index: Value) -> None:
-    """Refuse to pick rows of a dim that varies, unless by their places."""
+def _picked(axis: Axis, index: Value, *, backwards: bool = False) -> None:
+    """Refuse to pick rows of a dim that varies, unless by their places; or any out of bounds."""
     if not inside(index, axis):
         fixed((axis,), _PICKED)
+    index_within(index, total(axis), backwards=backwards)
+
+
+def _count(axes: Axes, at: int) -> Extent:
+    return total(axes[at]) if axes else 1
 
 
 def _embedded(call: Call) -> list[Axes]:
@@ -41,7 +47,7 @@ def _indexed(call: Call) -> list[Axes]:
     if any(v.dtype in (torch.bool, torch.uint8) for v in picked.values()):
         raise Mixes("picks rows by a mask")
     for i, value in picked.items():
-        _picked(axes[i], value)
+        _picked(axes[i], value, backwards=True)
     made = broadcast(known(v) for v in picked.values())
     order = sorted(picked)
     rest = [a for i, a in enumerate(axes) if i not in picked]
@@ -71,6 +77,7 @@ def _gathered(call: Call) -> list[Axes]:
     fixed(axes[at : at + 1], _PICKED)
     if len(index) != len(axes):
         raise Mixes(_PICKED)
+    index_within(call.get("index", call.get("indices")), _count(axes, at))
     rest = broadcast([(*a[:at], *a[at + 1 :]) for a in (axes, index)])
     return [(*rest[:at], *index[at : at + 1], *rest[at:])]
 
@@ -86,6 +93,7 @@ def _scattered(call: Call) -> list[Axes]:
         for i, axis in enumerate(found):
             if i != at and axis != axes[i]:
                 fixed((axis, axes[i]), "writes by index to rows that lie otherwise")
+    index_within(call["index"], _count(axes, at))
     return [axes]
 
 
@@ -104,6 +112,7 @@ def _added_at(call: Call) -> list[Axes]:
 def _hot(call: Call) -> list[Axes]:
     if call["num_classes"] < 0:
         raise Mixes("counts the classes that it meets")
+    index_within(call["self"], call["num_classes"])
     return [(*known(call["self"]), axes_of((call["num_classes"],))[0])]
 
 

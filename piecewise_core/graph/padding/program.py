@@ -24,7 +24,7 @@ from piecewise_core.graph.padding.tape import Noting, Ref, Tape, makes_whole_num
 from piecewise_core.graph.sizes import expression, new_size, valued
 from piecewise_core.graph.trace import Traced, hints
 from piecewise_core.graph.varying import line_of, varies
-from piecewise_core.ranges import Box, Sizes
+from piecewise_core.ranges import NO_BOUND, Box, Sizes
 from piecewise_core.torch_compat import dynamo
 from piecewise_core.torch_compat.fakes import FakeTensorMode, enable_python_dispatcher
 
@@ -129,7 +129,14 @@ class _Run:
             return Mixing("the program", "", f"has a size that nobody can tell: {error}")
 
     def _mixing(self, dims: Sequence[int]) -> Mixing | None:
-        samples = _samples(self._box, dims)
+        others = [i for i in range(len(self._sizes)) if i not in dims]
+        # What is counted along other dims may be too large an index at their largest sizes only.
+        found = self._mixing_at(dims, _samples(self._box, dims))
+        if found is None and others:
+            found = self._mixing_at(dims, _samples(self._box, dims, largest=True))
+        return found
+
+    def _mixing_at(self, dims: Sequence[int], samples: list[Sizes]) -> Mixing | None:
 
         def number(value: Any) -> Any:
             if not isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
@@ -196,11 +203,18 @@ def _inputs(traced: Traced, sizes: Sequence[Any]) -> Any:
             yield example
 
 
-def _samples(box: Box, dims: Sequence[int]) -> list[Sizes]:
-    """Sizes at which ``dims`` differ, from the least to the largest; the other dims stay."""
+def _samples(box: Box, dims: Sequence[int], *, largest: bool = False) -> list[Sizes]:
+    """Sizes at which ``dims`` differ, from the least to the largest; the other dims stay.
+
+    ``largest``: at the end of their ranges, where those end.
+    """
     draw = random.Random(0)
     spans = [(max(r.start, 1), r.end) for r in box.ranges]
     fixed = [draw.randint(low, min(high, low + 96)) for low, high in spans]
+    if largest:
+        fixed = [
+            high if high < NO_BOUND else at for at, (_, high) in zip(fixed, spans, strict=True)
+        ]
     columns = []
     for place, (low, high) in enumerate(spans):
         legal = box.ranges[place].nearest

@@ -125,7 +125,7 @@ class Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _check(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Refuse what a device refuses in a capture."""
-        if waits_for_device(func, args, kwargs):
+        if waits_for_device(func, args, kwargs, self.recording.numbers):
             self._device.forbid_in_capture(
                 str(func), "Its result decides what the host does next: add it to splitting_ops."
             )

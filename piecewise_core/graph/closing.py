@@ -1,0 +1,60 @@
+"""Code of a graph that closes what it opened, also where it raises.
+
+As written, ``with`` sees to that. A graph has the two ends as operations of their own, and an error
+between them would leave the thread inside: of vmap, of autocast, and every later call with it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from piecewise_core.graph.contexts import functorch_units, is_autocast_enter, is_switch
+from piecewise_core.torch_compat import functorch
+
+__all__ = ["closing"]
+
+
+_KERNELS: tuple[tuple[Callable[[], bool], Callable[[bool], None]], ...] = (
+    (torch.backends.cuda.flash_sdp_enabled, torch.backends.cuda.enable_flash_sdp),
+    (torch.backends.cuda.mem_efficient_sdp_enabled, torch.backends.cuda.enable_mem_efficient_sdp),
+    (torch.backends.cuda.math_sdp_enabled, torch.backends.cuda.enable_math_sdp),
+    (torch.backends.cuda.cudnn_sdp_enabled, torch.backends.cuda.enable_cudnn_sdp),
+)
+"""Of attention, which a model may choose among in a ``with`` block."""
+
+
+def closing(graph: torch.fx.GraphModule) -> Callable[..., Any]:
+    """What runs ``graph``."""
+    run: Callable[..., Any] = graph.forward
+    nodes = list(graph.graph.nodes)
+    opens = any(len(unit) > 1 for unit in functorch_units(nodes))
+    if not opens and not any(is_autocast_enter(node) or is_switch(node) for node in nodes):
+        return run
+
+    @functools.wraps(run)
+    def closed(*args: Any) -> Any:
+        close, kernels = functorch.levels_as_now(), [asked() for asked, _ in _KERNELS]
+        try:
+            return run(*args)
+        except BaseException as error:
+            close()
+            for (_, enable), on in zip(_KERNELS, kernels, strict=True):
+                enable(on)
+            for mode in reversed(_open(error, run.__code__)):
+                mode.__exit__(None, None, None)
+            raise
+
+    return closed
+
+
+def _open(error: BaseException, code: Any) -> list[torch.autocast]:
+    """The autocast regions that generated code had entered: it lets go of those it has left."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code is not code:
+        trace = trace.tb_next
+    values = () if trace is None else trace.tb_frame.f_locals.values()
+    return [value for value in values if isinstance(value, torch.autocast)]
