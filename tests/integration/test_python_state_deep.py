@@ -87,6 +87,34 @@ def what_two_layers_share_replaced_in_one(patch):
     ]
 
 
+class Slotted:
+    __slots__ = ("tensor",)
+
+    def __init__(self) -> None:
+        self.tensor = torch.ones(2)
+
+
+class Held:
+    tensor = torch.ones(2)
+
+
+@case
+def tensors_of_classes_and_in_slots(patch):
+    slotted = Slotted()
+    base = type("Base", (nn.Module,), {"bias": torch.ones(2)})
+    forward = lambda self, x: x + self.bias * Held.tensor + self.slotted.tensor  # noqa: E731
+    kind = type("Kind", (base,), {"forward": forward})
+    made = kind().eval()
+    made.slotted = slotted
+    return made, [
+        lambda: setattr(slotted, "tensor", torch.full((2,), 3.0)),
+        lambda: patch.setattr(Held, "tensor", torch.full((2,), 4.0)),
+        lambda: setattr(base, "bias", torch.full((2,), 5.0)),
+        lambda: setattr(kind, "bias", torch.full((2,), 6.0)),
+        lambda: delattr(kind, "bias"),
+    ]
+
+
 @case
 def a_number_of_another_type(patch):
     made = model(lambda self, x: x * 11 if isinstance(self.n, bool) else x.long() * self.n, n=1)

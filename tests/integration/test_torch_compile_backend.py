@@ -200,7 +200,14 @@ def test_zeros_of_either_sign_nan_and_inf_are_numbers_of_their_own(dynamic):
 
     fast, x = through(fn, dynamic=dynamic), torch.ones(4, 3)
     nan, inf = float("nan"), float("inf")
-    for scale, other in ((0.0, 1.0), (-0.0, 1.0), (0.0, -0.0), (-0.0, -0.0), (nan, 0.5), (2.5, inf)):
+    for scale, other in (
+        (0.0, 1.0),
+        (-0.0, 1.0),
+        (0.0, -0.0),
+        (-0.0, -0.0),
+        (nan, 0.5),
+        (2.5, inf),
+    ):
         same_bits(fast(x, scale, other), fn(x, scale, other))
 
 

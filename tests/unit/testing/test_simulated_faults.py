@@ -48,7 +48,7 @@ def advice_for(bench, fn) -> str:
         lambda x: x.nonzero(),
         lambda x: torch.where(x > 0),
         lambda x: torch.masked_select(x, x > 0),
-        lambda x: x.index_put_((x > 0,), torch.tensor(0.0)),
+        lambda x: x.index_put_((x > 0,), x.sum()),
         lambda x: torch.equal(x, x),
         lambda x: torch.allclose(x, x),
         lambda x: x.unique(),
@@ -69,6 +69,7 @@ def test_what_waits_for_the_device_is_refused_with_advice(bench, wait):
         lambda x: torch.where(x > 0, x, 0),
         lambda x: x.repeat_interleave(2),
         lambda x: x.masked_fill(x > 0, 1),
+        lambda x: x.clone().__setitem__(x > 0, 3.0),
         lambda x: x.to("cpu"),
     ],
 )

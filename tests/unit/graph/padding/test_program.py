@@ -144,6 +144,54 @@ def test_rows_that_see_each_other_may_not_be_padded(name):
     assert __file__ in reason.place
 
 
+IDS, TABLE = torch.arange(5), torch.randn(10, 3)
+
+IN_BOUNDS = {
+    "themselves": lambda x: F.embedding(x, TABLE) + TABLE[x] + TABLE.index_select(0, x),
+    "counted from the end": lambda x: TABLE[x - 1],
+    "clamped": lambda x: F.embedding((x - 1).clamp(min=0), TABLE),
+    "a remainder": lambda x: F.embedding((x - 7) % 10, TABLE),
+    "places of the largest": lambda x: TABLE[(x[:, None] * TABLE[:, 0]).argmax(-1)],
+    "places of rows": lambda x: F.embedding(torch.arange(x.shape[0]) % 8, TABLE) * x[:, None],
+    "a running count": lambda x: F.embedding(x[:, None].ne(1).expand(-1, 4).cumsum(1) + 1, TABLE),
+    "classes": lambda x: F.one_hot(x, 10) + torch.zeros(x.shape[0], 10).scatter(1, x[:, None], 1.0),
+}
+
+OUT_OF_BOUNDS = {
+    "embedding": lambda x: F.embedding(x - 1, TABLE),
+    "index": lambda x: TABLE[x + 10],
+    "index_select": lambda x: TABLE.index_select(0, x - 1),
+    "gather": lambda x: TABLE.t().expand(x.shape[0], 3, 10).gather(2, x[:, None, None] - 1),
+    "scatter": lambda x: torch.zeros(x.shape[0], 10).scatter(1, x[:, None] - 1, 1.0),
+    "one_hot": lambda x: F.one_hot(x - 1, 10),
+    "a number that was written": lambda x: (y := x.clone(), y[:1].sub_(1), F.embedding(y, TABLE))[
+        2
+    ],
+    "a weight's number": lambda x: F.embedding(x + TABLE[0, 0].long(), TABLE),
+}
+
+
+@pytest.mark.parametrize("name", IN_BOUNDS)
+def test_an_index_that_padding_keeps_in_bounds_is_padded(name):
+    assert look(IN_BOUNDS[name], x=IDS).dims == {0}
+
+
+@pytest.mark.parametrize("name", OUT_OF_BOUNDS)
+def test_an_index_that_padding_may_take_out_of_bounds_is_not(name):
+    found = look(OUT_OF_BOUNDS[name], x=IDS)
+    assert "out of bounds" in found.refused[0].why
+
+
+def test_an_index_counted_along_another_dim_is_judged_at_its_largest_size():
+    ids = torch.zeros(5, 7, dtype=torch.long)
+
+    def fn(x):
+        return F.embedding(x.ne(1).cumsum(1), torch.ones(129, 2))
+
+    assert look(fn, {0: B, 1: pw.Dim("s", 1, 128)}, ids).dims == {0}
+    assert look(fn, {0: B, 1: pw.Dim("s", 1, 129)}, ids).dims == frozenset()
+
+
 def test_dims_are_judged_one_by_one_and_together():
     dims = {0: B, 1: S}
     both = look(lambda x: F.linear(x.flatten(0, 1), torch.ones(8, 8)).reshape(x.shape), dims)
