@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 
 from piecewise_core.torch_compat.dispatcher import count_dispatch_modes, count_function_modes
-from piecewise_core.torch_compat.functorch import in_dual_level, peek_interpreter_stack
+from piecewise_core.torch_compat.functorch import peek_interpreter_stack
 from piecewise_core.torch_compat.lookup import needed
 from piecewise_core.torch_compat.modules import default_device
 
 with needed():
+    from torch.autograd import forward_ad
     from torch.overrides import _get_current_function_mode_stack
     from torch.utils._device import DeviceContext
 
@@ -18,7 +19,7 @@ __all__ = ["in_force"]
 
 def in_force() -> str | None:
     """What is in force around this thread that has no value to compare; None: nothing."""
-    dual = in_dual_level()
+    dual = forward_ad._current_level >= 0  # here, not by a function: at every call
     if not (count_function_modes() or count_dispatch_modes() or peek_interpreter_stack() or dual):
         return None
     for mode in _get_current_function_mode_stack():  # type: ignore[no-untyped-call]
