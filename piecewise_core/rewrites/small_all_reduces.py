@@ -15,7 +15,9 @@ from typing import Any, Literal
 
 import torch
 
+from piecewise_core.graph import effects
 from piecewise_core.graph.collectives import is_collective
+from piecewise_core.graph.memory import storages
 from piecewise_core.graph.sums import NOBODY, TWO_SHOT, sum_over
 from piecewise_core.protocols import SymmetricMemory
 from piecewise_core.ranks.sharing import Sharing
@@ -48,15 +50,22 @@ class SmallAllReduces:
 
 
 def _in_order(graph: torch.fx.Graph, found: list[torch.fx.Node]) -> set[torch.fx.Node]:
-    """Those of ``found`` of which each other one is a cause or an effect."""
+    """Those of ``found`` of which each other one is a cause or an effect.
+
+    By values, and by memory: what ``dist.all_reduce`` writes in place is read by other names.
+    """
     bits = {node: 1 << place for place, node in enumerate(found)}
     causes: dict[torch.fx.Node, int] = {}
+    written: dict[int, int] = {}
     for node in graph.nodes:
-        given = (causes[used] for used in node.all_input_nodes)
-        causes[node] = _union(given) | bits.get(node, 0)
-    effects = {node: _union(bits[n] for n in found if causes[n] & bits[node]) for node in found}
+        given = node.all_input_nodes
+        read = frozenset().union(*map(storages, given))
+        masks = (*(causes[used] for used in given), *(written.get(one, 0) for one in read))
+        causes[node] = _union(masks) | bits.get(node, 0)
+        written |= {one: written.get(one, 0) | causes[node] for one in effects.writes(node)}
+    after = {node: _union(bits[n] for n in found if causes[n] & bits[node]) for node in found}
     every = _union(bits.values())
-    return {node for node in found if causes[node] | effects[node] == every}
+    return {node for node in found if causes[node] | after[node] == every}
 
 
 def _union(masks: Any) -> int:

@@ -79,6 +79,22 @@ def test_what_is_waited_for_at_once_and_depends_on_the_one_before_is_replaced(bu
     assert found == [slot] * count
 
 
+def test_what_is_written_in_place_is_in_order_too():
+    """As ``dist.all_reduce`` is traced: who reads the memory names it as before."""
+
+    def in_place(graph, x):
+        y = graph.call_function(torch.mul, (x, 2))
+        graph.call_method("copy_", (y, reduced(graph, y)))
+        return reduced(graph, graph.call_function(torch.relu, (y,)))
+
+    module = graph_of(in_place)
+    for node in module.graph.nodes:  # each in memory of its own, but for what is written
+        if node.target != "copy_":
+            node.meta["example_value"] = node.meta["example_value"].clone()
+    found, slot = sums(module)
+    assert found == [slot] * 2
+
+
 @pytest.mark.parametrize("why", [{"wanted": False}, {"why": "no memory"}])
 def test_nothing_is_replaced_for_one_process_or_without_such_memory(why):
     assert sums(graph_of(chained), **why)[0] == []
