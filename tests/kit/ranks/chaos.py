@@ -41,6 +41,8 @@ def spec_of(draw, world):
     if fault == "death":
         where = draw.choice(("start", "compiled", "warm", "call", "capture", "released"))
     late = fault == "late"
+    # A recorded model's calls before its first capture are the model as written: nobody met yet.
+    unmet = front == "record" and fault == "model"
     return {
         "fault": "slow" if late else fault,
         "late": late,
@@ -49,7 +51,7 @@ def spec_of(draw, world):
         "at": draw.randrange(1, 7),
         "seconds": {"cold": 1.0}.get(fault, 6.0 if late else 0.3),
         "kind": draw.choice(("deeper", "gathers")),
-        "warm": draw.random() < 0.5,
+        "warm": draw.random() < 0.5 or unmet,
         "rows": rows,
         "front": front,
         "groups": draw.choice(("world", "world", "pairs")),
