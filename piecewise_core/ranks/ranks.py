@@ -159,7 +159,7 @@ class Ranks:
         self._compare("regions", said)
         if self._sharing is not None:
             with self.busy.working():
-                self._sharing.begin(self._groups.values(), self.meet)
+                self._sharing.begin(graph, self._groups.values(), self.meet)
         self._agreed.add(known)
 
     def lose(self) -> None:

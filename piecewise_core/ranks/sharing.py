@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from piecewise_core.graph.sums import TWO_SHOT, Shares
+from piecewise_core.graph.sums import TWO_SHOT, Shares, sum_over
 from piecewise_core.plugins import error_text
 from piecewise_core.protocols import SymmetricMemory
 
@@ -30,12 +30,14 @@ class Sharing:
         self.why = ""
         self._asked = False
 
-    def begin(self, groups: Iterable[Any], meet: Meet) -> None:
-        """Once, before the first region serves: get memory and tell the others, all or none.
+    def begin(self, graph: torch.fx.GraphModule, groups: Iterable[Any], meet: Meet) -> None:
+        """Once, before the first region that wants it serves: get memory, on all ranks or none.
 
-        ``meet``: as of a Meeting. Raises RanksDisagree.
+        ``graph``: the region's, which ranks have alike. ``meet``: as of a Meeting. Raises
+        RanksDisagree.
         """
-        if self._asked:
+        sums = graph.graph.find_nodes(op="call_function", target=sum_over)
+        if self._asked or not any(node.args[-1] == self.slot for node in sums):
             return
         self._asked = True
         named = {group.group_name: _ranks_of(group) for group in groups}

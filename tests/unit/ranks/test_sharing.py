@@ -21,13 +21,22 @@ def group(monkeypatch):
     return SimpleNamespace(group_name="0")
 
 
+def summing(slot):
+    """A graph with a sum by the memory of ``slot``."""
+    from piecewise_core.graph.sums import sum_over
+
+    graph = torch.fx.Graph()
+    graph.output(graph.call_function(sum_over, (graph.placeholder("x"), "sum", "0", slot)))
+    return torch.fx.GraphModule({}, graph)
+
+
 def begun(group, *memories):
     from piecewise_core.ranks.sharing import Sharing
 
     made = [Sharing(memory) for memory in memories]
     meets = [meeting.meet for meeting in meetings(len(made))]
     calls = [
-        lambda one=one, meet=meet: one.begin([group], meet)
+        lambda one=one, meet=meet: one.begin(summing(one.slot), [group], meet)
         for one, meet in zip(made, meets, strict=True)
     ]
     assert at_once(*calls) == [None] * len(made)
@@ -53,6 +62,13 @@ def test_ranks_of_several_machines_share_nothing(group, monkeypatch):
     monkeypatch.setattr(socket, "gethostname", lambda: next(names))
     for one in begun(group, HostShares(), HostShares("connect")):
         assert one.why == "ranks on several machines: a, b"
+
+
+def test_nobody_is_asked_for_a_program_without_such_sums(group):
+    from piecewise_core.graph.sums import NOBODY
+    from piecewise_core.ranks.sharing import Sharing
+
+    Sharing(HostShares("allocate")).begin(summing(NOBODY), [group], meet=None)
 
 
 def test_a_model_s_number_is_free_again_once_it_is_gone():
