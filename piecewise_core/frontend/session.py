@@ -122,6 +122,7 @@ class Session:
         """Have built what a call lacks, and make it again: more may be lacking."""
         unknown = not form.regions
         try:
+            self.shared.ranks.same_world()
             try:
                 self.shared.builds.have(unready)
             except UnsupportedSideEffect as error:

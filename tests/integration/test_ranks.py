@@ -109,6 +109,12 @@ def test_a_call_after_the_world_ended_is_named(pool, front, fault):
         assert "ended or begun anew" in each["text"]
 
 
+def test_a_model_that_would_be_traced_anew_after_the_world_ended_says_that_first(pool):
+    lazy = {"warm": False, "rows": [4, 1, 4, 5, 5], "config": {"capture": "lazy"}}
+    for each in played(pool, "ended", **lazy):
+        assert "ended or begun anew" in each["text"]
+
+
 @pytest.mark.parametrize("where", ["compiled", "capture"])
 def test_one_that_dies_before_it_serves_is_named(pool, where):
     found = played(pool, "death", timeout=1.0, warm=True, where=where)
