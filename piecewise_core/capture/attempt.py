@@ -161,7 +161,7 @@ def _recorded(
 
     with (
         same_stream(platform),
-        restored(platform, source.written, recorder),
+        restored(platform, source.written, recorder) as put_back,
         torch.inference_mode(),
     ):
         # What the caller's stream still has to do for the inputs, the side stream must see.
@@ -169,6 +169,7 @@ def _recorded(
         with device.stream(recorder.stream), platform.capture_context():
             if source.rehearsed is None:
                 recorder.rehearse(run)
+                put_back()
                 device.synchronize()
             if tight:
                 platform.empty_cache()

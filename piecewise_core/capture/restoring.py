@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -38,13 +38,23 @@ def same_stream(platform: Declared) -> Iterator[None]:
 @contextlib.contextmanager
 def restored(
     platform: Declared, tensors: Sequence[torch.Tensor], recorder: Recorder
-) -> Iterator[None]:
-    """Put back what warm-up and capture write to the user's tensors, and numbers they draw."""
+) -> Iterator[Callable[[], None]]:
+    """Put back what warm-up and capture write to the user's tensors, and numbers they draw.
+
+    Gives what does so for the tensors alone, for between the two: a place in a cache that a run
+    moves on must not be beyond the end at the next one.
+    """
     generator = recorder.generator
     before = [t.clone() for t in tensors]
     state = None if generator is None else generator.get_state()
+
+    def put_back() -> None:
+        with torch.inference_mode():
+            for tensor, value in zip(tensors, before, strict=True):
+                tensor.copy_(value)
+
     try:
-        yield
+        yield put_back
     except BaseException:
         abandon(platform, recorder, recorder.stream)
         with contextlib.suppress(Exception):
@@ -54,9 +64,8 @@ def restored(
     finally:
         if state is not None:
             generator.set_state(state)
+        put_back()
         with torch.inference_mode():
-            for tensor, value in zip(tensors, before, strict=True):
-                tensor.copy_(value)
             recorder.put_back()
 
 

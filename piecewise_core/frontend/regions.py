@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -25,6 +25,7 @@ from piecewise_core.frontend.coverage import (
     uncovered,
 )
 from piecewise_core.frontend.endpoints import branches_of, too_many
+from piecewise_core.frontend.othersizes import Trace, as_numbers, beside_objects, check_others
 from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.shared import Shared
 from piecewise_core.frontend.successors import objects_in
@@ -34,15 +35,12 @@ from piecewise_core.graph.smallsizes import trace_region
 from piecewise_core.graph.split import split
 from piecewise_core.graph.structure import Structure
 from piecewise_core.graph.trace import Traced, hints
-from piecewise_core.ranges import Box, Range, Sizes
+from piecewise_core.ranges import Box, Sizes
 from piecewise_core.runtime.parameters import Parameters
 
 __all__ = ["Regions"]
 
 logger = logging.getLogger(__name__)
-
-Trace = Callable[[Box, Sizes], Traced]
-"""Traces one form of calls for a box, at some of its sizes."""
 
 _ALONE = 3
 """Regions of one size, and no other, after which each size is traced by itself: it is faster."""
@@ -163,14 +161,17 @@ class Regions(list[Region]):
             every = "" if self._auto else branches_of(self._shared.fn, structure, self._config)
             error.args = (f"{error}{every}{forgotten(structure, str(error))}",)
             raise
-        except TraceFailed:
+        except TraceFailed as error:
             with suppress(PiecewiseError):
                 return self._elsewhere(trace, cell, hint, sizes)
             if self._auto and objects_in(structure):
-                return self._beside_objects(trace, cell, hint, sizes)
+                return beside_objects(trace, cell, hint, sizes)
+            if self._auto and type(error) is TraceFailed and not self:
+                with suppress(PiecewiseError):
+                    return as_numbers(trace, cell, sizes, error)
             raise
         if not self and self._auto and not objects_in(structure):
-            self._check_others(trace, cell, found.box, hint)
+            check_others(trace, cell, found.box, hint)
         if found.box == cell or not found.unsettled:
             return found
         # Within fewer sizes torch can tell how some of them compare.
@@ -178,19 +179,6 @@ class Regions(list[Region]):
             again = trace(found.box, hint)
             return replace(again, cuts=found.cuts)
         return found
-
-    def _check_others(self, trace: Trace, cell: Box, box: Box, hint: Sizes) -> None:
-        """Raise TraceFailed where all sizes but the traced one raise: something fixes it."""
-        if not fixes(box, cell):
-            return
-        other = hints(cell)
-        pairs = zip(cell.ranges, other, hint, strict=True)
-        other = tuple(r.nearest(a + 1) if a == b else a for r, a, b in pairs)
-        try:
-            trace(cell, other)
-        except TraceFailed as error:
-            if type(error) is TraceFailed:  # others are of paths that another region may take
-                raise
 
     def _elsewhere(self, trace: Trace, cell: Box, hint: Sizes, sizes: Sizes) -> Traced:
         """The trace of ``cell`` at ``sizes``: the model raises at the hint. Raises TraceFailed."""
@@ -205,17 +193,6 @@ class Regions(list[Region]):
         if fixes(traced.box, cell):
             raise TraceFailed("all sizes but one raise: something else has to vary with them")
         return traced
-
-    def _beside_objects(self, trace: Trace, cell: Box, hint: Sizes, sizes: Sizes) -> Traced:
-        """The trace of ``cell`` with a dim as it was called: an object's tensors fix it.
-
-        Raises TraceFailed.
-        """
-        for place, size in enumerate(sizes):
-            at = (*hint[:place], size, *hint[place + 1 :])
-            with suppress(PiecewiseError):
-                return trace(cell.replaced(place, Range(size, size)), at)
-        return trace(Box.single(sizes), sizes)
 
     def take(self, traced: Traced) -> Region:
         """The region of a trace, which `admit` makes known. Takes the trace over."""

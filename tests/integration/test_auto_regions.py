@@ -100,6 +100,33 @@ def test_functions_of_a_size_are_computed_at_every_size(name):
     check(fast, FUNCTIONS[name], [5, 1, 0, 8, 33])
 
 
+def quotient(x):
+    count, rest = divmod(x.shape[0], 4)  # Dynamo knows it of numbers, and not of a symbol
+    return x[: count * 4].view(count, 4, 2).sum(1), x * rest
+
+
+def digits(x):
+    return x * len(str(x.shape[0]))
+
+
+@pytest.mark.parametrize("fn", [quotient, digits], ids=lambda fn: fn.__name__)
+def test_where_a_size_must_be_a_number_each_is_traced_by_itself_and_the_line_is_said(fn):
+    fast = pw.compile(fn, pw.Config(dynamic=dims(0), compiler="eager", max_regions=6))
+    check(fast, fn, [9, 1, 0, 40, 9])
+    line = fn.__code__.co_firstlineno + 1
+    assert f"test_auto_regions.py:{line}" in str(fast.explain(verbose=True))
+    with pytest.raises(SizeBranch, match="max_regions is 6"):
+        check(fast, fn, range(20, 30))
+
+
+def test_what_no_size_makes_traceable_is_refused_as_before():
+    def fn(x):
+        return x * 2 if x.sum() > 0 else x
+
+    with pytest.raises(TraceFailed, match="Data-dependent branching"):
+        pw.compile(fn, pw.Config(dynamic=dims(), compiler="eager"))(torch.randn(5, 2))
+
+
 @pytest.mark.parametrize("fn", [padded, residue, thresholds], ids=lambda fn: fn.__name__)
 def test_captured_sizes_are_replayed_by_graphs_of_their_own_region(fn):
     """FAULTS 64."""

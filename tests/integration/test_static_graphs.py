@@ -1106,3 +1106,27 @@ def test_strict_checks_tell_of_an_output_that_is_kept(caplog):
     assert caplog.text.count("still held") == 1
     close(y, model(x))
     assert len(kept) == 5
+
+
+class LastPlace(nn.Module):
+    """A cache with room for one call more, as a decoder's has at its last step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("cache", torch.zeros(3, 8))
+        self.register_buffer("place", torch.tensor([2]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.cache.index_copy_(0, self.place, x)
+        self.place.add_(1)
+        return torch.softmax(self.cache, -1) * 2
+
+
+@pytest.mark.parametrize("splits", [(), SPLIT], ids=["whole", "cut"])
+def test_a_capture_runs_twice_from_where_the_call_stands(splits):
+    model, wanted = LastPlace(), LastPlace()
+    config = pw.Config(graph_mode="piecewise", splitting_ops=splits, compiler="eager")
+    fast, x = pw.compile(model, config, SimulatedPlatform()), torch.randn(1, 8)
+    torch.testing.assert_close(fast(x), wanted(x))
+    assert fast.stats().calls["replayed"] == 1
+    torch.testing.assert_close([model.cache, model.place], [wanted.cache, wanted.place])

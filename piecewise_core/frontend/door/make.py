@@ -66,9 +66,7 @@ def make(
     scheduler = Scheduler(setup.compiler, setup.config, counters, setup.rewrites, cache=cache)
     pool = None if memory.graphs is None else memory.graphs.pool
     region = _region(traced, dims, setup, scheduler, pool)
-    _count(region, counters)
-    counters.tell("traced", "graph", setup.config.bounds)
-    background = setup.config.compile_mode == "background"
+    _count(region, counters, setup)
     made = DoorGraph if setup.config.on_event is None else TellingGraph
     return made(
         Made(
@@ -77,7 +75,7 @@ def make(
             region,
             counters,
             memory,
-            Background(setup, cache) if background else None,
+            Background(setup, cache) if setup.config.compile_mode == "background" else None,
             _as_written(region, counters),
             reading(traced),
             len(nodes),
@@ -135,10 +133,11 @@ def _region(
     return region
 
 
-def _count(region: Region, counters: Counters) -> None:
+def _count(region: Region, counters: Counters, setup: Setup) -> None:
     counters.add("graphs")
     counters.add("pieces", len(region.program.pieces))
     counters.add("compilable_pieces", len(region.program.compilable))
+    counters.tell("traced", "graph", setup.config.bounds)
 
 
 def _with_graphs(setup: Setup, graph: torch.fx.Graph) -> Setup:
