@@ -133,6 +133,7 @@ def test_decode_steps_are_replayed_from_graphs(model):
 
 
 def test_where_graphs_are_not_used_explain_says_why(model):
+    assert "nothing asks for static graphs" in str(compiled(model).explain())
     fast = compiled(model, SimulatedPlatform(), graph_mode="full")
     same_tokens(fast, model, prompt(), num_beams=2, **GREEDY, **STATIC)
     told = " ".join(str(fast.explain()).split())

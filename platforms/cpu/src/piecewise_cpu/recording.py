@@ -64,7 +64,7 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call,misc,unused-
         if isinstance(func, HigherOrderOperator):
             raise DependsOnValues(
                 f"{func} runs functions of its own, which are no fixed list of calls: take "
-                f'compiler="inductor", or add "higher_order::{func.name()}" to splitting_ops'
+                f'compiler="inductor", or add "higher_order::{func}" to splitting_ops'
             )
         if _depends_on_values(func, args, kwargs):
             raise DependsOnValues(f"what {func} returns, or its size, depends on values")
