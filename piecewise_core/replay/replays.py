@@ -161,10 +161,9 @@ class Replays:
         # A view is of the size that was captured.
         alone = self.reads.static or shares(views)
         calls = None if alone else program.padded(plan.sizes, plan.outputs)
-        apart = self.memory.apart
         ranks, padding = self.plans.ranks, None
         if calls is not None:
-            padding = Padding(calls, plan, buffers, otherwise, apart, ranks)
+            padding = Padding(calls, plan, buffers, otherwise, self.memory.apart, ranks)
         entry = serving(
             plan,
             put_in(facts, views),
