@@ -12,11 +12,15 @@ from piecewise_core.torch_compat.lookup import needed
 
 with needed():
     from torch._C._functorch import (
+        TransformType,
+        _func_decrement_nesting,
+        _grad_decrement_nesting,
+        _jvp_decrement_nesting,
+        _vmap_decrement_nesting,
         get_dynamic_layer_stack_depth,
         get_unwrapped,
         is_functorch_wrapped_tensor,
         peek_interpreter_stack,
-        pop_dynamic_layer_stack_and_undo_to_depth,
     )
     from torch._functorch import config as functorch_config
     from torch.autograd import forward_ad
@@ -32,6 +36,15 @@ __all__ = [
 ]
 
 
+# In 2.11 torch's own way back to a depth closes two levels for each that is too many.
+_LEAVE: dict[TransformType, Callable[[], int]] = {
+    TransformType.Vmap: _vmap_decrement_nesting,
+    TransformType.Grad: _grad_decrement_nesting,
+    TransformType.Jvp: _jvp_decrement_nesting,
+    TransformType.Functionalize: _func_decrement_nesting,
+}
+
+
 def levels_as_now() -> Callable[[], None]:
     """What closes every level of vmap, grad and jvp that is opened from now on."""
     depth, level = get_dynamic_layer_stack_depth(), forward_ad._current_level
@@ -44,7 +57,8 @@ def levels_as_now() -> Callable[[], None]:
         if level < 0:
             with suppress(RuntimeError):  # traced code opens one that Python does not count
                 torch._C._exit_dual_level(level=0)
-        pop_dynamic_layer_stack_and_undo_to_depth(depth)
+        while get_dynamic_layer_stack_depth() > depth:
+            _LEAVE[peek_interpreter_stack().key()]()
 
     return close
 

@@ -212,18 +212,23 @@ def modules(device_type: str = "cpu") -> dict[str, ModuleType]:
 
 
 def cut(graph: GraphModule, is_cut: Callable[[Node], bool]) -> GraphModule:
-    """``graph`` in parts, as vLLM has it: operators of ``is_cut`` alone, all parts return tuples.
-
-    From torch 2.13 on ``split_module`` makes tuples itself (``tuple_return``), which vLLM asks for.
-    They are made here, so that the stand-in runs where an older torch is.
-    """
+    """``graph`` in parts, as vLLM has it: operators of ``is_cut`` alone, all parts return tuples."""
     part, parts = 0, {}
     for node in graph.graph.nodes:
         alone = is_cut(node)
         part += alone
         parts[node] = part
         part += alone
-    whole = split_module(graph, None, parts.__getitem__, keep_original_order=True)
+    return in_parts(graph, parts.__getitem__)
+
+
+def in_parts(graph: GraphModule, part_of: Callable[[Node], int]) -> GraphModule:
+    """``graph`` split, each part returning a tuple.
+
+    From torch 2.13 on ``split_module`` makes tuples itself (``tuple_return``), which vLLM asks for.
+    They are made here, so that this runs where an older torch is.
+    """
+    whole = split_module(graph, None, part_of, keep_original_order=True)
     for node in whole.graph.find_nodes(op="call_module"):
         inner = getattr(whole, node.target)
         end = inner.graph.output_node()
