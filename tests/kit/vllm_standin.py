@@ -212,7 +212,7 @@ def modules(device_type: str = "cpu") -> dict[str, ModuleType]:
 
 
 def cut(graph: GraphModule, is_cut: Callable[[Node], bool]) -> GraphModule:
-    """``graph`` in parts, as vLLM has it: operators of ``is_cut`` alone, all parts return tuples."""
+    """``graph`` in parts, as vLLM has it: operators of ``is_cut`` alone, all return tuples."""
     part, parts = 0, {}
     for node in graph.graph.nodes:
         alone = is_cut(node)
