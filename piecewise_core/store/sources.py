@@ -20,7 +20,7 @@ _PLAIN = (
     *(type(None), bool, int, float, complex, str, bytes),
     *(torch.dtype, torch.device, torch.layout, torch.memory_format),
 )
-COMPILING = ("torch_compat", "graph", "rewrites", "store", "compile")
+COMPILING = ("torch_compat", "graph", "ranks", "rewrites", "store", "compile")
 """The packages of core that have a part in what is compiled."""
 
 

@@ -54,13 +54,13 @@ def test_what_shares_memory_as_written_shares_it_from_graphs(platform, clone, dt
             each["column"].add_(1)
         torch.testing.assert_close(found, wanted)
         same = found["rows"].numel() and found["rows"].data_ptr() == model.weight.data_ptr()
-        assert bool(same) == (not clone and bool(wanted["rows"].numel()))
+        assert bool(same) == bool(wanted["rows"].numel())
     assert served.stats().calls["replayed"] == 6
 
 
 @pytest.mark.parametrize("make", [pw.compile, pw.record])
 @pytest.mark.parametrize("platform", [SimulatedPlatform(), "cpu"], ids=["simulated", "cpu"])
-def test_views_of_one_input_share_their_copy(platform, make):
+def test_views_of_one_input_are_views_of_the_caller_s(platform, make):
     def views(x):
         return {"rest": x[1:], "first": x[:2], "wide": x[None].expand(2, -1, -1)}
 
@@ -71,5 +71,5 @@ def test_views_of_one_input_share_their_copy(platform, make):
         found = served(x)
         torch.testing.assert_close(found, views(x))
         assert sharing(found) == sharing(views(x))
-        assert found["rest"].data_ptr() != x[1:].data_ptr()
+        assert found["rest"].data_ptr() == x[1:].data_ptr()
     assert served.stats().calls["replayed"] == 6

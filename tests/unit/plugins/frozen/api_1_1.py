@@ -43,6 +43,7 @@ BUILDING_BLOCKS = (
     "AcceleratorGraphDriver",
     "Advice",
     "GraphRewrite",
+    "HigherOrderOperator",
     "InductorCompiler",
     "NativePiece",
     "SourceLibrary",
