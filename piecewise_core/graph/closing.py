@@ -14,17 +14,9 @@ import torch
 
 from piecewise_core.graph.contexts import functorch_units, is_autocast_enter, is_switch
 from piecewise_core.torch_compat import functorch
+from piecewise_core.torch_compat.state import switches_as_now
 
 __all__ = ["closing"]
-
-
-_KERNELS: tuple[tuple[Callable[[], bool], Callable[[bool], None]], ...] = (
-    (torch.backends.cuda.flash_sdp_enabled, torch.backends.cuda.enable_flash_sdp),
-    (torch.backends.cuda.mem_efficient_sdp_enabled, torch.backends.cuda.enable_mem_efficient_sdp),
-    (torch.backends.cuda.math_sdp_enabled, torch.backends.cuda.enable_math_sdp),
-    (torch.backends.cuda.cudnn_sdp_enabled, torch.backends.cuda.enable_cudnn_sdp),
-)
-"""Of attention, which a model may choose among in a ``with`` block."""
 
 
 def closing(graph: torch.fx.GraphModule) -> Callable[..., Any]:
@@ -37,13 +29,12 @@ def closing(graph: torch.fx.GraphModule) -> Callable[..., Any]:
 
     @functools.wraps(run)
     def closed(*args: Any) -> Any:
-        close, kernels = functorch.levels_as_now(), [asked() for asked, _ in _KERNELS]
+        close, restore = functorch.levels_as_now(), switches_as_now()
         try:
             return run(*args)
         except BaseException as error:
             close()
-            for (_, enable), on in zip(_KERNELS, kernels, strict=True):
-                enable(on)
+            restore()
             for mode in reversed(_open(error, run.__code__)):
                 mode.__exit__(None, None, None)
             raise

@@ -24,7 +24,7 @@ from piecewise_core.torch_compat.functorch import functorch_config
 from piecewise_core.torch_compat.lookup import optional
 from piecewise_core.torch_compat.switches import any_autocast
 
-__all__ = ["set_torch_state", "switches_digest", "torch_state"]
+__all__ = ["set_torch_state", "switches_as_now", "switches_digest", "torch_state"]
 
 _DEVICES = ("cpu", "cuda", "xpu", "mps", "hpu", "mtia", "ipu", "xla", "maia", "privateuseone")
 _CHECKS = ("check_custom_op_aliasing", "error_on_custom_op_aliasing")
@@ -57,6 +57,18 @@ def set_torch_state(values: Mapping[str, Any]) -> None:
             torch.set_autocast_enabled(device, device in on)
         if device in on:
             torch.set_autocast_dtype(device, on[device])
+
+
+def switches_as_now() -> Callable[[], None]:
+    """What sets switches back that a graph may change: attention's kernels, determinism."""
+    before = [(switch, switch.read()) for switch in _IN_GRAPHS]
+
+    def restore() -> None:
+        for switch, value in before:
+            if switch.write is not None and switch.read() != value:
+                switch.write(value)
+
+    return restore
 
 
 def switches_digest() -> str:
@@ -153,7 +165,7 @@ _CALLED: Mapping[str, tuple[str, str]] = {
         "_C._get_math_sdp_allow_fp16_bf16_reduction",
         "_C._set_math_sdp_allow_fp16_bf16_reduction",
     ),
-    "attention.order": ("_C._get_sdp_priority_order", ""),
+    "attention.order": ("_C._get_sdp_priority_order", "_C._set_sdp_priority_order"),
     "attention.fastpath": (
         "backends.mha.get_fastpath_enabled",
         "backends.mha.set_fastpath_enabled",
@@ -228,3 +240,9 @@ _SWITCHES: Mapping[str, _Switch] = {
     "autocast.cpu": _default_autocast("cpu"),
     "autocast.cuda": _default_autocast("cuda"),
 }
+
+_IN_GRAPHS = [
+    switch
+    for name, switch in _SWITCHES.items()
+    if name.startswith("attention.") or name == "deterministic"
+]

@@ -57,7 +57,7 @@ class Native:
         if self or not sys.platform.startswith("linux"):
             return
         try:
-            self._load(_source(compiler).built(os.environ))
+            self._load(_source(compiler).built(os.environ).read_bytes())
         except Exception as error:  # it would only have saved time
             logger.warning("calls are slower: native.cpp cannot be built (%s)", error)
 
@@ -72,12 +72,9 @@ class Native:
         try:
             built = _source("").found(os.environ)
             if built is not None:
-                self._load(built)
+                self._load(built.read_bytes())
             elif self.name in files:
-                with tempfile.TemporaryDirectory(prefix="piecewise-") as folder:
-                    path = Path(folder, self.name)
-                    path.write_bytes(files[self.name]())
-                    self._load(path)
+                self._load(files[self.name]())
         except Exception as error:
             logger.debug("there is no native code of our own: %s", error)
 
@@ -103,13 +100,18 @@ class Native:
         """Whether the library is here."""
         return self._library is not None
 
-    def _load(self, path: Path) -> None:
-        library, word, address = ctypes.CDLL(str(path)), ctypes.c_int64, ctypes.c_void_p
+    def _load(self, data: bytes) -> None:
+        # From a file of its own: one that somebody else may write to would fail under the process.
+        with tempfile.TemporaryDirectory(prefix="piecewise-") as folder:
+            path = Path(folder, self.name)
+            path.write_bytes(data)
+            library = ctypes.CDLL(str(path))
+        word, address = ctypes.c_int64, ctypes.c_void_p
         library.piecewise_rows.argtypes = [*[address] * 4, *[word] * 4]
         library.piecewise_rows.restype = None
         library.piecewise_steps.argtypes = [address, word]
         library.piecewise_steps.restype = ctypes.c_char_p
-        self._data, self._library = path.read_bytes(), library
+        self._data, self._library = data, library
 
 
 def _source(compiler: str) -> SourceLibrary:
