@@ -243,3 +243,20 @@ def test_an_estimate_is_judged_by_what_the_device_lost(load_benchmark):
     assert (total["worst"], total["pairs_told"], total["met"]) == ("a", 1, False)
     assert estimate.summed_up({"a": found}, simulated=False)["met"] is True
     assert len(load_benchmark("_estimate_pairs").pairs()) == 20
+
+
+def test_work_per_call_is_compared_with_the_traced_graph(fresh_processes):
+    for _ in range(2):  # what the first one kept is nothing to the second
+        done = fresh_processes.run(DISPATCH, str(SCRIPT.parent))
+        assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert {"look_up_1_range", "look_up_1000_ranges"} <= found.keys()
+
+
+DISPATCH = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from dispatch import main
+sys.argv[1:] = ["--quick"]
+main()
+"""
