@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import faulthandler
 import os
 import signal
 import socket
@@ -23,7 +24,8 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 
 import torch
 import torch.distributed as dist
@@ -112,8 +114,17 @@ def sums(asked: argparse.Namespace, place: Place) -> None:
         said(found)
 
 
-def measured(asked: argparse.Namespace, place: Place, build: Callable[..., Any]) -> None:
-    """Ratios over reduce-overhead at one number of rows, and the times they are of."""
+def measured(
+    asked: argparse.Namespace, place: Place, build: Callable[..., Any], log: TextIO
+) -> None:
+    """Ratios over reduce-overhead at one number of rows, and the times they are of.
+
+    ``log``: gets whose turn it is, and so tells where ranks that wait for each other are apart.
+    """
+
+    def turn(name: str) -> None:
+        print(f"{time.monotonic() - began:.2f} s: {name}", file=log, flush=True)
+
     rows, began = asked.rows[0], time.monotonic()
     model, x = build(asked, place)
     found: dict[str, Any] = {"rows": rows}
@@ -121,6 +132,7 @@ def measured(asked: argparse.Namespace, place: Place, build: Callable[..., Any])
         served = ways(model, rows, place)
         found["off"] = {}
         for name, call in list(served.items()):
+            turn(f"first {name}")
             try:
                 found["off"][name] = apart(call, model, x)
             except Exception as error:  # the others may do, and ranks fail alike
@@ -132,8 +144,11 @@ def measured(asked: argparse.Namespace, place: Place, build: Callable[..., Any])
         off = {n: r.off for n, one in ours.items() for r in one.explain().rewrites if r.off}
         found["rewrites off"] = off
         floor = reduces(2 * asked.layers, torch.zeros_like(x), place, dist.all_reduce)
-        contenders = [Contender(name, partial(call, x)) for name, call in served.items()]
-        contenders.append(Contender("all-reduces", floor))
+        calls = {name: partial(call, x) for name, call in served.items()}
+        contenders = [
+            Contender(name, call, before=partial(turn, name))
+            for name, call in {**calls, "all-reduces": floor}.items()
+        ]
         wall = {name: t.wall for name, t in take_turns(contenders, place).items()}
         found["us"] = wall
         found["replayed"] = {name: one.stats().calls["replayed"] for name, one in ours.items()}
@@ -157,6 +172,7 @@ def said(found: dict[str, Any]) -> None:
 def work(rank: int, asked: argparse.Namespace, port: int) -> None:
     """One process of a case."""
     # Whatever it hangs in: nothing handles this signal.
+    began = time.time()
     signal.alarm(max(1, int(asked.limit)))
     for name in [name for name in os.environ if name.startswith("TORCHELASTIC")]:
         del os.environ[name]
@@ -176,11 +192,16 @@ def work(rank: int, asked: argparse.Namespace, port: int) -> None:
         **where,
     )
     place = Place(simulated=not gpus, quick=asked.quick)
-    with contextlib.redirect_stdout(sys.stdout if rank == 0 else sys.stderr):
+    with (
+        contextlib.redirect_stdout(sys.stdout if rank == 0 else sys.stderr),
+        Path(asked.folder, f"turns of rank {rank}").open("w") as log,
+    ):
+        faulthandler.dump_traceback_later(max(0.5, began + asked.limit - 2 - time.time()), file=log)
         if asked.case == "sums":
             sums(asked, place)
         else:
-            measured(asked, place, llama if asked.case == "llama" else decoder)
+            measured(asked, place, llama if asked.case == "llama" else decoder, log)
+        faulthandler.cancel_dump_traceback_later()
     dist.barrier()
     sys.stdout.flush()
     os._exit(0)  # NCCL waits for graphs that it is in; these go with the process
@@ -203,8 +224,19 @@ def drive(asked: argparse.Namespace, given: list[str]) -> None:
             how += ["--rows", rows or str(asked.rows[0])]
             print(f"{name}: at most {limit:.0f} s", flush=True)
             found[name] = supervise(name, [__file__, *given, *how], limit + 5)
+            if "crashed" in found[name]:
+                found[name]["turns"] = last_turns(folder)
     title = f"{asked.processes} processes, {asked.layers} layers of hidden {asked.hidden}"
     report(title, ratios(found), {"processes": asked.processes, "cases": found})
+
+
+def last_turns(folder: str) -> dict[str, list[str]]:
+    """Where each rank was when the time was over: its last turns, and its stack."""
+    found = {}
+    for path in sorted(Path(folder).glob("turns of rank *")):
+        found[path.name] = path.read_text().splitlines()[-25:]
+        print(path.name, *found[path.name], sep="\n  ", flush=True)
+    return found
 
 
 def ratios(found: dict[str, Any]) -> list[Row]:

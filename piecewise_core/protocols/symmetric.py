@@ -32,7 +32,8 @@ class SymmetricMemory(Protocol):
 
         ``x``: contiguous, at the start of its storage, of a dtype and size for which ``takes`` is
         true; fits into ``memory``, which is scratch. ``one_shot``: each process reads all of every
-        share, rather than a part of each and then the others' sums. May be captured.
+        share, rather than a part of each and then the others' sums; core asks for nothing else
+        today. May be captured.
         """
         ...
 

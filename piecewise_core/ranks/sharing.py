@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from piecewise_core.graph.sums import TWO_SHOT, Shares, sum_over
+from piecewise_core.graph.sums import Shares, largest, sum_over
 from piecewise_core.plugins import error_text
 from piecewise_core.protocols import SymmetricMemory
 
@@ -41,7 +41,7 @@ class Sharing:
             return
         self._asked = True
         named = {group.group_name: _ranks_of(group) for group in groups}
-        made, self.why = self._made(sorted(named))
+        made, self.why = self._made({name: len(named[name]) for name in sorted(named)})
         said = meet("symmetric memory", {"host": socket.gethostname(), "why": self.why})
         self.why = _first(said, "why") or _apart(said, named.values())
         if self.why:
@@ -51,9 +51,9 @@ class Sharing:
         if not self.why:
             self._shares.of = made
 
-    def _made(self, names: Sequence[str]) -> tuple[dict[str, torch.Tensor], str]:
+    def _made(self, sizes: Mapping[str, int]) -> tuple[dict[str, torch.Tensor], str]:
         try:
-            return {name: self._shares.by.allocate(TWO_SHOT) for name in names}, ""
+            return {n: self._shares.by.allocate(largest(s)) for n, s in sizes.items()}, ""
         except Exception as error:  # whatever a driver says: it is the way without that serves
             return {}, error_text(error)
 

@@ -18,7 +18,7 @@ import torch
 from piecewise_core.graph import effects
 from piecewise_core.graph.collectives import is_collective
 from piecewise_core.graph.memory import storages
-from piecewise_core.graph.sums import NOBODY, TWO_SHOT, sum_over
+from piecewise_core.graph.sums import LARGEST, NOBODY, sum_over
 from piecewise_core.protocols import SymmetricMemory
 from piecewise_core.ranks.sharing import Sharing
 from piecewise_core.rewrites.entry import Test
@@ -100,4 +100,4 @@ def _is_small_sum(node: torch.fx.Node) -> bool:
     if not isinstance(value, torch.Tensor) or reduction != "sum" or not value.is_contiguous():
         return False
     nbytes: Any = value.numel() * value.element_size()
-    return isinstance(nbytes, torch.SymInt) or nbytes <= TWO_SHOT
+    return isinstance(nbytes, torch.SymInt) or nbytes <= LARGEST

@@ -98,7 +98,7 @@ def exchanged_in_place(x):
 def routed(x: torch.Tensor) -> torch.Tensor:
     """As many rows to each rank as the values say; what came, and rows of zeros behind it."""
     here = int(x.sum()) % x.shape[0]
-    counts = torch.tensor([here, x.shape[0] - here])
+    counts = torch.tensor([here, x.shape[0] - here], device=x.device)
     coming = torch.empty_like(counts)
     dist.all_to_all_single(coming, counts)
     out = x.new_empty(int(coming.sum()), x.shape[1])
