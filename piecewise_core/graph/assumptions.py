@@ -40,7 +40,7 @@ from piecewise_core.graph.signatures import defaults_of
 from piecewise_core.graph.structure import is_plain
 from piecewise_core.torch_compat.state import torch_state
 
-__all__ = ["Assumptions", "assume"]
+__all__ = ["Assumptions", "assume", "is_object"]
 
 _BY_PLACE = "list(dict.keys(G["
 """An entry of a dict by the place of its key: in a dict that is not the model's, which one that is
@@ -165,7 +165,7 @@ def _of_all(
 ) -> Iterator[tuple[tuple[str, Any], Any]]:
     """What is asked of all objects that were met: which are one, and what they have."""
     sources = dict.fromkeys(source for source, question in asked if question is None)
-    met = [source for source in sources if _is_object(values[source])]
+    met = [source for source in sources if is_object(values[source])]
     tensors = [source for source, question in asked if question == TENSOR]
     for together, question in ((met, ("aliases", "")), (tensors, _SAME_TENSORS)):
         if len(together) > 1:
@@ -206,7 +206,7 @@ class _Globals(dict[str, Any]):
         return importlib.import_module(self._imports[name])
 
 
-def _is_object(value: Any) -> bool:
+def is_object(value: Any) -> bool:
     """Whether code may ask which one ``value`` is."""
     others = (torch.Tensor, type, ModuleType, FunctionType)
     plain = is_plain(value) or isinstance(value, others)

@@ -12,6 +12,7 @@ import linecache
 import os
 import re
 import sys
+import sysconfig
 from collections.abc import Iterator
 from operator import itemgetter
 from pathlib import Path
@@ -34,10 +35,21 @@ __all__ = [
 TORCH = os.path.dirname(torch.__file__) + os.sep
 """How the file names of torch's code begin."""
 
+_LIBRARY = sysconfig.get_path("stdlib") + os.sep
+_INSTALLED = tuple(os.sep + name + os.sep for name in ("site-packages", "dist-packages"))
+
 _WITHOUT_CODE = frozenset((str, int, bool, float, tuple, dict, list, type(None)))
 
 
 @functools.lru_cache(4096)
+def is_of_python(code: CodeType) -> bool:
+    """Whether ``code`` is Python's own: of its standard library."""
+    file = code.co_filename
+    if file.startswith("<frozen"):
+        return True
+    return file.startswith(_LIBRARY) and not any(part in file for part in _INSTALLED)
+
+
 def code_digest(code: CodeType) -> str:
     """A digest of what the code does: no file, no line numbers."""
     return _digest(_content(code))

@@ -5,15 +5,15 @@ from __future__ import annotations
 import dis
 import inspect
 import itertools
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Container, Iterable, Iterator, Mapping
 from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 import torch
 
-from piecewise_core.graph.codedigests import TORCH
+from piecewise_core.graph.codedigests import TORCH, is_of_python
 from piecewise_core.graph.codefacts import OURS
-from piecewise_core.graph.facts import Evaluated
 
 __all__ = ["missed"]
 
@@ -25,7 +25,7 @@ _OF_MODULES = frozenset(vars(torch.nn.Module()))
 
 
 def missed(
-    values: Evaluated, met: Iterable[str], sources: Iterable[str], code: Iterable[CodeType]
+    values: Mapping[str, Any], met: Iterable[str], sources: Iterable[str], code: Iterable[CodeType]
 ) -> Iterator[tuple[tuple[str, Any], Any]]:
     """What is not there, and code that catches that may have looked for."""
     names, constants = _names_missed(code)
@@ -64,7 +64,7 @@ def _names_missed(codes: Iterable[CodeType]) -> tuple[set[str], set[Any] | None]
     an argument.
     """
     own = [code for code in codes if not code.co_filename.startswith((TORCH, OURS))]
-    catch = [code for code in own if _catches(code, "AttributeError")]
+    catch = [c for c in own if not is_of_python(c) and _catches(c, "AttributeError")]
     names = {*itertools.chain.from_iterable(map(_attributes, catch))}
     keys = None
     if any(_catches(code, "KeyError", "LookupError") for code in own):
@@ -73,10 +73,28 @@ def _names_missed(codes: Iterable[CodeType]) -> tuple[set[str], set[Any] | None]
 
 
 def _attributes(code: CodeType) -> Iterator[Any]:
-    """What it looks for by name; and by text, where it can."""
-    yield from (i.argval for i in dis.get_instructions(code) if i.opname in _LOOKING)
+    """What it looks for by name where an error is met, modules left out; by text where it can."""
+    of_module, met, imported = False, _met_at(code), set()
+    for instruction in dis.get_instructions(code):
+        name, value = instruction.opname, instruction.argval
+        if name == "IMPORT_NAME":
+            imported.add(value)
+        elif name in _LOOKING:
+            if not of_module and instruction.offset in met:
+                yield value
+        else:
+            loaded = name == "LOAD_GLOBAL" or (name.startswith("LOAD_FAST") and value in imported)
+            of_module = loaded and value in sys.modules
     if not _BY_TEXT.isdisjoint(code.co_names):
         yield from code.co_consts
+
+
+def _met_at(code: CodeType) -> Container[int]:
+    """Offsets of the instructions whose errors ``code`` goes on after."""
+    entries = getattr(dis.Bytecode(code), "exception_entries", None)
+    if entries is None:  # Python 3.10
+        return range(len(code.co_code))
+    return {at for entry in entries for at in range(entry.start, entry.end)}
 
 
 def _is_name(value: Any) -> bool:

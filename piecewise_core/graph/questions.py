@@ -103,22 +103,21 @@ def words(codes: Iterable[CodeType]) -> frozenset[str]:
     return frozenset(found)
 
 
+_VALUES = ("LOAD_FAST", "LOAD_DEREF", "BINARY_", "CALL")
+"""Instructions that give what is no constant and has no name of a module's."""
+_PARTS = ("LOAD_ATTR", "LOAD_METHOD")
+
+
 def _compares_identity(code: CodeType) -> bool:
     """Whether ``code`` asks of two values that it holds whether they are one."""
     if dis.opmap["IS_OP"] not in code.co_code[::2]:
         return False
-    before: dis.Instruction | None = None
+    held = False
     for instruction in dis.get_instructions(code):
-        if instruction.opname == "IS_OP" and before is not None and _is_value(before):
+        if instruction.opname == "IS_OP" and held:
             return True
-        before = instruction
+        held = instruction.opname.startswith(_VALUES) or (held and instruction.opname in _PARTS)
     return False
-
-
-def _is_value(instruction: dis.Instruction) -> bool:
-    """Whether an instruction gives what is no constant and has no name of a module's."""
-    name = instruction.opname
-    return name.startswith(("LOAD_FAST", "LOAD_DEREF", "BINARY_", "CALL"))
 
 
 def _mentions(code: CodeType) -> bool:

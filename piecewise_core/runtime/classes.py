@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any
 
 from piecewise_core.graph.structure import is_plain
@@ -19,12 +19,17 @@ class Classes:
     """The classes in which attributes were looked up, with all their bases.
 
     ``read``: names of values that were read through classes. Other values in them may change.
-    ``ran``: (module, qualified name) of functions that a trace ran through.
+    ``ran``: (module, qualified name) of functions that a trace ran through; ``codes``: their code,
+    where that is known.
     """
 
-    def __init__(self, ran: frozenset[tuple[str, str]]) -> None:
+    def __init__(
+        self,
+        ran: frozenset[tuple[str, str]] = frozenset(),
+        codes: frozenset[CodeType] = frozenset(),
+    ) -> None:
         self.read: set[str] = set()
-        self._ran = ran
+        self._ran, self._codes = ran, codes
         self._known: dict[type, dict[str, Any]] = {}
         self._orders: dict[type, tuple[type, ...]] = {}
 
@@ -49,8 +54,9 @@ class Classes:
                         yield function
 
     def _may_have_run(self, function: FunctionType) -> bool:
-        named = (function.__module__, function.__qualname__)
-        return function.__name__ in ("forward", "__call__") or named in self._ran
+        if function.__name__ in ("forward", "__call__") or function.__code__ in self._codes:
+            return True
+        return (function.__module__, function.__qualname__) in self._ran
 
     def apart(self, kind: type) -> Iterator[Any]:
         """What to watch of ``kind`` where it would take long to ask for all that it holds."""

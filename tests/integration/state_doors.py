@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 import piecewise_core as pw
 from piecewise_core.testing import SimulatedPlatform
@@ -24,4 +25,14 @@ def recorded(fn):
     return pw.record(fn, config, platform=SimulatedPlatform())
 
 
-DOORS = pytest.mark.parametrize("door", [plain, captured, recorded])
+def torch_compiled(fn):
+    return torch.compile(fn, backend="piecewise", options={"compiler": "eager"})
+
+
+OWN = pytest.mark.parametrize("door", [plain, captured, recorded])
+DOORS = pytest.mark.parametrize("door", [plain, captured, recorded, torch_compiled])
+
+
+def retraces(fast):
+    """How often it was traced anew; Dynamo does not say."""
+    return fast.stats().retraces if hasattr(fast, "stats") else 0

@@ -15,7 +15,7 @@ import torch
 import piecewise_core as pw
 from piecewise_core.errors import Sealed
 from piecewise_core.testing import SimulatedPlatform
-from tests.integration.state_doors import DOORS, ROWS, captured, plain
+from tests.integration.state_doors import DOORS, OWN, ROWS, captured, plain
 
 FACTOR = 3.0
 
@@ -156,7 +156,7 @@ def test_a_global_and_a_closure_are_seen(door, monkeypatch):
     agree(fast, fn)
 
 
-@DOORS
+@OWN
 def test_a_change_counts_as_one_retrace_and_what_nobody_reads_as_none(door):
     model = model_class()().eval()
     fast = door(model)
@@ -185,7 +185,7 @@ def test_an_attribute_that_no_trace_read_may_change_at_every_call(door):
     assert fast.stats().retraces == 1
 
 
-@DOORS
+@OWN
 def test_after_seal_a_change_is_an_error_that_names_it(door):
     model = model_class()().eval()
     fast = door(model)
@@ -197,7 +197,7 @@ def test_after_seal_a_change_is_an_error_that_names_it(door):
         fast(torch.randn(4, 2))
 
 
-@DOORS
+@OWN
 def test_retrace_traces_anew_by_hand(door):
     model = model_class()().eval()
     fast = door(model)

@@ -16,7 +16,7 @@ from torch.nn.modules import module as of_all_modules
 import piecewise_core as pw
 from piecewise_core.runtime import holdings, watch
 from piecewise_core.testing import SimulatedPlatform
-from tests.integration.state_doors import DOORS, ROWS, plain, recorded
+from tests.integration.state_doors import DOORS, ROWS, plain, recorded, retraces, torch_compiled
 
 Case = tuple[nn.Module, list[Callable[[], Any]]]
 CASES: dict[str, Callable[[pytest.MonkeyPatch], Case]] = {}
@@ -391,15 +391,17 @@ def check(door, name, patch) -> None:
     for change in changes:
         change()
         agree(fast, made)
-        before = fast.stats().retraces
+        before = retraces(fast)
         agree(fast, made)
-        assert fast.stats().retraces == before
-    assert fast.stats().retraces <= len(changes)
+        assert retraces(fast) == before
+    assert retraces(fast) <= len(changes)
 
 
 @DOORS
 @pytest.mark.parametrize("name", CASES)
 def test_a_change_is_seen_at_the_next_call(door, name, monkeypatch):
+    if door is torch_compiled and name == "hooks of all modules":
+        pytest.skip("they run for what torch.compile returns too; test_door_state has a function")
     check(door, name, monkeypatch)
 
 
@@ -418,13 +420,13 @@ def test_an_equal_object_in_the_place_of_another_is_no_change():
     for _ in range(3):
         agree(fast, made)
         made.config, made.items = types.SimpleNamespace(factor=2.0), [3.0]
-    assert fast.stats().retraces == 0
+    assert retraces(fast) == 0
     made.config.factor = 9.0  # of the object that is there now
     agree(fast, made)
     made.items.append(1.0)
     made.items[0] = 5.0
     agree(fast, made)
-    assert fast.stats().retraces == 2
+    assert retraces(fast) == 2
 
 
 def test_a_count_that_the_recorded_function_keeps_records_nothing_anew():
@@ -438,10 +440,10 @@ def test_a_count_that_the_recorded_function_keeps_records_nothing_anew():
         agree(fast, made)  # which calls the model itself, too
         fast(torch.randn(3, 2))
     # The first call's capture is given up, as that call changed something.
-    assert (fast.stats().retraces, fast.stats().captures) == (0, 2)
+    assert (retraces(fast), fast.stats().captures) == (0, 2)
     made.factor = 3.0
     agree(fast, made)
-    assert fast.stats().retraces == 1
+    assert retraces(fast) == 1
     assert "factor" in fast.explain().retraced
 
 
@@ -466,7 +468,7 @@ def test_a_bundle_watches_what_its_traces_read(tmp_path):
     agree(fast, made)
     made.factor = 5.0
     agree(fast, made)
-    assert fast.stats().retraces == 1
+    assert retraces(fast) == 1
 
 
 class SavedModel(nn.Module):
@@ -541,7 +543,7 @@ def test_the_models_own_forward_is_replaced_behind_its_class(how, captured):
     if how == "restored":
         Model.forward = before
         assert torch.equal(fast(x), x * 2.0)
-    assert fast.stats().retraces == 1 + (how == "restored")
+    assert retraces(fast) == 1 + (how == "restored")
 
 
 BESIDE = """

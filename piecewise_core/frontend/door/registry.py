@@ -16,7 +16,9 @@ from piecewise_core.frontend.door.graph import DoorGraph
 from piecewise_core.frontend.door.make import make
 from piecewise_core.frontend.door.memory import DoorMemories
 from piecewise_core.frontend.door.options import Asked, asked
+from piecewise_core.frontend.door.surroundings import guard_surroundings
 from piecewise_core.frontend.door.wrapped import has_wrappers, unwrapped, with_leaves
+from piecewise_core.frontend.dynamo_graph import device_type
 from piecewise_core.graph.names import source_of
 from piecewise_core.graph.quantized import quantizing, taking_nested
 from piecewise_core.torch_compat.dispatcher import count_function_modes, without_function_modes
@@ -44,6 +46,7 @@ class _Door:
         """Make one graph ready."""
         wanted = asked(options, mode)
         guard_zero_signs(graph.graph)
+        guard_surroundings(device_type(graph))
         return _seen_once(self._serving(graph, wanted))
 
     def _serving(self, graph: torch.fx.GraphModule, wanted: Asked) -> Callable[..., Any]:

@@ -1,0 +1,149 @@
+"""Python state at torch.compile's door that no guard of Dynamo's asks about."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+import torch
+from torch.nn.modules import module as of_all_modules
+
+import piecewise_core as pw
+
+
+class Inner(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+
+    def forward(self, x):
+        return x * self.weight
+
+
+class Outer(torch.nn.Module):
+    calls = 0
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.noted = Inner(), {}
+
+    def forward(self, x):
+        return torch.softmax(self.inner(x), -1) + 1
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    torch._dynamo.reset()
+    with torch.inference_mode():
+        yield
+    torch._dynamo.reset()
+
+
+def compiled(fn):
+    return torch.compile(fn, backend="piecewise", options={"compiler": "eager"})
+
+
+def agree(fast, fn, rows=3):
+    x = torch.randn(rows, 2)
+    torch.testing.assert_close(fast(x), fn(x))
+
+
+def triples(part, args, output):
+    return output * 3
+
+
+def test_hooks_of_all_modules_run_from_the_next_call_on():
+    inner = Inner()
+
+    def fn(x):
+        return inner(x) + 1
+
+    fast = compiled(fn)
+    agree(fast, fn)
+    handle = of_all_modules.register_module_forward_hook(triples)
+    try:
+        agree(fast, fn)
+    finally:
+        handle.remove()
+    agree(fast, fn)
+
+
+def test_what_comes_back_has_its_graph_still():
+    model = Outer()
+    fast = compiled(model)
+    agree(fast, model)
+    for _ in range(20):  # more often than Dynamo compiles a frame anew
+        handle = model.inner.register_forward_hook(triples)
+        handle.remove()
+        agree(fast, model)
+    assert len(pw.dynamo_graphs()) == 1
+
+
+def test_what_no_graph_rests_on_may_change_at_every_call(monkeypatch):
+    model, other = Outer(), torch.nn.Linear(2, 2)
+    monkeypatch.setattr(Outer, "calls", 0)
+    fast = compiled(model)
+    agree(fast, model)
+    for count in range(20):
+        Outer.calls = count
+        model.noted[count] = count
+        other.register_forward_hook(triples)
+        agree(fast, model)
+    assert len(pw.dynamo_graphs()) == 1
+
+
+def test_a_hook_that_holds_its_model_does_not_keep_it():
+    def served():
+        model = Outer()
+
+        def hook(part, args, output):
+            return output * (2 + len(model.noted))
+
+        model.inner.register_forward_hook(hook)
+        agree(compiled(model), model)
+        return weakref.ref(model)
+
+    gone = served()
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_switch_of_torchs_compiles_again():
+    fast = compiled(torch.sin)
+    agree(fast, torch.sin)
+    first = len(pw.dynamo_graphs())
+    torch.backends.cuda.enable_flash_sdp(False)
+    try:
+        agree(fast, torch.sin)
+    finally:
+        torch.backends.cuda.enable_flash_sdp(True)
+    assert len(pw.dynamo_graphs()) == first + 1
+    agree(fast, torch.sin)
+    assert len(pw.dynamo_graphs()) == first + 1
+
+
+def test_a_variable_of_the_environment(monkeypatch):
+    import os
+
+    def fn(x):
+        return x * float(os.environ.get("PIECEWISE_TEST_FACTOR", "2"))
+
+    fast = compiled(fn)
+    agree(fast, fn)
+    monkeypatch.setenv("PIECEWISE_TEST_FACTOR", "5")
+    agree(fast, fn)
+
+
+def test_code_behind_a_graph_break_is_asked_about_too(monkeypatch):
+    model = Outer()
+
+    def fn(x):
+        y = x + 1
+        torch._dynamo.graph_break()
+        return model(y)
+
+    fast = compiled(fn)
+    agree(fast, fn)
+    monkeypatch.setattr(Inner, "forward", lambda self, x: x * self.weight * 7)
+    agree(fast, fn)
