@@ -147,3 +147,22 @@ def test_code_behind_a_graph_break_is_asked_about_too(monkeypatch):
     agree(fast, fn)
     monkeypatch.setattr(Inner, "forward", lambda self, x: x * self.weight * 7)
     agree(fast, fn)
+
+
+class Undecorated(torch.nn.Module):
+    """Its forward goes through a decorator that closes over a bound method, and catches a miss."""
+
+    @torch.no_grad()
+    def forward(self, x):
+        try:
+            return x * self.absent
+        except AttributeError:
+            return x * 2
+
+
+def test_what_is_looked_for_in_vain_is_asked_of_objects_with_attributes_alone():
+    model = torch.nn.Sequential(Undecorated())
+    fast = compiled(model)
+    agree(fast, model)
+    model[0].absent = 5.0
+    agree(fast, model)

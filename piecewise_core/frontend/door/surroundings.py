@@ -55,7 +55,7 @@ def _lacked(
         if question == "DICT_CONTAINS":
             if not any(value is hooks for hooks in of_every_module):
                 keys.setdefault(source, set()).add(name)
-        elif hasattr(value, "__dict__"):
+        elif type(value).__dictoffset__:  # methods pass on what their functions have
             attributes.append((source, name))
     if IDENTITY not in words(code for code in codes if not is_of_python(code)):
         objects = []
