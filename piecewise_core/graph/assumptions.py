@@ -40,7 +40,7 @@ from piecewise_core.graph.signatures import defaults_of
 from piecewise_core.graph.structure import is_plain
 from piecewise_core.torch_compat.state import torch_state
 
-__all__ = ["Assumptions", "assume", "is_object"]
+__all__ = ["Assumptions", "assume", "is_object", "variables_named"]
 
 _BY_PLACE = "list(dict.keys(G["
 """An entry of a dict by the place of its key: in a dict that is not the model's, which one that is
@@ -104,14 +104,14 @@ def assume(
 ) -> Assumptions:
     """Answer every look now. ``graph``: what was traced."""
     code = tuple(code)
-    imports = {**imports, _OS: "os"} if any(map(_variables, code)) else imports
+    imports = {**imports, _OS: "os"} if any(map(variables_named, code)) else imports
     values = Evaluated(_scope(fn, objects, imports, unnamed))
     facts: dict[tuple[str, Any], Any] = {}
     unasked: list[str] = []
     asked = itertools.chain.from_iterable(map(asked_of, looks))
     # A call that omits an argument is bound with the default that there was.
     own = (Look(source, "CONSTANT_MATCH") for source in defaults_of(fn, "L['fn']"))
-    variables = dict.fromkeys(itertools.chain.from_iterable(map(_variables, code)))
+    variables = dict.fromkeys(itertools.chain.from_iterable(map(variables_named, code)))
     set_to = (Look(f"G['{_OS}'].environ.get({name!r})", "CONSTANT_MATCH") for name in variables)
     for look in (Look("L['fn']", "ID_MATCH"), *own, *set_to, *asked):
         if _BY_PLACE in look.source or not look.source or _is_argument(look.source):
@@ -141,9 +141,9 @@ _OS = "_pw_os"
 _SAME_TENSORS = ("aliases", "tensors")
 
 
-def _variables(code: CodeType) -> list[str]:
+def variables_named(code: CodeType) -> list[str]:
     """What may be names of environment variables in code that asks for some."""
-    names = code.co_consts if "environ" in code.co_names else ()
+    names = () if {"environ", "getenv"}.isdisjoint(code.co_names) else code.co_consts
     return [name for name in names if isinstance(name, str) and name.isidentifier()]
 
 

@@ -123,18 +123,6 @@ def test_a_switch_of_torchs_compiles_again():
     assert len(pw.dynamo_graphs()) == first + 1
 
 
-def test_a_variable_of_the_environment(monkeypatch):
-    import os
-
-    def fn(x):
-        return x * float(os.environ.get("PIECEWISE_TEST_FACTOR", "2"))
-
-    fast = compiled(fn)
-    agree(fast, fn)
-    monkeypatch.setenv("PIECEWISE_TEST_FACTOR", "5")
-    agree(fast, fn)
-
-
 def test_code_behind_a_graph_break_is_asked_about_too(monkeypatch):
     model = Outer()
 
@@ -166,3 +154,20 @@ def test_what_is_looked_for_in_vain_is_asked_of_objects_with_attributes_alone():
     agree(fast, model)
     model[0].absent = 5.0
     agree(fast, model)
+
+
+def test_a_variable_that_no_code_names_compiles_nothing_again(monkeypatch):
+    import os
+
+    def fn(x):
+        return x * float(os.environ.get("PIECEWISE_TEST_FACTOR", "2"))
+
+    fast = compiled(fn)
+    agree(fast, fn)
+    first = len(pw.dynamo_graphs())
+    monkeypatch.setenv("PIECEWISE_TEST_OTHER", "5")
+    agree(fast, fn)
+    assert len(pw.dynamo_graphs()) == first
+    monkeypatch.setenv("PIECEWISE_TEST_FACTOR", "5")
+    agree(fast, fn)
+    assert len(pw.dynamo_graphs()) == first + 1

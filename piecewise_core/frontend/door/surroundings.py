@@ -7,6 +7,7 @@ for all of these, by versions; a write is looked at, and where something differs
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -16,14 +17,14 @@ from typing import Any
 import torch
 from torch.utils.hooks import RemovableHandle
 
-from piecewise_core.graph.assumptions import is_object
+from piecewise_core.graph.assumptions import is_object, variables_named
 from piecewise_core.graph.codedigests import is_of_python
 from piecewise_core.graph.facts import aliases
 from piecewise_core.graph.misses import missed
 from piecewise_core.graph.questions import IDENTITY, words
 from piecewise_core.runtime.classes import Classes
 from piecewise_core.runtime.hooks import HookWatch, of_every_module
-from piecewise_core.runtime.switches import switches
+from piecewise_core.runtime.switches import ENVIRONMENT, switches
 from piecewise_core.runtime.watch import Watch, answer_of
 from piecewise_core.torch_compat.frameguards import Asking, guard_frame
 
@@ -121,36 +122,38 @@ class _Found:
         functions |= {*self._classes.functions()}
         self._functions = [(function, *_parts(function)) for function in functions]
         asked = switches(device_type, words(codes))
-        self._switches = [(switch, answer_of(switch)) for switch in asked]
+        self._switches = [(s, answer_of(s)) for s in asked if s.name != ENVIRONMENT]
+        # Compiling sets variables itself: only those that code may mean count.
+        names = {name for code in codes for name in variables_named(code)}
+        self._variables = [(name, os.environ.get(name)) for name in names]
         self._watch = Watch([*self._classes, *functions, *of_every_module, *asked])
-        self._differs = False
+        self._seen, self._differs = RemovableHandle.next_id, False
 
     def holds(self, _locals: Any) -> bool:
-        """Whether all is as it was when Dynamo made its guards."""
-        return self._untouched() or self._same()
+        """Whether all is as it was when Dynamo made its guards. Asked at every call."""
+        if self._watch.check() or RemovableHandle.next_id != self._seen or self._unversioned():
+            self._look()
+        return not self._differs
 
-    def _untouched(self) -> bool:
-        """Whether nothing was written since ``_same()`` was true: asked at every call."""
-        return not (
-            self._watch.check()
-            or self._differs
-            or RemovableHandle.next_id != self._hooks.seen
-            or (self._hooked and self._hooks.changed())
-            or any(tuple(held() or ()) != keys for held, keys in self._ordered)
+    def _unversioned(self) -> bool:
+        """Whether something differs that tells of no write."""
+        return (self._hooked and self._hooks.changed()) or any(
+            tuple(held() or ()) != keys for held, keys in self._ordered
         )
 
-    def _same(self) -> bool:
-        """Whether what is there now is what was there."""
+    def _look(self) -> None:
+        """See whether what is there now is what was there."""
         self._watch.renew()  # first: what is written meanwhile is looked at the next time
+        self._seen = RemovableHandle.next_id
         self._differs = (
-            self._hooks.changed()
+            self._unversioned()
+            or self._hooks.changed()
             or [tuple(hooks) for hooks in of_every_module] != self._of_all
             or self._classes.any_differs() is not None
             or any(_other(_parts(function), was) for function, *was in self._functions)
-            or any(tuple(held() or ()) != keys for held, keys in self._ordered)
             or any(answer_of(switch) != was for switch, was in self._switches)
+            or any(os.environ.get(name) != was for name, was in self._variables)
         )
-        return not self._differs
 
 
 def _parts(function: FunctionType) -> tuple[Any, ...]:

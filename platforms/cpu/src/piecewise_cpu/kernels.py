@@ -15,7 +15,7 @@ import builtins
 import dis
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType
 from typing import Any
 
@@ -52,11 +52,12 @@ def flat_call(call: Callable[..., Any], arena: Arena, steps: list[Step]) -> Call
     return partial(made, call.__self__) if isinstance(call, MethodType) else made
 
 
-def _global_names(code: CodeType) -> set[str]:
+@lru_cache(maxsize=256)  # a generation with a cache of its own is a capture
+def _global_names(code: CodeType) -> frozenset[str]:
     if any(isinstance(constant, CodeType) for constant in code.co_consts):
         raise NotFlat("it defines functions")
     loads = (i for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME"))
-    return {str(i.argval) for i in loads}
+    return frozenset(str(i.argval) for i in loads)
 
 
 def _noting(name: str, value: Any, arena: Arena, steps: list[Step]) -> Any:
