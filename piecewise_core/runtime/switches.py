@@ -118,9 +118,27 @@ def _fastpath() -> Iterator[_Asked]:
     yield "get_fastpath_enabled", partial(torch.backends.mha.get_fastpath_enabled)
 
 
+class _Variables(dict[Any, Any]):
+    """Variables of the environment as an answer; compilers' own do not count, they set some."""
+
+    def __eq__(self, other: object) -> bool:
+        return dict.__eq__(self, other) or self._rest() == _Variables._rest(other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = None
+
+    def _rest(self: Any) -> dict[Any, Any]:
+        return {name: self[name] for name in self if not os.fsdecode(name).startswith(_COMPILERS)}
+
+
+_COMPILERS = ("TORCHINDUCTOR_", "_TORCHINDUCTOR_", "TORCH_WARM_POOL", "TRITON_")
+
+
 def _environment() -> Iterator[_Asked]:
     held = getattr(os.environ, "_data", os.environ)  # what it decodes at every look: 20 us a call
-    yield ENVIRONMENT, partial(dict, held)
+    yield ENVIRONMENT, partial(_Variables, held)
 
 
 _BY_WORD: Mapping[str, Callable[[], Iterator[_Asked]]] = {

@@ -364,6 +364,20 @@ def test_what_no_object_holds_is_asked_again(kind, monkeypatch):
                 torch.testing.assert_close(fast(x), model(x))
 
 
+def test_a_variable_that_a_compiler_sets_traces_nothing_again(monkeypatch):
+    def fn(x):
+        return x * float(os.environ.get("PIECEWISE_TEST_SCALE", "1"))
+
+    fast = plain(fn)
+    agree(fast, fn)
+    monkeypatch.setenv("_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR", "1")
+    agree(fast, fn)
+    assert fast.stats().retraces == 0
+    monkeypatch.setenv("PIECEWISE_TEST_SCALE", "3")
+    agree(fast, fn)
+    assert fast.stats().retraces == 1
+
+
 def test_a_kept_trace_is_of_the_environment_that_it_found(tmp_path, monkeypatch):
     monkeypatch.setenv("PIECEWISE_CACHE_MODE", "readwrite")
     model, x = _ReadsTheEnvironment(), torch.randn(3, 2)
