@@ -210,7 +210,8 @@ def is_object(value: Any) -> bool:
     """Whether code may ask which one ``value`` is."""
     others = (torch.Tensor, type, ModuleType, FunctionType)
     plain = is_plain(value) or isinstance(value, others)
-    return not plain and (type(value) is object or hasattr(value, "__dict__"))
+    own = hasattr(value, "__dict__") or hasattr(type(value), "__slots__")
+    return not plain and (type(value) is object or own)
 
 
 def _settings() -> dict[str, str]:

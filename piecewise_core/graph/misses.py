@@ -7,7 +7,7 @@ import inspect
 import itertools
 import sys
 from collections.abc import Container, Iterable, Iterator, Mapping
-from types import CodeType, FunctionType, MethodType
+from types import CodeType, FunctionType, MemberDescriptorType, MethodType
 from typing import Any
 
 import torch
@@ -34,7 +34,9 @@ def missed(
         own = getattr(type(value), "__getattr__", None)
         if own in (None, torch.nn.Module.__getattr__):  # no code that would run for each name
             for name in sorted(names):
-                if inspect.getattr_static(value, name, names) is names and not hasattr(value, name):
+                held = inspect.getattr_static(value, name, names)
+                slot = isinstance(held, MemberDescriptorType)  # which may be empty
+                if (slot or held is names) and not hasattr(value, name):
                     yield (source, ("HASATTR", name)), False
     if constants is None:
         return

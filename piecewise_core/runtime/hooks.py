@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -47,14 +47,14 @@ def has_hooks(state: dict[str, Any]) -> bool:
 
 
 class HookWatch:
-    """Knows which forward hooks ``modules`` had when it was made. It holds them as these do.
+    """Knows which forward hooks ``modules`` had when it was made.
 
     ``seen``: torch's count of hooks ever registered, up to which nothing has changed; while
     ``RemovableHandle.next_id`` is still that, no hook was added anywhere.
     """
 
-    def __init__(self, modules: Collection[torch.nn.Module]) -> None:
-        self._modules = modules
+    def __init__(self, modules: Iterable[torch.nn.Module]) -> None:
+        self._modules = tuple(modules)
         self._keys = self._read()
         self.seen = RemovableHandle.next_id
 

@@ -177,7 +177,7 @@ class Reading:
                 self.holdings.entry(held, name, SOME if name in held else ABSENT)
         elif isinstance(value, ModuleType):
             self.holdings.entry(vars(value), name, SOME if hasattr(value, name) else ABSENT)
-        elif hasattr(type(value), "__getattr__"):
+        elif own is None or hasattr(type(value), "__getattr__"):
             self.holdings.keep(Poll(value, f"hasattr {name}", partial(hasattr, value, name)))
         return hasattr(value, name)
 

@@ -5,15 +5,18 @@ A backend is called before its frame's guards are made, and may add to them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import CodeType
 from typing import Any
 
+import torch
+
 from piecewise_core.torch_compat.lookup import needed
 
 with needed():
+    from torch._dynamo.source import AttrSource
     from torch._guards import TracingContext
 
 __all__ = ["Asking", "guard_frame"]
@@ -25,6 +28,12 @@ _OF_OBJECTS = frozenset(
     }
 )
 """What Dynamo asks of the objects that a trace went through, tensors left out."""
+
+_PARTS = ("_parameters", "_buffers", "_modules")
+"""Where else a module may have an attribute."""
+_HOOKS = ("._forward_hooks", "._forward_pre_hooks")
+
+_Ask = Callable[[Mapping[str, Any], Collection[str], Sequence[CodeType]], "Asking"]
 
 
 @dataclass(frozen=True)
@@ -40,21 +49,29 @@ class Asking:
     alike: Callable[[Sequence[Any]], bool]
 
 
-def guard_frame(ask: Callable[[Mapping[str, Any], Sequence[CodeType]], Asking], text: str) -> None:
-    """Have Dynamo ask what ``ask(values, codes)`` says, besides what it asks by itself.
+def guard_frame(ask: _Ask, text: str) -> None:
+    """Have Dynamo ask what ``ask(values, keyed, codes)`` says, besides what it asks by itself; and
+    whether modules without forward hooks have none still, in whichever modules the frame meets.
 
-    ``values``: what Dynamo asks about, by its expressions for it; nobody may keep it. ``codes``: of
-    the functions that were traced. ``text``: what Dynamo's logs call the guard. Nothing happens
-    where Dynamo is not at work, or met no object.
+    ``values``: what Dynamo asks about, by its expressions for it; nobody may keep it. ``keyed``:
+    those of which it asks for all keys. ``codes``: of the functions that were traced. ``text``:
+    what Dynamo's logs call the guard. Nothing happens where Dynamo is not at work, or met no
+    object.
     """
     context = TracingContext.try_get()
     if context is None:
         return
     guards = context.guards_context.dynamo_guards
     found = [guard for guard in guards if guard.create_fn_name() in _OF_OBJECTS]
-    met = _Met(ask, context.traced_code, text)
+    keyed = {guard.name for guard in guards if guard.create_fn_name() == "DICT_KEYS_MATCH"}
+    codes = context.traced_code
+    met = _Met(lambda values: ask(values, keyed, codes), text)
     for source in {guard.name: guard.originating_source for guard in found}.values():
         guards.add(source.make_guard(partial(_note, met=met)))
+    for guard in list(guards):
+        # Dynamo leaves these out for speed, be a graph for one module or for all of its class.
+        if guard.create_fn_name() == "EMPTY_NN_MODULE_HOOKS_DICT" and guard.name.endswith(_HOOKS):
+            guards.add(guard.originating_source.make_guard(_as_long))
     # Guards are made in this order: of one object in that of the lines of what makes them.
     last = max(found or guards, key=lambda guard: guard.sort_key()[:-1])
     guards.add(last.originating_source.make_guard(partial(_finish, met=met)))
@@ -63,20 +80,19 @@ def guard_frame(ask: Callable[[Mapping[str, Any], Sequence[CodeType]], Asking], 
 class _Met:
     """What the guards of one frame are about, while they are made."""
 
-    def __init__(
-        self,
-        ask: Callable[[Mapping[str, Any], Sequence[CodeType]], Asking],
-        codes: Sequence[CodeType],
-        text: str,
-    ) -> None:
+    def __init__(self, ask: Callable[[Mapping[str, Any]], Asking], text: str) -> None:
         self.values: dict[str, Any] = {}
         self.guards: dict[str, Any] = {}
-        self._ask, self._codes, self._text = ask, codes, text
+        self._ask, self._text = ask, text
 
     def finish(self, builder: Any, guard: Any) -> None:
-        asking = self._ask(self.values, self._codes)
+        asking = self._ask(self.values)
         for name, attribute in asking.attributes:
             builder.NOT_PRESENT_IN_GENERIC_DICT(self.guards[name], attr=attribute)
+            if isinstance(self.values[name], torch.nn.Module):
+                for part in _PARTS:
+                    inside = AttrSource(self.guards[name].originating_source, part)
+                    _not_in(builder, inside.make_guard(_note), attribute)
         root = builder.guard_manager.root  # the object's own may be a dict's, which takes none
         root.add_lambda_guard(asking.holds, [self._text], guard.user_stack)
         if asking.sources:
@@ -89,6 +105,19 @@ def _note(builder: Any, guard: Any, *, met: _Met) -> None:
     """Make a guard, as methods of Dynamo's GuardBuilder do."""
     met.values[guard.name] = builder.get(guard)
     met.guards[guard.name] = guard
+
+
+def _not_in(builder: Any, guard: Any, key: str) -> None:
+    """The same: of a dict, that it lacks ``key``. In 2.11 one method has both answers."""
+    if hasattr(builder, "DICT_NOT_CONTAINS"):
+        builder.DICT_NOT_CONTAINS(guard, key=key)
+    else:
+        builder.DICT_CONTAINS(guard, key=key, invert=True)
+
+
+def _as_long(builder: Any, guard: Any) -> None:
+    """The same: of a dict, that it has no entry more."""
+    builder.SEQUENCE_LENGTH(guard)
 
 
 def _finish(builder: Any, guard: Any, *, met: _Met) -> None:

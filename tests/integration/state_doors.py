@@ -26,6 +26,7 @@ def recorded(fn):
 
 
 def torch_compiled(fn):
+    torch._dynamo.reset()  # functions made anew share their code, which it compiles 8 times only
     return torch.compile(fn, backend="piecewise", options={"compiler": "eager"})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -171,3 +172,58 @@ def test_a_variable_that_no_code_names_compiles_nothing_again(monkeypatch):
     monkeypatch.setenv("PIECEWISE_TEST_FACTOR", "5")
     agree(fast, fn)
     assert len(pw.dynamo_graphs()) == first + 1
+
+
+def test_hooks_of_another_module_that_shares_the_graph():
+    layers = [Outer() for _ in range(3)]
+    for layer in layers:
+        layer.compile(backend="piecewise", options={"compiler": "eager"})
+        agree(layer, layer.forward)
+    assert len(pw.dynamo_graphs()) == 1
+    layers[1].inner.register_forward_hook(triples)
+    agree(layers[1], layers[1].forward)
+    agree(layers[2], layers[2].forward)
+    assert len(pw.dynamo_graphs()) == 2
+
+
+def test_a_hook_put_on_anew_at_every_call_has_its_graph_still():
+    model = Outer()
+    fast = compiled(model)
+    for _ in range(20):
+        handle = model.inner.register_forward_hook(triples)
+        agree(fast, model)
+        handle.remove()
+    assert len(pw.dynamo_graphs()) == 1
+
+
+def last_of(held):
+    return list(held.values())[-1]
+
+
+def test_an_ordered_dict_made_anew_at_every_call_has_its_graph_still():
+    def fn(x, held):
+        return x * last_of(held)
+
+    fast, x = compiled(fn), torch.randn(3, 2)
+    for _ in range(3):
+        held = OrderedDict(a=x + 1, b=x + 2)
+        torch.testing.assert_close(fast(x, held), fn(x, held))
+    assert len(pw.dynamo_graphs()) == 1
+    held.move_to_end("a")
+    torch.testing.assert_close(fast(x, held), fn(x, held))
+
+
+def test_an_attribute_that_a_bound_method_lacks():
+    inner = Inner()
+
+    def through(method):
+        def call(x):
+            try:
+                return method(x) * method.factor
+            except AttributeError:
+                return method(x)
+
+        return call
+
+    fn = through(inner.forward)
+    agree(compiled(fn), fn)

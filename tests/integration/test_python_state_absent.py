@@ -71,6 +71,10 @@ class Plain:
     pass
 
 
+class Slotted:
+    __slots__ = ("k",)
+
+
 class Strict:
     """Knows what it was given; asking for more is a mistake."""
 
@@ -108,6 +112,11 @@ CASES = {
         lambda: type("Own", (), {})(),
         asks_for_an_attribute,
         lambda m: setattr(type(m.held), "k", 8.0),
+    ),
+    "a slot": (
+        Slotted,
+        asks_for_an_attribute,
+        lambda m: setattr(m.held, "k", 8.0),
     ),
     "a buffer": (
         nn.Identity,
