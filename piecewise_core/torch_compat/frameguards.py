@@ -5,6 +5,7 @@ A backend is called before its frame's guards are made, and may add to them.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -103,8 +104,9 @@ class _Met:
 
 def _note(builder: Any, guard: Any, *, met: _Met) -> None:
     """Make a guard, as methods of Dynamo's GuardBuilder do."""
-    met.values[guard.name] = builder.get(guard)
-    met.guards[guard.name] = guard
+    with contextlib.suppress(Exception):  # in 2.11 an expression may count keys of what has grown
+        met.values[guard.name] = builder.get(guard)
+        met.guards[guard.name] = guard
 
 
 def _not_in(builder: Any, guard: Any, key: str) -> None:
