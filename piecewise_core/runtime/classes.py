@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from types import CodeType, FunctionType
 from typing import Any
+
+import torch
 
 from piecewise_core.graph.structure import is_plain
 from piecewise_core.runtime.watch import Outline
@@ -38,7 +41,7 @@ class Classes:
         if kind not in self._known:
             for base in kind.__mro__:
                 if is_heap(base):
-                    self._known.setdefault(base, dict(vars(base)))
+                    self._known.setdefault(base, _held(base))
                     self._orders[base] = base.__mro__
 
     def __iter__(self) -> Iterator[type]:
@@ -70,7 +73,7 @@ class Classes:
         """What of ``kind`` is no longer as it was, in one sentence."""
         if kind.__mro__ != self._orders[kind]:
             return f"class {kind.__module__}.{kind.__qualname__} has other bases"
-        was, now = self._known[kind], dict(vars(kind))
+        was, now = self._known[kind], _held(kind)
         for name in {**was, **now}:
             if name in was and name in now and alike(*map(unpatched, (was[name], now[name]))):
                 continue
@@ -94,6 +97,12 @@ class Classes:
     def any_differs(self) -> str | None:
         """What of any of them is no longer as it was, in one sentence."""
         return next((why for kind in self._known if (why := self.differs(kind))), None)
+
+
+def _held(kind: type) -> dict[str, Any]:
+    """What ``kind`` holds; modules weakly, since a class may be what keeps its last instance."""
+    items = vars(kind).items()
+    return {k: weakref.ref(v) if isinstance(v, torch.nn.Module) else v for k, v in items}
 
 
 def is_heap(kind: type) -> bool:

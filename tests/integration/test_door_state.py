@@ -110,6 +110,15 @@ def test_a_hook_that_holds_its_model_does_not_keep_it():
     assert gone() is None
 
 
+def test_a_class_that_let_go_of_its_model_does_not_keep_it(monkeypatch):
+    monkeypatch.setattr(Outer, "last", Outer(), raising=False)
+    agree(compiled(Outer.last), Outer.last)
+    gone = weakref.ref(Outer.last)
+    Outer.last = None
+    gc.collect()
+    assert gone() is None
+
+
 def test_a_switch_of_torchs_compiles_again():
     fast = compiled(torch.sin)
     agree(fast, torch.sin)
