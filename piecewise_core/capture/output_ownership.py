@@ -20,12 +20,18 @@ import torch
 
 from piecewise_core.errors import CaptureFailed
 
-__all__ = ["IN_USE", "OutputOwnership"]
+__all__ = ["IN_USE", "Methods", "OutputOwnership"]
 
 logger = logging.getLogger(__name__)
 
 IN_USE = -1
 """``owner`` while the graphs' memory is being written: no thread has this number."""
+
+
+class Methods(threading.local):
+    """``running``: how many methods of the model, ``generate()`` say, this thread is in."""
+
+    running = 0
 
 
 class OutputOwnership:
@@ -34,13 +40,15 @@ class OutputOwnership:
     ``cloning``: whether outputs are copied before they are handed out. ``owner``: the thread that
     may replay without asking, 0 for none, IN_USE while a replay or a capture is under way; whoever
     replays sets that and puts back what was there. Call everything under the model's lock.
-    ``strict``: tell once of an output that is kept too long.
+    ``strict``: tell once of an output that is kept too long. ``methods``: of the model; what they
+    keep of a call that they make nobody can copy for them.
     """
 
     def __init__(self, *, cloning: bool, strict: bool = False) -> None:
         self.cloning = cloning
         self.owner = 0
         self.strict = strict and not cloning
+        self.methods = Methods()
         self._holder: threading.Thread | None = None
         self._refused = False
         self._last: list[weakref.ref[torch.Tensor]] = []
@@ -59,7 +67,7 @@ class OutputOwnership:
             return True
         if self.may_overwrite():
             self._holder, self.owner = threading.current_thread(), threading.get_ident()
-            if self._refused:
+            if self._refused or self.methods.running:
                 self.cloning, self.strict = True, False
             return True
         holder = self._holder
@@ -75,6 +83,11 @@ class OutputOwnership:
                 holder.name,
             )
         return False
+
+    def ask_again(self) -> None:
+        """A method of the model begins: where it calls the model, all get copies from then on."""
+        if not self.cloning and self.owner == threading.get_ident():
+            self.owner = 0
 
     def begin_anew(self) -> None:
         """In a forked process: whoever replayed or read outputs in its parent does not here."""

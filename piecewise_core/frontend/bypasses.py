@@ -40,10 +40,19 @@ class Bypasses(threading.local):
         self._within = False
 
     def call(self, name: str, method: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Run ``method(*args, **kwargs)``, which the model has as ``name``.
+        """Run ``method(*args, **kwargs)``, which the model has as ``name``."""
+        shared = self._session.shared
+        methods = shared.methods
+        methods.running += 1
+        if shared.memory is not None:
+            shared.memory.callers.ask_again()
+        try:
+            return self._watched(name, method, args, kwargs)
+        finally:
+            methods.running -= 1
 
-        Of methods that call each other, the one that the user called counts.
-        """
+    def _watched(self, name: str, method: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Of methods that call each other, the one that the user called counts."""
         if name in self._known or self._within or sys.getprofile() is not None:
             return method(*args, **kwargs)
         self._within = True
@@ -97,8 +106,8 @@ class _FirstCall:
 
 def watched_methods(kind: type[torch.nn.Module]) -> dict[str, Any]:
     """The methods of a compiled module of ``kind`` that are not every module's, watched."""
-    base = kind.__mro__.index(torch.nn.Module)
-    names = {name for c in kind.__mro__[:base] for name in vars(c)}
+    # A mixin of methods, as generate() of transformers is, may stand behind torch's own class.
+    names = {name for c in kind.__mro__ for name in vars(c)}
     found = {name: getattr(kind, name, None) for name in names - _OF_EVERY_MODULE}
     made = {n: _watched(n, f) for n, f in found.items() if type(f) is FunctionType and n[0] != "_"}
     handed_on = kind.__getattr__

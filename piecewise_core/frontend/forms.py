@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from piecewise_core.errors import ConfigError, InputMismatch
+from piecewise_core.errors import ConfigError, InputMismatch, TraceFailed, UnsupportedOutput
 from piecewise_core.frontend.form import Form
 from piecewise_core.frontend.newform import place_of_call, refusal_of
 from piecewise_core.frontend.precompile import warm
 from piecewise_core.frontend.refusals import refuse_grad
 from piecewise_core.frontend.shared import Shared
 from piecewise_core.frontend.successors import Met, differs_beside, is_another_object
-from piecewise_core.graph.binder import AnotherLayout, Bound
+from piecewise_core.graph.binder import AnotherLayout, AsWritten, Bound
 from piecewise_core.graph.describe import bind_arguments, describe_call
 from piecewise_core.graph.memory import values
 from piecewise_core.graph.structure import Structure, with_objects
@@ -115,12 +115,20 @@ class Forms(list[Form]):
         followed = self._followed(structure)
         if isinstance(followed, Form):
             return followed
+        by_method = serving and self._shared.methods.running > 0
         if serving:
             self.met.first(structure, followed)
+        if by_method:
+            self.met.returns(structure)
         binders = [form.binder for form in self]
         config, sealed = self._shared.config, self._shared.sealed
         unlike = followed or ""
-        place, new = place_of_call(structure, binders, args, kwargs, config, sealed, unlike)
+        try:
+            place, new = place_of_call(structure, binders, args, kwargs, config, sealed, unlike)
+        except InputMismatch as error:
+            if by_method and sealed is None:  # nobody can have the method call otherwise
+                raise AsWritten(str(error)) from error
+            raise
         return self.begin(structure, new) if place is None else self[place]
 
     def _followed(self, structure: Structure) -> Form | str | None:
@@ -176,6 +184,13 @@ class Forms(list[Form]):
         if self.last is form:
             self.last = self[-1] if self else _NoForm
         self._share()
+
+    def why_not(self, form: Form, error: TraceFailed) -> AsWritten | None:
+        """Why the model itself serves a call that could not be traced; None where it does not."""
+        if isinstance(error, UnsupportedOutput) and self._shared.methods.running:
+            self.given_up(form)
+            return self.met.frozen(form.structure, error)
+        return self.met.kept_out(form.structure, error)
 
     def given_up(self, form: Form) -> None:
         """A model whose first call failed may be called in another form next."""

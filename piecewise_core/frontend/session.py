@@ -140,7 +140,7 @@ class Session:
                     return self.fn(*args, **kwargs)
             except TraceFailed as error:
                 with self.lock:
-                    why_not = self.forms.met.kept_out(form.structure, error)
+                    why_not = self.forms.why_not(form, error)
                     if why_not is None:
                         raise
                     return self._as_written(why_not, args, kwargs)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 
 from piecewise_core.capture.graphmemory import GraphMemory
+from piecewise_core.capture.output_ownership import Methods
 from piecewise_core.compile.scheduler import Scheduler
 from piecewise_core.config import Config
 from piecewise_core.counters import Counters, process_counters
@@ -41,6 +42,7 @@ class Shared:
     ``kept``: whether traces may come from the compile store, and go there. ``matcher``: the
     splitting ops. ``memory``: of static graphs; None where there are none. ``retraced``: why it was
     last traced anew, or "".
+    ``methods``: of the model, that now call it.
     ``locked``: locks that the model takes at every call. ``ranks``: the processes that serve the
     model with this one.
     """
@@ -70,6 +72,7 @@ class Shared:
         self._session = session
         facts = {"platform": setup.selected.info.name, "graphs": setup.graph_mode}
         self.ranks = Ranks(self.config, fn, facts, setup.rewrites.sharing)
+        self.methods = Methods()
         self.begin_memory()
         self.matcher = Matcher(self.config.splitting_ops, setup.unsafe_ops)
         self.splits = setup.splits(self.matcher)
@@ -99,6 +102,7 @@ class Shared:
         if self.setup.graph_mode != "none":
             name = self.artifact_cache.model
             self.memory = self.setup.graph_memory(self.counters, self._session(), name)
+            self.memory.callers.methods = self.methods
 
     def once_ready(self, step: Callable[[], Result]) -> Result:
         """``step()`` under the call lock, made again whenever it lacks something."""

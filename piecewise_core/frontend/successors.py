@@ -14,7 +14,7 @@ from typing import Any
 from piecewise_core.graph.assumptions import Assumptions
 from piecewise_core.graph.binder import AsWritten
 from piecewise_core.graph.call import constants
-from piecewise_core.graph.differences import differences
+from piecewise_core.graph.differences import Meaning, differences
 from piecewise_core.graph.facts import Evaluated, Fact
 from piecewise_core.graph.structure import Structure, is_plain
 from piecewise_core.torch_compat.dynamo import is_kept_out
@@ -80,6 +80,7 @@ class Met:
         self._seen: dict[int, weakref.ref[Any]] = {}
         self._filled: set[type] = set()
         self._growing: dict[type, str] = {}
+        self._returning: list[tuple[Structure, str]] = []
         self.served: dict[str, int] = {}
 
     def count(self, why: str) -> None:
@@ -127,6 +128,20 @@ class Met:
             )
         short = "; ".join(self._growing[kind] for kind in {type(value) for value in objects})
         return AsWritten(f"{error}. {_ADVICE}", short=short)
+
+    def frozen(self, structure: Structure, error: Exception) -> AsWritten:
+        """What to say of a call whose result a trace would freeze, by ``error``, and of its like.
+
+        A method of the model made it, which nobody can have call otherwise.
+        """
+        self._returning = [*self._returning[1 - _REASONS :], (structure, f"{error}")]
+        return AsWritten(f"{error}")
+
+    def returns(self, structure: Structure) -> None:
+        """Raise AsWritten for a call like one of those, whatever its sizes."""
+        for known, why in self._returning:
+            if all(each.meaning is Meaning.SLIP for each in differences(known, structure)):
+                raise AsWritten(why)
 
     def kept_out(self, structure: Structure, error: Exception) -> AsWritten | None:
         """What to say of a call whose objects' own code may not be traced, ``error``; or None.

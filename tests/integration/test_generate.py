@@ -132,6 +132,35 @@ def test_decode_steps_are_replayed_from_graphs(model):
     assert fast.stats().calls["replayed"] > 0
 
 
+def test_what_a_generation_keeps_of_its_steps_is_not_overwritten(model):
+    fast = compiled(model, SimulatedPlatform(), graph_mode="full")
+    keep = {"return_dict_in_generate": True, "output_hidden_states": True}
+    for seed in range(2):
+        ids = prompt(seed=seed)
+        wanted = model.generate(ids, **GREEDY, **keep).hidden_states
+        got = fast.generate(ids, **GREEDY, **STATIC, **keep).hidden_states
+        torch.testing.assert_close(got, wanted)
+    assert fast.stats().calls["replayed"] > 0
+
+
+def test_guidance_makes_a_cache_of_its_own_and_the_other_steps_have_graphs(model):
+    fast = compiled(model, SimulatedPlatform(), graph_mode="full")
+    guided = {"guidance_scale": 1.5}
+    for seed in range(2):
+        same_tokens(fast, model, prompt(2, 7 + seed, seed), **GREEDY, **STATIC, **guided)
+    calls = fast.stats().calls
+    assert (calls["eager"], calls["replayed"]) == (2 + 12, 10)
+    assert "past_key_values is a" in " ".join(str(fast.explain()).split())
+    with torch.no_grad(), pytest.raises(pw.errors.UnsupportedOutput, match="DynamicCache"):
+        fast(prompt())
+
+
+def test_sizes_that_a_generation_chooses_need_no_name(model):
+    fast = compiled(model)
+    same_tokens(fast, model, prompt(), use_cache=False, **GREEDY)
+    assert fast.stats().calls["eager"] == 5
+
+
 def test_where_graphs_are_not_used_explain_says_why(model):
     assert "nothing asks for static graphs" in str(compiled(model).explain())
     fast = compiled(model, SimulatedPlatform(), graph_mode="full")
