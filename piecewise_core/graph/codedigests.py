@@ -41,7 +41,6 @@ _INSTALLED = tuple(os.sep + name + os.sep for name in ("site-packages", "dist-pa
 _WITHOUT_CODE = frozenset((str, int, bool, float, tuple, dict, list, type(None)))
 
 
-@functools.lru_cache(4096)
 def is_of_python(code: CodeType) -> bool:
     """Whether ``code`` is Python's own: of its standard library."""
     file = code.co_filename
@@ -50,6 +49,7 @@ def is_of_python(code: CodeType) -> bool:
     return file.startswith(_LIBRARY) and not any(part in file for part in _INSTALLED)
 
 
+@functools.lru_cache(4096)
 def code_digest(code: CodeType) -> str:
     """A digest of what the code does: no file, no line numbers."""
     return _digest(_content(code))
