@@ -56,8 +56,7 @@ def guard_frame(ask: _Ask, text: str) -> None:
 
     ``values``: what Dynamo asks about, by its expressions for it; nobody may keep it. ``keyed``:
     those of which it asks for all keys. ``codes``: of the functions that were traced. ``text``:
-    what Dynamo's logs call the guard. Nothing happens where Dynamo is not at work, or met no
-    object.
+    what Dynamo's logs call the guard. Nothing happens where Dynamo is not at work.
     """
     context = TracingContext.try_get()
     if context is None:
