@@ -42,7 +42,7 @@ class Source:
     static tensors. ``bound``: the model's. ``written``: tensors of the user that the program
     writes to, put back after capture. ``owned``: whether ``inputs`` are buffers that nobody else
     knows: results that lie in them are copied out. ``rehearsed``: a recorder that had its first run
-    already, and its plan.
+    already, and its plan. ``at``: where the model's tensors lie.
     """
 
     build: Callable[[Any], Plan]
@@ -53,6 +53,7 @@ class Source:
     recorder: Callable[[Declared, Any, Any], Recorder] = Recorder
     owned: bool = False
     rehearsed: tuple[Recorder, Plan] | None = None
+    at: tuple[int, ...] = ()
 
 
 def capture(
@@ -126,9 +127,8 @@ def _captured(
     held, graphs = tuple(kept.values()), tuple(recorder.graphs)
     stage, before, replays = source.stage, platform.before_replay, recorder.sequence.replays
     blame = blamer(platform, sizes, replays)
-    return CapturedPlan(
-        sizes, stage, steps, direct, results, graphs, held, before, blame, made, replays
-    )
+    made_of = sizes, stage, steps, direct, results, graphs, held, before, blame, made, replays
+    return CapturedPlan(*made_of, at=source.at)
 
 
 def _made(

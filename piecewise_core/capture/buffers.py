@@ -42,7 +42,7 @@ class OwnedInputs:
         largest: Sequence[Sizes],
         stager: Stager = lambda buffers: None,
     ) -> None:
-        self._structure = structure
+        self._leaves = structure.tensors  # not the objects that calls hold
         self._stager = stager
         self._place = {d.name: i for i, d in enumerate(structure.dims)}
         # Tensors made in inference mode could be written to in no other.
@@ -65,16 +65,16 @@ class OwnedInputs:
         """The buffers as tensors of the traced layouts, for capture size ``sizes``."""
         return tuple(
             storage.as_strided(self._shape(leaf, sizes), self._strides(leaf, sizes))
-            for leaf, storage in zip(self._structure.tensors, self._storage, strict=True)
+            for leaf, storage in zip(self._leaves, self._storage, strict=True)
         )
 
     def stage(self, sizes: Sizes) -> Stage:
         """The copy into ``views(sizes)``; rows beyond a call's own sizes become zeros."""
         views = self.views(sizes)
-        if any(leaf.strides is not None for leaf in self._structure.tensors):
+        if any(leaf.strides is not None for leaf in self._leaves):
             return self._one_by_one(views)
         at_once = _apart(views, self._stager)
-        if at_once is not None and all(map(self._only_outermost, self._structure.tensors)):
+        if at_once is not None and all(map(self._only_outermost, self._leaves)):
             filling = at_once
             return lambda tensors, own: filling(tensors)
         copy, padded = at_once or _by_dtype(views), self._one_by_one(views)
@@ -89,7 +89,7 @@ class OwnedInputs:
 
     def _one_by_one(self, views: Sequence[torch.Tensor]) -> Stage:
         """Copies of each input by itself; of what repeats its elements, each element once."""
-        dims = [tuple(leaf.dims) for leaf in self._structure.tensors]
+        dims = [tuple(leaf.dims) for leaf in self._leaves]
 
         def stage(tensors: Sequence[torch.Tensor], own: Sizes) -> None:
             for view, tensor, axes in zip(views, tensors, dims, strict=True):
@@ -126,7 +126,7 @@ class FixedInputs:
     """The caller's own tensors, for ``inputs="static"``: their addresses are checked."""
 
     def __init__(self, structure: Structure, tensors: Sequence[torch.Tensor]) -> None:
-        self._structure = structure
+        self._leaves = structure.tensors  # not the objects that calls hold
         self._tensors = tuple(tensors)
         self._addresses = [t.data_ptr() for t in tensors]
 
@@ -147,9 +147,7 @@ class FixedInputs:
     def _moved(self, tensors: Sequence[torch.Tensor]) -> AddressChanged:
         moved = {
             leaf.path: f'"{leaf.path}" was at {then:#x} when captured and is at {now.data_ptr():#x}'
-            for leaf, then, now in zip(
-                self._structure.tensors, self._addresses, tensors, strict=True
-            )
+            for leaf, then, now in zip(self._leaves, self._addresses, tensors, strict=True)
             if now.data_ptr() != then
         }
         return AddressChanged(

@@ -31,12 +31,12 @@ class CapturedPlan:
     """Steps over static memory: ``prepare`` puts a call's inputs there, ``replay`` does them.
 
     ``sizes``: what was captured. ``graphs``: the driver's, to reset. ``held``: tensors that the
-    graphs read and nobody else may keep alive. ``direct``: the steps with operators' kernels
-    called past the dispatcher, for when no mode wants to see them. ``before``: the driver's
-    ``before_replay``. ``blame``: says whose an error of a step is (None: of staging). ``made``:
-    what each replay leaves, in order, until the next step. ``replays``: ids of the steps that are
-    one. ``callers``: notified that the memory is in use while steps are done, since an operator
-    among them may call the model.
+    graphs read and nobody else may keep alive. ``at``: where the model's tensors lay. ``direct``:
+    the steps with operators' kernels called past the dispatcher, for when no mode wants to see
+    them. ``before``: the driver's ``before_replay``. ``blame``: says whose an error of a step is
+    (None: of staging). ``made``: what each replay leaves, in order, until the next step.
+    ``replays``: ids of the steps that are one. ``callers``: notified that the memory is in use
+    while steps are done, since an operator among them may call the model.
     """
 
     sizes: Sizes
@@ -51,6 +51,7 @@ class CapturedPlan:
     made: tuple[tuple[torch.Tensor, ...], ...] = ()
     replays: frozenset[int] = frozenset()
     callers: OutputOwnership = field(default_factory=lambda: OutputOwnership(cloning=False))
+    at: tuple[int, ...] = ()
 
     def prepare(self, tensors: Sequence[torch.Tensor], sizes: Sizes) -> None:
         """Tell a driver that wants to know of the call; then put its inputs where graphs read."""

@@ -163,14 +163,14 @@ class GraphMemory:
         """
         self._late = later or not self.settle()
 
-    def emptied(self, *, later: bool = False) -> None:
+    def emptied(self, *, collect: bool = False) -> None:
         """Start with a new pool next time, where an owner freed all and no other has any.
 
-        ``later``: in the middle of a call, which does not wait until all garbage is walked.
+        ``collect``: walk all garbage then, which takes long: for whoever asked for the memory.
         """
         if not self._plans:
             self.pool, self.short = None, False
-            if not later:
+            if collect:
                 gc.collect()  # captures walk young garbage only: older may hold device memory
         self.platform.empty_cache()
         self.measure()

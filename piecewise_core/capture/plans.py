@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -13,7 +12,8 @@ import torch
 from piecewise_core.capture.attempt import Source, capture
 from piecewise_core.capture.captured import CapturedPlan
 from piecewise_core.capture.graphmemory import GraphMemory
-from piecewise_core.capture.thinning import thinned
+from piecewise_core.capture.resting import Resting
+from piecewise_core.capture.thinning import fitting
 from piecewise_core.counters import Counters
 from piecewise_core.errors import CaptureFailed, OutOfGraphMemory, SizeBranch
 from piecewise_core.events import EventKind
@@ -21,11 +21,16 @@ from piecewise_core.protocols import BudgetContext
 from piecewise_core.ranges import Sizes
 from piecewise_core.ranks.ranks import Ranks
 
-__all__ = ["CapturedPlans", "largest_first"]
+__all__ = ["CapturedPlans"]
 
 logger = logging.getLogger(__name__)
 
 _Made = Callable[[], Source]
+
+_NOT_NOW = (
+    "sizes %s are captured at a later call: another thread may still be reading what it was given "
+    "last, which a capture overwrites; set clone_outputs=True to be free of that"
+)
 
 
 class CapturedPlans:
@@ -58,6 +63,7 @@ class CapturedPlans:
         self._ways = {"full": [True], "full_and_piecewise": [True, False]}.get(mode, [False])
         self.whole = self._ways[0]
         self._plans: dict[Sizes, CapturedPlan] = {}
+        self._resting = Resting()
         self.dropped: dict[Sizes, str] = {}
         self.owed: set[Sizes] = set()
         self._warned, self._lazy = False, lazy
@@ -68,6 +74,9 @@ class CapturedPlans:
 
     def __len__(self) -> int:
         return len(self._plans)
+
+    def __bool__(self) -> bool:
+        return bool(self._plans or self._resting)
 
     @property
     def captured(self) -> tuple[Sizes, ...]:
@@ -91,34 +100,24 @@ class CapturedPlans:
 
     def is_early(self, sizes: Sizes) -> bool:
         """Whether a call of ``sizes`` is too early to capture them."""
-        return self._lazy and not any(
-            sizes in known for known in (self.called, self.owed, self._plans)
-        )
+        met = (self.called, self.owed, self._plans)
+        return self._lazy and not any(sizes in known for known in met)
 
     def budget(self, graphs_per_size: int, sizes: list[Sizes]) -> list[Sizes]:
         """The sizes that the device has graph handles for: the ends are kept, the middle thinned.
 
-        ``sizes``: largest first; what is captured already needs none. Those left out are in
-        ``dropped``.
+        ``sizes``: largest first; those captured need none. Those left out are in ``dropped``.
         """
         sizes = [s for s in sizes if s not in self._plans and s not in self.dropped]
         graphs_per_size = 1 if all(self._ways) else graphs_per_size
         context = BudgetContext(graphs_per_size, tuple(sizes), self.memory.graphs)
-        allowed = self._platform.resource_budget(context)
-        if allowed is None or graphs_per_size * len(sizes) <= allowed:
-            return sizes
-        room = max(allowed // max(graphs_per_size, 1), 0)
-        kept = thinned(sizes, room)
+        kept, why = fitting(sizes, graphs_per_size, self._platform.resource_budget(context))
         for size in sizes:
             if size not in kept:
-                need = f"{graphs_per_size} need {graphs_per_size * len(sizes)}"
-                room_for = f"the device has room for {allowed} more graphs"
-                self.drop(size, f"{room_for}, and {len(sizes)} sizes of {need}")
+                self.drop(size, why)
         return kept
 
-    def capture(
-        self, sizes: Sizes, source: Callable[[], Source], *, more: bool = False
-    ) -> CapturedPlan | None:
+    def capture(self, sizes: Sizes, source: _Made, *, more: bool = False) -> CapturedPlan | None:
         """Capture ``sizes`` unless it is; None when it failed, with the reason in ``dropped``.
 
         A failure drops this size and nothing else. ``more``: others follow; ``measure`` at the
@@ -132,12 +131,7 @@ class CapturedPlans:
         settled = self.memory.settle()
         if not self.ranks.all(f"the capture of sizes {sizes}", settled):
             if not settled and not self._warned:
-                logger.warning(
-                    "sizes %s are not captured now: another thread may still be reading what it "
-                    "was given last, and a capture would overwrite that. It is done at a later "
-                    "call; set clone_outputs=True to be free of that",
-                    sizes,
-                )
+                logger.warning(_NOT_NOW, sizes)
             self._warned = True
             return None
         if self._platform.graphs.is_capturing():
@@ -195,15 +189,8 @@ class CapturedPlans:
         memory.open()
         if memory.in_order is not None:
             memory.in_order()
-        return capture(
-            memory.platform,
-            memory.pool,
-            memory.stream,
-            made,
-            sizes,
-            whole=whole,
-            tight=memory.short,
-        )
+        where = memory.platform, memory.pool, memory.stream
+        return capture(*where, made, sizes, whole=whole, tight=memory.short)
 
     def evict(self, sizes: Sizes, why: str) -> None:
         """Free one size's graphs, at once or when no other thread may be reading their outputs."""
@@ -218,12 +205,30 @@ class CapturedPlans:
         if plan is not None:
             self.memory.retire(plan)
 
-    def release(self, sizes: Iterable[Sizes] | None = None, *, later: bool = False) -> list[Sizes]:
+    def follow(self, at: tuple[int, ...] | None) -> None:
+        """Serve what lies at ``at`` from now on; None: nothing that plans were made of.
+
+        Plans of other addresses rest, and those of these serve again. Freed instead: where memory
+        is short or shared, and with other ranks, whose allocators may do otherwise.
+        """
+        memory = self.memory
+        if at is None or memory.shared or memory.limit is not None or self.ranks.meeting:
+            if self:
+                self.release(later=True)
+            return
+        for plan in self._resting.add(self._plans.values()):
+            memory.retire(plan)
+        self._plans = {plan.sizes: plan for plan in self._resting.take(at)}
+        memory.freed(later=True)
+
+    def release(
+        self, sizes: Iterable[Sizes] | None = None, *, later: bool = False, collect: bool = False
+    ) -> list[Sizes]:
         """Free graphs of this form, all or those of ``sizes``; returns the sizes that had plans.
 
         Memory whose outputs another thread may be reading is freed when that thread calls again.
         ``later``: so is this thread's, for what frees in the middle of a call: its inputs may be
-        results. Raises CaptureFailed inside a replay.
+        results. ``collect``: garbage too, if nothing is left. Raises CaptureFailed inside a replay.
         """
         self.callers.refuse_inside("static graphs would be freed")
         wanted = {*self._plans, *self.dropped} if sizes is None else set(sizes)
@@ -231,17 +236,14 @@ class CapturedPlans:
         if held:
             self.ranks.lose()
         self.owed |= {*held, *(wanted & self.dropped.keys())}
+        for plan in self._resting.clear():
+            self.memory.retire(plan)
         for each in held:
             self._retire(each)
             if not later:
                 self.counters.tell("released", "static graphs", each)
         self.memory.freed(later=later)
-        self.memory.emptied(later=later)
+        self.memory.emptied(collect=collect)
         self.dropped = {each: why for each, why in self.dropped.items() if each not in wanted}
         self.evicted -= wanted
         return held
-
-
-def largest_first(sizes: Iterable[Sizes]) -> list[Sizes]:
-    """``sizes``, each once, in the order of capture: memory of the first serves the others."""
-    return sorted(dict.fromkeys(sizes), key=lambda s: (math.prod(s), s), reverse=True)

@@ -73,7 +73,7 @@ class PooledMemory(GraphMemory):
 
     def _sweep(self) -> None:
         if not self.platform.graphs.is_capturing() and self.settle():
-            self.emptied(later=True)
+            self.emptied()
 
     def settle(self) -> bool:
         """Free what nothing serves any more, plans without an owner too."""

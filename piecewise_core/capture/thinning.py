@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+
 from piecewise_core.ranges import Sizes
 
-__all__ = ["thinned"]
+__all__ = ["fitting", "largest_first", "thinned"]
+
+
+def largest_first(sizes: Iterable[Sizes]) -> list[Sizes]:
+    """``sizes``, each once, in the order of capture: memory of the first serves the others."""
+    return sorted(dict.fromkeys(sizes), key=lambda s: (math.prod(s), s), reverse=True)
 
 
 def thinned(sizes: list[Sizes], room: int) -> list[Sizes]:
@@ -15,3 +23,15 @@ def thinned(sizes: list[Sizes], room: int) -> list[Sizes]:
         return sizes[:room]
     step = (len(sizes) - 1) / (room - 1)
     return [sizes[round(i * step)] for i in range(room)]
+
+
+def fitting(sizes: list[Sizes], each: int, allowed: int | None) -> tuple[list[Sizes], str]:
+    """Those of ``sizes``, of ``each`` graphs, for which the device has handles, and why no more.
+
+    ``allowed``: how many graphs; None: no bound.
+    """
+    if allowed is None or each * len(sizes) <= allowed:
+        return sizes, ""
+    need = f"{len(sizes)} sizes of {each} need {each * len(sizes)}"
+    room = max(allowed // max(each, 1), 0)
+    return thinned(sizes, room), f"the device has room for {allowed} more graphs, and {need}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from piecewise_core.capture.copied_outputs import taken
 from piecewise_core.capture.graphmemory import GraphMemory
 from piecewise_core.capture.parts import refuse_input
 from piecewise_core.capture.plans import CapturedPlans
+from piecewise_core.capture.resting import addresses, lendable, unowned
 from piecewise_core.counters import Counters
 from piecewise_core.frontend.paddeddims import PaddedDims, PaddedRegion
 from piecewise_core.frontend.region import Region
@@ -61,6 +63,21 @@ class Capturing:
     def plans(self) -> CapturedPlans:
         """The captured plans."""
         return self.replays.plans
+
+    def lent(self, region: Region, bound: Sequence[torch.Tensor]) -> frozenset[int]:
+        """Places of ``bound`` that graphs of ``region`` do not keep: others may lie there later."""
+        platform = self.replays.memory.platform
+        if platform.weak_ref is None and platform.device_type != "cpu":
+            return frozenset()
+        return frozenset(i for i in region.program.lent if lendable(bound[i]))
+
+    def follow(
+        self, regions: Sequence[Region], was: Sequence[torch.Tensor], now: Sequence[torch.Tensor]
+    ) -> None:
+        """Serve calls with other objects, whose tensors are ``now`` in the place of ``was``."""
+        others = {i for i, (old, new) in enumerate(zip(was, now, strict=True)) if old is not new}
+        alike = all(others <= self.lent(region, now) for region in regions)
+        self.replays.follow(addresses(now) if alike else None)
 
     def targets(self, region: Region) -> tuple[Target, ...]:
         """The captured sizes of ``region``, but for those that sleep."""
@@ -116,19 +133,22 @@ class Capturing:
 
     def program(self, region: Region) -> Replayable:
         """What of a region is replayed."""
-        return _RegionReplays(region, self._config.inputs == "static", self.padded)
+        static = self._config.inputs == "static"
+        return _RegionReplays(region, static, self.padded, partial(self.lent, region))
 
 
 @dataclass(frozen=True)
 class _RegionReplays:
     """A region as something to replay: its trace knows everything before a capture.
 
-    ``static``: whether graphs read the caller's own tensors.
+    ``static``: whether graphs read the caller's own tensors. ``lent``: places of bound tensors that
+    they do not keep.
     """
 
     region: Region
     static: bool
     dims: PaddedDims
+    lent: Callable[[Sequence[torch.Tensor]], frozenset[int]]
 
     @property
     def graphs_per_size(self) -> int:
@@ -139,7 +159,8 @@ class _RegionReplays:
         self, captured: Sizes, inputs: tuple[torch.Tensor, ...], bound: Sequence[torch.Tensor]
     ) -> Recording:
         """The plan that serves ``captured``, its pieces recorded."""
-        region = self.region
+        region, lent = self.region, self.lent(bound)
+        bound = [unowned(t) if i in lent else t for i, t in enumerate(bound)]
         if not self.static and region.addresses_inputs is not None:
             refuse_input(region.addresses_inputs)
         written = tuple(bound[i] for i in sorted(region.program.mutated_bound))

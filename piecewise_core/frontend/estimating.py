@@ -12,7 +12,7 @@ import torch
 
 from piecewise_core.capture.captured import CapturedPlan, Owner
 from piecewise_core.capture.graphmemory import GraphMemory
-from piecewise_core.capture.plans import largest_first
+from piecewise_core.capture.thinning import largest_first
 from piecewise_core.counters import Counters
 from piecewise_core.errors import NotTraced
 from piecewise_core.frontend.building import between_builds
@@ -100,7 +100,7 @@ def estimate(
                 dropped += tried[-1].dropped()
         finally:
             for replays in tried:
-                replays.release()
+                replays.release(collect=True)
     inputs = 0 if own.inputs == "static" else inputs
     return Estimate(tuple(found), error, inputs, tuple(dropped))
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from piecewise_core.capture.graphmemory import GraphMemory
-from piecewise_core.capture.plans import largest_first
+from piecewise_core.capture.thinning import largest_first
 from piecewise_core.capture.timing import seconds_of
 from piecewise_core.counters import Counters
 from piecewise_core.errors import OutOfRange, StoreError

@@ -122,7 +122,7 @@ class Form:
 
     def rebound(self) -> tuple[torch.Tensor, ...]:
         """A held tensor was replaced or moved: take the new ones, or trace anew. Raises Sealed."""
-        if self.capturing is not None and len(self.capturing.plans):
+        if self.capturing is not None and self.capturing.plans:
             # Graphs read the old memory. They serve no more; restore() or warmup() brings new ones.
             self.release(later=True)
         if self.model.rebind():
@@ -160,7 +160,7 @@ class Form:
         """Free graph memory, all or of ``sizes``, until they wake. ``later``: inside of a call."""
         if self.capturing is None:
             return []
-        freed = self.capturing.replays.release(sizes, later=later)
+        freed = self.capturing.replays.release(sizes, later=later, collect=not later)
         self.install()
         self.shared.ranks.own_up()
         return freed

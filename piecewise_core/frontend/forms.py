@@ -154,6 +154,7 @@ class Forms(list[Form]):
 
         Nothing is traced for them. Graphs read the old objects' memory: they go.
         """
+        was = form.model.parameters.tensors
         why = form.model.follow(structure)
         if why is None:
             form.structure = structure
@@ -161,7 +162,7 @@ class Forms(list[Form]):
             form.dispatch.raw = form.binder.raw
             form.share(alone=len(self) == 1)
             if form.capturing is not None:
-                form.capturing.replays.begin(form.binder)
+                form.capturing.follow(form.regions, was, form.model.parameters.tensors)
             form.install()
             form.model.settle()
             self._shared.ranks.own_up()

@@ -59,17 +59,24 @@ class ModelState:
         """
         if self.parameters.rebind():
             return True
-        return bool(self._paths) and self.follow(self._structure) is None
+        if not self._paths or self.follow(self._structure) is not None:
+            return False
+        self.parameters.settle()
+        return True
 
     def forget(self) -> None:
         """Know nothing of the model; no tensors yet."""
         self.version += 1
         self._shared.follow()
         self._judge = LayoutJudge(self._shared.fn, self._structure, self._shared.config)
-        self._watched = TraceState(self._shared.setup.selected.info.device_type)
+        self._watched, self._lent = self._nothing(), self._nothing(of_objects=True)
         self.check: Callable[[], int] = self._watched.check
         self.parameters = self._none_yet()
         self.read: Callable[[], tuple[torch.Tensor, ...] | None] = tuple
+
+    def _nothing(self, *, of_objects: bool = False) -> TraceState:
+        """What traces read of the model, or ``of_objects`` of calls, before there is one."""
+        return TraceState(self._shared.setup.selected.info.device_type, of_objects=of_objects)
 
     def _none_yet(self) -> Parameters:
         """What the model and its calls' objects hold; no tensors yet."""
@@ -112,14 +119,14 @@ class ModelState:
     def watch(self, traced: Traced) -> None:
         """Watch what one trace took for granted; its tensors are bound."""
         self._paths = paths_of(self.parameters.tensors, constants(self._structure))
-        self._watch(traced)
+        self._watch(traced, self._watched, self._lent)
 
-    def _watch(self, traced: Traced) -> None:
+    def _watch(self, traced: Traced, *states: TraceState) -> None:
         self.version += 1
-        if self._checked:
+        for state in states if self._checked else ():
             fn, objects = self._shared.fn, constants(self._structure)
             outdated = self._outdated > _MOST_OUTDATED
-            self._watched.add(traced.assumptions, fn, objects, traced.words, outdated=outdated)
+            state.add(traced.assumptions, fn, objects, traced.words, outdated=outdated)
 
     def follow(self, structure: Structure) -> str | None:
         """Go by the constant objects of ``structure`` in place of those so far; or why not.
@@ -147,36 +154,40 @@ class ModelState:
         self.parameters = self._none_yet()
         for tensor in tensors:
             self.parameters.add(tensor)
-        self.parameters.settle()
-        self._watched = TraceState(self._shared.setup.selected.info.device_type)
+        self._lent.close()
+        self._lent = self._nothing(of_objects=True)
         for traced in traces:
             traced.output.follow(successors)
-            self._watch(traced)
+            self._watch(traced, self._lent)
         return None
 
     def settle(self) -> None:
         """Go by what was added and watched; call after each trace."""
         self.parameters.settle()
+        self._go_by()
+
+    def _go_by(self) -> None:
         self.read = self.parameters.read
-        self.check = self._watched.check
+        of_model, of_objects = self._watched.check, self._lent.check
+        self.check = (lambda: of_model() or of_objects()) if self._lent else of_model
 
     def rebind(self) -> bool:
         """Take the tensors now in place, if they are of the kinds traced; whether they are."""
         if not self.regained():
             return False
         self.version += 1
-        self.read = self.parameters.read
-        self.check = self._watched.check
+        self._go_by()
         return True
 
     def look_again(self) -> str | None:
         """What is no longer as a trace found it, in one sentence; None after a false alarm."""
-        why = self._watched.look_again()
-        self.check = self._watched.check
+        states = [state for state in (self._watched, self._lent) if state.check()]
+        why = next((why for state in states if (why := state.look_again()) is not None), None)
+        self._go_by()
         if why is not None:
             if self._watched.switched:
                 self._shared.scheduler.forget()
-            self._shared.kept &= not self._watched.beyond_facts
+            self._shared.kept &= not any(state.beyond_facts for state in states)
         return why
 
     def layout_matters(self, leaf: TensorLeaf, lying: Lying) -> bool:

@@ -130,7 +130,7 @@ class Recordings:
 
         ``later``: in the middle of a call, whose inputs may lie in it.
         """
-        self.replays.release(sizes, later=later)
+        self.replays.release(sizes, later=later, collect=not later)
         for each in list(self._runs) if sizes is None else sizes:
             run = self._runs.pop(each, None)
             if run is not None:

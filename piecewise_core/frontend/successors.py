@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
-from piecewise_core.graph.assumptions import Assumptions
+from piecewise_core.graph.assumptions import OBJECTS, Assumptions
 from piecewise_core.graph.binder import AsWritten
 from piecewise_core.graph.call import constants
 from piecewise_core.graph.differences import Meaning, differences
@@ -27,8 +27,6 @@ __all__ = [
     "objects_in",
     "successors_of",
 ]
-
-_OBJECTS = "L['objects']"
 
 
 def objects_in(structure: Structure) -> list[Any]:
@@ -54,11 +52,11 @@ def first_difference(
     """What a trace took for granted of its objects and does not hold of these; None: all holds."""
     if assumptions is None:
         return "what the trace took for granted was not noted"
-    unasked = next((text for text in assumptions.unasked if _OBJECTS in text), None)
+    unasked = next((text for text in assumptions.unasked if OBJECTS in text), None)
     if unasked is not None:
         return unasked
     values = Evaluated(assumptions.scope(fn, objects))
-    facts = (Fact(*fact) for fact in assumptions.facts if _OBJECTS in fact[0])
+    facts = (Fact(*fact) for fact in assumptions.facts if OBJECTS in fact[0])
     return next((why for fact in facts if (why := fact.broken(values)) is not None), None)
 
 

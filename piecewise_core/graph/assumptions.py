@@ -40,7 +40,7 @@ from piecewise_core.graph.signatures import defaults_of
 from piecewise_core.graph.structure import is_plain
 from piecewise_core.torch_compat.state import torch_state
 
-__all__ = ["Assumptions", "assume", "is_object", "variables_named"]
+__all__ = ["OBJECTS", "Assumptions", "assume", "is_object", "variables_named"]
 
 _BY_PLACE = "list(dict.keys(G["
 """An entry of a dict by the place of its key: in a dict that is not the model's, which one that is
@@ -79,14 +79,18 @@ class Assumptions:
             if why is not None:
                 yield why
 
-    def looks(self) -> list[Fact]:
-        """The facts to watch while the model is used.
+    def looks(self, of_objects: bool | None = None) -> list[Fact]:
+        """The facts to watch while the model is used; ``of_objects``: of calls' objects, or not.
 
         Not those of tensors, which others look at, nor which attributes modules have: one more
         may be a note of the user's.
         """
         unwatched = (TENSOR, ATTRIBUTES, _SAME_TENSORS)
-        return [Fact(*fact) for fact in self.facts if fact[1] not in unwatched]
+        return [
+            Fact(*fact)
+            for fact in self.facts
+            if fact[1] not in unwatched and of_objects in (None, OBJECTS in fact[0])
+        ]
 
     def scope(self, fn: Callable[..., Any], objects: Sequence[Any]) -> Scope:
         """What the facts' expressions are evaluated in, for ``fn`` with its calls' constants."""
@@ -136,6 +140,9 @@ def assume(
         tuple(dict.fromkeys(unasked)),
     )
 
+
+OBJECTS = "L['objects']"
+"""How facts of the objects that calls bring begin."""
 
 _OS = "_pw_os"
 _SAME_TENSORS = ("aliases", "tensors")

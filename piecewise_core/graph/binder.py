@@ -106,9 +106,10 @@ class Binder:
         )
         names["_pw_slow"] = self.slow
         exec(compile(self.source, "<piecewise binder>", "exec"), names)
-        self.bind: Callable[..., Bound] = names["bind"]
-        self.fits: Callable[..., Bound | None] = names["fits"]
-        self.raw: Callable[..., tuple[torch.Tensor, ...]] = names["raw"]
+        # Off their own globals, which hold the calls' objects: a circle would keep those.
+        self.bind: Callable[..., Bound] = names.pop("bind")
+        self.fits: Callable[..., Bound | None] = names.pop("fits")
+        self.raw: Callable[..., tuple[torch.Tensor, ...]] = names.pop("raw")
 
     def slow(self, values: Mapping[str, Any]) -> Bound:
         """Check one call leaf by leaf.

@@ -86,9 +86,22 @@ class Program:
     @cached_property
     def returned(self) -> frozenset[int]:
         """Places of the flat inputs in whose memory results lie."""
+        return inputs_in(self.traced, self._of_results, "tensor")
+
+    @cached_property
+    def lent(self) -> frozenset[int]:
+        """Places of the bound tensors that it writes to, and in which no result lies.
+
+        Nothing is made of what they hold ahead of a call, and nobody is given their memory: what
+        knows only where they lie serves whatever lies there later.
+        """
+        kept = self._of_results | self.reshaped
+        return self.mutated_bound - inputs_in(self.traced, kept, "bound")
+
+    @property
+    def _of_results(self) -> frozenset[int]:
         nodes = [v for v in self.values if isinstance(v, torch.fx.Node)]
-        memory = frozenset[int]().union(*map(storages, nodes))
-        return inputs_in(self.traced, memory, "tensor")
+        return frozenset[int]().union(*map(storages, nodes))
 
 
 def split(

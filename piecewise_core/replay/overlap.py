@@ -60,6 +60,10 @@ class Overlap:
                 return True
         return any(_meets(span, spans) for span in self._written)
 
+    def forget(self) -> None:
+        """Know nothing of bound tensors, and keep none."""
+        self._last, self._written, self._held = None, (), ()
+
     def _read(self, bound: Sequence[torch.Tensor]) -> None:
         """Look at bound tensors once, for as long as they are the same."""
         self._held = tuple(map(storage_span, bound)) if self._mutated else ()

@@ -37,10 +37,10 @@ class Padding:
     """What stands before padded calls of one captured size until they are proved.
 
     ``left``: how many calls are still to be compared, whatever their sizes; while there are some,
-    or ``calls.asks``, ``first`` tells what serves a call. ``buffers``: what the graphs of
-    ``plan`` read. ``otherwise``: serves a call without graphs.
-    ``apart``: copies a call's inputs where a replay would overwrite them. ``ranks``: those that
-    replay alike.
+    or ``calls.asks``, ``first`` tells what serves a call in place of ``replayed``, the entry that
+    has this. ``buffers``: what the graphs of ``plan`` read. ``otherwise``: serves a call without
+    graphs. ``apart``: copies a call's inputs where a replay would overwrite them. ``ranks``: those
+    that replay alike.
     """
 
     def __init__(
@@ -58,10 +58,11 @@ class Padding:
         self._otherwise = otherwise
         self._apart = apart
         self._ranks = ranks
+        self.replayed: Entry = otherwise
         self.left = calls.checked
         self.cut = calls.cut
 
-    def first(self, sizes: Sizes, replayed: Entry) -> Entry | None:
+    def first(self, sizes: Sizes) -> Entry | None:
         """What serves a call of ``sizes`` in place of ``replayed``; None where that may."""
         if not self.calls.allows(sizes):
             return self._otherwise
@@ -69,11 +70,11 @@ class Padding:
             return None
 
         def proved(t: Any, b: Any, own: Sizes, args: Any, kwargs: Any) -> Any:
-            return self._proved(replayed, t, b, own, args, kwargs)
+            return self._proved(t, b, own, args, kwargs)
 
         return proved
 
-    def _proved(self, replayed: Entry, t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
+    def _proved(self, t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
         t = self._apart(t)
         alone = self.calls.alone(t, b, sizes, args, kwargs)
         self.left = max(self.left - 1, 0)
@@ -96,7 +97,7 @@ class Padding:
             return alone.result
         left, self.left = self.left, 0  # this call asks no more on its way
         try:
-            return replayed(t, b, sizes, args, kwargs)
+            return self.replayed(t, b, sizes, args, kwargs)
         finally:
             self.left = left
 

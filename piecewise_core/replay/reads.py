@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,9 +11,11 @@ import torch
 from piecewise_core.capture.attempt import Source
 from piecewise_core.capture.buffers import FixedInputs, OwnedInputs, Stage, repeat_rows
 from piecewise_core.capture.graphmemory import GraphMemory
+from piecewise_core.capture.resting import addresses
 from piecewise_core.config import Config
 from piecewise_core.errors import ConfigError
 from piecewise_core.ranges import Sizes
+from piecewise_core.replay.overlap import Overlap
 from piecewise_core.replay.replayable import Calls, Facts, Replayable
 from piecewise_core.replay.views import Views, left_out
 
@@ -34,11 +37,25 @@ class Reads:
         self._owned: OwnedInputs | None = None
         self._unlisted: dict[Sizes, OwnedInputs] = {}
         self.shared: Views = {}
+        self._overlaps: weakref.WeakSet[Overlap] = weakref.WeakSet()
 
     def begin(self, binder: Calls) -> None:
         """Note what calls look like."""
         self._owned, self._binder = None, binder
         self._unlisted.clear()
+
+    def overlap(self, facts: Facts) -> Overlap | None:
+        """Tells calls whose inputs share memory that is written to; None where none is."""
+        places = facts.mutated, facts.mutated_bound
+        made = Overlap(*places, lambda: self._memory.handed, facts.bound)
+        if made:
+            self._overlaps.add(made)
+        return made or None
+
+    def forget(self) -> None:
+        """Let the model's tensors go: what served them lies on circles, and is gone much later."""
+        for overlap in self._overlaps:
+            overlap.forget()
 
     @property
     def binder(self) -> Calls:
@@ -85,9 +102,8 @@ class Reads:
             stage(tensors, sizes)
             if sizes != captured:
                 repeat_rows(views, tensors)
-        made = left_out(
-            program.recording(captured, views, bound), captured, self.shared, len(bound)
-        )
+        recording = program.recording(captured, views, bound)
+        made = left_out(recording, captured, self.shared, len(bound))
         return Source(
             made.build,
             views,
@@ -96,6 +112,7 @@ class Reads:
             stage,
             made.recorder,
             owned=not self.static,
+            at=addresses(bound),
         )
 
     def _in_order(self, stage: Stage) -> Stage:

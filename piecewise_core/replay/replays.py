@@ -18,18 +18,18 @@ from piecewise_core.capture.alike import alike, level
 from piecewise_core.capture.attempt import Source
 from piecewise_core.capture.captured import CapturedPlan
 from piecewise_core.capture.graphmemory import GraphMemory
-from piecewise_core.capture.plans import CapturedPlans, largest_first
+from piecewise_core.capture.plans import CapturedPlans
 from piecewise_core.capture.sealing import refuse_new
+from piecewise_core.capture.thinning import largest_first
 from piecewise_core.config import Config
 from piecewise_core.counters import Counters
 from piecewise_core.errors import ConfigError
 from piecewise_core.graph.garbage import no_collection
 from piecewise_core.ranges import Sizes
 from piecewise_core.ranks.ranks import Ranks
-from piecewise_core.replay.overlap import Overlap
 from piecewise_core.replay.padding import Padding, beside
 from piecewise_core.replay.reads import Reads
-from piecewise_core.replay.replayable import Calls, Entry, Facts, Replayable
+from piecewise_core.replay.replayable import Calls, Entry, Replayable
 from piecewise_core.replay.serving import serving
 from piecewise_core.replay.sleeping import Sleep
 from piecewise_core.replay.trials import try_new
@@ -70,11 +70,15 @@ class Replays:
 
     def begin(self, binder: Calls) -> None:
         """Note what calls look like; what was captured of calls that looked otherwise goes."""
-        if len(self.plans):
-            self.plans.release(later=True)
-        self.asleep.follow()
+        self.follow(None)
         self.memory.begins({leaf.device for leaf in binder.structure.tensors})
         self.reads.begin(binder)
+
+    def follow(self, at: tuple[int, ...] | None) -> None:
+        """Serve other objects, whose tensors lie at ``at``, as ``CapturedPlans`` do."""
+        self.plans.follow(at)
+        self.reads.forget()
+        self.asleep.follow()
 
     # What serves a captured size -------------------------------------------------------
 
@@ -128,7 +132,7 @@ class Replays:
         t, kept = given
         refuse_new(self.plans, captured, self.sealed)
         facts = program.facts(captured)
-        overlap = None if facts is None else self._overlap(facts)
+        overlap = None if facts is None else self.reads.overlap(facts)
         apart = overlap is None or not overlap(t, b)
         if captured in self.plans:
             return self.plans.get(captured) if apart else None
@@ -172,18 +176,11 @@ class Replays:
             self.reads.binder.raw,
             beside(ranks, plan.sizes, otherwise),
             buffers=buffers,
-            overlap=self._overlap(facts),
+            overlap=self.reads.overlap(facts),
             padding=padding,
         )
         name = f"piecewise replay {plan.sizes}"
         return named_runs(entry, name) if self._config.profiler_names else entry
-
-    def _overlap(self, facts: Facts) -> Overlap | None:
-        """Tells calls whose inputs share memory that is written to; None where none is."""
-        places = facts.mutated, facts.mutated_bound
-        return Overlap(*places, lambda: self.memory.handed, facts.bound) or None
-
-    # Capture ---------------------------------------------------------------------------
 
     def plan(
         self,
@@ -234,16 +231,18 @@ class Replays:
         self.memory.measure()
         return [sizes for sizes in order if sizes in self.plans]
 
-    def release(self, sizes: Sequence[Sizes] | None = None, *, later: bool = False) -> list[Sizes]:
-        """Free the graphs of ``sizes``, or all, until ``asleep`` ends. ``later``: in a call."""
-        freed = self.plans.release(sizes, later=later)
+    def release(
+        self, sizes: Sequence[Sizes] | None = None, *, later: bool = False, collect: bool = False
+    ) -> list[Sizes]:
+        """Free the graphs of ``sizes``, or all, until ``asleep`` ends, as ``CapturedPlans`` do."""
+        freed = self.plans.release(sizes, later=later, collect=collect)
         self.asleep.begin(sizes, moved=later)
         return freed
 
     def awake(self) -> tuple[Sizes, ...]:
         """The capture sizes that do not sleep; all while memory waits for a thread, which tells."""
-        listed = self._config.captures
-        return tuple(s for s in listed if self.memory.retired or s not in self.asleep)
+        asleep = () if self.memory.retired else self.asleep
+        return tuple([s for s in self._config.captures if s not in asleep])
 
     def dropped(self) -> tuple[str, ...]:
         """The capture sizes without graphs, and why."""

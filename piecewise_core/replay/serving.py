@@ -81,7 +81,7 @@ def _replaying(
         if callers.owner != get_ident() and not callers.admit():
             return otherwise(t, b, sizes, args, kwargs)
         if sizes != captured and (padding is None or padding.left or padding.calls.asks):
-            before = otherwise if padding is None else padding.first(sizes, entry)
+            before = otherwise if padding is None else padding.first(sizes)
             if before is not None:
                 return before(t, b, sizes, args, kwargs)
         # ``plan.prepare`` and ``plan.replay``, without frames for them.
@@ -108,4 +108,6 @@ def _replaying(
             outs = copies(outs)
         return build(outs, raw(*args, **kwargs) if uses_inputs else t, b)
 
+    if padding is not None:
+        padding.replayed = entry
     return entry

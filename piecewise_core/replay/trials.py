@@ -15,7 +15,8 @@ from functools import partial
 import torch
 
 from piecewise_core.capture.attempt import Source
-from piecewise_core.capture.plans import CapturedPlans, largest_first
+from piecewise_core.capture.plans import CapturedPlans
+from piecewise_core.capture.thinning import largest_first
 from piecewise_core.capture.trial import try_once
 from piecewise_core.config import Config, Dim
 from piecewise_core.errors import CaptureFailed, OutOfRange, RanksDisagree, SizeBranch

@@ -27,6 +27,7 @@ _MOST = 50_000
 """Objects looked into before the search is given up."""
 
 _LEAVES = (str, bytes, int, float, complex, type(None), ModuleType, torch.Tensor)
+_PLAIN = frozenset({str, bytes, bool, int, float, complex, type(None)})
 _CODE = (FunctionType, BuiltinFunctionType)
 
 
@@ -126,8 +127,8 @@ def _entries(item: Any, link: _Link | None) -> Iterator[tuple[Any, _Link | None]
         held += [(value, item, place) for place, value in enumerate(items(item))]
     if isinstance(item, type):
         names = dict.fromkeys(n for kind in _outside_torch(item) for n in vars(kind))
-        pairs = ((getattr(item, name, None), name) for name in names)
-        held += [(value, _Looked(item), name) for value, name in pairs if not callable(value)]
+        looked, pairs = _Looked(item), ((getattr(item, name, None), name) for name in names)
+        held += [(value, looked, name) for value, name in pairs if not callable(value)]
     else:
         own = _attributes(item)
         held += [(value, own, key) for key, value in own.items()]
@@ -136,8 +137,11 @@ def _entries(item: Any, link: _Link | None) -> Iterator[tuple[Any, _Link | None]
         slots = [
             n for k in kinds for n, v in vars(k).items() if isinstance(v, MemberDescriptorType)
         ]
-        held += [(getattr(item, n), _Looked(item), n) for n in slots if hasattr(item, n)]
-    yield from ((value, _Link(Anchor(value, holder, key), id(item))) for value, holder, key in held)
+        looked = _Looked(item)
+        held += [(getattr(item, n), looked, n) for n in slots if hasattr(item, n)]
+    for value, holder, key in held:
+        if type(value) not in _PLAIN:  # most are: a module's flags
+            yield value, _Link(Anchor(value, holder, key), id(item))
 
 
 def _outside_torch(kind: type) -> list[type]:

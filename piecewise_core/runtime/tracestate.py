@@ -21,7 +21,10 @@ __all__ = ["TraceState"]
 
 
 class TraceState:
-    """Watches what the traces of one callable read, and torch's switches.
+    """Watches what the traces of one callable read of the model, and torch's switches.
+
+    ``of_objects``: or what they read of the objects that calls bring. Others take the place of
+    those, with a state of their own; the model's stays.
 
     ``check()`` is 0 while nothing was written; else ``look_again()`` says what changed, at every
     look until facts hold again: who asks first need not be who serves.
@@ -32,8 +35,9 @@ class TraceState:
 
     check: Callable[[], int]
 
-    def __init__(self, device_type: str) -> None:
+    def __init__(self, device_type: str, *, of_objects: bool = False) -> None:
         self._device_type = device_type
+        self._of_objects = of_objects
         self._words: set[str] = set()
         self._facts: list[tuple[Fact, Scope]] = []
         self._known: set[tuple[str, str]] = set()
@@ -58,18 +62,32 @@ class TraceState:
         """
         if assumptions is None:
             return
-        scope = assumptions.scope(fn, objects)
-        for fact in assumptions.looks():
+        # What is of the model must not keep the objects of a call that is over.
+        scope = assumptions.scope(fn, objects if self._of_objects else ())
+        for fact in assumptions.looks(self._of_objects):
             key = (fact.source, str(fact.question))
             if key not in self._known:
                 self._known.add(key)
                 self._facts.append((fact, scope))
         self._words.update(words)
+        if self._of_objects and not self._facts:
+            return
         self._ran |= {(code.module, code.name) for code in assumptions.code}
         self._take(Reading(self._facts, self._ran))
         if not outdated:
             self._changed = self._changed or self._written_meanwhile()
             self.check = self._checked()
+
+    def close(self) -> None:
+        """Watch nothing any more, and keep nothing."""
+        if self._facts:
+            self._watch.close()
+            self.check = lambda: 0
+            self._facts.clear()
+            del self._reading
+
+    def __len__(self) -> int:
+        return len(self._facts)
 
     def look_again(self) -> str | None:
         """What is no longer as a trace found it, in one sentence; None after a false alarm."""
@@ -105,8 +123,9 @@ class TraceState:
 
     def _written_meanwhile(self) -> str | None:
         """What was written before it was watched, by another thread: asked now that it is."""
+        scopes = {id(scope): Evaluated(scope) for _, scope in self._facts}
         for fact, scope in self._facts:
-            why = fact.broken(Evaluated(scope))
+            why = fact.broken(scopes[id(scope)])
             if why is not None:
                 return why
         again = Reading(self._facts, self._ran)
@@ -117,6 +136,6 @@ class TraceState:
 
     def _take(self, reading: Reading) -> None:
         self._reading = reading
-        torchs = switches(self._device_type, self._words)
+        torchs = () if self._of_objects else switches(self._device_type, self._words)
         self._watch = Watch((*reading.holdings.containers(), *torchs))
         self.check = self._checked()

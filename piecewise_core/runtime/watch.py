@@ -99,6 +99,10 @@ class Watch:
             self._slowly()
         self.settle()
 
+    def close(self) -> None:
+        """Watch nothing any more, and keep nothing: this lies on circles."""
+        vars(self).clear()
+
     def changed(self) -> list[Any]:
         """The containers that were written to since ``settle()``."""
         return self._since(self._noted(), self._held, self._answers)

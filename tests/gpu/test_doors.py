@@ -169,3 +169,28 @@ def test_calls_inside_of_somebody_elses_capture_are_served_and_capture_nothing()
     graph.replay()
     close(result, model(x))
     assert counted(before)[0] == 0
+
+
+@pytest.mark.parametrize("compiler", ["eager", "inductor"])
+def test_graphs_of_a_cache_serve_the_next_one_in_its_memory_and_keep_none(compiler):
+    model, before = blocks(1), pw.counters.stats()
+
+    def step(x, cache):
+        cache[:, 0] += x[:, 0]
+        return model(cache)
+
+    fast = torch.compile(step, backend="piecewise", dynamic=False, options={"compiler": compiler})
+    memory = [torch.zeros(2, 6, 64, device="cuda") for _ in range(2)]
+    for turn in range(8):
+        cache, wanted = memory[turn % 2].detach(), torch.zeros(2, 6, 64, device="cuda")
+        torch._dynamo.mark_static_address(cache.zero_())
+        for _ in range(3):
+            x = torch.randn(2, 6, 64, device="cuda")
+            close(fast(x, cache), step(x, wanted))
+        close(cache, wanted)
+        del cache
+    assert counted(before)[0] == 2
+    held = torch.cuda.memory_allocated()
+    nbytes = memory.pop().nbytes
+    gc.collect()
+    assert torch.cuda.memory_allocated() <= held - nbytes

@@ -9,6 +9,7 @@ import threading
 import pytest
 import torch
 from torch._dynamo.exc import BackendCompilerFailed
+from torch.multiprocessing.reductions import StorageWeakRef
 
 import piecewise_core as pw
 from piecewise_core.testing import SimulatedPlatform
@@ -400,6 +401,46 @@ def test_a_cache_marked_static_is_read_where_it_lies():
     for turn in range(1, 4):
         same(fast(torch.ones(4), another)[1], torch.tensor(4.0 * turn))
     same(cache, wanted)
+
+
+@pytest.mark.parametrize("platform", ["cpu", None], ids=["cpu", "simulated"])
+def test_caches_in_the_same_memory_are_served_by_the_same_graphs_which_keep_none(platform):
+    with torch.inference_mode(False):
+        weight = torch.randn(6, 4)
+        model = torch.nn.Linear(4, 6).requires_grad_(False)
+        model.weight = torch.nn.Parameter(weight.detach(), requires_grad=False)
+
+    def fn(x, cache):
+        cache[:, 1] += x
+        return model(cache[:, :4]).relu()
+
+    fast = Through(fn, platform=platform)
+    memory = {name: torch.zeros(5, 5) for name in "abc"}
+
+    def turns(names):
+        for name in names:
+            cache, wanted = memory[name].detach(), torch.zeros(5, 5)
+            torch._dynamo.mark_static_address(cache.zero_())
+            for _ in range(3):
+                x = torch.randn(5)
+                same(fast(x, cache), fn(x, wanted))
+                same(cache, wanted)
+            del cache
+
+    turns("abab")
+    before = fast.captures
+    turns("baabbab")
+    assert fast.captures == before == 2
+    kept = StorageWeakRef(memory.pop("a").untyped_storage())
+    assert kept.expired()
+    turns("cbcb")
+    assert fast.captures == 3
+
+    # The weights are others, in the memory of those that went: what rests on theirs does not hold.
+    with torch.inference_mode(False):
+        del model.weight
+        model.weight = torch.nn.Parameter(weight.detach().mul_(-3), requires_grad=False)
+    turns("cb")
 
 
 def test_an_input_that_lies_in_what_is_written_is_read_after_the_write():

@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 import piecewise_core as pw
 from piecewise_core.testing import SimulatedPlatform
@@ -220,6 +221,35 @@ def test_two_caches_taken_in_turns_give_right_numbers(model):
         for got, wanted in zip(steps(fast), steps(model), strict=True):
             torch.testing.assert_close(got, wanted)
     assert fast.stats().graphs == 1
+
+
+@pytest.mark.parametrize("mode", ["full", "piecewise"])
+def test_graphs_of_a_cache_serve_the_next_one_in_its_memory_and_keep_none(model, mode):
+    fast, memory = compiled(model, graph_mode=mode), {}
+
+    def cache(name):
+        made = transformers.StaticCache(config=model.config, max_cache_len=16)
+        made.early_initialization(1, 2, 8, torch.float32, torch.device("cpu"))
+        for which, layer in enumerate(made.layers):
+            for each in ("keys", "values", "cumulative_length"):
+                mine = memory.setdefault((name, which, each), getattr(layer, each).clone())
+                setattr(layer, each, mine.detach().zero_())
+        return made
+
+    def turns(names):
+        for seed, name in enumerate(names):
+            wanted = model.generate(prompt(seed=seed), **GREEDY)
+            got = fast.generate(prompt(seed=seed), past_key_values=cache(name), **GREEDY)
+            assert got.tolist() == wanted.tolist()
+        return fast.stats().captures
+
+    before = turns("abab")
+    assert turns("babaab") == before > 0
+    kept = StorageWeakRef(memory["a", 0, "keys"].untyped_storage())
+    turns("b")
+    memory = {key: held for key, held in memory.items() if key[0] == "b"}
+    assert kept.expired()
+    assert turns("cb") > before  # memory elsewhere has graphs of its own
 
 
 def test_generates_own_compile_setting_takes_the_backends_name(model):

@@ -5,65 +5,31 @@ from __future__ import annotations
 import logging
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from piecewise_core.counters import Counters, Stats
+from piecewise_core.capture.resting import MOST_RESTING
+from piecewise_core.counters import Stats
 from piecewise_core.errors import GradNeeded
-from piecewise_core.frontend.background import Background
 from piecewise_core.frontend.building import Unready
 from piecewise_core.frontend.calllock import is_mine
 from piecewise_core.frontend.dispatch import Dispatch
-from piecewise_core.frontend.door.calls import DoorCalls
 from piecewise_core.frontend.door.held import Held
+from piecewise_core.frontend.door.made import Made
 from piecewise_core.frontend.door.memory import DoorMemory
-from piecewise_core.frontend.region import Region
-from piecewise_core.frontend.setup import Setup
 from piecewise_core.frontend.suspects import GraphSubject
 from piecewise_core.frontend.verifying import Verifier
 from piecewise_core.ranges import Sizes
-from piecewise_core.replay.replayable import Entry
 from piecewise_core.torch_compat.storages import same_addresses
 
-__all__ = ["DoorGraph", "Made", "TellingGraph"]
+__all__ = ["DoorGraph", "TellingGraph"]
 
 logger = logging.getLogger(__name__)
 
 _MOST = 256
 """Sets of addresses with graphs, and in a row that came once only before they are given up."""
-
-Read = Callable[[Sequence[Any]], tuple[Sequence[Any], Sequence[Any], Sizes]]
-
-
-@dataclass(frozen=True)
-class Made:
-    """A graph that was split, and what serves it.
-
-    ``read``: a call's tensors, those that the model holds, and its sizes. ``inputs``: how many;
-    ``places``: of the held ones among them; ``marked``: of parameters and buffers among the held.
-    ``calls``: None where no call can be captured, and ``why``. ``every_size``: whether
-    sizes that nobody listed are captured. ``differentiable``: whether gradients may be asked of
-    what it returns or writes. ``name``: the line that it begins with.
-    """
-
-    name: str
-    setup: Setup
-    region: Region
-    counters: Counters
-    memory: DoorMemory
-    background: Background | None
-    miss: Entry
-    read: Read
-    inputs: int
-    places: tuple[int, ...]
-    marked: tuple[int, ...]
-    calls: DoorCalls | None
-    why: str
-    every_size: bool
-    differentiable: bool
 
 
 class DoorGraph:
@@ -141,6 +107,8 @@ class DoorGraph:
         found = self._held.get(key)
         if found is None:
             found = self._begin(key, bound, sizes)
+        elif found.rests:
+            found.wake(bound)
         self._last = found or self._last
         return found
 
@@ -195,17 +163,26 @@ class DoorGraph:
                 self._lock.release()
 
     def _sweep(self) -> None:
-        """Let go of graphs whose held tensors are gone or moved, of this graph and others."""
+        """Let go of graphs whose held tensors are gone or moved, of this graph and others.
+
+        A few rest instead, until others lie there.
+        """
         self._memory.sweep()
         self._stale = False
         for key in [key for key, held in self._held.items() if held.is_stale]:
+            if self._held[key].rest():
+                self._held.move_to_end(key)
+                self._last = None
+            else:
+                self._drop(key)
+        for key in [key for key, held in self._held.items() if held.rests][:-MOST_RESTING]:
             self._drop(key)
 
-    def _drop(self, key: tuple[int, ...]) -> None:
+    def _drop(self, key: tuple[int, ...], *, collect: bool = False) -> None:
         held = self._held.pop(key)
         if held is self._last:
             self._last = None
-        held.release()
+        held.release(collect=collect)
 
     # Books -----------------------------------------------------------------------------
 
@@ -213,7 +190,7 @@ class DoorGraph:
         """Free all static graphs."""
         with self._lock:
             for key in list(self._held):
-                self._drop(key)
+                self._drop(key, collect=True)
             self._once.clear()
 
     @property

@@ -6,8 +6,10 @@ own parameters each, and parameters move: each set of addresses has graphs of it
 
 from __future__ import annotations
 
+import sys
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,6 +33,7 @@ class Held:
     our own: the caller's may go, and then we are told.
     ``gone``: is called when one of ``marked``, places of parameters and buffers, is no more.
     ``serve``: ``(tensors, bound, sizes, args, kwargs) -> result``.
+    ``rests``: whether tensors are gone that graphs only write to: others may come to lie there.
     """
 
     def __init__(
@@ -48,12 +51,15 @@ class Held:
             self.at[place] = address
         with torch.inference_mode(False):
             self.bound = tuple(map(over, bound))
+        self._marked, self._gone = marked, gone
         self._watched = Watched([bound[i] for i in marked], gone)
+        self.rests = False
         # Inside of somebody else's capture calls are served without graphs of ours.
         self.capturing = Capturing(
             setup, made.counters, made.memory.graphs, lambda: not setup.is_capturing()
         )
         self.capturing.replays.begin(calls)
+        self._lent = self.capturing.lent(made.region, bound)
         self.verifier: Verifier | None = None
         if setup.config.check == "verify":
             subject = GraphSubject(setup, self.capturing)
@@ -79,10 +85,30 @@ class Held:
         """Whether a held tensor is gone, or lies elsewhere by now."""
         return self._watched.is_stale
 
-    def release(self) -> None:
-        """Free the graphs, and let the tensors go. It serves no call any more."""
+    def rest(self) -> bool:
+        """Let the tensors go, some of which are gone; whether the graphs hold for others there."""
+        gone = set(self._watched.gone())
+        lent = {self._marked[i] for i in gone} <= self._lent
+        self.rests = lent and len(self.capturing.plans) > 0
+        if self.rests:
+            self.bound = ()
+            self.capturing.replays.reads.forget()
+            self._watched.forget(gone)  # not the weights: graphs may know what these hold
+        return self.rests
+
+    def wake(self, bound: Sequence[torch.Tensor]) -> None:
+        """Serve calls with ``bound``, which lie where those lay."""
+        with torch.inference_mode(False):
+            self.bound = tuple(map(over, bound))
+        self._watched, self.rests = Watched([bound[i] for i in self._marked], self._gone), False
+
+    def release(self, *, collect: bool = False) -> None:
+        """Free the graphs, and let the tensors go; ``collect``: garbage too.
+
+        It serves no call any more.
+        """
         plans = self.capturing.replays
-        plans.release(later=not plans.memory.callers.cloning)
+        plans.release(later=not plans.memory.callers.cloning, collect=collect)
         self._sizes.forget()
         self.bound = ()
 
@@ -92,13 +118,27 @@ class Watched:
 
     def __init__(self, tensors: Sequence[torch.Tensor], gone: Callable[[], None]) -> None:
         tell = weakref.WeakMethod(gone)
-        self._refs = [(weakref.ref(t, lambda _: _call(tell())), t.data_ptr()) for t in tensors]
+        self._refs = {
+            place: (weakref.ref(t, partial(_call, tell, sys.is_finalizing)), t.data_ptr())
+            for place, t in enumerate(tensors)
+        }
 
     @property
     def is_stale(self) -> bool:
         """Whether one is gone, or lies elsewhere by now."""
-        found = ((ref(), address) for ref, address in self._refs)
-        return any(tensor is None or tensor.data_ptr() != at for tensor, at in found)
+        return any(True for _ in self.gone())
+
+    def gone(self) -> Iterator[int]:
+        """The places of those."""
+        for place, (ref, address) in list(self._refs.items()):
+            tensor = ref()
+            if tensor is None or tensor.data_ptr() != address:
+                yield place
+
+    def forget(self, places: Iterable[int]) -> None:
+        """Watch these no more."""
+        for place in places:
+            del self._refs[place]
 
 
 def over(tensor: torch.Tensor) -> torch.Tensor:
@@ -109,6 +149,9 @@ def over(tensor: torch.Tensor) -> torch.Tensor:
     )
 
 
-def _call(tell: Any) -> None:
-    if tell is not None:
-        tell()
+def _call(
+    tell: weakref.WeakMethod[Callable[[], None]], is_ending: Callable[[], bool], _: object
+) -> None:
+    gone = tell()
+    if gone is not None and not is_ending():  # modules are taken apart then
+        gone()

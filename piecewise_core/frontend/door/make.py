@@ -14,7 +14,8 @@ from piecewise_core.config import Dim
 from piecewise_core.counters import Counters, process_counters
 from piecewise_core.frontend.background import Background
 from piecewise_core.frontend.door.calls import DoorCalls, Uncapturable, calls_of
-from piecewise_core.frontend.door.graph import DoorGraph, Made, TellingGraph
+from piecewise_core.frontend.door.graph import DoorGraph, TellingGraph
+from piecewise_core.frontend.door.made import Made
 from piecewise_core.frontend.door.memory import DoorMemories
 from piecewise_core.frontend.door.options import Asked, fitted
 from piecewise_core.frontend.dynamo_graph import device_type, held_inputs, reading, take_in

@@ -152,12 +152,13 @@ def test_old_garbage_is_collected_only_when_memory_runs_out_and_once(generations
     assert set(tight.dropped) == {(4096,), (2048,)}
 
 
-def test_a_release_in_the_middle_of_a_call_walks_no_old_garbage(generations):
+def test_a_release_walks_old_garbage_only_if_that_is_asked_for(generations):
     held = plans()
     held.capture((4,), lambda: source(4))
     assert held.release(later=True) == [(4,)]
+    assert held.release() == []
     assert 2 not in generations
-    held.release()
+    held.release(collect=True)
     assert generations.count(2) == 1
 
 
