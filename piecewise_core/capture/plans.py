@@ -216,6 +216,7 @@ class CapturedPlans:
             if self:
                 self.release(later=True)
             return
+        self.owed |= self._plans.keys()
         for plan in self._resting.add(self._plans.values()):
             memory.retire(plan)
         self._plans = {plan.sizes: plan for plan in self._resting.take(at)}

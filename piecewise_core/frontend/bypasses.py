@@ -10,7 +10,7 @@ import functools
 import logging
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType, FunctionType, MethodType
 from typing import Any
 
@@ -42,14 +42,23 @@ class Bypasses(threading.local):
     def call(self, name: str, method: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run ``method(*args, **kwargs)``, which the model has as ``name``."""
         shared = self._session.shared
-        methods = shared.methods
+        methods, result = shared.methods, None
+        with self._session.lock:
+            known = set() if methods.running else self._session.forms.objects()
         methods.running += 1
         if shared.memory is not None:
             shared.memory.callers.ask_again()
         try:
-            return self._watched(name, method, args, kwargs)
+            result = self._watched(name, method, args, kwargs)
         finally:
             methods.running -= 1
+            if not methods.running:
+                # What the user gave or gets is called with again, it may be; a cache that the
+                # method made is not.
+                known.update(map(id, _in((args, kwargs, result))))
+                with self._session.lock:
+                    self._session.forms.let_go(known)
+        return result
 
     def _watched(self, name: str, method: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Of methods that call each other, the one that the user called counts."""
@@ -84,6 +93,14 @@ class Bypasses(threading.local):
             f"{kind}.{name}() ran as written: it does not call the compiled forward, it calls "
             f"{calls}. To have that served {write}"
         )
+
+
+def _in(value: Any) -> Iterator[Any]:
+    """What nested containers hold, and they themselves."""
+    yield value
+    inner = value.values() if isinstance(value, Mapping) else value
+    for each in inner if isinstance(value, (list, tuple, Mapping)) else ():
+        yield from _in(each)
 
 
 class _FirstCall:

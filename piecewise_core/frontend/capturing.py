@@ -75,9 +75,22 @@ class Capturing:
         self, regions: Sequence[Region], was: Sequence[torch.Tensor], now: Sequence[torch.Tensor]
     ) -> None:
         """Serve calls with other objects, whose tensors are ``now`` in the place of ``was``."""
+        self.replays.follow(addresses(now) if self._hold_for(regions, was, now) else None)
+
+    def let_go(
+        self, regions: Sequence[Region], was: Sequence[torch.Tensor], now: Sequence[torch.Tensor]
+    ) -> None:
+        """Keep no memory of ``was`` where something else is ``now``."""
+        if not self._hold_for(regions, was, now):
+            self.plans.release(later=True)
+        self.replays.reads.forget()
+
+    def _hold_for(
+        self, regions: Sequence[Region], was: Sequence[torch.Tensor], now: Sequence[torch.Tensor]
+    ) -> bool:
+        """Whether graphs know no more of what changed than where it lay."""
         others = {i for i, (old, new) in enumerate(zip(was, now, strict=True)) if old is not new}
-        alike = all(others <= self.lent(region, now) for region in regions)
-        self.replays.follow(addresses(now) if alike else None)
+        return all(others <= self.lent(region, now) for region in regions)
 
     def targets(self, region: Region) -> tuple[Target, ...]:
         """The captured sizes of ``region``, but for those that sleep."""

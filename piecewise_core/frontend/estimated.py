@@ -31,8 +31,8 @@ def estimate_of(session: Session, sizes: Sequence[Any] | None) -> Estimate:
             "estimate(): this model captures no static graphs; set capture_sizes, or graph_mode, "
             f"on a platform that has them (this is {session.setup.selected.info.name!r})"
         )
-    setup, forms = session.shared.setup, [_OfForm(form) for form in session.forms]
-    return estimate(setup, forms, sizes, session.lock)
+    forms = [_OfForm(form) for form in session.forms if not form.model.waits]
+    return estimate(session.shared.setup, forms, sizes, session.lock)
 
 
 class _OfForm:

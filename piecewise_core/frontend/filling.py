@@ -55,6 +55,8 @@ def filled(
         drawn = Preserved((), (), draws=True)
         result = shared.fn(*args, **kwargs)
         for each in forms:  # whose traces may have read what has changed
+            if each.model.waits:
+                continue
             each.bound()
             if each.model.check():
                 each.state_changed()

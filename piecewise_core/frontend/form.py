@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
-from piecewise_core.errors import Sealed, TraceFailed, UnsupportedSideEffect
+from piecewise_core.errors import NotTraced, Sealed, TraceFailed, UnsupportedSideEffect
 from piecewise_core.frontend.building import Unready
 from piecewise_core.frontend.capturing import Capturing
 from piecewise_core.frontend.coverage import out_of_range
 from piecewise_core.frontend.dispatch import Dispatch
 from piecewise_core.frontend.exactness import Exactness
 from piecewise_core.frontend.modelstate import ModelState
+from piecewise_core.frontend.refusals import ANOTHER_MODEL
 from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.regions import Regions
 from piecewise_core.frontend.shared import Shared
@@ -100,10 +101,7 @@ class Form:
     def forget(self, why: str = "") -> None:
         """Drop every trace; the counters stay. Raises Sealed."""
         if self.shared.sealed == "error":
-            what = why or (
-                "a parameter changed its dtype, device, shape or strides, or the model's training "
-                "mode or modules changed,"
-            )
+            what = why or ANOTHER_MODEL
             raise Sealed(f"{what} after seal(); the model would have to be traced again")
         self.fills |= bool(self.regions)
         self.regions.forget()
@@ -117,8 +115,9 @@ class Form:
 
     def bound(self) -> tuple[torch.Tensor, ...]:
         """The tensors that the model holds, read anew; graphs and traces that do not fit go."""
-        found = self.model.read()
-        return self.rebound() if found is None else found
+        if self.model.waits:
+            raise NotTraced("the objects of these calls are gone; call the model with others first")
+        return self.rebound() if (found := self.model.read()) is None else found
 
     def rebound(self) -> tuple[torch.Tensor, ...]:
         """A held tensor was replaced or moved: take the new ones, or trace anew. Raises Sealed."""
@@ -133,7 +132,7 @@ class Form:
 
     def is_stale(self) -> bool:
         """Whether the model must be traced again; ``rebound`` alone reads what was rebound."""
-        return self.model.read() is None and not self.model.regained()
+        return not self.model.waits and self.model.read() is None and not self.model.regained()
 
     def _settle(self) -> None:
         self.install()
@@ -167,9 +166,11 @@ class Form:
 
     def capture_all(self, sizes: Sequence[Sizes] | None = None) -> list[Sizes]:
         """Capture ``sizes``, or all, the largest first; returns those now served by graphs."""
-        made, bound = self.capturing, self.bound()
+        if self.capturing is None or self.model.waits:
+            return []
+        bound = self.bound()
         self.dispatch.meet(self.regions)
-        return [] if made is None else made.capture_all(self.regions, bound, sizes)
+        return self.capturing.capture_all(self.regions, bound, sizes)
 
     def wake(self, sizes: Sequence[Sizes] | None = None) -> None:
         """Have ``sizes``, or all, captured again, by ``capture_all`` or their next call."""

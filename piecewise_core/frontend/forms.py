@@ -10,11 +10,17 @@ from piecewise_core.frontend.newform import place_of_call, refusal_of
 from piecewise_core.frontend.precompile import warm
 from piecewise_core.frontend.refusals import refuse_grad
 from piecewise_core.frontend.shared import Shared
-from piecewise_core.frontend.successors import Met, differs_beside, is_another_object
+from piecewise_core.frontend.successors import (
+    Met,
+    differs_beside,
+    is_another_object,
+    objects_in,
+    stand_ins_of,
+)
 from piecewise_core.graph.binder import AnotherLayout, AsWritten, Bound
 from piecewise_core.graph.describe import bind_arguments, describe_call
 from piecewise_core.graph.memory import values
-from piecewise_core.graph.structure import Structure, with_objects
+from piecewise_core.graph.structure import Structure, with_objects, with_others
 
 __all__ = ["Forms"]
 
@@ -157,16 +163,37 @@ class Forms(list[Form]):
         was = form.model.parameters.tensors
         why = form.model.follow(structure)
         if why is None:
-            form.structure = structure
-            form.binder.follow(structure)
-            form.dispatch.raw = form.binder.raw
-            form.share(alone=len(self) == 1)
             if form.capturing is not None:
                 form.capturing.follow(form.regions, was, form.model.parameters.tensors)
-            form.install()
+            self._bind(form, structure)
             form.model.settle()
             self._shared.ranks.own_up()
         return why
+
+    def _bind(self, form: Form, structure: Structure) -> None:
+        form.structure = structure
+        form.binder.follow(structure)
+        form.dispatch.raw = form.binder.raw
+        form.share(alone=len(self) == 1)
+        form.install()
+
+    def objects(self) -> set[int]:
+        """The ids of all objects that calls hold."""
+        return {id(value) for form in self for value in objects_in(form.structure)}
+
+    def let_go(self, known: set[int]) -> None:
+        """Keep no object that a call of a method brought, nor its memory; ``known``: the others."""
+        for form in self:
+            objects = objects_in(form.structure)
+            if form.model.waits or not objects or not known.isdisjoint(map(id, objects)):
+                continue
+            was, others = form.model.parameters.tensors, stand_ins_of(objects)
+            structure = with_others(form.structure, others or {})
+            if others and form.model.let_go(structure, others):
+                if form.capturing is not None:
+                    form.capturing.let_go(form.regions, was, form.model.parameters.tensors)
+                self._bind(form, structure)
+                self._shared.ranks.own_up()
 
     def begin(self, structure: Structure, new: str = "") -> Form:
         """One form more. ``new``: how its calls differ from those known before."""

@@ -55,7 +55,7 @@ def measured(session: Session) -> tuple[Times, ...]:
         sizes = [
             (form, size)
             for form in session.forms
-            if form.capturing is not None
+            if form.capturing is not None and not form.model.waits
             for size in form.capturing.plans.captured
         ]
         bandwidth = _bandwidth(platform, session) if sizes else None

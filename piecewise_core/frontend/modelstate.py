@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 
+from piecewise_core.capture.resting import lendable, unowned
 from piecewise_core.frontend.layoutjudge import LayoutJudge
 from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.shared import Shared
@@ -29,10 +31,15 @@ _MOST_OUTDATED = 3
 """How many traces in a row may be given up as the model was written to meanwhile."""
 
 
+def _nowhere() -> None:
+    """Where the tensors of objects are that were let go."""
+
+
 class ModelState:
     """``read()`` gives the tensors, or None where they have to be bound anew; ``check()`` is 0
     while nothing that traces read was written to.
 
+    ``waits``: whether the objects of calls were let go, and others are still to come.
     ``structure``: of the calls. ``parameters``: the tensors; a copy of them is added to while a
     region is traced. ``version``: of all this: what was traced under another one is dropped.
     """
@@ -45,6 +52,7 @@ class ModelState:
         self.version = 0
         self._outdated = 0
         self._paths: Paths = {}
+        self.waits = False
         self.forget()
 
     @property
@@ -149,17 +157,38 @@ class ModelState:
             tensors = same_places(self.parameters.tensors, self._paths, objects)
         except Otherwise as other:
             return str(other)
-        self._structure = structure
+        self._hold(structure, tensors, successors)
+        for traced in traces:
+            self._watch(traced, self._lent)
+        return None
+
+    def _hold(
+        self, structure: Structure, tensors: Sequence[torch.Tensor], successors: Mapping[int, Any]
+    ) -> None:
+        self._structure, self.waits = structure, False
         self._judge = LayoutJudge(self._shared.fn, structure, self._shared.config)
         self.parameters = self._none_yet()
         for tensor in tensors:
             self.parameters.add(tensor)
         self._lent.close()
         self._lent = self._nothing(of_objects=True)
-        for traced in traces:
-            traced.output.follow(successors)
-            self._watch(traced, self._lent)
-        return None
+        for region in self._regions:
+            region.program.traced.output.follow(successors)
+
+    def let_go(self, structure: Structure, others: Mapping[int, Any]) -> bool:
+        """Keep neither the objects of calls nor their memory; others may ``follow``.
+
+        ``others``: what stands in the place of each in ``structure``. Whether that could be done.
+        """
+        tensors = self.parameters.tensors
+        done = bool(self._regions and self._paths) and self.parameters.loose <= self._paths.keys()
+        if not done or not all(lendable(tensors[place]) for place in self._paths):
+            return False
+        alike = [unowned(t) if place in self._paths else t for place, t in enumerate(tensors)]
+        self._hold(structure, alike, others)
+        self.version, self.waits = self.version + 1, True
+        self.read, self.check = _nowhere, self._watched.check
+        return True
 
     def settle(self) -> None:
         """Go by what was added and watched; call after each trace."""

@@ -84,8 +84,10 @@ def compile_form(form: Form) -> Iterator[tuple[Region, Box, int]]:
     shared = form.shared
     refuse_around(shared.setup.is_capturing)
     with shared.lock:
-        form.bound()
-    for _ in trace_all(form):
+        waits = form.model.waits  # for objects, without which nothing more can be traced
+        if not waits:
+            form.bound()
+    for _ in () if waits else trace_all(form):
         pass
     for region in form.regions:
         form.exactness.known(region)
@@ -101,7 +103,7 @@ def compile_form(form: Form) -> Iterator[tuple[Region, Box, int]]:
 
 def decide_form(form: Form) -> Iterator[tuple[Region, Box, int]]:
     """Measure whether captured sizes are worth code of their own; the same yields."""
-    if form.capturing is not None:
+    if form.capturing is not None and not form.model.waits:
         yield from form.exactness.decide(form.regions, form.capturing.plans)
 
 

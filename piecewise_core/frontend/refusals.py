@@ -15,6 +15,7 @@ from piecewise_core.torch_compat.around import in_force
 from piecewise_core.torch_compat.switches import any_autocast
 
 __all__ = [
+    "ANOTHER_MODEL",
     "check_grad",
     "refuse_advancing",
     "refuse_ambient",
@@ -22,6 +23,11 @@ __all__ = [
     "refuse_autocast",
     "refuse_grad",
 ]
+
+ANOTHER_MODEL = (
+    "a parameter changed its dtype, device, shape or strides, or the model's training mode or "
+    "modules changed,"
+)
 
 
 def check_grad(tensors: Iterable[Any], held: bool) -> None:

@@ -25,6 +25,7 @@ __all__ = [
     "first_difference",
     "is_another_object",
     "objects_in",
+    "stand_ins_of",
     "successors_of",
 ]
 
@@ -65,6 +66,20 @@ def successors_of(known: Sequence[Any], call: Sequence[Any]) -> dict[int, Any] |
     pairs = {(id(a), id(b)) for a, b in zip(known, call, strict=True)}
     apart = len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})
     return {id(a): b for a, b in zip(known, call, strict=True)} if apart else None
+
+
+def stand_ins_of(objects: Iterable[Any]) -> dict[int, Any] | None:
+    """An empty object of the same type for each, by its id; None where there can be none."""
+    found: dict[int, Any] = {}
+    for value in objects:
+        kind = type(value)
+        if hasattr(kind, "__del__"):  # which would run on what was never made
+            return None
+        try:
+            found[id(value)] = object.__new__(kind)
+        except TypeError:  # not made by Python code
+            return None
+    return found
 
 
 class Met:

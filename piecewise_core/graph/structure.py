@@ -27,6 +27,7 @@ __all__ = [
     "is_plain",
     "leaves",
     "with_objects",
+    "with_others",
 ]
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, enum.Enum, type(Ellipsis))
@@ -141,6 +142,21 @@ def _with(known: Node, call: Node) -> Node:
         given = dict(zip(call.keys, call.children, strict=True))
         pairs = zip(known.keys, known.children, strict=True)
         return replace(known, children=tuple(_with(child, given[key]) for key, child in pairs))
+    return known
+
+
+def with_others(known: Structure, others: Mapping[int, Any]) -> Structure:
+    """``known`` with other objects in the place of constants, by the id of each."""
+    arguments = {name: _other(node, others) for name, node in known.arguments.items()}
+    return replace(known, arguments=arguments)
+
+
+def _other(known: Node, others: Mapping[int, Any]) -> Node:
+    if isinstance(known, Constant):
+        there = known.by_identity and id(known.value) in others
+        return replace(known, value=others[id(known.value)]) if there else known
+    if isinstance(known, Container):
+        return replace(known, children=tuple(_other(child, others) for child in known.children))
     return known
 
 
