@@ -38,6 +38,12 @@ class Family:
     config: dict[str, Any]
     inputs: dict[str, Any]
 
+    def is_here(self) -> bool:
+        """Whether this transformers has it; the list is of the release that is pinned."""
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+        return self.family in CONFIG_MAPPING
+
     def make(self) -> torch.nn.Module:
         """The model, for inference."""
         import transformers

@@ -63,12 +63,15 @@ def run_family(name: str, results: Path, asked: list[str]) -> Counter[str]:
     """Every way in of one family, or those ``asked`` for."""
     counts: Counter[str] = Counter()
     family = families()[name.removeprefix("family:")]
-    by_torch = True
-    if not asked or "torch" in asked:
+    by_torch, ways = True, WAYS
+    if not family.is_here():
+        counts["skipped"], ways = 1, {}
+        _keep(results, name, "torch", 0, Outcome("skipped", "this transformers has no such family"))
+    elif not asked or "torch" in asked:
         by_torch = of_torch(family)
         kind = "equal" if by_torch else "refused by torch too"
         _keep(results, name, "torch", 0, Outcome(kind, ""))
-    for title, way in WAYS.items():
+    for title, way in ways.items():
         if asked and title not in asked:
             continue
         torch._dynamo.reset()
