@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
-from piecewise_core.graph.spans import Span, Spans, span_of, storage_span
+from piecewise_core.graph.spans import Spans, span_of, storage_span
 from piecewise_core.graph.split import Program
 
 __all__ = ["Overlap"]
@@ -34,8 +34,7 @@ class Overlap:
         self._mutated = tuple(sorted(mutated))
         self._mutated_bound = tuple(sorted(mutated_bound))
         self._last: object = None
-        self._written: tuple[Span, ...] = ()
-        self._held: tuple[Span, ...] = ()
+        self._written = self._held = Spans()
 
     @classmethod
     def of(cls, program: Program, handed: Callable[[], Spans] = Spans) -> Overlap:
@@ -55,22 +54,18 @@ class Overlap:
         spans = [span_of(tensor) for tensor in tensors]
         handed = self._handed()
         for place in self._mutated:
-            others = (*spans[:place], *spans[place + 1 :], *self._held)
-            if _meets(spans[place], others) or handed.meets(spans[place]):
+            written, others = spans[place], (*spans[:place], *spans[place + 1 :])
+            known = self._held.meets(written) or handed.meets(written)
+            if known or any(map(Spans([written]).meets, others)):
                 return True
-        return any(_meets(span, spans) for span in self._written)
+        return any(map(self._written.meets, spans))
 
     def forget(self) -> None:
         """Know nothing of bound tensors, and keep none."""
-        self._last, self._written, self._held = None, (), ()
+        self._last, self._written, self._held = None, Spans(), Spans()
 
     def _read(self, bound: Sequence[torch.Tensor]) -> None:
         """Look at bound tensors once, for as long as they are the same."""
-        self._held = tuple(map(storage_span, bound)) if self._mutated else ()
-        self._written = tuple(storage_span(bound[i]) for i in self._mutated_bound)
+        self._held = Spans(map(storage_span, bound) if self._mutated else ())
+        self._written = Spans(storage_span(bound[i]) for i in self._mutated_bound)
         self._last = bound
-
-
-def _meets(span: Span, others: Iterable[Span]) -> bool:
-    start, end = span
-    return any(a < end and start < b for a, b in others)
