@@ -52,13 +52,15 @@ class _Looked:
             raise KeyError(name) from None
 
 
-def holders_of(tensors: Sequence[torch.Tensor], starts: Iterable[Any]) -> list[Anchor]:
+def holders_of(
+    tensors: Sequence[torch.Tensor], starts: Iterable[Any], most: int = _MOST
+) -> list[Anchor]:
     """Every entry of a dict, list or class, and every slot, from ``starts`` to ``tensors``."""
     wanted = {id(t) for t in tensors}
     found: dict[tuple[int, Any], Anchor] = {}
     above: dict[int, _Link | None] = {}
     waiting: deque[tuple[Any, _Link | None]] = deque((item, None) for item in starts)
-    while waiting and wanted and len(above) < _MOST:
+    while waiting and wanted and len(above) < most:
         item, link = waiting.popleft()
         if id(item) in wanted:
             _keep(link, above, found)
@@ -75,9 +77,13 @@ def globals_holding(
     """The globals that methods of ``modules`` name and that lead to one of ``tensors``."""
     wanted = {id(t) for t in tensors}
     found: dict[tuple[int, str], Anchor] = {}
-    for held, name in {(id(d), n): (d, n) for d, n in _named(modules)}.values():
-        value = held[name]
-        inner = [] if isinstance(value, (ModuleType, *_CODE)) else holders_of(tensors, [value])
+    named = {(id(d), n): (d, n, d[n]) for d, n in _named(modules)}.values()
+    objects = [value for _, _, value in named if not isinstance(value, (ModuleType, *_CODE))]
+    # Objects that many globals lead to are looked into once, for most models for the last time.
+    leads = bool(holders_of(tensors, objects, _MOST * len(objects)))
+    for held, name, value in named:
+        looked = leads and not isinstance(value, (ModuleType, *_CODE))
+        inner = holders_of(tensors, [value]) if looked else []
         if inner or id(value) in wanted:
             for anchor in (Anchor(value, held, name), *inner):
                 found[id(anchor.holder), anchor.key] = anchor

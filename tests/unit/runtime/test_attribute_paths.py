@@ -6,7 +6,7 @@ import types
 
 import torch
 
-from piecewise_core.runtime.attribute_paths import holders_of
+from piecewise_core.runtime.attribute_paths import globals_holding, holders_of
 
 TENSOR, OTHER = torch.zeros(2), torch.zeros(2)
 
@@ -52,3 +52,38 @@ def test_an_entry_has_moved_when_another_object_is_there_or_none():
     assert anchor.moved()
     start.append(OTHER)
     assert anchor.moved()
+
+
+class Counted:
+    """Counts how often somebody looks into it."""
+
+    looks = 0
+
+    @property
+    def __dict__(self):
+        Counted.looks += 1
+        return {}
+
+
+SHARED = types.SimpleNamespace(counted=Counted())
+FIRST, SECOND, THIRD = [SHARED], {"a": SHARED}, [OTHER]
+
+
+class NamesGlobals(torch.nn.Module):
+    def forward(self, x):
+        return x + len(FIRST) + len(SECOND) + len(THIRD)
+
+
+def test_what_several_globals_lead_to_is_looked_into_once_where_no_tensor_is():
+    Counted.looks = 0
+    assert globals_holding([TENSOR], [NamesGlobals()]) == []
+    assert Counted.looks == 1
+
+
+def test_every_global_that_leads_to_a_tensor_is_found():
+    SHARED.tensor = TENSOR
+    try:
+        found = globals_holding([TENSOR], [NamesGlobals()])
+        assert {anchor.key for anchor in found} == {"FIRST", "SECOND", 0, "a", "tensor"}
+    finally:
+        del SHARED.tensor
