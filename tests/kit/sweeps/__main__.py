@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import queue
-import random
 import subprocess
 import sys
 import threading
@@ -46,7 +45,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("build/sweep"), help="where results lie")
     parser.add_argument("--fresh", action="store_true", help="forget earlier results")
     parser.add_argument("--families", nargs="*", metavar="NAME", help="families alone, or these")
-    parser.add_argument("--sample", type=int, metavar="N", help="N operators, the same each time")
     parser.add_argument("--only", nargs="*", metavar="NAME", help="these operators alone")
     parser.add_argument("--passes", nargs="*", metavar="PASS", help="these passes, or ways, alone")
     parser.add_argument("--cases", type=int, default=3, help="samples of each operator (3)")
@@ -60,14 +58,12 @@ def _names(asked: argparse.Namespace) -> list[str]:
     kinds = [f"family:{json.loads(line)['family']}" for line in FAMILIES.read_text().splitlines()]
     if asked.families is not None:
         return [n for n in kinds if not asked.families or n[7:] in asked.families]
+    if asked.only:
+        return list(asked.only)
 
     from sweeps.cases import label, operators  # seconds of imports, which families do without
 
     names = list(dict.fromkeys(label(op) for op in operators()))
-    if asked.only:
-        return [n for n in names if n in asked.only]
-    if asked.sample:
-        return sorted(random.Random(0).sample(names, min(asked.sample, len(names))))
     return names + kinds
 
 
