@@ -18,12 +18,11 @@ STATIC = {"cache_implementation": "static"}
 GREEDY = {"do_sample": False, "max_new_tokens": 6, "pad_token_id": 0}
 
 
-@pytest.fixture(scope="module")
-def model():
+def llama(layers):
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         hidden_size=32,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         intermediate_size=48,
@@ -32,6 +31,18 @@ def model():
         eos_token_id=99,
     )
     return transformers.LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Of one layer: nearly all time goes to traces, and they take twice as long for two."""
+    return llama(1)
+
+
+@pytest.fixture(scope="module")
+def deep():
+    """Of two, whose caches must not be taken for each other's."""
+    return llama(2)
 
 
 def compiled(model, platform="cpu", **config):
@@ -52,10 +63,10 @@ def same_tokens(fast, model, ids, **settings):
     return got
 
 
-def test_the_decode_step_is_compiled_once_whatever_caches_generations_make(model):
-    fast = compiled(model)
+def test_the_decode_step_is_compiled_once_whatever_caches_generations_make(deep):
+    fast = compiled(deep)
     for seed in range(4):
-        same_tokens(fast, model, prompt(seed=seed), **GREEDY, **STATIC)
+        same_tokens(fast, deep, prompt(seed=seed), **GREEDY, **STATIC)
     calls = fast.stats().calls
     # The first call with a cache fills it, as written; the others are decode steps.
     assert (calls["eager"], calls["compiled_range"]) == (4, 20)
@@ -127,19 +138,19 @@ def test_assisted_decoding_gives_the_models_own_tokens(model):
         same_tokens(model, fast, prompt(), assistant_model=fast, **GREEDY)
 
 
-def test_decode_steps_are_replayed_from_graphs(model):
-    fast = compiled(model, SimulatedPlatform(), graph_mode="full")
+def test_decode_steps_are_replayed_from_graphs(deep):
+    fast = compiled(deep, SimulatedPlatform(), graph_mode="full")
     for seed in range(3):
-        same_tokens(fast, model, prompt(seed=seed), **GREEDY, **STATIC)
+        same_tokens(fast, deep, prompt(seed=seed), **GREEDY, **STATIC)
     assert fast.stats().calls["replayed"] > 0
 
 
-def test_what_a_generation_keeps_of_its_steps_is_not_overwritten(model):
-    fast = compiled(model, SimulatedPlatform(), graph_mode="full")
+def test_what_a_generation_keeps_of_its_steps_is_not_overwritten(deep):
+    fast = compiled(deep, SimulatedPlatform(), graph_mode="full")
     keep = {"return_dict_in_generate": True, "output_hidden_states": True}
     for seed in range(2):
         ids = prompt(seed=seed)
-        wanted = model.generate(ids, **GREEDY, **keep).hidden_states
+        wanted = deep.generate(ids, **GREEDY, **keep).hidden_states
         got = fast.generate(ids, **GREEDY, **STATIC, **keep).hidden_states
         torch.testing.assert_close(got, wanted)
     assert fast.stats().calls["replayed"] > 0
@@ -176,13 +187,13 @@ def test_where_graphs_are_not_used_explain_says_why(model):
     assert "as beam search moves a cache's" in str(fast.status())
 
 
-def test_after_a_beam_search_the_next_cache_has_graphs_again(model):
-    fast = compiled(model, SimulatedPlatform(), graph_mode="full")
+def test_after_a_beam_search_the_next_cache_has_graphs_again(deep):
+    fast = compiled(deep, SimulatedPlatform(), graph_mode="full")
     beams = {"num_beams": 2}
 
     def replayed(batch, **settings):
         before = fast.stats().calls["replayed"]
-        same_tokens(fast, model, prompt(batch), **{**GREEDY, **STATIC, **settings})
+        same_tokens(fast, deep, prompt(batch), **{**GREEDY, **STATIC, **settings})
         return fast.stats().calls["replayed"] - before
 
     found = [replayed(1, **beams), replayed(2), replayed(1, **beams), replayed(2)]
@@ -200,11 +211,11 @@ def test_a_compiled_model_is_not_compiled_again_by_generate(model):
     assert fast.get_compiled_call(settings) == fast.__call__
 
 
-def test_two_caches_taken_in_turns_give_right_numbers(model):
-    fast = compiled(model)
+def test_two_caches_taken_in_turns_give_right_numbers(deep):
+    fast = compiled(deep)
 
     def cache():
-        made = transformers.StaticCache(config=model.config, max_cache_len=16)
+        made = transformers.StaticCache(config=deep.config, max_cache_len=16)
         made.early_initialization(1, 2, 8, torch.float32, torch.device("cpu"))
         return made
 
@@ -219,7 +230,7 @@ def test_two_caches_taken_in_turns_give_right_numbers(model):
         return found
 
     with torch.no_grad():
-        for got, wanted in zip(steps(fast), steps(model), strict=True):
+        for got, wanted in zip(steps(fast), steps(deep), strict=True):
             torch.testing.assert_close(got, wanted)
     assert fast.stats().graphs == 1
 
@@ -320,15 +331,15 @@ def own_cache(model, batch, length=32):
     return made
 
 
-def test_a_cache_that_is_kept_has_prefill_and_decode_compiled_and_replayed(model):
+def test_a_cache_that_is_kept_has_prefill_and_decode_compiled_and_replayed(deep):
     length = pw.Dim("length", max=64)
     dims = {"input_ids": {1: length}, "position_ids": {1: length}}
     settings = {"graph_mode": "full", "capture": "lazy", "capture_sizes": [1, 5, 9]}
-    fast = compiled(model, SimulatedPlatform(), dynamic=dims, **settings)
-    cache = own_cache(model, 2)
+    fast = compiled(deep, SimulatedPlatform(), dynamic=dims, **settings)
+    cache = own_cache(deep, 2)
     for seed, tokens in enumerate((7, 5, 9, 9)):
         cache.reset()
-        wanted = model.generate(prompt(2, tokens, seed), **GREEDY)
+        wanted = deep.generate(prompt(2, tokens, seed), **GREEDY)
         got = fast.generate(prompt(2, tokens, seed), past_key_values=cache, **GREEDY)
         assert got.tolist() == wanted.tolist()
     calls = fast.stats().calls
