@@ -104,7 +104,7 @@ def by_plan(rank, folder):
         config = LlamaConfig(
             hidden_size=WIDTH,
             intermediate_size=2 * WIDTH,
-            num_hidden_layers=2,
+            num_hidden_layers=1,
             num_attention_heads=HEADS,
             num_key_value_heads=2,
             vocab_size=WORDS,

@@ -74,8 +74,10 @@ def test_a_switched_scaled_merged_or_removed_adapter_is_noticed():
     assert not any(torch.allclose(a, b) for a, b in pairwise(seen))
 
 
-@pytest.mark.parametrize("captured", [False, True])
-@pytest.mark.parametrize(("room", "rank", "traces"), [(8, 8, 1), (8, 2, 1), (None, 8, 2)])
+@pytest.mark.parametrize(
+    ("room", "rank", "traces", "captured"),
+    [(8, 8, 1, False), (8, 8, 1, True), (8, 2, 1, True), (None, 8, 2, False), (None, 8, 2, True)],
+)
 def test_a_hot_swapped_adapter_is_served_and_where_there_was_room_by_the_same_trace(
     room, rank, traces, captured, tmp_path
 ):
