@@ -10,6 +10,8 @@ from random_programs import Random, arguments, module_of, programs, run
 import piecewise_core as pw
 from piecewise_core.errors import SizeBranch
 
+LONG = settings().max_examples > 1000
+
 
 def check(program: Random, compiler: str = "eager") -> None:
     """Raise AssertionError unless the split program equals the program as written."""
@@ -31,20 +33,36 @@ def check(program: Random, compiler: str = "eager") -> None:
                 assert a == b, f"{what} at {sizes}:\n{a}\n{b}"
 
 
-@pytest.mark.long
-@given(programs())
-@settings(
-    max_examples=settings().max_examples if settings().max_examples > 1000 else 120,
-    suppress_health_check=[
-        HealthCheck.too_slow,
-        HealthCheck.data_too_large,
-        HealthCheck.filter_too_much,
-    ],
-)
-def test_a_split_program_equals_the_program_as_written(program: Random) -> None:
+def looked(examples: int) -> settings:
+    """As many programs; in the long run as many as it asks for."""
+    return settings(
+        max_examples=max(examples, settings().max_examples * LONG),
+        suppress_health_check=[
+            HealthCheck.too_slow,
+            HealthCheck.data_too_large,
+            HealthCheck.filter_too_much,
+        ],
+    )
+
+
+def equals(program: Random) -> None:
     try:
         check(program)
     except SizeBranch as error:
         event("refused: size branch")
         assume("compile_ranges_endpoints" not in str(error))
         raise
+
+
+@pytest.mark.long
+@given(programs())
+@looked(40)
+def test_a_split_program_equals_the_program_as_written(program: Random) -> None:
+    equals(program)
+
+
+@pytest.mark.slow
+@given(programs())
+@looked(400)
+def test_many_split_programs_equal_the_programs_as_written(program: Random) -> None:
+    equals(program)
