@@ -172,7 +172,10 @@ main(["--simulated", "--quick", "--case", sys.argv[2], "--ways", *sys.argv[3:]])
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("case", "way", "library"),
-    [("generate", "compile_config", "transformers"), ("sd", "backend", "diffusers")],
+    [
+        ("generate", "compile_config", "transformers"),
+        pytest.param("sd", "backend", "diffusers", marks=pytest.mark.slow),
+    ],
 )
 def test_a_library_s_own_loop_is_run_compared_and_timed(fresh_processes, case, way, library):
     if importlib.util.find_spec(library) is None:
