@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "latency.py"
 
 
+@pytest.mark.slow
 def test_every_phase_has_calls_and_the_other_size_is_compiled_meanwhile():
     command = [sys.executable, str(SCRIPT), "--modes", "lazy", "--workers", "0"]
     command += ["--layers", "1", "--seconds", "0.2"]

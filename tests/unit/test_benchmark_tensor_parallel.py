@@ -19,6 +19,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "tensor_parallel.py"
     not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
     reason="needs gloo",
 )
+@pytest.mark.slow
 def test_every_way_is_right_and_the_last_line_says_how_long_each_took():
     """As torchrun's first process; its others have nothing to do."""
     small = ("--layers", "1", "--hidden", "32", "--heads", "4", "--rows", "4", "--quick")

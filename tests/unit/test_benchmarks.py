@@ -88,6 +88,7 @@ def test_every_case_without_transformers_runs_on_the_simulated_device(
 
 
 @pytest.mark.long
+@pytest.mark.slow
 def test_every_case_with_transformers_runs_on_the_simulated_device(fresh_processes):
     if importlib.util.find_spec("transformers") is None:
         pytest.skip("transformers is not installed")
