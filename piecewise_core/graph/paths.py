@@ -17,6 +17,10 @@ from piecewise_core.graph.trace import Traced
 __all__ = ["same_path"]
 
 
+_FLOAT = "{:.12g}"
+"""A float as text: one made of sizes by sympy, with its own precision, and by Python are alike."""
+
+
 def same_path(general: Traced, other: Traced, fixed: Mapping[int, int]) -> bool:
     """Whether ``other``, traced with the dims in ``fixed`` at those sizes, is ``general`` there."""
     forms = [_Form(traced, fixed) for traced in (general, other)]
@@ -78,9 +82,10 @@ class _Form:
             return f"slice{self._text((value.start, value.stop, value.step))}"
         found = expression(value)
         if not isinstance(found, sympy.Basic):
-            return repr(found)
+            return _FLOAT.format(found) if isinstance(found, float) else repr(found)
         try:
-            return str(found.subs(self._at))
+            there = found.subs(self._at)
+            return _FLOAT.format(float(there)) if isinstance(there, sympy.Float) else str(there)
         except (AssertionError, ArithmeticError, ValueError):
             # Torch's Mod has no value for what is negative at 0, a logarithm none for 0.
             return f"no value {id(self)}"

@@ -19,6 +19,7 @@ __all__ = [
     "ADDRESSES",
     "FACTS",
     "IDENTITY",
+    "MISREAD",
     "MODES",
     "RANDOM_STATE",
     "THREADS",
@@ -54,6 +55,10 @@ ADDRESSES = frozenset({"_base", "_is_view", "_typed_storage", "untyped_storage"}
 
 IDENTITY = " is "
 """Stands among words for a comparison of two variables by identity."""
+
+MISREAD = "misread numbers"
+"""Stands among words for what torch's symbols of sizes answer as no number does, if code may ask
+that: ``round`` with digits gives the number itself, ``__class__`` is not ``int``."""
 
 WATCHED = frozenset().union(*FACTS.values()) | ADDRESSES | MODES | RANDOM_STATE | THREADS | {
     "allow_bf16_reduced_precision_reduction", "allow_fp16_accumulation",
@@ -100,12 +105,33 @@ def words(codes: Iterable[CodeType]) -> frozenset[str]:
             found |= WATCHED & ({*code.co_names} | texts)
             if _compares_identity(code):
                 found.add(IDENTITY)
+            if {"__class__", "int"} <= {*code.co_names} or _rounds_to_digits(code):
+                found.add(MISREAD)
     return frozenset(found)
 
 
 _VALUES = ("LOAD_FAST", "LOAD_DEREF", "BINARY_", "CALL")
 """Instructions that give what is no constant and has no name of a module's."""
 _PARTS = ("LOAD_ATTR", "LOAD_METHOD")
+
+
+def _rounds_to_digits(code: CodeType) -> bool:
+    """Whether ``code`` calls ``round`` with digits, or hands it on."""
+    if {"round", "__round__"}.isdisjoint(code.co_names):
+        return False
+    depth, open_calls = 0, []
+    for instruction in dis.get_instructions(code):
+        if instruction.argval in ("round", "__round__") and "LOAD" in instruction.opname:
+            open_calls.append((depth, int(instruction.argval == "__round__")))
+        has_argument = instruction.opcode >= dis.HAVE_ARGUMENT
+        depth += dis.stack_effect(
+            instruction.opcode, instruction.arg if has_argument else None, jump=False
+        )
+        if open_calls and depth <= open_calls[-1][0] + 1 and "CALL" in instruction.opname:
+            _, own = open_calls.pop()
+            if instruction.opname == "CALL_FUNCTION_EX" or (instruction.arg or 0) + own > 1:
+                return True
+    return bool(open_calls)
 
 
 def _compares_identity(code: CodeType) -> bool:

@@ -15,7 +15,8 @@ from dataclasses import replace
 from typing import Any
 
 from piecewise_core.config import Config
-from piecewise_core.errors import PiecewiseError
+from piecewise_core.errors import PiecewiseError, TraceFailed
+from piecewise_core.graph import questions
 from piecewise_core.graph.concrete import NotRun, disagreement
 from piecewise_core.graph.derived import small_derived
 from piecewise_core.graph.origins import Bind
@@ -56,6 +57,12 @@ def trace_region(
     def again(box: Box) -> Traced:
         return trace(fn, structure, config, box, bind, assume=False)
 
+    if _misreads(traced, again):
+        if config.regions != "auto":
+            raise TraceFailed(_MISREAD)
+        at = hint or hints(inner)
+        alone = Box(tuple(Range(size, size) for size in at))
+        return trace_region(fn, structure, config, alone, bind, at)
     traced = _without_ones(traced, again)
     traced = _with_zeros(traced, cell, again)
     if config.regions != "auto":
@@ -67,6 +74,30 @@ def trace_region(
             return trace_region(fn, structure, config, alone, bind, at)
         box = box.replaced(place, box.ranges[place].without(misfits) or box.ranges[place])
     return replace(traced, box=box)
+
+
+_MISREAD = (
+    "the model rounds a size to digits, as round(size, -1) does, which torch traces as the size "
+    "itself, or compares its __class__ with int. Write it with whole numbers, (size + 5) // 10 * "
+    '10, and isinstance; or leave Config(regions="auto"): then each size is traced by itself'
+)
+
+
+def _misreads(traced: Traced, again: Trace) -> bool:
+    """Whether the model asked a size what torch's symbols answer as no number does.
+
+    Read in torch 2.11.0 and 2.13.0: ``SymInt.__round__`` leaves out how many digits. Where code
+    may ask so, the model is traced at sizes that are no round numbers.
+    """
+    spans = traced.box.ranges
+    if questions.MISREAD not in traced.words or all(span.start == span.end for span in spans):
+        return False
+    at = hints(traced.box)
+    tried = (
+        {i: span.nearest(at[i] // 10 * 10 + digit) for i, span in enumerate(spans)}
+        for digit in (3, 7)
+    )
+    return not all(_same_when_traced(traced, fixed, again) for fixed in tried)
 
 
 def _without_ones(traced: Traced, again: Trace) -> Traced:

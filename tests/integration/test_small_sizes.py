@@ -204,6 +204,43 @@ def test_programs_that_cannot_be_run_by_themselves_are_traced_at_small_sizes():
             )
 
 
+MISREAD = {
+    "to tens": lambda x: x + round(x.shape[0], -1),
+    "by its method": lambda x: x * x.shape[0].__round__(-1),
+    "handed on": lambda x: x + sum(map(round, [x.shape[0]], [-1])),
+    "its class": lambda x: x + 1 if x.shape[0].__class__ is int else x - 1,
+    "another size of it": lambda x: x + (1 if x.shape[0] > round(x.shape[0] * 3, -1) // 3 else 2),
+}
+
+
+@pytest.mark.parametrize("name", MISREAD)
+def test_what_symbols_answer_otherwise_is_refused_or_traced_by_itself(name):
+    """Torch's symbol of a size gives itself, whatever the digits."""
+    model = MISREAD[name]
+    with pytest.raises(TraceFailed, match=r"rounds a size to digits.*// 10 \* 10.*regions"):
+        compiled(model, low=1, regions="declared")(torch.randn(13, 8))
+    fast = compiled(model, low=1)
+    for rows in (13, 5, 6, 14, 13):
+        check(fast, model, rows, 8)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda x: x + round(x.shape[0] / 3),
+        lambda x: x + round(0.126, 2) * x.shape[0],
+        lambda x: x + round(x.shape[1] * 1.5, -1),
+        lambda x: torch.round(x, decimals=1),
+    ],
+    ids=["to whole", "a constant", "a size that is fixed", "a tensor"],
+)
+def test_what_else_is_rounded_is_served_by_one_trace(model):
+    fast = compiled(model, low=1)
+    for rows in (13, 5, 16):
+        check(fast, model, rows, 8)
+    assert fast.warmup().regions == 1
+
+
 @pytest.mark.inductor
 def test_what_has_no_value_without_rows_is_refused_by_compiled_code_too():
     model = lambda x: x.max(0).values * 2  # noqa: E731
