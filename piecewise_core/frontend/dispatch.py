@@ -14,6 +14,7 @@ from piecewise_core.frontend.capturing import Capturing
 from piecewise_core.frontend.piececode import need
 from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.verifying import Verifier
+from piecewise_core.graph.counted import Counted
 from piecewise_core.ranges import Box, Sizes
 from piecewise_core.ranks.ranks import Ranks
 from piecewise_core.replay.replayable import Entry
@@ -72,6 +73,10 @@ class Dispatch:
         self.serving = self.entries
         if self._verifier is not None:
             self.serving = self._verifier.watch(self.entries, (*captured, *plain))
+        counted = [region.program.traced.counted for region, _ in (*captured, *plain)]
+        if any(each is not None for each in counted):
+            serving, each = self.serving, enumerate((*counted, None))
+            self.serving = [_counting(serving, place, numbers) for place, numbers in each]
         if self.ranks.may_be and any(region.collectives for region in regions):
             serving, places = self.serving, range(len(self.serving))
             self.serving = [self._in_same_world(serving, place) for place in places]
@@ -98,6 +103,8 @@ class Dispatch:
         serve: Entry = partial(self.general, region)
         if self._verifier is not None:
             serve = self._verifier.beyond(region, serve)
+        if region.program.traced.counted is not None:
+            serve = _counting([serve], 0, region.program.traced.counted)
         return serve(t, b, sizes, args, kwargs)
 
     def general(self, region: Region, t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
@@ -218,3 +225,15 @@ class Dispatch:
             return True
         lazy = self._config.compile_mode == "lazy" and not self.sealed
         return lazy and not region.served and target.box != region.general_box
+
+
+def _counting(serving: Sequence[Entry], place: int, counted: Counted | None) -> Entry:
+    """What calls go to where objects of theirs count: they are set once a call is served."""
+
+    def entry(t: Any, b: Any, sizes: Sizes, args: Any, kwargs: Any) -> Any:
+        result = serving[place](t, b, sizes, args, kwargs)
+        if counted is not None:
+            counted.advance(sizes)
+        return result
+
+    return entry

@@ -133,6 +133,7 @@ def _as_written(session: Session) -> tuple[str, ...]:
 
 def _region(session: Session, form: int, region: Region, first: dict[str, str]) -> RegionFacts:
     place = iter(range(len(region.program.compilable)))
+    counted = region.program.traced.counted
     return RegionFacts(
         region.index,
         _sizes(session, region.general_box),
@@ -143,7 +144,7 @@ def _region(session: Session, form: int, region: Region, first: dict[str, str]) 
             else _compilable(session, region, piece, region.label(next(place)), first)
             for piece in region.program.pieces
         ),
-        region.program.traced.cuts,
+        (*region.program.traced.cuts, *(counted.told if counted is not None else ())),
         form,
     )
 

@@ -22,7 +22,7 @@ from piecewise_core.frontend.regions import Regions
 from piecewise_core.frontend.shared import Shared
 from piecewise_core.frontend.suspects import FormSubject
 from piecewise_core.frontend.verifying import Verifier
-from piecewise_core.graph.binder import Binder
+from piecewise_core.graph.formbinder import FormBinder
 from piecewise_core.graph.structure import Structure
 from piecewise_core.ranges import Sizes
 from piecewise_core.torch_compat.dynamo import compile_lock
@@ -54,7 +54,7 @@ class Form:
         setup, config = shared.setup, shared.config
         self.shared, self.structure, self.new = shared, structure, new
         self._give_up, self._warm_up = give_up, warm
-        self.binder = Binder(
+        self.binder = FormBinder(
             structure,
             alignment=setup.platform.capabilities.alignment,
             static=config.inputs == "static",
@@ -239,12 +239,7 @@ class Form:
         """Serve from one region more."""
         self.regions.admit(region)
         self.fills = False
-        self.binder.mutated |= region.program.mutated
-        self.binder.returned |= region.program.returned
-        if region.program.traced.asks_layout:
-            self.binder.exactly()
-        self.binder.expect(region.program.traced.asked)
-        self.binder.refuses = True
+        self.binder.admit(region.program, self.regions.hold)
         self.share(alone=self._alone)
         self.model.watch(region.program.traced)
         self._settle()

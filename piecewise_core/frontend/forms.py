@@ -17,6 +17,7 @@ from piecewise_core.frontend.successors import (
     objects_in,
     stand_ins_of,
 )
+from piecewise_core.frontend.ways import another_way
 from piecewise_core.graph.binder import AnotherLayout, AsWritten, Bound
 from piecewise_core.graph.describe import bind_arguments, describe_call
 from piecewise_core.graph.memory import values
@@ -118,7 +119,7 @@ class Forms(list[Form]):
                 raise
             why = refusal_of(binders[0], args, kwargs)
             raise InputMismatch(f"{why}; as a form of its own: {error}") from error
-        followed = self._followed(structure)
+        followed = self._followed(structure, args, kwargs)
         if isinstance(followed, Form):
             return followed
         by_method = serving and self._shared.methods.running > 0
@@ -126,6 +127,9 @@ class Forms(list[Form]):
             self.met.first(structure, followed)
         if by_method:
             self.met.returns(structure)
+        apart = [form for form in self if form.binder.counts_otherwise(args, kwargs)]
+        if apart:
+            return self.begin(structure, another_way(self._shared, apart, len(self)))
         binders = [form.binder for form in self]
         config, sealed = self._shared.config, self._shared.sealed
         unlike = followed or ""
@@ -137,7 +141,7 @@ class Forms(list[Form]):
             raise
         return self.begin(structure, new) if place is None else self[place]
 
-    def _followed(self, structure: Structure) -> Form | str | None:
+    def _followed(self, structure: Structure, args: Any, kwargs: Any) -> Form | str | None:
         """The form that serves other objects from now on as well as those that it had.
 
         Or why none does; None where no form is called with objects of these types. Where there
@@ -149,7 +153,7 @@ class Forms(list[Form]):
             why = differs_beside(form.structure, structure)
             if why is None:
                 why = self._take(form, with_objects(form.structure, structure))
-                if why is None:
+                if why is None and not form.binder.counts_otherwise(args, kwargs):
                     return form
         if others and len(self) >= self._shared.config.max_forms:
             self._drop(others[0])

@@ -11,6 +11,7 @@ from typing import Any
 from piecewise_core.config import Config
 from piecewise_core.errors import PiecewiseError
 from piecewise_core.frontend.building import Unready
+from piecewise_core.graph.countingtrace import trace_counting
 from piecewise_core.graph.effects import goes_by_memory, writes
 from piecewise_core.graph.lying import Lying
 from piecewise_core.graph.memory import storages
@@ -18,7 +19,7 @@ from piecewise_core.graph.origins import Bind
 from piecewise_core.graph.paths import same_path
 from piecewise_core.graph.segments import is_size
 from piecewise_core.graph.structure import Container, Node, Structure, TensorLeaf
-from piecewise_core.graph.trace import Traced, trace
+from piecewise_core.graph.trace import Traced
 from piecewise_core.ranges import Box
 from piecewise_core.torch_compat.dynamo import compile_lock
 
@@ -74,7 +75,7 @@ class LayoutJudge:
         try:
             with compile_lock:
                 one, two = (
-                    trace(self._fn, traced, self._config, box, bind, assume=False)
+                    trace_counting(self._fn, traced, self._config, box, bind, assume=False)
                     for traced in (self._structure, _with(self._structure, other))
                 )
                 found = one.box != two.box or _written(one) != _written(two)

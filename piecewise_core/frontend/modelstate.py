@@ -172,8 +172,10 @@ class ModelState:
             self.parameters.add(tensor)
         self._lent.close()
         self._lent = self._nothing(of_objects=True)
-        for region in self._regions:
-            region.program.traced.output.follow(successors)
+        for traced in (region.program.traced for region in self._regions):
+            traced.output.follow(successors)
+            if traced.counted is not None:
+                traced.counted.bind(constants(structure))
 
     def let_go(self, structure: Structure, others: Mapping[int, Any]) -> bool:
         """Keep neither the objects of calls nor their memory; others may ``follow``.

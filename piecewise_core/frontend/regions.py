@@ -68,6 +68,12 @@ class Regions(list[Region]):
         """The region that holds ``sizes``, if there is one yet."""
         return next((r for r in self if sizes in r.general_box), None)
 
+    def hold(self, sizes: Sizes) -> bool:
+        """Whether a call of ``sizes`` now goes the way that was traced, by what objects count."""
+        region = self.holding(sizes)
+        counted = None if region is None else region.program.traced.counted
+        return counted is None or counted.holds(sizes)
+
     def uncovered(self, without: Sequence[Sizes] = ()) -> Sizes | None:
         """Some sizes in bounds that no region holds yet; None when all are held.
 

@@ -200,6 +200,5 @@ _REASONS = 8
 
 _ADVICE = (
     "pass one whose tensors keep their place, as with transformers' "
-    'generate(cache_implementation="static"); where a model has a sliding window, compile_config= '
-    "there compiles as well"
+    'generate(cache_implementation="static")'
 )

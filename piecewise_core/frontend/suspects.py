@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,6 +100,13 @@ def _graphs(capturing: Capturing | None, target: Target, t: Any) -> tuple[Any, l
     return plan, [] if plan is None else list(capturing.replays.reads.of(target.capture, t))
 
 
+def _counting_not(fn: Callable[..., Any], region: Region, args: Any, kw: Any) -> Any:
+    """Run ``fn``; what a call leaves in objects that count, whoever serves it does besides."""
+    counted = region.program.traced.counted
+    with nullcontext() if counted is None else counted.kept():
+        return fn(*args, **kw)
+
+
 class FormSubject:
     """A model that pw.compile took: as written is the model itself."""
 
@@ -109,7 +117,7 @@ class FormSubject:
 
     def as_written(self, region: Region, t: Any, b: Any, sizes: Sizes, args: Any, kw: Any) -> Any:
         """Run one call of the model as its user wrote it."""
-        return self._shared.fn(*args, **kw)
+        return _counting_not(self._shared.fn, region, args, kw)
 
     def suspect(
         self, region: Region, target: Target, t: Any, b: Any, sizes: Sizes, args: Any, kw: Any
@@ -123,7 +131,7 @@ class FormSubject:
             b,
             sizes,
             given,
-            lambda: shared.fn(*args, **kw),
+            lambda: _counting_not(shared.fn, region, args, kw),
             _generators(shared.setup),
             target,
             *_graphs(capturing, target, t),

@@ -53,7 +53,8 @@ class Assumptions:
     expressions. ``settings``: torch's global switches. ``ops``: operators that are not torch's.
     ``unnamed``: globals of functions that are in no module, by their name in expressions; they are
     of this process. ``unasked``: what the trace rests on and no other process can ask. Where there
-    is any of these, the trace cannot be kept.
+    is any of these, the trace cannot be kept. ``counting``: the objects in which every call
+    writes numbers, by their expressions.
     """
 
     facts: tuple[tuple[str, Any, Any], ...]
@@ -63,6 +64,7 @@ class Assumptions:
     ops: Mapping[str, str]
     unnamed: Mapping[str, Any] = field(default_factory=dict, compare=False)
     unasked: tuple[str, ...] = ()
+    counting: tuple[str, ...] = ()
 
     def broken(self, fn: Callable[..., Any], objects: Sequence[Any]) -> Iterator[str]:
         """What does not hold for ``fn`` with the constants ``objects``, one sentence each."""
@@ -105,6 +107,7 @@ def assume(
     fn: Callable[..., Any],
     objects: Sequence[Any],
     unnamed: Mapping[str, Any],
+    counting: Iterable[str] = (),
 ) -> Assumptions:
     """Answer every look now. ``graph``: what was traced."""
     code = tuple(code)
@@ -138,6 +141,7 @@ def assume(
         op_facts(graph),
         dict(unnamed),
         tuple(dict.fromkeys(unasked)),
+        tuple(dict.fromkeys(counting)),
     )
 
 

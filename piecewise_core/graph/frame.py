@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import builtins
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from logging import Logger
 from types import CodeType, ModuleType
@@ -40,6 +40,7 @@ from piecewise_core.torch_compat.dynamo import (
     get_metrics_context,
     oblivious_sizes,
     source_name,
+    symbols_at,
     without_size_choices,
 )
 from piecewise_core.torch_compat.fakes import (
@@ -76,8 +77,13 @@ class Capture:
     code: tuple[CodeType, ...]
 
 
-def capture(entry: Callable[..., Any], args: Sequence[Any]) -> Capture:
-    """Capture ``entry(*args)`` as one whole graph. Raises ``dynamo.trace_errors``."""
+def capture(
+    entry: Callable[..., Any], args: Sequence[Any], counted: Collection[str] = ()
+) -> Capture:
+    """Capture ``entry(*args)`` as one whole graph. Raises ``dynamo.trace_errors``.
+
+    ``counted``: places of whole numbers that are symbols, by Dynamo's names for them.
+    """
     frame = get_frame(entry, tuple(args))
     found: dict[str, Any] = {}
     scope = {"L": frame.locals, "G": frame.globals}
@@ -92,11 +98,10 @@ def capture(entry: Callable[..., Any], args: Sequence[Any]) -> Capture:
         )
         return graph
 
-    captured = _compiled(frame, keep).graph_capture_output(frame.argdefs, frame.kwdefaults)
-    runtime = captured.get_runtime_env()
+    captured = _compiled(frame, keep, counted).graph_capture_output(frame.argdefs, frame.kwdefaults)
 
     def run(compiled_fn: Callable[..., Any], given: Sequence[Any]) -> Any:
-        call = runtime.forward_callable(
+        call = captured.get_runtime_env().forward_callable(
             found.get("backend_id", "__no_graph"),
             compiled_fn,
             extra_globals={**vars(builtins), **frame.globals},
@@ -104,27 +109,42 @@ def capture(entry: Callable[..., Any], args: Sequence[Any]) -> Capture:
         return call(*given)
 
     if not found:
-        shape_env = ShapeEnv()
-        empty = torch.fx.Graph()
-        empty.output(())
-        found.update(graph=torch.fx.GraphModule({}, empty), shape_env=shape_env, side_effects=())
-
+        found.update(_nothing())
     looked = tuple(map(_look, captured.output_graph.guards))
 
     def assumed(fn: Callable[..., Any], objects: Sequence[Any]) -> Assumptions:
+        numbers = _symbols_at(env, counted)
         # What is written as it was must go on being so.
         kept = [Look(place, "CONSTANT_MATCH") for effect in effects for place in effect.kept]
-        looks = [*looked, *kept]
+        looks = [*(look for look in looked if look.source not in numbers), *kept]
         imports = {**captured.import_sources, **_modules(frame.globals)}
-        code = captured.traced_code
         named = {n: v for n, v in frame.globals.items() if n.startswith("___unnamed_scope")}
-        return assume(looks, imports, code, found["graph"], fn, objects, named)
+        given = looks, imports, captured.traced_code, graph, fn, objects, named
+        return assume(*given, _owners((*numbers, *(p for e in effects for p in e.counts))))
 
-    fakes = (n.meta.get("example_value") for n in found["graph"].graph.nodes)
-    forget_wrappers([fake for fake in fakes if isinstance(fake, FakeTensor)][:1])
     graph, env, effects = found["graph"], found["shape_env"], found["side_effects"]
+    fakes = (n.meta.get("example_value") for n in graph.graph.nodes)
+    forget_wrappers([fake for fake in fakes if isinstance(fake, FakeTensor)][:1])
     set_only = tuple(e for e in effects if e.stored and not _is_asked(e.places, looked))
     return Capture(graph, env, run, effects, set_only, assumed, tuple(captured.traced_code))
+
+
+def _nothing() -> dict[str, Any]:
+    """What there is of a frame without tensor work."""
+    empty = torch.fx.Graph()
+    empty.output(())
+    graph = torch.fx.GraphModule({}, empty)
+    return {"graph": graph, "shape_env": ShapeEnv(), "side_effects": ()}
+
+
+def _owners(places: Sequence[str]) -> list[str]:
+    return [place.rpartition(".")[0] for place in places]
+
+
+def _symbols_at(env: ShapeEnv, places: Collection[str]) -> frozenset[str]:
+    """Those of ``places`` whose numbers are symbols."""
+    named = (source_name(s) for of in env.var_to_sources.values() for s in of)
+    return frozenset(named).intersection(places)
 
 
 def _is_asked(places: Sequence[str], looks: Sequence[Look]) -> bool:
@@ -138,7 +158,7 @@ def _is_asked(places: Sequence[str], looks: Sequence[Look]) -> bool:
     return False
 
 
-def _compiled(frame: Any, keep: Callable[..., Any]) -> Any:
+def _compiled(frame: Any, keep: Callable[..., Any], counted: Collection[str]) -> Any:
     """What Dynamo makes of a frame as one graph, which ``keep`` is given."""
     settings = dynamo_config.patch(
         assume_static_by_default=True,
@@ -152,6 +172,7 @@ def _compiled(frame: Any, keep: Callable[..., Any]) -> Any:
     )
     with (
         after_fork.leaves(settings),
+        symbols_at(counted),
         oblivious_sizes(),
         after_fork.leaves(without_size_choices()),
         get_metrics_context(),

@@ -14,7 +14,10 @@ import torch
 
 from piecewise_core.graph.sizes import hint
 
-__all__ = ["FloatMarker", "SizeMarker", "ViewMarker", "argument", "result"]
+__all__ = [
+    *("CountMarker", "CountUsed", "FloatMarker", "SizeMarker", "ViewMarker"),
+    *("argument", "result"),
+]
 
 
 class SizeMarker(int):
@@ -32,6 +35,14 @@ class SizeMarker(int):
         made = cls(value)
         made.text, made.place = text, place
         return made
+
+
+class CountMarker(int):
+    """A number in an object of the call, which is another one at the next."""
+
+
+class CountUsed(Exception):
+    """Such a number goes further than to questions and to other such numbers."""
 
 
 class FloatMarker(float):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,6 +21,7 @@ from piecewise_core.graph.outputs import rebuild_code
 from piecewise_core.graph.structure import Structure, is_plain
 from piecewise_core.graph.untraceable import refuse_side_effects
 from piecewise_core.graph.wrappers import is_wrapper, leaves
+from piecewise_core.torch_compat.symbols import unreplaced
 
 __all__ = ["Bind", "GraphInput", "read_off"]
 
@@ -52,33 +53,38 @@ def read_off(
     examples: Sequence[torch.Tensor],
     objects: Sequence[Any],
     bind: Bind,
+    numbers: Collection[sympy.Symbol] = (),
 ) -> tuple[tuple[GraphInput, ...], OutputCode]:
     """Run the frame's own code once around markers: what goes in, and what is made of it.
 
     ``leading``: the frame's arguments before ``examples``. ``objects``: the call's constants.
-    Python floats in the result become plain outputs of the graph. Raises UnsupportedOutput or
-    UnsupportedSideEffect.
+    Python floats in the result become plain outputs of the graph. ``numbers``: symbols of those
+    that the next call has others of, which are taken out. Raises UnsupportedOutput,
+    UnsupportedSideEffect, or CountUsed where something needs one.
     """
     stand_ins = [
         markers.argument(t, leaf.index, leaf.dims)
         for t, leaf in zip(examples, structure.tensors, strict=True)
     ]
     output: Any = captured.graph.graph.output_node()
-    made = [markers.result(n.meta.get("example_value"), i) for i, n in enumerate(output.args[0])]
+    counts = _made_of(captured.graph.graph, numbers)
+    wanted = [node for node in output.args[0] if node not in counts]
+    made = [markers.result(n.meta.get("example_value"), i) for i, n in enumerate(wanted)]
     seen: list[Any] = []
 
     def stand_in(*args: Any) -> tuple[Any, ...]:
         seen.extend(args)
-        return tuple(made)
+        rest = iter(made)
+        return tuple(markers.CountMarker() if n in counts else next(rest) for n in output.args[0])
 
     result, after, _ = captured.run(stand_in, (*leading, *stand_ins))
     refuse_changed(structure, after, stand_ins)
     flat = {id(t): i for i, t in enumerate(stand_ins)}
     inputs, opaque = _inputs(captured, seen, flat, bind)
+    output.args = (tuple(wanted),)
     places = {id(m): i for i, m in enumerate(made) if isinstance(m, torch.Tensor)}
     itself = _handed_back(output, seen, made)
-    for node in opaque:
-        captured.graph.graph.erase_node(node)
+    _erase((*opaque, *reversed(counts)))
     for marker in itself:
         del places[marker]
     flat |= {m: flat[id(value)] for m, value in itself.items() if id(value) in flat}
@@ -140,6 +146,8 @@ def _inputs(
     placeholders = [n for n in captured.graph.graph.nodes if n.op == "placeholder"]
     opened = [(leaf, value) for value in seen for leaf in _leaves(value)]
     for node, (value, of) in zip(placeholders, opened, strict=True):
+        if isinstance(value, markers.CountMarker):
+            continue  # what is made of these is taken out
         if not isinstance(value, (torch.Tensor, torch.SymInt, torch.SymFloat, int, float)):
             # A mesh of devices, say, which wrappers around tensors were asked for.
             if node.users:
@@ -158,6 +166,26 @@ def _inputs(
         else:
             inputs.append(GraphInput(bound=bind(value, of)))
     return tuple(inputs), opaque
+
+
+def _erase(nodes: Sequence[torch.fx.Node]) -> None:
+    for node in nodes:
+        if node.users:
+            raise markers.CountUsed(f"{op_name(next(iter(node.users)))} takes a count")
+        node.graph.erase_node(node)
+
+
+def _made_of(graph: torch.fx.Graph, numbers: Collection[sympy.Symbol]) -> dict[torch.fx.Node, None]:
+    """The inputs that are ``numbers``, and what is computed of these, in order."""
+    found: dict[torch.fx.Node, None] = {}
+    for node in graph.nodes if numbers else ():
+        value = node.meta.get("example_value")
+        given = node.op == "placeholder" and isinstance(value, torch.SymInt)
+        if (given and unreplaced(value) in numbers) or (
+            node.op != "output" and not found.keys().isdisjoint(node.all_input_nodes)
+        ):
+            found[node] = None
+    return found
 
 
 def _leaves(value: Any) -> list[Any]:

@@ -17,7 +17,13 @@ from typing import Any
 import torch
 
 from piecewise_core.errors import UnsupportedOutput
-from piecewise_core.graph.markers import FloatMarker, SizeMarker, ViewMarker
+from piecewise_core.graph.markers import (
+    CountMarker,
+    CountUsed,
+    FloatMarker,
+    SizeMarker,
+    ViewMarker,
+)
 from piecewise_core.graph.outputcode import OutputCode
 from piecewise_core.graph.structure import is_plain
 
@@ -75,6 +81,8 @@ class _Writer:
 
     def node(self, value: Any, path: str) -> str:
         """The expression that rebuilds ``value``."""
+        if _counts(value):
+            raise CountUsed(f"{path} is a number that the next call has another one for")
         if isinstance(value, SizeMarker):
             self.used |= set() if value.place is None else {value.place}
             return value.text
@@ -170,6 +178,12 @@ class _Writer:
         return UnsupportedOutput(
             f"{path} is a {kind.__module__}.{kind.__qualname__}, which tracing would freeze; {hint}"
         ).having(path=path)
+
+
+def _counts(value: Any) -> bool:
+    parts = (value.start, value.stop, value.step) if isinstance(value, (slice, range)) else ()
+    parts = tuple(value) if type(value) is frozenset else parts
+    return isinstance(value, CountMarker) or any(map(_counts, parts))
 
 
 def _is_rebuilt(value: dict[Any, Any]) -> bool:

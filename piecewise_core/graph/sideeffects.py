@@ -12,12 +12,14 @@ import re
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
+import sympy
 import torch
 
 from piecewise_core.graph.effects import is_inplace
+from piecewise_core.graph.endings import is_made, whole
 from piecewise_core.graph.structure import is_plain
 from piecewise_core.torch_compat.dynamo import (
     AttributeMutationNew,
@@ -42,7 +44,8 @@ class SideEffect:
     ``undoable``: whether all of it can be put back. ``kept``: places that are written, and that
     hold the same constants before and after. ``reorders``: it may move entries at other calls.
     ``places``: how the names of places that end otherwise begin. ``stored``: attributes, by module
-    and name, where all that ends otherwise are such and hold what the graph computes.
+    and name, where all that ends otherwise are such and hold what the graph computes. ``counts``:
+    what places hold in the end, over Dynamo's symbols, where all are whole numbers as before.
     """
 
     what: str
@@ -54,6 +57,7 @@ class SideEffect:
     reorders: bool = False
     places: tuple[str, ...] = ()
     stored: tuple[tuple[torch.nn.Module, str], ...] = ()
+    counts: Mapping[str, sympy.Basic] = field(default_factory=dict)
 
 
 def read_side_effects(effects: Any, scope: Mapping[str, Any]) -> Iterator[SideEffect]:
@@ -101,20 +105,13 @@ def _of_attributes(
     kept = tuple(f"{source}.{n}" for n in stored or () if n not in names and is_plain(before[n]))
     undoable = held is not None and not _changed_contents(var, effects)
     told, places = _describe(var, names), tuple(f"{source}.{name}" for name in names)
-    made = undoable and all(_is_made(held, name, (stored or {})[name]) for name in names)
+    made = undoable and all(is_made(held, name, (stored or {})[name]) for name in names)
     to = tuple((held, name) for name in names) if made and held is not None else ()
-    return SideEffect(told, where, changes, undo, undoable, kept, places=places, stored=to)
-
-
-def _is_made(held: Any, name: str, var: Any) -> bool:
-    """Whether a plain attribute of a module ends as a tensor that the graph computes."""
-    if not isinstance(held, torch.nn.Module) or hasattr(type(held), name):
-        return False
-    if name in held._parameters or name in held._buffers or name in held._modules:
-        return False
-    if isinstance(var, LazyVariableTracker):
-        var = var.realize() if var.is_realized() else None
-    return isinstance(var, TensorVariable) and bool(var.proxy.node.op != "placeholder")
+    ends = {f"{source}.{n}": whole(stored[n], before[n]) for n in names} if stored else {}
+    counts = {p: n for p, n in ends.items() if n is not None and undoable}
+    counts = counts if len(counts) == len(names) else {}
+    of = (told, where, changes, undo, undoable, kept)
+    return SideEffect(*of, places=places, stored=to, counts=counts)
 
 
 def _of_dict(

@@ -18,11 +18,12 @@ from piecewise_core.config import Config
 from piecewise_core.errors import PiecewiseError, TraceFailed
 from piecewise_core.graph import questions
 from piecewise_core.graph.concrete import NotRun, disagreement
+from piecewise_core.graph.countingtrace import trace_counting
 from piecewise_core.graph.derived import small_derived
 from piecewise_core.graph.origins import Bind
 from piecewise_core.graph.paths import same_path
 from piecewise_core.graph.structure import Structure
-from piecewise_core.graph.trace import Traced, hints, trace
+from piecewise_core.graph.trace import Traced, hints
 from piecewise_core.ranges import Box, Range, Sizes
 
 __all__ = ["trace_region"]
@@ -52,10 +53,10 @@ def trace_region(
     else there, and sizes at which another size, computed from them, is 0 or 1 and matters.
     """
     inner = Box(tuple(_from_size(r, min(r.end, 1)) for r in cell.ranges))
-    traced = trace(fn, structure, config, inner, bind, hint=hint)
+    traced = trace_counting(fn, structure, config, inner, bind, hint=hint)
 
     def again(box: Box) -> Traced:
-        return trace(fn, structure, config, box, bind, assume=False)
+        return trace_counting(fn, structure, config, box, bind, assume=False)
 
     if _misreads(traced, again):
         if config.regions != "auto":
@@ -165,6 +166,8 @@ def _same_when_traced(traced: Traced, fixed: Mapping[int, int], again: Trace) ->
     try:
         other = again(box)
     except PiecewiseError:
+        return False
+    if traced.counted or other.counted:  # which may have been asked something else there
         return False
     return other.box == box and same_path(traced, other, fixed)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +15,11 @@ from piecewise_core.graph import call, guards, questions
 from piecewise_core.graph.assumptions import Assumptions
 from piecewise_core.graph.branches import Branch, branches
 from piecewise_core.graph.cleaning import clean
+from piecewise_core.graph.counted import Counted, Counting, countable
 from piecewise_core.graph.effects import written_by_layout
-from piecewise_core.graph.forgotten import forgotten
+from piecewise_core.graph.failed import failed
 from piecewise_core.graph.frame import Capture, capture
-from piecewise_core.graph.heldsizes import held_otherwise
-from piecewise_core.graph.locks import refused_lock
+from piecewise_core.graph.markers import CountUsed
 from piecewise_core.graph.memory import values
 from piecewise_core.graph.origins import Bind, GraphInput, read_off
 from piecewise_core.graph.outputcode import OutputCode
@@ -30,14 +30,10 @@ from piecewise_core.graph.untraceable import (
     refuse_traced,
 )
 from piecewise_core.graph.unwrapping import unwrap
-from piecewise_core.graph.wording import cut_short
 from piecewise_core.ranges import Box, Sizes
 from piecewise_core.torch_compat import dynamo
 
 __all__ = ["Traced", "hints", "trace"]
-
-_LINE = 1000
-"""Characters of a line of Dynamo's that are shown."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +47,8 @@ class Traced:
     ``reads_layout``: whether code that was traced called for a tensor's strides. ``words``: what
     it names of `graph.questions.WATCHED`. ``cuts``: the guards that keep the box from being
     larger, and the lines that asked. ``keeps``: places of Python
-    objects to which code that was traced writes what they hold.
+    objects to which code that was traced writes what they hold. ``counted``: the numbers in objects
+    that are others at each call, if there are any. ``counts``: places of such that it changes.
     """
 
     graph: torch.fx.GraphModule
@@ -66,6 +63,8 @@ class Traced:
     cuts: tuple[str, ...] = ()
     keeps: tuple[str, ...] = ()
     branches: tuple[Branch, ...] = ()
+    counted: Counted | None = None
+    counts: frozenset[str] = frozenset()
 
     @property
     def asked(self) -> frozenset[str]:
@@ -108,32 +107,33 @@ def trace(
     *,
     assume: bool = True,
     hint: Sizes | None = None,
+    counted: Collection[str] | None = None,
 ) -> Traced:
     """Trace ``fn`` for sizes in ``cell``, with ``hint`` if it is given.
 
     ``fn`` is called with tensors of the traced layouts and the structure's constants. ``bind``
     takes a tensor that the model holds and returns its place. ``assume``: whether to note what was
-    taken for granted. Raises TraceFailed, SizeBranch, UnsupportedOutput or UnsupportedSideEffect.
+    taken for granted. ``counted``: places of numbers that are symbols, none included: numbers that
+    are changed and are none are ``counts``, and nothing is to be served then. Raises TraceFailed,
+    SizeBranch, UnsupportedOutput or UnsupportedSideEffect.
     """
     hint = hints(cell) if hint is None else hint
     examples = [call.example(leaf, structure.dims, cell, hint) for leaf in structure.tensors]
     objects = call.constants(structure)
-    entry = call.entry(structure)
-    try:
-        with torch.inference_mode():
-            captured = capture(entry, (fn, objects, *examples))
-    except PiecewiseError:
-        raise
-    except Exception as error:  # Dynamo's own kinds, and whatever the model's code raised
-        raise _failed(error, structure, hint) from error.with_traceback(None)
-    graph = captured.graph
-    refuse_traced(captured)
+    captured = _captured(structure, hint, (fn, objects, *examples), counted or ())
+    graph, counting = captured.graph, Counting(captured, counted or (), objects)
+    counts = countable(captured, objects) if counted is not None else frozenset()
+    refuse_traced(captured, counting.effects if counts else ())
     unwrap(graph)
     symbols = _symbols(captured, structure)
-    asked = guards.collect(captured.shape_env)
+    asked = counting.of_sizes(guards.collect(captured.shape_env))
     held = guards.region(asked, symbols, cell, hint, structure.dims, config.legal_cuts)
     try:
-        inputs, output = read_off(captured, structure, (fn, objects), examples, objects, bind)
+        with counting.marked():
+            given = captured, structure, (fn, objects), examples, objects, bind
+            inputs, output = read_off(*given, counting.places)
+    except CountUsed as error:
+        raise TraceFailed(str(error)) from None
     finally:
         for effect in captured.side_effects:
             effect.undo()
@@ -141,54 +141,27 @@ def trace(
     assumptions = captured.assume(fn, objects) if assume else None
     asks = questions.mentions(captured.code) or bool(written_by_layout(graph.graph))
     answers = () if assumptions is None else (answer for _, _, answer in assumptions.facts)
-    words = questions.words(captured.code)
-    refuse_addresses(words)
+    refuse_addresses(words := questions.words(captured.code))
     asks = asks or questions.named(answers) or questions.IDENTITY in words
-    read = questions.asks(captured.code)
     keeps = tuple(place for effect in captured.side_effects for place in effect.kept)
-    found = () if assume else branches(asked, symbols, structure.dims)
-    of = (graph, inputs, symbols, held.box, output, assumptions, asks, read, words)
-    return Traced(*of, held.cuts, keeps, tuple(found))
+    of_sizes = () if assume else tuple(branches(asked, symbols, structure.dims))
+    of = (graph, inputs, symbols, held.box, output, assumptions, asks)
+    names = questions.asks(captured.code), words
+    return Traced(*of, *names, held.cuts, keeps, of_sizes, counting.found(symbols), counts)
 
 
-def _failed(error: Exception, structure: Structure, hint: Sizes) -> TraceFailed:
-    refused = refused_lock(str(error), dynamo.place_of(error))
-    return refused or TraceFailed(_explain(error, structure, hint))
-
-
-def _explain(error: Exception, structure: Structure, hint: Sizes) -> str:
-    dims = structure.dims
-    sizes = ", ".join(f'"{d.name}" at {n}' for d, n in zip(dims, hint, strict=True))
-    tried = f"\nTraced with dim {sizes}; every size in bounds must work" if sizes else ""
-    tried += ", or Dim(min, max) is to be narrowed to those that do." if sizes else ""
-    if len(dims) > 1:
-        tried += " Dims that are always equal need one Dim name."
-    place = dynamo.place_of(error)
-    own = isinstance(error, dynamo.trace_errors)
-    told = f"{'' if own else f'{type(error).__name__}: '}{str(error).strip()}"
-    # The model's own message may hold what it was given.
-    what = "\n".join(cut_short(line, _LINE) for line in told.splitlines())
-    held = held_otherwise(structure, hint, told)
-    if held:
-        return f"{held}. Traced{', at ' + place if place else ''}: {what}"
-    return (
-        f"the model cannot be traced to one whole graph, which piecewise needs"
-        f"{', at ' + place if place else ''}: {what}{_told(told)}{tried}"
-        f"{forgotten(structure, told)}\n"
-        "Change the code named above, compile a submodule that has none of it, or use pw.record."
-    )
-
-
-def _told(told: str) -> str:
-    """What to write where the answer to a question depends on data."""
-    if "guard on data-dependent expression" not in told:
-        return ""
-    return (
-        "\nA size or a number that data decides is compared there. Where it always compares alike, "
-        "say so before: torch._check(rows.shape[0] != 0), torch._check(start + length <= 32); "
-        "a call for which it does not hold is then an error. Where both happen, piecewise has no "
-        "graph."
-    )
+def _captured(
+    structure: Structure, hint: Sizes, given: Sequence[Any], counted: Collection[str]
+) -> Capture:
+    """The frame around a call. ``given``: to its entry."""
+    entry = call.entry(structure)
+    try:
+        with torch.inference_mode():
+            return capture(entry, given, counted)
+    except PiecewiseError:
+        raise
+    except Exception as error:  # Dynamo's own kinds, and whatever the model's code raised
+        raise failed(error, structure, hint) from error.with_traceback(None)
 
 
 def _symbols(captured: Capture, structure: Structure) -> dict[sympy.Symbol, int]:

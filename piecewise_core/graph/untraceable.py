@@ -18,9 +18,10 @@ from piecewise_core.graph.sideeffects import SideEffect
 __all__ = ["refuse_addresses", "refuse_side_effects", "refuse_traced"]
 
 
-def refuse_traced(captured: Capture) -> None:
-    """Raise TraceFailed for what a frame holds that no graph can repeat."""
-    others = [effect for effect in captured.side_effects if effect not in captured.kept_up]
+def refuse_traced(captured: Capture, repeated: Sequence[SideEffect] = ()) -> None:
+    """Raise TraceFailed for what a frame holds that no graph can repeat; ``repeated`` can be."""
+    repeated = (*repeated, *captured.kept_up)
+    others = [effect for effect in captured.side_effects if effect not in repeated]
     refuse_side_effects(others, captured.graph.graph)
     _refuse_quantized(captured.graph.graph)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -30,10 +30,12 @@ _TELL = sys.version_info < (3, 13)
 class Holdings:
     """Grows by what a trace looked into; ``holds`` compares it with what is there now.
 
-    ``ran``: the functions that traces ran through, by module and qualified name.
+    ``ran``: the functions that traces ran through, by module and qualified name. ``counting``:
+    objects in which every call writes some number: of their dicts, single entries are watched.
     """
 
-    def __init__(self, ran: set[tuple[str, str]]) -> None:
+    def __init__(self, ran: set[tuple[str, str]], counting: Iterable[Any] = ()) -> None:
+        self._counting = {id(own) for own in map(_own, counting) if own is not None}
         self.classes = Classes(frozenset(ran))
         self._dicts: dict[int, tuple[dict[Any, Any], dict[Any, Any]]] = {}
         self._keys: dict[int, tuple[dict[Any, Any], tuple[Any, ...]]] = {}
@@ -88,11 +90,14 @@ class Holdings:
         """Everything that has to be watched."""
         whole = native() is not None
         for held, wants in self._dicts.values():
-            if whole and (_TELL or id(held) in self._keys):
+            counts = id(held) in self._counting
+            if whole and not counts and (_TELL or id(held) in self._keys):
                 yield held
             else:
                 yield from ((held, key) for key in wants)
-        yield from (held for held, _ in self._keys.values())
+        for held, _ in self._keys.values():
+            counts = id(held) in self._counting
+            yield Poll(held, "keys", partial(_names, held)) if counts else held
         yield from (held for held, _ in self._lists.values())
         for kind in self.classes:
             yield from (kind,) if whole else self.classes.apart(kind)
@@ -125,6 +130,14 @@ class Holdings:
         return id(container) not in self._keys or self._keys[id(container)][1] == tuple(
             entries(container)
         )
+
+
+def _own(value: Any) -> dict[str, Any] | None:
+    return getattr(value, "__dict__", None)
+
+
+def _names(held: dict[Any, Any]) -> list[Any]:
+    return list(entries(held))
 
 
 def behind(value: Any) -> Any:

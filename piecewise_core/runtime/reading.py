@@ -30,11 +30,11 @@ _PARTS = frozenset({"__code__", "__defaults__", "__kwdefaults__", "__closure__"}
 class Reading:
     """Evaluates ``facts``, and notes what each went through, as it is now.
 
-    ``ran``: the functions that traces ran through, by module and qualified name.
+    ``holdings``: takes the notes; nothing is in it yet.
     """
 
-    def __init__(self, facts: Sequence[tuple[Fact, Scope]], ran: set[tuple[str, str]]) -> None:
-        self.holdings = Holdings(ran)
+    def __init__(self, facts: Sequence[tuple[Fact, Scope]], holdings: Holdings) -> None:
+        self.holdings = holdings
         self.argument = self.holdings.everything
         self.kind = self.holdings.kind
         self._always()

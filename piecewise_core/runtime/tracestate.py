@@ -8,11 +8,13 @@ did, all facts are asked anew, since an equal object may have come in the place 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 from piecewise_core.graph.assumptions import Assumptions
 from piecewise_core.graph.facts import Evaluated, Fact, Scope
+from piecewise_core.runtime.holdings import Holdings
 from piecewise_core.runtime.reading import Reading
 from piecewise_core.runtime.switches import switches
 from piecewise_core.runtime.watch import Switch, Watch
@@ -40,6 +42,7 @@ class TraceState:
         self._of_objects = of_objects
         self._words: set[str] = set()
         self._facts: list[tuple[Fact, Scope]] = []
+        self._counting: list[tuple[str, Scope]] = []
         self._known: set[tuple[str, str]] = set()
         self._ran: set[tuple[str, str]] = set()
         self.beyond_facts = self.switched = False
@@ -69,11 +72,13 @@ class TraceState:
             if key not in self._known:
                 self._known.add(key)
                 self._facts.append((fact, scope))
+        if self._of_objects:
+            self._counting += [(owner, scope) for owner in assumptions.counting]
         self._words.update(words)
         if self._of_objects and not self._facts:
             return
         self._ran |= {(code.module, code.name) for code in assumptions.code}
-        self._take(Reading(self._facts, self._ran))
+        self._take(self._reading_now())
         if not outdated:
             self._changed = self._changed or self._written_meanwhile()
             self.check = self._checked()
@@ -83,8 +88,9 @@ class TraceState:
         if self._facts:
             self._watch.close()
             self.check = lambda: 0
-            self._facts.clear()
             del self._reading
+        self._facts.clear()
+        self._counting.clear()
 
     def __len__(self) -> int:
         return len(self._facts)
@@ -107,7 +113,7 @@ class TraceState:
 
     def _ask_all(self) -> str | None:
         """The same of every fact; what is there now is watched from here on."""
-        before, now = self._reading, Reading(self._facts, self._ran)
+        before, now = self._reading, self._reading_now()
         place = now.differs(before)
         if place is not None:
             fact, scope = self._facts[place]
@@ -128,11 +134,19 @@ class TraceState:
             why = fact.broken(scopes[id(scope)])
             if why is not None:
                 return why
-        again = Reading(self._facts, self._ran)
+        again = self._reading_now()
         place = again.differs(self._reading)
         if place is not None:
             return f"{self._facts[place][0].text} is another object"
         return again.surroundings_differ(self._reading)
+
+    def _reading_now(self) -> Reading:
+        return Reading(self._facts, Holdings(self._ran, self._counting_now()))
+
+    def _counting_now(self) -> Iterator[Any]:
+        for owner, scope in self._counting:
+            with suppress(Exception):  # it is not there any more
+                yield Evaluated(scope)[owner]
 
     def _take(self, reading: Reading) -> None:
         self._reading = reading

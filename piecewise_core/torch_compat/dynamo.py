@@ -8,6 +8,7 @@ asks for its sizes before it takes oneDNN; later it need not.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -31,6 +32,7 @@ with needed():
     from torch._dynamo.utils import dynamo_timed, get_metrics_context
     from torch._dynamo.variables import ConstDictVariable, LazyVariableTracker, TensorVariable
     from torch._dynamo.variables.base import AttributeMutationNew, ValueMutationNew
+    from torch._dynamo.variables.tensor import SymNodeVariable
     from torch.fx.experimental import _config as fx_config
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "LazyVariableTracker",
     "NNModuleSource",
     "OptimizedModule",
+    "SymNodeVariable",
     "TensorVariable",
     "ValueMutationNew",
     "compile_frame",
@@ -63,6 +66,7 @@ __all__ = [
     "oblivious_sizes",
     "place_of",
     "source_name",
+    "symbols_at",
     "trace_errors",
     "without_size_choices",
 ]
@@ -132,6 +136,23 @@ def without_size_choices() -> Iterator[None]:
         yield
     finally:
         set_mkldnn(True)
+
+
+@contextlib.contextmanager
+def symbols_at(places: Iterable[str]) -> Iterator[None]:
+    """Whole numbers at ``places``, by Dynamo's names for them, are symbols inside.
+
+    In 2.13 what is marked so and compared raises where other numbers are constants by that setting.
+    """
+    listed = ",".join(f"{re.escape(place)}$" for place in sorted(places))
+    if not listed:
+        yield
+        return
+    config: Any = torch.compiler.config  # its functions are put there at import
+    marked = config.patch(dynamic_sources=listed)
+    others = dynamo_config.patch(specialize_int=False)
+    with after_fork.leaves(marked), after_fork.leaves(others):
+        yield
 
 
 def mark_dynamic(tensor: torch.Tensor, dim: int, low: int, high: int) -> None:

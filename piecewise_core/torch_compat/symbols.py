@@ -25,6 +25,7 @@ __all__ = [
     "bound_sympy",
     "symbol_is_type",
     "sympy_interp",
+    "traced_with",
     "unreplaced",
 ]
 
@@ -33,3 +34,10 @@ def unreplaced(size: Any) -> Any:
     """The expression of a SymInt as it was made, without what was put in its symbols' place."""
     with needed():
         return size.node._expr
+
+
+def traced_with(env: Any, symbol: Any) -> int:
+    """The number that a symbol stood for at the trace; the table of these has two names."""
+    known = getattr(env, "backed_var_to_val", None)
+    with needed():
+        return int((env.var_to_val if known is None else known)[symbol])

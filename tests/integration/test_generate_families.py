@@ -96,3 +96,82 @@ def test_generates_own_compile_setting_gives_the_models_own_tokens(kind, monkeyp
         got = tokens(model, given, compile_config=settings, do_sample=False, **STATIC)
         assert got == wanted
     assert pw.counters.graphs > before
+
+
+def sliding(kind, window=8):
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes |= {"intermediate_size": 48, "num_hidden_layers": 2, "sliding_window": window}
+    layers = {"layer_types": ["sliding_attention", "full_attention"], "head_dim": 8}
+    settings, made = {
+        "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM),
+        "gemma": (transformers.Gemma3TextConfig, transformers.Gemma3ForCausalLM),
+    }[kind]
+    torch.manual_seed(0)
+    return made(settings(**sizes, **WORDS, **(layers if kind == "gemma" else {}))).eval()
+
+
+def prompts(batch, length):
+    ids = torch.randint(5, 90, (batch, length), generator=torch.Generator().manual_seed(length))
+    mask = torch.ones_like(ids)
+    if batch > 1:
+        mask[0, :2] = 0
+    return {"input_ids": ids * mask, "attention_mask": mask}
+
+
+@pytest.mark.parametrize(
+    ("kind", "way"), [("mistral", "sampling"), ("gemma", "greedy"), ("gemma", "beams")]
+)
+def test_windows_become_full_at_their_step_and_each_side_has_one_trace(kind, way):
+    """In caches of these models Python ints count; some prompts are longer than the window."""
+    model = sliding(kind)
+    fast = pw.compile(model, pw.Config(compiler="eager", graph_mode="full"), SimulatedPlatform())
+    keep = {"return_dict_in_generate": True, "output_logits": True, "max_new_tokens": 6}
+    settings = {**keep, **WAYS[way], "pad_token_id": 0}
+    steps = {"cache_implementation": "static", "max_cache_len": 20}
+    for batch, length in ((2, 5), (2, 12), (2, 5)):
+        given = prompts(batch, length)
+        torch.manual_seed(7)
+        wanted = model.generate(**given, **settings)
+        torch.manual_seed(7)
+        got = fast.generate(**given, **settings, **steps)
+        assert got.sequences.tolist() == wanted.sequences.tolist()
+        torch.testing.assert_close(got.logits, wanted.logits)
+    stats = fast.stats()
+    served = stats.calls["compiled_range"] + stats.calls["replayed"]
+    assert (stats.calls["eager"], served, stats.graphs, stats.retraces) == (3, 15, 2, 0)
+    if way != "beams":
+        assert stats.calls["replayed"] == 15
+
+
+def test_a_kept_cache_with_windows_has_its_prefill_compiled_too():
+    model, length = sliding("gemma"), pw.Dim("length", max=64)
+    names = ("input_ids", "position_ids")
+    masks = ("attention_mask.sliding_attention", "attention_mask.full_attention")
+    dims = {name: {1: length} for name in names} | {mask: {2: length} for mask in masks}
+    fast = pw.compile(model, pw.Config(compiler="eager", dynamic=dims))
+    cache = transformers.StaticCache(config=model.config, max_cache_len=32)
+    cache.early_initialization(1, 2, 8, torch.float32, torch.device("cpu"))
+    for size in (5, 7, 3):
+        cache.reset()
+        given = prompts(1, size)
+        wanted = tokens(model, given, max_new_tokens=6, do_sample=False)
+        got = tokens(fast, given, max_new_tokens=6, do_sample=False, past_key_values=cache)
+        assert got == wanted
+        assert cache.layers[0].cumulative_length_int == size + 5
+    calls = fast.stats().calls
+    assert (calls["eager"], calls["compiled_range"]) == (0, 18)
+
+
+def test_masks_that_a_forward_makes_of_a_count_are_those_of_the_call():
+    model = sliding("mistral")
+    fast = pw.compile(model, pw.Config(compiler="eager"))
+    caches = [transformers.StaticCache(config=model.config, max_cache_len=20) for _ in range(2)]
+    with torch.no_grad():
+        for step in range(11):
+            ids, at = torch.tensor([[5 + step]]), torch.tensor([[step]])
+            given = zip((fast, model), caches, strict=True)
+            got, wanted = (
+                forward(input_ids=ids, position_ids=at, past_key_values=cache).logits
+                for forward, cache in given
+            )
+            torch.testing.assert_close(got, wanted)

@@ -54,6 +54,9 @@ def paddable(traced: Traced) -> Paddable:
     open_dims = [i for i, span in enumerate(box.ranges) if not span.is_single_size()]
     if not open_dims:
         return Paddable(frozenset(), {})
+    if traced.counted is not None:
+        counts = Mixing("the program", "", "counts in objects of its calls")
+        return Paddable(frozenset(), dict.fromkeys(open_dims, counts))
     found = next(filter(varies, traced.graph.graph.nodes), None)
     if found is not None:
         why = "makes sizes that depend on data"

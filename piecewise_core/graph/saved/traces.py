@@ -44,6 +44,8 @@ def write_trace(traced: Traced) -> SavedTrace:
         raise NotSavable("a trace that read globals of a function that is in no module")
     if traced.output.stores:
         raise NotSavable("a trace that sets attributes of the model's modules")
+    if traced.counted:
+        raise NotSavable("a trace that counts in objects of its calls")
     writer = GraphWriter(traced.symbols)
     text = {
         "box": [r.plain for r in traced.box.ranges],
