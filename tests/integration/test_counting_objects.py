@@ -82,6 +82,19 @@ def test_what_is_asked_of_a_count_may_depend_on_a_named_size():
     assert (stats.calls["compiled_range"], stats.retraces) == (21, 0)
 
 
+def test_calls_above_the_bounds_and_of_captured_sizes_count_once():
+    model, rows = Window(), {"x": {0: pw.Dim("rows", max=4)}}
+    beyond = compiled(model, dynamic=rows, out_of_range="general")
+    sizes = {"capture_sizes": [1, 4], "padding": "capture_sizes"}
+    captured = compiled(model, SimulatedPlatform(), dynamic=rows, **sizes)
+    for fast, called in ((beyond, (6, 1, 5, 2)), (captured, (3, 1, 4, 2))):
+        for start in (0, 2, 9):
+            tallies = pair(start)
+            for size in called:
+                same(fast, model, tallies, size)
+    assert beyond.stats().calls["general"] == captured.stats().calls["replayed"] == 6
+
+
 def test_what_a_user_sets_counts_at_the_next_call():
     model = Window()
     fast = compiled(model)
