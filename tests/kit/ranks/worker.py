@@ -188,9 +188,10 @@ def served(rank, world, spec, found):
         if fault == "death" and where == place:
             os._exit(9)
 
-    maybe("start")
     teamed = spec.get("groups", "world")
-    model, fast = made(spec, fault, grouped(teamed, world, rank))
+    groups = grouped(teamed, world, rank)  # torch waits for one that dies before, and for long
+    maybe("start")
+    model, fast = made(spec, fault, groups)
     found["ranks"] = fast._ranks if spec["front"] == "record" else fast._pw_session.shared.ranks
     reference = Model().eval()
     if spec["warm"]:
