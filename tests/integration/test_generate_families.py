@@ -126,7 +126,8 @@ def test_windows_become_full_at_their_step_and_each_side_has_one_trace(kind, way
     model = sliding(kind)
     fast = pw.compile(model, pw.Config(compiler="eager", graph_mode="full"), SimulatedPlatform())
     keep = {"return_dict_in_generate": True, "output_logits": True, "max_new_tokens": 6}
-    settings = {**keep, **WAYS[way], "pad_token_id": 0}
+    ways = {**WAYS, "sampling": {"do_sample": True, "top_k": 5}}
+    settings = {**keep, **ways[way], "pad_token_id": 0}
     steps = {"cache_implementation": "static", "max_cache_len": 20}
     for batch, length in ((2, 5), (2, 12), (2, 5)):
         given = prompts(batch, length)
