@@ -2,23 +2,60 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import gc
+from collections.abc import Callable, Collection
+from typing import Protocol, TypeVar
 
 from piecewise_core.capture.captured import CapturedPlan, Owner
+from piecewise_core.capture.resting import Resting
+from piecewise_core.errors import CaptureFailed, OutOfGraphMemory
 
-__all__ = ["make_room"]
+__all__ = ["make_room", "once_more", "spared"]
+
+T = TypeVar("T")
 
 
 class Memory(Protocol):
     """What is asked of a GraphMemory."""
 
+    short: bool
+
+    @property
+    def resting(self) -> Collection[Resting]: ...
     @property
     def retired(self) -> bool: ...
     def bytes(self) -> int: ...
     def plans(self) -> list[tuple[Owner | None, CapturedPlan]]: ...
-    def retire(self, plan: CapturedPlan) -> None: ...
+    def retire(self, *plans: CapturedPlan) -> None: ...
     def freed(self) -> None: ...
     def begin_over(self) -> None: ...
+    def give_back(self) -> None: ...
+
+
+def once_more(memory: Memory, attempt: Callable[[], T]) -> T:
+    """``attempt()``, a capture; if it fails, again without what rests, where anything does.
+
+    And without any garbage, when memory runs out for the first time.
+    """
+    try:
+        return attempt()
+    except CaptureFailed as error:
+        first = isinstance(error, OutOfGraphMemory) and not memory.short
+        if not (spared(memory) or first):
+            raise
+    if first:
+        memory.short = True
+        gc.collect()
+    memory.give_back()
+    return attempt()
+
+
+def spared(memory: Memory) -> bool:
+    """Free what rests, for a capture; whether there was any."""
+    plans = [plan for resting in memory.resting for plan in resting.clear()]
+    memory.retire(*plans)
+    memory.freed()
+    return bool(plans)
 
 
 def make_room(memory: Memory, newest: CapturedPlan | None, limit: int) -> None:

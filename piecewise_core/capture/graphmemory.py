@@ -12,17 +12,17 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from piecewise_core.capture.captured import CapturedPlan, Owner
 from piecewise_core.capture.evicting import make_room
 from piecewise_core.capture.output_ownership import OutputOwnership
+from piecewise_core.capture.resting import Resting
 from piecewise_core.capture.streamorder import stream_order
 from piecewise_core.config import Config
 from piecewise_core.counters import Counters
-from piecewise_core.errors import OutOfGraphMemory
 from piecewise_core.graph.spans import Span, Spans, storage_span
 from piecewise_core.plugins import Declared
 from piecewise_core.ranges import Sizes
@@ -31,15 +31,14 @@ __all__ = ["GraphMemory", "graph_memory"]
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 
 class GraphMemory:
     """``limit``: bytes, or None. ``callers``: who may be reading outputs.
 
     ``pool``, ``stream``: None before ``open``. ``short``: whether memory ran out before.
-    ``handed``: the memory of all results, which callers may put back in as inputs. ``shared``:
-    whether several models have their graphs here. ``counters``: of the bytes.
+    ``handed``: the memory of all results, which callers may put back in as inputs. ``resting``:
+    plans that serve nothing now. ``shared``: whether several models have their graphs here.
+    ``counters``: of the bytes.
     """
 
     shared = False
@@ -58,6 +57,7 @@ class GraphMemory:
         self.stream: Any = None
         self.short = False
         self.handed = Spans()
+        self.resting: weakref.WeakSet[Resting] = weakref.WeakSet()
         self.counters = counters
         # Those used longest ago first. Owners hold this, so not the other way: the memory of a
         # model that is let go must not wait for a garbage collection.
@@ -105,18 +105,6 @@ class GraphMemory:
         if self.pool is None:
             self.pool = self.platform.graphs.new_pool()
 
-    def once_more(self, attempt: Callable[[], T]) -> T:
-        """``attempt()``; when memory runs out for the first time, again without any garbage."""
-        try:
-            return attempt()
-        except OutOfGraphMemory:
-            if self.short:
-                raise
-        self.short = True
-        gc.collect()
-        self.give_back()
-        return attempt()
-
     def give_back(self) -> None:
         """Let the next capture have what a failed one left in the pool, where no graph needs it."""
         if not self._plans:
@@ -150,11 +138,12 @@ class GraphMemory:
         if not self._plans and not self._retired:
             self.pool = None
 
-    def retire(self, plan: CapturedPlan) -> None:
-        """A plan serves no more; what its graphs read is let go, their results are not yet."""
-        self._plans.pop(id(plan), None)
-        plan.steps, plan.direct, plan.held, plan.made = (), (), (), ()
-        self._retired.append((plan, self.pool))
+    def retire(self, *plans: CapturedPlan) -> None:
+        """Plans serve no more; what their graphs read is let go, their results are not yet."""
+        for plan in plans:
+            self._plans.pop(id(plan), None)
+            plan.steps, plan.direct, plan.held, plan.made = (), (), (), ()
+            self._retired.append((plan, self.pool))
 
     def freed(self, *, later: bool = False) -> None:
         """Free what was just retired: at once, or when no other thread may be reading outputs.

@@ -11,13 +11,13 @@ import torch
 
 from piecewise_core.capture.attempt import Source, capture
 from piecewise_core.capture.captured import CapturedPlan
+from piecewise_core.capture.evicting import once_more
 from piecewise_core.capture.graphmemory import GraphMemory
 from piecewise_core.capture.resting import Resting
 from piecewise_core.capture.thinning import fitting
 from piecewise_core.counters import Counters
 from piecewise_core.errors import CaptureFailed, OutOfGraphMemory, SizeBranch
 from piecewise_core.events import EventKind
-from piecewise_core.protocols import BudgetContext
 from piecewise_core.ranges import Sizes
 from piecewise_core.ranks.ranks import Ranks
 
@@ -64,6 +64,7 @@ class CapturedPlans:
         self.whole = self._ways[0]
         self._plans: dict[Sizes, CapturedPlan] = {}
         self._resting = Resting()
+        memory.resting.add(self._resting)
         self.dropped: dict[Sizes, str] = {}
         self.owed: set[Sizes] = set()
         self._warned, self._lazy = False, lazy
@@ -110,8 +111,7 @@ class CapturedPlans:
         """
         sizes = [s for s in sizes if s not in self._plans and s not in self.dropped]
         graphs_per_size = 1 if all(self._ways) else graphs_per_size
-        context = BudgetContext(graphs_per_size, tuple(sizes), self.memory.graphs)
-        kept, why = fitting(sizes, graphs_per_size, self._platform.resource_budget(context))
+        kept, why = fitting(sizes, graphs_per_size, self.memory)
         for size in sizes:
             if size not in kept:
                 self.drop(size, why)
@@ -140,8 +140,7 @@ class CapturedPlans:
                 "call warmup() before it"
             )
         begun = time.perf_counter()
-        with self.callers.using():
-            plan = self._attempt(sizes, source, more)
+        plan = self._attempt(sizes, source, more)
         self.owed.discard(sizes)
         if plan is None:
             return None
@@ -159,7 +158,7 @@ class CapturedPlans:
             what = f"the capture of sizes {sizes}{' as one graph' if whole else ''}"
             jointly = partial(self.ranks.jointly, what, made, self.memory.reset)
             try:
-                return self.memory.once_more(jointly)
+                return once_more(self.memory, jointly)
             except (CaptureFailed, SizeBranch) as error:
                 if not (more or isinstance(error, CaptureFailed)):
                     raise  # data of this call's own
@@ -177,20 +176,21 @@ class CapturedPlans:
         self.dropped[sizes] = why
         self.counters.tell(kind, "static graphs", sizes, 0, why)
 
-    def _capture(self, source: Callable[[], Source], sizes: Sizes, whole: bool) -> CapturedPlan:
-        try:
-            made = source()
-        except torch.OutOfMemoryError as error:
-            raise OutOfGraphMemory(
-                f"sizes {sizes} cannot be captured: there is no memory for their inputs: {error}. "
-                "Capture fewer or smaller sizes (capture_sizes)"
-            ) from error
+    def _capture(self, source: _Made, sizes: Sizes, whole: bool) -> CapturedPlan:
         memory = self.memory
-        memory.open()
-        if memory.in_order is not None:
-            memory.in_order()
-        where = memory.platform, memory.pool, memory.stream
-        return capture(*where, made, sizes, whole=whole, tight=memory.short)
+        with self.callers.using():
+            try:
+                made = source()
+            except torch.OutOfMemoryError as error:
+                raise OutOfGraphMemory(
+                    f"sizes {sizes} cannot be captured: there is no memory for their inputs: "
+                    f"{error}. Capture fewer or smaller sizes (capture_sizes)"
+                ) from error
+            memory.open()
+            if memory.in_order is not None:
+                memory.in_order()
+            where = memory.platform, memory.pool, memory.stream
+            return capture(*where, made, sizes, whole=whole, tight=memory.short)
 
     def evict(self, sizes: Sizes, why: str) -> None:
         """Free one size's graphs, at once or when no other thread may be reading their outputs."""
@@ -217,10 +217,11 @@ class CapturedPlans:
                 self.release(later=True)
             return
         self.owed |= self._plans.keys()
-        for plan in self._resting.add(self._plans.values()):
-            memory.retire(plan)
+        spare = self._resting.add(self._plans.values())
         self._plans = {plan.sizes: plan for plan in self._resting.take(at)}
-        memory.freed(later=True)
+        if spare:
+            memory.retire(*spare)
+            memory.freed(later=True)
 
     def release(
         self, sizes: Iterable[Sizes] | None = None, *, later: bool = False, collect: bool = False
@@ -237,8 +238,7 @@ class CapturedPlans:
         if held:
             self.ranks.lose()
         self.owed |= {*held, *(wanted & self.dropped.keys())}
-        for plan in self._resting.clear():
-            self.memory.retire(plan)
+        self.memory.retire(*self._resting.clear())
         for each in held:
             self._retire(each)
             if not later:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from piecewise_core.capture.evicting import spared
+from piecewise_core.capture.graphmemory import GraphMemory
+from piecewise_core.protocols import BudgetContext
 from piecewise_core.ranges import Sizes
 
 __all__ = ["fitting", "largest_first", "thinned"]
@@ -25,13 +28,17 @@ def thinned(sizes: list[Sizes], room: int) -> list[Sizes]:
     return [sizes[round(i * step)] for i in range(room)]
 
 
-def fitting(sizes: list[Sizes], each: int, allowed: int | None) -> tuple[list[Sizes], str]:
+def fitting(sizes: list[Sizes], each: int, memory: GraphMemory) -> tuple[list[Sizes], str]:
     """Those of ``sizes``, of ``each`` graphs, for which the device has handles, and why no more.
 
-    ``allowed``: how many graphs; None: no bound.
+    What rests in ``memory`` makes room for them.
     """
+    context = BudgetContext(each, tuple(sizes), memory.graphs)
+    allowed = memory.platform.resource_budget(context)
     if allowed is None or each * len(sizes) <= allowed:
         return sizes, ""
+    if spared(memory):
+        return fitting(sizes, each, memory)
     need = f"{len(sizes)} sizes of {each} need {each * len(sizes)}"
     room = max(allowed // max(each, 1), 0)
     return thinned(sizes, room), f"the device has room for {allowed} more graphs, and {need}"

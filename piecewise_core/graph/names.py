@@ -26,7 +26,7 @@ from piecewise_core.torch_compat.operators import (
 )
 from piecewise_core.torch_compat.targets import PUBLIC_MODULES, builtin_function
 
-__all__ = ["Matcher", "called_name", "op_name", "source_of"]
+__all__ = ["Matcher", "bodies", "called_name", "op_name", "source_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class Matcher:
             return True
         if any(matches(node) for matches in self._names.values()):
             return True
-        return any(self(inner) for body in _bodies(node) for inner in body.nodes)
+        return any(self(inner) for body in bodies(node) for inner in body.nodes)
 
     @property
     def unmet(self) -> tuple[str, ...]:
@@ -126,7 +126,7 @@ def _nothing(names: Sequence[str], calls: Sequence[torch.fx.Node]) -> NothingToS
     ).having(names=tuple(names), candidates=tuple(dict.fromkeys([*likely, *near])))
 
 
-def _bodies(node: torch.fx.Node) -> Iterator[torch.fx.Graph]:
+def bodies(node: torch.fx.Node) -> Iterator[torch.fx.Graph]:
     """The graphs that a higher-order operator runs: a branch of torch.cond, say."""
     if not isinstance(node.target, HigherOrderOperator):
         return
@@ -142,7 +142,7 @@ def _calls(graph: torch.fx.Graph) -> Iterator[torch.fx.Node]:
     for node in graph.nodes:
         if node.op in ("call_function", "call_method"):
             yield node
-            for body in _bodies(node):
+            for body in bodies(node):
                 yield from _calls(body)
 
 

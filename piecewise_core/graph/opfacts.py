@@ -13,10 +13,11 @@ from typing import Any
 import torch
 
 from piecewise_core.graph.codedigests import code_digest
+from piecewise_core.graph.names import bodies
 from piecewise_core.torch_compat.custom_ops import fake_kernel, fake_of
 from piecewise_core.torch_compat.operators import OpOverload, overloads_of, schema_of
 
-__all__ = ["UNKNOWN", "changed_ops", "is_foreign", "op_facts"]
+__all__ = ["UNKNOWN", "changed_ops", "is_foreign", "op_facts", "runs_foreign"]
 
 UNKNOWN = "unknown"
 """Of an operator whose fake kernel is native code: nobody can tell versions of it apart."""
@@ -26,10 +27,22 @@ _KNOWN = frozenset(
 )
 """Namespaces of torch's operators, and of ours."""
 
+_MODULES = frozenset({"torch", "operator", "_operator", "builtins", "math", "piecewise_core"})
+"""Where functions are that Dynamo leaves in graphs by itself."""
+
 
 def is_foreign(target: Any) -> bool:
     """Whether the target of a graph's node is an operator of somebody else's."""
     return any(op.namespace not in _KNOWN for op in overloads_of(target))
+
+
+def runs_foreign(node: torch.fx.Node) -> bool:
+    """Whether a node runs somebody else's code, which may keep what it is given."""
+    if node.op != "call_function":
+        return node.op == "call_module"
+    place = str(getattr(node.target, "__module__", None) or type(node.target).__module__)
+    others = is_foreign(node.target) or place.partition(".")[0] not in _MODULES
+    return others or any(runs_foreign(inner) for body in bodies(node) for inner in body.nodes)
 
 
 def op_facts(module: torch.fx.GraphModule) -> dict[str, str]:

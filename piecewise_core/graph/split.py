@@ -17,6 +17,7 @@ from piecewise_core.graph.hostinputs import bring_to_device
 from piecewise_core.graph.literals import lift_literals
 from piecewise_core.graph.memory import storages
 from piecewise_core.graph.names import op_name, source_of
+from piecewise_core.graph.opfacts import runs_foreign
 from piecewise_core.graph.piecegraph import piece_graph
 from piecewise_core.graph.segments import Segment, is_item, normalise, segments
 from piecewise_core.graph.trace import Traced
@@ -92,10 +93,12 @@ class Program:
     def lent(self) -> frozenset[int]:
         """Places of the bound tensors that it writes to, and in which no result lies.
 
-        Nothing is made of what they hold ahead of a call, and nobody is given their memory: what
-        knows only where they lie serves whatever lies there later.
+        Nothing is made of what they hold ahead of a call, and nobody is given their memory, no
+        operator of others either: what knows only where they lie serves what lies there later.
         """
-        kept = self._of_results | self.reshaped
+        foreign = [n for n in self.traced.graph.graph.nodes if runs_foreign(n)]
+        given = (storages(each) for node in foreign for each in node.all_input_nodes)
+        kept = self._of_results | self.reshaped | frozenset().union(*given)
         return self.mutated_bound - inputs_in(self.traced, kept, "bound")
 
     @property

@@ -443,6 +443,23 @@ def test_caches_in_the_same_memory_are_served_by_the_same_graphs_which_keep_none
     turns("cb")
 
 
+def test_what_rests_makes_room_for_a_capture():
+    def fn(x, cache):
+        cache[:, 0] += x
+        return x + cache.sum()
+
+    fast = Through(fn, platform=SimulatedPlatform(max_graphs=2))
+    memory = [torch.zeros(3, 5) for _ in range(5)]
+    for place in (0, 1, 2, 3, 4, 0):
+        cache, wanted = memory[place].detach(), torch.zeros(3, 5)
+        torch._dynamo.mark_static_address(cache.zero_())
+        for _ in range(3):
+            x = torch.randn(3)
+            same(fast(x, cache), fn(x, wanted))
+        del cache
+    assert fast.replayed == 12
+
+
 def test_an_input_that_lies_in_what_is_written_is_read_after_the_write():
     class Model(torch.nn.Module):
         def __init__(self):

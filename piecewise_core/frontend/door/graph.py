@@ -105,10 +105,11 @@ class DoorGraph:
         self._sweep()
         key = tuple([t.data_ptr() for t in bound])
         found = self._held.get(key)
+        if found is not None and found.rests and not found.wake(bound):
+            self._drop(key)  # what rests makes room for captures
+            found = None
         if found is None:
             found = self._begin(key, bound, sizes)
-        elif found.rests:
-            found.wake(bound)
         self._last = found or self._last
         return found
 

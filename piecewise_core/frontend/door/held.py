@@ -88,19 +88,21 @@ class Held:
     def rest(self) -> bool:
         """Let the tensors go, some of which are gone; whether the graphs hold for others there."""
         gone = set(self._watched.gone())
-        lent = {self._marked[i] for i in gone} <= self._lent
-        self.rests = lent and len(self.capturing.plans) > 0
-        if self.rests:
+        self.rests = False
+        if len(self.capturing.plans) and {self._marked[i] for i in gone} <= self._lent:
             self.bound = ()
-            self.capturing.replays.reads.forget()
+            self.capturing.replays.follow(())
             self._watched.forget(gone)  # not the weights: graphs may know what these hold
+            self.rests = bool(self.capturing.plans)
         return self.rests
 
-    def wake(self, bound: Sequence[torch.Tensor]) -> None:
-        """Serve calls with ``bound``, which lie where those lay."""
+    def wake(self, bound: Sequence[torch.Tensor]) -> bool:
+        """Serve calls with ``bound``, which lie where those lay; not if the graphs are gone."""
+        self.capturing.replays.follow(tuple(self.addresses))
         with torch.inference_mode(False):
             self.bound = tuple(map(over, bound))
         self._watched, self.rests = Watched([bound[i] for i in self._marked], self._gone), False
+        return len(self.capturing.plans) > 0
 
     def release(self, *, collect: bool = False) -> None:
         """Free the graphs, and let the tensors go; ``collect``: garbage too.

@@ -1,0 +1,88 @@
+"""Graphs whose memory went, under pw.compile: what they keep, and when they are let go."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+
+import piecewise_core as pw
+from piecewise_core.testing import SimulatedPlatform
+
+
+@pytest.fixture(autouse=True)
+def _inference():
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        yield
+
+
+class Cache:
+    def __init__(self, keys):
+        self.keys = keys
+
+
+KEPT = []
+
+
+@torch.library.custom_op("resting_tests::register", mutates_args=("keys",))
+def register(keys: torch.Tensor) -> None:
+    keys += 1
+    KEPT[:] = [keys]
+
+
+register.register_fake(lambda keys: None)
+
+
+def add(x, cache):
+    cache.keys[:, 0] += x.sum()
+    return x + cache.keys.sum(0)
+
+
+def compiled(fn=add, platform=None, graph_mode="full", **config):
+    rows = {"x": {0: pw.Dim("n", 1, 8)}}
+    made = {"compiler": "eager", "capture_sizes": (4,), "capture_max": False, **config}
+    config = pw.Config(dynamic=rows, graph_mode=graph_mode, **made)
+    return pw.compile(fn, config, platform or SimulatedPlatform())
+
+
+def check(fast, cache, times=2):
+    wanted = Cache(cache.keys.clone())
+    for _ in range(times):
+        x = torch.randn(4, 5)
+        torch.testing.assert_close(fast(x, cache), add(x, wanted))
+        torch.testing.assert_close(cache.keys, wanted.keys)
+
+
+def test_after_seal_another_object_gets_the_graphs_that_the_first_one_had():
+    fast = compiled()
+    fast.warmup(torch.randn(4, 5), Cache(torch.randn(3, 5)))
+    fast.seal()
+    check(fast, Cache(torch.randn(3, 5)))
+    assert fast.stats().calls["replayed"] == 2
+
+
+def test_what_rests_makes_room_for_a_capture():
+    fast, caches = compiled(platform=SimulatedPlatform(max_graphs=2)), []
+    for _ in range(5):
+        caches.append(Cache(torch.randn(3, 5)))
+        check(fast, caches[-1])
+    assert fast.stats().calls["replayed"] == 10
+
+
+@pytest.mark.parametrize("mode", ["full", "piecewise"])
+def test_memory_that_an_operator_of_others_is_given_is_kept(mode):
+    def fn(x, cache):
+        torch.ops.resting_tests.register(cache.keys)
+        return x + cache.keys.sum(0)
+
+    cuts = {"splitting_ops": ["resting_tests::register"]} if mode == "piecewise" else {}
+    fast, cache = compiled(fn, graph_mode=mode, **cuts), Cache(torch.zeros(3, 5))
+    for _ in range(2):
+        fast(torch.randn(4, 5), cache)
+    memory = StorageWeakRef(cache.keys.untyped_storage())
+    del cache
+    kept = list(KEPT)
+    fast(torch.randn(4, 5), Cache(torch.zeros(3, 5)))
+    assert not memory.expired()
+    assert kept[0].tolist() == torch.full((3, 5), 2.0).tolist()
