@@ -110,9 +110,14 @@ class OutputOwnership:
         finally:
             self.owner = owner
 
+    @property
+    def is_used(self) -> bool:
+        """Whether a replay or a capture is under way, an operator of which made this call."""
+        return self.owner == IN_USE
+
     def refuse_inside(self, what: str) -> None:
         """Raise CaptureFailed where a replay or a capture is under way: ``what`` would break it."""
-        if self.owner == IN_USE:
+        if self.is_used:
             raise CaptureFailed(
                 f"{what} inside of a call that the same model's static graphs are serving, from an "
                 "operator, a hook or a callback of its own; do that between calls"

@@ -65,9 +65,13 @@ class Capturing:
         return self.replays.plans
 
     def lent(self, region: Region, bound: Sequence[torch.Tensor]) -> frozenset[int]:
-        """Places of ``bound`` that graphs of ``region`` do not keep: others may lie there later."""
+        """Places of ``bound`` that graphs of ``region`` do not keep: others may lie there later.
+
+        None for graphs that read a call's own inputs: the next one's would have to be the same.
+        """
         platform = self.replays.memory.platform
-        if platform.weak_ref is None and platform.device_type != "cpu":
+        known = platform.weak_ref is not None or platform.device_type == "cpu"
+        if not known or self._config.inputs == "static":
             return frozenset()
         return frozenset(i for i in region.program.lent if lendable(bound[i]))
 

@@ -99,10 +99,12 @@ class Form:
             self.capturing.replays.sealed = self.shared.sealed
 
     def forget(self, why: str = "") -> None:
-        """Drop every trace; the counters stay. Raises Sealed."""
+        """Drop every trace; the counters stay. Raises Sealed, and CaptureFailed inside a replay."""
         if self.shared.sealed == "error":
             what = why or ANOTHER_MODEL
             raise Sealed(f"{what} after seal(); the model would have to be traced again")
+        if self.capturing is not None:
+            self.capturing.plans.callers.refuse_inside("the model would be traced again")
         self.fills |= bool(self.regions)
         self.regions.forget()
         self.model.forget()

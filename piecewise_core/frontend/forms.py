@@ -164,6 +164,8 @@ class Forms(list[Form]):
 
         Nothing is traced for them. Graphs read the old objects' memory: they go.
         """
+        if form.capturing is not None and form.capturing.plans.callers.is_used:
+            return "static graphs of the model, one of whose operators calls it, serve another"
         was = form.model.parameters.tensors
         why = form.model.follow(structure)
         if why is None:
@@ -189,7 +191,8 @@ class Forms(list[Form]):
         """Keep no object that a call of a method brought, nor its memory; ``known``: the others."""
         for form in self:
             objects = objects_in(form.structure)
-            if form.model.waits or not objects or not known.isdisjoint(map(id, objects)):
+            used = form.capturing is not None and form.capturing.plans.callers.is_used
+            if used or form.model.waits or not objects or not known.isdisjoint(map(id, objects)):
                 continue
             was, others = form.model.parameters.tensors, stand_ins_of(objects)
             structure = with_others(form.structure, others or {})

@@ -7,6 +7,7 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
 import piecewise_core as pw
+from piecewise_core.errors import CaptureFailed
 from piecewise_core.testing import SimulatedPlatform
 
 
@@ -86,3 +87,69 @@ def test_memory_that_an_operator_of_others_is_given_is_kept(mode):
     fast(torch.randn(4, 5), Cache(torch.zeros(3, 5)))
     assert not memory.expired()
     assert kept[0].tolist() == torch.full((3, 5), 2.0).tolist()
+
+
+def test_graphs_that_read_a_calls_own_inputs_do_not_rest():
+    fast, memory = compiled(inputs="static", platform="cpu"), [torch.zeros(3, 5), torch.zeros(3, 5)]
+    for place in (0, 1, 0, 1):
+        cache, x = Cache(memory[place].detach()), torch.randn(4, 5)
+        wanted = Cache(cache.keys.clone())
+        torch.testing.assert_close(fast(x, cache), add(x, wanted))
+    assert fast.stats().captures == 4
+
+
+INSIDE = []
+
+
+@torch.library.custom_op("resting_tests::calls", mutates_args=())
+def calls(x: torch.Tensor) -> torch.Tensor:
+    while INSIDE:
+        INSIDE.pop()()
+    return x + 1
+
+
+calls.register_fake(torch.empty_like)
+
+
+def test_an_operator_that_calls_the_model_with_another_object_leaves_the_call_its_own():
+    def fn(x, cache):
+        cache.keys[:, 0] += x.sum()
+        return torch.ops.resting_tests.calls(x), cache.keys[1:], cache
+
+    cut = ["resting_tests::calls"]
+    fast = compiled(fn, graph_mode="piecewise", splitting_ops=cut)
+    one, two = Cache(torch.zeros(3, 5)), Cache(torch.zeros(3, 5))
+    x, inside = torch.ones(4, 5), []
+    for cache in (one, two, one):
+        fast(x, cache)
+        INSIDE.append(lambda: inside.append(fast(x, two)))
+        result = fast(x, cache)
+        assert result[1].data_ptr() == cache.keys[1:].data_ptr()
+        assert result[2] is cache
+        assert inside.pop()[2] is two
+    assert one.keys[:, 0].tolist() == [80] * 3
+    assert two.keys[:, 0].tolist() == [100] * 3
+
+
+def test_an_operator_that_calls_the_changed_model_is_refused_and_the_next_call_traces_it_anew():
+    class Model(torch.nn.Module):
+        scale = 2
+
+        def forward(self, x):
+            return torch.ops.resting_tests.calls(x) * self.scale
+
+    model = Model()
+    model.scale = 2
+    fast = compiled(model, graph_mode="piecewise", splitting_ops=["resting_tests::calls"])
+    x = torch.ones(4, 5)
+    fast(x)
+
+    def change():
+        model.scale = 3
+        with pytest.raises(CaptureFailed, match="would be traced again inside of a call"):
+            fast(x)
+
+    INSIDE.append(change)
+    fast(x)
+    for _ in range(2):
+        assert fast(x).tolist() == model(x).tolist()
