@@ -32,16 +32,18 @@ class Memory(Protocol):
     def give_back(self) -> None: ...
 
 
-def once_more(memory: Memory, attempt: Callable[[], T]) -> T:
+def once_more(memory: Memory, attempt: Callable[[], T], *, last: bool) -> T:
     """``attempt()``, a capture; if it fails, again without what rests, where anything does.
 
-    And without any garbage, when memory runs out for the first time.
+    And without any garbage, when memory runs out for the first time. ``last``: nothing else is
+    tried after it; else only a lack of memory is worth what rests.
     """
     try:
         return attempt()
     except CaptureFailed as error:
-        first = isinstance(error, OutOfGraphMemory) and not memory.short
-        if not (spared(memory) or first):
+        out = isinstance(error, OutOfGraphMemory)
+        first = out and not memory.short
+        if not ((last or out) and spared(memory)) and not first:
             raise
     if first:
         memory.short = True

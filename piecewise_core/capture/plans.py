@@ -158,7 +158,7 @@ class CapturedPlans:
             what = f"the capture of sizes {sizes}{' as one graph' if whole else ''}"
             jointly = partial(self.ranks.jointly, what, made, self.memory.reset)
             try:
-                return once_more(self.memory, jointly)
+                return once_more(self.memory, jointly, last=whole == self._ways[-1])
             except (CaptureFailed, SizeBranch) as error:
                 if not (more or isinstance(error, CaptureFailed)):
                     raise  # data of this call's own

@@ -71,6 +71,21 @@ def test_what_rests_makes_room_for_a_capture():
     assert fast.stats().calls["replayed"] == 10
 
 
+def test_a_mode_that_fails_before_another_leaves_what_rests():
+    def fn(x, cache):
+        return add(x, cache) + torch.rand(1) * 0
+
+    drawing = SimulatedPlatform(generators=False)
+    fast = compiled(fn, graph_mode="full_and_piecewise", platform=drawing)
+    memory = [torch.zeros(3, 5), torch.zeros(3, 5)]
+    captures = []
+    for place in (0, 1, 0, 1):
+        check(fast, Cache(memory[place].detach()))
+        captures.append(fast.stats().captures)
+    assert captures[0] > 0
+    assert captures[1:] == [2 * captures[0]] * 3
+
+
 @pytest.mark.parametrize("mode", ["full", "piecewise"])
 def test_memory_that_an_operator_of_others_is_given_is_kept(mode):
     def fn(x, cache):
