@@ -460,6 +460,30 @@ def test_what_rests_makes_room_for_a_capture():
     assert fast.replayed == 12
 
 
+def test_a_cache_that_goes_while_graphs_are_freed_takes_its_own_along():
+    def fn(x, cache):
+        cache[0] += x
+        return cache[1:]
+
+    platform, caches = SimulatedPlatform(), [torch.zeros(3, 5) for _ in range(3)]
+    reset = platform.graphs.reset
+
+    def collecting(graph):
+        reset(graph)
+        caches.clear()
+
+    platform.graphs.reset = collecting
+    fast = Through(fn, platform=platform)
+    for cache in caches:
+        torch._dynamo.mark_static_address(cache)
+        for _ in range(3):
+            fast(torch.ones(5), cache)
+    assert fast.live == 3
+    del cache
+    torch._dynamo.reset()
+    assert fast.live == 0
+
+
 def test_an_input_that_lies_in_what_is_written_is_read_after_the_write():
     class Model(torch.nn.Module):
         def __init__(self):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -51,7 +52,7 @@ class DoorGraph:
         self._once: OrderedDict[tuple[int, ...], None] = OrderedDict()
         self._last: Held | None = None
         self._moved = 0
-        self._stale = False
+        self._stale = self._freeing = False
         self._captures = made.calls is not None
         self.told_of: dict[str, None] = {}
         # Not when this is collected: what is captured lies on cycles.
@@ -158,7 +159,7 @@ class DoorGraph:
         self._stale = True
         if self._lock.acquire(blocking=False):
             try:
-                if self._memory.is_free():
+                if self._memory.is_free() and not self._freeing:
                     self._sweep()
             finally:
                 self._lock.release()
@@ -169,7 +170,13 @@ class DoorGraph:
         A few rest instead, until others lie there.
         """
         self._memory.sweep()
-        self._stale = False
+        self._stale = True
+        while self._stale:
+            self._stale = False
+            with self._alone():
+                self._look()
+
+    def _look(self) -> None:
         for key in [key for key, held in self._held.items() if held.is_stale]:
             if self._held[key].rest():
                 self._held.move_to_end(key)
@@ -178,6 +185,15 @@ class DoorGraph:
                 self._drop(key)
         for key in [key for key, held in self._held.items() if held.rests][:-MOST_RESTING]:
             self._drop(key)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Held tensors that go meanwhile are seen to behind it: it goes through what there is."""
+        self._freeing = True
+        try:
+            yield
+        finally:
+            self._freeing = False
 
     def _drop(self, key: tuple[int, ...], *, collect: bool = False) -> None:
         held = self._held.pop(key)
@@ -189,7 +205,7 @@ class DoorGraph:
 
     def release(self) -> None:
         """Free all static graphs."""
-        with self._lock:
+        with self._lock, self._alone():
             for key in list(self._held):
                 self._drop(key, collect=True)
             self._once.clear()
