@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from types import FrameType, FunctionType, MethodType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -21,6 +21,8 @@ from piecewise_core.frontend.session import Session
 __all__ = ["Bypasses", "watched_methods"]
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _OF_EVERY_MODULE = frozenset(dir(torch.nn.Module))
 _MODULE = torch.nn.Module.__call__.__code__
@@ -43,8 +45,7 @@ class Bypasses(threading.local):
         """Run ``method(*args, **kwargs)``, which the model has as ``name``."""
         shared = self._session.shared
         methods, result = shared.methods, None
-        with self._session.lock:
-            known = set() if methods.running else self._session.forms.objects()
+        known = None if methods.running else self._at_once(self._session.forms.objects)
         methods.running += 1
         if shared.memory is not None:
             shared.memory.callers.ask_again()
@@ -52,13 +53,21 @@ class Bypasses(threading.local):
             result = self._watched(name, method, args, kwargs)
         finally:
             methods.running -= 1
-            if not methods.running:
+            if known is not None:
                 # What the user gave or gets is called with again, it may be; a cache that the
                 # method made is not.
                 known.update(map(id, _in((args, kwargs, result))))
-                with self._session.lock:
-                    self._session.forms.let_go(known)
+                self._at_once(lambda: self._session.forms.let_go(known))
         return result
+
+    def _at_once(self, step: Callable[[], T]) -> T | None:
+        """``step()`` under the model's lock, unless another thread has it: no method waits so."""
+        if not self._session.lock.acquire(blocking=False):
+            return None
+        try:
+            return step()
+        finally:
+            self._session.lock.release()
 
     def _watched(self, name: str, method: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Of methods that call each other, the one that the user called counts."""

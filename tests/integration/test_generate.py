@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import warnings
 
 import pytest
@@ -291,6 +292,23 @@ def test_a_cache_that_generate_made_goes_with_its_end(model, mode):
     same_tokens(fast, model, prompt(seed=4), **GREEDY, **STATIC)
 
 
+def test_a_method_waits_for_no_call_of_another_thread(model):
+    fast = compiled(model)
+    same_tokens(fast, model, prompt(), **GREEDY, **STATIC)
+    done = threading.Event()
+
+    def asks():
+        assert fast.get_input_embeddings() is model.get_input_embeddings()
+        done.set()
+
+    with fast._pw_session.lock:  # as a call that compiles, in a hook, has it
+        thread = threading.Thread(target=asks)
+        thread.start()
+        assert done.wait(30)
+    thread.join()
+    same_tokens(fast, model, prompt(), **GREEDY, **STATIC)
+
+
 def test_a_cache_that_the_user_has_stays_in_place(model):
     fast = compiled(model, graph_mode="full")
     kept = transformers.StaticCache(config=model.config, max_cache_len=16)
@@ -303,7 +321,8 @@ def test_a_cache_that_the_user_has_stays_in_place(model):
             == wanted.tolist()
         )
     captured = fast.stats().captures
-    result = fast.generate(prompt(), return_dict_in_generate=True, **GREEDY, **STATIC)
+    settings = {**GREEDY, **STATIC, "max_cache_len": 16, "return_dict_in_generate": True}
+    result = fast.generate(prompt(), **settings)
     longer = torch.cat([result.sequences, prompt(seed=9)[:, :1]], 1)
     assert result.past_key_values.get_seq_length() == 12
     with torch.no_grad():
