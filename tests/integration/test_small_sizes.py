@@ -217,6 +217,8 @@ MISREAD = {
 def test_what_symbols_answer_otherwise_is_refused_or_traced_by_itself(name):
     """Torch's symbol of a size gives itself, whatever the digits."""
     model = MISREAD[name]
+    if name == "its class" and torch.__version__.startswith("2.11."):
+        pytest.skip("torch 2.11 answers so of plain numbers too: no other trace tells")
     with pytest.raises(TraceFailed, match=r"rounds a size to digits.*// 10 \* 10.*regions"):
         compiled(model, low=1, regions="declared")(torch.randn(13, 8))
     fast = compiled(model, low=1)
