@@ -10,7 +10,7 @@ import functools
 import logging
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from types import FrameType, FunctionType, MethodType
 from typing import Any, TypeVar
 
@@ -56,8 +56,8 @@ class Bypasses(threading.local):
             if known is not None:
                 # What the user gave or gets is called with again, it may be; a cache that the
                 # method made is not.
-                known.update(map(id, _in((args, kwargs, result))))
-                self._at_once(lambda: self._session.forms.let_go(known))
+                given = args, kwargs, result
+                self._at_once(lambda: self._session.forms.let_go(known, given))
         return result
 
     def _at_once(self, step: Callable[[], T]) -> T | None:
@@ -102,14 +102,6 @@ class Bypasses(threading.local):
             f"{kind}.{name}() ran as written: it does not call the compiled forward, it calls "
             f"{calls}. To have that served {write}"
         )
-
-
-def _in(value: Any) -> Iterator[Any]:
-    """What nested containers hold, and they themselves."""
-    yield value
-    inner = value.values() if isinstance(value, Mapping) else value
-    for each in inner if isinstance(value, (list, tuple, Mapping)) else ():
-        yield from _in(each)
 
 
 class _FirstCall:

@@ -13,6 +13,7 @@ from piecewise_core.frontend.shared import Shared
 from piecewise_core.frontend.successors import (
     Met,
     differs_beside,
+    held_by,
     is_another_object,
     objects_in,
     stand_ins_of,
@@ -187,12 +188,17 @@ class Forms(list[Form]):
         """The ids of all objects that calls hold."""
         return {id(value) for form in self for value in objects_in(form.structure)}
 
-    def let_go(self, known: set[int]) -> None:
-        """Keep no object that a call of a method brought, nor its memory; ``known``: the others."""
-        for form in self:
+    def let_go(self, known: set[int], given: Any) -> None:
+        """Keep no object that a call of a method brought, nor its memory.
+
+        ``known``: ids of those there were before. ``given``: to the method, and by it.
+        """
+        brought = [f for f in self if known.isdisjoint(map(id, objects_in(f.structure)))]
+        kept = held_by(given) if any(objects_in(f.structure) for f in brought) else set()
+        for form in brought:
             objects = objects_in(form.structure)
             used = form.capturing is not None and form.capturing.plans.callers.is_used
-            if used or form.model.waits or not objects or not known.isdisjoint(map(id, objects)):
+            if used or form.model.waits or not objects or not kept.isdisjoint(map(id, objects)):
                 continue
             was, others = form.model.parameters.tensors, stand_ins_of(objects)
             structure = with_others(form.structure, others or {})

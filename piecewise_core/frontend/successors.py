@@ -7,7 +7,7 @@ tensors are bound where the old ones were. Nothing is traced or compiled for it.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,7 @@ __all__ = [
     "Met",
     "differs_beside",
     "first_difference",
+    "held_by",
     "is_another_object",
     "objects_in",
     "stand_ins_of",
@@ -66,6 +67,19 @@ def successors_of(known: Sequence[Any], call: Sequence[Any]) -> dict[int, Any] |
     pairs = {(id(a), id(b)) for a, b in zip(known, call, strict=True)}
     apart = len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})
     return {id(a): b for a, b in zip(known, call, strict=True)} if apart else None
+
+
+def held_by(value: Any) -> set[int]:
+    """The ids of nested containers, and of what they hold."""
+    found: dict[int, Any] = {}
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if id(value) not in found:  # and no other object takes its id
+            found[id(value)] = value
+            inner = value.values() if isinstance(value, Mapping) else value
+            waiting += inner if isinstance(value, (list, tuple, Mapping)) else ()
+    return set(found)
 
 
 def stand_ins_of(objects: Iterable[Any]) -> dict[int, Any] | None:

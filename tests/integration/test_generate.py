@@ -11,6 +11,7 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
 import piecewise_core as pw
+from piecewise_core.frontend.successors import held_by
 from piecewise_core.testing import SimulatedPlatform
 
 transformers = pytest.importorskip("transformers")
@@ -307,6 +308,12 @@ def test_a_method_waits_for_no_call_of_another_thread(model):
         assert done.wait(30)
     thread.join()
     same_tokens(fast, model, prompt(), **GREEDY, **STATIC)
+
+
+def test_what_a_method_is_given_may_hold_itself():
+    ring, inner = [], object()
+    ring += [ring, {"inner": (inner,)}]
+    assert {id(ring), id(inner)} <= held_by(ring)
 
 
 def test_a_cache_that_the_user_has_stays_in_place(model):
