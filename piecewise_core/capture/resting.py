@@ -11,9 +11,8 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from piecewise_core.capture.captured import CapturedPlan
-from piecewise_core.torch_compat.graphs import weak_tensor_over
 
-__all__ = ["MOST_RESTING", "Resting", "addresses", "lendable", "unowned"]
+__all__ = ["MOST_RESTING", "Resting", "addresses"]
 
 MOST_RESTING = 2
 """Sets of addresses: a cache that lives until the next one is made alternates between two."""
@@ -53,16 +52,3 @@ class Resting:
 def addresses(tensors: Sequence[torch.Tensor]) -> Addresses:
     """Where tensors lie."""
     return tuple([t.data_ptr() for t in tensors])
-
-
-def lendable(tensor: torch.Tensor) -> bool:
-    """Whether there can be another tensor over the same memory that does not keep it."""
-    kinds = (torch.Tensor, torch.nn.Parameter)
-    plain = type(tensor) in kinds and tensor.layout is torch.strided and tensor.numel() > 0
-    return plain and not (tensor.is_conj() or tensor.is_neg() or tensor.is_quantized)
-
-
-def unowned(tensor: torch.Tensor) -> torch.Tensor:
-    """That other tensor; nobody but the graphs of a plan may have it."""
-    with torch.inference_mode(False):
-        return weak_tensor_over(tensor.detach())

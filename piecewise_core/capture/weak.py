@@ -1,4 +1,4 @@
-"""The tensors of a capture over memory that they do not keep: one for each, whoever asks."""
+"""Tensors over memory that they do not keep: of a capture, one for each, and of a caller's."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from piecewise_core.capture.calls import tensors
+from piecewise_core.torch_compat.graphs import weak_tensor_over
 
-__all__ = ["WeakTensors", "writable"]
+__all__ = ["WeakTensors", "lendable", "unowned", "writable"]
 
 
 class WeakTensors:
@@ -46,3 +47,16 @@ def writable(tensor: torch.Tensor) -> torch.Tensor:
     again = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
     storage, offset = tensor.untyped_storage(), tensor.storage_offset()
     return again.set_(storage, offset, tensor.size(), tensor.stride())
+
+
+def lendable(tensor: torch.Tensor) -> bool:
+    """Whether there can be another tensor over the same memory that does not keep it."""
+    kinds = (torch.Tensor, torch.nn.Parameter)
+    plain = type(tensor) in kinds and tensor.layout is torch.strided and tensor.numel() > 0
+    return plain and not (tensor.is_conj() or tensor.is_neg() or tensor.is_quantized)
+
+
+def unowned(tensor: torch.Tensor) -> torch.Tensor:
+    """That other tensor; nobody but the graphs of a plan may have it."""
+    with torch.inference_mode(False):
+        return weak_tensor_over(tensor.detach())

@@ -14,7 +14,8 @@ from piecewise_core.capture.copied_outputs import taken
 from piecewise_core.capture.graphmemory import GraphMemory
 from piecewise_core.capture.parts import refuse_input
 from piecewise_core.capture.plans import CapturedPlans
-from piecewise_core.capture.resting import addresses, lendable, unowned
+from piecewise_core.capture.resting import addresses
+from piecewise_core.capture.weak import lendable, unowned
 from piecewise_core.counters import Counters
 from piecewise_core.frontend.paddeddims import PaddedDims, PaddedRegion
 from piecewise_core.frontend.region import Region

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from piecewise_core.capture.resting import lendable, unowned
+from piecewise_core.capture.weak import lendable, unowned
 from piecewise_core.frontend.layoutjudge import LayoutJudge
 from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.shared import Shared
