@@ -9,7 +9,22 @@
 #error "the counter below relies on the interpreter lock"
 #endif
 
-typedef void *(*AddressOf)(PyObject *);
+/* Torch's functions: the first takes a tensor's object, the others what stands in that object at
+   ``handle``. Those give 0 where they could answer, and keep what they point to. */
+typedef struct {
+    void *(*address)(PyObject *);
+    int32_t (*dtype)(void *, int32_t *);
+    int32_t (*dim)(void *, int64_t *);
+    int32_t (*sizes)(void *, int64_t **);
+    int32_t (*strides)(void *, int64_t **);
+    intptr_t handle;
+} Torch;
+
+/* How a tensor lies. Its sizes and strides follow where it is put down. */
+typedef struct {
+    void *address;
+    int64_t dtype, dim;
+} Lies;
 
 enum { SAME, WRITTEN, MOVED };
 
@@ -194,30 +209,97 @@ static PyObject *stamp(PyObject *module, PyObject *args) {
     Py_RETURN_NONE;
 }
 
-/* compare(dicts: tuple, stamp: bytearray, address_of: int, tensors: tuple, addresses: bytes) -> int
+static const Torch *torch_of(PyObject *functions) {
+    if (PyBytes_GET_SIZE(functions) == sizeof(Torch))
+        return (const Torch *)PyBytes_AS_STRING(functions);
+    PyErr_SetString(PyExc_ValueError, "not torch's functions");
+    return NULL;
+}
 
-   address_of: a function of torch's, as an int. addresses: one pointer for each tensor.
-   0: all is as it was; 1: a dict was written to; 2: none was, and a tensor lies elsewhere. */
-static PyObject *compare(PyObject *module, PyObject *args) {
-    PyObject *dicts, *stamp, *function, *tensors, *addresses;
-    if (!PyArg_ParseTuple(args, "O!YOO!S", &PyTuple_Type, &dicts, &stamp, &function,
-                          &PyTuple_Type, &tensors, &addresses))
+/* How ``tensor`` lies now; 0 where torch cannot say. */
+static int ask(const Torch *torch, PyObject *tensor, Lies *now, int64_t **sizes, int64_t **strides) {
+    void *handle = (char *)tensor + torch->handle;
+    int32_t dtype;
+    now->address = torch->address(tensor);
+    if (torch->dtype(handle, &dtype) || torch->dim(handle, &now->dim) ||
+        torch->sizes(handle, sizes) || torch->strides(handle, strides))
+        return 0;
+    now->dtype = dtype;
+    return 1;
+}
+
+/* lies(functions: bytes, tensors: tuple) -> bytes: where tensors lie, and how, for ``compare``.
+
+   functions: a ``Torch``. */
+static PyObject *lies(PyObject *module, PyObject *args) {
+    PyObject *functions, *tensors;
+    if (!PyArg_ParseTuple(args, "SO!", &functions, &PyTuple_Type, &tensors))
         return NULL;
-    Py_ssize_t count = PyTuple_GET_SIZE(tensors);
-    if (PyBytes_GET_SIZE(addresses) != count * (Py_ssize_t)sizeof(void *))
-        return PyErr_Format(PyExc_ValueError, "not one address for each tensor");
+    const Torch *torch = torch_of(functions);
+    PyObject *found = torch ? PyByteArray_FromStringAndSize(NULL, 0) : NULL;
+    for (Py_ssize_t i = 0; found != NULL && i < PyTuple_GET_SIZE(tensors); i++) {
+        Lies now;
+        int64_t *sizes, *strides;
+        if (!ask(torch, PyTuple_GET_ITEM(tensors, i), &now, &sizes, &strides)) {
+            PyErr_Format(PyExc_ValueError, "tensor %zd has no strides", i);
+            Py_CLEAR(found);
+            break;
+        }
+        Py_ssize_t end = PyByteArray_GET_SIZE(found), each = now.dim * sizeof(int64_t);
+        if (PyByteArray_Resize(found, end + sizeof(Lies) + 2 * each) < 0) {
+            Py_CLEAR(found);
+            break;
+        }
+        char *at = PyByteArray_AS_STRING(found) + end;
+        memcpy(at, &now, sizeof(Lies));
+        memcpy(at + sizeof(Lies), sizes, each);
+        memcpy(at + sizeof(Lies) + each, strides, each);
+    }
+    PyObject *whole = found ? PyBytes_FromObject(found) : NULL;
+    Py_XDECREF(found);
+    return whole;
+}
+
+/* Whether the tensors lie as ``before``, which ends at ``end``, says. */
+static int lie_as(const Torch *torch, PyObject *tensors, const char *before, const char *end) {
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(tensors); i++) {
+        const Lies *was = (const Lies *)before;
+        Lies now;
+        int64_t *sizes, *strides;
+        if (end - before < (Py_ssize_t)sizeof(Lies) ||
+            !ask(torch, PyTuple_GET_ITEM(tensors, i), &now, &sizes, &strides) ||
+            now.address != was->address || now.dtype != was->dtype || now.dim != was->dim)
+            return 0;
+        Py_ssize_t each = now.dim * sizeof(int64_t);
+        before += sizeof(Lies);
+        if (end - before < 2 * each || memcmp(before, sizes, each) ||
+            memcmp(before + each, strides, each))
+            return 0;
+        before += 2 * each;
+    }
+    return before == end;
+}
+
+/* compare(dicts: tuple, stamp: bytearray, functions: bytes, tensors: tuple, before: bytes) -> int
+
+   before: what ``lies`` gave for the tensors.
+   0: all is as it was; 1: a dict was written to; 2: none was, and a tensor lies elsewhere or
+   otherwise. */
+static PyObject *compare(PyObject *module, PyObject *args) {
+    PyObject *dicts, *stamp, *functions, *tensors, *before;
+    if (!PyArg_ParseTuple(args, "O!YSO!S", &PyTuple_Type, &dicts, &stamp, &functions,
+                          &PyTuple_Type, &tensors, &before))
+        return NULL;
     if (PyByteArray_GET_SIZE(stamp) != stamp_size(dicts))
         return PyErr_Format(PyExc_ValueError, "no stamp of these dicts");
-    AddressOf address_of = (AddressOf)PyLong_AsVoidPtr(function);
-    if (address_of == NULL)
-        return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "no function");
+    const Torch *torch = torch_of(functions);
+    if (torch == NULL)
+        return NULL;
     if (is_written(dicts, PyByteArray_AS_STRING(stamp)))
         return PyLong_FromLong(WRITTEN);
-    void **before = (void **)PyBytes_AS_STRING(addresses);
-    for (Py_ssize_t i = 0; i < count; i++)
-        if (address_of(PyTuple_GET_ITEM(tensors, i)) != before[i])
-            return PyLong_FromLong(MOVED);
-    return PyLong_FromLong(SAME);
+    const char *start = PyBytes_AS_STRING(before);
+    int same = lie_as(torch, tensors, start, start + PyBytes_GET_SIZE(before));
+    return PyLong_FromLong(same ? SAME : MOVED);
 }
 
 /* written(dicts: tuple, stamp: bytearray) -> list[int]: the places of those written to since. */
@@ -328,6 +410,7 @@ static PyObject *state(PyObject *module, PyObject *args) {
 }
 
 static PyMethodDef methods[] = {{"stamp", stamp, METH_VARARGS, NULL},
+                                {"lies", lies, METH_VARARGS, NULL},
                                 {"compare", compare, METH_VARARGS, NULL},
                                 {"written", written, METH_VARARGS, NULL},
                                 {"state", state, METH_VARARGS, NULL},

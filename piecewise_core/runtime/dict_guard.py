@@ -1,13 +1,12 @@
 """Whether the dicts that hold a model's tensors, and the tensors themselves, are as they were.
 
 A replaced parameter is a write to a dict; ``tensor.data = other`` leaves no trace but another
-address. Asking all from Python costs some 10 us for 200 tensors, more than the rest of a call's
-checks together. A small C module asks in one: dicts tell of writes (CPython counts them, before
-3.12 for each dict, since then through a watcher), and torch exports the function by which
-Inductor's kernels take addresses. It is built once per user and Python, where there is a C
-compiler, in a fifth of a second. Without it Python asks.
-
-Private name of torch, read in 2.11.0 and 2.13.0: ``_torchinductor_pyobject_tensor_data_ptr``.
+address, sizes, strides or dtype: ``w.data = w.data.t()`` keeps the address. Asking all from Python
+costs some 30 us for 200 tensors, more than the rest of a call's checks together. A small C module
+asks in one: dicts tell of writes (CPython counts them, before 3.12 for each dict, since then
+through a watcher), and torch exports the functions by which Inductor's compiled models ask. It is
+built once per user and Python, where there is a C compiler, in a fifth of a second. Without it
+Python asks.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import logging
 import os
 import shlex
 import shutil
-import struct
 import sys
 import sysconfig
 import tempfile
@@ -30,25 +28,26 @@ import torch
 from piecewise_core.compile.native_code import load_extension
 from piecewise_core.compile.private_caches import private_directory
 from piecewise_core.compile.source_library import SourceLibrary
-from piecewise_core.torch_compat.storages import tensor_address_function
+from piecewise_core.torch_compat.storages import tensor_layout_functions
 
 __all__ = ["CHANGED", "MOVED", "SAME", "DictGuard", "bring", "native", "take_along"]
 
 logger = logging.getLogger(__name__)
 
 SAME, CHANGED, MOVED = 0, 1, 2
-"""What a check finds: nothing, a dict that may hold something else, a tensor elsewhere."""
+"""What a check finds: nothing, a dict that may hold something else, a tensor that lies elsewhere or
+otherwise."""
 
 _SOURCE = Path(__file__).with_name("dict_guard.c")
 _NAME = "piecewise_dict_guard"
 
 
 class DictGuard:
-    """Watches ``dicts`` and where ``tensors`` lie.
+    """Watches ``dicts``, and where and how ``tensors`` lie.
 
     ``check()`` gives SAME, CHANGED or MOVED. CHANGED may be a false alarm: look at what matters,
     after ``settle()``, which takes the dicts as they are now for what they should be. Without the C
-    module ``check`` asks only ``some`` tensors for their addresses.
+    module ``check`` asks only ``some`` tensors.
     """
 
     check: Callable[[], int]
@@ -70,16 +69,15 @@ class DictGuard:
     def _natively(
         self, module: Any, dicts: tuple[dict[str, Any], ...], tensors: tuple[torch.Tensor, ...]
     ) -> None:
-        address_of = tensor_address_function()
-        before = struct.pack(f"{len(tensors)}P", *(t.data_ptr() for t in tensors))
+        functions = tensor_layout_functions()
+        before = module.lies(functions, tensors)
         stamp = bytearray()
         self.settle = functools.partial(module.stamp, dicts, stamp)
-        self.check = functools.partial(module.compare, dicts, stamp, address_of, tensors, before)
+        self.check = functools.partial(module.compare, dicts, stamp, functions, tensors, before)
 
     def _slowly(self, dicts: list[dict[str, Any]], tensors: tuple[torch.Tensor, ...]) -> None:
         held: list[dict[str, Any]] = []
-        data_ptr = torch.Tensor.data_ptr
-        before = [t.data_ptr() for t in tensors]
+        before = [*map(_lies, tensors)]
 
         def settle() -> None:
             held[:] = [dict(d) for d in dicts]
@@ -91,9 +89,13 @@ class DictGuard:
                     return CHANGED
             except Exception:  # two tensors of several elements were compared, so they differ
                 return CHANGED
-            return SAME if [*map(data_ptr, tensors)] == before else MOVED
+            return SAME if [*map(_lies, tensors)] == before else MOVED
 
         self.settle, self.check = settle, check
+
+
+def _lies(tensor: torch.Tensor) -> tuple[Any, ...]:
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
 @functools.cache
@@ -107,7 +109,7 @@ def native() -> Any:
 
 
 def _started(path: Path) -> Any:
-    tensor_address_function()  # an older or newer torch may have none
+    tensor_layout_functions()  # an older or newer torch may have none
     module = load_extension(_NAME, path)
     module.stamp((), bytearray())  # since Python 3.12 this takes one of a few watchers
     return module

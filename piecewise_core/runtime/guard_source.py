@@ -46,7 +46,7 @@ def guard_function(
         # equal one compares equal. A scripted module's are in no dict that could be watched.
         apart = [p for p in known if p.holder == "" or tensor.numel() == 1 or not _is_dict(p)]
         tests += [f"{_item(names, place)} is not {_name(names, tensor)}" for place in apart]
-    tests += _wrapper_tests(names, wrappers)
+    tests += _wrapper_tests(names, wrappers) + _sign_tests(names, tensors)
     tests += [_anchor_test(names, anchor) for anchor in anchors]
     tests += [f"len({_name(names, d)}) != {len(d)}" for d in hooks.hooked()]
     tests += _mode_tests(names, roots)
@@ -137,6 +137,21 @@ def _wrapper_tests(
         tests.append(f"{_name(names, tensor)}.__dict__ is not {own}")
         for name, held in in_slots(tensor).items():  # which no dict's version tells of
             tests.append(f"{_name(names, tensor)}.{name} is not {_name(names, held)}")
+    return tests
+
+
+def _sign_tests(names: dict[str, Any], tensors: Sequence[torch.Tensor]) -> list[str]:
+    """Whether numbers are read with the same signs: two views of one memory may differ in it.
+
+    Only what lies in the memory of complex numbers, as a part does, can come to be read otherwise.
+    """
+    tests = []
+    for tensor in tensors:
+        whole = tensor.is_contiguous() and tensor.numel() > 1
+        if tensor.is_complex() or (tensor.is_floating_point() and not whole):
+            name = _name(names, tensor)
+            tests += [f"{name}.is_conj() is not {tensor.is_conj()}"]
+            tests += [f"{name}.is_neg() is not {tensor.is_neg()}"]
     return tests
 
 

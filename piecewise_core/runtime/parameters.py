@@ -170,7 +170,7 @@ class Parameters:
     def rebind(self) -> bool:
         """Take the tensors now in place, if they are of the kinds traced; whether they are.
 
-        A kind is dtype, device, shape and strides. False means that the model must be traced
+        A kind is dtype, device, shape, strides and signs. False means that the model must be traced
         again, as it must when a module was replaced or its mode changed, or other tensors share
         memory than did; nothing is changed then.
         """
@@ -220,7 +220,8 @@ def _has_own_dispatch(tensor: torch.Tensor) -> bool:
 def _kind(tensor: Any) -> Any:
     if not isinstance(tensor, torch.Tensor):
         return None
-    return tensor.dtype, tensor.device, tuple(tensor.shape), tensor.stride(), type(tensor)
+    signs = tensor.is_conj(), tensor.is_neg()
+    return tensor.dtype, tensor.device, tuple(tensor.shape), tensor.stride(), signs, type(tensor)
 
 
 def _sharing(tensors: Sequence[Any]) -> list[int]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
+import struct
 from typing import Any
 
 import torch
 
-from piecewise_core.torch_compat.lookup import needed, optional, reader
+from piecewise_core.torch_compat.lookup import missing, needed, optional, reader
 
 __all__ = [
     "copy_all",
@@ -18,6 +21,7 @@ __all__ = [
     "storage_key",
     "storage_of",
     "tensor_address_function",
+    "tensor_layout_functions",
 ]
 
 with needed():
@@ -62,3 +66,35 @@ def tensor_address_function() -> int:
     guards: Any = torch._C._dynamo.guards
     with needed():
         return int(guards._torchinductor_pyobject_tensor_data_ptr)
+
+
+_ABI = ("get_dtype", "get_dim", "get_sizes", "get_strides")
+"""Functions of torch's stable C interface for compiled models (its ``c/shim.h``)."""
+
+
+@functools.cache
+def tensor_layout_functions() -> bytes:
+    """What ``dict_guard.c`` calls to ask how a tensor lies: its ``Torch``.
+
+    Those functions take the place in a tensor's object where the pointer to the tensor itself
+    stands. It is looked for in two objects: a wrong place would be a wrong memory access.
+    """
+    library = ctypes.CDLL(torch._C.__file__)
+    with needed():
+        found = [getattr(library, f"aoti_torch_{name}") for name in _ABI]
+    addresses = [ctypes.cast(function, ctypes.c_void_p).value for function in found]
+    samples = torch.empty(2, 3), torch.nn.Parameter(torch.empty(4))
+    places = set(map(_handle, samples))
+    if len(places) != 1 or None in places:
+        raise missing("Tensor._cdata in a tensor's object")
+    return struct.pack("6P", tensor_address_function(), *addresses, *places)
+
+
+def _handle(tensor: torch.Tensor) -> int | None:
+    """Where in the object the pointer stands, in bytes."""
+    size = torch._C.TensorBase.__basicsize__ // struct.calcsize("P")
+    words = struct.unpack(f"{size}P", ctypes.string_at(id(tensor), struct.calcsize(f"{size}P")))
+    own: Any = tensor
+    with needed():
+        found = [place for place, word in enumerate(words) if word == own._cdata]
+    return found[0] * struct.calcsize("P") if len(found) == 1 else None

@@ -622,3 +622,86 @@ def test_the_parameters_of_a_module_that_is_an_argument_may_be_replaced():
     torch.testing.assert_close(fast(x, module), call(x, module))
     module.train()
     assert not torch.equal(fast(x, module), call(x, module.eval()))
+
+
+# Parameters that lie otherwise at their old address ----------------------------------------
+
+
+OTHERWISE: dict[str, Callable[[nn.Parameter], object]] = {
+    "data, transposed": lambda w: setattr(w, "data", w.data.t()),
+    "transposed in place": lambda w: w.t_(),
+    "strides in place": lambda w: w.as_strided_((8, 8), (1, 8)),
+    "one row repeated": lambda w: setattr(w, "data", w.data[:1].expand(8, 8)),
+    "set to a view": lambda w: w.set_(w.detach().t()),
+}
+
+WAYS: dict[str, dict[str, object]] = {
+    "no graphs": {"graph_mode": "none"},
+    "piecewise": {"graph_mode": "piecewise", "splitting_ops": ("torch.nn.functional.gelu",)},
+    "full": {"graph_mode": "full"},
+    "both": {"graph_mode": "full_and_piecewise", "splitting_ops": ("torch.nn.functional.gelu",)},
+}
+
+
+def otherwise(way: str, model: nn.Module, compiler: str = "eager") -> Callable[..., torch.Tensor]:
+    settings = {"dynamic": {"input": {0: pw.Dim("rows", 1, 16)}}, "capture_sizes": (4, 8)}
+    if way == "recorded":
+        made = pw.record(model, pw.Config(**settings), "cpu")
+    else:
+        made = pw.compile(model, pw.Config(compiler=compiler, **{**settings, **WAYS[way]}), "cpu")
+    for size in (4, 8, 3, 4, 8):
+        made(torch.randn(size, 8))
+    return made
+
+
+@pytest.mark.parametrize("kind", OTHERWISE)
+@pytest.mark.parametrize("way", [*WAYS, "recorded"])
+def test_a_weight_that_lies_otherwise_at_its_old_address_is_seen(way, kind):
+    model = nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 8, bias=False)).eval()
+    fast = otherwise(way, model)
+    weight, address = model[0].weight, model[0].weight.data_ptr()
+    for _ in range(2):
+        OTHERWISE[kind](weight)
+        assert weight.data_ptr() == address
+        for size in (4, 8, 3):
+            x = torch.randn(size, 8)
+            torch.testing.assert_close(fast(x), model(x))
+        fast.restore()
+        for size in (4, 8, 3, 8):
+            x = torch.randn(size, 8)
+            torch.testing.assert_close(fast(x), model(x))
+
+
+@pytest.mark.inductor
+@pytest.mark.parametrize("way", ["no graphs", "both"])
+def test_packed_weights_that_lie_otherwise_are_packed_anew(way):
+    model = nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 8, bias=False)).eval()
+    fast = otherwise(way, model, "inductor")
+    model[0].weight.data = model[0].weight.data.t()
+    for _ in range(2):
+        for size in (4, 8, 3):
+            x = torch.randn(size, 8)
+            torch.testing.assert_close(fast(x), model(x))
+        fast.restore()
+
+
+@pytest.mark.parametrize("kind", ["is_conj", "is_neg"])
+@pytest.mark.parametrize("way", [*WAYS, "recorded"])
+def test_a_weight_that_comes_to_be_read_with_other_signs_is_seen(way, kind):
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(8, 8, dtype=torch.complex64), requires_grad=False)
+            self.part = nn.Parameter(self.w.data.imag, requires_grad=False)
+
+        def forward(self, input):
+            return torch.nn.functional.gelu(torch.view_as_real(input + self.w[0]) @ self.part[:2])
+
+    model = Turned().eval()
+    fast = otherwise(way, model)
+    weight = model.w if kind == "is_conj" else model.part
+    weight.data = weight.data.conj() if kind == "is_conj" else model.w.data.conj().imag
+    assert getattr(weight, kind)()
+    for size in (4, 8, 3):
+        x = torch.randn(size, 8)
+        torch.testing.assert_close(fast(x), model(x))

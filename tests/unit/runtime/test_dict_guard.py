@@ -15,6 +15,7 @@ import torch
 
 from piecewise_core.runtime import dict_guard
 from piecewise_core.runtime.dict_guard import CHANGED, MOVED, SAME, DictGuard
+from piecewise_core.torch_compat.storages import tensor_layout_functions
 
 needs_compiler = pytest.mark.skipif(
     not any(shutil.which(name) for name in ("cc", "gcc", "clang")), reason="no C compiler"
@@ -89,6 +90,43 @@ def test_one_moved_tensor_among_many_is_noticed_and_noticed_to_be_back(way, plac
     assert watched.check() == MOVED
     tensors[place].data = old
     assert watched.check() == SAME
+
+
+OTHERWISE: dict[str, Any] = {
+    "data, transposed": lambda w: setattr(w, "data", w.data.t()),
+    "transposed in place": lambda w: w.t_(),
+    "fewer rows": lambda w: w.resize_(2, 4),
+    "one row repeated": lambda w: setattr(w, "data", w.data[:1].expand(4, 4)),
+    "one dim less": lambda w: setattr(w, "data", w.data[0]),
+    "strides of dims gone": lambda w: setattr(w, "data", w.data[:, 0]),
+    "one dim more": lambda w: w.unsqueeze_(0),
+    "six dims": lambda w: setattr(w, "data", w.data.view(2, 2, 1, 1, 2, 2)),
+    "other dtype": lambda w: setattr(w, "data", w.data.view(torch.int32)),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERWISE)
+def test_a_tensor_that_lies_otherwise_at_its_old_address_counts_as_moved(way, kind):
+    tensors = [torch.randn(4, 4) for _ in range(3)]
+    watched = watch(tensors)
+    old, address = tensors[1].data, tensors[1].data_ptr()
+    OTHERWISE[kind](tensors[1])
+    assert tensors[1].data_ptr() == address
+    assert watched.check() == MOVED
+    tensors[1].data = old
+    assert watched.check() == SAME
+
+
+def test_tensors_of_many_dims_and_of_none_are_compared_whole(way):
+    tensors = [torch.tensor(1.0), torch.randn([2] * 9), torch.empty(0, 3)]
+    watched = watch(tensors)
+    assert watched.check() == SAME
+    tensors[1].data = tensors[1].data.transpose(7, 8)
+    assert watched.check() == MOVED
+    tensors[1].data = tensors[1].data.transpose(7, 8)
+    assert watched.check() == SAME
+    tensors[2].data = tensors[2].data.view(0, 3, 1)
+    assert watched.check() == MOVED
 
 
 def test_memory_given_back_counts_as_moved(way):
@@ -277,16 +315,19 @@ def test_a_compiler_that_fails_is_no_error(fresh, tmp_path, monkeypatch):
 
 @needs_compiler
 def test_what_makes_no_sense_is_refused(fresh):
-    module, stamp = dict_guard.native(), bytearray()
+    module, stamp, functions = dict_guard.native(), bytearray(), tensor_layout_functions()
     (tensor,) = parameters(1)
     module.stamp((), stamp)
-    with pytest.raises(ValueError, match="one address for each"):
-        module.compare((), stamp, 1, (tensor,), b"")
-    with pytest.raises(ValueError, match="no function"):
-        module.compare((), stamp, 0, (), b"")
+    before = module.lies(functions, (tensor,))
+    for wrong in (b"", before[:-8], before + bytes(8)):
+        assert module.compare((), stamp, functions, (tensor,), wrong) == MOVED
+    with pytest.raises(ValueError, match="not torch's functions"):
+        module.compare((), stamp, b"", (), b"")
+    with pytest.raises(ValueError, match="not torch's functions"):
+        module.lies(b"", ())
     with pytest.raises(ValueError, match="no stamp"):
-        module.compare((), bytearray(3), 1, (), b"")
+        module.compare((), bytearray(3), functions, (), b"")
     with pytest.raises(TypeError):
-        module.compare((), stamp, 1, [], b"")
+        module.compare((), stamp, functions, [], b"")
     with pytest.raises(TypeError, match="not all are dicts"):
         module.stamp((1,), stamp)
