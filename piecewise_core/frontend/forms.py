@@ -173,7 +173,7 @@ class Forms(list[Form]):
             if form.capturing is not None:
                 form.capturing.follow(form.regions, was, form.model.parameters.tensors)
             self._bind(form, structure)
-            form.model.settle()
+            form.model.settle(followed=True)
             self._shared.ranks.own_up()
         return why
 

@@ -192,9 +192,9 @@ class ModelState:
         self.read, self.check = _nowhere, self._watched.check
         return True
 
-    def settle(self) -> None:
-        """Go by what was added and watched; call after each trace."""
-        self.parameters.settle()
+    def settle(self, *, followed: bool = False) -> None:
+        """Go by what was added and watched; call after each trace, and where objects ``followed``."""
+        self.parameters.settle(objects_in(self._structure) if followed else ())
         self._go_by()
 
     def _go_by(self) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any
 
 from piecewise_core.graph.identity import VALUES, contents, identity, is_number, tensor_facts
@@ -41,11 +43,16 @@ class Evaluated(dict[str, Any]):
     def _value(self, source: str) -> Any:
         last = LAST.search(source) if CHAIN.fullmatch(source) else None
         if last is None or source[: last.start()] in ("L", "G"):
-            return eval(source, self._scope)
+            return eval(_compiled(source), self._scope)
         before = source[: last.start()]
         base = self[before] if before in self else self._value(before)
         name, key, place = last.groups()
         return getattr(base, name) if name else item_of(base, key if place is None else int(place))
+
+
+@functools.lru_cache(65536)
+def _compiled(source: str) -> CodeType:
+    return compile(source, "<fact>", "eval")
 
 
 @dataclass(frozen=True, eq=False)

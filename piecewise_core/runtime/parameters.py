@@ -116,8 +116,12 @@ class Parameters:
             'backend="piecewise"), which serves it without static graphs'
         )
 
-    def settle(self) -> None:
-        """Generate ``read`` for what was added; call after each trace."""
+    def settle(self, within: Sequence[Any] = ()) -> None:
+        """Generate ``read`` for what was added; call after each trace.
+
+        ``within``: objects that are known to hold all tensors that neither a module tree nor an
+        anchor does, so that nobody looks for these in the whole model.
+        """
         if not self._checked:
             bound = tuple(self._tensors)
             self.read = lambda: bound
@@ -127,7 +131,7 @@ class Parameters:
         self._tree = tree_of(self._roots)
         self._hooks = HookWatch(self._called)
         self._shared = _sharing(self._tensors)
-        self._holders = (*self._anchors, *self._loose())
+        self._holders = (*self._anchors, *self._loose(within))
         outer = [(p, p.dictionary()[p.key]) for p in outer_places(self._places)]
         kept = [a.value for a in self._holders if is_wrapper(a.value)]
         self._outer = [(place, kind_of(tensor)) for place, tensor in outer]
@@ -144,11 +148,12 @@ class Parameters:
             self._every,
         )
 
-    def _loose(self) -> list[Anchor]:
+    def _loose(self, within: Sequence[Any]) -> list[Anchor]:
         """Where tensors lie that neither a module tree nor an anchor holds."""
         known = {id(a.value) for a in self._anchors}
         pairs = zip(self._tensors, self._places, strict=True)
-        return self._held([t for t, places in pairs if not places and id(t) not in known])
+        loose = [t for t, places in pairs if not places and id(t) not in known]
+        return holders_of(loose, within) if within else self._held(loose)
 
     def _held(self, tensors: Sequence[torch.Tensor]) -> list[Anchor]:
         """The entries that lead to ``tensors`` from what the model reaches."""
