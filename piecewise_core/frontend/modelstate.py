@@ -193,7 +193,7 @@ class ModelState:
         return True
 
     def settle(self, *, followed: bool = False) -> None:
-        """Go by what was added and watched; call after each trace, and where objects ``followed``."""
+        """Go by what was added and watched: after each trace, or where objects ``followed``."""
         self.parameters.settle(objects_in(self._structure) if followed else ())
         self._go_by()
 
