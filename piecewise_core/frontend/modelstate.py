@@ -144,6 +144,8 @@ class ModelState:
         why = self.look_again() if self.check() else None
         if why is not None or not self._regions:
             return why or "nothing is traced that could serve it"
+        if not self.parameters.stand(self._paths.keys()):
+            return "the model's modules, hooks or tensors are others"
         objects = constants(structure)
         traces = [region.program.traced for region in self._regions]
         for traced in traces:
@@ -167,9 +169,10 @@ class ModelState:
     ) -> None:
         self._structure, self.waits = structure, False
         self._judge = LayoutJudge(self._shared.fn, structure, self._shared.config)
-        self.parameters = self._none_yet()
+        former, self.parameters = self.parameters, self._none_yet()
         for tensor in tensors:
             self.parameters.add(tensor)
+        self.parameters.succeed(former)
         self._lent.close()
         self._lent = self._nothing(of_objects=True)
         for traced in (region.program.traced for region in self._regions):

@@ -39,7 +39,12 @@ class Expressions:
         """What ``source`` is now. Raises whatever evaluating it does."""
         if source in self._values:
             return self._values[source]
-        found = self._chain(source) if CHAIN.fullmatch(source) else self._node(*_parsed(source))
+        if CHAIN.fullmatch(source):
+            found = self._chain(source)
+        elif parts := _parts(source):
+            found = tuple(map(self.value, parts))
+        else:
+            found = self._node(*_parsed(source))
         self._values[source] = found
         return found
 
@@ -119,6 +124,17 @@ def _is_class_dict(node: ast.expr) -> bool:
         and isinstance(node.args[0], ast.Attribute)
         and node.args[0].attr == "__dict__"
     )
+
+
+@functools.lru_cache(4096)
+def _parts(source: str) -> tuple[str, ...]:
+    """The items of a tuple, as they are written; () of all else.
+
+    Tuples of all that is compared by identity have hundreds.
+    """
+    node, text = _parsed(source)[0], source.encode()
+    items = node.elts if isinstance(node, ast.Tuple) else ()
+    return tuple(text[item.col_offset : item.end_col_offset].decode() for item in items)
 
 
 @functools.lru_cache(65536)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -57,6 +57,10 @@ class HookWatch:
         self._modules = tuple(modules)
         self._keys = self._read()
         self.seen = RemovableHandle.next_id
+
+    def is_of(self, modules: Sequence[torch.nn.Module]) -> bool:
+        """Whether it watches these."""
+        return [*map(id, self._modules)] == [*map(id, modules)]
 
     def changed(self) -> bool:
         """Whether a module has other hooks than it had; if not, ``seen`` moves up."""

@@ -14,7 +14,7 @@ import torch
 
 from piecewise_core.graph.entries import entries, items
 from piecewise_core.graph.identity import tensor_facts
-from piecewise_core.torch_compat.storages import memory_key
+from piecewise_core.runtime.kinds import sharing
 
 __all__ = ["Otherwise", "Paths", "paths_of", "same_places"]
 
@@ -74,7 +74,7 @@ def same_places(
             raise Otherwise(f"it holds a tensor of shape {a} where the other held {b}")
         if tensor_facts(was) != tensor_facts(new):
             raise Otherwise("it holds tensors of another dtype, device or layout")
-    if _together(tensors) != _together(now) or len({*map(id, now)}) != len(now):
+    if sharing(tensors) != sharing(now) or len({*map(id, now)}) != len(now):
         raise Otherwise("its tensors share memory in other ways")
     return now
 
@@ -94,9 +94,3 @@ def _at(path: Path, objects: Sequence[Any]) -> Any:
     for kind, key in path:
         found = found[key] if kind == "item" else vars(found)[key]
     return found
-
-
-def _together(tensors: Sequence[torch.Tensor]) -> list[int]:
-    """For each tensor, the first one that lives in the same memory."""
-    first: dict[int, int] = {}
-    return [first.setdefault(memory_key(t), place) for place, t in enumerate(tensors)]

@@ -8,7 +8,7 @@ changes of mode with them.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -19,9 +19,9 @@ from piecewise_core.runtime.attribute_paths import globals_holding, holders_of
 from piecewise_core.runtime.closure_walk import Anchor, roots_of
 from piecewise_core.runtime.guard_source import guard_function
 from piecewise_core.runtime.hooks import HookWatch
+from piecewise_core.runtime.kinds import firsts, kind_of_tensor, sharing
 from piecewise_core.runtime.module_paths import Place, outer_places, places_of, tree_of
 from piecewise_core.torch_compat.dispatcher import no_torch_function
-from piecewise_core.torch_compat.storages import memory_key
 
 __all__ = ["Parameters", "roots_of"]
 
@@ -93,7 +93,7 @@ class Parameters:
                 raise UnsupportedModule(self._own_dispatch(tensor))
             self._place[id(tensor)] = len(self._tensors)
             self._tensors.append(tensor)
-            self._kinds.append(_kind(tensor))
+            self._kinds.append(kind_of_tensor(tensor))
         return self._place[id(tensor)]
 
     def _take_apart(self, wrapper: torch.Tensor) -> None:
@@ -129,8 +129,9 @@ class Parameters:
         index = places_of(self._roots)
         self._places = [index.get(id(t), []) for t in self._tensors]
         self._tree = tree_of(self._roots)
-        self._hooks = HookWatch(self._called)
-        self._shared = _sharing(self._tensors)
+        if not (within and self._hooks.is_of(self._called)):
+            self._hooks = HookWatch(self._called)
+        self._shared = sharing(self._tensors)
         self._holders = (*self._anchors, *self._loose(within))
         outer = [(p, p.dictionary()[p.key]) for p in outer_places(self._places)]
         kept = [a.value for a in self._holders if is_wrapper(a.value)]
@@ -172,6 +173,38 @@ class Parameters:
         known = {*places_of(self._roots), *(id(a.value) for a in self._anchors)}
         return {place for place, t in enumerate(self._tensors) if id(t) not in known}
 
+    def stand(self, lent: Collection[int]) -> bool:
+        """Whether all is as ``settle`` found it, but for the tensors at places ``lent``."""
+        pairs = zip(self._tensors, self._kinds, self._shared, strict=True)
+        own = [each for place, each in enumerate(pairs) if place not in lent]
+        return (
+            self._surroundings_stand(self._anchors)
+            and all(kind_of_tensor(tensor) == kind for tensor, kind, _ in own)
+            and sharing([tensor for tensor, *_ in own]) == firsts(first for *_, first in own)
+        )
+
+    def succeed(self, other: Parameters) -> Parameters:
+        """Go by what ``other`` found of modules and tensors, as if nothing was read since.
+
+        Its tensors are of the same kinds, and in the same order. Returns itself.
+        """
+        self._kinds, self._shared = list(other._kinds), list(other._shared)
+        self._tree, self._hooks = other._tree, other._hooks
+        own = {id(anchor.value) for anchor in self._anchors}
+        self._kept = [each for each in other._kept if id(each[0]) in own]
+        return self
+
+    def _surroundings_stand(self, anchors: Sequence[Anchor]) -> bool:
+        return not (
+            any(anchor.moved() for anchor in anchors)
+            or any(
+                vars(t) is not held or descriptions_differ(kind_of(t), kind)
+                for t, held, kind in self._kept
+            )
+            or self._tree != tree_of(self._roots)
+            or self._hooks.changed()
+        )
+
     def rebind(self) -> bool:
         """Take the tensors now in place, if they are of the kinds traced; whether they are.
 
@@ -179,12 +212,7 @@ class Parameters:
         again, as it must when a module was replaced or its mode changed, or other tensors share
         memory than did; nothing is changed then.
         """
-        moved = any(anchor.moved() for anchor in self._holders)
-        moved = moved or any(
-            vars(t) is not held or descriptions_differ(kind_of(t), kind)
-            for t, held, kind in self._kept
-        )
-        if moved or self._tree != tree_of(self._roots) or self._hooks.changed():
+        if not self._surroundings_stand(self._holders):
             return False
         try:
             now = [
@@ -201,9 +229,9 @@ class Parameters:
             return False
         if any(descriptions_differ(*pair) for pair in around):
             return False
-        if not all(twins) or [_kind(t) for t in now] != self._kinds:
+        if not all(twins) or [kind_of_tensor(t) for t in now] != self._kinds:
             return False
-        if _sharing(now) != self._shared:
+        if sharing(now) != self._shared:
             return False
         self._tensors = now
         self._place = {id(t): i for i, t in enumerate(self._tensors)}
@@ -220,19 +248,3 @@ def _has_own_dispatch(tensor: torch.Tensor) -> bool:
     kind = type(tensor)
     plain = kind is torch.Tensor or kind.__torch_function__ is no_torch_function
     return not plain or is_wrapper(tensor)
-
-
-def _kind(tensor: Any) -> Any:
-    if not isinstance(tensor, torch.Tensor):
-        return None
-    signs = tensor.is_conj(), tensor.is_neg()
-    return tensor.dtype, tensor.device, tuple(tensor.shape), tensor.stride(), signs, type(tensor)
-
-
-def _sharing(tensors: Sequence[Any]) -> list[int]:
-    """For each tensor, the first one that lives in the same memory."""
-    first: dict[int, int] = {}
-    return [
-        first.setdefault(memory_key(t), i) if isinstance(t, torch.Tensor) else -1
-        for i, t in enumerate(tensors)
-    ]
