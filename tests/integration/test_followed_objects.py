@@ -1,4 +1,4 @@
-"""A call brings another object in the place of the former while the model changed: both are seen."""
+"""A call brings another object in the place of the former while the model changed."""
 
 from __future__ import annotations
 
