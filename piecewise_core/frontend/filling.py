@@ -6,16 +6,17 @@ Once as written, then traced behind that.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 
-from piecewise_core.errors import UnsupportedSideEffect
+from piecewise_core.errors import TraceFailed, UnsupportedSideEffect
 from piecewise_core.frontend.building import Unready
 from piecewise_core.frontend.form import Form
+from piecewise_core.frontend.forms import Forms
 from piecewise_core.frontend.refusals import refuse_grad
 from piecewise_core.frontend.shared import Shared
+from piecewise_core.frontend.successors import objects_in
 from piecewise_core.graph.locks import LOCK
 from piecewise_core.graph.memory import values
 from piecewise_core.runtime.closure_walk import roots_of
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 def filled(
     shared: Shared,
-    forms: Iterable[Form],
+    forms: Forms,
     form: Form,
     unready: Unready,
     error: UnsupportedSideEffect,
@@ -40,7 +41,8 @@ def filled(
 
     ``unready``: what could not be built, by ``error``. Where the model writes again, that is
     raised, and what it wrote is put back; but of what it changes under a lock, tensors alone are,
-    so that happens once.
+    so that happens once. What the call did to objects that it brought is part of it, and no trace
+    of the call itself is to be had behind that: the next one is traced by itself.
     """
     if not error.undo or shared.locked.intersection(error.places):
         raise error
@@ -61,7 +63,9 @@ def filled(
             if each.model.check():
                 each.state_changed()
     again = _refusal(shared, form, unready, error.places, alone=False)
-    if again and (again := _refusal(shared, form, unready, error.places, alone=True)):
+    if isinstance(again, UnsupportedSideEffect) and not again.of_arguments:
+        again = _refusal(shared, form, unready, error.places, alone=True)
+    if again and not _is_served(forms, form, again):
         with shared.lock:
             shared.locked.update(p for p in error.places if p.startswith(LOCK))
             for undo in (*error.undo, held.put_back, drawn.put_back):
@@ -82,13 +86,20 @@ def _writable(shared: Shared, args: Any, kwargs: Any) -> list[torch.Tensor]:
 
 def _refusal(
     shared: Shared, form: Form, unready: Unready, places: tuple[str, ...], *, alone: bool
-) -> UnsupportedSideEffect | None:
+) -> TraceFailed | None:
     """Trace a model whose ``places`` are filled; what refuses it. ``alone``: for its sizes only."""
     form.filling, form.alone = places, alone
     try:
         shared.builds.have(unready)
-    except UnsupportedSideEffect as refusal:
+    except TraceFailed as refusal:
         return refusal
     finally:
         form.filling, form.alone = (), False
     return None
+
+
+def _is_served(forms: Forms, form: Form, again: TraceFailed) -> bool:
+    """Whether a call that was made stands, though what it left behind is not traced, ``again``."""
+    if isinstance(again, UnsupportedSideEffect):
+        return again.of_arguments
+    return bool(objects_in(form.structure)) or forms.why_not(form, again) is not None

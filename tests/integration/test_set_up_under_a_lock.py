@@ -169,3 +169,46 @@ def test_hidden_states_and_attentions_of_transformers_are_the_models_own(kind, h
         torch.testing.assert_close(leaves(got), leaves(wanted))
     if how != "door":
         assert fast.stats().calls["replayed"] >= 1
+
+
+class Held:
+    """What a call brings: it grows, or is filled by its first forward."""
+
+    def __init__(self):
+        self.rows, self.filled = torch.zeros(0, 3), False
+
+
+class Keeps(SetsUp):
+    def __init__(self, *, grows):
+        super().__init__(threading.Lock())
+        self.grows = grows
+
+    def forward(self, x, held):
+        x = super().forward(x)
+        if self.grows:
+            held.rows = torch.cat([held.rows, x])
+            return held.rows.sum(0)
+        if not held.filled:
+            held.filled = True
+            return x + 1
+        return x @ torch.ones(4, 4) if len(x) > 2 else x  # no longer of the first call's size
+
+
+@pytest.mark.parametrize("grows", [True, False], ids=["grows", "filled"])
+def test_a_first_call_that_changes_what_it_was_given_too_is_made_once(grows):
+    model, plain = Keeps(grows=grows), Keeps(grows=grows)
+    fast = pw.compile(model, pw.Config(compiler="eager"), SimulatedPlatform())
+    given, own = Held(), Held()
+    for x in (torch.ones(3, 3), torch.ones(2, 3), torch.ones(2, 3)):
+        assert torch.equal(fast(x, given), plain(x, own))
+    assert (model.count, int(model.calls)) == (1, 3)
+
+
+def test_a_first_generation_may_ask_for_hidden_states():
+    model, ids = made(llama, torch.float32), torch.tensor([[1, 2, 3]])
+    keep = {"output_hidden_states": True, "return_dict_in_generate": True, "do_sample": False}
+    fast = pw.compile(model, pw.Config(compiler="eager"))
+    got = fast.generate(ids, **keep, max_new_tokens=2, pad_token_id=0)
+    wanted = made(llama, torch.float32).generate(ids, **keep, max_new_tokens=2, pad_token_id=0)
+    assert torch.equal(got.sequences, wanted.sequences)
+    torch.testing.assert_close(got.hidden_states, wanted.hidden_states)
