@@ -243,5 +243,5 @@ class Form:
         self.fills = False
         self.binder.admit(region.program, self.regions.hold)
         self.share(alone=self._alone)
+        self.install()
         self.model.watch(region.program.traced)
-        self._settle()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -125,16 +125,18 @@ class ModelState:
         return holds or self._outdated > _MOST_OUTDATED
 
     def watch(self, traced: Traced) -> None:
-        """Watch what one trace took for granted; its tensors are bound."""
+        """Go by its tensors, which are bound, and watch what one trace took for granted."""
+        self.parameters.settle()
         self._paths = paths_of(self.parameters.tensors, constants(self._structure))
-        self._watch(traced, self._watched, self._lent)
+        self._watch(traced, self._watched, self._lent, unheld=self.parameters.unheld)
+        self._go_by()
 
-    def _watch(self, traced: Traced, *states: TraceState) -> None:
+    def _watch(self, traced: Traced, *states: TraceState, unheld: Collection[int] = ()) -> None:
         self.version += 1
         for state in states if self._checked else ():
             fn, objects = self._shared.fn, constants(self._structure)
             outdated = self._outdated > _MOST_OUTDATED
-            state.add(traced.assumptions, fn, objects, traced.words, outdated=outdated)
+            state.add(traced.assumptions, fn, objects, traced.words, unheld, outdated=outdated)
 
     def follow(self, structure: Structure) -> str | None:
         """Go by the constant objects of ``structure`` in place of those so far; or why not.
@@ -196,7 +198,7 @@ class ModelState:
         return True
 
     def settle(self, *, followed: bool = False) -> None:
-        """Go by what was added and watched: after each trace, or where objects ``followed``."""
+        """Go by what was added and watched; ``followed``: other objects were."""
         self.parameters.settle(objects_in(self._structure) if followed else ())
         self._go_by()
 

@@ -222,7 +222,7 @@ class Recordings:
                 self._state.put_back()
         for run in self._runs.values():
             self._external |= {id(tensor): tensor for tensor in run.external}
-        held = anchors_to(self._fn, self._external)
+        held = *anchors_to(self._fn, self._external), *self._state.holders(self._external)
         found = reach(self._fn)
         roots, given = found.roots, (*self.objects, *(found.objects if self._watches else ()))
         self._parameters = Parameters(roots, anchors=held, objects=given, every=True)

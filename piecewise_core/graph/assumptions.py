@@ -11,7 +11,7 @@ import builtins
 import importlib
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
@@ -33,7 +33,7 @@ from piecewise_core.graph.facts import (
     answer_of,
     readable,
 )
-from piecewise_core.graph.looks import ATTRIBUTES, TENSOR, Look, asked_of, questions
+from piecewise_core.graph.looks import ATTRIBUTES, TENSOR, Look, asked_of, met_twice, questions
 from piecewise_core.graph.misses import missed
 from piecewise_core.graph.opfacts import changed_ops, op_facts
 from piecewise_core.graph.signatures import defaults_of
@@ -81,17 +81,25 @@ class Assumptions:
             if why is not None:
                 yield why
 
-    def looks(self, of_objects: bool | None = None) -> list[Fact]:
+    def looks(
+        self,
+        of_objects: bool | None = None,
+        scope: Scope | None = None,
+        unheld: Collection[int] = (),
+    ) -> list[Fact]:
         """The facts to watch while the model is used; ``of_objects``: of calls' objects, or not.
 
-        Not those of tensors, which others look at, nor which attributes modules have: one more
-        may be a note of the user's.
+        Not those of tensors, which others look at but for those of the ids ``unheld`` in ``scope``,
+        nor which attributes modules have: one more may be a note of the user's.
         """
-        unwatched = (TENSOR, ATTRIBUTES, _SAME_TENSORS)
+        unwatched = (ATTRIBUTES, _SAME_TENSORS, *(() if unheld else (TENSOR,)))
+        values = Evaluated(scope or {})
         return [
             Fact(*fact)
             for fact in self.facts
-            if fact[1] not in unwatched and of_objects in (None, OBJECTS in fact[0])
+            if fact[1] not in unwatched
+            and of_objects in (None, OBJECTS in fact[0])
+            and (fact[1] != TENSOR or _which(values, fact[0]) in unheld)
         ]
 
     def scope(self, fn: Callable[..., Any], objects: Sequence[Any]) -> Scope:
@@ -108,13 +116,15 @@ def assume(
     objects: Sequence[Any],
     unnamed: Mapping[str, Any],
     counting: Iterable[str] = (),
+    names: Iterable[str] = (),
 ) -> Assumptions:
-    """Answer every look now. ``graph``: what was traced."""
+    """Answer every look now. ``graph``: what was traced. ``names``: of all that it read."""
     code = tuple(code)
     imports = {**imports, _OS: "os"} if any(map(variables_named, code)) else imports
     values = Evaluated(_scope(fn, objects, imports, unnamed))
     facts: dict[tuple[str, Any], Any] = {}
     unasked: list[str] = []
+    looks = (*looks, *met_twice(values, names))
     asked = itertools.chain.from_iterable(map(asked_of, looks))
     # A call that omits an argument is bound with the default that there was.
     own = (Look(source, "CONSTANT_MATCH") for source in defaults_of(fn, "L['fn']"))
@@ -150,6 +160,13 @@ OBJECTS = "L['objects']"
 
 _OS = "_pw_os"
 _SAME_TENSORS = ("aliases", "tensors")
+
+
+def _which(values: Evaluated, source: str) -> int | None:
+    try:
+        return id(values[source])
+    except Exception:  # not there any more
+        return None
 
 
 def variables_named(code: CodeType) -> list[str]:

@@ -2,7 +2,8 @@
 
 Of what Dynamo gives back, read in torch 2.11.0 and 2.13.0, where all of it has the same shape:
 
-- ``InstructionTranslator.current_tx().output.side_effects``: what the traced code changed.
+- ``InstructionTranslator.current_tx().output.side_effects``: what the traced code changed; of its
+  ``root_tracer`` the ``traced_sources``, which 2.11 does not have.
 - ``DynamoOutput.graph_capture_output(...).get_runtime_env().forward_callable(...)``: the code
   that feeds the graph and rebuilds its outputs; run once, to read off both.
 - ``GraphCaptureOutput.output_graph.guards``, ``import_sources`` and ``traced_code``; of a Guard its
@@ -41,6 +42,7 @@ from piecewise_core.torch_compat.dynamo import (
     oblivious_sizes,
     source_name,
     symbols_at,
+    traced_names,
     without_size_choices,
 )
 from piecewise_core.torch_compat.fakes import (
@@ -95,18 +97,18 @@ def capture(
             backend_id=graph.meta["backend_id"],
             shape_env=TracingContext.get().fake_mode.shape_env,  # type: ignore[union-attr]
             side_effects=tuple(read_side_effects(tx.output.side_effects, scope)),
+            names=traced_names(tx.output),
         )
         return graph
 
     captured = _compiled(frame, keep, counted).graph_capture_output(frame.argdefs, frame.kwdefaults)
 
     def run(compiled_fn: Callable[..., Any], given: Sequence[Any]) -> Any:
-        call = captured.get_runtime_env().forward_callable(
+        return captured.get_runtime_env().forward_callable(
             found.get("backend_id", "__no_graph"),
             compiled_fn,
             extra_globals={**vars(builtins), **frame.globals},
-        )
-        return call(*given)
+        )(*given)
 
     if not found:
         found.update(_nothing())
@@ -120,7 +122,7 @@ def capture(
         imports = {**captured.import_sources, **_modules(frame.globals)}
         named = {n: v for n, v in frame.globals.items() if n.startswith("___unnamed_scope")}
         given = looks, imports, captured.traced_code, graph, fn, objects, named
-        return assume(*given, _owners((*numbers, *(p for e in effects for p in e.counts))))
+        return assume(*given, _owners(numbers, effects), found["names"])
 
     graph, env, effects = found["graph"], found["shape_env"], found["side_effects"]
     fakes = (n.meta.get("example_value") for n in graph.graph.nodes)
@@ -134,10 +136,11 @@ def _nothing() -> dict[str, Any]:
     empty = torch.fx.Graph()
     empty.output(())
     graph = torch.fx.GraphModule({}, empty)
-    return {"graph": graph, "shape_env": ShapeEnv(), "side_effects": ()}
+    return {"graph": graph, "shape_env": ShapeEnv(), "side_effects": (), "names": ()}
 
 
-def _owners(places: Sequence[str]) -> list[str]:
+def _owners(numbers: Collection[str], effects: Sequence[SideEffect]) -> list[str]:
+    places = *numbers, *(place for effect in effects for place in effect.counts)
     return [place.rpartition(".")[0] for place in places]
 
 

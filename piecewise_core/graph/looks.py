@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 import torch
 
-__all__ = ["ATTRIBUTES", "TENSOR", "Look", "asked_of", "questions"]
+from piecewise_core.graph.facts import CHAIN
+from piecewise_core.graph.structure import is_plain
+
+__all__ = ["ATTRIBUTES", "TENSOR", "Look", "asked_of", "met_twice", "questions"]
 
 _LENGTHS = frozenset({"SEQUENCE_LENGTH", "EMPTY_NN_MODULE_HOOKS_DICT"})
 _WHOLE = frozenset({"CONSTANT_MATCH", "EQUALS_MATCH"})
 _OF_EVERY_MODULE = ("._global_forward_hooks", "._global_forward_pre_hooks")
+_CODE = (type, FunctionType, BuiltinFunctionType, ModuleType)
 _FROM_NUMPY = "___from_numpy("
 _INHERITED = re.compile(r"dict\((type\(.*\)\.__mro__)\[(\d+)\]\.__dict__\)\[('[^']*')\]")
 TENSOR = ("tensor", "")
@@ -48,6 +54,21 @@ def asked_of(look: Look) -> Iterator[Look]:
         classes, place, key = inherited.groups()
         for before in range(int(place)):
             yield Look(f"{key} in {classes}[{before}].__dict__", "CONSTANT_MATCH")
+
+
+def met_twice(values: Mapping[str, Any], names: Iterable[str]) -> Iterator[Look]:
+    """Looks at what a trace met both as a global and otherwise: Dynamo guards none of these.
+
+    ``names``: of all that it read, in order. ``values``: evaluates them.
+    """
+    first: dict[int, str] = {}
+    for name in names:
+        with suppress(Exception):  # nobody else can look it up
+            value = values[name] if CHAIN.fullmatch(name) else None
+            if not is_plain(value) and not isinstance(value, _CODE):
+                other = first.setdefault(id(value), name)
+                if other[0] != name[0]:
+                    yield Look(name, "DUPLICATE_INPUT", other)
 
 
 def questions(look: Look, value: Any) -> list[tuple[str, Any] | None]:

@@ -7,15 +7,16 @@ import inspect
 import itertools
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
-from types import CellType, FunctionType, MethodType, ModuleType
+from types import CellType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any
 
 import torch
 
 from piecewise_core.graph.entries import entries, items
 from piecewise_core.graph.wrappers import is_wrapper
+from piecewise_core.runtime.contents import content_of
 
-__all__ = ["Anchor", "Reach", "anchors_of", "anchors_to", "reach", "roots_of"]
+__all__ = ["Anchor", "Reach", "anchors_in", "anchors_of", "anchors_to", "reach", "roots_of"]
 
 _OF_EVERY_MODULE = frozenset(vars(torch.nn.Module()))
 _DEPTH, _MOST = 3, 1000  # containers within each other, and entries of each, that are looked into
@@ -83,6 +84,32 @@ def anchors_to(fn: Callable[..., Any], tensors: Container[int]) -> tuple[Anchor,
     kinds = torch.nn.Module
     found = ((a, a.value) for a in anchors_of(fn))
     return tuple(a for a, v in found if isinstance(v, kinds) or id(v) in tensors or is_wrapper(v))
+
+
+def anchors_in(
+    containers: Iterable[Any], tensors: Container[int], roots: Iterable[torch.nn.Module]
+) -> Iterator[Anchor]:
+    """The entries of dicts, classes, lists and cells with the tensors of these ids, or wrappers.
+
+    ``containers``: a pair is a dict and its one key. ``roots``: whose trees' dicts do not count.
+    """
+    modules = [m for root in roots for m in root.modules()]
+    trees = {id(d) for m in modules for d in (m._parameters, m._buffers, vars(m))}
+    for each in containers:
+        holder: Any = each[0] if isinstance(each, tuple) else each
+        holder = vars(holder) if isinstance(holder, type) else holder
+        if id(holder) not in trees:
+            for key, value in _pairs(holder):
+                if id(value) in tensors or is_wrapper(value):
+                    yield Anchor(value, holder, key)
+
+
+def _pairs(holder: Any) -> Iterable[tuple[Any, Any]]:
+    if isinstance(holder, CellType):
+        return [("", content_of(holder))]
+    if isinstance(holder, (dict, MappingProxyType)):
+        return list(entries(holder).items())
+    return enumerate(items(holder)) if isinstance(holder, list) else ()
 
 
 def roots_of(fn: Callable[..., Any]) -> tuple[torch.nn.Module, ...]:

@@ -9,15 +9,16 @@
 #error "the counter below relies on the interpreter lock"
 #endif
 
-/* Torch's functions: the first takes a tensor's object, the others what stands in that object at
-   ``handle``. Those give 0 where they could answer, and keep what they point to. */
+/* Torch's functions, which take what stands at ``handle`` in objects of ``kind``. They give 0 where
+   they could answer, as none can for a sparse tensor, and keep what they point to. */
 typedef struct {
-    void *(*address)(PyObject *);
+    int32_t (*address)(void *, void **);
     int32_t (*dtype)(void *, int32_t *);
     int32_t (*dim)(void *, int64_t *);
     int32_t (*sizes)(void *, int64_t **);
     int32_t (*strides)(void *, int64_t **);
     intptr_t handle;
+    PyTypeObject *kind;
 } Torch;
 
 /* How a tensor lies. Its sizes and strides follow where it is put down. */
@@ -216,13 +217,13 @@ static const Torch *torch_of(PyObject *functions) {
     return NULL;
 }
 
-/* How ``tensor`` lies now; 0 where torch cannot say. */
+/* How ``tensor`` lies now; 0 where it is none, or torch cannot say. */
 static int ask(const Torch *torch, PyObject *tensor, Lies *now, int64_t **sizes, int64_t **strides) {
     void *handle = (char *)tensor + torch->handle;
     int32_t dtype;
-    now->address = torch->address(tensor);
-    if (torch->dtype(handle, &dtype) || torch->dim(handle, &now->dim) ||
-        torch->sizes(handle, sizes) || torch->strides(handle, strides))
+    if (!PyObject_TypeCheck(tensor, torch->kind) || torch->dtype(handle, &dtype) ||
+        torch->dim(handle, &now->dim) || torch->sizes(handle, sizes) ||
+        torch->strides(handle, strides) || torch->address(handle, &now->address))
         return 0;
     now->dtype = dtype;
     return 1;
@@ -241,7 +242,7 @@ static PyObject *lies(PyObject *module, PyObject *args) {
         Lies now;
         int64_t *sizes, *strides;
         if (!ask(torch, PyTuple_GET_ITEM(tensors, i), &now, &sizes, &strides)) {
-            PyErr_Format(PyExc_ValueError, "tensor %zd has no strides", i);
+            PyErr_Format(PyExc_ValueError, "%zd is no tensor with strides", i);
             Py_CLEAR(found);
             break;
         }

@@ -89,9 +89,16 @@ class DictGuard:
                     return CHANGED
             except Exception:  # two tensors of several elements were compared, so they differ
                 return CHANGED
-            return SAME if [*map(_lies, tensors)] == before else MOVED
+            return SAME if _lie_as(before, tensors) else MOVED
 
         self.settle, self.check = settle, check
+
+
+def _lie_as(before: list[tuple[Any, ...]], tensors: tuple[torch.Tensor, ...]) -> bool:
+    try:
+        return [*map(_lies, tensors)] == before
+    except RuntimeError:  # one has no strides any more: it is sparse now
+        return False
 
 
 def _lies(tensor: torch.Tensor) -> tuple[Any, ...]:

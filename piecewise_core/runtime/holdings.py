@@ -43,9 +43,7 @@ class Holdings:
         self._others: dict[Any, Any] = {}
 
     def entry(self, held: dict[Any, Any], key: Any, value: Any) -> None:
-        """``held[key]`` is ``value``. `Parameters` looks after tensors."""
-        if isinstance(value, torch.Tensor):
-            return
+        """``held[key]`` is ``value``."""
         _, wants = self._dicts.setdefault(id(held), (held, {}))
         if wants.get(key, SOME) is SOME:
             wants[key] = value

@@ -14,7 +14,7 @@ import torch
 
 from piecewise_core.graph.entries import entries, items
 from piecewise_core.graph.identity import tensor_facts
-from piecewise_core.runtime.kinds import sharing
+from piecewise_core.torch_compat.storages import sharing
 
 __all__ = ["Otherwise", "Paths", "paths_of", "same_places"]
 

@@ -19,9 +19,10 @@ from piecewise_core.runtime.attribute_paths import globals_holding, holders_of
 from piecewise_core.runtime.closure_walk import Anchor, roots_of
 from piecewise_core.runtime.guard_source import guard_function
 from piecewise_core.runtime.hooks import HookWatch
-from piecewise_core.runtime.kinds import firsts, kind_of_tensor, sharing
+from piecewise_core.runtime.kinds import firsts, is_strided, kind_of_tensor
 from piecewise_core.runtime.module_paths import Place, outer_places, places_of, tree_of
 from piecewise_core.torch_compat.dispatcher import no_torch_function
+from piecewise_core.torch_compat.storages import sharing
 
 __all__ = ["Parameters", "roots_of"]
 
@@ -91,6 +92,11 @@ class Parameters:
         if id(tensor) not in self._place:
             if _has_own_dispatch(tensor):
                 raise UnsupportedModule(self._own_dispatch(tensor))
+            if not is_strided(tensor):
+                raise UnsupportedModule(
+                    f"{self._where(tensor)} a tensor of layout {tensor.layout}, without strides; "
+                    "convert it to a dense one before compiling"
+                )
             self._place[id(tensor)] = len(self._tensors)
             self._tensors.append(tensor)
             self._kinds.append(kind_of_tensor(tensor))
@@ -105,14 +111,14 @@ class Parameters:
             raise UnsupportedModule(f"{self._own_dispatch(wrapper)}. It is not taken apart: {why}")
         self._wrappers.append(wrapper)
 
-    def _own_dispatch(self, tensor: torch.Tensor) -> str:
+    def _where(self, tensor: torch.Tensor) -> str:
         places = places_of(self._roots).get(id(tensor), [])
-        where = (
-            f'"{".".join((*places[0].path, places[0].key))}" is' if places else "the model holds"
-        )
+        return f'"{".".join((*places[0].path, places[0].key))}" is' if places else "the model holds"
+
+    def _own_dispatch(self, tensor: torch.Tensor) -> str:
         return (
-            f"{where} a {type(tensor).__name__}, a tensor subclass with its own dispatch; "
-            "convert it to plain tensors before compiling, or call torch.compile(model, "
+            f"{self._where(tensor)} a {type(tensor).__name__}, a tensor subclass with its own "
+            "dispatch; convert it to plain tensors before compiling, or call torch.compile(model, "
             'backend="piecewise"), which serves it without static graphs'
         )
 
@@ -204,6 +210,15 @@ class Parameters:
             or self._tree != tree_of(self._roots)
             or self._hooks.changed()
         )
+
+    @property
+    def unheld(self) -> set[int]:
+        """The ids of tensors whose replacement ``read`` does not notice: nobody found what holds
+        them, as of those in closures of functions that the model calls.
+        """
+        held = {id(anchor.value) for anchor in self._holders}
+        pairs = zip(self._tensors, self._places, strict=self._checked)
+        return {id(t) for t, places in pairs if not places} - held
 
     def rebind(self) -> bool:
         """Take the tensors now in place, if they are of the kinds traced; whether they are.

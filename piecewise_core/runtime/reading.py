@@ -145,7 +145,7 @@ class Reading:
             return (type(value), value.tobytes()) if is_number(value) else value
         if what in ("keys", "length"):
             return self._extent(value, what)
-        if what == "contents":
+        if what in ("contents", "tensor"):
             return self._deep(value)
         return self._plainly(value)
 
@@ -200,7 +200,7 @@ class Reading:
             return type(value), [(k, self._deep(v)) for k, v in value.items()]
         if isinstance(value, (set, frozenset)):
             return type(value), set(value)
-        return self._plainly(value)
+        return value if isinstance(value, torch.Tensor) else self._plainly(value)
 
     # Containers ------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ checks of their own (`runtime.parameters`).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Container, Iterator
 from itertools import chain
 from types import CellType, FunctionType
 from typing import Any
@@ -20,6 +20,7 @@ from piecewise_core.graph.memory import memory_of, values
 from piecewise_core.graph.questions import WATCHED, words
 from piecewise_core.graph.structure import is_plain
 from piecewise_core.runtime.classes import alike
+from piecewise_core.runtime.closure_walk import Anchor, anchors_in, roots_of
 from piecewise_core.runtime.contents import codes, content_of
 from piecewise_core.runtime.hostrandom import is_random
 from piecewise_core.runtime.reached import reached
@@ -58,6 +59,7 @@ class TreeState:
         self.randoms: list[Any] = []
         self.check = lambda: 0
         self._functions: list[FunctionType] = []
+        self._containers: list[Any] = []
 
     def settle(self) -> None:
         """Look anew at all that ``fn`` reaches."""
@@ -68,7 +70,7 @@ class TreeState:
         self.words = frozenset(chain.from_iterable(map(_words, containers)))
         self._functions = [c for c in containers if isinstance(c, FunctionType)]
         containers += switches(self._device_type, self.words)
-        self._watch = Watch(containers)
+        self._watch, self._containers = Watch(containers), containers
         self._contents = {identity(c): _contents(c) for c in containers}
         self.check = self._watch.check
 
@@ -107,6 +109,10 @@ class TreeState:
         if grown:  # there may be more to look into
             self.settle()
         return replaced
+
+    def holders(self, tensors: Container[int]) -> Iterator[Anchor]:
+        """The entries that hold the tensors of these ids, but for those of module trees."""
+        return anchors_in(self._containers, tensors, roots_of(self._fn))
 
     def holding(self, memory: Collection[int]) -> str | None:
         """Where what was written since holds a tensor that lies in ``memory``; None if nowhere."""

@@ -68,6 +68,7 @@ __all__ = [
     "source_name",
     "symbols_at",
     "trace_errors",
+    "traced_names",
     "without_size_choices",
 ]
 
@@ -186,6 +187,11 @@ def place_of(error: BaseException) -> str:
 def source_name(source: Any) -> str:
     """Dynamo's name for where a value comes from: an attribute, or a method in some builds."""
     return str(source.name if isinstance(source.name, str) else source.name())
+
+
+def traced_names(output: Any) -> list[str]:
+    """Dynamo's names for all that the traced code read, of what is one object too; none in 2.11."""
+    return [*map(source_name, getattr(output.root_tracer, "traced_sources", ()))]
 
 
 def contents_variable(var: Any) -> Any:

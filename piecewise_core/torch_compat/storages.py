@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ __all__ = [
     "memory_key",
     "negated",
     "same_addresses",
+    "sharing",
     "storage_key",
     "storage_of",
     "tensor_address_function",
@@ -50,6 +52,15 @@ def memory_key(tensor: torch.Tensor) -> int:
     return found
 
 
+def sharing(tensors: Sequence[Any]) -> list[int]:
+    """For each tensor, the place of the first one that lives in the same memory."""
+    first: dict[int, int] = {}
+    return [
+        first.setdefault(memory_key(t), i) if isinstance(t, torch.Tensor) else -1
+        for i, t in enumerate(tensors)
+    ]
+
+
 def _same_addresses(tensors: list[Any], addresses: list[int | None], places: list[int]) -> bool:
     return all(tensors[place].data_ptr() == addresses[place] for place in places)
 
@@ -68,7 +79,7 @@ def tensor_address_function() -> int:
         return int(guards._torchinductor_pyobject_tensor_data_ptr)
 
 
-_ABI = ("get_dtype", "get_dim", "get_sizes", "get_strides")
+_ABI = ("get_data_ptr", "get_dtype", "get_dim", "get_sizes", "get_strides")
 """Functions of torch's stable C interface for compiled models (its ``c/shim.h``)."""
 
 
@@ -87,7 +98,7 @@ def tensor_layout_functions() -> bytes:
     places = set(map(_handle, samples))
     if len(places) != 1 or None in places:
         raise missing("Tensor._cdata in a tensor's object")
-    return struct.pack("6P", tensor_address_function(), *addresses, *places)
+    return struct.pack("7P", *addresses, *places, id(torch._C.TensorBase))
 
 
 def _handle(tensor: torch.Tensor) -> int | None:

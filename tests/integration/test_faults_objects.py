@@ -7,7 +7,7 @@ import itertools
 import linecache
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -569,3 +569,59 @@ def test_switching_between_train_and_eval_keeps_no_graph_and_no_source_per_switc
     few, many = kept_after(4), kept_after(12)
     assert many == few
     assert fast.stats().unique_pieces == 2
+
+
+# Objects that the model keeps as well -------------------------------------------------------
+
+
+class KeysOf:
+    """An object of calls."""
+
+    def __init__(self) -> None:
+        self.keys = torch.randn(8)
+
+
+KEPT: dict[str, torch.Tensor] = {}
+
+
+class KeepsKeys(nn.Module):
+    """Reads the keys of its calls' object, and others that may be the same tensor."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.where = where
+        self.register_buffer("buffer", None)
+        self.attribute: Any = None
+
+    def put(self, tensor: torch.Tensor) -> None:
+        if self.where == "global":
+            KEPT["keys"] = tensor
+        elif self.where == "attribute":
+            self.__dict__["attribute"] = tensor
+        else:
+            self.buffer = tensor
+
+    def forward(self, x, of):
+        if self.where == "global":
+            kept = KEPT["keys"]
+        else:
+            kept = self.attribute if self.where == "attribute" else self.buffer
+        return torch.relu(x * of.keys) + 3 * kept
+
+
+@pytest.mark.parametrize("where", ["global", "attribute", "buffer"])
+@pytest.mark.parametrize("platform", ["cpu", SimulatedPlatform()], ids=["plain", "captured"])
+def test_objects_whose_tensors_the_model_keeps_too_are_told_apart(platform, where):
+    if where == "global" and torch.__version__ < (2, 13):
+        pytest.skip("this torch does not say which globals hold a tensor met elsewhere too")
+    sizes = {} if platform == "cpu" else {"capture_sizes": (4,)}
+    model = KeepsKeys(where).eval()
+    config = pw.Config(dynamic={"x": {0: pw.Dim("rows", 1, 8)}}, compiler="eager", **sizes)
+    fast = pw.compile(model, config, platform)
+    one, two, three = KeysOf(), KeysOf(), KeysOf()
+    kept = [(one, one), (one, two), (two, two), (three, two), (three, three), (one, three)]
+    for keeps, given in [*kept, *reversed(kept)]:
+        model.put(keeps.keys)
+        for _ in range(3):
+            x = torch.randn(4, 8)
+            torch.testing.assert_close(fast(x, given), model(x, given))

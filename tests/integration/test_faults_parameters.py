@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import piecewise_core as pw
-from piecewise_core.errors import GradNeeded, Sealed
+from piecewise_core.errors import GradNeeded, Sealed, UnsupportedModule
 
 ROWS = pw.Dim("rows", 0, 64)
 
@@ -705,3 +705,115 @@ def test_a_weight_that_comes_to_be_read_with_other_signs_is_seen(way, kind):
     for size in (4, 8, 3):
         x = torch.randn(size, 8)
         torch.testing.assert_close(fast(x), model(x))
+
+
+# Weights that something else than a module tree holds, alone or as well ---------------------
+
+
+class Holder:
+    """Keeps a tensor in its class, or in an instance."""
+
+    held: torch.Tensor
+
+
+HELD: dict[str, torch.Tensor] = {}
+OUTER = Holder()
+
+
+def in_closure() -> tuple[Callable[[], torch.Tensor], Callable[[torch.Tensor], None]]:
+    weight: torch.Tensor
+
+    def put(tensor: torch.Tensor) -> None:
+        nonlocal weight
+        weight = tensor
+
+    return lambda: weight, put
+
+
+def in_default() -> tuple[Callable[[], torch.Tensor], Callable[[torch.Tensor], None]]:
+    def get(*, weight: torch.Tensor = torch.zeros(8, 8)) -> torch.Tensor:  # noqa: B008
+        return weight
+
+    return get, lambda tensor: get.__kwdefaults__.update(weight=tensor)
+
+
+def in_list() -> tuple[Callable[[], torch.Tensor], Callable[[torch.Tensor], None]]:
+    held: list[torch.Tensor] = [torch.zeros(())]
+    return lambda: held[0], lambda tensor: held.__setitem__(0, tensor)
+
+
+ELSEWHERE: dict[str, Callable[[], tuple[Callable[[], torch.Tensor], Callable[..., object]]]] = {
+    "closure": in_closure,
+    "default": in_default,
+    "list": in_list,
+    "dict": lambda: (lambda: HELD["weight"], lambda tensor: HELD.update(weight=tensor)),
+    "class": lambda: (lambda: Holder.held, lambda tensor: setattr(Holder, "held", tensor)),
+    "object": lambda: (lambda: OUTER.held, lambda tensor: setattr(OUTER, "held", tensor)),
+}
+
+
+class Twice(nn.Module):
+    """Reads a tensor that ``get`` finds, which may be its own weight."""
+
+    def __init__(self, get: Callable[[], torch.Tensor]) -> None:
+        super().__init__()
+        self.get = get
+        self.layer = nn.Linear(8, 8).requires_grad_(False)
+
+    def forward(self, input):
+        return torch.nn.functional.gelu(self.layer(input)) @ self.get()
+
+
+def tied_unseen(way: str, where: str) -> bool:
+    return (
+        way != "recorded" and where in ("dict", "class", "object") and torch.__version__ < (2, 13)
+    )
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("where", ELSEWHERE)
+@pytest.mark.parametrize("way", ["no graphs", "piecewise", "recorded"])
+def test_a_tensor_replaced_where_no_module_tree_holds_it_is_seen(way, where, tied):
+    if tied_unseen(way, where):
+        pytest.skip("this torch does not say which globals hold a tensor met elsewhere too")
+    get, put = ELSEWHERE[where]()
+    model = Twice(get).eval()
+    put(model.layer.weight if tied else torch.randn(8, 8))
+    fast = otherwise(way, model)
+
+    def check() -> None:
+        for size in (4, 3, 8):
+            x = torch.randn(size, 8)
+            torch.testing.assert_close(fast(x), model(x))
+
+    check()
+    put(torch.randn(8, 8))
+    check()
+    put(model.layer.weight)  # one tensor in two places
+    check()
+    fast.restore()
+    check()
+    put(torch.randn(8, 8))  # and two again
+    check()
+    put(model.layer.weight)
+    check()
+    model.layer.weight = nn.Parameter(torch.randn(8, 8), requires_grad=False)
+    check()
+    put(model.layer.weight)
+    check()
+    model.layer.weight.data = torch.randn(8, 8)
+    check()
+
+
+def test_a_weight_without_strides_is_refused_by_its_name_and_layout():
+    model = nn.Sequential(nn.Linear(8, 8).requires_grad_(False)).eval()
+    fast = otherwise("no graphs", model)
+    dense = model[0].weight
+    model[0].weight = nn.Parameter(dense.to_mkldnn(), requires_grad=False)
+    with pytest.raises(
+        UnsupportedModule, match=r'"0\.weight" is a tensor of layout torch\._mkldnn'
+    ):
+        fast(torch.randn(4, 8))
+    model[0].weight = dense
+    x = torch.randn(4, 8)
+    torch.testing.assert_close(fast(x), model(x))

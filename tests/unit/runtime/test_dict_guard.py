@@ -129,6 +129,16 @@ def test_tensors_of_many_dims_and_of_none_are_compared_whole(way):
     assert watched.check() == MOVED
 
 
+@pytest.mark.parametrize("layout", ["sparse", "mkldnn"])
+def test_a_tensor_that_comes_to_have_no_strides_counts_as_moved(way, layout):
+    dense = torch.eye(3)
+    tensors = [torch.randn(3, 3)]
+    watched = watch(tensors)
+    other = dense.to_sparse() if layout == "sparse" else dense.to_mkldnn()
+    torch.utils.swap_tensors(tensors[0], other)
+    assert watched.check() == MOVED
+
+
 def test_memory_given_back_counts_as_moved(way):
     tensors = parameters(3)
     watched = watch(tensors)
@@ -327,6 +337,10 @@ def test_what_makes_no_sense_is_refused(fresh):
         module.lies(b"", ())
     with pytest.raises(ValueError, match="no stamp"):
         module.compare((), bytearray(3), functions, (), b"")
+    for wrong in (None, 3, "tensor", torch.eye(2).to_sparse()):
+        assert module.compare((), stamp, functions, (wrong,), before) == MOVED
+        with pytest.raises(ValueError, match="0 is no tensor with strides"):
+            module.lies(functions, (wrong,))
     with pytest.raises(TypeError):
         module.compare((), stamp, functions, [], b"")
     with pytest.raises(TypeError, match="not all are dicts"):
