@@ -152,6 +152,7 @@ class RecordedCalls:
 
     def wake(self, sizes: Sequence[Sizes] | None = None) -> None:
         """Have ``sizes``, or all, captured again, now or at their next call."""
+        self.recordings.refresh()  # behind a capture nobody would see what is stale
         replays = self.recordings.replays
         if replays.asleep:
             replays.asleep.end(sizes, self._config.captures)

@@ -817,3 +817,19 @@ def test_a_weight_without_strides_is_refused_by_its_name_and_layout():
     model[0].weight = dense
     x = torch.randn(4, 8)
     torch.testing.assert_close(fast(x), model(x))
+
+
+@pytest.mark.parametrize("again", ["restore", "warmup"])
+def test_graphs_of_a_weight_that_was_replaced_are_seen_before_others_are_captured(again):
+    held = [torch.randn(8, 8)]
+    model = Twice(lambda: held[0]).eval()
+    fast = otherwise("recorded", model)
+    held[0] = torch.randn(8, 8)
+    for size in (4, 8):  # whose graphs are freed
+        fast(torch.randn(size, 8))
+    fast.restore([8])
+    held[0] = torch.randn(8, 8)
+    getattr(fast, again)()
+    for size in (8, 4, 3):
+        x = torch.randn(size, 8)
+        torch.testing.assert_close(fast(x), model(x))
