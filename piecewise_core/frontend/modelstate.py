@@ -128,15 +128,15 @@ class ModelState:
         """Go by its tensors, which are bound, and watch what one trace took for granted."""
         self.parameters.settle()
         self._paths = paths_of(self.parameters.tensors, constants(self._structure))
-        self._watch(traced, self._watched, self._lent, unheld=self.parameters.unheld)
+        self._watch(traced, self._watched, self._lent, in_trees=self.parameters.in_trees)
         self._go_by()
 
-    def _watch(self, traced: Traced, *states: TraceState, unheld: Collection[int] = ()) -> None:
+    def _watch(self, traced: Traced, *states: TraceState, in_trees: Collection[int] = ()) -> None:
         self.version += 1
         for state in states if self._checked else ():
             fn, objects = self._shared.fn, constants(self._structure)
             outdated = self._outdated > _MOST_OUTDATED
-            state.add(traced.assumptions, fn, objects, traced.words, unheld, outdated=outdated)
+            state.add(traced.assumptions, fn, objects, traced.words, in_trees, outdated=outdated)
 
     def follow(self, structure: Structure) -> str | None:
         """Go by the constant objects of ``structure`` in place of those so far; or why not.

@@ -12,6 +12,7 @@ import importlib
 import itertools
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
@@ -85,21 +86,21 @@ class Assumptions:
         self,
         of_objects: bool | None = None,
         scope: Scope | None = None,
-        unheld: Collection[int] = (),
+        trees: Collection[int] = (),
     ) -> list[Fact]:
         """The facts to watch while the model is used; ``of_objects``: of calls' objects, or not.
 
-        Not those of tensors, which others look at but for those of the ids ``unheld`` in ``scope``,
-        nor which attributes modules have: one more may be a note of the user's.
+        Not which attributes modules have: one more may be a note of the user's. Nor tensors of
+        objects, or of ``trees`` in ``scope`` where modules hold them: others look at these.
         """
-        unwatched = (ATTRIBUTES, _SAME_TENSORS, *(() if unheld else (TENSOR,)))
+        unwatched = (ATTRIBUTES, _SAME_TENSORS, *(() if scope and not of_objects else (TENSOR,)))
         values = Evaluated(scope or {})
         return [
             Fact(*fact)
             for fact in self.facts
             if fact[1] not in unwatched
             and of_objects in (None, OBJECTS in fact[0])
-            and (fact[1] != TENSOR or _which(values, fact[0]) in unheld)
+            and (fact[1] != TENSOR or not _of_module(values, fact[0], trees))
         ]
 
     def scope(self, fn: Callable[..., Any], objects: Sequence[Any]) -> Scope:
@@ -162,11 +163,14 @@ _OS = "_pw_os"
 _SAME_TENSORS = ("aliases", "tensors")
 
 
-def _which(values: Evaluated, source: str) -> int | None:
-    try:
-        return id(values[source])
-    except Exception:  # not there any more
-        return None
+def _of_module(values: Evaluated, source: str, trees: Collection[int]) -> bool:
+    """Whether a module of the trees holds the tensor where ``source`` reads it."""
+    before, _, name = source.rpartition(".")
+    with suppress(Exception):  # not there any more
+        if name.startswith(("_parameters[", "_buffers[")) or name.isidentifier():
+            holders = (torch.nn.Module, torch.Tensor)  # a tensor may be made of others
+            return id(values[source]) in trees and isinstance(values[before], holders)
+    return False
 
 
 def variables_named(code: CodeType) -> list[str]:

@@ -21,6 +21,7 @@ from piecewise_core.runtime.guard_source import guard_function
 from piecewise_core.runtime.hooks import HookWatch
 from piecewise_core.runtime.kinds import firsts, is_strided, kind_of_tensor
 from piecewise_core.runtime.module_paths import Place, outer_places, places_of, tree_of
+from piecewise_core.runtime.object_paths import paths_of
 from piecewise_core.torch_compat.dispatcher import no_torch_function
 from piecewise_core.torch_compat.storages import sharing
 
@@ -29,6 +30,8 @@ __all__ = ["Parameters", "roots_of"]
 
 class Parameters:
     """The bound tensors of one model, in the order in which tracing met them.
+
+    ``in_trees``: the ids of all tensors in module trees, at ``settle``.
 
     ``read()`` returns them as a tuple, the same one until ``settle``, or None when one was
     replaced or moved since, or a module was replaced, changed between training and evaluation, or
@@ -62,6 +65,7 @@ class Parameters:
         self._kept: list[tuple[torch.Tensor, dict[str, Any], Any]] = []
         self._place: dict[int, int] = {}
         self._places: list[list[Place]] = []
+        self.in_trees: Collection[int] = ()
         self._tree = tree_of(self._roots)
         self._hooks = HookWatch(())
         self._shared: list[int] = []
@@ -133,6 +137,7 @@ class Parameters:
             self.read = lambda: bound
             return
         index = places_of(self._roots)
+        self.in_trees = index.keys()
         self._places = [index.get(id(t), []) for t in self._tensors]
         self._tree = tree_of(self._roots)
         if not (within and self._hooks.is_of(self._called)):
@@ -156,10 +161,10 @@ class Parameters:
         )
 
     def _loose(self, within: Sequence[Any]) -> list[Anchor]:
-        """Where tensors lie that neither a module tree nor an anchor holds."""
-        known = {id(a.value) for a in self._anchors}
-        pairs = zip(self._tensors, self._places, strict=True)
-        loose = [t for t, places in pairs if not places and id(t) not in known]
+        """Where tensors lie that no module tree and no anchor holds, or an object as well."""
+        known = {*self.in_trees, *(id(a.value) for a in self._anchors)}
+        inside = paths_of(self._tensors, within or self._objects)
+        loose = [t for i, t in enumerate(self._tensors) if i in inside or id(t) not in known]
         return holders_of(loose, within) if within else self._held(loose)
 
     def _held(self, tensors: Sequence[torch.Tensor]) -> list[Anchor]:
@@ -210,15 +215,6 @@ class Parameters:
             or self._tree != tree_of(self._roots)
             or self._hooks.changed()
         )
-
-    @property
-    def unheld(self) -> set[int]:
-        """The ids of tensors whose replacement ``read`` does not notice: nobody found what holds
-        them, as of those in closures of functions that the model calls.
-        """
-        held = {id(anchor.value) for anchor in self._holders}
-        pairs = zip(self._tensors, self._places, strict=self._checked)
-        return {id(t) for t, places in pairs if not places} - held
 
     def rebind(self) -> bool:
         """Take the tensors now in place, if they are of the kinds traced; whether they are.

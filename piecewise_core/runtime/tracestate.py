@@ -55,20 +55,21 @@ class TraceState:
         fn: Any,
         objects: Sequence[Any],
         words: Collection[str] = (),
-        unheld: Collection[int] = (),
+        in_trees: Collection[int] = (),
         *,
         outdated: bool = False,
     ) -> None:
         """Watch what one trace took for granted of ``fn`` and its calls' constants ``objects``.
 
-        ``words``: what its code names of `graph.questions.WATCHED`. ``unheld``: ids of tensors that
-        nobody else watches. ``outdated``: it is known not to hold, and served all the same.
+        ``words``: what its code names of `graph.questions.WATCHED`. ``in_trees``: ids of tensors in
+        module trees, where others look at them. ``outdated``: it is known not to hold, and served
+        all the same.
         """
         if assumptions is None:
             return
         # What is of the model must not keep the objects of a call that is over.
         scope = assumptions.scope(fn, objects if self._of_objects else ())
-        for fact in assumptions.looks(self._of_objects, scope, unheld):
+        for fact in assumptions.looks(self._of_objects, scope, in_trees):
             key = (fact.source, str(fact.question))
             if key not in self._known:
                 self._known.add(key)

@@ -625,3 +625,31 @@ def test_objects_whose_tensors_the_model_keeps_too_are_told_apart(platform, wher
         for _ in range(3):
             x = torch.randn(4, 8)
             torch.testing.assert_close(fast(x, given), model(x, given))
+
+
+@pytest.mark.parametrize("where", ["attribute", "buffer", "list", "object"])
+def test_a_tensor_is_followed_where_it_is_read_and_not_where_it_is_kept_besides(where):
+    """What only one of two places that hold a tensor is read by is replaced there."""
+
+    class ReadsGlobal(nn.Module):
+        def forward(self, x, of):
+            return torch.relu(x * of.keys) + KEPT["keys"]
+
+    model, given, apart = ReadsGlobal().eval(), KeysOf(), KeysOf()
+    KEPT["keys"] = apart.keys
+    if where == "buffer":
+        model.register_buffer("first", apart.keys)
+        model.register_buffer("second", given.keys)
+    else:
+        held = {"attribute": apart.keys, "list": [apart.keys], "object": apart}[where]
+        model.__dict__["first"] = held
+        model.__dict__["second"] = given.keys
+    fast = compiled(model)
+    for change in (None, KEPT, given):
+        if change is KEPT:
+            KEPT["keys"] = torch.randn(8)
+        elif change is given:
+            given.keys = torch.randn(8)
+        for _ in range(2):
+            x = torch.randn(4, 8)
+            torch.testing.assert_close(fast(x, given), model(x, given))
