@@ -88,12 +88,14 @@ class ModelState:
 
     def _none_yet(self) -> Parameters:
         """What the model and its calls' objects hold; no tensors yet."""
-        found = reach(self._shared.fn, objects_in(self._structure))
+        given = objects_in(self._structure)
+        found = reach(self._shared.fn, given)
         return Parameters(
             found.roots,
             found.called,
             found.anchors,
             found.objects,
+            given,
             checked=self._checked,
             every=self._shared.memory is not None,
         )
@@ -199,7 +201,7 @@ class ModelState:
 
     def settle(self, *, followed: bool = False) -> None:
         """Go by what was added and watched; ``followed``: other objects were."""
-        self.parameters.settle(objects_in(self._structure) if followed else ())
+        self.parameters.settle(followed=followed)
         self._go_by()
 
     def _go_by(self) -> None:

@@ -100,7 +100,9 @@ def anchors_in(
         holder = vars(holder) if isinstance(holder, type) else holder
         if id(holder) not in trees:
             for key, value in _pairs(holder):
-                if id(value) in tensors or is_wrapper(value):
+                # By type: a module's deprecated name may warn when it is asked for its class.
+                wraps = issubclass(type(value), torch.Tensor) and is_wrapper(value)
+                if id(value) in tensors or wraps:
                     yield Anchor(value, holder, key)
 
 

@@ -37,8 +37,9 @@ class Parameters:
     replaced or moved since, or a module was replaced, changed between training and evaluation, or
     got or lost a hook. ``called``: the modules whose hooks tracing runs. ``anchors``: where
     the traced callable finds its modules and tensors. ``objects``: what else it looks into.
-    ``checked``: False returns the tensors that tracing met, without looking. ``every``: look at
-    every tensor's address however long that takes, since static graphs read them.
+    ``given``: of these, what calls bring. ``checked``: False returns the tensors that tracing met,
+    without looking. ``every``: look at every tensor's address however long that takes, since static
+    graphs read them.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Parameters:
         called: Sequence[torch.nn.Module] = (),
         anchors: Sequence[Anchor] = (),
         objects: Sequence[Any] = (),
+        given: Sequence[Any] = (),
         *,
         checked: bool = True,
         every: bool = False,
@@ -55,6 +57,7 @@ class Parameters:
         self._called = tuple(called)
         self._anchors = tuple(a for a in anchors if a.holder is not None)
         self._objects = tuple(objects)
+        self._given = tuple(given)
         self._holders: tuple[Anchor, ...] = ()
         self._checked = checked
         self._every = every
@@ -126,10 +129,10 @@ class Parameters:
             'backend="piecewise"), which serves it without static graphs'
         )
 
-    def settle(self, within: Sequence[Any] = ()) -> None:
+    def settle(self, *, followed: bool = False) -> None:
         """Generate ``read`` for what was added; call after each trace.
 
-        ``within``: objects that are known to hold all tensors that neither a module tree nor an
+        ``followed``: ``given`` is known to hold all tensors that neither a module tree nor an
         anchor does, so that nobody looks for these in the whole model.
         """
         if not self._checked:
@@ -143,7 +146,7 @@ class Parameters:
         if not (within and self._hooks.is_of(self._called)):
             self._hooks = HookWatch(self._called)
         self._shared = sharing(self._tensors)
-        self._holders = (*self._anchors, *self._loose(within))
+        self._holders = (*self._anchors, *self._loose(followed))
         outer = [(p, p.dictionary()[p.key]) for p in outer_places(self._places)]
         kept = [a.value for a in self._holders if is_wrapper(a.value)]
         self._outer = [(place, kind_of(tensor)) for place, tensor in outer]
@@ -160,12 +163,12 @@ class Parameters:
             self._every,
         )
 
-    def _loose(self, within: Sequence[Any]) -> list[Anchor]:
-        """Where tensors lie that no module tree and no anchor holds, or an object as well."""
+    def _loose(self, followed: bool) -> list[Anchor]:
+        """Where tensors lie that no module tree and no anchor holds, or calls bring as well."""
         known = {*self.in_trees, *(id(a.value) for a in self._anchors)}
-        inside = paths_of(self._tensors, within or self._objects)
+        inside = paths_of(self._tensors, self._given)
         loose = [t for i, t in enumerate(self._tensors) if i in inside or id(t) not in known]
-        return holders_of(loose, within) if within else self._held(loose)
+        return holders_of(loose, self._given) if followed else self._held(loose)
 
     def _held(self, tensors: Sequence[torch.Tensor]) -> list[Anchor]:
         """The entries that lead to ``tensors`` from what the model reaches."""
