@@ -19,10 +19,9 @@ from piecewise_core.runtime.attribute_paths import globals_holding, holders_of
 from piecewise_core.runtime.closure_walk import Anchor, roots_of
 from piecewise_core.runtime.guard_source import guard_function
 from piecewise_core.runtime.hooks import HookWatch
-from piecewise_core.runtime.kinds import firsts, is_strided, kind_of_tensor
+from piecewise_core.runtime.kinds import firsts, kind_of_tensor, own_dispatch, refusal_of
 from piecewise_core.runtime.module_paths import Place, outer_places, places_of, tree_of
 from piecewise_core.runtime.object_paths import paths_of
-from piecewise_core.torch_compat.dispatcher import no_torch_function
 from piecewise_core.torch_compat.storages import sharing
 
 __all__ = ["Parameters", "roots_of"]
@@ -97,13 +96,8 @@ class Parameters:
         if of is not None and is_wrapper(of) and not any(of is known for known in self._wrappers):
             self._take_apart(of)
         if id(tensor) not in self._place:
-            if _has_own_dispatch(tensor):
-                raise UnsupportedModule(self._own_dispatch(tensor))
-            if not is_strided(tensor):
-                raise UnsupportedModule(
-                    f"{self._where(tensor)} a tensor of layout {tensor.layout}, without strides; "
-                    "convert it to a dense one before compiling"
-                )
+            if why := refusal_of(tensor):
+                raise UnsupportedModule(f"{self._where(tensor)} {why}")
             self._place[id(tensor)] = len(self._tensors)
             self._tensors.append(tensor)
             self._kinds.append(kind_of_tensor(tensor))
@@ -115,19 +109,14 @@ class Parameters:
         if not why and id(wrapper) not in places_of(self._roots) and not self._held([wrapper]):
             why = "nothing that the model reaches by name holds it"
         if why:
-            raise UnsupportedModule(f"{self._own_dispatch(wrapper)}. It is not taken apart: {why}")
+            raise UnsupportedModule(
+                f"{self._where(wrapper)} {own_dispatch(wrapper)}. It is not taken apart: {why}"
+            )
         self._wrappers.append(wrapper)
 
     def _where(self, tensor: torch.Tensor) -> str:
         places = places_of(self._roots).get(id(tensor), [])
         return f'"{".".join((*places[0].path, places[0].key))}" is' if places else "the model holds"
-
-    def _own_dispatch(self, tensor: torch.Tensor) -> str:
-        return (
-            f"{self._where(tensor)} a {type(tensor).__name__}, a tensor subclass with its own "
-            "dispatch; convert it to plain tensors before compiling, or call torch.compile(model, "
-            'backend="piecewise"), which serves it without static graphs'
-        )
 
     def settle(self, *, followed: bool = False) -> None:
         """Generate ``read`` for what was added; call after each trace.
@@ -143,7 +132,7 @@ class Parameters:
         self.in_trees = index.keys()
         self._places = [index.get(id(t), []) for t in self._tensors]
         self._tree = tree_of(self._roots)
-        if not (within and self._hooks.is_of(self._called)):
+        if not (followed and self._hooks.is_of(self._called)):
             self._hooks = HookWatch(self._called)
         self._shared = sharing(self._tensors)
         self._holders = (*self._anchors, *self._loose(followed))
@@ -255,10 +244,3 @@ class Parameters:
     def need_grad(self) -> bool:
         """Whether a bound tensor requires gradients."""
         return any(t.requires_grad for t in (*self._tensors, *self._wrappers))
-
-
-def _has_own_dispatch(tensor: torch.Tensor) -> bool:
-    """Whether operators on the tensor do, or return, something of its class's own."""
-    kind = type(tensor)
-    plain = kind is torch.Tensor or kind.__torch_function__ is no_torch_function
-    return not plain or is_wrapper(tensor)
