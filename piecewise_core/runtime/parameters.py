@@ -186,16 +186,15 @@ class Parameters:
             and sharing([tensor for tensor, *_ in own]) == firsts(first for *_, first in own)
         )
 
-    def succeed(self, other: Parameters) -> Parameters:
+    def succeed(self, other: Parameters) -> None:
         """Go by what ``other`` found of modules and tensors, as if nothing was read since.
 
-        Its tensors are of the same kinds, and in the same order. Returns itself.
+        Its tensors are of the same kinds, and in the same order.
         """
         self._kinds, self._shared = list(other._kinds), list(other._shared)
         self._tree, self._hooks = other._tree, other._hooks
         own = {id(anchor.value) for anchor in self._anchors}
         self._kept = [each for each in other._kept if id(each[0]) in own]
-        return self
 
     def _surroundings_stand(self, anchors: Sequence[Anchor]) -> bool:
         return not (
