@@ -2,7 +2,7 @@
 
 A replaced parameter is a write to a dict; ``tensor.data = other`` leaves no trace but another
 address, sizes, strides or dtype: ``w.data = w.data.t()`` keeps the address. Asking all from Python
-costs tens of microseconds for 200 tensors, more than the rest of a call's checks together. A small C module
+costs tens of microseconds for 200 tensors, more than the rest of a call's checks. A small C module
 asks in one: dicts tell of writes (CPython counts them, before 3.12 for each dict, since then
 through a watcher), and torch exports the functions by which Inductor's compiled models ask. It is
 built once per user and Python, where there is a C compiler, in a fifth of a second. Without it
