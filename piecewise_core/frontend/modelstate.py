@@ -19,7 +19,7 @@ from piecewise_core.graph.origins import Bind
 from piecewise_core.graph.signatures import same_signature, signature_of
 from piecewise_core.graph.structure import Structure, TensorLeaf
 from piecewise_core.graph.trace import Traced
-from piecewise_core.runtime.closure_walk import reach
+from piecewise_core.runtime.closure_walk import Reach, reach
 from piecewise_core.runtime.object_paths import Otherwise, Paths, paths_of, same_places
 from piecewise_core.runtime.parameters import Parameters
 from piecewise_core.runtime.tracestate import TraceState
@@ -77,6 +77,7 @@ class ModelState:
         self.version += 1
         self._shared.follow()
         self._judge = LayoutJudge(self._shared.fn, self._structure, self._shared.config)
+        self._reach: Reach | None = None
         self._watched, self._lent = self._nothing(), self._nothing(of_objects=True)
         self.check: Callable[[], int] = self._watched.check
         self.parameters = self._none_yet()
@@ -89,7 +90,8 @@ class ModelState:
     def _none_yet(self) -> Parameters:
         """What the model and its calls' objects hold; no tensors yet."""
         given = objects_in(self._structure)
-        found = reach(self._shared.fn, given)
+        self._reach = self._reach or reach(self._shared.fn)
+        found = reach(self._shared.fn, given, self._reach)
         return Parameters(
             found.roots,
             found.called,
@@ -151,22 +153,31 @@ class ModelState:
         if not self.parameters.stand(self._paths.keys()):
             return "the model's modules, hooks or tensors are others"
         objects = constants(structure)
-        traces = [region.program.traced for region in self._regions]
-        for traced in traces:
-            why = first_difference(traced.assumptions, self._shared.fn, objects)
-            if why is not None:
-                return why
         successors = successors_of(objects_in(self._structure), objects_in(structure))
-        if successors is None or not self.parameters.loose <= self._paths.keys():
+        if successors is None:
             return "its tensors lie in other places"
+        lent = self._nothing(of_objects=True)
         try:
             tensors = same_places(self.parameters.tensors, self._paths, objects)
+            for traced in (region.program.traced for region in self._regions):
+                self._take_up(traced, lent, objects)
         except Otherwise as other:
+            lent.close()
             return str(other)
         self._hold(structure, tensors, successors)
-        for traced in traces:
-            self._watch(traced, self._lent)
+        self._lent, self.version = lent, self.version + 1
         return None
+
+    def _take_up(self, traced: Traced, lent: TraceState, objects: Sequence[Any]) -> None:
+        """Have ``lent`` watch what a trace read of ``objects``. Raises Otherwise if it differs."""
+        fn, outdated = self._shared.fn, self._outdated > _MOST_OUTDATED
+        watched = self._checked and not outdated
+        why = first_difference(traced.assumptions, fn, objects, unwatched=watched)
+        if why is None and self._checked:
+            lent.add(traced.assumptions, fn, objects, traced.words, outdated=outdated)
+            why = lent.changed
+        if why is not None:
+            raise Otherwise(why)
 
     def _hold(
         self, structure: Structure, tensors: Sequence[torch.Tensor], successors: Mapping[int, Any]
@@ -176,7 +187,7 @@ class ModelState:
         former, self.parameters = self.parameters, self._none_yet()
         for tensor in tensors:
             self.parameters.add(tensor)
-        self.parameters.succeed(former)
+        self.parameters.succeed(former, self._paths.keys())
         self._lent.close()
         self._lent = self._nothing(of_objects=True)
         for traced in (region.program.traced for region in self._regions):

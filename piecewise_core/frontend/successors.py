@@ -15,7 +15,7 @@ from piecewise_core.graph.assumptions import OBJECTS, Assumptions
 from piecewise_core.graph.binder import AsWritten
 from piecewise_core.graph.call import constants
 from piecewise_core.graph.differences import Meaning, differences
-from piecewise_core.graph.facts import Evaluated, Fact
+from piecewise_core.graph.facts import Evaluated
 from piecewise_core.graph.structure import Structure, is_plain
 from piecewise_core.torch_compat.dynamo import is_kept_out
 
@@ -49,16 +49,19 @@ def is_another_object(known: Structure, call: Structure) -> bool:
 
 
 def first_difference(
-    assumptions: Assumptions | None, fn: Any, objects: Sequence[Any]
+    assumptions: Assumptions | None, fn: Any, objects: Sequence[Any], *, unwatched: bool = False
 ) -> str | None:
-    """What a trace took for granted of its objects and does not hold of these; None: all holds."""
+    """What a trace took for granted of its objects and does not hold of these; None: all holds.
+
+    ``unwatched``: only what a `TraceState` does not ask.
+    """
     if assumptions is None:
         return "what the trace took for granted was not noted"
     unasked = next((text for text in assumptions.unasked if OBJECTS in text), None)
     if unasked is not None:
         return unasked
     values = Evaluated(assumptions.scope(fn, objects))
-    facts = (Fact(*fact) for fact in assumptions.facts if OBJECTS in fact[0])
+    facts = assumptions.of_objects(unwatched=unwatched)
     return next((why for fact in facts if (why := fact.broken(values)) is not None), None)
 
 

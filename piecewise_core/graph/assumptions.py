@@ -7,8 +7,7 @@ model again.
 
 from __future__ import annotations
 
-import builtins
-import importlib
+import functools
 import itertools
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -33,6 +32,7 @@ from piecewise_core.graph.facts import (
     aliases,
     answer_of,
     readable,
+    scope_of,
 )
 from piecewise_core.graph.looks import ATTRIBUTES, TENSOR, Look, asked_of, met_twice, questions
 from piecewise_core.graph.misses import missed
@@ -93,19 +93,32 @@ class Assumptions:
         Not which attributes modules have: one more may be a note of the user's. Nor tensors of
         objects, or of ``trees`` in ``scope`` where modules hold them: others look at these.
         """
-        unwatched = (ATTRIBUTES, _SAME_TENSORS, *(() if scope and not of_objects else (TENSOR,)))
+        unwatched = _UNWATCHED[1:] if scope and not of_objects else _UNWATCHED
         values = Evaluated(scope or {})
         return [
-            Fact(*fact)
-            for fact in self.facts
-            if fact[1] not in unwatched
-            and of_objects in (None, OBJECTS in fact[0])
-            and (fact[1] != TENSOR or not _of_module(values, fact[0], trees))
+            fact
+            for place in ((False, True) if of_objects is None else (of_objects,))
+            for fact in self._apart[place]
+            if fact.question not in unwatched
+            and (fact.question != TENSOR or not _of_module(values, fact.source, trees))
         ]
+
+    def of_objects(self, *, unwatched: bool) -> Iterator[Fact]:
+        """The facts of calls' objects; ``unwatched``: only those that ``looks`` leaves out."""
+        of_calls = self._apart[True]
+        return (fact for fact in of_calls if not unwatched or fact.question in _UNWATCHED)
+
+    @functools.cached_property
+    def _apart(self) -> dict[bool, list[Fact]]:
+        """The facts by whether they are of calls' objects."""
+        found: dict[bool, list[Fact]] = {False: [], True: []}
+        for fact in self.facts:
+            found[OBJECTS in fact[0]].append(Fact(*fact))
+        return found
 
     def scope(self, fn: Callable[..., Any], objects: Sequence[Any]) -> Scope:
         """What the facts' expressions are evaluated in, for ``fn`` with its calls' constants."""
-        return _scope(fn, objects, self.imports, self.unnamed)
+        return scope_of(fn, objects, self.imports, self.unnamed)
 
 
 def assume(
@@ -122,7 +135,7 @@ def assume(
     """Answer every look now. ``graph``: what was traced. ``names``: of all that it read."""
     code = tuple(code)
     imports = {**imports, _OS: "os"} if any(map(variables_named, code)) else imports
-    values = Evaluated(_scope(fn, objects, imports, unnamed))
+    values = Evaluated(scope_of(fn, objects, imports, unnamed))
     facts: dict[tuple[str, Any], Any] = {}
     unasked: list[str] = []
     looks = (*looks, *met_twice(values, names))
@@ -161,6 +174,8 @@ OBJECTS = "L['objects']"
 
 _OS = "_pw_os"
 _SAME_TENSORS = ("aliases", "tensors")
+
+_UNWATCHED = (TENSOR, ATTRIBUTES, _SAME_TENSORS)
 
 
 def _of_module(values: Evaluated, source: str, trees: Collection[int]) -> bool:
@@ -214,28 +229,6 @@ def _of_all(
                 for name in names:
                     lacks = ("NOT_PRESENT_IN_GENERIC_DICT", name)
                     yield (source, lacks), answer_of(values[source], lacks)
-
-
-def _scope(
-    fn: Callable[..., Any],
-    objects: Sequence[Any],
-    imports: Mapping[str, str],
-    unnamed: Mapping[str, Any],
-) -> Scope:
-    return {"L": {"fn": fn, "objects": objects}, "G": _Globals(imports, unnamed)}
-
-
-class _Globals(dict[str, Any]):
-    """The traced entry's globals: modules that Dynamo named, torch, and builtins."""
-
-    def __init__(self, imports: Mapping[str, str], unnamed: Mapping[str, Any]) -> None:
-        super().__init__(unnamed, torch=torch)
-        self._imports = imports
-
-    def __missing__(self, name: str) -> Any:
-        if name.startswith("__builtins_dict__"):
-            return vars(builtins)
-        return importlib.import_module(self._imports[name])
 
 
 def is_object(value: Any) -> bool:

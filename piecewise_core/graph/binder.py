@@ -13,6 +13,7 @@ import torch
 
 from piecewise_core.errors import InputMismatch
 from piecewise_core.graph.bindsource import bind_source
+from piecewise_core.graph.generated import define
 from piecewise_core.graph.input_checks import check_constant, check_container, check_tensor
 from piecewise_core.graph.lying import Lying, dense_strides, lying_of
 from piecewise_core.graph.structure import Constant, Container, Node, Structure, TensorLeaf
@@ -105,7 +106,7 @@ class Binder:
             self.structure, self._alignment, self._check, exact=exact, asked=self.asked
         )
         names["_pw_slow"] = self.slow
-        exec(compile(self.source, "<piecewise binder>", "exec"), names)
+        define(self.source, "<piecewise binder>", names)
         # Off their own globals, which hold the calls' objects: a circle would keep those.
         self.bind: Callable[..., Bound] = names.pop("bind")
         self.fits: Callable[..., Bound | None] = names.pop("fits")

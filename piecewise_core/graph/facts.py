@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import builtins
 import functools
+import importlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import CodeType
 from typing import Any
+
+import torch
 
 from piecewise_core.graph.identity import VALUES, contents, identity, is_number, tensor_facts
 
 __all__ = [
     *("CHAIN", "LAST", "Evaluated", "Fact", "Question", "Scope", "aliases", "answer_of"),
-    *("item_of", "readable"),
+    *("item_of", "readable", "scope_of"),
 ]
 
 _STEP = r"\.(\w+)|\['([^'\\]*)'\]|\[(\d+)\]"
@@ -71,13 +75,24 @@ class Fact:
     def broken(self, values: Evaluated) -> str | None:
         """What does not hold now, in one sentence; None when it holds."""
         try:
-            now = answer_of(values[self.source], self.question)
+            value = values[self.source]
         except Exception as error:
-            return f"{readable(self.source)} is not there ({type(error).__name__}: {error})"
+            return self._missing(error)
+        return self.contradicted(value)
+
+    def contradicted(self, value: Any) -> str | None:
+        """The same, of what the expression gives."""
+        try:
+            now = answer_of(value, self.question)
+        except Exception as error:
+            return self._missing(error)
         if _same(now, self.answer):
             return None
         asked = _asked(readable(self.source), self.question)
         return f"{asked} is {_shown(now)}, and was {_shown(self.answer)}"
+
+    def _missing(self, error: Exception) -> str:
+        return f"{readable(self.source)} is not there ({type(error).__name__}: {error})"
 
 
 def item_of(base: Any, key: Any) -> Any:
@@ -85,6 +100,29 @@ def item_of(base: Any, key: Any) -> Any:
     if isinstance(base, dict) and hasattr(type(base), "__missing__") and key not in base:
         raise KeyError(key)
     return base[key]
+
+
+def scope_of(
+    fn: Callable[..., Any],
+    objects: Sequence[Any],
+    imports: Mapping[str, str],
+    unnamed: Mapping[str, Any],
+) -> Scope:
+    """What expressions over a frame see: ``fn``, its calls' ``objects``, and globals."""
+    return {"L": {"fn": fn, "objects": objects}, "G": _Globals(imports, unnamed)}
+
+
+class _Globals(dict[str, Any]):
+    """The traced entry's globals: modules that Dynamo named, torch, and builtins."""
+
+    def __init__(self, imports: Mapping[str, str], unnamed: Mapping[str, Any]) -> None:
+        super().__init__(unnamed, torch=torch)
+        self._imports = imports
+
+    def __missing__(self, name: str) -> Any:
+        if name.startswith("__builtins_dict__"):
+            return vars(builtins)
+        return importlib.import_module(self._imports[name])
 
 
 def aliases(values: Sequence[Any]) -> list[int]:
@@ -122,6 +160,8 @@ def _same(a: Any, b: Any) -> bool:
     """Whether two answers are one: 1 is not True, nor 1.0, and 0.0 is not -0.0."""
     if type(a) is type(b) and type(a) in (str, int, bool, type(None)):
         return bool(a == b)  # most are: JSON takes twenty times as long
+    if repr(a) == repr(b):
+        return True
     return json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)
 
 

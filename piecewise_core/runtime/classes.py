@@ -13,7 +13,7 @@ from piecewise_core.graph.structure import is_plain
 from piecewise_core.runtime.watch import Outline
 from piecewise_core.torch_compat.modules import is_tagging, unpatched
 
-__all__ = ["Classes", "alike", "is_heap"]
+__all__ = ["Classes", "alike", "is_heap", "same_answers"]
 
 _HEAP = 1 << 9  # of a class's flags: it was made by Python code, and may be changed
 
@@ -43,6 +43,9 @@ class Classes:
                 if is_heap(base):
                     self._known.setdefault(base, _held(base))
                     self._orders[base] = base.__mro__
+
+    def __contains__(self, kind: type) -> bool:
+        return kind in self._known
 
     def __iter__(self) -> Iterator[type]:
         return iter(self._known)
@@ -121,3 +124,12 @@ def alike(a: Any, b: Any) -> bool:
 
 def _runs(value: Any) -> bool:
     return callable(value) or hasattr(type(value), "__get__")
+
+
+def same_answers(a: Any, b: Any) -> bool:
+    """Whether two answers are one."""
+    if type(a) in (tuple, list) and type(a) is type(b):
+        return len(a) == len(b) and all(map(same_answers, a, b))
+    if type(a) is set and type(b) is set:
+        return a == b and sorted(map(repr, a)) == sorted(map(repr, b))
+    return alike(a, b)

@@ -6,7 +6,7 @@ import functools
 import inspect
 import itertools
 from collections.abc import Callable, Container, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import CellType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any
 
@@ -64,10 +64,16 @@ class Reach:
         return _modules(self.anchors)
 
 
-def reach(fn: Callable[..., Any], given: Iterable[Any] = ()) -> Reach:
-    """What ``fn`` reaches. ``given``: arguments that are constants of its calls, reached too."""
+def reach(fn: Callable[..., Any], given: Iterable[Any] = (), without: Reach | None = None) -> Reach:
+    """What ``fn`` reaches. ``given``: arguments that are constants of its calls, reached too.
+
+    ``without``: what it reaches without these, where that is known.
+    """
     walk = _Walk()
-    anchors = [*walk.callable(fn), *(a for value in given for a in walk.argument(value))]
+    brought = [anchor for value in given for anchor in walk.argument(value)]
+    if without is not None and not brought:
+        return replace(without, objects=(*without.objects, *walk.objects))
+    anchors = [*walk.callable(fn), *brought]
     anchors += _kept_aside(_modules(anchors))
     own = getattr(fn, "__self__", None) if getattr(fn, "__name__", "") == "forward" else None
     called = (m for root in _modules(anchors) for m in root.modules() if m is not own)

@@ -12,7 +12,8 @@ import torch
 
 from piecewise_core.graph.entries import entries, items
 from piecewise_core.runtime.classes import is_heap
-from piecewise_core.runtime.watch import BYTES, Poll, class_of
+from piecewise_core.runtime.polls import BYTES, Poll
+from piecewise_core.runtime.watch import class_of
 
 __all__ = ["OWN", "Found", "codes", "content_of", "globals_of", "of_container", "of_instance"]
 

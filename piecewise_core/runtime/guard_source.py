@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils.hooks import RemovableHandle
 
+from piecewise_core.graph.generated import define
 from piecewise_core.graph.wrappers import descriptions_differ, in_slots, kind_of
 from piecewise_core.runtime.closure_walk import Anchor
 from piecewise_core.runtime.dict_guard import SAME, DictGuard
@@ -33,7 +34,7 @@ def guard_function(
     ``.to()`` works module by module, so one address per owning module shows it where asking for
     all takes long.
     """
-    names: dict[str, Any] = {}
+    names = _Names()
     tests, some = [], []
     owners: dict[int, torch.nn.Module] = {}
     for tensor, known in zip(tensors, places, strict=True):
@@ -45,10 +46,10 @@ def guard_function(
         # Attributes of a module's own __dict__; and a single element that was replaced by an
         # equal one compares equal. A scripted module's are in no dict that could be watched.
         apart = [p for p in known if p.holder == "" or tensor.numel() == 1 or not _is_dict(p)]
-        tests += [f"{_item(names, place)} is not {_name(names, tensor)}" for place in apart]
+        tests += [f"{_item(names, place)} is not {names.of(tensor)}" for place in apart]
     tests += _wrapper_tests(names, wrappers) + _sign_tests(names, tensors)
     tests += [_anchor_test(names, anchor) for anchor in anchors]
-    tests += [f"len({_name(names, d)}) != {len(d)}" for d in hooks.hooked()]
+    tests += [f"len({names.of(d)}) != {len(d)}" for d in hooks.hooked()]
     tests += _mode_tests(names, roots)
     kept = _Kept(tensors, places, wrappers, roots, tensors if every else some)
     names.update(_pw_handles=RemovableHandle, _pw_hooks=hooks, _pw_bound=tuple(tensors))
@@ -65,9 +66,23 @@ def guard_function(
             " return _pw_bound",
         ]
     )
-    exec(compile(source, "<piecewise parameters>", "exec"), names)
+    define(source, "<piecewise parameters>", names)
     read: Callable[[], tuple[torch.Tensor, ...] | None] = names.pop("read")
     return read
+
+
+class _Names(dict[str, Any]):
+    """Objects by the names that the source has for them, in the order in which it names them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._known: dict[int, str] = {}
+
+    def of(self, value: Any) -> str:
+        """The name of ``value``, given now if it has none."""
+        name = self._known.setdefault(id(value), f"_pw_{len(self._known)}")
+        self[name] = value
+        return name
 
 
 class _Kept:
@@ -119,28 +134,28 @@ class _Kept:
         return True
 
 
-def _mode_tests(names: dict[str, Any], roots: Sequence[torch.nn.Module]) -> list[str]:
+def _mode_tests(names: _Names, roots: Sequence[torch.nn.Module]) -> list[str]:
     # torch.compile's modules have no mode of their own: they pass on that of what they hold.
     readers = [m for m in mode_readers(roots) if "training" in vars(m)]
-    return [f"{'not ' if m.training else ''}{_name(names, vars(m))}['training']" for m in readers]
+    return [f"{'not ' if m.training else ''}{names.of(vars(m))}['training']" for m in readers]
 
 
 def _wrapper_tests(
-    names: dict[str, Any], wrappers: Sequence[tuple[Place | None, torch.Tensor]]
+    names: _Names, wrappers: Sequence[tuple[Place | None, torch.Tensor]]
 ) -> list[str]:
     tests = []
     for place, tensor in wrappers:
         if place is not None and (place.holder == "" or tensor.numel() == 1):
-            tests.append(f"{_item(names, place)} is not {_name(names, tensor)}")
+            tests.append(f"{_item(names, place)} is not {names.of(tensor)}")
         # torch swaps what two tensors are, attributes and all, where it moves or loads them.
-        own = _name(names, vars(tensor))
-        tests.append(f"{_name(names, tensor)}.__dict__ is not {own}")
+        own = names.of(vars(tensor))
+        tests.append(f"{names.of(tensor)}.__dict__ is not {own}")
         for name, held in in_slots(tensor).items():  # which no dict's version tells of
-            tests.append(f"{_name(names, tensor)}.{name} is not {_name(names, held)}")
+            tests.append(f"{names.of(tensor)}.{name} is not {names.of(held)}")
     return tests
 
 
-def _sign_tests(names: dict[str, Any], tensors: Sequence[torch.Tensor]) -> list[str]:
+def _sign_tests(names: _Names, tensors: Sequence[torch.Tensor]) -> list[str]:
     """Whether numbers are read with the same signs: two views of one memory may differ in it.
 
     Only what lies in the memory of complex numbers, as a part does, can come to be read otherwise.
@@ -149,34 +164,27 @@ def _sign_tests(names: dict[str, Any], tensors: Sequence[torch.Tensor]) -> list[
     for tensor in tensors:
         whole = tensor.is_contiguous() and tensor.numel() > 1
         if tensor.is_complex() or (tensor.is_floating_point() and not whole):
-            name = _name(names, tensor)
+            name = names.of(tensor)
             tests += [f"{name}.is_conj() is not {tensor.is_conj()}"]
             tests += [f"{name}.is_neg() is not {tensor.is_neg()}"]
     return tests
 
 
-def _anchor_test(names: dict[str, Any], anchor: Anchor) -> str:
-    holder = _name(names, anchor.holder)
+def _anchor_test(names: _Names, anchor: Anchor) -> str:
+    holder = names.of(anchor.holder)
     if isinstance(anchor.holder, CellType):
-        return f"{holder}.cell_contents is not {_name(names, anchor.value)}"
-    return f"{holder}[{_key(names, anchor.key)}] is not {_name(names, anchor.value)}"
-
-
-def _name(names: dict[str, Any], value: Any) -> str:
-    """The name that ``value`` has among ``names``, given now if it has none."""
-    name = f"_pw_{id(value):x}"
-    names[name] = value
-    return name
+        return f"{holder}.cell_contents is not {names.of(anchor.value)}"
+    return f"{holder}[{_key(names, anchor.key)}] is not {names.of(anchor.value)}"
 
 
 def _is_dict(place: Place) -> bool:
     return isinstance(place.dictionary(), dict)
 
 
-def _item(names: dict[str, Any], place: Place) -> str:
-    return f"{_name(names, place.dictionary())}[{_key(names, place.key)}]"
+def _item(names: _Names, place: Place) -> str:
+    return f"{names.of(place.dictionary())}[{_key(names, place.key)}]"
 
 
-def _key(names: dict[str, Any], key: Any) -> str:
+def _key(names: _Names, key: Any) -> str:
     """A key's source; an enum's member counts as an int or str and does not print as one."""
-    return repr(key) if type(key) in (str, int) else _name(names, key)
+    return repr(key) if type(key) in (str, int) else names.of(key)

@@ -7,7 +7,7 @@ import sys
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from functools import partial
-from types import MappingProxyType
+from types import CellType, MappingProxyType
 from typing import Any
 
 import torch
@@ -15,9 +15,10 @@ import torch
 from piecewise_core.graph.entries import entries, items
 from piecewise_core.runtime.classes import Classes, alike, is_heap
 from piecewise_core.runtime.dict_guard import native
-from piecewise_core.runtime.watch import Outline, Poll, class_of, identity
+from piecewise_core.runtime.polls import Poll
+from piecewise_core.runtime.watch import Outline, class_of, contents_of, identity
 
-__all__ = ["ABSENT", "SOME", "Holdings", "behind"]
+__all__ = ["ABSENT", "SOME", "Holdings", "attributes_of", "behind"]
 
 ABSENT: Any = object()
 SOME: Any = object()
@@ -35,11 +36,12 @@ class Holdings:
     """
 
     def __init__(self, ran: set[tuple[str, str]], counting: Iterable[Any] = ()) -> None:
-        self._counting = {id(own) for own in map(_own, counting) if own is not None}
+        self._counting = {id(own) for own in map(attributes_of, counting) if own is not None}
         self.classes = Classes(frozenset(ran))
         self._dicts: dict[int, tuple[dict[Any, Any], dict[Any, Any]]] = {}
         self._keys: dict[int, tuple[dict[Any, Any], tuple[Any, ...]]] = {}
         self._lists: dict[int, tuple[list[Any], tuple[Any, ...]]] = {}
+        self._cells: dict[int, Any] = {}
         self._others: dict[Any, Any] = {}
 
     def entry(self, held: dict[Any, Any], key: Any, value: Any) -> None:
@@ -59,6 +61,11 @@ class Holdings:
     def items(self, held: list[Any]) -> None:
         """``held`` has these items."""
         self._lists[id(held)] = (held, tuple(held))
+
+    def cell(self, cell: CellType, value: Any) -> None:
+        """``cell`` holds ``value``."""
+        self._cells.setdefault(id(cell), value)
+        self.keep(cell)
 
     def everything(self, value: Any) -> None:
         """If it is a container, it holds what it does now."""
@@ -121,6 +128,18 @@ class Holdings:
             return _is_there(held, container[1], wants[container[1]])
         return False
 
+    def surely_holds(self, container: Any) -> bool:
+        """Whether what watches a container from here on watches what was noted.
+
+        False where something is asked that no container tells of.
+        """
+        if isinstance(container, tuple) and len(container) == 1:
+            return type(container[0]) in self.classes
+        if isinstance(container, CellType):
+            noted = self._cells.get(id(container), ABSENT)
+            return noted is not ABSENT and contents_of(container) is noted
+        return self.holds(container)
+
     def _dict_holds(self, container: dict[Any, Any]) -> bool:
         held, wants = self._dicts.get(id(container), (container, {}))
         if not all(_is_there(held, key, want) for key, want in wants.items()):
@@ -130,8 +149,10 @@ class Holdings:
         )
 
 
-def _own(value: Any) -> dict[str, Any] | None:
-    return getattr(value, "__dict__", None)
+def attributes_of(value: Any) -> dict[str, Any] | None:
+    """The dict of what is set on it; None where it has none of its own."""
+    own = getattr(value, "__dict__", None)
+    return own if isinstance(own, dict) else None
 
 
 def _names(held: dict[Any, Any]) -> list[Any]:

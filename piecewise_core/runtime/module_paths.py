@@ -35,6 +35,13 @@ class Place:
         owner = self.owner()
         return vars(owner) if self.holder == "" else getattr(owner, self.holder)
 
+    def has(self, tensor: torch.Tensor) -> bool:
+        """Whether ``tensor`` lies there now."""
+        try:
+            return self.dictionary()[self.key] is tensor
+        except (KeyError, AttributeError):  # a module on the way is gone
+            return False
+
 
 @dataclass(frozen=True)
 class InnerPlace(Place):

@@ -68,7 +68,7 @@ def same_places(
         if not isinstance(first, torch.Tensor) or any(other is not first for other in held):
             raise Otherwise("it holds other tensors")
         now[place] = first
-    for was, new in zip(tensors, now, strict=True):
+    for was, new in ((tensors[place], now[place]) for place in paths):
         if was.shape != new.shape:
             a, b = tuple(new.shape), tuple(was.shape)
             raise Otherwise(f"it holds a tensor of shape {a} where the other held {b}")

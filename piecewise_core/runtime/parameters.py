@@ -67,6 +67,7 @@ class Parameters:
         self._kept: list[tuple[torch.Tensor, dict[str, Any], Any]] = []
         self._place: dict[int, int] = {}
         self._places: list[list[Place]] = []
+        self._searched = False
         self.in_trees: Collection[int] = ()
         self._tree = tree_of(self._roots)
         self._hooks = HookWatch(())
@@ -128,10 +129,11 @@ class Parameters:
             bound = tuple(self._tensors)
             self.read = lambda: bound
             return
-        index = places_of(self._roots)
-        self.in_trees = index.keys()
-        self._places = [index.get(id(t), []) for t in self._tensors]
-        self._tree = tree_of(self._roots)
+        if not (followed and self._searched):
+            index, self._searched = places_of(self._roots), True
+            self.in_trees = index.keys()
+            self._places = [index.get(id(t), []) for t in self._tensors]
+            self._tree = tree_of(self._roots)
         if not (followed and self._hooks.is_of(self._called)):
             self._hooks = HookWatch(self._called)
         self._shared = sharing(self._tensors)
@@ -172,27 +174,33 @@ class Parameters:
 
     @property
     def loose(self) -> set[int]:
-        """The places of tensors that neither a module tree nor an anchor holds."""
-        known = {*places_of(self._roots), *(id(a.value) for a in self._anchors)}
-        return {place for place, t in enumerate(self._tensors) if id(t) not in known}
+        """The places of tensors that neither a module tree nor an anchor held when it settled."""
+        known = {id(a.value) for a in self._anchors}
+        pairs = enumerate(zip(self._tensors, self._places, strict=True))
+        return {i for i, (tensor, places) in pairs if not places and id(tensor) not in known}
 
     def stand(self, lent: Collection[int]) -> bool:
         """Whether all is as ``settle`` found it, but for the tensors at places ``lent``."""
-        pairs = zip(self._tensors, self._kinds, self._shared, strict=True)
-        own = [each for place, each in enumerate(pairs) if place not in lent]
+        own = [place for place in range(len(self)) if place not in lent]
+        tensors = [self._tensors[place] for place in own]
         return (
-            self._surroundings_stand(self._anchors)
-            and all(kind_of_tensor(tensor) == kind for tensor, kind, _ in own)
-            and sharing([tensor for tensor, *_ in own]) == firsts(first for *_, first in own)
+            self.loose <= set(lent)
+            and self._surroundings_stand(self._anchors)
+            and all(at.has(self._tensors[place]) for place in own for at in self._places[place])
+            and [*map(kind_of_tensor, tensors)] == [self._kinds[place] for place in own]
+            and sharing(tensors) == firsts(self._shared[place] for place in own)
         )
 
-    def succeed(self, other: Parameters) -> None:
-        """Go by what ``other`` found of modules and tensors, as if nothing was read since.
+    def succeed(self, other: Parameters, lent: Collection[int]) -> None:
+        """Go by what ``other`` found of the model: only tensors at places ``lent`` are others.
 
-        Its tensors are of the same kinds, and in the same order.
+        They are of the same kinds.
         """
         self._kinds, self._shared = list(other._kinds), list(other._shared)
         self._tree, self._hooks = other._tree, other._hooks
+        self._places = [[] if i in lent else known for i, known in enumerate(other._places)]
+        self._searched = other._searched and not any(other._places[place] for place in lent)
+        self.in_trees = other.in_trees
         own = {id(anchor.value) for anchor in self._anchors}
         self._kept = [each for each in other._kept if id(each[0]) in own]
 
@@ -200,8 +208,7 @@ class Parameters:
         return not (
             any(anchor.moved() for anchor in anchors)
             or any(
-                vars(t) is not held or descriptions_differ(kind_of(t), kind)
-                for t, held, kind in self._kept
+                vars(t) is not at or descriptions_differ(kind_of(t), k) for t, at, k in self._kept
             )
             or self._tree != tree_of(self._roots)
             or self._hooks.changed()
@@ -222,16 +229,14 @@ class Parameters:
                 for tensor, places in zip(self._tensors, self._places, strict=True)
             ]
             around = [(kind_of(p.dictionary()[p.key]), was) for p, was in self._outer]
-            twins = [
-                p.dictionary()[p.key] is t
-                for t, ps in zip(now, self._places, strict=True)
-                for p in ps
-            ]
         except (KeyError, AttributeError):
             return False
         if any(descriptions_differ(*pair) for pair in around):
             return False
-        if not all(twins) or [kind_of_tensor(t) for t in now] != self._kinds:
+        pairs = zip(now, self._places, strict=True)
+        if not all(at.has(tensor) for tensor, places in pairs for at in places):
+            return False
+        if [kind_of_tensor(t) for t in now] != self._kinds:
             return False
         if sharing(now) != self._shared:
             return False

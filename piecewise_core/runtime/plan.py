@@ -12,6 +12,7 @@ per region; a plan is that source over one target's compiled pieces.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Generator, Mapping, Sequence
 from types import CodeType
 from typing import Any
@@ -98,8 +99,12 @@ class PlanCode:
 
     def written(self) -> Plan:
         """The plan with every piece as written: valid for every size, compiles nothing."""
-        graphs = [p.graph for p in self._program.compilable]
-        return self._run(self._written_source, [closing(g) for g in graphs if g is not None])
+        return self._run(self._written_source, self._closing)
+
+    @functools.cached_property
+    def _closing(self) -> list[Callable[..., Any]]:
+        graphs = [piece.graph for piece in self._program.compilable]
+        return [closing(graph) for graph in graphs if graph is not None]
 
     def steps(self, runnables: Sequence[Callable[..., Any]]) -> Callable[..., Steps]:
         """The plan over ``runnables`` that stops behind each piece; for looking at calls only."""

@@ -34,7 +34,7 @@ from piecewise_core.runtime.contents import (
 )
 from piecewise_core.runtime.hooks import of_every_module
 from piecewise_core.runtime.hostrandom import is_random
-from piecewise_core.runtime.watch import Poll
+from piecewise_core.runtime.polls import Poll
 from piecewise_core.torch_compat.modules import default_device
 
 __all__ = ["reached"]

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import inspect
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Sequence
 from enum import Enum
 from functools import partial
-from types import CellType, CodeType, FunctionType, MethodType, ModuleType
-from typing import Any
+from types import CellType, FunctionType, MethodType, ModuleType
+from typing import Any, cast
 
 import torch
 
-from piecewise_core.graph.facts import Fact, Scope, aliases
-from piecewise_core.graph.identity import is_number
-from piecewise_core.graph.structure import is_plain
-from piecewise_core.runtime.classes import alike, is_heap
+from piecewise_core.graph.facts import Evaluated, Fact, Scope
+from piecewise_core.runtime.answers import Answers
+from piecewise_core.runtime.classes import is_heap, same_answers
 from piecewise_core.runtime.expressions import Expressions
-from piecewise_core.runtime.holdings import ABSENT, SOME, Holdings, behind
+from piecewise_core.runtime.holdings import ABSENT, Holdings, attributes_of, behind
 from piecewise_core.runtime.hooks import of_every_module
-from piecewise_core.runtime.watch import Poll
+from piecewise_core.runtime.polls import Poll
 from piecewise_core.torch_compat.modules import default_device
 
 __all__ = ["Reading"]
@@ -39,22 +38,35 @@ class Reading:
         self.kind = self.holdings.kind
         self._always()
         by_scope: dict[int, Expressions] = {}
-        self._answers = []
+        answers = Answers(holdings)
+        self._answers, self._values = [], []
         for fact, scope in facts:
             expressions = by_scope.setdefault(id(scope), Expressions(scope, self))
+            value = ABSENT
             try:
                 value = expressions.value(fact.source)
-                self._answers.append(self._answer(value, fact.question))
+                self._answers.append(answers.to(value, fact.question))
             except Exception as error:  # not there any more
                 self._answers.append(type(error))
+            self._values.append(value)
         self._functions = [(f, *_parts(f)) for f in self.holdings.classes.functions()]
         for function, *_ in self._functions:
             self.holdings.keep(function)
 
+    def broken(self, facts: Sequence[tuple[Fact, Scope]]) -> str | None:
+        """Which of the facts that were read does not hold; to be asked once, behind reading."""
+        values, self._values = self._values, []
+        for (fact, scope), value in zip(facts, values, strict=True):
+            absent = value is ABSENT
+            why = fact.broken(Evaluated(scope)) if absent else fact.contradicted(value)
+            if why is not None:
+                return why
+        return None
+
     def differs(self, before: Reading) -> int | None:
         """The place of the first fact whose answer is not what it was."""
         for place, (now, was) in enumerate(zip(self._answers, before._answers, strict=True)):
-            if not _same(was, now):
+            if not same_answers(was, now):
                 return place
         return None
 
@@ -64,10 +76,24 @@ class Reading:
             return "hooks of all modules were added or removed"
         if self._device != before._device:
             return f"torch's default device is {self._device}, and was {before._device}"
-        for function, *was in before._functions:
-            if any(a is not b for a, b in zip(_parts(function), was, strict=True)):
-                return f"{function.__qualname__} has other code or defaults"
+        function = before._rewritten()
+        if function is not None:
+            return f"{function.__qualname__} has other code or defaults"
         return before.holdings.classes.any_differs()
+
+    def stands(self, containers: Sequence[Any]) -> bool:
+        """Whether ``containers`` surely hold what was noted: quicker than another reading."""
+        if self._rewritten() is not None:
+            return False
+        known = {id(function) for function, *_ in self._functions}
+        return all(id(c) in known or self.holdings.surely_holds(c) for c in containers)
+
+    def _rewritten(self) -> FunctionType | None:
+        """A function that has other code or defaults than were noted."""
+        for function, *was in self._functions:
+            if any(a is not b for a, b in zip(_parts(function), was, strict=True)):
+                return cast("FunctionType", function)
+        return None
 
     # Notes: told of each step --------------------------------------------------------
 
@@ -76,7 +102,7 @@ class Reading:
         if isinstance(base, ModuleType):
             self.holdings.entry(vars(base), name, value)
         elif isinstance(base, CellType):
-            self.holdings.keep(base)
+            self.holdings.cell(base, value)
         elif isinstance(base, type):
             self.holdings.classes.add(base)
             self.holdings.classes.read.add(name)
@@ -93,7 +119,7 @@ class Reading:
 
     def _of_instance(self, base: Any, name: str, value: Any) -> None:
         self.kind(base)
-        own = _attributes(base)
+        own = attributes_of(base)
         if name in ("__dict__", "__class__"):
             return
         if own is not None and name in own:
@@ -124,84 +150,6 @@ class Reading:
             self.holdings.keep(Poll(base, f"[{key!r}]", partial(base.__getitem__, key)))
             self.kind(base)
 
-    # Answers ---------------------------------------------------------------------------
-
-    def _answer(self, value: Any, question: Any) -> Any:
-        """What the trace knew of ``value``; what it is made of is noted."""
-        what, key = question or ("", None)
-        if what in ("HASATTR", "NOT_PRESENT_IN_GENERIC_DICT"):
-            return self._has(value, key, what == "HASATTR")
-        if what == "DICT_CONTAINS":
-            there = key in value
-            self.holdings.entry(behind(value), key, SOME if there else ABSENT)
-            return there
-        if what == "aliases":
-            return aliases(value)
-        if what == "attributes":
-            self.holdings.all_keys(vars(value))
-            return tuple(vars(value))
-        if what == "numpy":
-            self._plainly(value)
-            return (type(value), value.tobytes()) if is_number(value) else value
-        if what in ("keys", "length"):
-            return self._extent(value, what)
-        if what in ("contents", "tensor"):
-            return self._deep(value)
-        return self._plainly(value)
-
-    def _plainly(self, value: Any) -> Any:
-        if isinstance(value, type):
-            self.holdings.classes.add(value)
-        elif isinstance(value, FunctionType):
-            self.holdings.keep(value)
-            return value, value.__code__, value.__defaults__
-        elif isinstance(value, MethodType):
-            return value.__self__, self._plainly(value.__func__)
-        elif isinstance(value, (set, frozenset)):
-            return self._deep(value)
-        else:
-            self.kind(value)
-        return value if _is_itself(value) else type(value)
-
-    def _has(self, value: Any, name: Any, anywhere: bool) -> bool:
-        self.kind(value)
-        own = _attributes(value)
-        there = own is not None and name in own
-        if own is not None:
-            self.holdings.entry(own, name, SOME if there else ABSENT)
-        if not anywhere or there:
-            return there
-        self.holdings.classes.read.add(name)
-        if isinstance(value, torch.nn.Module):
-            for held in (value._parameters, value._buffers, value._modules):
-                self.holdings.entry(held, name, SOME if name in held else ABSENT)
-        elif isinstance(value, ModuleType):
-            self.holdings.entry(vars(value), name, SOME if hasattr(value, name) else ABSENT)
-        elif own is None or hasattr(type(value), "__getattr__"):
-            self.holdings.keep(Poll(value, f"hasattr {name}", partial(hasattr, value, name)))
-        return hasattr(value, name)
-
-    def _extent(self, value: Any, what: str) -> Any:
-        value = behind(value)
-        if isinstance(value, OrderedDict) and not value and what == "length":
-            return 0  # hooks: `HookWatch` sees to them
-        if isinstance(value, dict):
-            self.holdings.all_keys(value)
-        elif isinstance(value, (list, deque)):
-            self.argument(value)
-        return tuple(value) if what == "keys" else len(value)
-
-    def _deep(self, value: Any) -> Any:
-        """Something that equals only that of an equal container."""
-        self.argument(value)
-        if isinstance(value, (list, tuple, deque)):
-            return type(value), [self._deep(v) for v in value]
-        if isinstance(value, dict):
-            return type(value), [(k, self._deep(v)) for k, v in value.items()]
-        if isinstance(value, (set, frozenset)):
-            return type(value), set(value)
-        return value if isinstance(value, torch.Tensor) else self._plainly(value)
-
     # Containers ------------------------------------------------------------------------
 
     def _always(self) -> None:
@@ -219,32 +167,5 @@ def _computes(found: Any) -> bool:
     return isinstance(found, property) or (is_heap(type(found)) and hasattr(found, "__get__"))
 
 
-def _is_itself(value: Any) -> bool:
-    """Whether another object, if not an equal plain one, in its place is another answer."""
-    if is_plain(value) or isinstance(value, (ModuleType, CodeType)) or type(value) is object:
-        return True
-    if is_heap(type(value)):  # its class and attributes tell all, but of operators and the like
-        ours = type(value).__module__.partition(".")[0] == "torch"
-        return ours and callable(value) and not isinstance(value, torch.nn.Module)
-    return callable(value)
-
-
 def _parts(function: FunctionType) -> tuple[Any, ...]:
     return function.__code__, function.__defaults__, function.__kwdefaults__
-
-
-def _attributes(value: Any) -> dict[str, Any] | None:
-    try:
-        own = vars(value)
-    except TypeError:
-        return None
-    return own if isinstance(own, dict) else None
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Whether two answers are one."""
-    if type(a) in (tuple, list) and type(a) is type(b):
-        return len(a) == len(b) and all(map(_same, a, b))
-    if type(a) is set and type(b) is set:
-        return a == b and sorted(map(repr, a)) == sorted(map(repr, b))
-    return alike(a, b)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import CellType
 from typing import Any
 
-from piecewise_core.runtime.watch import BYTES, Poll, Which
+from piecewise_core.runtime.polls import BYTES, Poll, Which
 
 __all__ = ["restore"]
 

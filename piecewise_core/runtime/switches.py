@@ -15,7 +15,7 @@ import torch
 import torch.backends.mha
 import torch.backends.opt_einsum
 
-from piecewise_core.runtime.watch import Switch
+from piecewise_core.runtime.polls import Switch
 from piecewise_core.torch_compat.switches import (
     ALWAYS,
     CUBLAS,

@@ -15,9 +15,10 @@ from typing import Any
 from piecewise_core.graph.assumptions import Assumptions
 from piecewise_core.graph.facts import Evaluated, Fact, Scope
 from piecewise_core.runtime.holdings import Holdings
+from piecewise_core.runtime.polls import Switch
 from piecewise_core.runtime.reading import Reading
 from piecewise_core.runtime.switches import switches
-from piecewise_core.runtime.watch import Switch, Watch
+from piecewise_core.runtime.watch import Watch
 
 __all__ = ["TraceState"]
 
@@ -30,6 +31,7 @@ class TraceState:
 
     ``check()`` is 0 while nothing was written; else ``look_again()`` says what changed, at every
     look until facts hold again: who asks first need not be who serves.
+    ``changed``: what did when it was last looked for, in one sentence.
     ``beyond_facts``: whether that was something that no fact says: a kept trace whose facts hold
     may be wrong then too. ``switched``: whether that was one of torch's switches: what was compiled
     under it may be wrong. ``device_type``: the platform's.
@@ -46,7 +48,7 @@ class TraceState:
         self._known: set[tuple[str, str]] = set()
         self._ran: set[tuple[str, str]] = set()
         self.beyond_facts = self.switched = False
-        self._changed: str | None = None
+        self.changed: str | None = None
         self.check = lambda: 0
 
     def add(
@@ -82,7 +84,7 @@ class TraceState:
         self._ran |= {(code.module, code.name) for code in assumptions.code}
         self._take(self._reading_now())
         if not outdated:
-            self._changed = self._changed or self._written_meanwhile()
+            self.changed = self.changed or self._written_meanwhile()
             self.check = self._checked()
 
     def close(self) -> None:
@@ -102,16 +104,16 @@ class TraceState:
         concerned = self._watch.renew()
         switch = next((c for c in concerned if isinstance(c, Switch)), None)
         if switch is not None:
-            self.switched, self._changed = True, switch.change()
+            self.switched, self.changed = True, switch.change()
         elif not self.switched and not (
-            self._changed is None and all(map(self._reading.holdings.holds, concerned))
+            self.changed is None and all(map(self._reading.holdings.holds, concerned))
         ):
-            self._changed = self._ask_all()
+            self.changed = self._ask_all()
         self.check = self._checked()
-        return self._changed
+        return self.changed
 
     def _checked(self) -> Callable[[], int]:
-        return self._watch.check if self._changed is None else lambda: 1
+        return self._watch.check if self.changed is None else lambda: 1
 
     def _ask_all(self) -> str | None:
         """The same of every fact; what is there now is watched from here on."""
@@ -131,11 +133,11 @@ class TraceState:
 
     def _written_meanwhile(self) -> str | None:
         """What was written before it was watched, by another thread: asked now that it is."""
-        scopes = {id(scope): Evaluated(scope) for _, scope in self._facts}
-        for fact, scope in self._facts:
-            why = fact.broken(scopes[id(scope)])
-            if why is not None:
-                return why
+        why = self._reading.broken(self._facts)
+        if why is not None:
+            return why
+        if self._reading.stands(self._watch.containers):
+            return None
         again = self._reading_now()
         place = again.differs(self._reading)
         if place is not None:

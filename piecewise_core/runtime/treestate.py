@@ -23,11 +23,12 @@ from piecewise_core.runtime.classes import alike
 from piecewise_core.runtime.closure_walk import Anchor, anchors_in, roots_of
 from piecewise_core.runtime.contents import codes, content_of
 from piecewise_core.runtime.hostrandom import is_random
+from piecewise_core.runtime.polls import BYTES, Poll, Switch, asked
 from piecewise_core.runtime.reached import reached
 from piecewise_core.runtime.readback import names_read
 from piecewise_core.runtime.restore import restore
 from piecewise_core.runtime.switches import switches
-from piecewise_core.runtime.watch import BYTES, Poll, Switch, Watch, asked, identity
+from piecewise_core.runtime.watch import Watch, identity
 from piecewise_core.torch_compat.modules import STATIC_MARK, unpatched
 
 __all__ = ["TreeState"]

@@ -12,50 +12,12 @@ from collections.abc import Callable, Iterable, Sequence
 from types import CellType, FunctionType
 from typing import Any
 
-import torch
-
 from piecewise_core.graph.entries import entries, items
 from piecewise_core.runtime.dict_guard import native
+from piecewise_core.runtime.polls import Poll, Switch, answer_of, asked, differ
 from piecewise_core.runtime.slowwatch import Asker
 
-__all__ = ["BYTES", "Outline", "Poll", "Switch", "Watch", "Which", "asked", "class_of", "identity"]
-
-
-BYTES = "bytes"
-"""The name of polls of arrays."""
-
-
-class Poll:
-    """What no container tells of, a slot or the items of a set: ``ask()`` is compared by ``==``.
-
-    ``name``: tells it from other polls of ``of``.
-    """
-
-    def __init__(self, of: Any, name: str, ask: Callable[[], Any]) -> None:
-        self.of = of
-        self.name = name
-        self.ask = ask
-
-
-class Switch(Poll):
-    """State of torch's own: what a function without arguments answers, a plain value."""
-
-    def __init__(self, name: str, ask: Callable[[], Any]) -> None:
-        super().__init__(ask, name, ask)
-
-    def can_be_asked(self) -> bool:
-        """Whether it has an answer now."""
-        try:
-            self.ask()
-        except Exception:  # torch refuses to say where two of its interfaces were mixed
-            return False
-        return True
-
-    def change(self) -> str:
-        """That it is switched, in one sentence."""
-        if self.name == "environment":  # which nobody wants in a log
-            return "an environment variable was set or removed"
-        return f"torch's {self.name} is {answer_of(self)} now"
+__all__ = ["Outline", "Watch", "class_of", "contents_of", "identity"]
 
 
 class Outline:
@@ -88,6 +50,7 @@ class Watch:
 
     def __init__(self, containers: Iterable[Any]) -> None:
         once = list({identity(c): c for c in containers}.values())
+        self.containers = once
         self._dicts = tuple(c for c in once if isinstance(c, (dict, type)))
         self._polls = tuple(c for c in once if isinstance(c, Poll))
         self._switches = [c for c in self._polls if isinstance(c, Switch)]
@@ -115,7 +78,7 @@ class Watch:
 
     def _since(self, noted: Any, held: Sequence[Any], answers: Sequence[Any]) -> list[Any]:
         others = [c for c, was in zip(self._others, held, strict=True) if not _same(_held(c), was)]
-        polls = [p for p, was in zip(self._polls, answers, strict=True) if _differ(asked(p), was)]
+        polls = [p for p, was in zip(self._polls, answers, strict=True) if differ(asked(p), was)]
         found = {identity(c): c for c in (*self._written(noted), *others, *polls)}
         return list(found.values())
 
@@ -127,7 +90,7 @@ class Watch:
         if not polls:
             return check
         answers = tuple(map(asked, polls))
-        return lambda: check() or _differ(tuple(map(asked, polls)), answers)
+        return lambda: check() or differ(tuple(map(asked, polls)), answers)
 
     def _natively(self, module: Any) -> None:
         stamp = bytearray()
@@ -173,44 +136,16 @@ def identity(container: Any) -> Any:
     return id(container)
 
 
-def answer_of(switch: Switch) -> Any:
-    """What it answers now; nothing that it may answer where it cannot."""
-    try:
-        return switch.ask()
-    except Exception:  # can_be_asked
-        return switch
-
-
-def asked(poll: Poll) -> Any:
-    """The answer with its type, or what kind of error there was; of a tensor, which one it is."""
-    try:
-        found = poll.ask()
-        return type(found), Which(found) if isinstance(found, torch.Tensor) else found
-    except Exception as error:  # not there now
-        return type(error)
-
-
-class Which:
-    """A tensor as an answer: the same where it is the same object."""
-
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self.tensor = tensor
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Which) and other.tensor is self.tensor
-
-    __hash__ = object.__hash__
-
-
-def _differ(now: Any, was: Any) -> bool:
-    try:
-        return bool(now != was)
-    except Exception:  # arrays were compared, so they are others
-        return True
-
-
 def _dict_of(container: Any) -> Any:
     return vars(container) if isinstance(container, type) else container
+
+
+def contents_of(cell: CellType) -> Any:
+    """What it holds; an empty one itself."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return cell
 
 
 def _held(container: Any) -> Any:
@@ -218,10 +153,7 @@ def _held(container: Any) -> Any:
     if isinstance(container, list):
         return tuple(items(container))
     if isinstance(container, CellType):
-        try:
-            return container.cell_contents
-        except ValueError:
-            return container
+        return contents_of(container)
     if isinstance(container, FunctionType):
         parts = container.__code__, container.__defaults__
         return *parts, container.__kwdefaults__, container.__closure__

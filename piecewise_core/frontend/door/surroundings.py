@@ -19,8 +19,9 @@ from piecewise_core.graph.assumptions import variables_named
 from piecewise_core.graph.questions import words
 from piecewise_core.runtime.classes import Classes
 from piecewise_core.runtime.hooks import of_every_module
+from piecewise_core.runtime.polls import answer_of
 from piecewise_core.runtime.switches import ENVIRONMENT, switches
-from piecewise_core.runtime.watch import Watch, answer_of
+from piecewise_core.runtime.watch import Watch
 from piecewise_core.torch_compat.frameguards import Asking, guard_frame
 
 __all__ = ["guard_surroundings"]

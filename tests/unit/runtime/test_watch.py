@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from piecewise_core.runtime import watch
-from piecewise_core.runtime.watch import Poll, Watch
+from piecewise_core.runtime.polls import Poll
+from piecewise_core.runtime.watch import Watch
 
 
 class Base:
