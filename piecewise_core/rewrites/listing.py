@@ -13,6 +13,7 @@ from piecewise_core.errors import ConfigError
 from piecewise_core.plugins import Audience, Selected, all_passes, all_rewrites, name_of
 from piecewise_core.protocols import CompilerAdaptor, Rewrite
 from piecewise_core.ranks.sharing import Sharing
+from piecewise_core.rewrites.contiguous_crossings import CROSSINGS, order_crossings
 from piecewise_core.rewrites.entry import GraphRewrite, ListedRewrite
 from piecewise_core.rewrites.mask_terms import lift_masks
 from piecewise_core.rewrites.residual_sums import residual_sums
@@ -24,7 +25,7 @@ __all__ = ["Rewrites", "list_rewrites"]
 log = logging.getLogger(__name__)
 
 _OURS = (
-    *("shared_heads", "mask_terms", "residual_sums", NAME),
+    *("shared_heads", "mask_terms", CROSSINGS, "residual_sums", NAME),
     *("one_row_products", "onednn_products", "few_rows_products"),
 )
 """Names of core's own and of its three platforms', so that one Config serves on all of them."""
@@ -90,7 +91,7 @@ def list_rewrites(selected: Selected, config: Config, compiler: CompilerAdaptor)
     audience = Audience(selected)
     own, title = getattr(compiler, "passes", None), f"compiler {config.compiler!r}"
     brought = [
-        *map(ListedRewrite, _first()),
+        *map(ListedRewrite, _first(config)),
         *(_of_pass(one, title, name_of(one)) for one in (own() if callable(own) else ())),
         *(_of_pass(p, str(p.origin), p.name) for p in all_passes(audience)),
         *(
@@ -106,9 +107,13 @@ def list_rewrites(selected: Selected, config: Config, compiler: CompilerAdaptor)
     return Rewrites(tuple(replace(r, on=r.of.name not in off) for r in order))
 
 
-def _first() -> Iterable[GraphRewrite]:
+def _first(config: Config) -> Iterable[GraphRewrite]:
     yield GraphRewrite("shared_heads", "program", "1", lambda g, test: share_heads(g.graph, test))
     yield GraphRewrite("mask_terms", "program", "1", lambda g, test: lift_masks(g.graph, test))
+    if config.compiler == "inductor":
+        yield GraphRewrite(
+            CROSSINGS, "program", "1", lambda g, test: order_crossings(g.graph, test)
+        )
 
 
 def _last(selected: Selected, config: Config) -> Iterable[Rewrite]:

@@ -1,0 +1,134 @@
+"""What crosses from one compiled piece to another, in the order of its dims where it was not.
+
+Sums, norms and activations give what they are given another order of dims for: behind the
+convolutions of a speech or image model, ``[batch, width, length]`` in memory is read as
+``[batch, length, width]``, and every residual sum keeps lying so. A compiler that has the whole
+graph orders such values as it likes. Where they cross cuts their strides are promised, and each
+norm of the model reads rows that lie scattered: three kernels in place of one, on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+
+from piecewise_core.graph import effects
+from piecewise_core.graph.memory import storages
+from piecewise_core.graph.segments import Segment, is_size, segments
+from piecewise_core.graph.sizes import expression, hint
+from piecewise_core.graph.strides import fake_like
+from piecewise_core.torch_compat import functorch
+from piecewise_core.torch_compat.fakes import FakeTensor
+
+__all__ = ["CROSSINGS", "order_crossings"]
+
+CROSSINGS = "contiguous_crossings"
+
+
+def order_crossings(graph: torch.fx.Graph, is_splitting: Callable[[torch.fx.Node], bool]) -> None:
+    """Pass such values on as copies whose last dim lies together; readers get them as they were.
+
+    A compiler makes neither copy: it writes the one, and reads it as the other. Values stay as
+    they are that anybody writes to, that lie as images with channels last do, that are views of
+    something else, or that splitting operators or the caller get.
+    """
+    runs = segments(graph, is_splitting)
+    home = {node: (run, place) for run in runs for place, node in enumerate(run.nodes)}
+    written = frozenset().union(*map(effects.writes, graph.nodes))
+    for run in runs:
+        for node in [] if run.splitting else list(run.nodes):
+            order = _order(node.meta.get("example_value"))
+            if order is None or storages(node) & written or not _is_made_so(node, run):
+                continue
+            users = [u for u in node.users if not is_size(u) and home.get(u, (None,))[0] is not run]
+            if not users or any(u not in home or home[u][0].splitting for u in users):
+                continue
+            readers: dict[int, list[torch.fx.Node]] = {}
+            for user in sorted(users, key=lambda u: home[u][1]):
+                readers.setdefault(id(home[user][0]), []).append(user)
+            _pass_on(graph, node, order, readers.values())
+
+
+def _order(value: Any) -> list[int] | None:
+    """Dims from the outermost in memory to the innermost, where rows lie scattered.
+
+    None of what has gaps, and of all but ordinary tensors.
+    """
+    if not isinstance(value, FakeTensor) or functorch.is_functorch_wrapped_tensor(value):
+        return None
+    if value.layout is not torch.strided or value.is_conj() or value.is_neg():
+        return None
+    sizes, strides = [hint(n) for n in value.shape], [hint(n) for n in value.stride()]
+    if None in (*sizes, *strides):  # they depend on data
+        return None
+    order = sorted(range(len(sizes)), key=lambda d: (-strides[d], sizes[d] != 1, d))
+    long = [dim for dim in order if sizes[dim] != 1]
+    if not long or long[-1] == max(long) or not _is_dense(value, order):
+        return None
+    return None if long[-1] == 1 and len(sizes) > 3 else order
+
+
+def _is_dense(value: torch.Tensor, order: list[int]) -> bool:
+    """Whether strides are what the sizes in that order make them, at all sizes."""
+    inside: Any = 1
+    for dim in reversed(order):
+        if expression(value.stride(dim)) != inside:
+            return False
+        inside = inside * expression(value.shape[dim])
+    return True
+
+
+def _dense(sizes: Sequence[Any]) -> list[Any]:
+    strides: list[Any] = [1] * len(sizes)
+    for dim in reversed(range(len(sizes) - 1)):
+        strides[dim] = strides[dim + 1] * sizes[dim + 1]
+    return strides
+
+
+def _is_made_so(node: torch.fx.Node, run: Segment) -> bool:
+    """Whether an operator of the run made the memory, in this order: it is no view."""
+    first = next(n for n in run.nodes if storages(n) & storages(node))
+    made, value = first.meta["example_value"], node.meta["example_value"]
+    if not isinstance(made, torch.Tensor) or effects.is_view(first):
+        return False
+    lying = [(expression(tuple(t.shape)), expression(t.stride())) for t in (made, value)]
+    return bool(lying[0] == lying[1])
+
+
+def _pass_on(
+    graph: torch.fx.Graph,
+    node: torch.fx.Node,
+    order: list[int],
+    readers: Iterable[Sequence[torch.fx.Node]],
+) -> None:
+    """Have each run's ``readers`` take ``node`` from a copy, made where it is."""
+    backwards = [order.index(dim) for dim in range(len(order))]
+    with graph.inserting_after(node):
+        kept = _copy(graph, node, node)
+    for users in readers:
+        with graph.inserting_before(users[0]):
+            turned = _turned(graph, kept, users[0], order)
+            back = _turned(graph, _copy(graph, turned, users[0]), users[0], backwards)
+        for user in users:
+            user.replace_input_with(node, back)
+
+
+def _copy(graph: torch.fx.Graph, node: torch.fx.Node, near: torch.fx.Node) -> torch.fx.Node:
+    kept: dict[str, Any] = {"memory_format": torch.contiguous_format}
+    made = graph.call_method("clone", (node,), kept)
+    value = node.meta["example_value"]
+    made.meta = {**near.meta, "example_value": fake_like(value, _dense(value.shape))}
+    return made
+
+
+def _turned(
+    graph: torch.fx.Graph, node: torch.fx.Node, near: torch.fx.Node, order: list[int]
+) -> torch.fx.Node:
+    value = node.meta["example_value"]
+    with value.fake_mode, torch.inference_mode():
+        turned = value.permute(order)
+    made = graph.call_method("permute", (node, *order))
+    made.meta = {**near.meta, "example_value": turned}
+    return made
