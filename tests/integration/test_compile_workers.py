@@ -17,6 +17,7 @@ import torch
 import piecewise_core as pw
 from piecewise_core.errors import CompileFailed, ConfigError
 from piecewise_core.frontend.fan import workers_for
+from piecewise_core.plugins import select
 from piecewise_core.torch_compat.dynamo import compile_lock
 
 PLUGIN = """
@@ -74,6 +75,7 @@ def load(code):
 
 
 class Platform:
+    name = "fan"
     device, graphs, compiler, capabilities = Runtime(), None, Compiler(), Capabilities()
 
 
@@ -147,14 +149,14 @@ def three(x):
     return x.sigmoid().cumsum(0).sin() * 2
 
 
-def compiled(fn=three, **settings):
+def compiled(fn=three, platform="fan", **settings):
     known = {
         "dynamic": {"x": {0: pw.Dim("rows", 1, 64)}},
         "splitting_ops": ("aten::cumsum",),
         "compile_workers": 2,
         **settings,
     }
-    return pw.compile(fn, pw.Config(**known), platform="fan")
+    return pw.compile(fn, pw.Config(**known), platform=platform)
 
 
 def same(fast, fn=three):
@@ -169,6 +171,13 @@ def test_missing_pieces_are_compiled_by_workers_and_none_is_left(notes):
     assert (fast.stats().compilations, len(pids(notes))) == (3, 3)
     assert os.getpid() not in pids(notes)
     assert workers() == []
+
+
+def test_a_platform_given_as_an_object_has_workers_too(notes):
+    fast = compiled(platform=select("fan").platform)
+    same(fast)
+    assert (fast.stats().compilations, len(pids(notes))) == (3, 3)
+    assert os.getpid() not in pids(notes)
 
 
 def test_what_a_worker_cannot_know_is_compiled_here_and_what_is_stored_nowhere(
