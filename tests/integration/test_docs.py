@@ -65,7 +65,9 @@ def same(text: str) -> str:
     text = re.sub(r"\d+\.\d+ s\b", "N s", text)
     text = re.sub(r"\b(inductor|eager)\b", "COMPILER", text)
     # Pages show what Inductor gives, and run with eager, for which nothing is lowered.
-    text = re.sub(r", (contiguous_crossings|(onednn|few_rows)_products of piecewise-cpu 0\.1\.0)", "", text)
+    text = re.sub(
+        r", (contiguous_crossings|(onednn|few_rows)_products of piecewise-cpu 0\.1\.0)", "", text
+    )
     return re.sub(r"[^\s(]+\.py:\d+", "PLACE", text)
 
 
