@@ -9,9 +9,10 @@ the estimate, captures, and compares the estimate with two figures:
 
 "lost": what the driver has less of to give out than before the capture, the allocator's spare
 blocks given back. This holds the input buffers too, which the estimate names beside its bytes, and
-code that was loaded meanwhile. The driver gives out blocks of 2 MiB: so much more than the bound is
-within it, and where little is lost a block alone is many percent ("worst_beyond_block" in the JSON
-line leaves one out). "kept": what estimate() itself left lost.
+code that was loaded meanwhile. "reserved" is what torch's allocator took of it. The driver gives
+out blocks of 2 MiB: so much more than the bound is within it, and where little is lost a block
+alone is many percent ("worst_beyond_block" in the JSON line leaves one out). "kept": what
+estimate() itself left lost.
 "counted": pool_bytes and driver_bytes of stats(), which memory_limit goes by.
 
 The simulated device has a pool with segments but no driver's memory: there only "counted" is
@@ -57,13 +58,14 @@ def run_pair(name: str, options: argparse.Namespace) -> None:
         subject.call()
         if fast.stats().captures:
             raise SystemExit("the first call captured a size: nothing is left to estimate")
-        free, begun = [_free(place)], time.perf_counter()
+        free, held, begun = [_free(place)], [_reserved(place)], time.perf_counter()
         said = fast.estimate()
         place.synchronize()
         seconds = time.perf_counter() - begun
-        free.append(_free(place))
-        report = fast.warmup(progress=False)
-        free.append(_free(place))
+        for step in (None, fast.warmup):
+            report = step and step(progress=False)
+            free.append(_free(place))
+            held.append(_reserved(place))
     stats = fast.stats()
     tell(
         {
@@ -77,10 +79,18 @@ def run_pair(name: str, options: argparse.Namespace) -> None:
             "counted": stats.pool_bytes + stats.driver_bytes,
             "lost": None if place.simulated else free[1] - free[2],
             "kept": None if place.simulated else free[0] - free[1],
+            "reserved": None if place.simulated else held[2] - held[1],
             "estimate_seconds": seconds,
             "dropped": [*said.dropped, *map(str, report.dropped)],
         }
     )
+
+
+def _reserved(place: Any) -> int:
+    """Bytes that torch's allocator has of the driver."""
+    import torch
+
+    return 0 if place.simulated else int(torch.cuda.memory_reserved())
 
 
 def _free(place: Any) -> int:

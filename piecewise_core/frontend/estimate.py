@@ -37,7 +37,7 @@ class SizeEstimate:
 class Estimate:
     """Bytes that the capture of ``sizes`` takes. ``str()`` is a table.
 
-    ``error_bytes``: how far ``bytes`` may be off, either way; 0 where all was measured.
+    ``error_bytes``: how far ``bytes`` may be off, either way; 0 on a CPU.
     ``input_bytes``: of the buffers that graphs read inputs from; ``memory_limit`` does not count
     them. ``dropped``: sizes that cannot be captured, and why.
     """

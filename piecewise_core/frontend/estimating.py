@@ -24,14 +24,14 @@ from piecewise_core.replay.replays import Replays
 
 __all__ = ["Subject", "estimate"]
 
-_SAMPLES = 4
-"""Sizes that are captured to know the others, on a device whose memory is dear."""
+_SAMPLES = 64
+"""Sizes that are captured at most: drivers take memory in blocks, so that a few tell little."""
 
 _ALL = ("cpu",)
 """Devices on which every size is captured: there a capture is a run."""
 
 _GRAIN = 4 << 20
-"""Bytes by which allocators of devices round, twice."""
+"""Bytes by which allocators and drivers of devices round, twice."""
 
 
 class _Metered(GraphMemory):
@@ -70,8 +70,8 @@ def estimate(
 ) -> Estimate:
     """What capturing ``sizes`` would take, for every form of calls; None: the capture sizes.
 
-    ``lock``: of calls. Traces and compiles what it needs. On the CPU each is captured, elsewhere
-    the largest and three more. Raises ConfigError for sizes that cannot be, and NotTraced.
+    ``lock``: of calls. Traces and compiles what it needs. Each size is captured, on the CPU;
+    elsewhere 64 of more. Raises ConfigError for sizes that cannot be, and NotTraced.
     """
     if not subjects:
         raise NotTraced("estimate() needs a first call, or warmup(), to know what calls look like")
@@ -79,8 +79,8 @@ def estimate(
     asked = {} if sizes is None else {"capture_sizes": tuple(sizes), "capture_max": False}
     config = own.replace(memory_limit=None, on_event=None, inputs="copy", **asked)
     order = largest_first(config.captures)
-    exact = declared.device_type in _ALL or len(order) <= _SAMPLES
-    chosen = order if exact else _spread(order)
+    exact = declared.device_type in _ALL
+    chosen = order if exact or len(order) <= _SAMPLES else _spread(order)
     for subject in subjects:  # before the lock: it may trace and compile
         subject.prepare(chosen)
     memory = _Metered(declared, Counters(), None)
@@ -95,7 +95,7 @@ def estimate(
                 tried.append(subject.begin(setup, memory))
                 marks = _captured(subject, tried[-1], memory)
                 made, off = _filled([s for s in order if s not in chosen], marks, place)
-                found, error = found + made, error + off
+                found, error = found + made, error + off + (0 if exact else _GRAIN)
                 inputs += tried[-1].reads.nbytes
                 dropped += tried[-1].dropped()
         finally:
@@ -136,7 +136,7 @@ def _filled(
         found.append(one)
         error += off
     found.sort(key=lambda one: (_rows(one), one.sizes), reverse=True)
-    return found, error + (_GRAIN if others else 0)
+    return found, error
 
 
 def _between(

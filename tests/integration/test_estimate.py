@@ -110,7 +110,7 @@ def test_where_some_are_captured_the_truth_lies_within_the_bound(monkeypatch, sa
     found = fast.estimate()
     assert sum(size.measured for size in found.sizes) == samples
     assert abs(found.bytes - truth.bytes) <= found.error_bytes
-    assert (found.error_bytes == 0) == (samples == 7)
+    assert found.error_bytes >= estimating._GRAIN  # drivers give memory out in blocks
     assert [size.sizes for size in found.sizes] == [size.sizes for size in truth.sizes]
     assert found.input_bytes == truth.input_bytes
     assert ("worked out" in str(found)) == (samples < 7)
