@@ -191,7 +191,11 @@ def source_name(source: Any) -> str:
 
 def traced_names(output: Any) -> list[str]:
     """Dynamo's names for all that the traced code read, of what is one object too; none in 2.11."""
-    return [*map(source_name, getattr(output.root_tracer, "traced_sources", ()))]
+    found = []
+    for source in getattr(output.root_tracer, "traced_sources", ()):
+        with contextlib.suppress(NotImplementedError):  # Dynamo made it up: it has no name
+            found.append(source_name(source))
+    return found
 
 
 def contents_variable(var: Any) -> Any:

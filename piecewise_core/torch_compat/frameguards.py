@@ -14,10 +14,12 @@ from typing import Any
 
 import torch
 
+from piecewise_core.torch_compat.dynamo import traced_names
 from piecewise_core.torch_compat.lookup import needed
 
 with needed():
     from torch._dynamo.source import AttrSource
+    from torch._dynamo.symbolic_convert import InstructionTranslator
     from torch._guards import TracingContext
 
 __all__ = ["Asking", "guard_frame"]
@@ -34,7 +36,8 @@ _PARTS = ("_parameters", "_buffers", "_modules")
 """Where else a module may have an attribute."""
 _HOOKS = ("._forward_hooks", "._forward_pre_hooks")
 
-_Ask = Callable[[Mapping[str, Any], Collection[str], Sequence[CodeType]], "Asking"]
+_Values = Mapping[str, Any]
+_Ask = Callable[[_Values, _Values, Collection[str], Sequence[CodeType]], "Asking"]
 
 
 @dataclass(frozen=True)
@@ -51,10 +54,11 @@ class Asking:
 
 
 def guard_frame(ask: _Ask, text: str) -> None:
-    """Have Dynamo ask what ``ask(values, keyed, codes)`` says, besides what it asks by itself; and
-    whether modules without forward hooks have none still, in whichever modules the frame meets.
+    """Have Dynamo ask what ``ask(values, read, keyed, codes)`` says beside what it asks by itself;
+    and whether modules without forward hooks have none still, in whichever modules the frame meets.
 
-    ``values``: what Dynamo asks about, by its expressions for it; nobody may keep it. ``keyed``:
+    ``values``: what Dynamo asks about, by its expressions for it; nobody may keep it. ``read``: the
+    same of all that the traced code read, of what is one object too; nothing in 2.11. ``keyed``:
     those of which it asks for all keys. ``codes``: of the functions that were traced. ``text``:
     what Dynamo's logs call the guard. Nothing happens where Dynamo is not at work.
     """
@@ -65,7 +69,9 @@ def guard_frame(ask: _Ask, text: str) -> None:
     found = [guard for guard in guards if guard.create_fn_name() in _OF_OBJECTS]
     keyed = {guard.name for guard in guards if guard.create_fn_name() == "DICT_KEYS_MATCH"}
     codes = context.traced_code
-    met = _Met(lambda values: ask(values, keyed, codes), text)
+    tx: Any = InstructionTranslator.current_tx()
+    names = traced_names(tx.output)
+    met = _Met(lambda values, scope: ask(values, _all_of(names, scope), keyed, codes), text)
     for source in {guard.name: guard.originating_source for guard in found}.values():
         guards.add(source.make_guard(partial(_note, met=met)))
     for guard in list(guards):
@@ -80,13 +86,13 @@ def guard_frame(ask: _Ask, text: str) -> None:
 class _Met:
     """What the guards of one frame are about, while they are made."""
 
-    def __init__(self, ask: Callable[[Mapping[str, Any]], Asking], text: str) -> None:
+    def __init__(self, ask: Callable[[_Values, _Values], Asking], text: str) -> None:
         self.values: dict[str, Any] = {}
         self.guards: dict[str, Any] = {}
         self._ask, self._text = ask, text
 
     def finish(self, builder: Any, guard: Any) -> None:
-        asking = self._ask(self.values)
+        asking = self._ask(self.values, builder.scope)
         for name, attribute in asking.attributes:
             builder.NOT_PRESENT_IN_GENERIC_DICT(self.guards[name], attr=attribute)
             if isinstance(self.values[name], torch.nn.Module):
@@ -99,6 +105,15 @@ class _Met:
             alike = _evaluated(asking.sources, asking.alike, builder.scope)
             root.add_lambda_guard(alike, [f"{self._text}, and what they lack"], guard.user_stack)
         self.values, self.guards = {}, {}
+
+
+def _all_of(names: Iterable[str], scope: _Values) -> dict[str, Any]:
+    """What expressions give that can be evaluated."""
+    found: dict[str, Any] = {}
+    for name in names:
+        with contextlib.suppress(Exception):
+            found[name] = eval(name, dict(scope))
+    return found
 
 
 def _note(builder: Any, guard: Any, *, met: _Met) -> None:

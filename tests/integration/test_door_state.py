@@ -236,3 +236,63 @@ def test_an_attribute_that_a_bound_method_lacks():
 
     fn = through(inner.forward)
     agree(compiled(fn), fn)
+
+
+TABLE = torch.ones(2)
+KEPT = {"table": TABLE}
+
+
+class Kept:
+    table = TABLE
+
+
+KEEPER = Kept()
+KEEPER.own = TABLE
+
+
+def bind_global(tensor):
+    global TABLE
+    TABLE = tensor
+
+
+TIED = {
+    "global": (lambda: TABLE, bind_global),
+    "dict": (lambda: KEPT["table"], lambda tensor: KEPT.update(table=tensor)),
+    "class": (lambda: Kept.table, lambda tensor: setattr(Kept, "table", tensor)),
+    "object": (lambda: KEEPER.own, lambda tensor: setattr(KEEPER, "own", tensor)),
+}
+
+
+@pytest.mark.skipif(torch.__version__ < (2, 13), reason="torch does not say what was read twice")
+@pytest.mark.parametrize("before", ["weight", "argument"])
+@pytest.mark.parametrize("where", TIED)
+def test_a_global_that_was_a_weight_or_an_argument_is_asked_for_again(where, before):
+    get, put = TIED[where]
+    first = torch.randn(2)
+    layer = Inner()
+    layer.weight = torch.nn.Parameter(first, requires_grad=False)
+
+    def of_weight(x, of):
+        return layer(x) + of * 0 + get()
+
+    def of_argument(x, of):
+        return x * of + get()
+
+    fn = of_weight if before == "weight" else of_argument
+    fast = compiled(fn)
+    x, other = torch.randn(3, 2), torch.randn(2)
+
+    def check(of):
+        for _ in range(2):
+            torch.testing.assert_close(fast(x, of), fn(x, of))
+
+    put(first)
+    check(first if before == "argument" else other)
+    check(other)
+    put(torch.randn(2))
+    check(first)
+    check(other)
+    put(first)
+    check(first)
+    layer.weight = torch.nn.Parameter(torch.randn(2), requires_grad=False)
+    check(other)

@@ -19,6 +19,7 @@ from piecewise_core.graph.codedigests import is_of_python
 from piecewise_core.graph.codefacts import lists_attributes
 from piecewise_core.graph.facts import aliases
 from piecewise_core.graph.identity import contents
+from piecewise_core.graph.looks import met_twice
 from piecewise_core.graph.misses import missed
 from piecewise_core.graph.questions import IDENTITY, words
 from piecewise_core.runtime.hooks import of_every_module
@@ -30,7 +31,10 @@ _MANY = 32
 
 
 def by_expression(
-    values: Mapping[str, Any], keyed: Collection[str], codes: Sequence[CodeType]
+    values: Mapping[str, Any],
+    read: Mapping[str, Any],
+    keyed: Collection[str],
+    codes: Sequence[CodeType],
 ) -> tuple[list[tuple[str, str]], list[str], Callable[[Sequence[Any]], bool]]:
     """``attributes``, ``sources`` and ``alike`` of ``Asking``, all else as of `guard_frame`."""
     attributes: list[tuple[str, str]] = []
@@ -50,6 +54,8 @@ def by_expression(
         objects = []
     elif len(objects) > _MANY:
         objects = [o for o in objects if not _is_module(values[o])]
+    twice = [name for look in met_twice(read, read) for name in (look.source, look.key)]
+    objects = [*dict.fromkeys((*objects, *twice))]
     alone = {}
     if lists_attributes(codes):
         plain = (o for o in values if is_object(values[o]) and not _is_module(values[o]))
@@ -57,7 +63,7 @@ def by_expression(
     held = {o: contents(v) for o, v in values.items() if _holds_lists(v)}
     # Of these Dynamo compares keys by where they were put in, which `move_to_end` does not change.
     ordered = {o: tuple(v) for o in keyed if isinstance(v := values.get(o), OrderedDict)}
-    ones = aliases([values[source] for source in objects])
+    ones = aliases([read[o] if o in read else values[o] for o in objects])
     asks = [
         *(partial(_lacks_keys, lacked) for lacked in keys.values()),
         *(partial(_lacks_attributes, lacked) for lacked in slots.values()),

@@ -30,9 +30,14 @@ __all__ = ["guard_surroundings"]
 def guard_surroundings(device_type: str | None) -> None:
     """For the frame that Dynamo is at. ``device_type``: what its graph computes on."""
 
-    def ask(values: Mapping[str, Any], keyed: Collection[str], codes: Sequence[CodeType]) -> Asking:
+    def ask(
+        values: Mapping[str, Any],
+        read: Mapping[str, Any],
+        keyed: Collection[str],
+        codes: Sequence[CodeType],
+    ) -> Asking:
         found = _Found(values.values(), frozenset(codes), device_type or "cpu")
-        return Asking(found.holds, *by_expression(values, keyed, codes))
+        return Asking(found.holds, *by_expression(values, read, keyed, codes))
 
     guard_frame(ask, "hooks, classes, functions and switches are as piecewise's graph found them")
 
