@@ -26,7 +26,7 @@ from piecewise_core.ranges import Sizes
 from piecewise_core.ranks.ranks import Ranks
 from piecewise_core.replay.replayable import Entry, Facts, PaddedCalls, Recording
 from piecewise_core.replay.replays import Replays
-from piecewise_core.runtime.closure_walk import anchors_to, reach
+from piecewise_core.runtime.closure_walk import anchors_to, default_anchors, reach
 from piecewise_core.runtime.hostrandom import kept_state
 from piecewise_core.runtime.parameters import Parameters, roots_of
 from piecewise_core.runtime.treestate import TreeState
@@ -210,8 +210,7 @@ class Recordings:
 
     def made_at(self, captured: Sizes, path: str) -> str:
         """The line that makes a leaf of the result."""
-        run = self._runs.get(captured)
-        return "" if run is None else run.made_at(path)
+        return self._runs[captured].made_at(path) if captured in self._runs else ""
 
     def captured(self) -> None:
         """Look from now on at what graphs read; undo what the runs of a failed capture changed."""
@@ -223,6 +222,7 @@ class Recordings:
         for run in self._runs.values():
             self._external |= {id(tensor): tensor for tensor in run.external}
         held = *anchors_to(self._fn, self._external), *self._state.holders(self._external)
+        held += tuple(default_anchors(self._fn)) if self._watches else ()
         found = reach(self._fn)
         roots, given = found.roots, (*self.objects, *(found.objects if self._watches else ()))
         self._parameters = Parameters(roots, anchors=held, objects=given, every=True)

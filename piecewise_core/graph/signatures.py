@@ -15,7 +15,10 @@ from dataclasses import dataclass
 from types import FunctionType, MethodType
 from typing import Any
 
-__all__ = ["Names", "defaults_of", "names_of", "same_signature", "signature_of"]
+__all__ = [
+    *("Names", "defaults_of", "holders_of_defaults"),
+    *("names_of", "same_signature", "signature_of"),
+]
 
 _ANYTHING = inspect.signature(lambda *args, **kwargs: None)
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -56,6 +59,19 @@ def defaults_of(fn: Callable[..., Any], source: str) -> Iterator[str]:
         yield from (f"{source}.__defaults__", f"{source}.__kwdefaults__")
     elif isinstance(inspect.getattr_static(type(fn), "__call__", None), FunctionType):
         yield from defaults_of(type(fn).__call__, f"{source}.__call__.__func__")
+
+
+def holders_of_defaults(fn: Callable[..., Any]) -> Iterator[dict[str, Any]]:
+    """The dicts of which single entries may be replaced that ``signature_of`` reads."""
+    if isinstance(fn, MethodType):
+        yield from holders_of_defaults(fn.__func__)
+    elif isinstance(fn, functools.partial):
+        yield fn.keywords
+        yield from holders_of_defaults(fn.func)
+    elif isinstance(fn, FunctionType):
+        yield fn.__kwdefaults__ or {}
+    elif isinstance(inspect.getattr_static(type(fn), "__call__", None), FunctionType):
+        yield from holders_of_defaults(type(fn).__call__)
 
 
 def _of_function(fn: FunctionType) -> inspect.Signature:

@@ -13,10 +13,14 @@ from typing import Any
 import torch
 
 from piecewise_core.graph.entries import entries, items
+from piecewise_core.graph.signatures import holders_of_defaults
 from piecewise_core.graph.wrappers import is_wrapper
 from piecewise_core.runtime.contents import content_of
 
-__all__ = ["Anchor", "Reach", "anchors_in", "anchors_of", "anchors_to", "reach", "roots_of"]
+__all__ = [
+    *("Anchor", "Reach", "anchors_in", "anchors_of", "anchors_to"),
+    *("default_anchors", "reach", "roots_of"),
+]
 
 _OF_EVERY_MODULE = frozenset(vars(torch.nn.Module()))
 _DEPTH, _MOST = 3, 1000  # containers within each other, and entries of each, that are looked into
@@ -90,6 +94,14 @@ def anchors_to(fn: Callable[..., Any], tensors: Container[int]) -> tuple[Anchor,
     kinds = torch.nn.Module
     found = ((a, a.value) for a in anchors_of(fn))
     return tuple(a for a, v in found if isinstance(v, kinds) or id(v) in tensors or is_wrapper(v))
+
+
+def default_anchors(fn: Callable[..., Any]) -> Iterator[Anchor]:
+    """The tensors that calls mean which omit an argument, where one could be replaced."""
+    for held in holders_of_defaults(fn):
+        for name, value in held.items():
+            if isinstance(value, torch.Tensor):
+                yield Anchor(value, held, name)
 
 
 def anchors_in(

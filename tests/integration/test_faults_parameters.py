@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -833,3 +834,56 @@ def test_graphs_of_a_weight_that_was_replaced_are_seen_before_others_are_capture
     for size in (8, 4, 3):
         x = torch.randn(size, 8)
         torch.testing.assert_close(fast(x), model(x))
+
+
+def of_function() -> tuple[Callable[..., torch.Tensor], dict[str, torch.Tensor]]:
+    def scaled(input, *, scale=torch.randn(8)):  # noqa: B008
+        return torch.nn.functional.gelu(input) * scale
+
+    return scaled, scaled.__kwdefaults__
+
+
+def of_partial() -> tuple[Callable[..., torch.Tensor], dict[str, torch.Tensor]]:
+    def scaled(input, scale):
+        return torch.nn.functional.gelu(input) * scale
+
+    made = functools.partial(scaled, scale=torch.randn(8))
+    return made, made.keywords
+
+
+def of_partial_of_function() -> tuple[Callable[..., torch.Tensor], dict[str, torch.Tensor]]:
+    inner, held = of_function()
+    return functools.partial(inner), held
+
+
+def of_method() -> tuple[Callable[..., torch.Tensor], dict[str, torch.Tensor]]:
+    scaled, held = of_function()
+
+    class Scaler:
+        def __call__(self, input, *, scale=held["scale"]):
+            return scaled(input, scale=scale)
+
+    return Scaler(), Scaler.__call__.__kwdefaults__
+
+
+@pytest.mark.parametrize(
+    "made", [of_function, of_partial, of_partial_of_function, of_method], ids=lambda f: f.__name__
+)
+@pytest.mark.parametrize("way", [*WAYS, "recorded"])
+def test_a_default_tensor_that_is_replaced_where_it_lies_is_seen(way, made):
+    fn, held = made()
+    fast = otherwise(way, fn)
+
+    def check() -> None:
+        for size in (4, 3, 8):
+            x = torch.randn(size, 8)
+            torch.testing.assert_close(fast(x), fn(x))
+            torch.testing.assert_close(fast(x, scale=torch.ones(8)), fn(x, scale=torch.ones(8)))
+
+    check()
+    first = held["scale"]
+    for tensor in (torch.randn(8), torch.randn(8), first):
+        held["scale"] = tensor
+        check()
+    held["scale"].mul_(2)
+    check()
