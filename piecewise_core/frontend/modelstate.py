@@ -185,9 +185,7 @@ class ModelState:
         self._structure, self.waits = structure, False
         self._judge = LayoutJudge(self._shared.fn, structure, self._shared.config)
         former, self.parameters = self.parameters, self._none_yet()
-        for tensor in tensors:
-            self.parameters.add(tensor)
-        self.parameters.succeed(former, self._paths.keys())
+        self.parameters.succeed(former, tensors, self._paths.keys())
         self._lent.close()
         self._lent = self._nothing(of_objects=True)
         for traced in (region.program.traced for region in self._regions):

@@ -7,10 +7,7 @@ from typing import Any
 
 import torch
 
-from piecewise_core.graph.wrappers import is_wrapper
-from piecewise_core.torch_compat.dispatcher import no_torch_function
-
-__all__ = ["firsts", "is_strided", "kind_of_tensor", "own_dispatch", "refusal_of"]
+__all__ = ["firsts", "is_strided", "kind_of_tensor"]
 
 
 def is_strided(tensor: torch.Tensor) -> bool:
@@ -30,26 +27,3 @@ def firsts(keys: Iterable[Hashable]) -> list[int]:
     """For each key, the place of the first that is equal."""
     first: dict[Hashable, int] = {}
     return [first.setdefault(key, place) for place, key in enumerate(keys)]
-
-
-def refusal_of(tensor: torch.Tensor) -> str:
-    """What a program cannot hold of a tensor, as the end of a sentence; "" of one that it can."""
-    kind = type(tensor)
-    plain = kind is torch.Tensor or kind.__torch_function__ is no_torch_function
-    if not plain or is_wrapper(tensor):
-        return own_dispatch(tensor)
-    if is_strided(tensor):
-        return ""
-    return (
-        f"a tensor of layout {tensor.layout}, without strides; "
-        "convert it to a dense one before compiling"
-    )
-
-
-def own_dispatch(tensor: torch.Tensor) -> str:
-    """That operators on the tensor do, or return, something of its class's own."""
-    return (
-        f"a {type(tensor).__name__}, a tensor subclass with its own dispatch; "
-        "convert it to plain tensors before compiling, or call torch.compile(model, "
-        'backend="piecewise"), which serves it without static graphs'
-    )

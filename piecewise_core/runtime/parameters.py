@@ -13,15 +13,15 @@ from typing import Any
 
 import torch
 
-from piecewise_core.errors import UnsupportedModule
 from piecewise_core.graph.wrappers import descriptions_differ, is_wrapper, kind_of, unusual
 from piecewise_core.runtime.attribute_paths import globals_holding, holders_of
 from piecewise_core.runtime.closure_walk import Anchor, roots_of
 from piecewise_core.runtime.guard_source import guard_function
 from piecewise_core.runtime.hooks import HookWatch
-from piecewise_core.runtime.kinds import firsts, kind_of_tensor, own_dispatch, refusal_of
+from piecewise_core.runtime.kinds import firsts, kind_of_tensor
 from piecewise_core.runtime.module_paths import Place, outer_places, places_of, tree_of
 from piecewise_core.runtime.object_paths import paths_of
+from piecewise_core.runtime.refusals import refuse, refuse_whole
 from piecewise_core.torch_compat.storages import sharing
 
 __all__ = ["Parameters", "roots_of"]
@@ -97,8 +97,7 @@ class Parameters:
         if of is not None and is_wrapper(of) and not any(of is known for known in self._wrappers):
             self._take_apart(of)
         if id(tensor) not in self._place:
-            if why := refusal_of(tensor):
-                raise UnsupportedModule(f"{self._where(tensor)} {why}")
+            refuse(tensor, self._roots)
             self._place[id(tensor)] = len(self._tensors)
             self._tensors.append(tensor)
             self._kinds.append(kind_of_tensor(tensor))
@@ -110,14 +109,8 @@ class Parameters:
         if not why and id(wrapper) not in places_of(self._roots) and not self._held([wrapper]):
             why = "nothing that the model reaches by name holds it"
         if why:
-            raise UnsupportedModule(
-                f"{self._where(wrapper)} {own_dispatch(wrapper)}. It is not taken apart: {why}"
-            )
+            refuse_whole(wrapper, self._roots, why)
         self._wrappers.append(wrapper)
-
-    def _where(self, tensor: torch.Tensor) -> str:
-        places = places_of(self._roots).get(id(tensor), [])
-        return f'"{".".join((*places[0].path, places[0].key))}" is' if places else "the model holds"
 
     def settle(self, *, followed: bool = False) -> None:
         """Generate ``read`` for what was added; call after each trace.
@@ -191,11 +184,17 @@ class Parameters:
             and sharing(tensors) == firsts(self._shared[place] for place in own)
         )
 
-    def succeed(self, other: Parameters, lent: Collection[int]) -> None:
-        """Go by what ``other`` found of the model: only tensors at places ``lent`` are others.
+    def succeed(
+        self, other: Parameters, tensors: Sequence[torch.Tensor], lent: Collection[int]
+    ) -> None:
+        """Bind ``tensors`` and go by what ``other`` found of the model.
 
-        They are of the same kinds.
+        Only those at places ``lent`` are others than it has, of the same kinds. Raises
+        UnsupportedModule.
         """
+        for place in lent:
+            refuse(tensors[place], self._roots)
+        self._tensors, self._place = list(tensors), {id(t): i for i, t in enumerate(tensors)}
         self._kinds, self._shared = list(other._kinds), list(other._shared)
         self._tree, self._hooks = other._tree, other._hooks
         self._places = [[] if i in lent else known for i, known in enumerate(other._places)]
