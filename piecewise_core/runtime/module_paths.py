@@ -9,9 +9,17 @@ from typing import Any
 
 import torch
 
-from piecewise_core.graph.wrappers import held_by, in_slots, is_wrapper
+from piecewise_core.graph.wrappers import (
+    descriptions_differ,
+    held_by,
+    in_slots,
+    is_wrapper,
+    kind_of,
+)
 
-__all__ = ["InnerPlace", "Place", "mode_readers", "outer_places", "places_of", "tree_of"]
+__all__ = [
+    *("InnerPlace", "Place", "mode_readers", "outer_places", "places_of", "rewrapped", "tree_of"),
+]
 
 
 @dataclass(frozen=True)
@@ -119,6 +127,14 @@ def outer_places(places: Iterable[Sequence[Place]]) -> list[Place]:
             found[place.outer] = None
             waiting.append(place.outer)
     return list(found)
+
+
+def rewrapped(outer: Iterable[tuple[Place, Any]]) -> bool:
+    """Whether a tensor around others, at one of these places, is of another kind than it was."""
+    try:
+        return any(descriptions_differ(kind_of(p.dictionary()[p.key]), was) for p, was in outer)
+    except (KeyError, AttributeError):  # gone, or it wraps nothing
+        return True
 
 
 def tree_of(roots: Sequence[torch.nn.Module]) -> list[tuple[torch.nn.Module, bool]]:

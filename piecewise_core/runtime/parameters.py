@@ -19,7 +19,7 @@ from piecewise_core.runtime.closure_walk import Anchor, roots_of
 from piecewise_core.runtime.guard_source import guard_function
 from piecewise_core.runtime.hooks import HookWatch
 from piecewise_core.runtime.kinds import firsts, kind_of_tensor
-from piecewise_core.runtime.module_paths import Place, outer_places, places_of, tree_of
+from piecewise_core.runtime.module_paths import Place, outer_places, places_of, rewrapped, tree_of
 from piecewise_core.runtime.object_paths import paths_of
 from piecewise_core.runtime.refusals import refuse, refuse_whole
 from piecewise_core.torch_compat.storages import sharing
@@ -118,18 +118,18 @@ class Parameters:
         ``followed``: ``given`` is known to hold all tensors that neither a module tree nor an
         anchor does, so that nobody looks for these in the whole model.
         """
-        if not self._checked:
-            bound = tuple(self._tensors)
-            self.read = lambda: bound
-            return
         if not (followed and self._searched):
             index, self._searched = places_of(self._roots), True
             self.in_trees = index.keys()
             self._places = [index.get(id(t), []) for t in self._tensors]
             self._tree = tree_of(self._roots)
+        self._shared = sharing(self._tensors)
+        if not self._checked:
+            bound = tuple(self._tensors)
+            self.read = lambda: bound
+            return
         if not (followed and self._hooks.is_of(self._called)):
             self._hooks = HookWatch(self._called)
-        self._shared = sharing(self._tensors)
         self._holders = (*self._anchors, *self._loose(followed))
         outer = [(p, p.dictionary()[p.key]) for p in outer_places(self._places)]
         kept = [a.value for a in self._holders if is_wrapper(a.value)]
@@ -196,7 +196,7 @@ class Parameters:
             refuse(tensors[place], self._roots)
         self._tensors, self._place = list(tensors), {id(t): i for i, t in enumerate(tensors)}
         self._kinds, self._shared = list(other._kinds), list(other._shared)
-        self._tree, self._hooks = other._tree, other._hooks
+        self._tree, self._hooks, self._outer = other._tree, other._hooks, list(other._outer)
         self._places = [[] if i in lent else known for i, known in enumerate(other._places)]
         self._searched = other._searched and not any(other._places[place] for place in lent)
         self.in_trees = other.in_trees
@@ -209,6 +209,7 @@ class Parameters:
             or any(
                 vars(t) is not at or descriptions_differ(kind_of(t), k) for t, at, k in self._kept
             )
+            or rewrapped(self._outer)
             or self._tree != tree_of(self._roots)
             or self._hooks.changed()
         )
@@ -227,10 +228,7 @@ class Parameters:
                 places[0].dictionary()[places[0].key] if places else tensor
                 for tensor, places in zip(self._tensors, self._places, strict=True)
             ]
-            around = [(kind_of(p.dictionary()[p.key]), was) for p, was in self._outer]
         except (KeyError, AttributeError):
-            return False
-        if any(descriptions_differ(*pair) for pair in around):
             return False
         pairs = zip(now, self._places, strict=True)
         if not all(at.has(tensor) for tensor, places in pairs for at in places):

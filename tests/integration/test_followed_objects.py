@@ -104,6 +104,18 @@ def test_a_model_that_changed_between_two_objects_is_traced_anew(mode, how, chan
 
 
 @pytest.mark.parametrize("mode", ["none", "full"])
+def test_another_object_comes_where_nothing_is_checked(mode):
+    model = Model().eval()
+    fast = pw.compile(model, pw.Config(compiler="eager", graph_mode=mode, check="off"), "cpu")
+    for _ in range(3):
+        x, cache, other = torch.randn(4, 8), Cache(), Cache()
+        for _ in range(2):
+            torch.testing.assert_close(fast(x, cache), model(x, other))
+            torch.testing.assert_close(cache.rows, other.rows)
+    assert len(fast.explain().forms) == 1
+
+
+@pytest.mark.parametrize("mode", ["none", "full"])
 def test_a_hook_that_goes_again_between_two_objects_is_seen(mode):
     calls = Calls("another object", Model().eval(), mode)
     for _ in range(3):

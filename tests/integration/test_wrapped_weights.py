@@ -128,6 +128,39 @@ def test_a_wrapped_weight_is_served_and_what_changes_of_it_is_noticed(way):
         assert_serves(fast, made, (3, 3, 5))
 
 
+class Cache:
+    """Made anew for each call."""
+
+    def __init__(self):
+        self.rows = torch.zeros(4, 8)
+
+
+class Filling(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = model()
+
+    def forward(self, x, cache):
+        cache.rows.add_(x)
+        return self.layers(cache.rows)
+
+
+def about_the_same(m):
+    was = m[0].weight
+    m[0].weight = nn.Parameter(Scaled(was.whole, was.scale, 4.0), requires_grad=False)
+
+
+@pytest.mark.parametrize("change", [*CHANGES, about_the_same], ids=lambda change: change.__name__)
+def test_what_changes_of_a_wrapped_weight_is_noticed_as_another_object_comes(change):
+    made = Filling()
+    fast = pw.compile(made, pw.Config(compiler="eager", graph_mode="none"), "cpu")
+    for moment in range(4):
+        if moment == 2:
+            change(made.layers)
+        x = torch.randn(4, 8)
+        torch.testing.assert_close(fast(x, Cache()), made(x, Cache()))
+
+
 class InSlots(Scaled):
     """One whose tensors no dict holds, as a DTensor's."""
 
