@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from piecewise_core.graph.assumptions import OBJECTS, Assumptions
+from piecewise_core.graph.assumptions import Assumptions
 from piecewise_core.graph.binder import AsWritten
 from piecewise_core.graph.call import constants
 from piecewise_core.graph.differences import Meaning, differences
-from piecewise_core.graph.facts import Evaluated
+from piecewise_core.graph.facts import OF_CALLS, Evaluated
 from piecewise_core.graph.structure import Structure, is_plain
 from piecewise_core.torch_compat.dynamo import is_kept_out
 
@@ -57,7 +57,7 @@ def first_difference(
     """
     if assumptions is None:
         return "what the trace took for granted was not noted"
-    unasked = next((text for text in assumptions.unasked if OBJECTS in text), None)
+    unasked = next((text for text in assumptions.unasked if OF_CALLS.search(text)), None)
     if unasked is not None:
         return unasked
     values = Evaluated(assumptions.scope(fn, objects))

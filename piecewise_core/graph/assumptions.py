@@ -26,6 +26,7 @@ from piecewise_core.graph.codefacts import (
     unaskable,
 )
 from piecewise_core.graph.facts import (
+    OF_CALLS,
     Evaluated,
     Fact,
     Scope,
@@ -41,7 +42,7 @@ from piecewise_core.graph.signatures import defaults_of
 from piecewise_core.graph.structure import is_plain
 from piecewise_core.torch_compat.state import torch_state
 
-__all__ = ["OBJECTS", "Assumptions", "assume", "is_object", "variables_named"]
+__all__ = ["Assumptions", "assume", "is_object", "variables_named"]
 
 _BY_PLACE = "list(dict.keys(G["
 """An entry of a dict by the place of its key: in a dict that is not the model's, which one that is
@@ -113,7 +114,7 @@ class Assumptions:
         """The facts by whether they are of calls' objects."""
         found: dict[bool, list[Fact]] = {False: [], True: []}
         for fact in self.facts:
-            found[OBJECTS in fact[0]].append(Fact(*fact))
+            found[OF_CALLS.search(fact[0]) is not None].append(Fact(*fact))
         return found
 
     def scope(self, fn: Callable[..., Any], objects: Sequence[Any]) -> Scope:
@@ -169,9 +170,6 @@ def assume(
     )
 
 
-OBJECTS = "L['objects']"
-"""How facts of the objects that calls bring begin."""
-
 _OS = "_pw_os"
 _SAME_TENSORS = ("aliases", "tensors")
 
@@ -204,7 +202,7 @@ def _is_argument(source: str) -> bool:
     """Whether an expression is over the traced call's arguments, which the structure describes, or
     what the entry itself calls while it is traced.
     """
-    return re.search(r"L\['(?!fn'|objects')|G\['_pw_trace", source) is not None
+    return re.search(r"(?<!\w)(L\['(?!fn'|objects')|G\['_pw_trace)", source) is not None
 
 
 def _of_all(

@@ -17,14 +17,17 @@ import torch
 from piecewise_core.graph.identity import VALUES, contents, identity, is_number, tensor_facts
 
 __all__ = [
-    *("CHAIN", "LAST", "Evaluated", "Fact", "Question", "Scope", "aliases", "answer_of"),
-    *("item_of", "readable", "scope_of"),
+    *("CHAIN", "LAST", "OF_CALLS", "Evaluated", "Fact", "Question", "Scope", "aliases"),
+    *("answer_of", "item_of", "readable", "scope_of"),
 ]
 
 _STEP = r"\.(\w+)|\['([^'\\]*)'\]|\[(\d+)\]"
 CHAIN = re.compile(rf"[LG](?:{_STEP})*")
 LAST = re.compile(rf"(?:{_STEP})\Z")
 """Attributes and items of a name, which most expressions are, and the last of these steps."""
+
+OF_CALLS = re.compile(r"(?<!\w)L\['objects'\]")
+"""How expressions of the objects that calls bring begin; ``TOTAL['objects']`` is a model's."""
 
 Scope = dict[str, Any]
 """What expressions of facts are evaluated in: the traced frame's locals ``L`` and globals ``G``."""

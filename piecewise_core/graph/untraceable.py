@@ -9,6 +9,7 @@ import torch
 from piecewise_core.errors import TraceFailed, UnsupportedSideEffect
 from piecewise_core.graph import questions
 from piecewise_core.graph.effects import writes
+from piecewise_core.graph.facts import OF_CALLS
 from piecewise_core.graph.frame import Capture
 from piecewise_core.graph.memory import storages
 from piecewise_core.graph.names import source_of
@@ -48,7 +49,7 @@ def refuse_side_effects(effects: Sequence[SideEffect], graph: torch.fx.Graph) ->
             "move the change out of the compiled part"
             + (f". {_ORDER}" if any(e.reorders for e in changes) else "")
         )
-        refusal.of_arguments = all("L['objects']" in e.what for e in changes)
+        refusal.of_arguments = all(OF_CALLS.search(e.what) for e in changes)
         refusal.writes = _writes_inputs(graph)
         refusal.places = tuple(place for e in changes for place in e.places)
         if all(e.undoable for e in changes) and not refusal.of_arguments:

@@ -156,6 +156,26 @@ def test_a_global_and_a_closure_are_seen(door, monkeypatch):
     agree(fast, fn)
 
 
+TOTAL = {"objects": 2.0, "rows": 3.0}
+
+
+@DOORS
+@pytest.mark.parametrize("key", TOTAL)
+def test_an_entry_of_a_global_whose_name_ends_as_what_a_frame_calls_its_locals_is_seen(
+    door, key, monkeypatch
+):
+    class Model(torch.nn.Module):
+        def forward(self, x):
+            return x * TOTAL[key]
+
+    model = Model().eval()
+    fast = door(model)
+    agree(fast, model)
+    for number in (5.0, 7.0):
+        monkeypatch.setitem(TOTAL, key, number)
+        agree(fast, model)
+
+
 @OWN
 def test_a_change_counts_as_one_retrace_and_what_nobody_reads_as_none(door):
     model = model_class()().eval()
