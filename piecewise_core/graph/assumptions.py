@@ -12,7 +12,7 @@ import itertools
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
@@ -35,7 +35,15 @@ from piecewise_core.graph.facts import (
     readable,
     scope_of,
 )
-from piecewise_core.graph.looks import ATTRIBUTES, TENSOR, Look, asked_of, met_twice, questions
+from piecewise_core.graph.looks import (
+    ATTRIBUTES,
+    TENSOR,
+    Look,
+    asked_of,
+    by_key,
+    met_twice,
+    questions,
+)
 from piecewise_core.graph.misses import missed
 from piecewise_core.graph.opfacts import changed_ops, op_facts
 from piecewise_core.graph.signatures import defaults_of
@@ -43,10 +51,6 @@ from piecewise_core.graph.structure import is_plain
 from piecewise_core.torch_compat.state import torch_state
 
 __all__ = ["Assumptions", "assume", "is_object", "variables_named"]
-
-_BY_PLACE = "list(dict.keys(G["
-"""An entry of a dict by the place of its key: in a dict that is not the model's, which one that is
-depends on what else is loaded."""
 
 
 @dataclass(frozen=True)
@@ -139,14 +143,15 @@ def assume(
     values = Evaluated(scope_of(fn, objects, imports, unnamed))
     facts: dict[tuple[str, Any], Any] = {}
     unasked: list[str] = []
-    looks = (*looks, *met_twice(values, names))
+    looks = [replace(look, source=by_key(values, look.source)) for look in looks]
+    looks += met_twice(values, [by_key(values, name) for name in names])
     asked = itertools.chain.from_iterable(map(asked_of, looks))
     # A call that omits an argument is bound with the default that there was.
     own = (Look(source, "CONSTANT_MATCH") for source in defaults_of(fn, "L['fn']"))
     variables = dict.fromkeys(itertools.chain.from_iterable(map(variables_named, code)))
     set_to = (Look(f"G['{_OS}'].environ.get({name!r})", "CONSTANT_MATCH") for name in variables)
     for look in (Look("L['fn']", "ID_MATCH"), *own, *set_to, *asked):
-        if _BY_PLACE in look.source or not look.source or _is_argument(look.source):
+        if not look.source or _is_argument(look.source):
             continue
         try:
             value = values[look.source]

@@ -6,15 +6,14 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from types import BuiltinFunctionType, FunctionType, ModuleType
+from types import BuiltinFunctionType, FunctionType, ModuleType, NoneType
 from typing import Any
 
 import torch
 
-from piecewise_core.graph.facts import CHAIN
 from piecewise_core.graph.structure import is_plain
 
-__all__ = ["ATTRIBUTES", "TENSOR", "Look", "asked_of", "met_twice", "questions"]
+__all__ = ["ATTRIBUTES", "TENSOR", "Look", "asked_of", "by_key", "met_twice", "questions"]
 
 _LENGTHS = frozenset({"SEQUENCE_LENGTH", "EMPTY_NN_MODULE_HOOKS_DICT"})
 _WHOLE = frozenset({"CONSTANT_MATCH", "EQUALS_MATCH"})
@@ -22,6 +21,8 @@ _OF_EVERY_MODULE = ("._global_forward_hooks", "._global_forward_pre_hooks")
 _CODE = (type, FunctionType, BuiltinFunctionType, ModuleType)
 _FROM_NUMPY = "___from_numpy("
 _INHERITED = re.compile(r"dict\((type\(.*\)\.__mro__)\[(\d+)\]\.__dict__\)\[('[^']*')\]")
+_OF_FRAME = re.compile(r"(?<!\w)L\[")
+_OF_PLACE = re.compile(r"list\(dict\.keys\((G[^()]*)\)\)\[(\d+)\]")
 TENSOR = ("tensor", "")
 ATTRIBUTES = ("attributes", "")
 
@@ -56,6 +57,19 @@ def asked_of(look: Look) -> Iterator[Look]:
             yield Look(f"{key} in {classes}[{before}].__dict__", "CONSTANT_MATCH")
 
 
+def by_key(values: Mapping[str, Any], source: str) -> str:
+    """The expression with the keys of globals' entries in place of where in their dicts they lie,
+    which depends on what else is loaded; what has no text stays.
+    """
+    with suppress(Exception):  # not there
+        while met := _OF_PLACE.search(source):
+            key = list(dict.keys(values[met[1]]))[int(met[2])]
+            if type(key) not in (str, int, float, bool, NoneType):
+                break
+            source = source[: met.start()] + repr(key) + source[met.end() :]
+    return source
+
+
 def met_twice(values: Mapping[str, Any], names: Iterable[str]) -> Iterator[Look]:
     """Looks at what a trace met both as a global and otherwise: Dynamo guards none of these.
 
@@ -64,10 +78,10 @@ def met_twice(values: Mapping[str, Any], names: Iterable[str]) -> Iterator[Look]
     first: dict[int, str] = {}
     for name in names:
         with suppress(Exception):  # nobody else can look it up
-            value = values[name] if CHAIN.fullmatch(name) else None
+            value = values[name]
             if not is_plain(value) and not isinstance(value, _CODE):
                 other = first.setdefault(id(value), name)
-                if other[0] != name[0]:
+                if bool(_OF_FRAME.search(other)) != bool(_OF_FRAME.search(name)):
                     yield Look(name, "DUPLICATE_INPUT", other)
 
 

@@ -106,7 +106,9 @@ def _is_itself(value: Any) -> bool:
     """Whether another object, if not an equal plain one, in its place is another answer."""
     if is_plain(value) or isinstance(value, (ModuleType, CodeType)) or type(value) is object:
         return True
+    if isinstance(value, torch.nn.Module):  # its tensors are bound where it has them
+        return True
     if is_heap(type(value)):  # its class and attributes tell all, but of operators and the like
         ours = type(value).__module__.partition(".")[0] == "torch"
-        return ours and callable(value) and not isinstance(value, torch.nn.Module)
+        return ours and callable(value)
     return callable(value)

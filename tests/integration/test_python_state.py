@@ -176,6 +176,74 @@ def test_an_entry_of_a_global_whose_name_ends_as_what_a_frame_calls_its_locals_i
         agree(fast, model)
 
 
+KINDS = {Inner: 2.0, "rows": 3.0}
+"""A key that has no text: Dynamo names the entries by where they lie."""
+
+
+@DOORS
+def test_an_entry_of_a_global_dict_that_is_named_by_its_place_is_seen(door, monkeypatch):
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.randn(2))
+
+        def forward(self, x):
+            return (x * self.weight).sin() + KINDS["rows"] * KINDS.get(Inner)
+
+    model = Model().eval()
+    fast = door(model)
+    agree(fast, model)
+    for key in ("rows", Inner, "rows"):
+        for value in (model.weight, torch.randn(2), 5.0, 7.0):
+            monkeypatch.setitem(KINDS, key, value)
+            agree(fast, model)
+
+
+class Switches(torch.nn.Module):
+    """Calls one of two submodules, which all hold, by each of the ways to say which."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.aside = *(torch.nn.Linear(2, 2) for _ in range(2)), {}
+        self.parts = torch.nn.ModuleList([torch.nn.Identity()])
+        self.put(self.a)
+
+    def put(self, layer, way="all"):
+        if way in ("all", "attribute"):
+            self.active = layer
+        if way in ("all", "module list"):
+            self.parts[0] = layer
+        if way in ("all", "list"):
+            self.listed = [layer]
+        if way in ("all", "dict"):
+            self.aside["layer"] = layer
+        if way in ("all", "tuple"):
+            self.pair = (layer, 1)
+        if way in ("all", "partial"):
+            self.partial = functools.partial(layer)
+
+    def forward(self, x):
+        x = self.parts[0](self.active(x)).sin()
+        x = self.aside["layer"](self.listed[0](x)).sin()
+        return self.partial(self.pair[0](x))
+
+
+WAYS_TO_SAY = ("attribute", "module list", "list", "dict", "tuple", "partial")
+
+
+@DOORS
+@pytest.mark.parametrize("way", WAYS_TO_SAY)
+@pytest.mark.parametrize("known", [True, False], ids=["known", "new"])
+def test_another_module_of_the_same_kind_is_seen(door, way, known):
+    model = Switches().eval()
+    fast = door(model)
+    agree(fast, model)
+    for layer in (model.b, model.a, model.b):
+        model.put(layer if known else torch.nn.Linear(2, 2), way)
+        for _ in range(2):
+            agree(fast, model)
+
+
 @OWN
 def test_a_change_counts_as_one_retrace_and_what_nobody_reads_as_none(door):
     model = model_class()().eval()
