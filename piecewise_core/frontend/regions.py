@@ -205,9 +205,9 @@ class Regions(list[Region]):
         shared = self._shared
         if shared.matcher:
             shared.matcher.look(traced.graph.graph)
-        program = split(
-            traced, shared.splits, shared.layouts, shared.contracts, shared.setup.rewrites.program
-        )
+        rewrites = shared.setup.rewrites
+        found = shared.layouts, shared.contracts, rewrites.program, rewrites.of_layouts
+        program = split(traced, shared.splits, *found)
         return Region(
             shared.number(),
             program,

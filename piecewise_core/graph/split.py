@@ -113,13 +113,15 @@ def split(
     learn: Callable[[Traced, Sequence[Segment]], Traced | None] = lambda traced, runs: None,
     distrust: Callable[[Traced, Matcher], Matcher] = lambda traced, matcher: matcher,
     rewrites: Iterable[Callable[[torch.fx.GraphModule, Matcher], None]] = (),
+    of_layouts: Sequence[Callable[[torch.fx.GraphModule, Matcher], None]] = (),
 ) -> Program:
     """Cut ``traced`` at the nodes that ``matcher`` accepts.
 
     ``learn``: writes the real strides of what splitting runs return into the trace; whether it
     changed any. ``distrust``: adds to ``matcher`` what must not be compiled.
-    ``rewrites``: change the graph before it is cut, in order. Takes the graph over
-    (it is normalised in place). Raises TraceFailed when a size depends on tensor data.
+    ``rewrites``: change the graph before it is cut, in order; ``of_layouts``: those that go by the
+    real strides, and by all cuts. Takes the graph over (it is normalised in place). Raises
+    TraceFailed when a size depends on tensor data.
     """
     graph = traced.graph.graph
     cut = matcher
@@ -133,11 +135,10 @@ def split(
         rewrite(traced.graph, matcher)
         _drop_dead_nodes(graph)
     matcher = distrust(traced, keep_waits(graph, matcher))
-    runs = segments(graph, matcher)
-    learned = learn(traced, runs)
-    if learned is not None:
-        # In another layout a view may be a copy, and a copy a view.
-        traced, runs = learned, segments(graph, matcher)
+    traced = learn(traced, segments(graph, matcher)) or traced
+    for rewrite in of_layouts:
+        rewrite(traced.graph, matcher)
+    runs = segments(graph, matcher)  # in another layout a view may be a copy, and a copy a view
     nodes = [n for run in runs for n in run.nodes]
     writes = {n: effects.writes(n) for n in nodes}
     reshaped = frozenset().union(*(writes[n] for n in nodes if effects.reshapes(n)))

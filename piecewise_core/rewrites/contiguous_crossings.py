@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from piecewise_core.graph import effects
+from piecewise_core.graph.contexts import functorch_units
 from piecewise_core.graph.memory import storages
-from piecewise_core.graph.segments import Segment, is_size, segments
+from piecewise_core.graph.segments import Segment, is_item, is_size, producer, segments
 from piecewise_core.graph.sizes import expression, hint
 from piecewise_core.graph.strides import fake_like
 from piecewise_core.torch_compat import functorch
@@ -26,29 +27,61 @@ __all__ = ["CROSSINGS", "order_crossings"]
 
 CROSSINGS = "contiguous_crossings"
 
+_KEPT: dict[str, Any] = {"memory_format": torch.contiguous_format}
+
 
 def order_crossings(graph: torch.fx.Graph, is_splitting: Callable[[torch.fx.Node], bool]) -> None:
     """Pass such values on as copies whose last dim lies together; readers get them as they were.
 
     A compiler makes neither copy: it writes the one, and reads it as the other. Values stay as
     they are that anybody writes to, that lie as images with channels last do, that are views of
-    something else, or that splitting operators or the caller get.
+    something else, that splitting operators or the caller get, or that are passed on or read in
+    the order of their memory through views. So does all where the program is cut at copies.
     """
+    if _cuts_at_copies(is_splitting):
+        return
     runs = segments(graph, is_splitting)
-    home = {node: (run, place) for run in runs for place, node in enumerate(run.nodes)}
+    home = {node: run for run in runs for node in run.nodes}
+    home |= {n: home[producer(n)] for n in graph.nodes if is_item(n) and producer(n) in home}
+    heads = {n: unit[0] for run in runs for unit in functorch_units(run.nodes) for n in unit}
+    place = {node: i for i, node in enumerate(graph.nodes)}
     written = frozenset().union(*map(effects.writes, graph.nodes))
+    living: dict[int, list[torch.fx.Node]] = {}
+    for each in home:
+        for memory in storages(each):
+            living.setdefault(memory, []).append(each)
+
+    def elsewhere(node: torch.fx.Node) -> list[torch.fx.Node]:
+        return [u for u in node.users if not is_size(u) and home.get(u) is not home[node]]
+
     for run in runs:
-        for node in [] if run.splitting else list(run.nodes):
+        for node in [] if run.splitting else run.nodes:
             order = _order(node.meta.get("example_value"))
             if order is None or storages(node) & written or not _is_made_so(node, run):
                 continue
-            users = [u for u in node.users if not is_size(u) and home.get(u, (None,))[0] is not run]
-            if not users or any(u not in home or home[u][0].splitting for u in users):
+            users = sorted(elsewhere(node), key=place.__getitem__)
+            if not users or any(u not in home or home[u].splitting for u in users):
+                continue
+            (memory,) = storages(node)
+            if any(elsewhere(n) or _has_rows(n) for n in living[memory] if n is not node):
                 continue
             readers: dict[int, list[torch.fx.Node]] = {}
-            for user in sorted(users, key=lambda u: home[u][1]):
-                readers.setdefault(id(home[user][0]), []).append(user)
-            _pass_on(graph, node, order, readers.values())
+            for user in users:
+                readers.setdefault(id(home[user]), []).append(user)
+            _pass_on(graph, node, order, [(heads[some[0]], some) for some in readers.values()])
+
+
+def _cuts_at_copies(is_splitting: Callable[[torch.fx.Node], bool]) -> bool:
+    graph = torch.fx.Graph()
+    value = graph.placeholder("value")
+    made = graph.call_method("clone", (value,), _KEPT), graph.call_method("permute", (value, 0))
+    return any(map(is_splitting, made))
+
+
+def _has_rows(node: torch.fx.Node) -> bool:
+    """Whether the last dim of a node's value lies together."""
+    value = node.meta.get("example_value")
+    return isinstance(value, FakeTensor) and value.dim() > 0 and hint(value.stride(-1)) == 1
 
 
 def _order(value: Any) -> list[int] | None:
@@ -101,34 +134,37 @@ def _pass_on(
     graph: torch.fx.Graph,
     node: torch.fx.Node,
     order: list[int],
-    readers: Iterable[Sequence[torch.fx.Node]],
+    readers: Iterable[tuple[torch.fx.Node, Sequence[torch.fx.Node]]],
 ) -> None:
-    """Have each run's ``readers`` take ``node`` from a copy, made where it is."""
+    """Have each run's ``readers`` take ``node`` from a copy, made where it is.
+
+    ``readers``: of each run, with the node before which they get it back. What they get is said
+    to lie in ``node``'s memory, as the views that they make of it are.
+    """
     backwards = [order.index(dim) for dim in range(len(order))]
+    value = node.meta["example_value"]
+    dense = fake_like(value, _dense(value.shape))
+    with value.fake_mode, torch.inference_mode():
+        turned = dense.permute(order), value.permute(order)
     with graph.inserting_after(node):
-        kept = _copy(graph, node, node)
-    for users in readers:
-        with graph.inserting_before(users[0]):
-            turned = _turned(graph, kept, users[0], order)
-            back = _turned(graph, _copy(graph, turned, users[0]), users[0], backwards)
+        kept = _call(graph, "clone", node, (), node, dense)
+    for head, users in readers:
+        with graph.inserting_before(head):
+            apart = _call(graph, "permute", kept, order, users[0], turned[0])
+            together = _call(graph, "clone", apart, (), users[0], turned[1])
+            back = _call(graph, "permute", together, backwards, users[0], value)
         for user in users:
             user.replace_input_with(node, back)
 
 
-def _copy(graph: torch.fx.Graph, node: torch.fx.Node, near: torch.fx.Node) -> torch.fx.Node:
-    kept: dict[str, Any] = {"memory_format": torch.contiguous_format}
-    made = graph.call_method("clone", (node,), kept)
-    value = node.meta["example_value"]
-    made.meta = {**near.meta, "example_value": fake_like(value, _dense(value.shape))}
-    return made
-
-
-def _turned(
-    graph: torch.fx.Graph, node: torch.fx.Node, near: torch.fx.Node, order: list[int]
+def _call(
+    graph: torch.fx.Graph,
+    method: str,
+    given: torch.fx.Node,
+    dims: Sequence[int],
+    near: torch.fx.Node,
+    value: torch.Tensor,
 ) -> torch.fx.Node:
-    value = node.meta["example_value"]
-    with value.fake_mode, torch.inference_mode():
-        turned = value.permute(order)
-    made = graph.call_method("permute", (node, *order))
-    made.meta = {**near.meta, "example_value": turned}
+    made = graph.call_method(method, (given, *dims), {} if dims else _KEPT)
+    made.meta = {**near.meta, "example_value": value}
     return made

@@ -24,13 +24,17 @@ def _never(node: torch.fx.Node) -> bool:
 
 @dataclass
 class GraphRewrite:  # not frozen: attributes of a Protocol may be set
-    """A Rewrite whose ``apply`` is the function ``change``; the other fields are a Rewrite's."""
+    """A Rewrite whose ``apply`` is the function ``change``; the other fields are a Rewrite's.
+
+    ``of_layouts``: of a program's, whether it goes by how splitting operators' results really lie.
+    """
 
     name: str
     level: Literal["program", "piece"]
     key: str
     change: Callable[[torch.fx.GraphModule, Test], Any]
     lowered: bool = False
+    of_layouts: bool = False
 
     def apply(self, graph: torch.fx.GraphModule, is_splitting: Test) -> None:
         """Change ``graph`` in place."""
@@ -53,6 +57,11 @@ class ListedRewrite:
     def lowered(self) -> bool:
         """Whether it wants a piece in ATen operators."""
         return bool(getattr(self.of, "lowered", False))
+
+    @property
+    def of_layouts(self) -> bool:
+        """Whether it wants a program with real strides, all cuts known."""
+        return isinstance(self.of, GraphRewrite) and self.of.of_layouts
 
     @property
     def _kind(self) -> type[PiecewiseError]:

@@ -40,7 +40,12 @@ class Rewrites:
     @property
     def program(self) -> tuple[ListedRewrite, ...]:
         """What changes the traced graph before it is cut."""
-        return tuple(r for r in self._on if r.of.level == "program")
+        return tuple(r for r in self._on if r.of.level == "program" and not r.of_layouts)
+
+    @property
+    def of_layouts(self) -> tuple[ListedRewrite, ...]:
+        """What changes it when it is known where it is cut, and how all lies in memory."""
+        return tuple(r for r in self._on if r.of_layouts)
 
     @property
     def piece(self) -> tuple[ListedRewrite, ...]:
@@ -111,9 +116,8 @@ def _first(config: Config) -> Iterable[GraphRewrite]:
     yield GraphRewrite("shared_heads", "program", "1", lambda g, test: share_heads(g.graph, test))
     yield GraphRewrite("mask_terms", "program", "1", lambda g, test: lift_masks(g.graph, test))
     if config.compiler == "inductor":
-        yield GraphRewrite(
-            CROSSINGS, "program", "1", lambda g, test: order_crossings(g.graph, test)
-        )
+        change = lambda g, test: order_crossings(g.graph, test)  # noqa: E731
+        yield GraphRewrite(CROSSINGS, "program", "2", change, of_layouts=True)
 
 
 def _last(selected: Selected, config: Config) -> Iterable[Rewrite]:

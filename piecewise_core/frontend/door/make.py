@@ -125,7 +125,8 @@ def _region(
         matcher.look(traced.graph.graph)
     tried = Contracts((*config.captures, *config.sizes))
     splits, layouts = setup.splits(matcher), Layouts(dims, cuts=False)
-    program = split(traced, splits, layouts, tried, setup.rewrites.program)
+    rewrites = setup.rewrites
+    program = split(traced, splits, layouts, tried, rewrites.program, rewrites.of_layouts)
     backend = setup.backend_class
     region = Region(0, program, config, scheduler, backend, pool)
     if config.compile_mode == "warmup":
