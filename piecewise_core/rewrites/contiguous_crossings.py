@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import sympy
 import torch
 
 from piecewise_core.graph import effects
@@ -22,6 +23,7 @@ from piecewise_core.graph.sizes import expression, hint
 from piecewise_core.graph.strides import fake_like
 from piecewise_core.torch_compat import functorch
 from piecewise_core.torch_compat.fakes import FakeTensor
+from piecewise_core.torch_compat.symbols import Max
 
 __all__ = ["CROSSINGS", "order_crossings"]
 
@@ -81,7 +83,9 @@ def _cuts_at_copies(is_splitting: Callable[[torch.fx.Node], bool]) -> bool:
 def _has_rows(node: torch.fx.Node) -> bool:
     """Whether the last dim of a node's value lies together."""
     value = node.meta.get("example_value")
-    return isinstance(value, FakeTensor) and value.dim() > 0 and hint(value.stride(-1)) == 1
+    if not isinstance(value, FakeTensor) or value.dim() == 0:
+        return False
+    return hint(value.stride(-1)) == 1 != hint(value.shape[-1])
 
 
 def _order(value: Any) -> list[int] | None:
@@ -107,10 +111,18 @@ def _is_dense(value: torch.Tensor, order: list[int]) -> bool:
     """Whether strides are what the sizes in that order make them, at all sizes."""
     inside: Any = 1
     for dim in reversed(order):
-        if expression(value.stride(dim)) != inside:
+        if _unguarded(value.stride(dim)) != inside:
             return False
         inside = inside * expression(value.shape[dim])
     return True
+
+
+def _unguarded(stride: Any) -> Any:
+    """A stride without torch's ``Max(1, size)``: of what is empty, it tells nothing."""
+    found = expression(stride)
+    if not isinstance(found, sympy.Basic):
+        return found
+    return found.replace(Max, lambda *sizes: Max(*(n for n in sizes if n != 1)))
 
 
 def _dense(sizes: Sequence[Any]) -> list[Any]:

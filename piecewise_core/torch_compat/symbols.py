@@ -7,7 +7,7 @@ from typing import Any
 from piecewise_core.torch_compat.lookup import needed
 
 with needed():
-    from torch.utils._sympy.functions import FloorDiv, Mod, PythonMod
+    from torch.utils._sympy.functions import FloorDiv, Max, Mod, PythonMod
     from torch.utils._sympy.interp import sympy_interp
     from torch.utils._sympy.printers import PythonPrinter
     from torch.utils._sympy.reference import PythonReferenceAnalysis
@@ -16,6 +16,7 @@ with needed():
 
 __all__ = [
     "FloorDiv",
+    "Max",
     "Mod",
     "PythonMod",
     "PythonPrinter",

@@ -131,9 +131,18 @@ def behind_a_lie(x):
     return hidden + torch.cumsum(hidden.exp(), 1)
 
 
-def session(fn, *, on, platform="cpu", cut=("aten::cumsum",), **config):
+def shorter(x):
+    """The length follows from a dim, and may be 0."""
+    hidden = (F.conv1d(x, KERNEL, padding=1)[:, :, 2:] * 2).permute(0, 2, 1) * 2
+    return torch.cumsum(norm(hidden), 1) + hidden
+
+
+BATCH = {"x": {0: pw.Dim("batch", 0, 4)}}
+
+
+def session(fn, *, on, platform="cpu", cut=("aten::cumsum",), dynamic=BATCH, **config):
     config = pw.Config(
-        dynamic={"x": {0: pw.Dim("batch", 0, 4)}},
+        dynamic=dynamic,
         splitting_ops=cut,
         compiler="eager",
         **config,
@@ -196,6 +205,17 @@ def test_others_stay_as_they_are(fn):
                 torch.testing.assert_close(ours(x.clone()), want, rtol=0, atol=0)
     texts = [str(made[on].regions[0].program.traced.graph.code) for on in (True, False)]
     assert texts[0] == texts[1]
+
+
+def test_a_length_that_follows_from_a_dim():
+    with torch.inference_mode():
+        made = session(shorter, on=True, dynamic={"x": {2: pw.Dim("length", 2, 16)}})
+        for length in (5, 3, 2):
+            x = torch.randn(3, 3, length)
+            got, want = made(x), shorter(x)
+            assert torch.equal(got, want)
+            assert got.stride() == want.stride() or length == 2
+    assert scattered(made) == 0
 
 
 def test_results_that_share_memory_still_do():
