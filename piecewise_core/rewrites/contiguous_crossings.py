@@ -85,7 +85,7 @@ def _has_rows(node: torch.fx.Node) -> bool:
     value = node.meta.get("example_value")
     if not isinstance(value, FakeTensor) or value.dim() == 0:
         return False
-    return hint(value.stride(-1)) == 1 != hint(value.shape[-1])
+    return bool(hint(value.stride(-1)) == 1 != hint(value.shape[-1]))
 
 
 def _order(value: Any) -> list[int] | None:
@@ -122,7 +122,8 @@ def _unguarded(stride: Any) -> Any:
     found = expression(stride)
     if not isinstance(found, sympy.Basic):
         return found
-    return found.replace(Max, lambda *sizes: Max(*(n for n in sizes if n != 1)))
+    largest: Any = Max
+    return found.replace(largest, lambda *sizes: largest(*(n for n in sizes if n != 1)))
 
 
 def _dense(sizes: Sequence[Any]) -> list[Any]:
