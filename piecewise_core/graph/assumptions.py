@@ -46,6 +46,7 @@ from piecewise_core.graph.looks import (
 )
 from piecewise_core.graph.misses import missed
 from piecewise_core.graph.opfacts import changed_ops, op_facts
+from piecewise_core.graph.placed import placed
 from piecewise_core.graph.signatures import defaults_of
 from piecewise_core.graph.structure import is_plain
 from piecewise_core.torch_compat.state import torch_state
@@ -161,6 +162,9 @@ def assume(
         except Exception:
             unasked.append(f"{readable(look.source)}, which another process cannot look up")
     facts.update(_of_all(values, tuple(facts), code))
+    held = [source for source, question in facts if question in (None, TENSOR)]
+    for look in itertools.chain.from_iterable(map(asked_of, placed(values, held))):
+        facts[look.source, ("contents", "")] = answer_of(values[look.source], ("contents", ""))
     found = code_facts(code, values.values())
     unasked += [*found.unasked, *unaskable(values.values())]
     return Assumptions(

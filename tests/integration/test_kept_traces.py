@@ -136,6 +136,31 @@ def noted(*notes):
     return found
 
 
+class Chooses(nn.Module):
+    """Goes by one of two submodules, or one of their weights, that lie in the tree elsewhere."""
+
+    def __init__(self, which, way) -> None:
+        super().__init__()
+        self.way = way
+        self.inner = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
+        chosen = self.inner["ab"[which]]
+        if way == "attribute":
+            self.active = chosen
+        elif way == "list":
+            self.listed = [chosen]
+        else:
+            self.weights = {"one": chosen.weight}
+
+    def forward(self, x):
+        if self.way == "attribute":
+            return self.active(x)
+        return self.listed[0](x) if self.way == "list" else x @ self.weights["one"]
+
+
+def chosen(way):
+    return [Chooses(which, way) for which in range(2)]
+
+
 ORDERS = ({"a": 2.0, "b": 3.0}, {"b": 3.0, "a": 2.0})
 OBJECT = types.SimpleNamespace()
 PAIRS = {
@@ -162,6 +187,9 @@ PAIRS = {
     "a deque": asked(lambda v: v[0], collections.deque([2.0]), collections.deque([3.0])),
     "one object or two": [Holds(OBJECT, OBJECT), Holds(OBJECT, types.SimpleNamespace())],
     "all attributes": noted(False, True),
+    "which submodule an attribute is": chosen("attribute"),
+    "which submodule a list holds": chosen("list"),
+    "whose weight a dict holds": chosen("dict"),
 }
 
 
