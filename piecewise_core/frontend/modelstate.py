@@ -89,18 +89,20 @@ class ModelState:
 
     def _none_yet(self) -> Parameters:
         """What the model and its calls' objects hold; no tensors yet."""
-        given = objects_in(self._structure)
-        self._reach = self._reach or reach(self._shared.fn)
-        found = reach(self._shared.fn, given, self._reach)
+        found = self._reached(self._structure)
         return Parameters(
             found.roots,
             found.called,
             found.anchors,
             found.objects,
-            given,
+            objects_in(self._structure),
             checked=self._checked,
             every=self._shared.memory is not None,
         )
+
+    def _reached(self, structure: Structure) -> Reach:
+        self._reach = self._reach or reach(self._shared.fn)
+        return reach(self._shared.fn, objects_in(structure), self._reach)
 
     def now(self) -> TreeState | None:
         """What the model holds before it is traced; None where nothing is watched."""
@@ -150,7 +152,7 @@ class ModelState:
         why = self.look_again() if self.check() else None
         if why is not None or not self._regions:
             return why or "nothing is traced that could serve it"
-        if not self.parameters.stand(self._paths.keys()):
+        if not self.parameters.stand(self._paths.keys(), self._reached(structure).roots):
             return "the model's modules, hooks or tensors are others"
         objects = constants(structure)
         successors = successors_of(objects_in(self._structure), objects_in(structure))
@@ -171,8 +173,8 @@ class ModelState:
     def _take_up(self, traced: Traced, lent: TraceState, objects: Sequence[Any]) -> None:
         """Have ``lent`` watch what a trace read of ``objects``. Raises Otherwise if it differs."""
         fn, outdated = self._shared.fn, self._outdated > _MOST_OUTDATED
-        watched = self._checked and not outdated
-        why = first_difference(traced.assumptions, fn, objects, unwatched=watched)
+        unwatched = self._checked and not outdated
+        why = first_difference(traced.assumptions, fn, objects, unwatched=unwatched)
         if why is None and self._checked:
             lent.add(traced.assumptions, fn, objects, traced.words, outdated=outdated)
             why = lent.changed

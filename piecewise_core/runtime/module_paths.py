@@ -138,8 +138,8 @@ def rewrapped(outer: Iterable[tuple[Place, Any]]) -> bool:
 
 
 def tree_of(roots: Sequence[torch.nn.Module]) -> list[tuple[torch.nn.Module, bool]]:
-    """Every module, with its mode."""
-    return [(m, m.training) for root in roots for m in root.modules()]
+    """Every module, once, with its mode."""
+    return [*dict.fromkeys((m, m.training) for root in roots for m in root.modules())]
 
 
 def mode_readers(roots: Sequence[torch.nn.Module]) -> list[torch.nn.Module]:

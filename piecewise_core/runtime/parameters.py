@@ -172,13 +172,13 @@ class Parameters:
         pairs = enumerate(zip(self._tensors, self._places, strict=True))
         return {i for i, (tensor, places) in pairs if not places and id(tensor) not in known}
 
-    def stand(self, lent: Collection[int]) -> bool:
-        """Whether all is as ``settle`` found it, but for the tensors at places ``lent``."""
+    def stand(self, lent: Collection[int], roots: Sequence[torch.nn.Module]) -> bool:
+        """Whether all is as ``settle`` found it in ``roots``, but for those at places ``lent``."""
         own = [place for place in range(len(self)) if place not in lent]
         tensors = [self._tensors[place] for place in own]
         return (
             self.loose <= set(lent)
-            and self._surroundings_stand(self._anchors)
+            and self._surroundings_stand(self._anchors, roots)
             and all(at.has(self._tensors[place]) for place in own for at in self._places[place])
             and [*map(kind_of_tensor, tensors)] == [self._kinds[place] for place in own]
             and sharing(tensors) == firsts(self._shared[place] for place in own)
@@ -203,14 +203,16 @@ class Parameters:
         own = {id(anchor.value) for anchor in self._anchors}
         self._kept = [each for each in other._kept if id(each[0]) in own]
 
-    def _surroundings_stand(self, anchors: Sequence[Anchor]) -> bool:
+    def _surroundings_stand(
+        self, anchors: Sequence[Anchor], roots: Sequence[torch.nn.Module]
+    ) -> bool:
         return not (
             any(anchor.moved() for anchor in anchors)
             or any(
                 vars(t) is not at or descriptions_differ(kind_of(t), k) for t, at, k in self._kept
             )
             or rewrapped(self._outer)
-            or self._tree != tree_of(self._roots)
+            or self._tree != tree_of(roots)
             or self._hooks.changed()
         )
 
@@ -221,7 +223,7 @@ class Parameters:
         again, as it must when a module was replaced or its mode changed, or other tensors share
         memory than did; nothing is changed then.
         """
-        if not self._surroundings_stand(self._holders):
+        if not self._surroundings_stand(self._holders, self._roots):
             return False
         try:
             now = [

@@ -240,6 +240,7 @@ def test_an_attribute_that_a_bound_method_lacks():
 
 TABLE = torch.ones(2)
 KEPT = {"table": TABLE}
+BY_PLACE = {object(): 1, "table": TABLE}
 
 
 class Kept:
@@ -257,8 +258,13 @@ def bind_global(tensor):
 
 TIED = {
     "global": (lambda: TABLE, bind_global),
+    "dict by place": (
+        lambda: BY_PLACE["table"],
+        lambda tensor: BY_PLACE.update(table=tensor),
+    ),
     "dict": (lambda: KEPT["table"], lambda tensor: KEPT.update(table=tensor)),
     "class": (lambda: Kept.table, lambda tensor: setattr(Kept, "table", tensor)),
+    "class of an object": (lambda: KEEPER.table, lambda tensor: setattr(Kept, "table", tensor)),
     "object": (lambda: KEEPER.own, lambda tensor: setattr(KEEPER, "own", tensor)),
 }
 

@@ -115,6 +115,34 @@ def test_another_object_comes_where_nothing_is_checked(mode):
     assert len(fast.explain().forms) == 1
 
 
+class Projecting(Cache):
+    """Brings a module of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(8, 8)
+
+
+class Projected(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 8)
+
+    def forward(self, x, cache):
+        cache.rows.copy_(self.first(x))
+        return cache.last(cache.rows)
+
+
+@pytest.mark.parametrize("mode", ["none", "full"])
+def test_another_object_with_another_module_is_not_taken_for_it(mode):
+    model = Projected().eval()
+    fast = pw.compile(model, pw.Config(compiler="eager", graph_mode=mode), "cpu")
+    caches = [Projecting() for _ in range(3)]
+    for which in (0, 0, 1, 1, 2, 0):
+        x = torch.randn(4, 8)
+        torch.testing.assert_close(fast(x, caches[which]), model(x, caches[which]))
+
+
 @pytest.mark.parametrize("mode", ["none", "full"])
 def test_a_hook_that_goes_again_between_two_objects_is_seen(mode):
     calls = Calls("another object", Model().eval(), mode)
