@@ -102,7 +102,9 @@ def routed(x: torch.Tensor) -> torch.Tensor:
     coming = torch.empty_like(counts)
     dist.all_to_all_single(coming, counts)
     out = x.new_empty(int(coming.sum()), x.shape[1])
-    dist.all_to_all_single(out, x.contiguous(), coming.tolist(), counts.tolist())
+    # A copy: gloo's own thread lets go of what it was given, and memory of the simulated device's
+    # graphs, kept until then, would die in the middle of a replay.
+    dist.all_to_all_single(out, x.clone(), coming.tolist(), counts.tolist())
     room = x.new_zeros(2 * x.shape[0], x.shape[1])
     room[: out.shape[0]] = out
     return room
