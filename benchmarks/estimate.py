@@ -58,14 +58,14 @@ def run_pair(name: str, options: argparse.Namespace) -> None:
         subject.call()
         if fast.stats().captures:
             raise SystemExit("the first call captured a size: nothing is left to estimate")
-        free, held, begun = [_free(place)], [_reserved(place)], time.perf_counter()
+        free, begun = [_free(place)], time.perf_counter()
         said = fast.estimate()
         place.synchronize()
         seconds = time.perf_counter() - begun
-        for step in (None, fast.warmup):
-            report = step and step(progress=False)
-            free.append(_free(place))
-            held.append(_reserved(place))
+        free.append(_free(place))
+        reserved = _reserved(place)
+        report = fast.warmup(progress=False)
+        free.append(_free(place))
     stats = fast.stats()
     tell(
         {
@@ -79,7 +79,7 @@ def run_pair(name: str, options: argparse.Namespace) -> None:
             "counted": stats.pool_bytes + stats.driver_bytes,
             "lost": None if place.simulated else free[1] - free[2],
             "kept": None if place.simulated else free[0] - free[1],
-            "reserved": None if place.simulated else held[2] - held[1],
+            "reserved": None if place.simulated else _reserved(place) - reserved,
             "estimate_seconds": seconds,
             "dropped": [*said.dropped, *map(str, report.dropped)],
         }

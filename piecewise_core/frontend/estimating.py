@@ -70,8 +70,8 @@ def estimate(
 ) -> Estimate:
     """What capturing ``sizes`` would take, for every form of calls; None: the capture sizes.
 
-    ``lock``: of calls. Traces and compiles what it needs. Each size is captured, on the CPU;
-    elsewhere 64 of more. Raises ConfigError for sizes that cannot be, and NotTraced.
+    ``lock``: of calls. Traces and compiles what it needs. On the CPU every size is captured,
+    elsewhere at most 64 of them. Raises ConfigError for sizes that cannot be, and NotTraced.
     """
     if not subjects:
         raise NotTraced("estimate() needs a first call, or warmup(), to know what calls look like")

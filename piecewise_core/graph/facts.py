@@ -7,7 +7,7 @@ import functools
 import importlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import CodeType
 from typing import Any
@@ -18,7 +18,7 @@ from piecewise_core.graph.identity import VALUES, contents, identity, is_number,
 
 __all__ = [
     *("CHAIN", "LAST", "OF_CALLS", "Evaluated", "Fact", "Question", "Scope", "aliases"),
-    *("answer_of", "item_of", "readable", "scope_of"),
+    *("answer_of", "firsts", "item_of", "readable", "scope_of"),
 ]
 
 _STEP = r"\.(\w+)|\['([^'\\]*)'\]|\[(\d+)\]"
@@ -128,10 +128,15 @@ class _Globals(dict[str, Any]):
         return importlib.import_module(self._imports[name])
 
 
+def firsts(keys: Iterable[Hashable]) -> list[int]:
+    """For each key, the place of the first that is equal."""
+    first: dict[Hashable, int] = {}
+    return [first.setdefault(key, place) for place, key in enumerate(keys)]
+
+
 def aliases(values: Sequence[Any]) -> list[int]:
     """For each value, the place of the first that is the same object."""
-    first: dict[int, int] = {}
-    return [first.setdefault(id(value), place) for place, value in enumerate(values)]
+    return firsts(map(id, values))
 
 
 def answer_of(value: Any, question: Question) -> Any:

@@ -17,6 +17,6 @@ def define(source: str, filename: str, names: dict[str, Any]) -> None:
     exec(_compiled(source, filename), names)
 
 
-@functools.lru_cache(256)
+@functools.lru_cache(32)  # texts over large models are long
 def _compiled(source: str, filename: str) -> CodeType:
     return compile(source, filename, "exec")

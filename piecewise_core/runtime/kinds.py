@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
 from typing import Any
 
 import torch
 
-__all__ = ["firsts", "is_strided", "kind_of_tensor"]
+__all__ = ["is_strided", "kind_of_tensor"]
 
 
 def is_strided(tensor: torch.Tensor) -> bool:
@@ -21,9 +20,3 @@ def kind_of_tensor(tensor: Any) -> Any:
         return None
     signs = tensor.is_conj(), tensor.is_neg()
     return tensor.dtype, tensor.device, tuple(tensor.shape), tensor.stride(), signs, type(tensor)
-
-
-def firsts(keys: Iterable[Hashable]) -> list[int]:
-    """For each key, the place of the first that is equal."""
-    first: dict[Hashable, int] = {}
-    return [first.setdefault(key, place) for place, key in enumerate(keys)]

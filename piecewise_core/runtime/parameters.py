@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 
+from piecewise_core.graph.facts import firsts
 from piecewise_core.graph.wrappers import descriptions_differ, is_wrapper, kind_of, unusual
 from piecewise_core.runtime.attribute_paths import globals_holding, holders_of
 from piecewise_core.runtime.closure_walk import Anchor, roots_of
 from piecewise_core.runtime.guard_source import guard_function
 from piecewise_core.runtime.hooks import HookWatch
-from piecewise_core.runtime.kinds import firsts, kind_of_tensor
+from piecewise_core.runtime.kinds import kind_of_tensor
 from piecewise_core.runtime.module_paths import Place, outer_places, places_of, rewrapped, tree_of
 from piecewise_core.runtime.object_paths import paths_of
 from piecewise_core.runtime.refusals import refuse, refuse_whole

@@ -110,9 +110,10 @@ class _Met:
 def _all_of(names: Iterable[str], scope: _Values) -> dict[str, Any]:
     """What expressions give that can be evaluated."""
     found: dict[str, Any] = {}
+    named = dict(scope)
     for name in names:
         with contextlib.suppress(Exception):
-            found[name] = eval(name, dict(scope))
+            found[name] = eval(name, named)
     return found
 
 
