@@ -8,12 +8,9 @@ A pair of a model and its capture sizes is a process of its own. It calls the mo
 the estimate, captures, and compares the estimate with two figures:
 
 "lost": what the driver has less of to give out than before the capture, the allocator's spare
-blocks given back. This holds the input buffers too, which the estimate names beside its bytes, and
-code that was loaded meanwhile. "reserved" is what torch's allocator took of it. The driver gives
-out blocks of 2 MiB: so much more than the bound is within it, and where little is lost a block
-alone is many percent ("worst_beyond_block" in the JSON line leaves one out). "kept": what
-estimate() itself left lost.
-"counted": pool_bytes and driver_bytes of stats(), which memory_limit goes by.
+blocks given back: the estimate's device_bytes. "reserved" is what torch's allocator took of it.
+"kept": what estimate() itself left lost, which it says nothing of.
+"counted": pool_bytes and driver_bytes of stats(), which memory_limit goes by: its bytes.
 
 The simulated device has a pool with segments but no driver's memory: there only "counted" is
 compared, with the estimate made to work sizes out as on a GPU. The last line is one JSON object.
@@ -76,6 +73,7 @@ def run_pair(name: str, options: argparse.Namespace) -> None:
             "bytes": said.bytes,
             "error_bytes": said.error_bytes,
             "input_bytes": said.input_bytes,
+            "device_bytes": said.device_bytes,
             "counted": stats.pool_bytes + stats.driver_bytes,
             "lost": None if place.simulated else free[1] - free[2],
             "kept": None if place.simulated else free[0] - free[1],
@@ -122,10 +120,8 @@ def judged(found: dict[str, Any]) -> dict[str, Any]:
     result = {**found, "counted_error": off / max(counted, 1), "counted_within": off <= bound}
     if lost is None:
         return {**result, "error": result["counted_error"], "within": result["counted_within"]}
-    off = abs(found["bytes"] + found["input_bytes"] - lost)
-    beyond = max(off - BLOCK, 0) / max(lost, BLOCK)
-    result |= {"error": off / max(lost, BLOCK), "beyond_block": beyond}
-    return {**result, "within": off <= bound + BLOCK}
+    off = abs(found["device_bytes"] - lost)
+    return {**result, "error": off / max(lost, BLOCK), "within": off <= bound}
 
 
 def show(results: dict[str, dict[str, Any]]) -> None:
@@ -137,7 +133,7 @@ def show(results: dict[str, dict[str, Any]]) -> None:
         if "error" not in row:
             print(f"  {name}: {row.get('skipped') or row.get('crashed')}")
             continue
-        sums = ("bytes", "error_bytes", "input_bytes", "counted", "lost", "kept")
+        sums = ("bytes", "error_bytes", "input_bytes", "counted", "device_bytes", "lost", "kept")
         rows.append(
             (
                 name,
@@ -151,7 +147,7 @@ def show(results: dict[str, dict[str, Any]]) -> None:
             )
         )
     columns = (
-        "MiB", "measured", "graphs", "estimate", "+-", "inputs", "counted", "lost", "kept",
+        "MiB", "measured", "graphs", "estimate", "+-", "inputs", "counted", "device", "lost", "kept",
         "error", "within", "of counted", "s",
     )  # fmt: skip
     print_table("estimate() before capture, and what the capture took", columns, rows)
@@ -166,7 +162,6 @@ def summed_up(results: dict[str, dict[str, Any]], *, simulated: bool) -> dict[st
     return {
         "worst_error": error,
         "worst": worst,
-        "worst_beyond_block": max((r.get("beyond_block", 0) for r in told.values()), default=None),
         "worst_counted_error": max((r["counted_error"] for r in told.values()), default=None),
         "pairs_told": len(told),
         "within": sum(r["within"] for r in told.values()),
@@ -202,7 +197,7 @@ def main(arguments: list[str] | None = None) -> None:
         found = supervise(name, [__file__, "--pair", name, *passed], options.timeout)
         row = results[name] = judged(found)
         if "error" in row:  # the table comes last, and a run may be ended before
-            named = ("bytes", "error_bytes", "input_bytes", "counted", "lost", "kept")
+            named = ("bytes", "error_bytes", "input_bytes", "counted", "device_bytes", "lost", "kept")
             told = (f"{k} {row[k]}" for k in named)
             print(f"  {', '.join(told)}; off by {row['error']:.2%}", flush=True)
     show(results)

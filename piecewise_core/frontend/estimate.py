@@ -39,13 +39,19 @@ class Estimate:
 
     ``error_bytes``: how far ``bytes`` may be off, either way; 0 on a CPU.
     ``input_bytes``: of the buffers that graphs read inputs from; ``memory_limit`` does not count
-    them. ``dropped``: sizes that cannot be captured, and why.
+    them. ``dropped``: sizes that cannot be captured, and why. ``device_bytes``: what the device
+    has less of to give out in the end, input buffers and blocks that the allocator takes for them
+    included, its spare blocks given back; None on a CPU, and where the platform cannot tell.
+
+    All of it counts from the moment ``estimate()`` returns. The captures that it tried leave what
+    drivers keep: memory for graphs, which later ones use again, and code that was loaded.
     """
 
     sizes: tuple[SizeEstimate, ...]
     error_bytes: int = 0
     input_bytes: int = 0
     dropped: tuple[str, ...] = ()
+    device_bytes: int | None = None
 
     @property
     def pool_bytes(self) -> int:
@@ -68,9 +74,10 @@ class Estimate:
 
     def __str__(self) -> str:
         off = f", give or take {self.error_bytes}" if self.error_bytes else ""
+        device = "" if self.device_bytes is None else f"; the device has {self.device_bytes} less"
         lines = [
             f"{len(self.sizes)} sizes take {self.bytes} bytes{off}: {self.pool_bytes} of the pool, "
-            f"{self.driver_bytes} of the driver; input buffers {self.input_bytes} more"
+            f"{self.driver_bytes} of the driver; input buffers {self.input_bytes} more{device}"
         ]
         several = len({size.form for size in self.sizes}) > 1
         for size in self.sizes:

@@ -116,6 +116,89 @@ def test_where_some_are_captured_the_truth_lies_within_the_bound(monkeypatch, sa
     assert ("worked out" in str(found)) == (samples < 7)
 
 
+def as_on_a_gpu(monkeypatch):
+    """Estimate for the simulated device what is estimated for one that has a driver."""
+    monkeypatch.setattr(estimating, "_ALL", ())
+
+
+class Keeps(SimulatedPlatform):
+    """Its driver keeps the memory of graphs that are gone for those that come later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        graphs = self.graphs
+        asked, reset = graphs.driver_bytes, graphs.reset
+        self.most = self.kept = 0
+
+        def driver_bytes(pool):
+            held = asked(pool)
+            self.most = max(self.most, held)
+            return max(held - self.kept, 0)
+
+        def resets(graph):
+            self.kept = self.most
+            reset(graph)
+
+        graphs.driver_bytes, graphs.reset = driver_bytes, resets
+
+
+def test_what_the_driver_keeps_of_the_trial_is_not_counted_again(monkeypatch):
+    as_on_a_gpu(monkeypatch)
+    platform = Keeps()
+    fast = made(platform)
+    fast(torch.randn(3, 8))
+    found = fast.estimate()
+    assert platform.kept
+    fast.warmup(progress=False)
+    assert taken(fast) == (found.pool_bytes, found.driver_bytes)
+    assert found.driver_bytes == 0
+
+
+@pytest.mark.parametrize("mode", ["piecewise", "full"])
+@pytest.mark.parametrize("recorded", [False, True])
+def test_what_the_device_then_has_less_of(monkeypatch, mode, recorded):
+    as_on_a_gpu(monkeypatch)
+    platform = SimulatedPlatform()
+    if recorded:
+        settings = {"dynamic": {0: {0: pw.Dim("rows", max=64)}}, "capture_sizes": (1, 8, 32)}
+        fast = pw.record(Block(), pw.Config(**settings), platform)
+    else:
+        splits = ("torch.softmax",) if mode == "piecewise" else ()
+        fast = made(platform, graph_mode=mode, splitting_ops=splits)
+    fast(torch.randn(3, 8))
+    found = fast.estimate()
+    free = platform.device.memory_info()[0]
+    fast.warmup(progress=False)
+    assert free - platform.device.memory_info()[0] == found.device_bytes > 0
+    assert f"the device has {found.device_bytes} less" in str(found)
+
+
+class Without:
+    """``what``, but for a method that is optional."""
+
+    def __init__(self, what, name):
+        self.__what, self.__name = what, name
+
+    def __getattr__(self, name):
+        if name == self.__name:
+            raise AttributeError(name)
+        return getattr(self.__what, name)
+
+
+def test_what_a_device_has_less_of_where_it_cannot_be_asked(monkeypatch):
+    fast = made("cpu")
+    fast(torch.randn(3, 8))
+    assert fast.estimate().device_bytes is None
+    as_on_a_gpu(monkeypatch)
+    platform = SimulatedPlatform()
+    platform.device = Without(platform.device, "memory_info")
+    fast = made(platform)
+    fast(torch.randn(3, 8))
+    found = fast.estimate()
+    assert found.device_bytes is None
+    assert "less" not in str(found)
+
+
 def test_input_buffers_are_told_apart_and_there_are_none_with_static_inputs():
     found = {}
     for inputs in ("copy", "static"):
