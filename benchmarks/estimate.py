@@ -31,6 +31,7 @@ __all__ = ["main"]
 
 TARGET = 0.05
 BLOCK = 2 << 20
+SUMS = ("bytes", "error_bytes", "input_bytes", "counted", "device_bytes", "lost", "kept")
 
 
 def run_pair(name: str, options: argparse.Namespace) -> None:
@@ -133,13 +134,12 @@ def show(results: dict[str, dict[str, Any]]) -> None:
         if "error" not in row:
             print(f"  {name}: {row.get('skipped') or row.get('crashed')}")
             continue
-        sums = ("bytes", "error_bytes", "input_bytes", "counted", "device_bytes", "lost", "kept")
         rows.append(
             (
                 name,
                 f"{row['measured']}/{row['sizes']}",
                 str(row["graphs"]),
-                *("-" if row[k] is None else f"{row[k] / 2**20:.2f}" for k in sums),
+                *("-" if row[k] is None else f"{row[k] / 2**20:.2f}" for k in SUMS),
                 f"{row['error']:.1%}",
                 "yes" if row["within"] else "NO",
                 f"{row['counted_error']:.1%}" + ("" if row["counted_within"] else " NO"),
@@ -147,8 +147,8 @@ def show(results: dict[str, dict[str, Any]]) -> None:
             )
         )
     columns = (
-        "MiB", "measured", "graphs", "estimate", "+-", "inputs", "counted", "device", "lost", "kept",
-        "error", "within", "of counted", "s",
+        "MiB", "measured", "graphs", "estimate", "+-", "inputs", "counted", "device", "lost",
+        "kept", "error", "within", "of counted", "s",
     )  # fmt: skip
     print_table("estimate() before capture, and what the capture took", columns, rows)
 
@@ -197,8 +197,7 @@ def main(arguments: list[str] | None = None) -> None:
         found = supervise(name, [__file__, "--pair", name, *passed], options.timeout)
         row = results[name] = judged(found)
         if "error" in row:  # the table comes last, and a run may be ended before
-            named = ("bytes", "error_bytes", "input_bytes", "counted", "device_bytes", "lost", "kept")
-            told = (f"{k} {row[k]}" for k in named)
+            told = (f"{k} {row[k]}" for k in SUMS)
             print(f"  {', '.join(told)}; off by {row['error']:.2%}", flush=True)
     show(results)
     total = summed_up(results, simulated=options.simulated)
