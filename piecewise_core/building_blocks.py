@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from piecewise_core.ownership import foreign, make_private
     from piecewise_core.plugins.torchbuild import torch_build
     from piecewise_core.rewrites.entry import GraphRewrite
-    from piecewise_core.rewrites.one_row_products import one_row_products
+    from piecewise_core.rewrites.one_row_products import one_row_product, one_row_products
     from piecewise_core.rewrites.residual_sums import residual_sums
     from piecewise_core.store.machine import machine_factors
     from piecewise_core.torch_compat import pytree
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
         vector_isas,
     )
     from piecewise_core.torch_compat.libraries import has_mkl, mkldnn_is_on
-    from piecewise_core.torch_compat.operators import HigherOrderOperator, schema_of
+    from piecewise_core.torch_compat.operators import HigherOrderOperator, schema_of, schema_or_none
     from piecewise_core.torch_compat.storages import memory_key, same_addresses, storage_key
     from piecewise_core.torch_compat.symmetric import torch_symmetric_memory
 
@@ -68,6 +68,7 @@ __all__ = [
     "memory_key",
     "mkldnn_is_on",
     "no_collection",
+    "one_row_product",
     "one_row_products",
     "private_caches",
     "pytree",
@@ -75,6 +76,7 @@ __all__ = [
     "residual_sums",
     "same_addresses",
     "schema_of",
+    "schema_or_none",
     "storage_key",
     "torch_build",
     "torch_symmetric_memory",
@@ -108,6 +110,7 @@ _HOMES = {
     "memory_key": "torch_compat.storages",
     "mkldnn_is_on": "torch_compat.libraries",
     "no_collection": "graph.garbage",
+    "one_row_product": "rewrites.one_row_products",
     "one_row_products": "rewrites.one_row_products",
     "private_caches": "compile.private_caches",
     "pytree": "torch_compat.pytree",
@@ -115,6 +118,7 @@ _HOMES = {
     "residual_sums": "rewrites.residual_sums",
     "same_addresses": "torch_compat.storages",
     "schema_of": "torch_compat.operators",
+    "schema_or_none": "torch_compat.operators",
     "storage_key": "torch_compat.storages",
     "torch_build": "plugins.torchbuild",
     "torch_symmetric_memory": "torch_compat.symmetric",

@@ -2,7 +2,8 @@
 
 One size of a region is captured both ways, in a pool of its own, and replayed in turns. That is
 done in warm-up alone, so that no call waits for it, and once for the same pieces on the same kind
-of machine: the answer is kept in the compile store.
+of machine: the answer is kept in the compile store. Sizes of 1 are a question of their own: what
+multiplies one row is other code altogether.
 """
 
 from __future__ import annotations
@@ -63,15 +64,16 @@ class Exactness:
         """Take the answer that the compile store has, before ``region`` compiles or captures."""
         if region.settled:
             return
-        region.settled, sizes = True, self._sizes(region)
-        ticket = self._ticket(region, _sample(sizes)) if sizes else None
+        region.settled = True
         store = self._shared.artifact_cache.store
-        entry = None if ticket is None or store is None else store.get(ticket.key)
-        if entry is not None:
-            with suppress(ValueError, TypeError, KeyError):
-                data = json.loads(entry.artifact)
-                self._take(region, sizes, float(data["exact"]), float(data["range"]))
-                self.kept[entry.manifest.key] = entry
+        for sizes in self._questions(region):
+            ticket = self._ticket(region, _sample(sizes))
+            entry = None if ticket is None or store is None else store.get(ticket.key)
+            if entry is not None:
+                with suppress(ValueError, TypeError, KeyError):
+                    data = json.loads(entry.artifact)
+                    self._take(region, sizes, float(data["exact"]), float(data["range"]))
+                    self.kept[entry.manifest.key] = entry
 
     def decide(
         self, regions: Iterable[Region], captured: Container[Sizes]
@@ -82,20 +84,20 @@ class Exactness:
         """
         for region in regions if self._shared.sealed is None else ():
             self.known(region)
-            sizes = self._sizes(region)
-            if not sizes or region.verdict or any(size in captured for size in sizes):
-                continue
             memory = self._shared.memory
             if memory is None or memory.limit is not None:  # two captures more, if not for long
                 continue
-            sample = _sample(sizes)
-            yield from self._compiled(region, Box.single(sample))
-            self._measure(region, sizes, sample)
-            if region.exact:
-                yield from self._compiled(region, *map(Box.single, sizes))
+            for sizes in self._questions(region):
+                sample = _sample(sizes)
+                if sample in region.verdicts or any(size in captured for size in sizes):
+                    continue
+                yield from self._compiled(region, Box.single(sample))
+                self._measure(region, sizes, sample)
+                if sample in region.exact:
+                    yield from self._compiled(region, *map(Box.single, sizes))
 
-    def _sizes(self, region: Region) -> list[Sizes]:
-        """The captured sizes of ``region`` to decide about, the largest first; none if settled."""
+    def _questions(self, region: Region) -> list[list[Sizes]]:
+        """The captured sizes of ``region`` to decide about, by what decides; the largest first."""
         shared, config = self._shared, self._shared.config
         memory, compiler = shared.memory, shared.scheduler.compiler
         if config.capture_compile != "auto" or memory is None or region.box is None:
@@ -107,9 +109,14 @@ class Exactness:
             return []  # nothing is compiled, or nobody can tell
         single = {target.box for target in region.targets if target.box.is_single_size()}
         inside = [s for s in config.captures if s in region.box and Box.single(s) not in single]
-        if len(inside) > MOST and not region.verdict:
-            region.verdict = f"{len(inside)} captured sizes, more than {MOST}: code of their ranges"
-        return largest_first(inside) if len(inside) <= MOST and not region.as_written else []
+        found = [[s for s in inside if (1 in s) is one] for one in (False, True)]
+        many = [sizes for sizes in found if len(sizes) > MOST]
+        for sizes in many:
+            why = f"{len(sizes)} captured sizes, more than {MOST}: code of their ranges"
+            region.verdicts.setdefault(sizes[0], why)
+        if region.as_written:
+            return []
+        return [largest_first(sizes) for sizes in found if sizes and sizes not in many]
 
     def _compiled(self, region: Region, *boxes: Box) -> Iterator[tuple[Region, Box, int]]:
         self._shared.scheduler.compile_beside(region.wanted(*boxes))
@@ -143,7 +150,7 @@ class Exactness:
                 region.exact = set(before)
                 if None in found:
                     why = next(iter(capturing.plans.dropped.values()), "it was not captured")
-                    region.verdict = f"sizes {sample} could not be measured: {why}"
+                    region.verdicts[sample] = f"sizes {sample} could not be measured: {why}"
                     return
                 written = [self._bound()[place] for place in region.program.mutated_bound]
                 usual, exact_time = _in_turns(memory, found, written)
@@ -157,15 +164,16 @@ class Exactness:
         self._keep(ticket, exact_time, usual)
 
     def _take(self, region: Region, sizes: list[Sizes], exact: float, usual: float) -> None:
-        pays = exact <= PAYS * usual
+        pays, sample = exact <= PAYS * usual, _sample(sizes)
         if pays:
             region.exact |= set(sizes)
-        region.verdict = (
-            f"sizes {_sample(sizes)} took {exact * 1e6:.1f} us with code of their own, "
+        which = "size of 1" if 1 in sample else "captured size"
+        region.verdicts[sample] = (
+            f"sizes {sample} took {exact * 1e6:.1f} us with code of their own, "
             f"{usual * 1e6:.1f} us with their range's: "
-            f"{'each captured size has its own' if pays else 'code of the ranges'}"
+            f"{f'each {which} has its own' if pays else 'code of the ranges'}"
         )
-        logger.info("region %d: %s", region.index, region.verdict)
+        logger.info("region %d: %s", region.index, region.verdicts[sample])
 
     def _keep(self, ticket: Ticket | None, exact: float, usual: float) -> None:
         cache = self._shared.artifact_cache
@@ -201,7 +209,7 @@ class Exactness:
 
 
 def _sample(sizes: list[Sizes]) -> Sizes:
-    """The one in the middle: the ends are special, a size of 1 most of all."""
+    """The one in the middle: the ends are special."""
     return sizes[len(sizes) // 2]
 
 

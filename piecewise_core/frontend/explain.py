@@ -46,7 +46,9 @@ def explain(session: Session, *, verbose: bool = False, measure: bool = False) -
         dropped=_dropped(session),
         as_written=_as_written(session),
         unpadded=_unpadded(session),
-        exact=tuple(f"region {r.index}: {r.verdict}" for r in session.regions if r.verdict),
+        exact=tuple(
+            f"region {r.index}: {why}" for r in session.regions for why in r.verdicts.values()
+        ),
         retraced=session.shared.retraced,
         unmet=session.shared.matcher.unmet,
         forms=tuple(shown_form(form.structure) for form in session.forms),

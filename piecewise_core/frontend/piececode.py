@@ -38,8 +38,8 @@ class PieceCode:
     ``general_box``: those the general graph serves; larger only with ``out_of_range="general"``.
     ``index``: place among the model's regions. ``as_written``: whether nothing is compiled, for a
     size is 0. ``pool``: of static graphs; None where there are none. ``exact``: captured sizes
-    whose graphs hold code of their own, beside those that are targets; ``verdict``: what was
-    measured of that, ``settled``: whether anybody looked.
+    whose graphs hold code of their own, beside those that are targets; ``verdicts``: what was
+    measured of that, by the size that was, ``settled``: whether anybody looked.
     """
 
     def __init__(
@@ -65,7 +65,8 @@ class PieceCode:
         # Eager refuses what has no value without elements, a maximum; compiled code makes one up.
         self.as_written = any(span.end == 0 for span in self.general_box.ranges)
         self.exact: set[Sizes] = set()
-        self.settled, self.verdict = False, ""
+        self.settled = False
+        self.verdicts: dict[Sizes, str] = {}
         self._asked: set[tuple[int, Box]] = set()
         self._built: set[Box] = set()
         self._failed: dict[Box, str] = {}

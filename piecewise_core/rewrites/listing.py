@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 _OURS = (
     *("shared_heads", "mask_terms", CROSSINGS, "residual_sums", NAME),
-    *("one_row_products", "onednn_products", "few_rows_products"),
+    *("one_row_kernels", "one_row_products", "onednn_products", "few_rows_products"),
 )
 """Names of core's own and of its three platforms', so that one Config serves on all of them."""
 

@@ -15,7 +15,7 @@ makes the row (``silu(gate) * up``, say) would be computed again for every colum
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.fx.node import Argument
@@ -23,7 +23,7 @@ from torch.fx.node import Argument
 from piecewise_core.rewrites.entry import GraphRewrite
 from piecewise_core.torch_compat.inductor import force_stride_order
 
-__all__ = ["one_row_products", "single_rows_to_sums"]
+__all__ = ["OneRow", "one_row_product", "one_row_products", "single_rows_to_sums"]
 
 _ATEN = torch.ops.aten
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -46,7 +46,7 @@ def single_rows_to_sums(graph: torch.fx.Graph) -> int:
     kept: dict[torch.fx.Node, torch.fx.Node] = {}
     rewritten = 0
     for node in list(graph.nodes):
-        found = _product(node)
+        found = one_row_product(node)
         if found is None:
             continue
         bias, row, weight = found
@@ -60,8 +60,22 @@ def single_rows_to_sums(graph: torch.fx.Graph) -> int:
     return rewritten
 
 
-def _product(node: torch.fx.Node) -> tuple[Any, torch.fx.Node, torch.fx.Node] | None:
-    """Bias or None, row and weight of a product that is better a sum."""
+class OneRow(NamedTuple):
+    """``row`` [1, inner] times ``weight`` [inner, outputs], plus ``bias``, a node or None.
+
+    The weight's columns lie in memory one behind the other, each in one piece.
+    """
+
+    bias: Any
+    row: torch.fx.Node
+    weight: torch.fx.Node
+
+
+def one_row_product(node: torch.fx.Node) -> OneRow | None:
+    """What ``node`` of a lowered graph multiplies, if it is one row times a layer's weight.
+
+    Also that all sizes are plain numbers, and that both are of one dtype of 16 or 32 bits.
+    """
     args, plain = node.args, not node.kwargs
     if node.target is _ATEN.addmm.default and plain and len(args) == 3:
         bias, row, weight = args
@@ -81,7 +95,7 @@ def _product(node: torch.fx.Node) -> tuple[Any, torch.fx.Node, torch.fx.Node] | 
     lies_well = w.stride(0) == 1 and w.stride(1) >= w.shape[0] > 0
     if not lies_well or x.dtype not in _DTYPES or x.dtype != w.dtype:
         return None
-    return bias, row, weight
+    return OneRow(bias, row, weight)
 
 
 def _in_memory(graph: torch.fx.Graph, row: torch.fx.Node) -> torch.fx.Node:

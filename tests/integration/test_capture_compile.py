@@ -149,7 +149,56 @@ def test_auto_compiles_exactly_where_that_was_measured_to_pay(share, compilation
     assert platform.graphs.live_graphs == 9
     said = " ".join(str(fast.explain()).split())
     assert f"took {share * 1000:.1f} us with code of their own, 1000.0 us" in said
-    assert fast.explain().exact == tuple(f"region {r.index}: {r.verdict}" for r in regions(fast))
+    assert fast.explain().exact == tuple(
+        f"region {r.index}: {why}" for r in regions(fast) for why in r.verdicts.values()
+    )
+
+
+class Shares(Platform):
+    """Times ``one`` for size 1 and ``more`` for others: exact code's share of the range's."""
+
+    def __init__(self, one, more):
+        super().__init__(1.0)
+        self.asked = []
+
+        def elapsed(run):
+            run()
+            self.timed += 1
+            exact, share = self.timed % 2 == 0, (more, one)[(self.timed - 1) // 14]
+            return 3e-3 * (share if exact else 1)
+
+        self.device.elapsed = elapsed
+
+
+@pytest.mark.parametrize(("one", "more"), [(0.5, 1.0), (1.0, 0.5), (0.5, 0.5), (1.0, 1.0)])
+def test_a_size_of_one_is_decided_by_itself(one, more):
+    model, twin = Model(), Model()
+    twin.load_state_dict(model.state_dict())
+    platform = Shares(one, more)
+    fast = compiled(platform, model, capture_sizes=(1, 2, 8))
+    fast.warmup(torch.zeros(3, 8), progress=False)
+    fast.seal()
+    same(fast, twin)
+    exact = {size for region in regions(fast) for size in region.exact}
+    wanted = {(1,)} if one < 1 else set()
+    assert exact == wanted | ({(2,), (8,), (16,)} if more < 1 else set())
+    assert len(fast.explain().exact) == 2
+    assert platform.timed == 2 * 14
+
+
+def test_beside_many_captured_sizes_a_size_of_one_is_still_measured(kept):
+    settings = {"capture_sizes": tuple(range(1, 12))}
+    platform = Platform(0.5)
+    fast = compiled(platform, **settings)
+    fast.warmup(torch.zeros(3, 8), progress=False)
+    assert (platform.timed, fast.stats().compilations) == (14, 2 + 2)
+    assert [region.exact for region in regions(fast)] == [{(1,)}]
+    many, one = fast.explain().exact
+    assert "more than 8" in many
+    assert "each size of 1 has its own" in one
+    again = compiled(Platform(2.0), **settings)
+    again(torch.zeros(1, 8))
+    assert [region.exact for region in regions(again)] == [{(1,)}]
 
 
 def regions(fast):

@@ -25,10 +25,12 @@ def piecewise_platforms() -> Iterator[PlatformInfo]:
 
 @hookimpl
 def piecewise_rewrites(platform: Platform, config: Config) -> Iterator[Rewrite]:
-    """Products of one row are sums, which Inductor's kernels read faster than cuBLAS does."""
+    """Products of one row: large weights by a kernel of ours, others as sums, not by cuBLAS."""
     if config.compiler == "inductor":
         from piecewise_core.building_blocks import one_row_products
+        from piecewise_cuda.one_row import one_row_kernels
 
+        yield one_row_kernels()
         yield one_row_products()
 
 
