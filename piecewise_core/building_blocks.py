@@ -39,7 +39,12 @@ if TYPE_CHECKING:
         vector_isas,
     )
     from piecewise_core.torch_compat.libraries import has_mkl, mkldnn_is_on
-    from piecewise_core.torch_compat.operators import HigherOrderOperator, schema_of, schema_or_none
+    from piecewise_core.torch_compat.operators import (
+        HigherOrderOperator,
+        changes_itself,
+        schema_of,
+        schema_or_none,
+    )
     from piecewise_core.torch_compat.storages import memory_key, same_addresses, storage_key
     from piecewise_core.torch_compat.symmetric import torch_symmetric_memory
 
@@ -56,6 +61,7 @@ __all__ = [
     "TorchRuntime",
     "cache_directory",
     "careful_children",
+    "changes_itself",
     "config_if_imported",
     "current_device",
     "foreign",
@@ -98,6 +104,7 @@ _HOMES = {
     "TorchRuntime": "capture.torch_runtime",
     "cache_directory": "config_cache",
     "careful_children": "interpreter",
+    "changes_itself": "torch_compat.operators",
     "config_if_imported": "torch_compat.inductor",
     "current_device": "torch_compat.cuda",
     "foreign": "ownership",

@@ -15,7 +15,7 @@ from piecewise_core.errors import CaptureFailed
 from piecewise_core.graph.unsaid_writes import unsaid_writes
 from piecewise_core.torch_compat import pytree
 from piecewise_core.torch_compat.graphs import in_backward
-from piecewise_core.torch_compat.operators import schema_or_none
+from piecewise_core.torch_compat.operators import changes_itself, schema_or_none
 from piecewise_core.torch_compat.storages import memory_key
 
 __all__ = [
@@ -92,8 +92,7 @@ def _given(schema: Any, place: int, name: str, args: Any, kwargs: Any) -> Any:
 
 def reshapes(fn: Any) -> bool:
     """Whether an operator changes the sizes or strides of the tensor object that it is given."""
-    tagged = torch.Tag.inplace_view in getattr(fn, "tags", ())
-    return tagged and fn is not torch.ops.aten.detach_.default
+    return changes_itself(fn) and fn is not torch.ops.aten.detach_.default
 
 
 def only_views(result: Any, args: Any, kwargs: Any, changed: Sequence[torch.Tensor]) -> bool:

@@ -36,7 +36,7 @@ _ITSELF = frozenset({
 
 _BY_MEMORY = frozenset({
     "aten::as_strided", "aten::as_strided_", "aten::as_strided_copy", "aten::as_strided_scatter",
-    "aten::resize_", "aten::resize_as_", "aten::set_",
+    "aten::resize_", "aten::resize_as_", "aten::set_", "aten::shallow_copy_data_",
 })  # fmt: skip
 """Operators that take elements by where they lie."""
 

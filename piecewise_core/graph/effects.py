@@ -20,6 +20,7 @@ from piecewise_core.torch_compat.operators import (
     HigherOrderOperator,
     OpOverload,
     OpOverloadPacket,
+    changes_itself,
     overloads_of,
     schema_of,
 )
@@ -128,7 +129,7 @@ def reshapes(node: torch.fx.Node) -> bool:
         overloads_of(getattr(torch.ops.aten, name, None)) if name.endswith("_") else ()
     )
     named = name in ("set_", "resize_", "resize_as_")
-    return any(torch.Tag.inplace_view in o.tags for o in found) if found else named
+    return any(map(changes_itself, found)) if found else named
 
 
 def _by_function(node: torch.fx.Node, target: Any) -> frozenset[int]:

@@ -1,6 +1,6 @@
 """A lock that traced code takes: what a first forward sets up under it is traced behind that.
 
-Read in torch 2.11.0 and 2.13.0: Dynamo's words for a lock that is entered or acquired.
+Read in torch 2.11.0, 2.13.0 and 2.14.1: Dynamo's words for a lock that is entered or acquired.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ LOCK = "a lock at "
 
 _KINDS = "lock|RLock|Condition|Semaphore|BoundedSemaphore"
 _TAKES = re.compile(
-    rf"enter a `({_KINDS})` context manager|trace method `acquire` of class `({_KINDS})`"
+    rf"enter a `({_KINDS})` context manager|"
+    rf"trace method `(?:acquire|__enter__)` of class `({_KINDS})`"
 )
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "OpOverloadPacket",
     "all_names",
     "can_decompose",
+    "changes_itself",
     "decomposition_table",
     "higher_order_name",
     "overload_name",
@@ -31,6 +32,9 @@ __all__ = [
     "schema_of",
     "schema_or_none",
 ]
+
+_UNTAGGED = frozenset({"aten::shallow_copy_data_"})
+"""``x.data = y`` from 2.14 on, without the tag that ``set_`` has, which it was before."""
 
 _PACKET = torch.ops.aten.add
 _OVERLOAD = _PACKET.Tensor
@@ -63,6 +67,11 @@ def can_decompose(op: OpOverload) -> bool:
         return bool(_can_decompose(op)())
     except RuntimeError:  # only Python knows it: nested tensors ask for aten::sym_size
         return False
+
+
+def changes_itself(fn: Any) -> bool:
+    """Whether an operator changes sizes, strides or memory of the tensor object it is given."""
+    return torch.Tag.inplace_view in getattr(fn, "tags", ()) or schema_name(fn) in _UNTAGGED
 
 
 def schema_name(fn: Any) -> str:

@@ -219,8 +219,10 @@ def test_what_symbols_answer_otherwise_is_refused_or_traced_by_itself(name):
     model = MISREAD[name]
     if name == "its class" and torch.__version__.startswith("2.11."):
         pytest.skip("torch 2.11 answers so of plain numbers too: no other trace tells")
-    with pytest.raises(TraceFailed, match=r"rounds a size to digits.*// 10 \* 10.*regions"):
-        compiled(model, low=1, regions="declared")(torch.randn(13, 8))
+    told = name == "its class" and torch.__version__ >= (2, 14)  # there it answers as a number does
+    if not told:
+        with pytest.raises(TraceFailed, match=r"rounds a size to digits.*// 10 \* 10.*regions"):
+            compiled(model, low=1, regions="declared")(torch.randn(13, 8))
     fast = compiled(model, low=1)
     for rows in (13, 5, 6, 14, 13):
         check(fast, model, rows, 8)

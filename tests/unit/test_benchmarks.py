@@ -237,7 +237,7 @@ def test_an_estimate_is_compared_with_what_the_capture_took(fresh_processes, loa
 
 def test_an_estimate_is_judged_by_what_the_device_lost(load_benchmark):
     estimate, mib = load_benchmark("estimate"), 1 << 20
-    row = {"bytes": 96 * mib, "error_bytes": mib, "input_bytes": 2 * mib, "graphs": 3}
+    row = {"bytes": 96 * mib, "error_bytes": 3 * mib, "device_bytes": 98 * mib, "graphs": 3}
     row |= {"counted": 100 * mib, "lost": 100 * mib}
     found = estimate.judged(row)
     assert (found["error"], found["within"]) == (0.02, True)

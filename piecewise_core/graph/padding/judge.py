@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
-import torch
-
 from piecewise_core.graph.padding.calls import Call
 from piecewise_core.graph.padding.extents import Axes, Value, Varies, axes_of, total, varies
 from piecewise_core.graph.padding.padvalues import OWN, span_of
@@ -17,7 +15,7 @@ from piecewise_core.graph.padding.rule import Mixes, known
 from piecewise_core.graph.padding.table import rule_of
 from piecewise_core.graph.padding.tape import Noted, Ref
 from piecewise_core.graph.randomness import draws
-from piecewise_core.torch_compat.operators import schema_of
+from piecewise_core.torch_compat.operators import changes_itself, schema_of
 
 __all__ = ["Mixing", "cannot_pad", "mixing"]
 
@@ -163,8 +161,7 @@ def _check_writes(call: Call, made: list[Axes | None]) -> None:
             continue
         if value.narrow and varies(value):
             raise Mixes("writes rows of padding to memory that is read whole")
-        reshapes = torch.Tag.inplace_view in call.op.tags
-        if not reshapes and known(value) not in made and varies([value, *made]):
+        if not changes_itself(call.op) and known(value) not in made and varies([value, *made]):
             raise Mixes("writes to a tensor whose rows lie otherwise")
 
 

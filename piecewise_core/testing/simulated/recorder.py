@@ -26,7 +26,7 @@ from piecewise_core.torch_compat.dispatcher import (
     pop_mode,
     push_mode,
 )
-from piecewise_core.torch_compat.operators import HigherOrderOperator, schema_of
+from piecewise_core.torch_compat.operators import HigherOrderOperator, changes_itself, schema_of
 from piecewise_core.torch_compat.storages import generator_key, storage_key
 
 __all__ = ["Capture"]
@@ -100,7 +100,7 @@ class Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
             ran = func(*ran_args, **ran_kwargs)
             if isinstance(ran, torch.Tensor) and ran.is_meta:
                 return ran  # a layout that was asked for
-            if torch.Tag.inplace_view in func.tags:
+            if changes_itself(func):
                 self._reshape(func, args, kwargs)
                 return args[0]
             blocks: dict[int, Block] = {}

@@ -13,6 +13,7 @@ from piecewise_core.building_blocks import (
     HigherOrderOperator,
     NativePiece,
     TorchDispatchMode,
+    changes_itself,
     memory_key,
     pytree,
     schema_of,
@@ -70,7 +71,7 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call,misc,unused-
             raise DependsOnValues(f"what {func} returns, or its size, depends on values")
         if func.namespace == "_c10d_functional":  # waits for what is there, or wraps it
             return func(*args, **kwargs)
-        if torch.Tag.inplace_view in func.tags:
+        if changes_itself(func):
             return _reshaped(func, args, kwargs)
         memory = {_memory(t) for t in _tensors((args, kwargs))}
         with without_modes():

@@ -10,7 +10,8 @@ found by the file ``__grp__NAME.json`` in it, whose ``child_paths`` are absolute
 ``triton_cache_dir(device)`` when it makes its first kernel. A kernel runs with its ``.json`` and
 ``.cubin`` alone, as where TRITON_STORE_BINARY_ONLY is set. A library's key is a digest of its
 source and of ``build.platform_key()``, "machine,system,bits,linkage", where the linkage is "ELF" or
-empty: the program ``file`` tells it, which is in few containers.
+empty: the program ``file`` tells it, which is in few containers. Triton 3.8.0 adds the flags of
+the compilation to the digest: libraries that were brought are not found there, and built again.
 
 What another version lacks is not found, which costs a compilation there and no error.
 """

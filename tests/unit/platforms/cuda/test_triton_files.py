@@ -340,6 +340,9 @@ def test_triton_builds_no_library_that_was_put_back(here, there, tmp_path, monke
     from triton import knobs
     from triton.runtime import build
 
+    if hasattr(build, "_get_cache_manager"):
+        pytest.skip("this Triton finds libraries by their flags too, and builds them again")
+
     def made(cache, linkage):
         monkeypatch.setenv("TRITON_CACHE_DIR", str(cache))
         monkeypatch.setattr(build, "platform_key", lambda: f"machine,Linux,64bit,{linkage}")

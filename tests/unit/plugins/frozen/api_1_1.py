@@ -52,6 +52,7 @@ BUILDING_BLOCKS = (
     "TorchRuntime",
     "cache_directory",
     "careful_children",
+    "changes_itself",
     "config_if_imported",
     "current_device",
     "foreign",
