@@ -78,6 +78,8 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call,misc,unused-
             # Sizes and strides as they are now, whatever becomes of the tensor objects.
             fixed_args, fixed_kwargs = pytree.tree_map_only(torch.Tensor, _fixed, (args, kwargs))
         made = func(*args, **kwargs)
+        if {_memory(t) for t in _tensors((args, kwargs))} != memory:  # an operator without a tag
+            raise DependsOnValues(f"{func} gives a tensor other memory")
         if any(t.is_meta for t in _tensors(made)):
             return made  # a layout that was asked for: there is no data to repeat
         result = self._placed(made, memory)
