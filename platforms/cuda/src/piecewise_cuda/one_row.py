@@ -35,11 +35,12 @@ _VIEWS = (_ATEN.view.default, _ATEN._unsafe_view.default, _ATEN.reshape.default)
 class _Product:
     """``node`` is ``row`` times ``weight`` plus ``added``.
 
-    ``node``: the product, or the addition behind it. ``row``: [1, inner]. ``source``: the tensor
-    that ``row`` is another shape of. ``weight``: [outputs, inner]. ``epoch``: how many operators
-    in front of it write to memory that others made.
+    ``product``: the library's. ``node``: itself, or the addition behind it. ``row``: [1, inner].
+    ``source``: the tensor that ``row`` is another shape of. ``weight``: [outputs, inner].
+    ``epoch``: how many operators in front of both write to memory that others made.
     """
 
+    product: torch.fx.Node
     node: torch.fx.Node
     row: torch.fx.Node
     source: torch.fx.Node
@@ -54,6 +55,11 @@ class _Product:
         return alike and all(each.needs_the_row_alone for each in (*group, self))
 
     @property
+    def place(self) -> torch.fx.Node:
+        """In front of what it can be computed."""
+        return self.product if self.needs_the_row_alone else self.node
+
+    @property
     def needs_the_row_alone(self) -> bool:
         """Whether everything else that it reads is given to the piece."""
         return all(n is None or n.op == "placeholder" for n in (self.weight, self.added))
@@ -62,25 +68,20 @@ class _Product:
 def one_row_kernels() -> GraphRewrite:
     """The rewrite ``one_row_kernels``, for lowered pieces that Inductor compiles for CUDA."""
     return GraphRewrite(
-        "one_row_kernels", "piece", "1", lambda g, _: on_gpu(g) and rows_to_kernels(g.graph), True
+        "one_row_kernels", "piece", "1", lambda g, _: rows_to_kernels(g.graph), True
     )
 
 
-def on_gpu(graph: torch.fx.GraphModule) -> bool:
-    """Whether a lowered piece gets tensors of a GPU: others have no Triton."""
-    values = [node.meta.get("val") for node in graph.graph.find_nodes(op="placeholder")]
-    return any(isinstance(v, torch.Tensor) and v.device.type != "cpu" for v in values)
-
-
-def rows_to_kernels(graph: torch.fx.Graph) -> int:
+def rows_to_kernels(graph: torch.fx.Graph, device_type: str = "cuda") -> int:
     """Rewrite products of one row with large weights; returns how many launches they became.
 
-    ``graph``: in ATen operators with ``meta["val"]``. Sums are taken in float32 and rounded once.
+    ``graph``: in ATen operators with ``meta["val"]``; its products on other devices stay. Sums are
+    taken in float32 and rounded once.
     """
     from piecewise_cuda.row_kernel import MOST, rows_operator
 
     groups: list[list[_Product]] = []
-    for found in _products(graph):
+    for found in _products(graph, device_type):
         group = next((g for g in groups if len(g) < MOST and found.goes_with(g)), None)
         if group is None:
             groups.append([found])
@@ -92,7 +93,7 @@ def rows_to_kernels(graph: torch.fx.Graph) -> int:
     return len(groups)
 
 
-def _products(graph: torch.fx.Graph) -> Iterator[_Product]:
+def _products(graph: torch.fx.Graph, device_type: str) -> Iterator[_Product]:
     epochs: dict[torch.fx.Node, int] = {}
     epoch = 0
     for node in graph.nodes:
@@ -102,7 +103,8 @@ def _products(graph: torch.fx.Graph) -> Iterator[_Product]:
         found = one_row_product(node)
         if found is None or not _large(found.weight):
             continue
-        if not found.row.meta["val"].is_contiguous():
+        row = found.row.meta["val"]
+        if row.device.type != device_type or not row.is_contiguous():
             continue
         source = _source(found.row)
         weight = _as_kept(graph, found.weight)
@@ -112,7 +114,7 @@ def _products(graph: torch.fx.Graph) -> Iterator[_Product]:
             end, added = node, found.bias
             if not _alike(added, node):
                 continue
-        yield _Product(end, found.row, source, weight, added, epochs[node])
+        yield _Product(node, end, found.row, source, weight, added, epochs[node])
 
 
 def _writes(node: torch.fx.Node) -> bool:
@@ -193,7 +195,7 @@ def _replace(
     def flat(node: torch.fx.Node | None) -> torch.fx.Node | None:
         return None if node is None else _called(graph, _ATEN.view.default, now(node), [1, -1])
 
-    with graph.inserting_before(group[0].node):
+    with graph.inserting_before(group[0].place):
         row, weights = now(group[0].row), [now(each.weight) for each in group]
         added = [flat(each.added) for each in group]
         launch = graph.call_function(operator, (row, weights, added))

@@ -94,6 +94,12 @@ def one_after_the_other(x, w, v, b):
     return F.linear(torch.cat([F.linear(x, w), F.linear(x, v)], -1), w)
 
 
+def given_residual_added_late(x, w, v, b):
+    late = F.linear(x, w).reshape(-1)
+    soon = F.linear(x, v).sin()
+    return soon, late + b, F.linear(x, v) + b[None]
+
+
 def row_of_a_product(x, w, v, b):
     square = torch.cat([w, v])
     y = F.linear(F.linear(x, square), square)
@@ -158,6 +164,7 @@ KERNELS = {
     scaled_residual: 1,
     broadcast: 1,
     one_after_the_other: 2,
+    given_residual_added_late: 2,
     row_of_a_product: 4,
     residuals_of_residuals: 3,
     weight_written_between: 3,
@@ -187,7 +194,7 @@ def test_each_product_is_launched_and_gives_what_it_gave(monkeypatch, fn, dtype,
     monkeypatch.setattr("piecewise_cuda.one_row._LEAST_BYTES", 1)
     inputs = given(dtype, shape)
     traced = make_fx(fn, tracing_mode="fake")(*inputs)
-    launches = rows_to_kernels(traced.graph)
+    launches = rows_to_kernels(traced.graph, "cpu")
     if len(shape) > 1:
         assert launches == KERNELS[fn]
         left = [n for n in traced.graph.nodes if n.target in (ATEN.mm.default, ATEN.addmm.default)]
@@ -214,13 +221,13 @@ def test_other_products_are_left_alone(rows, dtype, inner):
 
     sizes = (rows, inner), (OUTPUTS, inner)
     traced = make_fx(fn, tracing_mode="fake")(*(torch.randn(s).to(dtype) for s in sizes))
-    assert rows_to_kernels(traced.graph) == 0
+    assert rows_to_kernels(traced.graph, "cpu") == 0
 
 
 def test_a_size_that_may_be_one_is_left_alone():
     inputs = given(torch.bfloat16, (3, INNER))
     traced = make_fx(plain, tracing_mode="symbolic")(*inputs)
-    assert rows_to_kernels(traced.graph) == 0
+    assert rows_to_kernels(traced.graph, "cpu") == 0
 
 
 def test_a_piece_of_the_cpu_is_left_alone():
