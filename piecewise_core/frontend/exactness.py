@@ -2,8 +2,8 @@
 
 One size of a region is captured both ways, in a pool of its own, and replayed in turns. That is
 done in warm-up alone, so that no call waits for it, and once for the same pieces on the same kind
-of machine: the answer is kept in the compile store. Sizes of 1 are a question of their own: what
-multiplies one row is other code altogether.
+of machine: the answer is kept in the compile store. Sizes of 1 are a question of their own, by
+which dims are 1: what multiplies one row is other code altogether.
 """
 
 from __future__ import annotations
@@ -109,14 +109,15 @@ class Exactness:
             return []  # nothing is compiled, or nobody can tell
         single = {target.box for target in region.targets if target.box.is_single_size()}
         inside = [s for s in config.captures if s in region.box and Box.single(s) not in single]
-        found = [[s for s in inside if (1 in s) is one] for one in (False, True)]
+        ones = sorted({_ones(sizes) for sizes in inside})
+        found = [[s for s in inside if _ones(s) == which] for which in ones]
         many = [sizes for sizes in found if len(sizes) > MOST]
         for sizes in many:
             why = f"{len(sizes)} captured sizes, more than {MOST}: code of their ranges"
             region.verdicts.setdefault(sizes[0], why)
         if region.as_written:
             return []
-        return [largest_first(sizes) for sizes in found if sizes and sizes not in many]
+        return [largest_first(sizes) for sizes in found if sizes not in many]
 
     def _compiled(self, region: Region, *boxes: Box) -> Iterator[tuple[Region, Box, int]]:
         self._shared.scheduler.compile_beside(region.wanted(*boxes))
@@ -149,7 +150,8 @@ class Exactness:
                     found.append(capturing.plans.get(sample))
                 region.exact = set(before)
                 if None in found:
-                    why = next(iter(capturing.plans.dropped.values()), "it was not captured")
+                    dropped = (why for each in pair for why in each.plans.dropped.values())
+                    why = next(dropped, "it was not captured")
                     region.verdicts[sample] = f"sizes {sample} could not be measured: {why}"
                     return
                 written = [self._bound()[place] for place in region.program.mutated_bound]
@@ -167,7 +169,8 @@ class Exactness:
         pays, sample = exact <= PAYS * usual, _sample(sizes)
         if pays:
             region.exact |= set(sizes)
-        which = "size of 1" if 1 in sample else "captured size"
+        one = "size of 1" if len(sample) == 1 else "size with 1 there"
+        which = one if 1 in sample else "captured size"
         region.verdicts[sample] = (
             f"sizes {sample} took {exact * 1e6:.1f} us with code of their own, "
             f"{usual * 1e6:.1f} us with their range's: "
@@ -206,6 +209,11 @@ class Exactness:
             "graph_mode": self._shared.setup.graph_mode,
         }
         return make_ticket(factors, box, f"times of {self._shared.artifact_cache.model}")
+
+
+def _ones(sizes: Sizes) -> tuple[bool, ...]:
+    """Which of them are 1: one row of several is another matter than several of one."""
+    return tuple(size == 1 for size in sizes)
 
 
 def _sample(sizes: list[Sizes]) -> Sizes:

@@ -40,6 +40,17 @@ class Model(nn.Module):
         return x * 2 + self.seen
 
 
+class Wide(nn.Module):
+    """Two dynamic dims."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return mix(self.first(x).relu()) * 2
+
+
 class Platform(SimulatedPlatform):
     """Compiles to source; its timer says that exact code takes ``exact`` of the range's time."""
 
@@ -201,6 +212,20 @@ def test_beside_many_captured_sizes_a_size_of_one_is_still_measured(kept):
     assert [region.exact for region in regions(again)] == [{(1,)}]
 
 
+def test_of_several_dims_those_that_are_1_in_the_same_places_are_decided_together():
+    platform = Platform(0.5)
+    settings = {"dynamic": {"x": {0: pw.Dim("rows", 1, 16), 1: pw.Dim("length", 1, 64)}}}
+    sizes = ((1, 1), (1, 16), (1, 64), (2, 1), (8, 1), (8, 64))
+    fast = compiled(platform, Wide(), capture_sizes=sizes, capture_max=False, **settings)
+    fast.warmup(torch.zeros(3, 4, 8), progress=False)
+    assert platform.timed == 4 * 14
+    (region,) = regions(fast)
+    assert list(region.verdicts) == [(8, 64), (2, 1), (1, 16), (1, 1)]
+    assert region.exact == set(sizes)
+    said = " ".join(region.verdicts.values())
+    assert said.count("each size with 1 there has its own") == 3
+
+
 def regions(fast):
     return fast._pw_session.regions
 
@@ -262,7 +287,8 @@ def test_a_size_that_cannot_be_captured_measures_nothing_and_serves():
     fast = compiled(Platform(0.5, fail_capture_at=1), model)
     fast.warmup(torch.zeros(3, 8), progress=False)
     same(fast, twin)
-    assert "could not be measured" in " ".join(str(fast.explain()).split())
+    why = "could not be measured: capturing sizes (8,) failed at region 0 piece 0"
+    assert why in " ".join(str(fast.explain()).split())
 
 
 def test_the_door_compiles_a_size_that_nobody_listed_exactly():
