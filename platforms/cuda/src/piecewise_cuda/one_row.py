@@ -7,7 +7,7 @@ weights stay with ``one_row_products``: there a sum that is fused with what is a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import getitem
 from typing import Any
@@ -20,6 +20,7 @@ from piecewise_core.building_blocks import (
     one_row_product,
     schema_or_none,
 )
+from piecewise_cuda.compiler import require_triton
 
 __all__ = ["one_row_kernels"]
 
@@ -35,12 +36,11 @@ _VIEWS = (_ATEN.view.default, _ATEN._unsafe_view.default, _ATEN.reshape.default)
 class _Product:
     """``node`` is ``row`` times ``weight`` plus ``added``.
 
-    ``product``: the library's. ``node``: itself, or the addition behind it. ``row``: [1, inner].
-    ``source``: the tensor that ``row`` is another shape of. ``weight``: [outputs, inner].
-    ``epoch``: how many operators in front of both write to memory that others made.
+    ``node``: the product, or the addition behind it. ``row``: [1, inner]. ``source``: the tensor
+    that ``row`` is another shape of. ``weight``: [outputs, inner]. ``epoch``: how many operators
+    in front of it write to memory that others made.
     """
 
-    product: torch.fx.Node
     node: torch.fx.Node
     row: torch.fx.Node
     source: torch.fx.Node
@@ -55,11 +55,6 @@ class _Product:
         return alike and all(each.needs_the_row_alone for each in (*group, self))
 
     @property
-    def place(self) -> torch.fx.Node:
-        """In front of what it can be computed."""
-        return self.product if self.needs_the_row_alone else self.node
-
-    @property
     def needs_the_row_alone(self) -> bool:
         """Whether everything else that it reads is given to the piece."""
         return all(n is None or n.op == "placeholder" for n in (self.weight, self.added))
@@ -68,20 +63,24 @@ class _Product:
 def one_row_kernels() -> GraphRewrite:
     """The rewrite ``one_row_kernels``, for lowered pieces that Inductor compiles for CUDA."""
     return GraphRewrite(
-        "one_row_kernels", "piece", "1", lambda g, _: rows_to_kernels(g.graph), True
+        "one_row_kernels", "piece", "1", lambda g, _: rows_to_kernels(g.graph, "cuda"), True
     )
 
 
-def rows_to_kernels(graph: torch.fx.Graph, device_type: str = "cuda") -> int:
+def rows_to_kernels(graph: torch.fx.Graph, device_type: str) -> int:
     """Rewrite products of one row with large weights; returns how many launches they became.
 
-    ``graph``: in ATen operators with ``meta["val"]``; its products on other devices stay. Sums are
-    taken in float32 and rounded once.
+    ``graph``: in ATen operators with ``meta["val"]``. ``device_type``: of those that have Triton.
+    Sums are taken in float32 and rounded once. Raises CompilerUnavailable without Triton.
     """
+    products = _products(graph, device_type)
+    if not products:
+        return 0
+    require_triton()
     from piecewise_cuda.row_kernel import MOST, rows_operator
 
     groups: list[list[_Product]] = []
-    for found in _products(graph, device_type):
+    for found in products:
         group = next((g for g in groups if len(g) < MOST and found.goes_with(g)), None)
         if group is None:
             groups.append([found])
@@ -93,28 +92,32 @@ def rows_to_kernels(graph: torch.fx.Graph, device_type: str = "cuda") -> int:
     return len(groups)
 
 
-def _products(graph: torch.fx.Graph, device_type: str) -> Iterator[_Product]:
+def _products(graph: torch.fx.Graph, device_type: str) -> list[_Product]:
+    """In the order in which their results are there."""
     epochs: dict[torch.fx.Node, int] = {}
     epoch = 0
     for node in graph.nodes:
         epochs[node] = epoch
         epoch += _writes(node)
-    for node in list(graph.nodes):
-        found = one_row_product(node)
-        if found is None or not _large(found.weight):
+    order = {node: place for place, node in enumerate(epochs)}
+    found: dict[torch.fx.Node, _Product] = {}
+    for node in epochs:
+        one = one_row_product(node)
+        if one is None or not _large(one.weight):
             continue
-        row = found.row.meta["val"]
-        if row.device.type != device_type or not row.is_contiguous():
+        row = one.row.meta["val"]
+        if row.device.type != device_type or not _plain(row.stride(1)) or row.stride(1) != 1:
             continue
-        source = _source(found.row)
-        weight = _as_kept(graph, found.weight)
-        if found.bias is None:
+        end, added = node, one.bias
+        if added is None:
             end, added = _sum_behind(node, epochs)
-        else:
-            end, added = node, found.bias
-            if not _alike(added, node):
-                continue
-        yield _Product(node, end, found.row, source, weight, added, epochs[node])
+            if end in found:  # of two products: it is the other's
+                end, added = node, None
+        elif not _alike(added, node):
+            continue
+        weight = _as_kept(graph, one.weight)
+        found[end] = _Product(end, one.row, _source(one.row), weight, added, epochs[node])
+    return sorted(found.values(), key=lambda each: order[each.node])
 
 
 def _writes(node: torch.fx.Node) -> bool:
@@ -164,18 +167,23 @@ def _sum_behind(
     if len(others) != 1 or epochs.get(user) != epochs[node]:
         return node, None
     (residual,) = others
-    same = isinstance(residual, torch.fx.Node) and _alike(residual, user)
+    same = _alike(user, node) and _alike(residual, node)
     return (user, residual) if same else (node, None)  # type: ignore[return-value]
 
 
-def _alike(added: Any, node: torch.fx.Node) -> bool:
-    """Whether ``added`` has a number for each of the node's, in the same order and dtype."""
-    value = added.meta.get("val") if isinstance(added, torch.fx.Node) else None
-    if not isinstance(value, torch.Tensor):
+def _alike(other: Any, product: torch.fx.Node) -> bool:
+    """Whether ``other`` has a number for each of the product's, in the same order and dtype."""
+    value = other.meta.get("val") if isinstance(other, torch.fx.Node) else None
+    if not isinstance(value, torch.Tensor) or not _plain(*value.shape, *value.stride()):
         return False
-    wanted = node.meta["val"]
-    sizes = wanted.dtype is value.dtype and wanted.numel() == value.numel()
-    return sizes and wanted.shape[-1:] == value.shape[-1:] and value.is_contiguous()
+    wanted = product.meta["val"]
+    alike = value.dtype is wanted.dtype and value.numel() == wanted.numel()
+    return alike and value.is_contiguous()
+
+
+def _plain(*sizes: Any) -> bool:
+    """Whether they are numbers: a symbol that is compared may answer with a guard."""
+    return all(type(size) is int for size in sizes)
 
 
 def _replace(
@@ -195,12 +203,12 @@ def _replace(
     def flat(node: torch.fx.Node | None) -> torch.fx.Node | None:
         return None if node is None else _called(graph, _ATEN.view.default, now(node), [1, -1])
 
-    with graph.inserting_before(group[0].place):
+    with graph.inserting_before(group[0].node):
         row, weights = now(group[0].row), [now(each.weight) for each in group]
         added = [flat(each.added) for each in group]
         launch = graph.call_function(operator, (row, weights, added))
-        like = row.meta["val"]
-        launch.meta["val"] = [like.new_empty((1, w.meta["val"].shape[0])) for w in weights]
+        # The memory that views of the results are noted to have.
+        launch.meta["val"] = [each.node.meta["val"].view(1, -1) for each in group]
         outs = [_called(graph, getitem, launch, place) for place in range(len(group))]
     for each, out in zip(group, outs, strict=True):
         with graph.inserting_before(each.node):

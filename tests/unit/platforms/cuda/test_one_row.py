@@ -10,16 +10,22 @@ import textwrap
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.source import ConstantSource
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 pytest.importorskip("triton")
 
+from piecewise_core.errors import CompilerUnavailable
+from piecewise_core.torch_compat.storages import storage_key
 from piecewise_cuda.one_row import one_row_kernels, rows_to_kernels
 from piecewise_cuda.row_kernel import MOST, rows_operator
 
 F = nn.functional
 INNER, OUTPUTS = 1024, 512
 ATEN = torch.ops.aten
+LONG = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.STATIC, DimDynamic.DYNAMIC])
 
 
 class AsWritten(torch.fx.Interpreter):
@@ -88,6 +94,24 @@ def scaled_residual(x, w, v, b):
 
 def broadcast(x, w, v, b):
     return F.linear(x, w) + b[:1]
+
+
+def broadcast_itself(x, w, v, b):
+    return F.linear(x, w) + v[:4, :OUTPUTS]
+
+
+def residual_of_another_dtype(x, w, v, b):
+    return F.linear(x, w) + b.double()
+
+
+def sum_of_two(x, w, v, b):
+    return F.linear(x, w) + F.linear(x, v), F.linear(x, v) + F.linear(x.sin(), w)
+
+
+def first_added_to_behind_the_use_of_the_second(x, w, v, b):
+    p = F.linear(x, w)
+    q = F.linear(x, v).sin()
+    return p + b, q
 
 
 def one_after_the_other(x, w, v, b):
@@ -163,6 +187,10 @@ KERNELS = {
     added_to_itself: 1,
     scaled_residual: 1,
     broadcast: 1,
+    broadcast_itself: 1,
+    residual_of_another_dtype: 1,
+    sum_of_two: 4,
+    first_added_to_behind_the_use_of_the_second: 1,
     one_after_the_other: 2,
     given_residual_added_late: 2,
     row_of_a_product: 4,
@@ -175,6 +203,10 @@ KERNELS = {
     strided_row: 0,
     of_a_split: 2,
 }
+
+
+def memory(node):
+    return storage_key(node.meta["val"].untyped_storage())
 
 
 def listed(results):
@@ -202,6 +234,8 @@ def test_each_product_is_launched_and_gives_what_it_gave(monkeypatch, fn, dtype,
     traced.graph.lint()
     for node in traced.graph.nodes:
         assert node.op in ("placeholder", "output", "get_attr") or "val" in node.meta
+        if node.target is ATEN.view.default:
+            assert memory(node) == memory(node.args[0])
     with torch.no_grad():
         exact = fn(*(each.double() for each in inputs))
         found, eager = AsWritten(traced).run(*inputs), fn(*inputs)
@@ -228,6 +262,28 @@ def test_a_size_that_may_be_one_is_left_alone():
     inputs = given(torch.bfloat16, (3, INNER))
     traced = make_fx(plain, tracing_mode="symbolic")(*inputs)
     assert rows_to_kernels(traced.graph, "cpu") == 0
+
+
+def test_symbols_are_asked_nothing(monkeypatch):
+    monkeypatch.setattr("piecewise_cuda.one_row._LEAST_BYTES", 1)
+
+    def fn(x, w, y):
+        return F.linear(x, w).view(2, -1) + y[:, : OUTPUTS // 2]
+
+    with FakeTensorMode(shape_env=ShapeEnv()) as mode:
+        y = mode.from_tensor(torch.randn(2, 777), symbolic_context=LONG, source=ConstantSource("y"))
+        traced = make_fx(fn)(torch.randn(1, INNER), torch.randn(OUTPUTS, INNER), y)
+    known = len(mode.shape_env.guards)
+    assert rows_to_kernels(traced.graph, "cpu") == 1
+    assert len(mode.shape_env.guards) == known
+
+
+def test_without_triton_the_compiler_is_unavailable(monkeypatch):
+    monkeypatch.setattr("piecewise_cuda.one_row._LEAST_BYTES", 1)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    traced = make_fx(plain, tracing_mode="fake")(*given(torch.float32))
+    with pytest.raises(CompilerUnavailable, match="pip install triton"):
+        rows_to_kernels(traced.graph, "cpu")
 
 
 def test_a_piece_of_the_cpu_is_left_alone():
@@ -264,6 +320,45 @@ INTERPRETED = textwrap.dedent(
     assert 0 < worst < 1
     """
 )
+
+
+FUNCTIONAL = textwrap.dedent(
+    """
+    import torch, triton
+    from functorch.compile import aot_function
+    from piecewise_cuda.row_kernel import rows_operator
+    from triton.backends.compiler import GPUTarget
+
+    class Driver:
+        def get_current_target(self):
+            return GPUTarget("cuda", 90, 32)
+
+    class Seen(Exception):
+        pass
+
+    def stop(graph, inputs):
+        raise Seen(len(graph.graph.output_node().args[0]))
+
+    triton.runtime.driver.set_active(Driver())
+    row, weights = torch.randn(1, 512), [torch.randn(512, 512) for _ in range(3)]
+    for many in (1, 2, 3):
+        def fn(row, added, *weights):
+            return rows_operator()(row, weights, [added, *[None] * (many - 1)])
+        try:
+            with torch.no_grad():
+                aot_function(fn, stop)(row, row + 1, *weights[:many])
+        except Seen as seen:
+            assert seen.args == (many,), seen
+    """
+)
+
+
+def test_compilers_see_that_nothing_that_is_given_is_written_to():
+    """Where torch cannot tell, it takes every weight for written to."""
+    done = subprocess.run(
+        [sys.executable, "-c", FUNCTIONAL], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_the_kernel_sums_every_output_of_every_weight():
