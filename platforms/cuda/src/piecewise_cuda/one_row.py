@@ -29,7 +29,7 @@ _LEAST_INNER = 512
 _LEAST_BYTES = 1 << 20
 """Of one weight: below, the start of a kernel takes longer than reading."""
 
-_VIEWS = (_ATEN.view.default, _ATEN._unsafe_view.default, _ATEN.reshape.default)
+_VIEWS = frozenset({"aten::view", "aten::_unsafe_view", "aten::reshape"})
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,10 @@ def _products(graph: torch.fx.Graph, device_type: str) -> list[_Product]:
     return sorted(found.values(), key=lambda each: order[each.node])
 
 
+def _is_view(node: torch.fx.Node) -> bool:
+    return getattr(schema_or_none(node.target), "name", "") in _VIEWS
+
+
 def _writes(node: torch.fx.Node) -> bool:
     if isinstance(node.target, HigherOrderOperator):
         return True
@@ -134,7 +138,7 @@ def _large(weight: torch.fx.Node) -> bool:
 
 def _source(node: torch.fx.Node) -> torch.fx.Node:
     """What ``node`` is another shape of: each product of a row has a view of its own."""
-    while node.target in _VIEWS:
+    while _is_view(node):
         (before, _) = node.args
         if not isinstance(before, torch.fx.Node) or not before.meta["val"].is_contiguous():
             break
@@ -157,7 +161,7 @@ def _sum_behind(
 ) -> tuple[torch.fx.Node, torch.fx.Node | None]:
     """The addition of a residual that alone reads a product, and the residual; or the product."""
     end = node
-    while len(end.users) == 1 and (user := next(iter(end.users))).target in _VIEWS:
+    while len(end.users) == 1 and _is_view(user := next(iter(end.users))):
         end = user
     user = next(iter(end.users), node)
     if len(end.users) != 1 or user.target is not _ATEN.add.Tensor or user.kwargs:
@@ -223,7 +227,7 @@ def _erase(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
     before = node.all_input_nodes
     graph.erase_node(node)
     for one in before:
-        if not one.users and one.target in (*_VIEWS, _ATEN.mm.default):
+        if not one.users and (_is_view(one) or one.target is _ATEN.mm.default):
             _erase(graph, one)
 
 
