@@ -42,7 +42,8 @@ class WorkerPool:
     ``run`` never blocks. Workers end with ``close``, with this object, and with the process; a
     forked process starts its own. ``timeout``: seconds for one compilation. ``workers``: how many
     there are, each started when there is work for it. ``attempts``: how often a request is made
-    whose process dies. ``variables``: of the environment, for them.
+    whose process dies. ``variables``: of the environment, for them. ``nice``: how nice they and the
+    compilers that they start are, where the system knows that.
     """
 
     def __init__(
@@ -51,8 +52,9 @@ class WorkerPool:
         workers: int = 1,
         attempts: int = 1,
         variables: Mapping[str, str] = MappingProxyType({}),
+        nice: int = 0,
     ) -> None:
-        self._make = partial(_Worker, timeout, attempts, variables)
+        self._make = partial(_Worker, timeout, attempts, variables, nice)
         self._count = workers
         self._inherited: list[_Worker] = []
         self._begin()
@@ -109,8 +111,11 @@ class _Ended(BaseException):
 class _Worker:
     """The process, started when there is work, and again when it died."""
 
-    def __init__(self, timeout: float, attempts: int, variables: Mapping[str, str]) -> None:
+    def __init__(
+        self, timeout: float, attempts: int, variables: Mapping[str, str], nice: int
+    ) -> None:
         self._timeout, self._attempts, self._variables = timeout, attempts, variables
+        self._nice = nice
         self._deaths = 0
         self._serial = itertools.count()
         self._process: subprocess.Popen[bytes] | None = None
@@ -206,6 +211,9 @@ class _Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
             )
+            if self._nice and hasattr(os, "setpriority"):
+                with contextlib.suppress(OSError):  # it is nicer already, or gone
+                    os.setpriority(os.PRIO_PROCESS, self._process.pid, self._nice)
             if self._ended:  # while it was being started
                 self.end()
         return self._process

@@ -10,7 +10,6 @@ import os
 import signal
 import threading
 import time
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -20,10 +19,6 @@ __all__ = ["main"]
 
 _EVERY = 1.0
 """Seconds between two looks."""
-
-_NICE = 19
-"""How nice a process is that compiles while calls are served: where it is less so, one call in a
-hundred waits for a slice of its time."""
 
 
 def main() -> None:
@@ -67,8 +62,6 @@ def _compile(request: Request, adaptors: dict[str, Any]) -> Answer:
     from piecewise_core.torch_compat.state import set_torch_state
 
     config = Config.from_json(request.config)
-    if config.compile_mode == "background":
-        _give_way()
     if request.platform not in adaptors:
         selected = select(request.platform, environ={})
         adaptor = resolve(config.compiler, attributed(selected))
@@ -91,13 +84,6 @@ def _compile(request: Request, adaptors: dict[str, Any]) -> Answer:
         None if serves is None else [r.plain for r in serves.ranges],
         made.why,
     )
-
-
-def _give_way() -> None:
-    """Let calls that are served meanwhile have the processor first, also of compilers it starts."""
-    if hasattr(os, "setpriority") and os.getpriority(os.PRIO_PROCESS, 0) < _NICE:
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, 0, _NICE)
 
 
 def _refuse_differing(here: dict[str, str], there: dict[str, str]) -> None:

@@ -30,6 +30,10 @@ __all__ = ["Background"]
 
 logger = logging.getLogger(__name__)
 
+_NICE = 19
+"""Calls that are served meanwhile have the processors first: where the worker is less nice, one in
+a hundred waits for a slice of its time."""
+
 _AS_WRITTEN = "goes on running as written; call warmup() to compile it in this process"
 
 Ask = Callable[[Callable[[int], Request]], Answer]
@@ -55,7 +59,7 @@ class Background:
         self._setup = setup
         self._cache = cache
         self._told = told
-        self._pool = pool or WorkerPool()
+        self._pool = pool or WorkerPool(nice=_NICE)
         self._otherwise = otherwise
         self._failed = False
 

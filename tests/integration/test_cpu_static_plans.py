@@ -35,6 +35,23 @@ def put(x: torch.Tensor, out: torch.Tensor) -> None:
     out.copy_(x.cos())
 
 
+@torch.library.custom_op("pwcpu::swap", mutates_args=("state",))
+def swap(state: torch.Tensor, new: torch.Tensor) -> None:
+    state.data = new.clone()
+
+
+class Swaps(nn.Module):
+    """An operator gives a buffer other memory, and no tag says that it does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("state", torch.zeros(8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        swap(self.state, self.state * 0.5 + x.sum(0))
+        return x + self.state
+
+
 class Model(nn.Module):
     """Norms, products, views, and two operators to cut at."""
 
@@ -308,3 +325,14 @@ def test_threads_capture_and_replay_models_of_their_own():
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_a_size_whose_operator_gives_a_tensor_other_memory_is_not_captured():
+    model, plain = Swaps(), Swaps()
+    config = pw.Config(dynamic={0: {0: N}}, capture_sizes=SIZES, compiler="eager")
+    fast = pw.compile(model, config, CpuPlatform())
+    for rows in (2, 2, 8, 5, 2):
+        x = torch.randn(rows, 8)
+        torch.testing.assert_close(fast(x), plain(x), rtol=0, atol=0)
+    assert fast.stats().calls["replayed"] == 0
+    assert "gives a tensor other memory" in str(fast.explain().dropped)

@@ -77,7 +77,7 @@ def rows_to_kernels(graph: torch.fx.Graph, device_type: str) -> int:
     if not products:
         return 0
     require_triton()
-    from piecewise_cuda.row_kernel import MOST, rows_operator
+    from piecewise_cuda.row_kernel import MOST, rows_times_weights
 
     groups: list[list[_Product]] = []
     for found in products:
@@ -88,7 +88,7 @@ def rows_to_kernels(graph: torch.fx.Graph, device_type: str) -> int:
             group.append(found)
     results: dict[torch.fx.Node, torch.fx.Node] = {}
     for group in groups:
-        _replace(graph, group, rows_operator(), results)
+        _replace(graph, group, rows_times_weights, results)
     return len(groups)
 
 

@@ -6,14 +6,14 @@ that it is built, kept and bundled as Inductor's own kernels are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
-__all__ = ["MOST", "rows_operator"]
+__all__ = ["MOST", "rows_times_weights"]
 
 MOST = 3
 """Weights of one launch: query, key and value."""
@@ -132,15 +132,12 @@ def _launched(
     return outs
 
 
-def rows_operator() -> Callable[..., list[torch.Tensor]]:
-    """The operator ``(row, weights, added) -> outputs``; registered at the first call."""
-    if not hasattr(torch.ops.piecewise_cuda, "rows_times_weights"):
-        torch.library.triton_op(
-            "piecewise_cuda::rows_times_weights",
-            _launched,
-            mutates_args=(),
-            schema="(Tensor row, Tensor[] weights, Tensor?[] added) -> Tensor[]",
-        )
-    found: Callable[..., list[torch.Tensor]]
-    found = torch.ops.piecewise_cuda.rows_times_weights.default
-    return found
+torch.library.triton_op(
+    "piecewise_cuda::rows_times_weights",
+    _launched,
+    mutates_args=(),
+    schema="(Tensor row, Tensor[] weights, Tensor?[] added) -> Tensor[]",
+)
+
+rows_times_weights: Any = torch.ops.piecewise_cuda.rows_times_weights.default
+"""``(row, weights, added)`` -> the outputs, as of ``_launched``."""

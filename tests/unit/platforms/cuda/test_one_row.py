@@ -20,7 +20,7 @@ pytest.importorskip("triton")
 from piecewise_core.errors import CompilerUnavailable
 from piecewise_core.torch_compat.storages import storage_key
 from piecewise_cuda.one_row import one_row_kernels, rows_to_kernels
-from piecewise_cuda.row_kernel import MOST, rows_operator
+from piecewise_cuda.row_kernel import MOST, rows_times_weights
 
 F = nn.functional
 INNER, OUTPUTS = 1024, 512
@@ -32,7 +32,7 @@ class AsWritten(torch.fx.Interpreter):
     """Runs the operator as it is meant."""
 
     def call_function(self, target, args, kwargs):
-        if target is not rows_operator():
+        if target is not rows_times_weights:
             return super().call_function(target, args, kwargs)
         row, weights, added = args
         assert row.shape == (1, weights[0].shape[1])
@@ -327,7 +327,7 @@ FUNCTIONAL = textwrap.dedent(
     """
     import torch, triton
     from functorch.compile import aot_function
-    from piecewise_cuda.row_kernel import rows_operator
+    from piecewise_cuda.row_kernel import rows_times_weights
     from triton.backends.compiler import GPUTarget
 
     class Driver:
@@ -344,7 +344,7 @@ FUNCTIONAL = textwrap.dedent(
     row, weights = torch.randn(1, 512), [torch.randn(512, 512) for _ in range(3)]
     for many in (1, 2, 3):
         def fn(row, added, *weights):
-            return rows_operator()(row, weights, [added, *[None] * (many - 1)])
+            return rows_times_weights(row, weights, [added, *[None] * (many - 1)])
         try:
             with torch.no_grad():
                 aot_function(fn, stop)(row, row + 1, *weights[:many])
