@@ -1,7 +1,6 @@
 """What a user can set: one frozen, checked value that every stage reads.
 
-No torch and no plugin is imported here, and names that only a platform or a graph can judge
-(compilers, splitting ops) are judged there.
+No torch and no plugin is imported here; names of compilers and splitting ops are judged elsewhere.
 """
 
 from __future__ import annotations
@@ -50,7 +49,8 @@ class Config(config_io.PlainData):
     when there are capture sizes and the platform has graphs, else "none"; any other, without dims,
     captures the size ``()``. ``capture``: whether a size is captured at its first call or, "lazy",
     at its second. ``capture_compile``: whether graphs hold code for exactly their size, or their
-    range's; "auto" measures. ``padding``: whether a call is padded up to a capture size, of each
+    range's; "auto" measures. ``graph_executables``: whether graphs share what launches them, to
+    save the driver's memory. ``padding``: whether a call is padded up to a capture size, of each
     dim at most ``max_padding_factor`` times its own. ``out_of_range``: what a size out of bounds
     does. ``compiler``: a name; None is the platform's own. ``compile_mode``: when it compiles.
     ``compile_workers``: processes that compile pieces side by side while a call or warm-up waits.
@@ -64,8 +64,7 @@ class Config(config_io.PlainData):
     file of keys, or an id; never shown. ``memory_limit``: bytes for graphs. ``profiler_names``:
     whether profiles name pieces. ``on_event``: called with each ``pw.Event``. ``ranks``: processes
     that capture alike, a group of torch.distributed, "auto" for those of the model's collectives,
-    or None; ``ranks_timeout``: the seconds that one waits for others. Keys, functions and groups
-    are not serialised.
+    or None; ``ranks_timeout``: how long one waits. Keys, functions and groups are not serialised.
     """
 
     splitting_ops: Sequence[str] | Literal["auto"] = ()
@@ -77,6 +76,7 @@ class Config(config_io.PlainData):
     graph_mode: config_choices.GraphMode | None = None
     capture: Literal["first", "lazy"] = "first"
     capture_compile: config_choices.CaptureCompile = "auto"
+    graph_executables: Literal["own", "shared"] = "own"
     padding: Literal["none", "capture_sizes"] = "none"
     max_padding_factor: float | None = None
     out_of_range: Literal["error", "general", "eager"] = "error"

@@ -19,6 +19,7 @@ _CHOICES = {
     "compile_mode": ("lazy", "warmup", "background"),
     "capture": ("first", "lazy"),
     "capture_compile": ("auto", "exact", "range"),
+    "graph_executables": ("own", "shared"),
     "inputs": ("copy", "static"),
     "regions": ("declared", "auto"),
     "check": ("off", "cheap", "strict", "verify"),

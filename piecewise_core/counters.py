@@ -39,7 +39,7 @@ class Stats:
     ``fleet_published``: put there. ``captures``: static graphs.
     ``calls``: by kind of target; they sum to the calls made. ``padded_rows``: rows added to reach a
     capture size. ``restrided``: inputs copied to the traced layout. ``pool_bytes``: in the graph
-    pool. ``driver_bytes``: graph memory outside it.
+    pool. ``driver_bytes``: graph memory outside it. ``executables``: what launches the graphs.
     ``retraces``: times that traces, or recordings, were made anew since Python state had changed.
     ``declined``: pieces and ranges of which code does not serve every size: the compiler declined
     the piece, or fixed a size. ``verified``: calls that also ran as written. ``wrong``: targets
@@ -66,6 +66,7 @@ class Stats:
     relaid: int = 0
     pool_bytes: int = 0
     driver_bytes: int = 0
+    executables: int = 0
     retraces: int = 0
     declined: int = 0
     verified: int = 0

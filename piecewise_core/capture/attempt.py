@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from piecewise_core.capture.blame import blamer, failed_as
-from piecewise_core.capture.buffers import Stage
 from piecewise_core.capture.captured import CapturedPlan
 from piecewise_core.capture.copied_outputs import copied_out
 from piecewise_core.capture.dispatcher_bypass import Kernels
 from piecewise_core.capture.opsteps import Step
 from piecewise_core.capture.recorder import Recorder
 from piecewise_core.capture.restoring import abandon, restored, same_stream
+from piecewise_core.capture.source import Plan, Source, recorder_of
 from piecewise_core.capture.weak import WeakTensors, writable
 from piecewise_core.capture.whole import WholeRecorder
 from piecewise_core.errors import CaptureFailed, OutOfGraphMemory, PlatformFault
@@ -26,34 +26,9 @@ from piecewise_core.plugins import Declared, raised
 from piecewise_core.ranges import Sizes
 from piecewise_core.torch_compat.graphs import modes_as_before
 
-__all__ = ["Source", "capture", "recorder_of"]
+__all__ = ["capture"]
 
 logger = logging.getLogger(__name__)
-
-Plan = Callable[..., tuple[Any, ...]]
-
-
-@dataclass(frozen=True)
-class Source:
-    """What is captured: a plan to be built over wrapped pieces and operators.
-
-    ``build(recorder)``: the plan, with the recorder's ``piece(label, run)`` around every piece and
-    its ``op(fn)`` around every splitting op. ``recorder``: the kind to capture with. ``inputs``:
-    static tensors. ``bound``: the model's. ``written``: tensors of the user that the program
-    writes to, put back after capture. ``owned``: whether ``inputs`` are buffers that nobody else
-    knows: results that lie in them are copied out. ``rehearsed``: a recorder that had its first run
-    already, and its plan. ``at``: where the model's tensors lie.
-    """
-
-    build: Callable[[Any], Plan]
-    inputs: tuple[torch.Tensor, ...]
-    bound: tuple[torch.Tensor, ...]
-    written: tuple[torch.Tensor, ...]
-    stage: Stage
-    recorder: Callable[[Declared, Any, Any], Recorder] = Recorder
-    owned: bool = False
-    rehearsed: tuple[Recorder, Plan] | None = None
-    at: tuple[int, ...] = ()
 
 
 def capture(
@@ -173,7 +148,7 @@ def _recorded(
                 device.synchronize()
             if tight:
                 platform.empty_cache()
-            recorder.capturing = True
+            recorder.capturing, recorder.like = True, source.like
             with no_collection():
                 outputs: tuple[Any, ...] = recorder.record(run)
         device.synchronize()
@@ -198,16 +173,6 @@ def _refuse_impossible(platform: Declared, stream: Any, tensors: Sequence[torch.
                 f"{here}, the current device; make {there} current before the first capture, "
                 f"torch.{there.type}.set_device({there.index})"
             )
-
-
-def recorder_of(
-    platform: Declared, pool: Any, stream: Any, source: Source, *, whole: bool
-) -> Recorder:
-    """What records ``source``; ``whole``: as one graph."""
-    kind = WholeRecorder if whole else source.recorder
-    recorder = kind(platform, pool, stream)
-    recorder.generator = platform.rng() if platform.rng is not None else None
-    return recorder
 
 
 def _bound(

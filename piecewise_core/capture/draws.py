@@ -30,6 +30,7 @@ class Draws:
         self._begun: dict[int, tuple[Any, torch.Tensor]] = {}
         self._now: dict[int, torch.Tensor] = {}
         self._met: set[int] = set()
+        self._drew = False
 
     def begin(self, generators: Iterable[Any]) -> None:
         """The first run begins, with ``generators`` in a state that nobody knows."""
@@ -67,13 +68,16 @@ class Draws:
     def drawn(self) -> None:
         """Numbers may have been drawn."""
         for key, (generator, _) in self._begun.items():
-            self._now[key] = generator.get_state()
+            state = generator.get_state()
+            self._drew |= key in self._now and not _same(self._now[key], state)
+            self._now[key] = state
 
-    def check(self) -> None:
-        """Raise CaptureFailed where a generator is not as the last number left it."""
+    def check(self) -> bool:
+        """Whether any number was drawn. Raises CaptureFailed where a generator was set since."""
         for key, (generator, _) in self._begun.items():
             if not _same(self._now[key], generator.get_state()):
                 raise CaptureFailed(_SET)
+        return self._drew
 
     def put_back(self) -> None:
         """Every generator is as it was found."""

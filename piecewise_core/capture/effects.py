@@ -14,7 +14,7 @@ from piecewise_core.capture.draws import Draws
 from piecewise_core.capture.hostdata import Call, HostData, is_lift
 from piecewise_core.capture.hostinputs import AddStep, HostInputs
 from piecewise_core.capture.lines import Lines
-from piecewise_core.capture.recorder import another_path
+from piecewise_core.capture.opsteps import another_path
 from piecewise_core.capture.runmemory import RunMemory
 from piecewise_core.capture.script import Script
 from piecewise_core.errors import CaptureFailed

@@ -219,6 +219,8 @@ class GraphMemory:
         """Ask the driver what the graphs hold and put it into the counters; it may take long."""
         for name, count in self._asked():
             self.counters.set(name, count)
+        told = None if self.pool is None else self.platform.executables
+        self.counters.set("executables", self.graphs if told is None else told(self.pool))
 
     def _asked(self) -> Iterator[tuple[str, int]]:
         for name in ("pool_bytes", "driver_bytes"):

@@ -13,7 +13,7 @@ from piecewise_core.capture.loose import Loose
 from piecewise_core.errors import CaptureFailed, OpContractBroken
 from piecewise_core.torch_compat import pytree
 
-__all__ = ["Step", "allocate", "flat", "form_of", "layout_of", "op_step"]
+__all__ = ["Step", "allocate", "another_path", "flat", "form_of", "layout_of", "op_step"]
 
 # Dynamo writes ``with sdpa_kernel(...)`` as calls that return the kernels allowed before.
 _PLAIN = (int, float, bool, str, SDPBackend)
@@ -124,3 +124,12 @@ def allocate(layout: tuple[Any, ...] | None) -> Any:
     shape, stride, dtype, device = layout
     with torch.inference_mode(False):  # calls may come in any mode, and copy into it
         return torch.empty_strided(shape, stride, dtype=dtype, device=device)
+
+
+def another_path(what: str) -> str:
+    """The message for a run that does not do what the one before it did."""
+    return (
+        f"{what} did not do in its second run what it did in its first; a graph repeats one run, "
+        "so what Python or a tensor's values decide must come out the same. Put that code into a "
+        "splitting op"
+    )

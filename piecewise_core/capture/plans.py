@@ -9,11 +9,12 @@ from functools import partial
 
 import torch
 
-from piecewise_core.capture.attempt import Source, capture
+from piecewise_core.capture.attempt import capture
 from piecewise_core.capture.captured import CapturedPlan
 from piecewise_core.capture.evicting import once_more
 from piecewise_core.capture.graphmemory import GraphMemory
 from piecewise_core.capture.resting import Resting
+from piecewise_core.capture.source import Source, beside
 from piecewise_core.capture.thinning import fitting
 from piecewise_core.counters import Counters
 from piecewise_core.errors import CaptureFailed, OutOfGraphMemory, SizeBranch
@@ -37,11 +38,11 @@ class CapturedPlans:
     """Captures the sizes of one form of calls, keeps their plans, frees them.
 
     ``memory``: what their graphs lie in, with those of other forms. ``dropped``: sizes that have no
-    plan, and why; they are served by compiled ranges. ``owed``: sizes that ``release`` freed, or
-    let be tried anew: capturing them again is no news. ``called``: sizes that were served without,
-    to be captured at their next call if ``lazy``. ``whole``: whether one graph is tried first.
-    ``counters``: of what happens to these plans; the memory's, by default. ``ranks``: the processes
-    that capture and free alike. ``evicted``: sizes dropped on this one alone, as far as is known.
+    plan, and why; they are served by compiled ranges. ``owed``: sizes that ``release`` freed or let
+    be tried anew: capturing them again is no news. ``called``: sizes that were served without, to
+    be captured at their next call if ``lazy``. ``whole``: whether one graph is tried first.
+    ``counters``: of these plans; the memory's, by default. ``ranks``: the processes that capture
+    and free alike. ``evicted``: sizes dropped on this one alone, as far as is known.
     """
 
     def __init__(
@@ -101,8 +102,7 @@ class CapturedPlans:
 
     def is_early(self, sizes: Sizes) -> bool:
         """Whether a call of ``sizes`` is too early to capture them."""
-        met = (self.called, self.owed, self._plans)
-        return self._lazy and not any(sizes in known for known in met)
+        return self._lazy and not any(sizes in m for m in (self.called, self.owed, self._plans))
 
     def budget(self, graphs_per_size: int, sizes: list[Sizes]) -> list[Sizes]:
         """The sizes that the device has graph handles for: the ends are kept, the middle thinned.
@@ -180,7 +180,7 @@ class CapturedPlans:
         memory = self.memory
         with self.callers.using():
             try:
-                made = source()
+                made = beside(source(), self._plans, alone=self.ranks.meeting is None)
             except torch.OutOfMemoryError as error:
                 raise OutOfGraphMemory(
                     f"sizes {sizes} cannot be captured: there is no memory for their inputs: "

@@ -10,7 +10,7 @@ import torch
 from piecewise_core.capture.ambient import Ambient
 from piecewise_core.capture.collectives import of_copies, waited
 from piecewise_core.capture.loose import Loose
-from piecewise_core.capture.opsteps import allocate, flat, form_of, layout_of
+from piecewise_core.capture.opsteps import allocate, another_path, flat, form_of, layout_of
 from piecewise_core.capture.sequence import OpCall, StepSequence
 from piecewise_core.capture.weak import WeakTensors
 from piecewise_core.errors import CaptureFailed
@@ -19,7 +19,7 @@ from piecewise_core.plugins import Declared
 from piecewise_core.torch_compat import pytree
 from piecewise_core.torch_compat.dispatcher import without_modes
 
-__all__ = ["Recorder", "another_path"]
+__all__ = ["Recorder"]
 
 
 class Recorder:
@@ -37,6 +37,10 @@ class Recorder:
     (the driver's ``runs_captures``), or where an operator returns memory that it was given. Else
     the first run has told what they return.
 
+    ``like``: graphs of another size, with which those at the same places may share executables;
+    None for graphs that have executables of their own. ``draws``: whether the first run drew random
+    numbers: torch advances generators by what the graph drew that an executable was made of.
+
     ``reshaping``: a run changes sizes of tensor objects that operators were given before.
 
     ``strict``: steps check that operators return what they did when captured. ``lasting``: what the
@@ -46,14 +50,12 @@ class Recorder:
     before it, so that they come from the pool and are shared with other sizes.
     """
 
-    strict = False
-    lasting = True
+    strict, lasting, draws = False, True, False
 
     def __init__(self, platform: Declared, pool: Any, stream: Any) -> None:
         self._platform = platform
         graphs = platform.graphs
-        self._new_graph, self._capture_begin = graphs.new_graph, graphs.capture_begin
-        self._capture_end = graphs.capture_end
+        self._capture_begin, self._capture_end = graphs.capture_begin, graphs.capture_end
         self.device_type = platform.device_type
         self._ambient = Ambient(self.device_type)
         self.pool = pool
@@ -71,6 +73,7 @@ class Recorder:
         self.made: list[tuple[torch.Tensor, ...]] = []
         self.weak = None if platform.weak_ref is None else WeakTensors(platform.weak_ref)
         self.generator: Any = None
+        self.like: Sequence[Any] | None = None
         self.reshaping = False
         self.capturing = False
         self.current = "its beginning"
@@ -180,7 +183,10 @@ class Recorder:
 
     def rehearse(self, run: Callable[[], Any]) -> None:
         """The first run: warms up, and notes what operators return."""
+        generators = [] if self.generator is None or self.like is None else [self.generator]
+        before = [g.get_state() for g in generators]
         run()
+        self.draws = not all(map(torch.equal, before, [g.get_state() for g in generators]))
 
     def record(self, run: Callable[[], Any]) -> Any:
         """The second run: ``run()`` with every piece captured as it comes."""
@@ -204,6 +210,12 @@ class Recorder:
         self.sequence.append(graph)
         self.made.append(() if self.weak is None else self.weak.all_of(result))
         return result
+
+    def _new_graph(self) -> Any:
+        like, make = None if self.draws else self.like, self._platform.graph_like
+        if like is None or make is None:
+            return self._platform.graphs.new_graph()
+        return make(next(iter(like[len(self.graphs) :]), None))
 
     def _begin_graph(self, pool: Any = None) -> Any:
         graph = self._new_graph()
@@ -232,19 +244,7 @@ class Recorder:
 
     def forget(self) -> None:
         """Let go of every tensor; what was recorded must not wait for a garbage collector."""
-        self.sequence.clear()
-        self._next.clear()
-        self._results.clear()
-        self._forms.clear()
-        self.made.clear()
+        for noted in (self.sequence, self._next, self._results, self._forms, self.made):
+            noted.clear()
         if self.weak is not None:
             self.weak.forget()
-
-
-def another_path(what: str) -> str:
-    """The message for a run that does not do what the one before it did."""
-    return (
-        f"{what} did not do in its second run what it did in its first; a graph repeats one run, "
-        "so what Python or a tensor's values decide must come out the same. Put that code into a "
-        "splitting op"
-    )

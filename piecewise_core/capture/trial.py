@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from piecewise_core.capture.attempt import Source, recorder_of
 from piecewise_core.capture.restoring import restored, same_stream
+from piecewise_core.capture.source import Source, recorder_of
 from piecewise_core.plugins import Declared
 from piecewise_core.ranges import Sizes
 

@@ -19,9 +19,9 @@ from piecewise_core.capture.effects import Effects
 from piecewise_core.capture.hostdata import Call
 from piecewise_core.capture.lines import Lines
 from piecewise_core.capture.modes import Functions, Operators
-from piecewise_core.capture.opsteps import allocate
+from piecewise_core.capture.opsteps import allocate, another_path
 from piecewise_core.capture.questions import Questions
-from piecewise_core.capture.recorder import Recorder, another_path
+from piecewise_core.capture.recorder import Recorder
 from piecewise_core.capture.valuereads import is_read, looked_into, values_read
 from piecewise_core.errors import CaptureFailed
 from piecewise_core.graph.padding.runs import Run
@@ -101,7 +101,7 @@ class WatchingRecorder(Recorder):
         draws.begin((torch.default_generator, self.generator))
         with self._watched():
             data.apart(tensors(run()))
-            draws.check()
+            self.draws = draws.check()
         for value in data.fresh:
             for segment in data.segments[value]:
                 self._works[segment] = True  # replays make it anew

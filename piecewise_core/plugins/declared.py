@@ -48,6 +48,8 @@ class Declared:
     replayer: Callable[[Any], Callable[[], None]]
     weak_ref: Callable[[torch.Tensor], torch.Tensor] | None
     register_generator: Callable[[Any, torch.Generator], None] | None
+    graph_like: Callable[[Any], Any] | None
+    executables: Callable[[Any], int] | None
     resource_budget: Callable[[BudgetContext], int | None]
     explain: Callable[[BaseException], str | None]
     unsafe_ops: Callable[[], Iterable[str]]
@@ -98,6 +100,8 @@ def declared(platform: Any) -> Declared:
         replayer=has("replayer", lambda graph: partial(graphs.replay, graph)),
         weak_ref=has("weak_ref"),
         register_generator=has("register_generator"),
+        graph_like=has("graph_like"),
+        executables=has("executables"),
         resource_budget=has("resource_budget", _nothing),
         explain=has("explain", _nothing),
         unsafe_ops=has("unsafe_ops", tuple),

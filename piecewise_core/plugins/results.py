@@ -74,6 +74,7 @@ RESULTS: Mapping[str, Callable[[Any], Any]] = {
     "compile": _compiled,
     "driver_bytes": _whole,
     "elapsed": float,
+    "executables": _whole,
     "fingerprint": _short_strings,
     "hash_factors": _short_strings,
     "is_capturing": bool,

@@ -101,6 +101,23 @@ class GraphExtras(Protocol):
         """
         ...
 
+    def graph_like(self, other: Any | None) -> Any:
+        """An empty graph that the executable of ``other`` may launch, to save the driver's memory.
+
+        In place of ``new_graph``'s with ``Config(graph_executables="shared")``. ``other``: one of
+        these, of the same place in another size, captured into the same pool; None for the first.
+        From ``capture_end`` on one executable may launch both, and any that were made like them:
+        ``replay`` and ``replayer`` bring it up to date whenever another of them was launched last.
+        Only where that cannot change results; a reset of one leaves the others as they are. Not
+        asked for programs that draw random numbers, nor with other ranks. Without: a graph has an
+        executable of its own.
+        """
+        ...
+
+    def executables(self, pool: Any) -> int:
+        """How many executables launch the graphs of ``pool``. Without: as many as graphs."""
+        ...
+
     def resource_budget(self, ctx: BudgetContext) -> int | None:
         """How many more graphs may be captured; asked once per warm-up, before it captures.
 

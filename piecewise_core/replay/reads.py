@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from piecewise_core.capture.attempt import Source
 from piecewise_core.capture.buffers import FixedInputs, OwnedInputs, Stage, repeat_rows
 from piecewise_core.capture.graphmemory import GraphMemory
 from piecewise_core.capture.resting import addresses
+from piecewise_core.capture.source import Source
 from piecewise_core.config import Config
 from piecewise_core.errors import ConfigError
 from piecewise_core.ranges import Sizes
@@ -33,6 +33,7 @@ class Reads:
         self._memory = memory
         self._captures = config.captures
         self.static = config.inputs == "static"
+        self._like = () if config.graph_executables == "shared" else None
         self._binder: Calls | None = None
         self._owned: OwnedInputs | None = None
         self._unlisted: dict[Sizes, OwnedInputs] = {}
@@ -113,6 +114,7 @@ class Reads:
             made.recorder,
             owned=not self.static,
             at=addresses(bound),
+            like=self._like,
         )
 
     def _in_order(self, stage: Stage) -> Stage:

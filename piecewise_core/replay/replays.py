@@ -15,11 +15,11 @@ from typing import Any
 import torch
 
 from piecewise_core.capture.alike import alike, level
-from piecewise_core.capture.attempt import Source
 from piecewise_core.capture.captured import CapturedPlan
 from piecewise_core.capture.graphmemory import GraphMemory
 from piecewise_core.capture.plans import CapturedPlans
 from piecewise_core.capture.sealing import refuse_new
+from piecewise_core.capture.source import Source
 from piecewise_core.capture.thinning import largest_first
 from piecewise_core.config import Config
 from piecewise_core.counters import Counters

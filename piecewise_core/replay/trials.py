@@ -14,8 +14,8 @@ from functools import partial
 
 import torch
 
-from piecewise_core.capture.attempt import Source
 from piecewise_core.capture.plans import CapturedPlans
+from piecewise_core.capture.source import Source
 from piecewise_core.capture.thinning import largest_first
 from piecewise_core.capture.trial import try_once
 from piecewise_core.config import Config, Dim

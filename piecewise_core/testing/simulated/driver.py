@@ -14,32 +14,15 @@ import torch
 from piecewise_core.protocols import BudgetContext
 from piecewise_core.testing.simulated.device import Device, DeviceFault
 from piecewise_core.testing.simulated.frozen import Layout, unseen
+from piecewise_core.testing.simulated.graph import Family, SimulatedGraph
 from piecewise_core.testing.simulated.pool import Pool, storage_at
 from piecewise_core.testing.simulated.recorder import Capture
 from piecewise_core.testing.simulated.recording import Recording
 from piecewise_core.testing.simulated.waits import UNSAFE
 
-__all__ = ["SimulatedDriver", "SimulatedGraph"]
+__all__ = ["SimulatedDriver"]
 
-_BYTES_PER_GRAPH = 4096  # what the driver of this device is said to hold for one graph
-
-
-class SimulatedGraph:
-    """One graph: empty, then capturing, then ready to be replayed, then empty again."""
-
-    def __init__(self, device: Device) -> None:
-        self.generators: list[torch.Generator] = []
-        self.capture: Capture | None = None
-        self.recording: Recording | None = None
-        self.pool: Pool | None = None
-        self._device = device
-
-    def replay(self) -> None:
-        """Run what was captured."""
-        self._device.forbid_in_capture("a replay", "Capture one plan at a time.")
-        if self.recording is None:
-            raise DeviceFault("replay of a graph that holds nothing", "Capture the graph first.")
-        self.recording.run()
+_BYTES_PER_GRAPH, _BYTES_PER_EXECUTABLE = 1024, 3072  # what the driver is said to hold
 
 
 class SimulatedDriver:
@@ -63,6 +46,7 @@ class SimulatedDriver:
         weak_refs: bool = True,
         generators: bool = True,
         drop_op: str | None = None,
+        shares: bool = True,
     ) -> None:
         self._device = device
         self._max_graphs = max_graphs
@@ -72,11 +56,14 @@ class SimulatedDriver:
         self._ends = itertools.count(1)
         self._thread = 0
         self._graphs: dict[int, weakref.finalize[Any, Any]] = {}
+        self._shared: weakref.WeakSet[SimulatedGraph] = weakref.WeakSet()
         self.tells_budget = True
         if weak_refs:
             self.weak_ref = self._weak_ref
         if generators:
             self.register_generator = self._register_generator
+        if shares:
+            self.graph_like, self.executables = self._graph_like, self._executables
 
     # Capture and replay ---------------------------------------------------------------
 
@@ -127,7 +114,7 @@ class SimulatedDriver:
             raise DeviceFault(
                 "the capture was invalidated by an earlier error", "Look at the first error."
             )
-        graph.recording = recording
+        graph.captured(recording)
 
     def replay(self, graph: Any) -> None:
         """Run ``graph``."""
@@ -142,9 +129,8 @@ class SimulatedDriver:
         """Free the graph; with its last graph and tensor a pool gives its memory back."""
         if graph.capture is not None:  # whatever abort_capture was replaced by
             self._leave_capture(graph, graph.capture)
-        graph.recording = None
-        gone = self._graphs.pop(id(graph), None)
-        if gone is not None:
+        graph.reset()
+        if (gone := self._graphs.pop(id(graph), None)) is not None:
             gone()
 
     def is_capturing(self) -> bool:
@@ -168,8 +154,9 @@ class SimulatedDriver:
         return int(pool.live_bytes)
 
     def driver_bytes(self, pool: Any) -> int:
-        """4 KiB for each graph in ``pool``."""
-        return _BYTES_PER_GRAPH * int(pool.graph_count)
+        """1 KiB for each graph in ``pool``, and 3 for each executable."""
+        graphs = int(pool.graph_count)
+        return _BYTES_PER_GRAPH * graphs + _BYTES_PER_EXECUTABLE * self._executables(pool)
 
     def _weak_ref(self, tensor: torch.Tensor) -> torch.Tensor:
         """The same memory, which it does not keep alive; itself, where no pool has that memory."""
@@ -180,6 +167,19 @@ class SimulatedDriver:
             return tensor
         with unseen():
             return Layout.of(tensor).over(storage_at(address, nbytes, segment))
+
+    # Executables ----------------------------------------------------------------------
+
+    def _graph_like(self, other: Any | None) -> Any:
+        """An empty graph whose executable launches those that do the same operators, too."""
+        graph = SimulatedGraph(self._device, Family() if other is None else other.family)
+        self._shared.add(graph)
+        return graph
+
+    def _executables(self, pool: Any) -> int:
+        """How many there are: those that launch several graphs once."""
+        shared = [g for g in self._shared if g.pool is pool and g.executable is not None]
+        return int(pool.graph_count) - len(shared) + len({id(g.executable) for g in shared})
 
     # What else a driver knows ---------------------------------------------------------
 

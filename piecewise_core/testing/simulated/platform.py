@@ -23,7 +23,8 @@ class SimulatedPlatform:
     pools may hold; past it torch.OutOfMemoryError. ``fail_capture_at``: the n-th capture_end
     fails, from 1. ``weak_refs``, ``generators``: False for a driver without these methods; then
     replays draw the same random numbers again. ``drop_op``: "aten.add.Tensor", an operator that
-    captures silently leave out, as a device that lies would.
+    captures silently leave out, as a device that lies would. ``shares``: False for a driver whose
+    graphs have executables of their own.
 
     Custom operators count as one kernel: their Python runs at every replay. What never passes
     torch's dispatcher is not seen: ``tolist`` and ``numpy``. Pieces that Inductor compiled are
@@ -42,6 +43,7 @@ class SimulatedPlatform:
         weak_refs: bool = True,
         generators: bool = True,
         drop_op: str | None = None,
+        shares: bool = True,
     ) -> None:
         device = Device(memory_bytes)
         self.graphs: GraphDriver | None = SimulatedDriver(
@@ -51,6 +53,7 @@ class SimulatedPlatform:
             weak_refs=weak_refs,
             generators=generators,
             drop_op=drop_op,
+            shares=shares,
         )
         self.device: DeviceRuntime = SimulatedRuntime(device)
         self.compiler: CompilerAdaptor = EagerCompiler()

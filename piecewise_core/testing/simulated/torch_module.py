@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from piecewise_core.testing.simulated.device import Device
-from piecewise_core.testing.simulated.driver import SimulatedDriver, SimulatedGraph
+from piecewise_core.testing.simulated.driver import SimulatedDriver
+from piecewise_core.testing.simulated.graph import SimulatedGraph
 from piecewise_core.testing.simulated.pool import Pool
 from piecewise_core.testing.simulated.runtime import SimulatedRuntime
 

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 
-from piecewise_core.capture.attempt import Source, capture
+from piecewise_core.capture.attempt import capture
 from piecewise_core.errors import CaptureFailed, OutOfGraphMemory
 from piecewise_core.plugins import declared
 from piecewise_core.testing import SimulatedPlatform
