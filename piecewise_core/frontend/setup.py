@@ -112,6 +112,17 @@ class Setup:
                 'with multiprocessing.get_context("spawn"), or before anything uses the device'
             )
 
+    @property
+    def advice(self) -> tuple[str, ...]:
+        """What to say of settings that do nothing here."""
+        shares = self.platform.graphs is None or self.platform.declared.graph_like is not None
+        if shares or self.config.graph_executables == "own":
+            return ()
+        return (
+            'graph_executables="shared" saves nothing here: the graph driver of platform '
+            f'"{self.selected.info.name}" offers no graph_like, so each graph has its own',
+        )
+
     def is_capturing(self) -> bool:
         """Whether the device is recording what this thread does."""
         graphs = self.platform.graphs

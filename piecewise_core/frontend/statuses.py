@@ -41,7 +41,8 @@ def session_status(session: Session) -> Status:
         targets.append(TargetStatus("eager", "others", "as_written", reason, eager, form=-1))
     ready = bool(forms) and not any(target.waits for target in targets)
     second = session.shared.artifact_cache.ledger.state()
-    return Status(ready, tuple(targets), len(forms), session.shared.drift.look(), second)
+    advice = (*session.setup.advice, *session.shared.drift.look())
+    return Status(ready, tuple(targets), len(forms), advice, second)
 
 
 class _OfForm:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
 from piecewise_core.building_blocks import TorchGraphDriver
+from piecewise_cuda.executables import LAST, Calls, Family, SharedGraph, cuda_calls
 from piecewise_cuda.ops import UNSAFE
 
 __all__ = ["CudaGraphDriver"]
@@ -16,11 +18,30 @@ logger = logging.getLogger(__name__)
 
 
 class CudaGraphDriver(TorchGraphDriver):
-    """The GraphDriver of the current CUDA device. ``debug``: makes ``dump`` possible."""
+    """The GraphDriver of the current CUDA device. ``debug``: makes ``dump`` possible.
 
-    def __init__(self, *, debug: bool = False) -> None:
+    ``calls``: of CUDA's libraries, in place of those that torch loaded.
+    """
+
+    def __init__(self, *, debug: bool = False, calls: Calls | None = None) -> None:
         super().__init__(torch.cuda, unsafe_ops=UNSAFE, debug=debug)
         self._unstaged: set[int] = set()
+        self._calls = calls or cuda_calls(torch.version.cuda, self._class)
+        if self._calls is not None:
+            self.graph_like = self._graph_like
+
+    def _graph_like(self, other: Any | None) -> Any:
+        """An empty graph that shares an executable with those that run the same functions."""
+        if self._calls is None or torch.cuda.get_device_capability()[0] > LAST:
+            return self.new_graph()
+        known = getattr(other, "family", None)
+        family = Family() if known is None else known
+        return SharedGraph(self._class(keep_graph=True), family, self._calls, super().replayer)
+
+    def executables(self, pool: Any) -> int:
+        """How many executables launch the graphs of ``pool``: fewer where they are shared."""
+        graphs = [graph for graph, own in self._pools.items() if own is pool]
+        return len({id(getattr(graph, "executable", graph)) for graph in graphs})
 
     def stager(
         self, buffers: Sequence[torch.Tensor]
