@@ -170,6 +170,12 @@ class Case:
         self._graphs.append(graph)
         return graph
 
+    def graph_like(self, other: Any) -> Any:
+        """An empty graph that may share the executable of ``other``; reset when the test ends."""
+        graph = self.driver.graph_like(other)
+        self._graphs.append(graph)
+        return graph
+
     @contextlib.contextmanager
     def ready(self, stream: Any = None) -> Iterator[None]:
         """As core has it around the captures of one size: stream current, context entered.

@@ -16,6 +16,7 @@ from piecewise_core.testing.conformance.level2_memory import Memory
 from piecewise_core.testing.conformance.level2_pools import Pools
 from piecewise_core.testing.conformance.level2_replay import Replays
 from piecewise_core.testing.conformance.level2_reset import Resets
+from piecewise_core.testing.conformance.level2_sharing import Sharing
 from piecewise_core.testing.conformance.level2_streams import Streams
 from piecewise_core.testing.conformance.level3 import Level3
 
@@ -25,6 +26,7 @@ __all__ = ["PlatformConformance"]
 # Pytest takes the tests of the last base first: levels run from L0 up.
 class PlatformConformance(
     Level3,
+    Sharing,
     Inputs,
     Faults,
     Resets,

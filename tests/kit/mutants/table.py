@@ -16,6 +16,7 @@ from mutants.numbers import NUMBERS
 from mutants.ownership import OWNERSHIP
 from mutants.plugins import PLUGINS
 from mutants.replays import REPLAYS
+from mutants.sharing import SHARING
 from mutants.streams import STREAMS
 from piecewise_core.testing.conformance.report import TestResult
 from piecewise_core.testing.conformance.running import run_suite, suite_for
@@ -32,6 +33,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *STREAMS,
     *MEMORY,
     *FAULTS,
+    *SHARING,
     *DRIVERS,
     *ENDURANCE,
 )

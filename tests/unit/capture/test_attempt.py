@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from piecewise_core.capture.attempt import capture
+from piecewise_core.capture.source import Source
 from piecewise_core.errors import CaptureFailed, OutOfGraphMemory
 from piecewise_core.plugins import declared
 from piecewise_core.testing import SimulatedPlatform

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from piecewise_core.capture.attempt import Source
 from piecewise_core.capture.graphmemory import GraphMemory
 from piecewise_core.capture.plans import CapturedPlans
+from piecewise_core.capture.source import Source
 from piecewise_core.counters import Counters
 from piecewise_core.errors import CaptureFailed
 from piecewise_core.plugins import declared

@@ -45,7 +45,7 @@ class _Info(ctypes.Structure):
 
 
 class Calls:
-    """What torch has no name for. ``runtime``: libcudart, of CUDA 12 or later; ``driver``: libcuda."""
+    """What torch has no name for. ``runtime``: libcudart, of CUDA 12 on; ``driver``: libcuda."""
 
     def __init__(self, runtime: Any, driver: Any) -> None:
         self._update, self._clear = runtime.cudaGraphExecUpdate, runtime.cudaGetLastError
