@@ -213,6 +213,7 @@ class Driver(SimulatedDriver):
         vars(self).update(vars(like))
         self.weak_ref = self._weak_ref
         self.register_generator = self._register_generator
+        self.graph_like, self.executables = self._graph_like, self._executables
         self.told = []
 
     def capture_context(self):

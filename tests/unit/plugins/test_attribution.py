@@ -79,12 +79,14 @@ def acme(site, monkeypatch):
     return parts
 
 
-def live(directory):
-    """A model's life on acme; yields what was said when something went wrong."""
+def live(directory, name=""):
+    """A model's life on acme; yields what was said when something went wrong in ``name``."""
+    shared = "shared" if name in ("graph_like", "executables") else "own"
     fast = None
     with torch.inference_mode():
         try:
-            fast = pw.compile(layers, CONFIG, platform="acme")
+            config = CONFIG.replace(graph_executables=shared)
+            fast = pw.compile(layers, config, platform="acme")
             yield from fast.warmup(torch.ones(3, 4)).dropped
         except PiecewiseError as error:
             yield str(error)
@@ -111,7 +113,7 @@ def test_a_method_that_raises_is_named_with_distribution_and_version(
     acme.create = lambda: platform
 
     caplog.set_level(logging.INFO, "piecewise_core")
-    said = [*live(tmp_path), *(record.getMessage() for record in caplog.records)]
+    said = [*live(tmp_path, name), *(record.getMessage() for record in caplog.records)]
     title = f"{PARTS[part][0].__name__}.{name}"
     named = [text for text in said if title in text]
     assert named, said

@@ -42,6 +42,9 @@ CONFIG = pw.Config(
 )
 
 
+MORE = {"padding": "capture_sizes", "graph_executables": "shared"}
+
+
 def layers(x):
     x = torch.nn.functional.layer_norm(torch.relu(x) + 1, (4,))
     return x * 2
@@ -104,7 +107,7 @@ DECLARED = (
 
 def live(platform, directory):
     """A model's life: set up, warm up, serve, look at graphs, release."""
-    fast = pw.compile(layers, CONFIG.replace(padding="capture_sizes"), platform=platform)
+    fast = pw.compile(layers, CONFIG.replace(**MORE), platform=platform)
     fast.warmup(torch.randn(3, 4))
     for rows in (8, 3):
         assert torch.equal(fast(torch.ones(rows, 4)), layers(torch.ones(rows, 4)))

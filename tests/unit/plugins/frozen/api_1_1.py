@@ -27,7 +27,10 @@ FIELDS = {
 }
 """What values gained, behind the fields that they had."""
 
-METHODS = {"RuntimeExtras": {"elapsed": ["self", "run"], "stream_order": ["self"]}}
+METHODS = {
+    "RuntimeExtras": {"elapsed": ["self", "run"], "stream_order": ["self"]},
+    "GraphExtras": {"graph_like": ["self", "other"], "executables": ["self", "pool"]},
+}
 """Optional methods that protocols gained."""
 
 ERRORS = ("PieceDeclined",)
