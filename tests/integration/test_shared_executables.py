@@ -1,0 +1,163 @@
+"""Graphs of several sizes that one executable launches: the same numbers, fewer executables."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+import piecewise_core as pw
+from piecewise_core.errors import ConfigError
+from piecewise_core.testing import SimulatedPlatform
+
+SIZES = (2, 4, 8)
+
+
+class Block(nn.Module):
+    def __init__(self, draws: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.up, self.down, self.draws = nn.Linear(4, 8), nn.Linear(8, 4), draws
+
+    def forward(self, x):
+        y = self.down(torch.softmax(self.up(x), -1))
+        return y + torch.rand_like(y) if self.draws else y
+
+
+@pytest.fixture(autouse=True)
+def _inference():
+    with torch.inference_mode():
+        yield
+
+
+def made(platform=None, model=None, door=pw.compile, pool=None, **config):
+    settings = {
+        "dynamic": {0: {0: pw.Dim("rows", min=1, max=8)}},
+        "splitting_ops": ("torch.softmax",),
+        "capture_sizes": SIZES,
+        "compiler": "eager",
+        "graph_executables": "shared",
+        **config,
+    }
+    more = {} if pool is None else {"pool": pool}
+    fast = door(model or Block(), pw.Config(**settings), platform or SimulatedPlatform(), **more)
+    fast.warmup(torch.randn(8, 4))
+    return fast
+
+
+def served(fast, sizes=SIZES, model=None):
+    """Whether calls of ``sizes``, in every order, are as the model's."""
+    model = model or Block()
+    for order in itertools.permutations(sizes):
+        for rows in order:
+            x = torch.randn(rows, 4)
+            if not torch.equal(fast(x), model(x)):
+                return False
+    return True
+
+
+@pytest.mark.parametrize("door", [pw.compile, pw.record])
+@pytest.mark.parametrize(("mode", "cuts"), [("piecewise", ("torch.softmax",)), ("full", ())])
+def test_sizes_in_every_order_are_as_the_model_and_share_executables(door, mode, cuts):
+    fast = made(door=door, graph_mode=mode, splitting_ops=cuts)
+    assert served(fast)
+    stats = fast.stats()
+    assert stats.calls["replayed"] == sum(stats.calls.values())
+    assert stats.executables * len(SIZES) == stats.captures
+    assert f"executables {stats.executables}" in str(fast.explain()) or door is pw.record
+
+
+def test_graphs_have_executables_of_their_own_where_nobody_asked():
+    fast = made(graph_executables="own")
+    assert served(fast)
+    assert fast.stats().executables == fast.stats().captures == 6
+
+
+@pytest.mark.parametrize("door", [pw.compile, pw.record])
+def test_a_program_that_draws_shares_nothing_and_draws_anew(door):
+    fast = made(model=Block(draws=True), door=door)
+    assert fast.stats().executables == fast.stats().captures
+    for rows in (8, 2, 4, 2):
+        x = torch.randn(rows, 4)
+        assert not torch.equal(fast(x).clone(), fast(x))
+
+
+def test_graphs_of_other_operators_have_executables_of_their_own():
+    class Switched(Block):
+        def forward(self, x):
+            y = super().forward(x)
+            return y.cos() if x.shape[0] > 4 else y.sin() + 1
+
+    fast = made(model=Switched())
+    assert served(fast, model=Switched())
+    assert fast.stats().executables == 3  # two of the second pieces
+
+
+def test_released_sizes_leave_the_others_and_come_again():
+    fast = made()
+    fast.release([8])
+    assert served(fast, (4, 2))
+    assert fast.stats().executables == 2
+    fast.restore()
+    assert served(fast)
+    assert (fast.stats().executables, fast.stats().captures) == (2, 8)
+    fast.release()
+    assert fast.stats().executables == fast.stats().driver_bytes == 0
+    fast.restore()
+    assert served(fast)
+
+
+def test_what_is_evicted_leaves_the_others():
+    platform = SimulatedPlatform()
+    most = made(platform).stats()
+    fast = made(memory_limit=most.pool_bytes + most.driver_bytes - 1)
+    assert served(fast)
+    left = [sizes for sizes in SIZES if f"rows {sizes}" in "; ".join(fast.explain().captured)]
+    assert left
+    assert len(left) < len(SIZES)
+    stats = fast.stats()
+    assert stats.pool_bytes + stats.driver_bytes < most.pool_bytes + most.driver_bytes
+
+
+@pytest.mark.parametrize("fails", [1, 2, 3, 4, 6])
+def test_a_capture_that_fails_leaves_the_others(fails):
+    fast = made(SimulatedPlatform(fail_capture_at=fails))
+    assert served(fast)
+    assert len(fast.explain().dropped) == 1
+    assert fast.stats().executables == 2
+
+
+def test_models_of_a_pool_share_none_with_one_another():
+    platform, pool = SimulatedPlatform(), pw.Pool()
+    one, other = made(platform, pool=pool), made(platform, pool=pool)
+    for rows in (8, 2, 4):
+        x = torch.randn(rows, 4)
+        assert torch.equal(one(x), other(x))
+    one.release()
+    assert served(other)
+    assert platform.graphs.executables(other._pw_session.shared.memory.pool) == 2
+
+
+def test_what_is_estimated_is_what_is_taken():
+    fast = made()
+    stats, estimate = fast.stats(), fast.estimate(SIZES)
+    assert (estimate.pool_bytes, estimate.driver_bytes) == (stats.pool_bytes, stats.driver_bytes)
+    own = made(graph_executables="own").stats()
+    assert 2 * stats.driver_bytes == own.driver_bytes
+
+
+@pytest.mark.parametrize("door", [pw.compile, pw.record])
+def test_a_platform_that_shares_none_is_told_of_and_serves(door):
+    fast = made(SimulatedPlatform(shares=False), door=door)
+    assert served(fast)
+    assert fast.stats().executables == fast.stats().captures
+    assert "offers no graph_like, so each graph has its own" in str(fast.explain())
+    quiet = made(SimulatedPlatform(shares=False), door=door, graph_executables="own")
+    assert "graph_like" not in str(quiet.explain())
+
+
+def test_another_word_is_refused():
+    with pytest.raises(ConfigError, match="graph_executables"):
+        pw.Config(graph_executables="both")
