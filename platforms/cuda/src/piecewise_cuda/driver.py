@@ -34,9 +34,10 @@ class CudaGraphDriver(TorchGraphDriver):
         """An empty graph that shares an executable with those that run the same functions."""
         if self._calls is None or torch.cuda.get_device_capability()[0] > LAST:
             return self.new_graph()
-        known = getattr(other, "family", None)
-        family = Family() if known is None else known
-        return SharedGraph(self._class(keep_graph=True), family, self._calls, super().replayer)
+        family = getattr(other, "family", None)
+        if family is None:
+            family = Family(self._calls, self.replayer, torch.cuda.current_device())
+        return SharedGraph(self._class(keep_graph=True), family)
 
     def executables(self, pool: Any) -> int:
         """How many executables launch the graphs of ``pool``: fewer where they are shared."""

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from ctypes import POINTER, byref, c_int, c_size_t, c_uint, c_void_p
 from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
 
-__all__ = ["LAST", "Calls", "Executable", "Family", "SharedGraph", "cuda_calls"]
+__all__ = ["LAST", "Calls", "Family", "SharedGraph", "cuda_calls"]
 
 _KERNEL, _ALIKE = 0, (1, 2, 5)
 """Kinds of nodes: a kernel; copies, fills and empty ones. Others hold what no update replaces."""
@@ -45,9 +46,18 @@ class _Info(ctypes.Structure):
 
 
 class Calls:
-    """What torch has no name for. ``runtime``: libcudart, of CUDA 12 on; ``driver``: libcuda."""
+    """What torch has no name for. ``runtime``: libcudart, of CUDA 12 on; ``driver``: libcuda.
 
-    def __init__(self, runtime: Any, driver: Any) -> None:
+    ``switch``: makes a device current.
+    """
+
+    def __init__(
+        self,
+        runtime: Any,
+        driver: Any,
+        switch: Callable[[int], AbstractContextManager[Any]] = torch.cuda.device,
+    ) -> None:
+        self._switch = switch
         self._update, self._clear = runtime.cudaGraphExecUpdate, runtime.cudaGetLastError
         self._nodes, self._kind = driver.cuGraphGetNodes, driver.cuGraphNodeGetType
         self._params = driver.cuGraphKernelNodeGetParams_v2
@@ -58,7 +68,7 @@ class Calls:
 
     def update(self, executable: int, graph: int, device: int) -> bool:
         """Have ``executable`` launch ``graph`` from now on; False if CUDA will not."""
-        with torch.cuda.device(device):
+        with self._switch(device):
             if not self._update(executable, graph, byref(_Info())):
                 return True
             self._clear()  # or torch's next check raises it
@@ -102,16 +112,15 @@ def cuda_calls(
 class Executable:
     """What launches some graphs, in turn. Made of the first, which lives until all are reset.
 
-    ``holds``: the graph that it launches now. ``bare``: gives torch's launch of a graph.
+    ``holds``: the graph that it launches now.
     """
 
-    def __init__(self, graph: Any, calls: Calls, bare: Callable[[Any], Callable[[], None]]) -> None:
-        self._calls = calls
-        self._device = torch.cuda.current_device()
+    def __init__(self, graph: Any, family: Family) -> None:
+        self._family = family
         self._made_of = graph
         self._users = 0
         self._make()
-        self.launch = bare(graph)
+        self.launch = family.bare(graph)
 
     def _make(self) -> None:
         self._made_of.instantiate()
@@ -126,7 +135,8 @@ class Executable:
     def take(self, graph: Any) -> bool:
         """Hold ``graph``; False if CUDA will not."""
         self.holds = None  # unknown, should it fail
-        if self._calls.update(self._handle, graph.raw_cuda_graph(), self._device):
+        family = self._family
+        if family.calls.update(self._handle, graph.raw_cuda_graph(), family.device):
             self.holds = graph
         return self.holds is graph
 
@@ -149,23 +159,34 @@ class Executable:
             self._made_of.reset()
 
 
-Family = WeakValueDictionary[tuple[Any, ...], Executable]
-"""The executables of graphs that were made like one another, by pool and what the nodes run."""
+class Family:
+    """The executables of graphs that were made like one another, on ``device``.
+
+    ``bare``: gives torch's launch of a graph.
+    """
+
+    def __init__(
+        self, calls: Calls, bare: Callable[[Any], Callable[[], None]], device: int
+    ) -> None:
+        self.calls, self.bare, self.device = calls, bare, device
+        self._known: WeakValueDictionary[Any, Executable] = WeakValueDictionary()
+
+    def executable(self, graph: Any, pool: Any) -> Executable:
+        """What is to launch ``graph``, just captured into ``pool``, and holds it."""
+        functions = self.calls.functions(graph.raw_cuda_graph())
+        found = None if functions is None else self._known.get((pool, functions))
+        if found is None or not found.take(graph):
+            found = Executable(graph, self)
+            if functions is not None:
+                self._known.setdefault((pool, functions), found)
+        return found.join()
 
 
 class SharedGraph:
-    """Stands for ``graph``, of torch, which an executable of its ``family`` may launch."""
+    """Stands for ``graph``, of torch, which an executable of its ``family`` launches."""
 
-    def __init__(
-        self,
-        graph: Any,
-        family: Family,
-        calls: Calls,
-        bare: Callable[[Any], Callable[[], None]],
-    ) -> None:
+    def __init__(self, graph: Any, family: Family) -> None:
         self._graph = graph
-        self._calls = calls
-        self._bare = bare
         self._gone = False
         self._pool: Any = None
         self.family = family
@@ -181,13 +202,7 @@ class SharedGraph:
     def capture_end(self) -> None:
         """As torch's; then find an executable, or make one."""
         self._graph.capture_end()
-        functions = self._calls.functions(self._graph.raw_cuda_graph())
-        found = None if functions is None else self.family.get((self._pool, functions))
-        if found is None or not found.take(self._graph):
-            found = Executable(self._graph, self._calls, self._bare)
-            if functions is not None:
-                self.family.setdefault((self._pool, functions), found)
-        self.executable = found.join()
+        self.executable = self.family.executable(self._graph, self._pool)
 
     def replay(self) -> None:
         """Launch the graph, whatever the executable launched last."""

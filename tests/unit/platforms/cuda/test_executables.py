@@ -1,0 +1,267 @@
+"""Graphs that share executables, on stand-ins for CUDA's libraries and torch's graphs."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from types import SimpleNamespace
+
+import pytest
+
+from piecewise_cuda.executables import Calls, Family, SharedGraph, cuda_calls
+
+KERNEL, COPY, HOST = 0, 1, 3
+
+
+class Cuda:
+    """What CUDA holds: nodes of graphs, what executables launch, and what was launched.
+
+    ``refuses``: graphs that no update takes.
+    """
+
+    def __init__(self):
+        self.nodes, self.executables, self.ran, self.cleared = {}, {}, [], 0
+        self.refuses, self.devices = set(), []
+        self.handles = itertools.count(100)
+        self.family = Family(self.calls(), lambda graph: graph.replay, 1)
+
+    def calls(self):
+        runtime = SimpleNamespace(
+            cudaGraphExecUpdate=function(self.update), cudaGetLastError=self.clear
+        )
+        driver = SimpleNamespace(
+            cuGraphGetNodes=function(self.list_nodes),
+            cuGraphNodeGetType=function(self.kind),
+            cuGraphKernelNodeGetParams_v2=function(self.params),
+        )
+        return Calls(runtime, driver, self.switch)
+
+    @contextlib.contextmanager
+    def switch(self, device):
+        self.devices.append(device)
+        yield
+
+    def update(self, executable, graph, info):
+        if graph in self.refuses:
+            self.executables[executable] = "nobody knows"
+            return 910
+        self.executables[executable] = graph
+        return 0
+
+    def clear(self):
+        self.cleared += 1
+
+    def list_nodes(self, graph, nodes, count):
+        found = self.nodes[graph]
+        if nodes is None:
+            count._obj.value = len(found)
+            return 0
+        for place in range(len(found)):
+            nodes[place] = graph * 1000 + place + 1
+        return 0
+
+    def kind(self, node, kind):
+        kind._obj.value = self.node(node)[0]
+        return 0
+
+    def params(self, node, params):
+        params._obj.function = self.node(node)[1]
+        return 0
+
+    def node(self, node):
+        return self.nodes[node // 1000][node % 1000 - 1]
+
+    def graph(self, *nodes, pool=(0, 7), family=None):
+        """A captured one of ``nodes``, (kind, function) each."""
+        torch_graph = Graph(self, nodes)
+        shared = SharedGraph(torch_graph, family or self.family)
+        shared.capture_begin(pool=pool, capture_error_mode="thread_local")
+        shared.capture_end()
+        return shared
+
+
+def function(method):
+    """A function whose attributes can be set, as those of ctypes."""
+    return lambda *args: method(*args)
+
+
+class Graph:
+    """Torch's, made with keep_graph=True."""
+
+    def __init__(self, cuda, nodes):
+        self.cuda, self.nodes = cuda, nodes
+        self.raw = self.executable = None
+        self.resets = 0
+
+    def register_generator_state(self, generator): ...
+    def debug_dump(self, path): ...
+
+    def capture_begin(self, pool, capture_error_mode):
+        assert capture_error_mode == "thread_local"
+
+    def capture_end(self):
+        self.raw = next(self.cuda.handles)
+        self.cuda.nodes[self.raw] = self.nodes
+
+    def instantiate(self):
+        self.cuda.executables.pop(self.executable, None)
+        self.executable = next(self.cuda.handles)
+        self.cuda.executables[self.executable] = self.raw
+
+    def raw_cuda_graph(self):
+        return self.raw
+
+    def raw_cuda_graph_exec(self):
+        return self.executable
+
+    def replay(self):
+        assert self.raw is not None, "replayed after its reset"
+        if self.executable is None:
+            self.instantiate()
+        self.cuda.ran.append(self.cuda.executables[self.executable])
+
+    def reset(self):
+        self.resets += 1
+        self.cuda.executables.pop(self.executable, None)
+        self.raw = self.executable = None
+
+
+@pytest.fixture
+def cuda():
+    return Cuda()
+
+
+def launched(cuda, graph):
+    """Whether a replay of ``graph`` launches just that."""
+    cuda.ran.clear()
+    graph.replay()
+    return cuda.ran == [graph._graph.raw]
+
+
+ONE, OTHER = (KERNEL, 11), (KERNEL, 12)
+
+
+def test_graphs_of_the_same_functions_take_turns_in_one_executable(cuda):
+    graphs = [cuda.graph(ONE, (COPY, 0), OTHER) for _ in range(3)]
+    assert len(cuda.executables) == 1
+    for order in itertools.permutations(graphs):
+        assert all(launched(cuda, graph) for graph in order for _ in range(2))
+    assert set(cuda.devices) == {1}
+
+
+def test_it_is_brought_up_to_date_only_where_another_was_launched_last(cuda):
+    first, second = cuda.graph(ONE), cuda.graph(ONE)
+    cuda.devices.clear()
+    for graph in (second, second, first, first, first, second):
+        graph.replay()
+    assert len(cuda.devices) == 2
+
+
+@pytest.mark.parametrize(
+    ("nodes", "pool"),
+    [
+        ([OTHER], (0, 7)),  # CUDA would take it, with what no one can read of a launch
+        ([ONE, ONE], (0, 7)),
+        ([ONE], (0, 8)),
+    ],
+)
+def test_other_functions_and_other_pools_have_their_own(cuda, nodes, pool):
+    first, other = cuda.graph(ONE), cuda.graph(*nodes, pool=pool)
+    assert len(cuda.executables) == 2
+    assert launched(cuda, other)
+    assert launched(cuda, first)
+    assert cuda.devices == []
+
+
+def test_nodes_that_no_update_replaces_share_nothing(cuda):
+    graphs = [cuda.graph(ONE, (HOST, 0)) for _ in range(2)]
+    assert len(cuda.executables) == 2
+    assert all(launched(cuda, graph) for graph in graphs)
+
+
+def test_what_cuda_refuses_has_its_own_and_the_error_is_cleared(cuda):
+    first = cuda.graph(ONE)
+    cuda.refuses = {next(cuda.handles) + 1}
+    second = cuda.graph(ONE)
+    assert cuda.cleared == 1
+    assert len(cuda.executables) == 2
+    for graph in (first, second, first):
+        assert launched(cuda, graph)
+    assert launched(cuda, cuda.graph(ONE))
+    assert len(cuda.executables) == 2
+
+
+@pytest.mark.parametrize("refused", [0, 1])
+def test_an_update_that_fails_later_costs_memory_and_no_results(cuda, refused):
+    graphs = [cuda.graph(ONE) for _ in range(2)]
+    graphs[1 - refused].replay()
+    cuda.refuses = {graphs[refused]._graph.raw}
+    for graph in (*graphs, *reversed(graphs)):
+        assert launched(cuda, graph)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_any_reset_leaves_the_others_and_the_last_frees_all(cuda, order):
+    graphs = [cuda.graph(ONE) for _ in range(3)]
+    torch_graphs = [graph._graph for graph in graphs]
+    left = list(graphs)
+    for gone in order:
+        graphs[gone].reset()
+        graphs[gone].reset()
+        left.remove(graphs[gone])
+        assert all(launched(cuda, graph) for graph in (*left, *reversed(left)))
+    assert [graph.resets for graph in torch_graphs] == [1, 1, 1]
+    assert cuda.executables == {}
+    assert launched(cuda, cuda.graph(ONE))
+
+
+def test_a_graph_joins_those_whose_first_is_gone(cuda):
+    first, second = cuda.graph(ONE), cuda.graph(ONE)
+    first.reset()
+    third = cuda.graph(ONE)
+    assert len(cuda.executables) == 1
+    assert launched(cuda, second)
+    assert launched(cuda, third)
+    with pytest.raises(RuntimeError, match="holds nothing"):
+        first.replay()
+
+
+def test_a_graph_whose_capture_failed_is_reset_as_torch_has_it(cuda):
+    graph = SharedGraph(Graph(cuda, [ONE]), cuda.family)
+    graph.capture_begin(pool=(0, 7), capture_error_mode="thread_local")
+    graph.reset()
+    graph.reset()
+    assert graph._graph.resets == 2
+
+
+def loader(*missing):
+    def load(name):
+        if name in missing:
+            raise OSError(name)
+        names = ("cudaGraphExecUpdate", "cudaGetLastError", "cuGraphGetNodes")
+        names = (*names, "cuGraphNodeGetType", "cuGraphKernelNodeGetParams_v2")
+        return SimpleNamespace(**{n: function(print) for n in names if n not in missing})
+
+    return load
+
+
+KEEPS = SimpleNamespace(raw_cuda_graph_exec=None)
+
+
+def test_calls_are_those_of_the_libraries_of_torch_s_cuda():
+    assert isinstance(cuda_calls("13.0", KEEPS, loader("libcudart.so.12")), Calls)
+
+
+@pytest.mark.parametrize(
+    ("version", "graphs", "missing"),
+    [
+        (None, KEEPS, ()),
+        ("11.8", KEEPS, ()),  # the call has other parameters there
+        ("13.0", SimpleNamespace(), ()),
+        ("13.0", KEEPS, ("libcudart.so.13",)),
+        ("13.0", KEEPS, ("libcuda.so.1",)),
+        ("12.8", KEEPS, ("cuGraphKernelNodeGetParams_v2",)),
+    ],
+)
+def test_nothing_is_offered_where_something_is_missing(version, graphs, missing):
+    assert cuda_calls(version, graphs, loader(*missing)) is None
