@@ -11,7 +11,7 @@ from _targets import Target, print_table, print_targets
 from _toy_case import settings
 from toy_decoder import Decoder, inputs
 
-__all__ = ["endurance", "staging"]
+__all__ = ["endurance", "held", "staging"]
 
 
 def endurance(place: Place) -> dict[str, Any]:
@@ -26,15 +26,15 @@ def endurance(place: Place) -> dict[str, Any]:
         module(*given)
         module.release()
         module.restore()
-        found = [_bytes(place)]
+        found = [held(place)]
         for _ in range(replays):
             module(*given)
-        found.append(_bytes(place))
+        found.append(held(place))
         for _ in range(rounds):
             module.release()
             module.restore()
             module(*given)
-        found.append(_bytes(place))
+        found.append(held(place))
     names = ("live", "reserved", "driver")
     gained = {
         f"over {replays} replays": dict(zip(names, _less(found[1], found[0]), strict=True)),
@@ -105,7 +105,7 @@ def staging(place: Place) -> dict[str, Any]:
     }
 
 
-def _bytes(place: Place) -> tuple[int, int, int]:
+def held(place: Place) -> tuple[int, int, int]:
     """Live and reserved bytes of torch, and what the driver has given out besides."""
     place.synchronize()
     if place.simulated:

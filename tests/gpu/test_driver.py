@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import sys
 import threading
 
@@ -211,6 +212,128 @@ def test_the_driver_s_own_memory_is_estimated(bench):
     for graph in graphs:
         bench.driver.reset(graph)
     assert bench.driver.driver_bytes(bench.pool) == 0
+
+
+# Executables ------------------------------------------------------------------------
+
+
+class Sized:
+    """A graph of a model on its own number of rows, made like ``other``."""
+
+    def __init__(self, bench, model, rows, other=None):
+        self.model, self.x = model, torch.randn(rows, 64, device="cuda")
+        like = bench.driver.graph_like(None if other is None else other.graph)
+        self.graph, self.out = bench.capture(lambda: model(self.x), like)
+        self.replays = [lambda: bench.driver.replay(self.graph), bench.driver.replayer(self.graph)]
+
+    def right(self, way=0) -> bool:
+        self.x.copy_(torch.randn_like(self.x))
+        self.replays[way]()
+        return torch.equal(self.out, self.model(self.x))
+
+
+def like_one_another(bench, model, rows=(48, 40, 32, 8)):
+    if not hasattr(bench.driver, "graph_like"):
+        pytest.skip("this driver's graphs share no executables")
+    made = []
+    for each in rows:
+        made.append(Sized(bench, model, each, made[-1] if made else None))
+    return made
+
+
+def kernels(x):
+    """The same kernels whatever the number of rows."""
+    return (x * 3 + 1).sin() * x
+
+
+@pytest.mark.parametrize("model", [kernels, None], ids=["kernels", "layers"])
+def test_sizes_that_share_executables_are_right_in_every_order(bench, model):
+    graphs = like_one_another(bench, model or layers())
+    assert bench.driver.executables(bench.pool) <= (1 if model else len(graphs))
+    for order in itertools.permutations(graphs):
+        for graph in order:
+            assert graph.right(0)
+            assert graph.right(1)
+
+    failed = []
+    thread = threading.Thread(target=lambda: failed.extend(g for g in graphs if not g.right()))
+    thread.start()
+    thread.join()
+    assert failed == []
+
+
+def test_what_is_enqueued_is_not_what_an_executable_is_brought_up_to_later(bench):
+    def longer(x):
+        for _ in range(50):
+            x = kernels(x)
+        return x
+
+    graphs = like_one_another(bench, longer)
+    for _ in range(20):
+        for graph in graphs:
+            graph.x.copy_(torch.randn_like(graph.x))
+        torch.cuda.synchronize()
+        for graph in graphs:
+            bench.driver.replay(graph.graph)
+        assert all(torch.equal(graph.out, longer(graph.x)) for graph in graphs)
+
+
+@pytest.mark.parametrize("gone", range(4))
+def test_a_reset_leaves_those_that_share_and_the_last_gives_all_back(bench, gone):
+    before = settled(bench)
+    graphs = like_one_another(bench, kernels)
+    bench.driver.reset(graphs[gone].graph)
+    bench.driver.reset(graphs.pop(gone).graph)
+    graphs.append(Sized(bench, kernels, 16, graphs[0]))
+    assert bench.driver.executables(bench.pool) == 1
+    assert all(graph.right() for _ in range(2) for graph in graphs)
+    while graphs:
+        bench.driver.reset(graphs.pop(0).graph)
+        assert all(graph.right() for graph in graphs)
+    assert bench.driver.executables(bench.pool) == bench.driver.driver_bytes(bench.pool) == 0
+    assert settled(bench) == before
+
+
+def test_graphs_of_other_kernels_have_executables_of_their_own(bench):
+    (first,) = like_one_another(bench, kernels, (8,))
+    others = [
+        Sized(bench, model, 8, first) for model in (lambda x: x.cos() + 1, lambda x: x.sum(1))
+    ]
+    assert bench.driver.executables(bench.pool) == 3
+    assert all(graph.right() for graph in (first, *others, *reversed(others), first))
+
+
+def test_a_model_whose_sizes_share_executables_is_as_one_whose_do_not(gpu):
+    model = layers()
+    own = gpu.compile(model, splitting_ops=("torch.nn.functional.gelu",))
+    shared = gpu.compile(
+        model, splitting_ops=("torch.nn.functional.gelu",), graph_executables="shared"
+    )
+    for module in (own, shared):
+        module.warmup(gpu.randn(64, 64))
+    for rows in (64, 1, 32, 8, 64, 8, 1):
+        x = gpu.randn(rows, 64)
+        assert torch.equal(own(x), shared(x))
+    assert own.stats().executables == own.stats().captures == shared.stats().captures
+    assert shared.stats().executables < shared.stats().captures
+    shared.release([64])
+    x = gpu.randn(8, 64)
+    assert torch.equal(own(x), shared(x))
+
+
+def test_a_model_that_draws_shares_nothing_and_draws_as_eager_calls_do(gpu):
+    def noisy(x):
+        return torch.softmax(x + torch.rand_like(x), -1)
+
+    fast = gpu.record(noisy, graph_executables="shared", splitting_ops=())
+    fast.warmup(gpu.randn(64, 8))
+    assert fast.stats().executables == fast.stats().captures
+    for rows in (64, 1, 32):
+        x = gpu.randn(rows, 8)
+        torch.manual_seed(3)
+        got = [fast(x).clone() for _ in range(3)]
+        torch.manual_seed(3)
+        assert all(torch.equal(each, noisy(x)) for each in got)
 
 
 # Faults -----------------------------------------------------------------------------

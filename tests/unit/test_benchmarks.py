@@ -14,7 +14,7 @@ import pytest
 from fresh_process import FreshProcesses
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "static_graphs.py"
-WITHOUT_TRANSFORMERS = ("toy-8", "capture", "endurance", "staging", "dit")
+WITHOUT_TRANSFORMERS = ("toy-8", "capture", "executables-8", "endurance", "staging", "dit")
 WITH_TRANSFORMERS = ("llama-2", "encoder")
 
 
@@ -74,6 +74,9 @@ def test_every_case_without_transformers_runs_on_the_simulated_device(
     assert [t["target"] for t in toy["targets"]] == [0.85, 1.05, 1.0, 15, 20, 1.02, 0.45]
     assert {t["verdict"] for t in toy["targets"]} == {"not judged"}
     assert found["capture"]["graphs"] == 9
+    taken = found["executables-8"]["taken"]
+    assert [taken[way]["executables"] for way in ("shared", "own")] == [3, 9]
+    assert found["executables-8"]["wrong"] == []
     assert {"trace and compile", "capture"} <= set(found["capture"]["phase_seconds"])
     assert {"rehearsal run", "recording", "steps", "whole capture"} <= set(
         found["capture"]["split_seconds"]
