@@ -20,11 +20,13 @@ logger = logging.getLogger(__name__)
 class CudaGraphDriver(TorchGraphDriver):
     """The GraphDriver of the current CUDA device. ``debug``: makes ``dump`` possible.
 
-    ``calls``: of CUDA's libraries, in place of those that torch loaded.
+    ``module``: in place of ``torch.cuda``; ``calls``: in place of the libraries that torch loaded.
     """
 
-    def __init__(self, *, debug: bool = False, calls: Calls | None = None) -> None:
-        super().__init__(torch.cuda, unsafe_ops=UNSAFE, debug=debug)
+    def __init__(
+        self, module: Any = torch.cuda, *, debug: bool = False, calls: Calls | None = None
+    ) -> None:
+        super().__init__(module, unsafe_ops=UNSAFE, debug=debug)
         self._unstaged: set[int] = set()
         self._calls = calls or cuda_calls(torch.version.cuda, self._class)
         if self._calls is not None:
@@ -32,11 +34,11 @@ class CudaGraphDriver(TorchGraphDriver):
 
     def _graph_like(self, other: Any | None) -> Any:
         """An empty graph that shares an executable with those that run the same functions."""
-        if self._calls is None or torch.cuda.get_device_capability()[0] > LAST:
+        if self._calls is None or self._module.get_device_capability()[0] > LAST:
             return self.new_graph()
         family = getattr(other, "family", None)
         if family is None:
-            family = Family(self._calls, self.replayer, torch.cuda.current_device())
+            family = Family(self._calls, self.replayer, self._module.current_device())
         return SharedGraph(self._class(keep_graph=True), family)
 
     def executables(self, pool: Any) -> int:

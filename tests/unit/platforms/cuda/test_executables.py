@@ -7,7 +7,15 @@ import itertools
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+import piecewise_core as pw
+from piecewise_core.capture.torch_runtime import TorchRuntime
+from piecewise_core.compile.eager import EagerCompiler
+from piecewise_core.protocols import Capabilities
+from piecewise_core.testing.conformance.running import run_suite, suite_for
+from piecewise_core.testing.simulated import torch_module
+from piecewise_cuda.driver import CudaGraphDriver
 from piecewise_cuda.executables import Calls, Family, SharedGraph, cuda_calls
 
 KERNEL, COPY, HOST = 0, 1, 3
@@ -265,3 +273,128 @@ def test_calls_are_those_of_the_libraries_of_torch_s_cuda():
 )
 def test_nothing_is_offered_where_something_is_missing(version, graphs, missing):
     assert cuda_calls(version, graphs, loader(*missing)) is None
+
+
+# The driver, on the simulated device ----------------------------------------------------
+
+
+class Module(torch_module.TorchModule):
+    """``torch.cuda`` with executables, on CPU tensors. ``major``: of the compute capability."""
+
+    __name__ = "stand_in.cpu"
+    Stream = torch_module.TorchModule.new_stream
+
+    def __init__(self, major=9):
+        super().__init__()
+        self.major, self.graphs, self.executables = major, {}, {}
+        self.numbers = itertools.count(1)
+        self.CPUGraph = type("CPUGraph", (KeptGraph,), {"module": self})
+
+    def get_device_capability(self):
+        return self.major, 0
+
+    def switch(self, device):
+        return contextlib.nullcontext()
+
+
+class KeptGraph(torch_module.CPUGraph):
+    """Torch's: with ``keep_graph`` it is instantiated when it is first replayed, or asked to be."""
+
+    def __init__(self, keep_graph=False):
+        super().__init__(self.module)
+        self.kept, self.number, self.executable = keep_graph, next(self.module.numbers), None
+        self.module.graphs[self.number] = self._graph
+
+    def capture_end(self):
+        super().capture_end()
+        if not self.kept:
+            self.instantiate()
+
+    def instantiate(self):
+        self.module.executables.pop(self.executable, None)
+        self.executable = next(self.module.numbers)
+        self.module.executables[self.executable] = self._graph.recording
+
+    def raw_cuda_graph(self):
+        assert self.kept
+        return self.number
+
+    def raw_cuda_graph_exec(self):
+        return self.executable
+
+    def replay(self):
+        if self.executable is None:
+            self.instantiate()
+        self.module.executables[self.executable].run()
+
+    def reset(self):
+        self.module.executables.pop(self.executable, None)
+        self.executable = None
+        super().reset()
+
+    def debug_dump(self, path): ...
+
+
+class OnModule:
+    """CUDA's calls there. Whatever runs the same operators may share."""
+
+    def __init__(self, module):
+        self.module = module
+
+    def functions(self, graph):
+        steps = self.module.graphs[graph].recording.steps
+        return tuple(getattr(step, "function", "") for step in steps)
+
+    def update(self, executable, graph, device):
+        self.module.executables[executable] = self.module.graphs[graph].recording
+        return True
+
+
+class StandIn:
+    """The CUDA platform, but for the device."""
+
+    name, device_type = "cuda", "cpu"
+
+    def __init__(self, major=9):
+        module = Module(major)
+        self.device = TorchRuntime(module)
+        self.graphs = CudaGraphDriver(module, calls=OnModule(module))
+        self.compiler, self.capabilities = EagerCompiler(), Capabilities()
+        self.module = module
+
+
+def test_the_driver_keeps_the_contract_of_graphs():
+    suite = suite_for(StandIn, level="L2", rounds=10)
+    found = run_suite(suite, chosen=lambda spec: spec.level in ("L0", "L2"))
+    assert [(r.name, r.reason) for r in found if r.outcome in ("failed", "blocked")] == []
+    passed = {r.name for r in found if r.outcome == "passed"}
+    assert {"test_graphs_that_share_take_turns", "test_executables_are_counted"} <= passed
+
+
+@pytest.mark.parametrize(("major", "shared"), [(9, 2), (10, 6)])
+def test_a_model_on_it_shares_executables_and_gives_all_back(major, shared):
+    platform = StandIn(major)
+    config = pw.Config(
+        dynamic={"x": {0: pw.Dim("rows", 1, 8)}},
+        splitting_ops=("torch.softmax",),
+        capture_sizes=(2, 4, 8),
+        graph_executables="shared",
+    )
+
+    def model(x):
+        return torch.softmax(x * 2 + 1, -1).sin()
+
+    with torch.inference_mode():
+        fast = pw.compile(model, config, platform=platform)
+        fast.warmup(torch.randn(8, 4))
+        assert fast.stats().executables == shared
+        for rows in (2, 8, 4, 2, 2, 8):
+            x = torch.randn(rows, 4)
+            assert torch.equal(fast(x), model(x))
+        fast.release([8])
+        assert torch.equal(fast(x[:2]), model(x[:2]))
+        fast.release()
+        assert fast.stats().executables == 0
+        assert len(platform.module.executables) == 1  # of the anchor, which goes with its object
+        fast.restore()
+        assert torch.equal(fast(x), model(x))
