@@ -164,15 +164,9 @@ class Case:
         """The stream that this test captures on."""
         return self.device.new_stream()
 
-    def new_graph(self) -> Any:
-        """An empty graph, reset when the test ends."""
-        graph = self.driver.new_graph()
-        self._graphs.append(graph)
-        return graph
-
-    def graph_like(self, other: Any) -> Any:
-        """An empty graph that may share the executable of ``other``; reset when the test ends."""
-        graph = self.driver.graph_like(other)
+    def new_graph(self, make: Callable[[], Any] | None = None) -> Any:
+        """An empty graph, by ``make`` or the driver's new_graph; reset when the test ends."""
+        graph = (make or self.driver.new_graph)()
         self._graphs.append(graph)
         return graph
 

@@ -111,7 +111,8 @@ class _One:
         self._x, self._work, self._size = rows(case, size), work, size
         self._start = 0.0
         work(self._x)  # first calls load kernels
-        self.graph, self._out = case.capture(lambda: work(self._x), case.graph_like(other))
+        like = case.new_graph(lambda: case.driver.graph_like(other))
+        self.graph, self._out = case.capture(lambda: work(self._x), like)
 
     def replays(self, case: Case) -> list[Callable[[], None]]:
         """Both ways to replay it."""
