@@ -32,7 +32,7 @@ def _inference():
         yield
 
 
-def made(platform=None, model=None, door=pw.compile, pool=None, **config):
+def made(platform=None, model=None, door=pw.compile, pool=None, warm=True, **config):
     settings = {
         "dynamic": {0: {0: pw.Dim("rows", min=1, max=8)}},
         "splitting_ops": ("torch.softmax",),
@@ -43,7 +43,8 @@ def made(platform=None, model=None, door=pw.compile, pool=None, **config):
     }
     more = {} if pool is None else {"pool": pool}
     fast = door(model or Block(), pw.Config(**settings), platform or SimulatedPlatform(), **more)
-    fast.warmup(torch.randn(8, 4))
+    if warm:
+        fast.warmup(torch.randn(8, 4))
     return fast
 
 
@@ -67,6 +68,34 @@ def test_sizes_in_every_order_are_as_the_model_and_share_executables(door, mode,
     assert stats.calls["replayed"] == sum(stats.calls.values())
     assert stats.executables * len(SIZES) == stats.captures
     assert f"executables {stats.executables}" in str(fast.explain()) or door is pw.record
+
+
+def test_padded_calls_and_sizes_captured_as_they_come_are_right():
+    model, fast = Block(), made(padding="capture_sizes")
+    lazy = made(padding="capture_sizes", warm=False)
+    for rows in (3, 8, 1, 2, 5, 4, 3, 7, 1, 8):
+        x = torch.randn(rows, 4)
+        assert torch.allclose(fast(x), model(x), atol=1e-6)
+        assert torch.allclose(lazy(x), model(x), atol=1e-6)
+    assert lazy.stats().executables == fast.stats().executables == 2
+
+
+def test_the_door_takes_the_setting():
+    model, platform = Block(), SimulatedPlatform()
+    options = {
+        "platform": platform,
+        "compiler": "eager",
+        "splitting_ops": ("torch.softmax",),
+        "capture_sizes": SIZES,
+        "graph_executables": "shared",
+    }
+    fast = torch.compile(model, backend="piecewise", dynamic=True, options=options)
+    for rows in (8, 4, 2) * 3:
+        x = torch.randn(rows, 4)
+        assert torch.equal(fast(x), model(x))
+    pools = {id(g.pool): g.pool for g in platform.graphs._shared}
+    assert [platform.graphs.executables(pool) for pool in pools.values()] == [1]
+    assert sum(1 for g in platform.graphs._shared if g.recording is not None) == len(SIZES)
 
 
 def test_graphs_have_executables_of_their_own_where_nobody_asked():

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 
 from piecewise_core.capture.attempt import capture
-from piecewise_core.capture.source import Source
+from piecewise_core.capture.source import Source, beside
 from piecewise_core.errors import CaptureFailed, OutOfGraphMemory
 from piecewise_core.plugins import declared
 from piecewise_core.testing import SimulatedPlatform
@@ -49,6 +50,16 @@ class Program:
         pool = platform.graphs.new_pool()
         with torch.inference_mode():
             return capture(declared(platform), pool, stream, self.source(), (4,), **options)
+
+
+def test_graphs_are_made_like_those_of_the_last_plan_but_not_with_other_ranks():
+    platform = SimulatedPlatform()
+    first, last = Program().take(platform), Program().take(platform)
+    source, plans = replace(Program().source(), like=()), {(1,): first, (2,): last}
+    assert beside(source, plans, alone=True).like is last.graphs
+    assert beside(source, {}, alone=True).like == ()
+    assert beside(source, plans, alone=False).like is None
+    assert beside(Program().source(), plans, alone=True).like is None
 
 
 @pytest.mark.parametrize("whole", [False, True])

@@ -17,6 +17,7 @@ from piecewise_core.testing.conformance.running import run_suite, suite_for
 from piecewise_core.testing.simulated import torch_module
 from piecewise_cuda.driver import CudaGraphDriver
 from piecewise_cuda.executables import Calls, Family, SharedGraph, cuda_calls
+from piecewise_rocm.driver import RocmGraphDriver
 
 KERNEL, COPY, HOST = 0, 1, 3
 
@@ -254,6 +255,11 @@ def loader(*missing):
 
 
 KEEPS = SimpleNamespace(raw_cuda_graph_exec=None)
+
+
+def test_a_torch_without_cuda_is_offered_nothing():
+    assert hasattr(CudaGraphDriver(), "graph_like") == (torch.version.cuda is not None)
+    assert not hasattr(RocmGraphDriver(), "graph_like")
 
 
 def test_calls_are_those_of_the_libraries_of_torch_s_cuda():
