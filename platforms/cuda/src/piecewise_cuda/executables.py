@@ -22,6 +22,9 @@ __all__ = ["LAST", "Calls", "Family", "SharedGraph", "cuda_calls"]
 _KERNEL, _ALIKE = 0, (1, 2, 5)
 """Kinds of nodes: a kernel; copies, fills and empty ones. Others hold what no update replaces."""
 
+_RELAXED = 2
+"""cudaStreamCaptureModeRelaxed."""
+
 LAST = 9
 """The last compute capability whose launches have no attribute that cannot be read back."""
 
@@ -61,6 +64,7 @@ class Calls:
         self._update, self._clear = runtime.cudaGraphExecUpdate, runtime.cudaGetLastError
         self._nodes, self._kind = driver.cuGraphGetNodes, driver.cuGraphNodeGetType
         self._params = driver.cuGraphKernelNodeGetParams_v2
+        self._exchange = runtime.cudaThreadExchangeStreamCaptureMode
         self._update.argtypes = (c_void_p, c_void_p, POINTER(_Info))
         self._nodes.argtypes = (c_void_p, c_void_p, POINTER(c_size_t))
         self._kind.argtypes = (c_void_p, POINTER(c_int))
@@ -68,11 +72,15 @@ class Calls:
 
     def update(self, executable: int, graph: int, device: int) -> bool:
         """Have ``executable`` launch ``graph`` from now on; False if CUDA will not."""
+        mode = c_int(_RELAXED)
         with self._switch(device):
-            if not self._update(executable, graph, byref(_Info())):
-                return True
-            self._clear()  # or torch's next check raises it
-            return False
+            # A capture of another thread, begun for all threads, must not end in an error by this.
+            self._exchange(byref(mode))
+            refused = self._update(executable, graph, byref(_Info()))
+            self._exchange(byref(mode))
+            if refused:
+                self._clear()  # or torch's next check raises it
+        return not refused
 
     def functions(self, graph: int) -> tuple[Any, ...] | None:
         """What each node runs; None where that is not all that tells whether graphs may share."""
@@ -91,7 +99,7 @@ class Calls:
             return None
         if kind.value != _KERNEL:
             return kind.value if kind.value in _ALIKE else None
-        if self._params(node, byref(params)):
+        if self._params(node, byref(params)) or not (params.function or params.kernel):
             return None
         return params.function, params.kernel
 

@@ -30,13 +30,15 @@ class Cuda:
 
     def __init__(self):
         self.nodes, self.executables, self.ran, self.cleared = {}, {}, [], 0
-        self.refuses, self.devices = set(), []
+        self.refuses, self.devices, self.mode = set(), [], 0
         self.handles = itertools.count(100)
         self.family = Family(self.calls(), lambda graph: graph.replay, 1)
 
     def calls(self):
         runtime = SimpleNamespace(
-            cudaGraphExecUpdate=function(self.update), cudaGetLastError=self.clear
+            cudaGraphExecUpdate=function(self.update),
+            cudaGetLastError=self.clear,
+            cudaThreadExchangeStreamCaptureMode=self.exchange,
         )
         driver = SimpleNamespace(
             cuGraphGetNodes=function(self.list_nodes),
@@ -50,7 +52,11 @@ class Cuda:
         self.devices.append(device)
         yield
 
+    def exchange(self, mode):
+        self.mode, mode._obj.value = mode._obj.value, self.mode
+
     def update(self, executable, graph, info):
+        assert self.mode == 2
         if graph in self.refuses:
             self.executables[executable] = "nobody knows"
             return 910
@@ -155,7 +161,7 @@ def test_graphs_of_the_same_functions_take_turns_in_one_executable(cuda):
     assert len(cuda.executables) == 1
     for order in itertools.permutations(graphs):
         assert all(launched(cuda, graph) for graph in order for _ in range(2))
-    assert set(cuda.devices) == {1}
+    assert (set(cuda.devices), cuda.mode) == ({1}, 0)
 
 
 def test_it_is_brought_up_to_date_only_where_another_was_launched_last(cuda):
@@ -192,7 +198,7 @@ def test_what_cuda_refuses_has_its_own_and_the_error_is_cleared(cuda):
     first = cuda.graph(ONE)
     cuda.refuses = {next(cuda.handles) + 1}
     second = cuda.graph(ONE)
-    assert cuda.cleared == 1
+    assert (cuda.cleared, cuda.mode) == (1, 0)
     assert len(cuda.executables) == 2
     for graph in (first, second, first):
         assert launched(cuda, graph)
@@ -249,6 +255,7 @@ def loader(*missing):
             raise OSError(name)
         names = ("cudaGraphExecUpdate", "cudaGetLastError", "cuGraphGetNodes")
         names = (*names, "cuGraphNodeGetType", "cuGraphKernelNodeGetParams_v2")
+        names = (*names, "cudaThreadExchangeStreamCaptureMode")
         return SimpleNamespace(**{n: function(print) for n in names if n not in missing})
 
     return load
