@@ -115,13 +115,15 @@ class Setup:
     @property
     def advice(self) -> tuple[str, ...]:
         """What to say of settings that do nothing here."""
-        shares = self.platform.graphs is None or self.platform.declared.graph_like is not None
-        if shares or self.config.graph_executables == "own":
+        if self.config.graph_executables == "own" or self.platform.graphs is None:
             return ()
-        return (
-            'graph_executables="shared" saves nothing here: the graph driver of platform '
-            f'"{self.selected.info.name}" offers no graph_like, so each graph has its own',
-        )
+        if self.platform.declared.graph_like is None:
+            why = f'the graph driver of platform "{self.selected.info.name}" offers no graph_like'
+        elif self.config.ranks is None:
+            why = "with ranks=None nobody looks for collectives, whose graphs must not share"
+        else:
+            return ()
+        return (f'graph_executables="shared" saves nothing here: {why}; each graph has its own',)
 
     def is_capturing(self) -> bool:
         """Whether the device is recording what this thread does."""

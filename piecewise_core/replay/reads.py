@@ -33,7 +33,9 @@ class Reads:
         self._memory = memory
         self._captures = config.captures
         self.static = config.inputs == "static"
-        self._like = () if config.graph_executables == "shared" else None
+        # Without ranks nobody looks for collectives, whose graphs must not share.
+        shares = config.graph_executables == "shared" and config.ranks is not None
+        self._like = () if shares else None
         self._binder: Calls | None = None
         self._owned: OwnedInputs | None = None
         self._unlisted: dict[Sizes, OwnedInputs] = {}

@@ -178,13 +178,19 @@ def test_what_is_estimated_is_what_is_taken():
 
 
 @pytest.mark.parametrize("door", [pw.compile, pw.record])
-def test_a_platform_that_shares_none_is_told_of_and_serves(door):
-    fast = made(SimulatedPlatform(shares=False), door=door)
+@pytest.mark.parametrize(
+    ("shares", "config", "why"),
+    [(False, {}, "offers no graph_like"), (True, {"ranks": None}, "looks for collectives")],
+)
+def test_where_nothing_is_shared_that_is_told_and_all_is_served(door, shares, config, why):
+    fast = made(SimulatedPlatform(shares=shares), door=door, **config)
     assert served(fast)
     assert fast.stats().executables == fast.stats().captures
-    assert "offers no graph_like, so each graph has its own" in str(fast.explain())
-    quiet = made(SimulatedPlatform(shares=False), door=door, graph_executables="own")
-    assert "graph_like" not in str(quiet.explain())
+    (advice,) = fast.status().advice
+    assert why in advice
+    assert f"advice: {advice[:20]}" in str(fast.explain())
+    quiet = made(SimulatedPlatform(shares=shares), door=door, graph_executables="own", **config)
+    assert quiet.status().advice == ()
 
 
 def test_another_word_is_refused():
