@@ -411,3 +411,31 @@ def test_a_model_on_it_shares_executables_and_gives_all_back(major, shared):
         assert len(platform.module.executables) == 1  # of the anchor, which goes with its object
         fast.restore()
         assert torch.equal(fast(x), model(x))
+
+
+def test_a_capture_that_fails_leaves_those_that_share():
+    platform, failing = StandIn(), [4]
+
+    def model(x):
+        y = x * 2 + 1
+        if len(x) in failing and platform.graphs.is_capturing():
+            raise RuntimeError("no")
+        return y.sin()
+
+    config = pw.Config(
+        dynamic={"x": {0: pw.Dim("rows", 1, 8)}},
+        capture_sizes=(2, 4, 8),
+        graph_executables="shared",
+    )
+    with torch.inference_mode():
+        fast = pw.record(model, config, platform=platform)
+        assert len(fast.warmup(torch.randn(8, 4)).dropped) == 1
+        assert fast.stats().executables == 1
+        failing.clear()
+        for rows in (8, 2, 4, 8):
+            x = torch.randn(rows, 4)
+            assert torch.equal(fast(x), model(x))
+        fast.release()
+        fast.restore()
+        assert torch.equal(fast(x), model(x))
+    assert fast.stats().executables == 1
