@@ -51,6 +51,9 @@ class _OfForm:
         self._capturing.replays.begin(self._form.binder)
         return self._capturing.replays
 
+    def end(self) -> None:
+        self._capturing = None
+
     def programs(self) -> Mapping[Sizes, Replayable]:
         made = self._capturing
         return {s: made.program(r) for s, r in self._regions.items()} if made is not None else {}

@@ -60,6 +60,9 @@ class Subject(Protocol):
     def begin(self, setup: Setup, memory: GraphMemory) -> Replays:
         """Have replays in ``memory``, of which nothing is captured."""
 
+    def end(self) -> None:
+        """Have them no more: their input buffers lend the next ones the block that they lie in."""
+
     def programs(self) -> Mapping[Sizes, Replayable]:
         """What of the prepared sizes is captured."""
 
@@ -135,6 +138,8 @@ def _tried(setup: Setup, subjects: Sequence[Subject]) -> _Trial:
     finally:
         for replays in tried:
             replays.release(collect=True)
+        for subject in subjects:
+            subject.end()
     return trial
 
 

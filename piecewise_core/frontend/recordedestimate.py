@@ -32,6 +32,9 @@ class RecordedSubject:
         self._made = self._form.beside(setup, memory)
         return self._made.replays
 
+    def end(self) -> None:
+        self._made = None
+
     def programs(self) -> Mapping[Sizes, Replayable]:
         made = self._made
         return {} if made is None else dict.fromkeys(self._sizes, made)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 
 import piecewise_core as pw
 from piecewise_core.errors import ConfigError, NotTraced
+from piecewise_core.capture.buffers import OwnedInputs
 from piecewise_core.frontend import estimating
 from piecewise_core.testing import SimulatedPlatform
 
@@ -171,6 +173,29 @@ def test_what_the_device_then_has_less_of(monkeypatch, mode, recorded):
     fast.warmup(progress=False)
     assert free - platform.device.memory_info()[0] == found.device_bytes > 0
     assert f"the device has {found.device_bytes} less" in str(found)
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_the_second_try_begins_without_the_buffers_of_the_first(monkeypatch, recorded):
+    as_on_a_gpu(monkeypatch)
+    platform, buffers = SimulatedPlatform(), []
+    told = platform.device.memory_info
+
+    def memory_info():
+        buffers.append(sum(isinstance(each, OwnedInputs) for each in gc.get_objects()))
+        return told()
+
+    platform.device.memory_info = memory_info
+    if recorded:
+        settings = {"dynamic": {0: {0: pw.Dim("rows", max=64)}}, "capture_sizes": (1, 8, 32)}
+        fast = pw.record(Block(), pw.Config(**settings), platform)
+    else:
+        fast = made(platform)
+    fast(torch.randn(3, 8))
+    buffers.clear()
+    fast.estimate()
+    none = buffers[0]
+    assert buffers == [none, none + 1, none, none + 1]  # around each try
 
 
 class Without:
