@@ -16,12 +16,34 @@ from _place import Place
 
 from piecewise_core.frontend import precompile
 
-__all__ = ["Stopwatch", "capture_all", "captured_plan", "entry_microseconds", "floor_of", "prepare"]
+__all__ = [
+    "Stopwatch",
+    "capture_all",
+    "captured_plan",
+    "entry_microseconds",
+    "floor_of",
+    "launched_alone",
+    "prepare",
+]
 
 
 def captured_plan(module: Any, *sizes: int) -> Any:
     """The captured plan of one size."""
     return module._pw_session.forms[0].capturing.plans.get(sizes)
+
+
+@contextlib.contextmanager
+def launched_alone(*plans: Any) -> Iterator[None]:
+    """Graphs of ``plans`` that share executables of the CUDA driver are launched by their own.
+
+    Executables that this makes stay.
+    """
+    executables = importlib.import_module("piecewise_cuda.executables")
+    for plan in plans:
+        for graph in plan.graphs:
+            graph.executable.holds = None
+    with mock.patch.object(executables.Executable, "take", return_value=False):
+        yield
 
 
 def floor_of(plan: Any, arguments: Sequence[torch.Tensor]) -> Callable[[], None]:

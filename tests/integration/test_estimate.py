@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import piecewise_core as pw
-from piecewise_core.errors import ConfigError, NotTraced
 from piecewise_core.capture.buffers import OwnedInputs
+from piecewise_core.errors import ConfigError, NotTraced
 from piecewise_core.frontend import estimating
 from piecewise_core.testing import SimulatedPlatform
 

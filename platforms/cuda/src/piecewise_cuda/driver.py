@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from piecewise_core.building_blocks import TorchGraphDriver
-from piecewise_cuda.executables import LAST, Calls, Family, SharedGraph, cuda_calls
+from piecewise_cuda.executables import LAST, Family, SharedGraph
+from piecewise_cuda.graphcalls import Calls, cuda_calls
 from piecewise_cuda.ops import UNSAFE
 
 __all__ = ["CudaGraphDriver"]
@@ -33,7 +34,7 @@ class CudaGraphDriver(TorchGraphDriver):
             self.graph_like = self._graph_like
 
     def _graph_like(self, other: Any | None) -> Any:
-        """An empty graph that shares an executable with those that run the same functions."""
+        """An empty graph that shares an executable with those whose launches are alike."""
         if self._calls is None or self._module.get_device_capability()[0] > LAST:
             return self.new_graph()
         family = getattr(other, "family", None)

@@ -16,10 +16,12 @@ from piecewise_core.protocols import Capabilities
 from piecewise_core.testing.conformance.running import run_suite, suite_for
 from piecewise_core.testing.simulated import torch_module
 from piecewise_cuda.driver import CudaGraphDriver
-from piecewise_cuda.executables import Calls, Family, SharedGraph, cuda_calls
+from piecewise_cuda.executables import Family, SharedGraph
+from piecewise_cuda.graphcalls import Calls, cuda_calls
 from piecewise_rocm.driver import RocmGraphDriver
 
 KERNEL, COPY, HOST = 0, 1, 3
+CLUSTER, REFUSED, MUST_HAVE_CLUSTERS = 4, 6, 10
 
 
 class Cuda:
@@ -30,7 +32,8 @@ class Cuda:
 
     def __init__(self):
         self.nodes, self.executables, self.ran, self.cleared = {}, {}, [], 0
-        self.refuses, self.devices, self.mode = set(), [], 0
+        self.edges = {}
+        self.refuses, self.updates, self.mode, self.device = set(), 0, 0, 0
         self.handles = itertools.count(100)
         self.family = Family(self.calls(), lambda graph: graph.replay, 1)
 
@@ -42,21 +45,26 @@ class Cuda:
         )
         driver = SimpleNamespace(
             cuGraphGetNodes=function(self.list_nodes),
+            cuGraphGetEdges_v2=function(self.list_edges),
             cuGraphNodeGetType=function(self.kind),
             cuGraphKernelNodeGetParams_v2=function(self.params),
+            cuGraphKernelNodeGetAttribute=function(self.of_launch),
+            cuFuncGetAttribute=function(self.of_function),
         )
-        return Calls(runtime, driver, self.switch)
+        return Calls(runtime, driver, lambda: self.device, self.switch)
 
     @contextlib.contextmanager
     def switch(self, device):
-        self.devices.append(device)
+        before, self.device = self.device, device
         yield
+        self.device = before
 
     def exchange(self, mode):
         self.mode, mode._obj.value = mode._obj.value, self.mode
 
     def update(self, executable, graph, info):
-        assert self.mode == 2
+        assert (self.mode, self.device) == (2, 1)
+        self.updates += 1
         if graph in self.refuses:
             self.executables[executable] = "nobody knows"
             return 910
@@ -75,6 +83,16 @@ class Cuda:
             nodes[place] = graph * 1000 + place + 1
         return 0
 
+    def list_edges(self, graph, begin, end, kinds, count):
+        found = self.edges.get(graph, [(0, place, 0) for place in range(1, len(self.nodes[graph]))])
+        if begin is None:
+            count._obj.value = len(found)
+            return 0
+        for place, (one, other, kind) in enumerate(found):
+            begin[place], end[place] = graph * 1000 + one + 1, graph * 1000 + other + 1
+            kinds[place].data[2] = kind
+        return 0
+
     def kind(self, node, kind):
         kind._obj.value = self.node(node)[0]
         return 0
@@ -83,12 +101,23 @@ class Cuda:
         params._obj.function = self.node(node)[1]
         return 0
 
+    def of_launch(self, node, which, held):
+        held[2] = self.node(node)[2].get(which, 0)
+        return 1 if which == REFUSED else 0
+
+    def of_function(self, number, which, function):
+        number._obj.value = int(which == MUST_HAVE_CLUSTERS and function > 900)
+        return 0
+
     def node(self, node):
         return self.nodes[node // 1000][node % 1000 - 1]
 
-    def graph(self, *nodes, pool=(0, 7), family=None):
-        """A captured one of ``nodes``, (kind, function) each."""
-        torch_graph = Graph(self, nodes)
+    def graph(self, *nodes, pool=(0, 7), family=None, edges=None):
+        """A captured one of ``nodes``, (kind, function, attributes) each.
+
+        ``edges``: (from, to, kind) each; usually from the first to each other.
+        """
+        torch_graph = Graph(self, nodes, edges)
         shared = SharedGraph(torch_graph, family or self.family)
         shared.capture_begin(pool=pool, capture_error_mode="thread_local")
         shared.capture_end()
@@ -103,8 +132,8 @@ def function(method):
 class Graph:
     """Torch's, made with keep_graph=True."""
 
-    def __init__(self, cuda, nodes):
-        self.cuda, self.nodes = cuda, nodes
+    def __init__(self, cuda, nodes, edges=None):
+        self.cuda, self.nodes, self.edges = cuda, nodes, edges
         self.raw = self.executable = None
         self.resets = 0
 
@@ -117,6 +146,8 @@ class Graph:
     def capture_end(self):
         self.raw = next(self.cuda.handles)
         self.cuda.nodes[self.raw] = self.nodes
+        if self.edges is not None:
+            self.cuda.edges[self.raw] = self.edges
 
     def instantiate(self):
         self.cuda.executables.pop(self.executable, None)
@@ -153,43 +184,51 @@ def launched(cuda, graph):
     return cuda.ran == [graph._graph.raw]
 
 
-ONE, OTHER = (KERNEL, 11), (KERNEL, 12)
+ONE, OTHER = (KERNEL, 11, {}), (KERNEL, 12, {})
+WIDE, WIDER = (KERNEL, 11, {CLUSTER: 2}), (KERNEL, 11, {CLUSTER: 4})
+COPIES = (COPY, 0, {})
 
 
-def test_graphs_of_the_same_functions_take_turns_in_one_executable(cuda):
-    graphs = [cuda.graph(ONE, (COPY, 0), OTHER) for _ in range(3)]
+def test_graphs_of_like_launches_take_turns_in_one_executable(cuda):
+    graphs = [cuda.graph(each, COPIES, WIDE) for each in (ONE, OTHER, ONE)]
     assert len(cuda.executables) == 1
     for order in itertools.permutations(graphs):
         assert all(launched(cuda, graph) for graph in order for _ in range(2))
-    assert (set(cuda.devices), cuda.mode) == ({1}, 0)
+    assert (cuda.mode, cuda.device) == (0, 0)
 
 
-def test_it_is_brought_up_to_date_only_where_another_was_launched_last(cuda):
+@pytest.mark.parametrize("current", [0, 1])
+def test_it_is_brought_up_to_date_only_where_another_was_launched_last(cuda, current):
     first, second = cuda.graph(ONE), cuda.graph(ONE)
-    cuda.devices.clear()
+    cuda.updates, cuda.device = 0, current
     for graph in (second, second, first, first, first, second):
         graph.replay()
-    assert len(cuda.devices) == 2
+    assert (cuda.updates, cuda.device) == (2, current)
 
 
 @pytest.mark.parametrize(
-    ("nodes", "pool"),
+    ("nodes", "how"),
     [
-        ([OTHER], (0, 7)),  # CUDA would take it, with what no one can read of a launch
-        ([ONE, ONE], (0, 7)),
-        ([ONE], (0, 8)),
+        # CUDA would take them, and launch with the attributes that it has.
+        ([ONE, WIDER], {}),
+        ([ONE, (KERNEL, 901, {CLUSTER: 2})], {}),
+        ([ONE, WIDE, ONE], {}),
+        ([ONE, WIDE], {"edges": [(0, 1, 1)]}),
+        ([ONE, WIDE], {"edges": []}),
+        ([ONE, COPIES], {}),
+        ([ONE, WIDE], {"pool": (0, 8)}),
     ],
 )
-def test_other_functions_and_other_pools_have_their_own(cuda, nodes, pool):
-    first, other = cuda.graph(ONE), cuda.graph(*nodes, pool=pool)
+def test_other_launches_edges_and_pools_have_their_own(cuda, nodes, how):
+    first, other = cuda.graph(ONE, WIDE), cuda.graph(*nodes, **how)
     assert len(cuda.executables) == 2
     assert launched(cuda, other)
     assert launched(cuda, first)
-    assert cuda.devices == []
+    assert cuda.updates == 0
 
 
 def test_nodes_that_no_update_replaces_share_nothing(cuda):
-    graphs = [cuda.graph(ONE, (HOST, 0)) for _ in range(2)]
+    graphs = [cuda.graph(ONE, (HOST, 0, {})) for _ in range(2)]
     assert len(cuda.executables) == 2
     assert all(launched(cuda, graph) for graph in graphs)
 
@@ -253,9 +292,10 @@ def loader(*missing):
     def load(name):
         if name in missing:
             raise OSError(name)
-        names = ("cudaGraphExecUpdate", "cudaGetLastError", "cuGraphGetNodes")
-        names = (*names, "cuGraphNodeGetType", "cuGraphKernelNodeGetParams_v2")
-        names = (*names, "cudaThreadExchangeStreamCaptureMode")
+        names = ("cudaGraphExecUpdate", "cudaGetLastError", "cudaThreadExchangeStreamCaptureMode")
+        names = (*names, "cuGraphGetNodes", "cuGraphGetEdges_v2", "cuGraphNodeGetType")
+        names = (*names, "cuGraphKernelNodeGetParams_v2", "cuGraphKernelNodeGetAttribute")
+        names = (*names, "cuFuncGetAttribute")
         return SimpleNamespace(**{n: function(print) for n in names if n not in missing})
 
     return load
@@ -354,7 +394,7 @@ class OnModule:
     def __init__(self, module):
         self.module = module
 
-    def functions(self, graph):
+    def unchanging(self, graph):
         steps = self.module.graphs[graph].recording.steps
         return tuple(getattr(step, "function", "") for step in steps)
 
