@@ -66,7 +66,15 @@ def _line(fn: Any, args: Any, kwargs: Any) -> tuple[Any, ...]:
 
 
 def _differs(line: tuple[Any, ...], rest: list[tuple[Any, ...]]) -> str:
-    before = next((other for other in rest if other[0] == line[0]), ())
+    before = next((other for other in rest if other[0] == line[0]), None)
+    if before is None:
+        return (
+            f"{line[0]} was called in the second run where the first did not call it. Code that "
+            "asks whether a graph is being captured takes another path then (attention masks of "
+            "transformers), as does what goes by a clock or random numbers; a graph repeats one "
+            "run, and nothing has looked at that path. Use pw.compile, which traces one path for "
+            "every call, or put that code into a splitting op"
+        )
     pairs = [(a, b) for a, b in zip(before, line, strict=False) if a != b]
     apart = f" ({pairs[0][0][:40]}, then {pairs[0][1][:40]})" if pairs else ""
     return (

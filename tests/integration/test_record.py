@@ -848,6 +848,23 @@ def test_a_function_that_alternates_is_not_captured():
     assert fast.stats().calls["replayed"] == 0
 
 
+def test_code_that_asks_whether_it_is_captured_is_refused_with_that_reason():
+    """As attention masks of transformers do on a GPU."""
+    platform = SimulatedPlatform()
+
+    def masked(x):
+        y = x * 2
+        return y + torch.arange(8) if platform.graphs.is_capturing() else y
+
+    config = pw.Config(dynamic={0: {0: N}}, capture_sizes=(4,))
+    fast = pw.record(masked, config, platform=platform)
+    x = torch.randn(4, 8)
+    for _ in range(3):
+        same(fast(x), x * 2)
+    assert "asks whether a graph is being captured" in " ".join(str(fast.explain()).split())
+    assert fast.stats().calls["replayed"] == 0
+
+
 # What is in force around it ---------------------------------------------------------------------
 
 
