@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 from typing import Any
 
-import torch
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from piecewise_core.compile.examples import Job
