@@ -74,7 +74,7 @@ def pairs() -> dict[str, Pair]:
         ("bert", "piecewise", TEXTS, False),
         ("bert", "recorded", TEXTS, True),
         ("vit-l-32", "piecewise", BATCHES, False),
-        ("vit-l-32", "recorded", BATCHES, True),
+        ("dit-2", "recorded", PATCHES, True),
         ("whisper-encoder-8", "full", range(1, 7), False),
         ("dit-2", "piecewise", PATCHES, False),
         ("llama1b-prefill", "recorded", PROMPTS, True),
