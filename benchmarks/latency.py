@@ -59,7 +59,7 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
     model = Model().eval().to(device)
     config = pw.Config(
         dynamic={"x": {0: pw.Dim("rows", min=2, max=256)}},
-        splitting_ops=("aten::softmax",),
+        splitting_ops=() if asked.whole else ("aten::softmax",),
         compile_ranges_endpoints=(SPLIT,),
         compile_mode=mode,
         compile_workers="auto" if asked.workers is None else asked.workers,
@@ -161,6 +161,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES, metavar="MODE")
     parser.add_argument("--layers", type=int, default=12, help="distinct pieces to compile (12)")
+    parser.add_argument("--whole", action="store_true", help="one piece of all layers")
     parser.add_argument("--seconds", type=float, default=5, help="of each quiet phase (5)")
     parser.add_argument("--workers", type=int, help="Config.compile_workers (auto)")
     parser.add_argument("--mode", choices=MODES, help=argparse.SUPPRESS)  # in its process
