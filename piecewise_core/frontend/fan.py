@@ -30,9 +30,12 @@ _THREADS = "TORCHINDUCTOR_COMPILE_THREADS"
 
 
 def workers_for(asked: int | Literal["auto"], pieces: int, cores: int) -> int:
-    """How many processes compile ``pieces`` pieces that the store lacks; 0: this one does."""
+    """How many processes compile ``pieces`` pieces that the store lacks; 0: this one does.
+
+    Whoever asks for a number wants this one free for other threads' calls: a single piece, too.
+    """
     if asked != "auto":
-        return min(asked, pieces) if pieces > 1 else 0
+        return min(asked, pieces)
     return min(pieces, cores // 2, MOST) if cores >= CORES and pieces >= PIECES else 0
 
 

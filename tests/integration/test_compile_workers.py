@@ -264,7 +264,8 @@ def test_an_interrupt_ends_the_workers_and_the_model_serves_on(notes):
         (0, 20, 64, 0),
         (3, 20, 2, 3),
         (3, 2, 2, 2),
-        (3, 1, 64, 0),
+        (3, 1, 64, 1),
+        (3, 0, 64, 0),
     ],
 )
 def test_workers_are_as_many_as_can_pay(asked, pieces, cores, count):
