@@ -17,6 +17,7 @@ from piecewise_core.runtime.fingerprints import Fingerprints
 from piecewise_core.runtime.marks import Marks
 from piecewise_core.runtime.plan import Steps
 from piecewise_core.runtime.preserved import Preserved
+from piecewise_core.torch_compat.modules import forward_of
 from piecewise_core.torch_compat.storages import memory_key, storage_key
 
 __all__ = ["Finding", "Lockstep", "copied"]
@@ -131,7 +132,7 @@ class Lockstep:
 
         pieces = self._region.program.compilable
         return [
-            watch(place, piece.graph.forward, any(map(writes, piece.nodes)))
+            watch(place, forward_of(piece.graph), any(map(writes, piece.nodes)))
             for place, piece in enumerate(pieces)
             if piece.graph is not None
         ]

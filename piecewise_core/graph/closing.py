@@ -14,6 +14,7 @@ import torch
 
 from piecewise_core.graph.contexts import functorch_units, is_autocast_enter, is_switch
 from piecewise_core.torch_compat import functorch
+from piecewise_core.torch_compat.modules import forward_of
 from piecewise_core.torch_compat.state import switches_as_now
 
 __all__ = ["closing"]
@@ -21,7 +22,7 @@ __all__ = ["closing"]
 
 def closing(graph: torch.fx.GraphModule) -> Callable[..., Any]:
     """What runs ``graph``."""
-    run: Callable[..., Any] = graph.forward
+    run = forward_of(graph)
     nodes = list(graph.graph.nodes)
     opens = any(len(unit) > 1 for unit in functorch_units(nodes))
     if not opens and not any(is_autocast_enter(node) or is_switch(node) for node in nodes):

@@ -16,6 +16,7 @@ from piecewise_core.graph.memory import values
 from piecewise_core.graph.names import source_of
 from piecewise_core.graph.segments import Segment, is_item, is_size, producer
 from piecewise_core.graph.sizes import build, expression
+from piecewise_core.torch_compat.modules import graph_module
 from piecewise_core.torch_compat.targets import exit_autocast
 
 __all__ = ["PieceGraph", "piece_graph"]
@@ -80,7 +81,7 @@ class _Builder:
                 self._map[node] = self._item(node)
         result = self._graph.output(tuple(self._map[n] for n in outputs))
         result.meta["example_value"] = tuple(n.meta.get("example_value") for n in outputs)
-        return PieceGraph(torch.fx.GraphModule(self._module, self._graph), dims, inputs)
+        return PieceGraph(graph_module(self._module, self._graph), dims, inputs)
 
     def _inputs(self) -> tuple[torch.fx.Node, ...]:
         """Tensors from outside, in the order of their first use."""

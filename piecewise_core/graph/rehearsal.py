@@ -21,6 +21,7 @@ from piecewise_core.graph.strides import at
 from piecewise_core.graph.trace import Traced
 from piecewise_core.ranges import Sizes
 from piecewise_core.torch_compat import functorch
+from piecewise_core.torch_compat.modules import forward_of
 from piecewise_core.torch_compat.operators import HigherOrderOperator
 
 __all__ = ["Rehearsal", "can_run"]
@@ -86,7 +87,7 @@ class Rehearsal:
         with torch.inference_mode(), _as_it_was(devices):
             inputs = [self._made_up(fake) for fake in fakes]
             # Called as a module it would print what is raised, which is nobody's failure here.
-            found: Sequence[Any] = made.graph.forward(*self.sizes, *inputs)
+            found: Sequence[Any] = forward_of(made.graph)(*self.sizes, *inputs)
         return found
 
     def _made_up(self, fake: torch.Tensor) -> torch.Tensor:

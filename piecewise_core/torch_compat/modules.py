@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from piecewise_core.torch_compat.lookup import needed, reader
 
 with needed():
     from torch.fx import _symbolic_trace
+    from torch.fx._lazy_graph_module import _LazyGraphModule
     from torch.nn.modules.module import (
         _global_backward_hooks,
         _global_backward_pre_hooks,
@@ -27,8 +29,10 @@ __all__ = [
     "default_device",
     "forward_hooks",
     "forward_hooks_of",
+    "forward_of",
     "forward_pre_hooks",
     "forward_pre_hooks_of",
+    "graph_module",
     "is_jit_tracing",
     "is_tagging",
     "unpatched",
@@ -69,3 +73,14 @@ def unpatched(method: Any) -> Any:
     if getattr(method, "__globals__", None) is vars(_symbolic_trace):
         return getattr(method, "__wrapped__", method)
     return method
+
+
+def graph_module(root: torch.nn.Module | Mapping[str, Any], graph: torch.fx.Graph) -> Any:
+    """A module of ``graph`` whose Python is generated when it first runs: few ever do."""
+    return _LazyGraphModule(root, graph)
+
+
+def forward_of(module: torch.fx.GraphModule) -> Callable[..., Any]:
+    """What runs ``module``, its Python generated."""
+    _LazyGraphModule.force_recompile(module)
+    return module.forward

@@ -15,6 +15,7 @@ from torch import fx
 
 from piecewise_core.graph.savable import Values
 from piecewise_core.torch_compat.fakes import FakeTensor, FakeTensorMode
+from piecewise_core.torch_compat.modules import graph_module
 from piecewise_core.torch_compat.storages import negated
 
 __all__ = ["GraphReader", "constants_from_bytes"]
@@ -92,7 +93,8 @@ class GraphReader:
                 new.meta["example_value"] = values.decode(node["value"])
             if "source" in node:
                 new.meta["stack_trace"] = _frame(node["source"])
-        return fx.GraphModule(root, graph)
+        made: fx.GraphModule = graph_module(root, graph)
+        return made
 
     def value(self, data: Any) -> Any:
         """An argument, size or plain value."""
