@@ -52,10 +52,10 @@ def is_size(node: torch.fx.Node) -> bool:
 
     Not where one depends on data: it cannot be computed from the dims.
     """
-    if node.op == "output" or "example_value" not in node.meta or varies(node):
+    if node.op == "output" or "example_value" not in node.meta:
         return False
     found = list(values(node.meta["example_value"]))
-    return bool(found) and all(isinstance(v, _SCALARS) for v in found)
+    return bool(found) and all(isinstance(v, _SCALARS) for v in found) and not varies(node)
 
 
 def is_item(node: torch.fx.Node) -> bool:
@@ -115,7 +115,7 @@ def _own_items(graph: torch.fx.Graph, producer: torch.fx.Node, value: Any) -> li
 
 
 def segments(graph: torch.fx.Graph, is_splitting: Callable[[torch.fx.Node], bool]) -> list[Segment]:
-    """The runs of ``graph`` in order.
+    """The runs of ``graph`` in order. ``is_splitting``: true of what varies, too.
 
     Runs without work are left out, runs of views belong to a splitting neighbour, and neighbours
     of one kind are joined.
@@ -123,8 +123,8 @@ def segments(graph: torch.fx.Graph, is_splitting: Callable[[torch.fx.Node], bool
     found: list[Segment] = []
     entered: list[torch.fx.Node] = []
     for unit in functorch_units(_working(graph)):
-        varying = any(map(varies, unit))
-        splitting = varying or any(map(is_splitting, unit))
+        splitting = any(map(is_splitting, unit))
+        varying = splitting and any(map(varies, unit))
         first = unit[0]
         if splitting:
             _begin_splitting(found, entered, varying)

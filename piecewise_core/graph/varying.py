@@ -68,25 +68,15 @@ def _is_number(node: torch.fx.Node) -> bool:
 
 
 def _depends(value: Any) -> bool:
-    if isinstance(value, torch.Tensor):
-        if all(type(n) is int for n in value.shape):
-            return _offset_depends(value)
-        numbers: Any = (*value.shape, *_lay(value))
-        return any(map(_depends, numbers))
-    if not isinstance(value, _NUMBERS):
-        return False
-    found = unreplaced(value)
-    return isinstance(found, sympy.Basic) and any(map(is_varying, found.free_symbols))
+    numbers = (*value.shape, *_lay(value)) if isinstance(value, torch.Tensor) else (value,)
+    found = (unreplaced(n) for n in numbers if isinstance(n, _NUMBERS))
+    return any(any(map(is_varying, n.free_symbols)) for n in found if isinstance(n, sympy.Basic))
 
 
 def _lay(value: torch.Tensor) -> tuple[Any, ...]:
     if value.layout is not torch.strided:
         return ()
     return *value.stride(), value.storage_offset()
-
-
-def _offset_depends(value: torch.Tensor) -> bool:
-    return any(map(_depends, _lay(value)))
 
 
 def line_of(node: torch.fx.Node) -> str:

@@ -33,8 +33,11 @@ __all__ = [
 
 def unreplaced(size: Any) -> Any:
     """The expression of a SymInt as it was made, without what was put in its symbols' place."""
-    with needed():
+    try:
         return size.node._expr
+    except AttributeError:
+        with needed():
+            raise
 
 
 def traced_with(env: Any, symbol: Any) -> int:
