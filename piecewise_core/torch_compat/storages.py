@@ -18,6 +18,7 @@ __all__ = [
     "generator_key",
     "memory_key",
     "negated",
+    "resize_memory",
     "same_addresses",
     "sharing",
     "storage_key",
@@ -35,6 +36,9 @@ with needed():
 
     negated: Any = torch._neg_view
     """A view whose numbers are read with the other sign."""
+
+    resize_memory: Any = torch.ops.inductor.resize_storage_bytes_.default
+    """Give a tensor's memory another size, which may be a symbol. Sizes and strides stay."""
 
     storage_of: Any = torch.UntypedStorage._new_with_weak_ptr
     """The storage behind a weak pointer, or None."""

@@ -16,7 +16,7 @@ from torch import fx
 from piecewise_core.graph.savable import Values
 from piecewise_core.torch_compat.fakes import FakeTensor, FakeTensorMode
 from piecewise_core.torch_compat.modules import graph_module
-from piecewise_core.torch_compat.storages import negated
+from piecewise_core.torch_compat.storages import negated, resize_memory
 
 __all__ = ["GraphReader", "constants_from_bytes"]
 
@@ -68,6 +68,7 @@ class GraphReader:
         self._tensors = tensors
         self._device = device
         self._bases: dict[int, torch.Tensor] = {}
+        self._nbytes: dict[Any, Any] = {}
         self._numbers: dict[str, Any] = {}
 
     def graph(self, nodes: Sequence[Mapping[str, Any]]) -> fx.GraphModule:
@@ -141,8 +142,7 @@ class GraphReader:
         with torch.inference_mode(False), torch.no_grad():
             base = self._bases.get(saved["memory"])
             if base is None:
-                made = torch.empty_strided(size, stride, dtype=dtype, device="meta")
-                self._bases[saved["memory"]] = made
+                made = self._bases[saved["memory"]] = self._memory(saved, size, stride, dtype)
             else:
                 typed = base if base.dtype == dtype else base.view(dtype)
                 made = typed.as_strided(size, stride, self.number(saved["offset"]))
@@ -150,6 +150,19 @@ class GraphReader:
             made = negated(made) if saved["neg"] else made
             # What the mode itself makes of a meta tensor, without going through its dispatch.
             return FakeTensor(self._mode, made, device)
+
+    def _memory(
+        self, saved: Mapping[str, Any], size: Sequence[Any], stride: Sequence[Any], dtype: Any
+    ) -> torch.Tensor:
+        """A tensor in memory of its own. How large that is in symbols takes torch long to say."""
+        alike = (*saved["shape"], *saved["stride"], dtype)
+        if alike in self._nbytes:
+            empty = torch.empty(0, dtype=dtype, device="meta")
+            resize_memory(empty, self._nbytes[alike])
+            return empty.as_strided(size, stride, 0)
+        made = torch.empty_strided(size, stride, dtype=dtype, device="meta")
+        self._nbytes[alike] = made.untyped_storage().nbytes()
+        return made
 
 
 def _frame(source: str) -> str:
