@@ -157,7 +157,7 @@ def _is_inplace_method(name: str) -> bool:
 
 
 def _all(node: torch.fx.Node) -> frozenset[int]:
-    return _of(tensor_inputs(node))
+    return frozenset().union(*map(storages, node.all_input_nodes))
 
 
 def _of(items: Iterable[Any]) -> frozenset[int]:
@@ -172,8 +172,9 @@ def _by_schema(node: torch.fx.Node, overloads: Iterable[OpOverload]) -> frozense
 
     found: list[Any] = []
     for overload in overloads:
-        more = unsaid_writes(schema_of(overload), given)
-        for place, argument in enumerate(schema_of(overload).arguments):
+        schema = schema_of(overload)
+        more = unsaid_writes(schema, given)
+        for place, argument in enumerate(schema.arguments if more or schema.is_mutable else ()):
             said = argument.alias_info is not None and argument.alias_info.is_write
             if said or argument.name in more:
                 found.append(given(place, argument.name))

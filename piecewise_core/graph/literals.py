@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -63,7 +64,6 @@ class _Lifting:
         self._known: dict[Any, torch.fx.Node] = {}
 
     def run(self) -> None:
-        apart = self._apart()
         for node, autocast in _with_autocast(self._graph):
             settle(node, self._values)
             self._move(node)
@@ -72,7 +72,7 @@ class _Lifting:
                 value = value_of(node, self._values)
             if value is None:
                 continue
-            if storages(node) & apart:
+            if storages(node) & self._apart:
                 node.replace_all_uses_with(self._fresh(node, value))
                 self._graph.erase_node(node)
             else:
@@ -85,6 +85,7 @@ class _Lifting:
             if not node.users:
                 self._graph.erase_node(node)
 
+    @cached_property
     def _apart(self) -> frozenset[int]:
         """Memory that the program writes to or returns."""
         nodes = self._graph.nodes

@@ -103,7 +103,7 @@ class _Builder:
         by_place: dict[int, list[sympy.Symbol]] = {}
         for symbol in sorted(used, key=str):
             by_place.setdefault(self._symbols[symbol], []).append(symbol)
-        sizes = self._symbol_values()
+        sizes = self._symbol_values(used)
         for place in range(dim_count):
             node = self._graph.placeholder(f"s{place}")
             for symbol in by_place.get(place, ()):
@@ -131,9 +131,11 @@ class _Builder:
             )
         return used - unknown
 
-    def _symbol_values(self) -> dict[sympy.Symbol, torch.SymInt]:
+    def _symbol_values(self, wanted: set[sympy.Symbol]) -> dict[sympy.Symbol, torch.SymInt]:
         found: dict[sympy.Symbol, torch.SymInt] = {}
         for node in self._module.graph.nodes:
+            if wanted <= found.keys():
+                break
             if node.op != "placeholder":
                 continue
             for value in values(node.meta.get("example_value")):

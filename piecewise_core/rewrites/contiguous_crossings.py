@@ -40,7 +40,8 @@ def order_crossings(graph: torch.fx.Graph, is_splitting: Callable[[torch.fx.Node
     something else, that splitting operators or the caller get, or that are passed on or read in
     the order of their memory through views. So does all where the program is cut at copies.
     """
-    if _cuts_at_copies(is_splitting):
+    orders = {n: found for n in graph.nodes if (found := _order(n.meta.get("example_value")))}
+    if not orders or _cuts_at_copies(is_splitting):
         return
     runs = segments(graph, is_splitting)
     home = {node: run for run in runs for node in run.nodes}
@@ -58,7 +59,7 @@ def order_crossings(graph: torch.fx.Graph, is_splitting: Callable[[torch.fx.Node
 
     for run in runs:
         for node in [] if run.splitting else run.nodes:
-            order = _order(node.meta.get("example_value"))
+            order = orders.get(node)
             if order is None or storages(node) & written or not _is_made_so(node, run):
                 continue
             users = sorted(elsewhere(node), key=place.__getitem__)
