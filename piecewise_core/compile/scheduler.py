@@ -45,7 +45,7 @@ class Outside(Protocol):
         ...
 
 
-Helpers = Callable[[CompilerAdaptor, list[Task], Callable[[Task, Artifact], object]], None]
+Helpers = Callable[[CompilerAdaptor, list[Callable[[], Task]], Callable[..., object]], None]
 """Compiles some of the tasks, for which it calls back, and returns when it is done."""
 
 
@@ -201,11 +201,11 @@ class Scheduler:
         """
         if self.helpers is None or self.sealed is not None:
             return
-        tasks: dict[tuple[str, Box], Task] = {}
+        tasks: dict[tuple[str, Box], Callable[[], Task]] = {}
         for piece, symbols, box, label in wanted:
             key = self.register(piece), project(piece, box)
             if key not in self._artifacts and key not in tasks and not piece.hazard:
-                tasks[key] = self.task(piece, symbols, box, label)
+                tasks[key] = partial(self.task, piece, symbols, box, label)
         self.helpers(self._maker.adaptor, list(tasks.values()), partial(self._take_in, self._turn))
 
     def failed(self, piece: Piece, box: Box) -> str | None:

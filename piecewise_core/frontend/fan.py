@@ -48,7 +48,7 @@ class Fan:
     def __call__(
         self,
         adaptor: CompilerAdaptor,
-        tasks: Sequence[Task],
+        tasks: Sequence[Callable[[], Task]],
         take: Callable[[Task, Artifact], object],
     ) -> None:
         """Compile those of ``tasks`` that the store lacks; ``take`` is called on other threads."""
@@ -56,7 +56,7 @@ class Fan:
         cores = _cores()
         if not workers_for(asked, len(tasks), cores) or self._setup.selected.origin is None:
             return  # also: no worker finds a platform that no plugin brings
-        missing = [task for task in tasks if self._is_missing(task)]
+        missing = [task for make in tasks if self._is_missing(task := make())]
         count = workers_for(asked, len(missing), cores)
         if not count or holds_compile_lock():  # those who take code need that lock
             return

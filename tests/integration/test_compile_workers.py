@@ -10,13 +10,14 @@ import time
 from collections.abc import Iterator
 from importlib import invalidate_caches
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import piecewise_core as pw
 from piecewise_core.errors import CompileFailed, ConfigError
-from piecewise_core.frontend.fan import workers_for
+from piecewise_core.frontend.fan import PIECES, Fan, workers_for
 from piecewise_core.plugins import select
 from piecewise_core.torch_compat.dynamo import compile_lock
 
@@ -279,3 +280,14 @@ def test_the_setting_is_a_number_or_auto(monkeypatch):
     for text, value in (("0", 0), ("4", 4), ("auto", "auto")):
         monkeypatch.setenv("PIECEWISE_COMPILE_WORKERS", text)
         assert pw.Config().with_env().compile_workers == value
+
+
+def test_nothing_is_looked_for_where_no_worker_would_come():
+    """What a piece is kept under takes milliseconds to say; ``artifact`` says it again."""
+    selected = SimpleNamespace(origin=object())
+    setup = SimpleNamespace(config=pw.Config(compile_workers="auto"), selected=selected)
+
+    def task():
+        raise AssertionError("nobody needs it")
+
+    Fan(setup, None)(None, [task] * (PIECES - 1), None)
