@@ -55,10 +55,12 @@ class PlanCode:
         self._program = program
         self.literals = literals_of(program.traced.graph)
         self._overlap = Overlap.of(program)
-        self.source = writer.text(check=False, guarded=bool(self._overlap))
-        self.checked_source = writer.text(check=True, guarded=bool(self._overlap))
-        self._written_source = writer.text(check=False, guarded=False)
-        self._recorded_source = writer.text(check=False, guarded=bool(self._overlap), laid=False)
+        guarded = bool(self._overlap)
+        self.source = self._written_source = writer.text(check=False, guarded=guarded)
+        self.checked_source = writer.text(check=True, guarded=guarded)
+        if guarded:
+            self._written_source = writer.text(check=False, guarded=False)
+        self._recorded_source = writer.text(check=False, guarded=guarded, laid=False)
         self._writer = writer
         self._names = writer.names
         self._ops = tuple(writer.ops.values())

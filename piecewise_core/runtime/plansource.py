@@ -148,10 +148,11 @@ class PlanSource:
                 yield from self._items(user, depth)
 
     def _as_written(self, node: torch.fx.Node) -> str:
-        if is_view(node) and node.op == "call_method":
+        view = is_view(node)
+        if view and node.op == "call_method":
             receiver = self._values.source(node.args[0])
             return f"{receiver}.{node.target}({self._values.arguments(node.args[1:], node.kwargs)})"
-        if is_view(node) and node.target is operator.getitem:
+        if view and node.target is operator.getitem:
             whole, place = map(self._values.source, node.args)
             return f"{whole}[{place}]"
         return f"{self._op(node)}({self._values.arguments(node.args, node.kwargs)})"
