@@ -52,7 +52,7 @@ class Answers:
         if isinstance(value, type):
             self._holdings.classes.add(value)
         elif isinstance(value, FunctionType):
-            self._holdings.keep(value)
+            self._holdings.function(value)
             return value, value.__code__, value.__defaults__
         elif isinstance(value, MethodType):
             return value.__self__, self._plainly(value.__func__)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gc
+import operator
 import sys
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from functools import partial
-from types import CellType, MappingProxyType
+from types import CellType, FunctionType, MappingProxyType
 from typing import Any
 
 import torch
@@ -15,10 +16,10 @@ import torch
 from piecewise_core.graph.entries import entries, items
 from piecewise_core.runtime.classes import Classes, alike, is_heap
 from piecewise_core.runtime.dict_guard import native
-from piecewise_core.runtime.polls import Poll
+from piecewise_core.runtime.polls import Poll, Switch, asked, differ
 from piecewise_core.runtime.watch import Outline, class_of, contents_of, identity
 
-__all__ = ["ABSENT", "SOME", "Holdings", "attributes_of", "behind"]
+__all__ = ["ABSENT", "SOME", "Holdings", "attributes_of", "behind", "parts_of"]
 
 ABSENT: Any = object()
 SOME: Any = object()
@@ -33,15 +34,23 @@ class Holdings:
 
     ``ran``: the functions that traces ran through, by module and qualified name. ``counting``:
     objects in which every call writes some number: of their dicts, single entries are watched.
+    ``switches``: torch's, which facts may be of.
     """
 
-    def __init__(self, ran: set[tuple[str, str]], counting: Iterable[Any] = ()) -> None:
+    def __init__(
+        self,
+        ran: set[tuple[str, str]],
+        counting: Iterable[Any] = (),
+        switches: Iterable[Switch] = (),
+    ) -> None:
+        self._switches = {switch: asked(switch) for switch in switches}
         self._counting = {id(own) for own in map(attributes_of, counting) if own is not None}
         self.classes = Classes(frozenset(ran))
         self._dicts: dict[int, tuple[dict[Any, Any], dict[Any, Any]]] = {}
         self._keys: dict[int, tuple[dict[Any, Any], tuple[Any, ...]]] = {}
         self._lists: dict[int, tuple[list[Any], tuple[Any, ...]]] = {}
         self._cells: dict[int, Any] = {}
+        self._functions: dict[int, tuple[Any, ...]] = {}
         self._others: dict[Any, Any] = {}
 
     def entry(self, held: dict[Any, Any], key: Any, value: Any) -> None:
@@ -66,6 +75,11 @@ class Holdings:
         """``cell`` holds ``value``."""
         self._cells.setdefault(id(cell), value)
         self.keep(cell)
+
+    def function(self, function: FunctionType) -> None:
+        """``function`` has this code, and these defaults."""
+        self._functions.setdefault(id(function), parts_of(function))
+        self.keep(function)
 
     def everything(self, value: Any) -> None:
         """If it is a container, it holds what it does now."""
@@ -107,6 +121,7 @@ class Holdings:
         for kind in self.classes:
             yield from (kind,) if whole else self.classes.apart(kind)
         yield from self._others.values()
+        yield from self._switches
 
     def holds(self, container: Any) -> bool:
         """Whether a container that was written to holds what it must.
@@ -138,6 +153,11 @@ class Holdings:
         if isinstance(container, CellType):
             noted = self._cells.get(id(container), ABSENT)
             return noted is not ABSENT and contents_of(container) is noted
+        if isinstance(container, FunctionType):
+            parts = self._functions.get(id(container))
+            return parts is not None and all(map(operator.is_, parts, parts_of(container)))
+        if isinstance(container, Switch):
+            return not differ(asked(container), self._switches[container])
         return self.holds(container)
 
     def _dict_holds(self, container: dict[Any, Any]) -> bool:
@@ -153,6 +173,11 @@ def attributes_of(value: Any) -> dict[str, Any] | None:
     """The dict of what is set on it; None where it has none of its own."""
     own = getattr(value, "__dict__", None)
     return own if isinstance(own, dict) else None
+
+
+def parts_of(function: FunctionType) -> tuple[Any, ...]:
+    """What a function runs: somebody may give it other code, or other defaults."""
+    return function.__code__, function.__defaults__, function.__kwdefaults__
 
 
 def _names(held: dict[Any, Any]) -> list[Any]:

@@ -16,7 +16,7 @@ from piecewise_core.graph.facts import Evaluated, Fact, Scope
 from piecewise_core.runtime.answers import Answers
 from piecewise_core.runtime.classes import is_heap, same_answers
 from piecewise_core.runtime.expressions import Expressions
-from piecewise_core.runtime.holdings import ABSENT, Holdings, attributes_of, behind
+from piecewise_core.runtime.holdings import ABSENT, Holdings, attributes_of, behind, parts_of
 from piecewise_core.runtime.hooks import of_every_module
 from piecewise_core.runtime.polls import Poll
 from piecewise_core.torch_compat.modules import default_device
@@ -49,9 +49,9 @@ class Reading:
             except Exception as error:  # not there any more
                 self._answers.append(type(error))
             self._values.append(value)
-        self._functions = [(f, *_parts(f)) for f in self.holdings.classes.functions()]
+        self._functions = [(f, *parts_of(f)) for f in self.holdings.classes.functions()]
         for function, *_ in self._functions:
-            self.holdings.keep(function)
+            self.holdings.function(function)
 
     def broken(self, facts: Sequence[tuple[Fact, Scope]]) -> str | None:
         """Which of the facts that were read does not hold; to be asked once, behind reading."""
@@ -83,15 +83,12 @@ class Reading:
 
     def stands(self, containers: Sequence[Any]) -> bool:
         """Whether ``containers`` surely hold what was noted: quicker than another reading."""
-        if self._rewritten() is not None:
-            return False
-        known = {id(function) for function, *_ in self._functions}
-        return all(id(c) in known or self.holdings.surely_holds(c) for c in containers)
+        return all(map(self.holdings.surely_holds, containers))
 
     def _rewritten(self) -> FunctionType | None:
         """A function that has other code or defaults than were noted."""
         for function, *was in self._functions:
-            if any(a is not b for a, b in zip(_parts(function), was, strict=True)):
+            if any(a is not b for a, b in zip(parts_of(function), was, strict=True)):
                 return cast("FunctionType", function)
         return None
 
@@ -110,7 +107,7 @@ class Reading:
             if found is not value and not isinstance(value, Enum) and _computes(found):
                 self.holdings.keep(Poll(base, name, partial(getattr, base, name)))
         elif isinstance(base, FunctionType) and name in _PARTS:
-            self.holdings.keep(base)
+            self.holdings.function(base)
         elif isinstance(base, torch.Tensor):  # what somebody set on a parameter: its scale
             if name in vars(base):
                 self.holdings.entry(vars(base), name, value)
@@ -165,7 +162,3 @@ class Reading:
 def _computes(found: Any) -> bool:
     """Whether it is what a class, or its metaclass, makes an answer with."""
     return isinstance(found, property) or (is_heap(type(found)) and hasattr(found, "__get__"))
-
-
-def _parts(function: FunctionType) -> tuple[Any, ...]:
-    return function.__code__, function.__defaults__, function.__kwdefaults__

@@ -145,7 +145,8 @@ class TraceState:
         return again.surroundings_differ(self._reading)
 
     def _reading_now(self) -> Reading:
-        return Reading(self._facts, Holdings(self._ran, self._counting_now()))
+        torchs = () if self._of_objects else switches(self._device_type, self._words)
+        return Reading(self._facts, Holdings(self._ran, self._counting_now(), torchs))
 
     def _counting_now(self) -> Iterator[Any]:
         for owner, scope in self._counting:
@@ -154,6 +155,5 @@ class TraceState:
 
     def _take(self, reading: Reading) -> None:
         self._reading = reading
-        torchs = () if self._of_objects else switches(self._device_type, self._words)
-        self._watch = Watch((*reading.holdings.containers(), *torchs))
+        self._watch = Watch(reading.holdings.containers())
         self.check = self._checked()
