@@ -1,7 +1,7 @@
 """Inductor as a piece compiler, through ``torch._inductor.standalone_compile``.
 
 On a CPU a piece is kept as its generated function and built kernels (ADR 10); elsewhere as the
-artifact that torch itself saves, with the kernels' binaries in it.
+artifact that torch itself saves, with the kernels' binaries in it, and with how they were tuned.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.compiler.config
 
+from piecewise_core.compile import tuned
 from piecewise_core.compile.constants import take_out
 from piecewise_core.compile.empty_means import nothing_is_nan
 from piecewise_core.compile.generated import around, native_code
@@ -106,8 +107,9 @@ class InductorCompiler:
             def made() -> CompiledGraph:
                 native = None if _on_gpu(example_inputs) else _native(build, self.library, chosen)
                 if native is None:
-                    artifact: Any = build()
-                    native = CompiledGraph(artifact, lambda: _dump(artifact))
+                    with inductor.kernels_loaded() as kernels:
+                        artifact: Any = build()
+                    native = CompiledGraph(artifact, lambda: tuned.pack(_dump(artifact), kernels))
                 return native
 
             compiled = _for_all_sizes(made)
@@ -121,11 +123,14 @@ class InductorCompiler:
             return CompiledGraph(NativePiece(call, around(code)), lambda: handle)
         with tempfile.TemporaryDirectory(prefix="piecewise-") as folder:
             path = Path(folder) / "artifact"
-            path.write_bytes(handle)
+            chosen, artifact = tuned.unpack(handle)
+            path.write_bytes(artifact)
             # With more threads it starts processes to compile in, though nothing is compiled.
-            with private_caches(), inductor.inductor_config().patch(compile_threads=1):
+            threads = inductor.inductor_config().patch(compile_threads=1)
+            with private_caches(), threads, inductor.kernels_loaded() as kernels:
                 loaded = inductor.artifact_class().load(path=str(path), format="binary")
-            return CompiledGraph(loaded, lambda: handle)
+            tuned.choose(kernels, chosen)
+            return CompiledGraph(loaded, lambda: tuned.pack(artifact, kernels, chosen))
 
     def hash_factors(self) -> Mapping[str, str]:
         """Torch, the settings, and the threads kernels are made for."""

@@ -1,15 +1,19 @@
-"""Inductor, imported when it is first needed; known in 2.11 to 2.13, no fallback.
+"""Inductor, imported when it is first needed; known in 2.11 to 2.13.
 
 ``standalone_compile(gm, inputs, dynamic_shapes=..., options=..., aot=...)`` and
 ``CompiledArtifact.save`` and ``load`` have the same form in 2.11 and 2.13; 2.13 adds keywords that
-are not used here. ``config._config`` holds each switch's ``default``.
+are not used here. ``config._config`` holds each switch's ``default``. There is no fallback but for
+Triton kernels: ``PyCodeCache.modules`` has the modules of generated code, kernels are globals of
+these, each a ``CachingAutotuner`` with ``launchers``, one for each configuration that it may run
+in. Where a torch lacks one of these, nothing is known of any kernel.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from piecewise_core.torch_compat.lookup import needed
@@ -18,10 +22,14 @@ __all__ = [
     "artifact_class",
     "cache_dir",
     "config_if_imported",
+    "configurations",
     "cudagraph_policy_class",
     "force_stride_order",
     "inductor_config",
     "inductor_settings",
+    "keep_one",
+    "kernel_source",
+    "kernels_loaded",
     "lowering_tables",
     "standalone_compile",
     "switch_defaults",
@@ -113,6 +121,45 @@ def vector_isas() -> tuple[Any, Any, str, Any]:
         from torch._inductor.runtime.cache_dir_utils import temporary_cache_dir
 
         return config, cpu_vec_isa, cpu_vec_isa.VecISA._avx_code, temporary_cache_dir
+
+
+@contextmanager
+def kernels_loaded() -> Iterator[list[Any]]:
+    """Inside, Inductor loads code; behind it the list has the Triton kernels of that code."""
+    before = _modules()
+    found: list[Any] = []
+    known = set(map(id, before))
+    yield found
+    made = [module for module in _modules() if id(module) not in known]
+    kind = getattr(sys.modules.get(_HEURISTICS), "CachingAutotuner", ())
+    found += [each for module in made for each in vars(module).values() if isinstance(each, kind)]
+
+
+_HEURISTICS = "torch._inductor.runtime.triton_heuristics"
+
+
+def _modules() -> list[Any]:
+    cache = getattr(sys.modules.get("torch._inductor.codecache"), "PyCodeCache", None)
+    return list(getattr(cache, "modules", ()))
+
+
+def kernel_source(kernel: Any) -> str:
+    """The name of a Triton kernel's source, which tells it from kernels of any other."""
+    return os.path.basename(str(getattr(kernel, "filename", "")))
+
+
+def configurations(kernel: Any) -> list[str]:
+    """Those in which a Triton kernel may still run, as text; measured ones have but one."""
+    try:
+        configs = [launcher.config for launcher in kernel.launchers]
+        return [f"{sorted(c.kwargs.items())} {c.num_warps} {c.num_stages}" for c in configs]
+    except AttributeError:
+        return []
+
+
+def keep_one(kernel: Any, place: int) -> None:
+    """Have a Triton kernel run in the configuration at ``place``, as if it had been measured."""
+    kernel.launchers = [kernel.launchers[place]]
 
 
 def cudagraph_policy_class() -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -75,7 +75,9 @@ def unpatched(method: Any) -> Any:
     return method
 
 
-def graph_module(root: torch.nn.Module | Mapping[str, Any], graph: torch.fx.Graph) -> Any:
+def graph_module(
+    root: torch.nn.Module | dict[str, Any], graph: torch.fx.Graph
+) -> torch.fx.GraphModule:
     """A module of ``graph`` whose Python is generated when it first runs: few ever do."""
     return _LazyGraphModule(root, graph)
 

@@ -94,8 +94,7 @@ class GraphReader:
                 new.meta["example_value"] = values.decode(node["value"])
             if "source" in node:
                 new.meta["stack_trace"] = _frame(node["source"])
-        made: fx.GraphModule = graph_module(root, graph)
-        return made
+        return graph_module(root, graph)
 
     def value(self, data: Any) -> Any:
         """An argument, size or plain value."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,7 @@ from piecewise_core.errors import CompilerUnavailable
 from piecewise_core.protocols import CompiledGraph
 from piecewise_cuda.parcel import pack, unpack
 from piecewise_cuda.triton_files import collect, put_back
-from piecewise_cuda.triton_private import cache_directories
+from piecewise_cuda.triton_private import cache_directories, hash_beside
 
 if TYPE_CHECKING:
     from piecewise_core.config import Config
@@ -39,6 +40,7 @@ class CudaInductor(InductorCompiler):
 
     def __init__(self) -> None:
         super().__init__(prepare=require_triton, settings=_SETTINGS)
+        self._hashing: Thread | None = None
 
     def compile(
         self,
@@ -56,10 +58,16 @@ class CudaInductor(InductorCompiler):
         piece, files = unpack(handle)
         # First: loading a piece may start Triton's driver, which looks for its library.
         put_back(files)
+        if self._hashing is not None:
+            self._hashing.join()  # else it would be done twice
         return _with_files(super().load(piece), files)
 
     def hash_factors(self) -> Mapping[str, str]:
-        """Inductor's own, and the device that kernels are made for."""
+        """Inductor's own, and the device that kernels are made for.
+
+        Asked for before code is loaded: what that waits for is begun.
+        """
+        self._hashing = self._hashing or hash_beside()
         major, minor = torch.cuda.get_device_capability()
         return {
             **super().hash_factors(),

@@ -11,7 +11,8 @@ found by the file ``__grp__NAME.json`` in it, whose ``child_paths`` are absolute
 ``.cubin`` alone, as where TRITON_STORE_BINARY_ONLY is set. A library's key is a digest of its
 source and of ``build.platform_key()``, "machine,system,bits,linkage", where the linkage is "ELF" or
 empty: the program ``file`` tells it, which is in few containers. Triton 3.8.0 adds the flags of
-the compilation to the digest: libraries that were brought are not found there, and built again.
+the compilation to the digest: libraries that were brought are not found there, and built again. A
+digest of Triton itself is in all keys, ``triton_key()`` of ``triton.runtime.cache``, made once.
 
 What another version lacks is not found, which costs a compilation there and no error.
 """
@@ -23,10 +24,12 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -38,6 +41,7 @@ __all__ = [
     "cache_directories",
     "driver_library",
     "group_file",
+    "hash_beside",
     "is_group",
     "kernel_files",
     "launcher_library",
@@ -79,6 +83,26 @@ def cache_directories() -> list[Path]:
     except Exception as error:  # it makes a directory, which may fail, and asks for a user's name
         logger.debug("Inductor's cache is not found (%s: %s)", type(error).__name__, error)
     return list(dict.fromkeys(Path(d).absolute() for d in found if d))
+
+
+def hash_beside() -> Thread | None:
+    """A thread in which Triton reads and hashes its own files, 400 MB; None where it does not.
+
+    Torch has that done before it loads code, and the GIL is free meanwhile.
+    """
+    try:  # here, and not in the thread: a fork must find no import half done
+        from triton.runtime.cache import triton_key
+    except Exception as error:
+        logger.debug("Triton's digest is not found (%s: %s)", type(error).__name__, error)
+        return None
+
+    def ask() -> None:
+        with suppress(Exception):  # whoever asks next is told
+            triton_key()
+
+    thread = Thread(target=ask, name="piecewise-triton-key", daemon=True)
+    thread.start()
+    return thread
 
 
 def driver_library() -> Library | None:

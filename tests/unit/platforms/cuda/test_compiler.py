@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import time
 import zipfile
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -92,6 +95,26 @@ def test_a_piece_that_cannot_be_persisted_stays_so(made, files):
 def test_files_are_put_back_before_the_piece_is_loaded(loads):
     CudaInductor().load(pack(b"artifact", {"KEY/a.so": b"a"}))
     assert loads == [("put", {"KEY/a.so": b"a"}), ("load", b"artifact")]
+
+
+def test_tritons_files_are_hashed_beside_other_work_and_before_a_piece_is_loaded(
+    loads, monkeypatch
+):
+    def triton_key():
+        while not loads:  # until the files were put back
+            time.sleep(0.001)
+        time.sleep(0.01)
+        loads.append("hashed")
+
+    cache = SimpleNamespace(triton_key=triton_key)
+    monkeypatch.setitem(sys.modules, "triton.runtime.cache", cache)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "one")
+    inductor = CudaInductor()
+    for _ in range(2):
+        inductor.hash_factors()
+    inductor.load(pack(b"artifact", {}))
+    assert loads == [("put", {}), "hashed", ("load", b"artifact")]
 
 
 def test_a_loaded_piece_hands_on_what_it_brought_and_what_came_since(files):
