@@ -55,8 +55,9 @@ def bring_to_device(graph: torch.fx.Graph, is_splitting: Test) -> Test:
     Returns ``is_splitting``, true also of what runs on the CPU and of what brings values over.
     A program of one device stays as it is.
     """
-    devices = {d for node in graph.nodes for d in _devices(node) if d.type not in ("cpu", "meta")}
-    if len(devices) != 1:
+    found = {device for node in graph.nodes for device in _devices(node)}
+    devices = {device for device in found if device.type not in ("cpu", "meta")}
+    if len(devices) != 1 or devices == found:
         return is_splitting
     host = _Host(graph, devices.pop())
     host.find()
