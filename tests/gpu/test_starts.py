@@ -18,6 +18,15 @@ PROGRAM = """
     import torch
     import piecewise_core as pw
     from torch import nn
+    from torch._inductor.runtime.triton_heuristics import CachingAutotuner
+
+    measured, measure = [], CachingAutotuner.benchmark_all_configs
+
+    def measuring(kernel, *args, **kwargs):
+        measured.append(kernel.fn.__name__)
+        return measure(kernel, *args, **kwargs)
+
+    CachingAutotuner.benchmark_all_configs = measuring
 
     class Model(nn.Module):
         def __init__(self):
@@ -26,7 +35,7 @@ PROGRAM = """
 
         def forward(self, x):
             for layer in self.layers:
-                x = torch.softmax(layer(x).sin(), -1)
+                x = torch.softmax(nn.functional.layer_norm(layer(x).sin(), (64,)), -1)
             return x
 
     how, place, device = sys.argv[1:]
@@ -58,6 +67,7 @@ PROGRAM = """
         "compiled": stats.compilations,
         "found": stats.cache_hits,
         "replayed": stats.calls["replayed"],
+        "measured": measured,
         "started": started,
     }))
 """
@@ -78,9 +88,13 @@ def run(tmp_path, how: str, *, device: str = "cuda:0", store: str = "store", **e
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def started_warm(result) -> None:
-    """Nothing was traced or compiled. Torch and Triton ask for versions and where libraries are."""
+def started_warm(result, *, bundle: bool = False) -> None:
+    """Nothing was traced or compiled. Torch and Triton ask for versions and where libraries are.
+
+    ``bundle``: it says in which configuration kernels run; entries of the store are older than that.
+    """
     assert result.pop("found") > 0
+    assert not (result.pop("measured") and bundle)
     compilers = [c for c in result.pop("started") if not only_asks(c)]
     assert compilers == []
     assert result == {"traced": 0, "frames": 0, "compiled": 0, "replayed": 2}
@@ -94,7 +108,8 @@ def test_the_store_and_a_bundle_bring_all_that_was_compiled(tmp_path):
     first = run(tmp_path, "save")
     assert first["compiled"] > 0
     assert first["found"] == 0
-    started_warm(run(tmp_path, "load", store="elsewhere"))
+    assert first["measured"]  # else this says nothing of what a bundle brings
+    started_warm(run(tmp_path, "load", store="elsewhere"), bundle=True)
     # An entry of the store is older than the first capture, so it has no kernel that stages.
     started_warm(run(tmp_path, "compile", TRITON_CACHE_DIR=str(tmp_path / "triton-save-store")))
 
@@ -102,7 +117,7 @@ def test_the_store_and_a_bundle_bring_all_that_was_compiled(tmp_path):
 def test_a_bundle_saved_from_the_store_brings_as_much(tmp_path):
     run(tmp_path, "save")
     run(tmp_path, "save", TRITON_CACHE_DIR=str(tmp_path / "triton-save-store"))
-    started_warm(run(tmp_path, "load", store="elsewhere"))
+    started_warm(run(tmp_path, "load", store="elsewhere"), bundle=True)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
