@@ -91,7 +91,7 @@ def run(tmp_path, how: str, *, device: str = "cuda:0", store: str = "store", **e
 def started_warm(result, *, bundle: bool = False) -> None:
     """Nothing was traced or compiled. Torch and Triton ask for versions and where libraries are.
 
-    ``bundle``: it says in which configuration kernels run; entries of the store are older than that.
+    ``bundle``: it says in which configuration kernels run; entries of the store are older.
     """
     assert result.pop("found") > 0
     assert not (result.pop("measured") and bundle)
