@@ -186,6 +186,7 @@ class _RegionReplays:
             written += tuple(inputs[i] for i in sorted(region.program.mutated))
 
         def build(recorder: Any) -> Any:
+            recorder.reshaping |= bool(region.program.reshaped)
             return region.recording_plan(captured, recorder)
 
         # Graphs read the program's literals too; plans number only what comes before them.

@@ -1130,3 +1130,36 @@ def test_a_capture_runs_twice_from_where_the_call_stands(splits):
     torch.testing.assert_close(fast(x), wanted(x))
     assert fast.stats().calls["replayed"] == 1
     torch.testing.assert_close([model.cache, model.place], [wanted.cache, wanted.place])
+
+
+def turned(x):
+    y = torch.softmax(x, 0)
+    y.t_()
+    return y
+
+
+def turned_between(x):
+    y = x * 2
+    z = torch.softmax(y, 0)
+    y.transpose_(0, 1)
+    z.unsqueeze_(0)
+    return torch.softmax(y, 0) + 1, z
+
+
+@pytest.mark.parametrize("fn", [turned, turned_between])
+@pytest.mark.parametrize("platform", ["cpu", None], ids=["cpu", "simulated"])
+@pytest.mark.parametrize("columns", [4, 8])
+def test_results_that_are_turned_in_place(fn, platform, columns):
+    """A step fills the memory of a result, whatever becomes of the object that the program got."""
+    config = pw.Config(
+        dynamic={"x": {0: pw.Dim("rows", 1, 16)}},
+        splitting_ops=SPLIT,
+        capture_sizes=(4, 8),
+        compiler="eager",
+    )
+    with torch.inference_mode():
+        fast = pw.compile(fn, config, platform or SimulatedPlatform())
+        for rows in (8, 4, 8, 4, 5):
+            x = torch.randn(rows, columns)
+            torch.testing.assert_close(fast(x), fn(x), rtol=0, atol=0)
+        assert fast.stats().calls["replayed"] == 4
