@@ -123,6 +123,12 @@ class Holdings:
         yield from self._others.values()
         yield from self._switches
 
+    def switched_since(self, before: Holdings) -> Switch | None:
+        """One of torch's switches that answered something else ``before``."""
+        was = {switch.name: answer for switch, answer in before._switches.items()}
+        answers = self._switches.items()
+        return next((s for s, now in answers if differ(now, was.get(s.name, now))), None)
+
     def holds(self, container: Any) -> bool:
         """Whether a container that was written to holds what it must.
 

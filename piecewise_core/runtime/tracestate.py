@@ -139,6 +139,10 @@ class TraceState:
         if self._reading.stands(self._watch.containers):
             return None
         again = self._reading_now()
+        switch = again.holdings.switched_since(self._reading.holdings)
+        if switch is not None:
+            self.switched = True
+            return switch.change()
         place = again.differs(self._reading)
         if place is not None:
             return f"{self._facts[place][0].text} is another object"

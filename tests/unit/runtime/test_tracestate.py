@@ -46,7 +46,9 @@ def test_a_function_that_was_given_equal_code_before_it_was_watched_is_another(f
     assert watched(fn).changed == "function is another object"
 
 
-def test_a_switch_that_was_turned_before_it_was_watched_is_noticed(fn, monkeypatch):
+@pytest.mark.parametrize("source", ["G['torch'].get_default_dtype()", "L['fn']"])
+def test_a_switch_that_was_turned_before_it_was_watched_is_noticed(fn, monkeypatch, source):
+    """Whether a fact is of it or the trace only went by it."""
     watch, before = tracestate.Watch, torch.get_default_dtype()
 
     def behind_a_write(containers):
@@ -55,6 +57,6 @@ def test_a_switch_that_was_turned_before_it_was_watched_is_noticed(fn, monkeypat
 
     monkeypatch.setattr(tracestate, "Watch", behind_a_write)
     try:
-        assert "get_default_dtype()" in watched(fn, "G['torch'].get_default_dtype()").changed
+        assert "get_default_dtype" in watched(fn, source).changed
     finally:
         torch.set_default_dtype(before)

@@ -51,7 +51,7 @@ class _Info(ctypes.Structure):
 
 
 class Calls:
-    """What torch has no name for. ``runtime``: libcudart, of CUDA 12 on; ``driver``: libcuda.
+    """What torch has no name for. ``runtime``: libcudart, of CUDA 12 on; ``driver``: libcuda, 12.3.
 
     ``current``: the current device; ``switch``: makes another one that for a while.
     """
