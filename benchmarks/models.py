@@ -11,6 +11,8 @@ of the bytes that a call must read over the bandwidth of the same run, and its o
 rate of a large product; "share" is that over the call's time. "error" is to the same model in
 float32; a way that is further off than 1.5 times eager is not right, and its speed does not count.
 "full, not cut" has no splitting ops and code for exactly each captured size, as the door has.
+With --side-by-side cases are built at the same time, and timed one after the other while no other
+builds: their cold seconds say nothing, and kernels are chosen by measurements beside others' work.
 The last line is one JSON object; its ratios are of one run.
 """
 
@@ -19,11 +21,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import fcntl
 import gc
 import json
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from _processes import supervise, tell
@@ -37,6 +42,29 @@ BASE = "reduce-overhead"
 """What ratios are over, where it runs."""
 
 
+class Turn:
+    """Processes that build at the same time, and time one at a time while none builds.
+
+    ``path``: a file that all lock, None for a process that is alone. A lock goes with its process.
+    """
+
+    def __init__(self, path: str | None) -> None:
+        self._file = None if path is None else open(path, "a")  # noqa: SIM115
+
+    def build(self) -> None:
+        """Wait until nobody times."""
+        self._lock(fcntl.LOCK_SH)
+
+    def time(self) -> None:
+        """Wait until nobody builds or times."""
+        self._lock(fcntl.LOCK_UN)  # two that turn one lock into the other wait for each other
+        self._lock(fcntl.LOCK_EX)
+
+    def _lock(self, how: int) -> None:
+        if self._file is not None:
+            fcntl.flock(self._file, how)
+
+
 # In the process of a case -------------------------------------------------------------------------
 
 
@@ -48,6 +76,8 @@ def run_case(name: str, options: argparse.Namespace) -> None:
     from _real_models import cases
 
     place = Place(options.simulated, options.quick, not options.no_peers)
+    turn = Turn(options.turns)
+    turn.build()
     try:
         case = cases()[name](place)
     except ImportError as missing:
@@ -67,6 +97,7 @@ def run_case(name: str, options: argparse.Namespace) -> None:
                 row["error"] = {s: _error(c, exact[s]) for s, c in calls[way].items()}
             tell(found)
         del exact
+        turn.time()
         found["limit_us"] = _limits(case, place)
         _time(found, calls, place)
     tell(found)
@@ -361,14 +392,23 @@ def main(arguments: list[str] | None = None) -> None:
     passed = [f"--{f.replace('_', '-')}" for f in flags if getattr(options, f)]
     passed += ["--ways", *options.ways] if options.ways else []
     results = {}
-    for name in chosen:
-        print(f"\n== {name}", flush=True)
-        found = judged(supervise(name, [__file__, "--case", name, *passed], options.timeout))
-        if "ways" in found:
-            show(name, found)
-        else:
-            print(f"  {found.get('skipped') or found.get('crashed')}")
-        results[name] = found
+    with (
+        tempfile.NamedTemporaryFile() as turns,
+        ThreadPoolExecutor(options.side_by_side) as several,
+    ):
+        if options.side_by_side > 1:
+            passed += ["--turns", turns.name]
+
+        def ran(name: str) -> dict[str, Any]:
+            print(f"\n== {name}", flush=True)
+            return judged(supervise(name, [__file__, "--case", name, *passed], options.timeout))
+
+        for name, found in zip(chosen, several.map(ran, chosen), strict=True):
+            if "ways" in found:
+                show(name, found)
+            else:
+                print(f"  {name}: {found.get('skipped') or found.get('crashed')}")
+            results[name] = found
     print(json.dumps({"simulated": options.simulated, "cases": results}))
 
 
@@ -390,6 +430,10 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-peers", action="store_true", help="leave torch.compile out")
     parser.add_argument("--simulated", action="store_true", help="tiny models, simulated device")
     parser.add_argument("--timeout", type=float, default=600, help="seconds for one case (600)")
+    parser.add_argument(
+        "--side-by-side", type=int, default=1, metavar="N", help="build N at once (1)"
+    )
+    parser.add_argument("--turns", help=argparse.SUPPRESS)  # a file to lock
     parser.add_argument("--case", help=argparse.SUPPRESS)  # in the process of a case
     return parser.parse_args(arguments)
 
