@@ -7,6 +7,7 @@ code mentions tells whether anybody may have asked; who really did, only another
 from __future__ import annotations
 
 import dis
+import inspect
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -135,15 +136,30 @@ def _rounds_to_digits(code: CodeType) -> bool:
 
 
 def _compares_identity(code: CodeType) -> bool:
-    """Whether ``code`` asks of two values that it holds whether they are one."""
-    if dis.opmap["IS_OP"] not in code.co_code[::2]:
+    """Whether ``code`` asks of two values that it holds whether they are one.
+
+    Not where a tensor cannot be among them: ``inspect`` compares callables, and a function that
+    compares something with itself, as layers of transformers do, asks nothing of tensors.
+    """
+    if dis.opmap["IS_OP"] not in code.co_code[::2] or code.co_filename == inspect.__file__:
         return False
     held = False
     for instruction in dis.get_instructions(code):
         if instruction.opname == "IS_OP" and held:
             return True
         held = instruction.opname.startswith(_VALUES) or (held and instruction.opname in _PARTS)
+        held = held and not _is_itself(instruction, code)
     return False
+
+
+def _is_itself(instruction: dis.Instruction, code: CodeType) -> bool:
+    """Whether it loads the function that ``code`` is of, by the name that its ``def`` bound.
+
+    A method's name is bound in its class: a variable around that of the same name is another one.
+    Python 3.10 does not tell the two apart.
+    """
+    inner = getattr(code, "co_qualname", "").endswith(f"<locals>.{code.co_name}")
+    return inner and instruction.opname == "LOAD_DEREF" and instruction.argval == code.co_name
 
 
 def _mentions(code: CodeType) -> bool:
