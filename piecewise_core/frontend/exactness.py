@@ -4,6 +4,9 @@ One size of a region is captured both ways, in a pool of its own, and replayed i
 done in warm-up alone, so that no call waits for it, and once for the same pieces on the same kind
 of machine: the answer is kept in the compile store. Sizes of 1 are a question of their own, by
 which dims are 1: what multiplies one row is other code altogether.
+
+Where convolutions are the work of a GPU nothing is measured: Inductor lays them out for fixed sizes
+only, so that calls have code of their size without a warm-up, too.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from piecewise_core.frontend.capturing import Capturing
 from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.shared import Shared
 from piecewise_core.graph.binder import Binder
+from piecewise_core.graph.convolutions import why_fixed
 from piecewise_core.ranges import Box, Sizes
 from piecewise_core.runtime.preserved import Preserved
 from piecewise_core.store.entry import Entry, Ticket, make_entry, make_ticket, now
@@ -65,8 +69,14 @@ class Exactness:
         if region.settled:
             return
         region.settled = True
-        store = self._shared.artifact_cache.store
+        shared, store = self._shared, self._shared.artifact_cache.store
+        device, compiler = shared.setup.selected.info.device_type, shared.scheduler.compiler
+        why = why_fixed(region.program.traced.graph.graph, compiler, device)
         for sizes in self._questions(region):
+            if why:
+                region.exact |= set(sizes)
+                region.verdicts[_sample(sizes)] = f"{why}: each captured size has its own code"
+                continue
             ticket = self._ticket(region, _sample(sizes))
             entry = None if ticket is None or store is None else store.get(ticket.key)
             if entry is not None:

@@ -57,6 +57,7 @@ class Fan:
         if not workers_for(asked, len(tasks), cores) or self._setup.selected.origin is None:
             return  # also: no worker finds a platform that no plugin brings
         missing = [task for make in tasks if self._is_missing(task := make())]
+        missing.sort(key=_operators, reverse=True)  # the longest last would be waited for alone
         count = workers_for(asked, len(missing), cores)
         if not count or holds_compile_lock():  # those who take code need that lock
             return
@@ -91,6 +92,11 @@ class Fan:
         if graph is None or any(is_foreign(node.target) for node in graph.graph.nodes):
             return False
         return task.ticket is None or self._cache.find(task.ticket) is None
+
+
+def _operators(task: Task) -> int:
+    graph = task.piece.graph
+    return 0 if graph is None else len(graph.graph.nodes)
 
 
 def _cores() -> int:

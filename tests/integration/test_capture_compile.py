@@ -11,6 +11,8 @@ from source_platform import SourceCompiler
 from torch import nn
 
 import piecewise_core as pw
+from piecewise_core.frontend import exactness
+from piecewise_core.graph.convolutions import why_fixed
 from piecewise_core.testing import SimulatedPlatform
 from piecewise_cpu.platform import CpuPlatform
 
@@ -320,3 +322,79 @@ def test_compiled_static_plans_of_exact_sizes_equal_the_model():
     same(fast, twin)
     assert fast.stats().compilations == 4
     assert fast.stats().calls["replayed"] == 1
+
+
+class Convolutions(nn.Module):
+    """Two convolutions of more channels than a few, and what a transformer would do instead."""
+
+    def __init__(self, channels: int = 72) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.ConvTranspose2d(channels, channels, 1)
+
+    def forward(self, x):
+        return self.second(self.first(x).relu())
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch):
+    """Asked as of Inductor's code for a GPU: the simulated device is one of tensors on the CPU."""
+    monkeypatch.setattr(
+        exactness, "why_fixed", lambda graph, *_: why_fixed(graph, "inductor", "cuda")
+    )
+
+
+def test_convolutions_get_code_of_a_captured_size_at_its_first_call_unmeasured(on_a_gpu):
+    platform, model = Platform(2.0), Convolutions()
+    fast = compiled(platform, model, splitting_ops=())
+    x = torch.randn(8, 72, 4, 4)
+    torch.testing.assert_close(fast(x), model(x))
+    assert fast.stats().compilations == 1  # no code of the range: no call has asked for any
+    assert fast.stats().captures == 1
+    fast.warmup(x, progress=False)
+    assert fast.stats().compilations == 4  # of 2, 8 and the largest, and of the range
+    assert platform.timed == 0
+    assert "each captured size has its own code" in " ".join(str(fast.explain()).split())
+    for rows in (1, 2, 8, 8, 16):
+        x = torch.randn(rows, 72, 4, 4)
+        torch.testing.assert_close(fast(x), model(x))
+
+
+def test_many_captured_sizes_of_convolutions_have_code_of_their_range(on_a_gpu):
+    sizes = tuple(range(2, 12))
+    fast = compiled(Platform(2.0), Convolutions(), capture_sizes=sizes, splitting_ops=())
+    fast.warmup(torch.randn(3, 72, 4, 4), progress=False)
+    assert fast.stats().compilations == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "named"),
+    [
+        (Convolutions(), (3, 72, 4, 4), {0: "rows"}),
+        (Convolutions(8), (3, 8, 4, 4), {0: "rows"}),  # few channels
+        (nn.Sequential(Convolutions(), *[nn.GELU()] * 120), (3, 72, 4, 4), {0: "rows"}),
+        (Model(), (3, 8), {0: "rows"}),
+    ],
+    ids=["convolutions", "few channels", "among many others", "none"],
+)
+def test_which_programs_convolve_varying_sizes(model, shape, named):
+    dims = {0: {place: pw.Dim(name, 1, 16) for place, name in named.items()}}
+    fast = pw.compile(model, pw.Config(dynamic=dims, compiler="eager"))
+    fast(torch.randn(shape))
+    graph = regions(fast)[0].program.traced.graph.graph
+    first = isinstance(model, Convolutions) and shape[1] > 64
+    assert bool(why_fixed(graph, "inductor", "cuda")) == first
+    assert not why_fixed(graph, "inductor", "cpu")
+    assert not why_fixed(graph, "eager", "cuda")
+
+
+def test_convolutions_of_fixed_sizes_are_laid_out_already():
+    model = Convolutions()
+
+    def both(x, y):
+        return model(x), y * 2
+
+    fast = pw.compile(both, pw.Config(dynamic={"y": {0: pw.Dim("n", 1, 9)}}, compiler="eager"))
+    fast(torch.randn(3, 72, 4, 4), torch.randn(3))
+    graph = regions(fast)[0].program.traced.graph.graph
+    assert not why_fixed(graph, "inductor", "cuda")
