@@ -12,7 +12,9 @@ __all__ = ["Answer", "Request", "read_message", "write_message"]
 
 @dataclass(frozen=True)
 class Request:
-    """One job. ``platform``: by name. ``config``: as JSON. ``key``: as the adaptor sees it.
+    """One job; an empty one has the worker import and look up what any other needs.
+
+    ``platform``: by name. ``config``: as JSON. ``key``: as the adaptor sees it.
 
     ``state``: torch's switches as they were where the job was made, which the worker sets.
     ``surroundings``: the factors of the compile store's key that may differ between processes; the

@@ -68,6 +68,11 @@ class WorkerPool:
         self.close = weakref.finalize(self, _end, self._jobs, self._workers, self._process)
         """End the workers. What they are doing, and what waits, is never answered."""
 
+    def prepare(self, make: Make) -> None:
+        """Have each worker answer ``make``'s request before any work: its answer is not used."""
+        for _ in self._workers:
+            self.run(lambda ask: (ask(make), None)[1])
+
     def run(self, work: Work) -> None:
         """Call ``work(ask)`` on a thread of the pool; ``ask(make)`` has its worker compile.
 
@@ -101,6 +106,8 @@ def _end(jobs: queue.SimpleQueue[Any], workers: list[_Worker], process: int) -> 
     if os.getpid() == process:  # a forked process ends before its parent
         for worker in workers:
             jobs.put(None)
+            worker.kill()
+        for worker in workers:  # they end side by side
             worker.end()
 
 
@@ -161,11 +168,16 @@ class _Worker:
                 os.dup2(nowhere, stream.fileno(), inheritable=False)
                 os.close(nowhere)
 
-    def end(self) -> None:
-        """Kill the process, whatever it is doing."""
+    def kill(self) -> None:
+        """Kill the process, whatever it is doing, and start none again."""
         self._ended = True
         if self._process is not None:
             self._process.kill()
+
+    def end(self) -> None:
+        """The same, and wait for its end."""
+        self.kill()
+        if self._process is not None:
             self._process.wait()
 
     def close(self) -> None:

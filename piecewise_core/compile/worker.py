@@ -71,6 +71,9 @@ def _compile(request: Request, adaptors: dict[str, Any]) -> Answer:
     adaptor, rewrites = adaptors[request.platform]
     set_torch_state(request.state)
     _refuse_differing(surroundings(adaptor), request.surroundings)
+    if not request.job:  # a process that starts before there is one
+        getattr(adaptor, "get_ready", lambda: None)()
+        return Answer(request.serial, None, "", 0.0)
     made = compile_job(adaptor, lambda: unpack(request.job), request.key, config, rewrites)
     serves = made.serves
     handle = made.compiled.handle

@@ -74,6 +74,13 @@ class Background:
             return False
         return True
 
+    def prepare(self) -> None:
+        """Have the workers start now, before there is work for them."""
+        setup = self._setup
+        config, around = setup.config.to_json(), surroundings(setup.compiler)
+        state, name = torch_state(), setup.selected.info.name
+        self._pool.prepare(lambda serial: Request(serial, name, config, "", b"", state, around))
+
     def submit(self, task: Task, done: Done) -> None:
         """Queue one piece; what the store has is not compiled."""
         # Now: switches may differ on the pool's thread, and later.

@@ -7,11 +7,14 @@ import queue
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+import torch
+
 from piecewise_core.compile.artifact import Artifact
 from piecewise_core.compile.artifact_cache import ArtifactCache
 from piecewise_core.compile.pool import WorkerPool
 from piecewise_core.compile.task import Task
 from piecewise_core.frontend.background import Background
+from piecewise_core.frontend.earlyworkers import EarlyWorkers
 from piecewise_core.frontend.setup import Setup
 from piecewise_core.graph.opfacts import is_foreign
 from piecewise_core.protocols import CompilerAdaptor
@@ -39,11 +42,31 @@ def workers_for(asked: int | Literal["auto"], pieces: int, cores: int) -> int:
     return min(pieces, cores // 2, MOST) if cores >= CORES and pieces >= PIECES else 0
 
 
+KINDS = 24
+"""Shapes of weights from which on a model has several distinct pieces. Transformers have ten, in
+however many layers; a UNet, whose width changes, a hundred."""
+
+
 class Fan:
     """The workers of one model, which live as long as there is something to compile."""
 
     def __init__(self, setup: Setup, cache: ArtifactCache) -> None:
         self._setup, self._cache = setup, cache
+        self._early = EarlyWorkers()
+
+    def begin(self, model: torch.nn.Module) -> None:
+        """Before ``model`` is traced: start the workers, if it will surely need several."""
+        setup, cores = self._setup, _cores()
+        count = workers_for(setup.config.compile_workers, MOST, cores)
+        if not count or self._early or not setup.config.splitting_ops:
+            return
+        kinds = {tuple(weight.shape) for weight in model.parameters()}
+        if setup.selected.origin is None or len(kinds) < KINDS:
+            return
+        helper = self._helper(pool := self._pool(count, cores))
+        if helper.can_serve(setup.compiler):
+            helper.prepare()
+            self._early.keep(pool)
 
     def __call__(
         self,
@@ -52,6 +75,20 @@ class Fan:
         take: Callable[[Task, Artifact], object],
     ) -> None:
         """Compile those of ``tasks`` that the store lacks; ``take`` is called on other threads."""
+        early = self._early.take()
+        try:
+            self._compile(adaptor, tasks, take, early)
+        finally:
+            if early is not None:
+                early.close()
+
+    def _compile(
+        self,
+        adaptor: CompilerAdaptor,
+        tasks: Sequence[Callable[[], Task]],
+        take: Callable[[Task, Artifact], object],
+        early: WorkerPool | None,
+    ) -> None:
         asked = self._setup.config.compile_workers
         cores = _cores()
         if not workers_for(asked, len(tasks), cores) or self._setup.selected.origin is None:
@@ -61,12 +98,7 @@ class Fan:
         count = workers_for(asked, len(missing), cores)
         if not count or holds_compile_lock():  # those who take code need that lock
             return
-        # Inductor has workers of its own, for each process as many as there are cores.
-        threads = os.environ.get(_THREADS, str(max(1, cores // count)))
-        pool = WorkerPool(workers=count, attempts=_ATTEMPTS, variables={_THREADS: threads})
-        helper = Background(
-            self._setup, self._cache, pool=pool, otherwise="is compiled in this process"
-        )
+        helper = self._helper(early or self._pool(count, cores))
         if not helper.can_serve(adaptor):
             return
         done: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -85,6 +117,15 @@ class Fan:
                 done.get()
         finally:
             helper.close()
+
+    def _helper(self, pool: WorkerPool | None) -> Background:
+        otherwise = "is compiled in this process"
+        return Background(self._setup, self._cache, pool=pool, otherwise=otherwise)
+
+    def _pool(self, count: int, cores: int) -> WorkerPool:
+        # Inductor has workers of its own, for each process as many as there are cores.
+        threads = os.environ.get(_THREADS, str(max(1, cores // count)))
+        return WorkerPool(workers=count, attempts=_ATTEMPTS, variables={_THREADS: threads})
 
     def _is_missing(self, task: Task) -> bool:
         """Whether the store lacks it, and another process can know its operators."""

@@ -115,6 +115,7 @@ class Regions(list[Region]):
             found = shared.traces.find(ticket, structure, parameters)
             if found is not None:
                 return self.take(found)
+            shared.begin_workers()
             begun = time.perf_counter()
             fn, config, bind = shared.fn, self._config, parameters.add
 

@@ -66,7 +66,7 @@ class Shared:
         self.scheduler = Scheduler(
             setup.compiler, self.config, self.counters, setup.rewrites, setup.is_capturing, cache
         )
-        self.scheduler.helpers = Fan(setup, cache)
+        self.scheduler.helpers = self._fan = Fan(setup, cache)
         in_background = self.config.compile_mode == "background"
         self.background = Background(setup, cache, self.counters.deliver) if in_background else None
         self._session = session
@@ -113,6 +113,13 @@ class Shared:
                 except Unready as missing:
                     unready = missing.with_traceback(None)
             self.builds.have(unready)
+
+    def begin_workers(self) -> None:
+        """Before a trace: start the processes that will compile its pieces, if they are known."""
+        owner = getattr(self.fn, "__self__", None)
+        first = self.background is None and not self.scheduler.artifacts
+        if first and isinstance(owner, torch.nn.Module):
+            self._fan.begin(owner)
 
     def number(self) -> int:
         """The first number that no region has. Call it under the building lock."""

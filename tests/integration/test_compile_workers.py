@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -9,14 +10,18 @@ import threading
 import time
 from collections.abc import Iterator
 from importlib import invalidate_caches
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 import piecewise_core as pw
-from piecewise_core.errors import CompileFailed, ConfigError
+from piecewise_core.errors import CompileFailed, ConfigError, TraceFailed
+from piecewise_core.frontend import fan
+from piecewise_core.frontend.earlyworkers import EarlyWorkers
 from piecewise_core.frontend.fan import PIECES, Fan, workers_for
 from piecewise_core.plugins import select
 from piecewise_core.torch_compat.dynamo import compile_lock
@@ -291,3 +296,83 @@ def test_nothing_is_looked_for_where_no_worker_would_come():
         raise AssertionError("nobody needs it")
 
     Fan(setup, None)(None, [task] * (PIECES - 1), None)
+
+
+seen: list[list[int]] = []
+
+
+@torch.library.custom_op("pwfan::looked", mutates_args=())
+def looked(x: torch.Tensor) -> torch.Tensor:
+    return x + 1
+
+
+@looked.register_fake
+def _(x):
+    seen.append(workers())  # while the model is traced
+    return torch.empty_like(x)
+
+
+class Widths(torch.nn.Module):
+    """Layers of as many shapes as ``count``, each a piece of its own."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        widths = range(4, 5 + count)
+        self.layers = torch.nn.ModuleList(
+            torch.nn.Linear(a, b, bias=False) for a, b in pairwise(widths)
+        )
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x).cumsum(0)
+        return looked(x)
+
+
+@pytest.fixture
+def kinds(monkeypatch) -> int:
+    """How many shapes of weights are many."""
+    monkeypatch.setattr(fan, "KINDS", 4)
+    return 4
+
+
+def test_workers_start_while_a_model_of_many_shapes_is_traced(notes, kinds):
+    model = Widths(kinds).eval()
+    seen.clear()
+    fast = compiled(model)
+    same(fast, model)
+    assert {len(found) for found in seen} == {2}
+    # No worker knows the operator at the end, which is a test's.
+    assert pids(notes).count(os.getpid()) == 1
+    assert len(pids(notes)) == fast.stats().compilations == kinds + 1
+    assert workers() == []
+
+
+def test_workers_that_started_for_a_trace_that_failed_end_with_the_model(notes, kinds):
+    class Refuses(Widths):
+        def forward(self, x):
+            return super().forward(x) * x.untyped_storage().size()
+
+    for count, started in ((kinds - 1, 0), (kinds, 2)):
+        fast = compiled(Refuses(count).eval())
+        with pytest.raises(TraceFailed):
+            fast(torch.randn(3, 4))
+        assert len(workers()) == started
+    del fast
+    gc.collect()
+    assert workers() == []
+
+
+def test_workers_that_nobody_takes_end_after_a_while():
+    pools = [Mock(), Mock(), Mock()]
+    early = EarlyWorkers()
+    early.keep(pools[0], seconds=0.05)
+    while early:
+        time.sleep(0.01)
+    assert [len(p.close.mock_calls) for p in pools] == [1, 0, 0]
+    early.keep(pools[1], seconds=0.05)
+    early.keep(pools[2], seconds=60)
+    assert [len(p.close.mock_calls) for p in pools] == [1, 1, 0]
+    time.sleep(0.2)  # the end of the second one's time is no end of the third
+    assert early.take() is pools[2]
+    assert early.take() is None
+    assert [len(p.close.mock_calls) for p in pools] == [1, 1, 0]
