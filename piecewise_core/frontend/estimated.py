@@ -45,6 +45,8 @@ class _OfForm:
 
     def prepare(self, sizes: Sequence[Sizes]) -> None:
         self._regions = {each: self._form.region_for(each) for each in sizes}
+        for region in self._regions.values():
+            self._form.exactness.known(region)  # as before a capture: other code takes other memory
 
     def begin(self, setup: Setup, memory: GraphMemory) -> Replays:
         self._capturing = Capturing(setup, Counters(), memory, ranks=self._form.shared.ranks)

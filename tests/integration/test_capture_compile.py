@@ -360,6 +360,14 @@ def test_convolutions_get_code_of_a_captured_size_at_its_first_call_unmeasured(o
         torch.testing.assert_close(fast(x), model(x))
 
 
+def test_an_estimate_is_of_the_code_that_captures_of_convolutions_will_hold(on_a_gpu):
+    fast = compiled(Platform(2.0), Convolutions(), splitting_ops=())
+    fast(torch.randn(3, 72, 4, 4))
+    assert fast.stats().compilations == 1
+    fast.estimate()
+    assert fast.stats().compilations == 4
+
+
 def test_many_captured_sizes_of_convolutions_have_code_of_their_range(on_a_gpu):
     sizes = tuple(range(2, 12))
     fast = compiled(Platform(2.0), Convolutions(), capture_sizes=sizes, splitting_ops=())
