@@ -115,9 +115,11 @@ def test_anything_else_stays_with_torch(native, case):
 
 
 def test_results_with_gaps_stay_with_torch(native):
-    x, weight, out = torch.randn(4, 48), torch.randn(72, 48), torch.zeros(72, 4).t()
+    x, weight = torch.randn(4, 48), torch.randn(72, 48)
+    out, torchs = torch.zeros(72, 4).t(), torch.zeros(72, 4).t()
     Product("mm", native)(x, weight.t(), out=out)
-    assert torch.equal(out, torch.mm(x, weight.t()))
+    # A library of products may round otherwise where it writes columns.
+    assert torch.equal(out, torch.mm(x, weight.t(), out=torchs))
 
 
 def test_without_native_code_torch_computes(native):
