@@ -33,10 +33,12 @@ def cases(hidden: list[int], *, quick: bool, simulated: bool) -> dict[str, Calla
 
     batches = (1, 2) if simulated else (1, 32) if quick else BATCHES
     toys, wide = ([8], [8]) if simulated else (hidden, [64, 1024])
+    lanes = [64] if simulated else [512, 1024]
     return {
         **{f"toy-{size}": lazily("_toy_case", "toy", size) for size in toys},
         "capture": lazily("_capture_case", "capture"),
         **{f"executables-{n}": lazily("_executables_case", "executables", n) for n in wide},
+        **{f"streams-{n}": lazily("_streams_case", "streams", n) for n in lanes},
         "endurance": lazily("_memory_cases", "endurance"),
         "staging": lazily("_memory_cases", "staging"),
         **{f"llama-{n}": lazily("_llama_case", "llama", n) for n in batches},

@@ -50,13 +50,14 @@ class Config(config_io.PlainData):
     captures the size ``()``. ``capture``: whether a size is captured at its first call or, "lazy",
     at its second. ``capture_compile``: whether graphs hold code for exactly their size, or their
     range's; "auto" measures. ``graph_executables``: whether graphs share what launches them, to
-    save the driver's memory. ``padding``: whether a call is padded up to a capture size, of each
-    dim at most ``max_padding_factor`` times its own. ``out_of_range``: what a size out of bounds
-    does. ``compiler``: a name; None is the platform's own. ``compile_mode``: when it compiles.
-    ``compile_workers``: processes that compile pieces side by side while a call or warm-up waits.
-    ``regions``: whether a branch of the model on a size cuts the sizes by itself, up to
-    ``max_regions`` regions traced, or at listed endpoints only. ``inputs``: "static" promises that
-    inputs never move. ``clone_outputs``: whether outputs survive the next call. ``check``: how
+    save the driver's memory. ``graph_streams``: whether independent parts of a whole forward run on
+    two streams; "auto" measures. ``padding``: whether a call is padded up to a capture size, of
+    each dim at most ``max_padding_factor`` times its own. ``out_of_range``: what a size out of
+    bounds does. ``compiler``: a name; None is the platform's own. ``compile_mode``: when it
+    compiles. ``compile_workers``: processes that compile pieces side by side while a call or
+    warm-up waits. ``regions``: whether a branch of the model on a size cuts the sizes by itself, up
+    to ``max_regions`` regions traced, or at listed endpoints only. ``inputs``: "static" promises
+    that inputs never move. ``clone_outputs``: whether outputs survive the next call. ``check``: how
     closely calls are checked. ``verify_rate``: with ``check="verify"`` the share of calls that also
     run as written, to compare. ``max_forms``: forms of calls that are traced, each by itself.
     ``rewrites_off``: names of rewrites that are left out. ``cache_dir``: None is the user's cache.
@@ -77,6 +78,7 @@ class Config(config_io.PlainData):
     capture: Literal["first", "lazy"] = "first"
     capture_compile: config_choices.CaptureCompile = "auto"
     graph_executables: Literal["own", "shared"] = "own"
+    graph_streams: Literal["one", "two", "auto"] = "one"
     padding: Literal["none", "capture_sizes"] = "none"
     max_padding_factor: float | None = None
     out_of_range: Literal["error", "general", "eager"] = "error"
@@ -211,11 +213,6 @@ class Config(config_io.PlainData):
         largest = tuple(dim.sizes.end for dim in self.dims)
         return largest[0] if len(largest) == 1 else largest
 
-    @property
-    def _maximum_joined(self) -> bool:
-        """Whether the last capture size can have come from ``capture_max``: never a lone one."""
-        return self.capture_max and bool(self.dims) and len(self.capture_sizes) > 1
-
     def replace(self, **changes: Any) -> Config:
         """Return a copy with ``changes``, checked as a whole.
 
@@ -225,7 +222,9 @@ class Config(config_io.PlainData):
         """
         kept = {f.name: getattr(self, f.name) for f in fields(self)}
         config_io.check_keys(changes, kept)
-        if self._maximum_joined and ("dynamic" in changes or "capture_max" in changes):
+        # The last capture size can have come from ``capture_max``: never a lone one.
+        joined = self.capture_max and bool(self.dims) and len(self.capture_sizes) > 1
+        if joined and ("dynamic" in changes or "capture_max" in changes):
             kept["capture_sizes"] = self.capture_sizes[:-1]
         return Config(**(kept | changes))
 

@@ -20,6 +20,7 @@ _CHOICES = {
     "capture": ("first", "lazy"),
     "capture_compile": ("auto", "exact", "range"),
     "graph_executables": ("own", "shared"),
+    "graph_streams": ("one", "two", "auto"),
     "inputs": ("copy", "static"),
     "regions": ("declared", "auto"),
     "check": ("off", "cheap", "strict", "verify"),

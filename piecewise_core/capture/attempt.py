@@ -40,6 +40,7 @@ def capture(
     *,
     whole: bool = False,
     tight: bool = False,
+    side: Any = None,
 ) -> CapturedPlan:
     """Capture one size into ``pool``, or leave everything as it was.
 
@@ -47,6 +48,7 @@ def capture(
     libraries keep a workspace per stream. ``whole``: the forward as one graph, splitting ops
     inside; else a graph per compilable piece. ``tight``: memory is short, so what the rehearsal
     used goes back before the capture takes as much; an allocator cannot do that during one.
+    ``side``: another stream for forks, the same for all that share ``pool``; None for none.
 
     Raises CaptureFailed naming the piece and what to do, OutOfGraphMemory when memory ran out.
     Stream, ``gc``, random state and the user's tensors are as before in every case.
@@ -55,6 +57,7 @@ def capture(
     if source.rehearsed is not None:
         recorder, plan = source.rehearsed
         fits = recorder.pool is pool and isinstance(recorder, WholeRecorder) == whole
+        fits = fits and (recorder.streams is None) == (side is None or not whole)
         if fits and not recorder.capturing:
             try:
                 return _captured(platform, recorder, plan, source, sizes, tight=tight)
@@ -66,7 +69,7 @@ def capture(
                 # What needs a run just before may work with one.
                 logger.debug("%s; tried again", error)
         source = replace(source, rehearsed=None)
-    recorder = recorder_of(platform, pool, stream, source, whole=whole)
+    recorder = recorder_of(platform, pool, stream, source, whole=whole, side=side)
     plan = source.build(recorder)
     return _captured(platform, recorder, plan, source, sizes, tight=tight)
 
@@ -103,7 +106,8 @@ def _captured(
     stage, before, replays = source.stage, platform.before_replay, recorder.sequence.replays
     blame = blamer(platform, sizes, replays)
     made_of = sizes, stage, steps, direct, results, graphs, held, before, blame, made, replays
-    return CapturedPlan(*made_of, at=source.at)
+    forks = 0 if recorder.streams is None else recorder.streams.forks
+    return CapturedPlan(*made_of, at=source.at, forks=forks)
 
 
 def _made(

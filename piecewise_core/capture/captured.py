@@ -36,7 +36,8 @@ class CapturedPlan:
     them. ``before``: the driver's ``before_replay``. ``blame``: says whose an error of a step is
     (None: of staging). ``made``: what each replay leaves, in order, until the next step.
     ``replays``: ids of the steps that are one. ``callers``: notified that the memory is in use
-    while steps are done, since an operator among them may call the model.
+    while steps are done, since an operator among them may call the model. ``forks``: how often
+    its graph parts into two streams.
     """
 
     sizes: Sizes
@@ -52,6 +53,7 @@ class CapturedPlan:
     replays: frozenset[int] = frozenset()
     callers: OutputOwnership = field(default_factory=lambda: OutputOwnership(cloning=False))
     at: tuple[int, ...] = ()
+    forks: int = 0
 
     def prepare(self, tensors: Sequence[torch.Tensor], sizes: Sizes) -> None:
         """Tell a driver that wants to know of the call; then put its inputs where graphs read."""

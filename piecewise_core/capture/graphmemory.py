@@ -21,6 +21,7 @@ from piecewise_core.capture.evicting import make_room
 from piecewise_core.capture.output_ownership import OutputOwnership
 from piecewise_core.capture.resting import Resting
 from piecewise_core.capture.streamorder import stream_order
+from piecewise_core.capture.twostreams import beside
 from piecewise_core.config import Config
 from piecewise_core.counters import Counters
 from piecewise_core.graph.spans import Span, Spans, storage_span
@@ -55,6 +56,7 @@ class GraphMemory:
         self.callers = callers or OutputOwnership(cloning=False)
         self.pool: Any = None
         self.stream: Any = None
+        self._side: Any = None
         self.short = False
         self.handed = Spans()
         self.resting: weakref.WeakSet[Resting] = weakref.WeakSet()
@@ -99,6 +101,14 @@ class GraphMemory:
         gc.collect(1)
         self.open_pool()
         self.stream = self.stream or self.platform.device.new_stream()
+
+    def side(self) -> Any:
+        """The stream that forks of graphs here run on beside ``stream``, behind ``open``.
+
+        One for all of them: allocators reuse memory per stream.
+        """
+        self._side = self._side or beside(self.platform.device, self.stream)
+        return self._side
 
     def open_pool(self) -> None:
         """Have a pool, whose handle pieces are told before anything is captured."""

@@ -7,14 +7,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
-import torch
-
 from piecewise_core.capture.attempt import capture
 from piecewise_core.capture.captured import CapturedPlan
 from piecewise_core.capture.evicting import once_more
 from piecewise_core.capture.graphmemory import GraphMemory
+from piecewise_core.capture.graphstreams import GraphStreams
 from piecewise_core.capture.resting import Resting
-from piecewise_core.capture.source import Source, beside
+from piecewise_core.capture.source import Source, beside, source_of
 from piecewise_core.capture.thinning import fitting
 from piecewise_core.counters import Counters
 from piecewise_core.errors import CaptureFailed, OutOfGraphMemory, SizeBranch
@@ -43,6 +42,7 @@ class CapturedPlans:
     be captured at their next call if ``lazy``. ``whole``: whether one graph is tried first.
     ``counters``: of these plans; the memory's, by default. ``ranks``: the processes that capture
     and free alike. ``evicted``: sizes dropped on this one alone, as far as is known.
+    ``graph_streams``: as of Config.
     """
 
     def __init__(
@@ -53,8 +53,10 @@ class CapturedPlans:
         lazy: bool = False,
         counters: Counters | None = None,
         ranks: Ranks | None = None,
+        graph_streams: str = "one",
     ) -> None:
         self.memory = memory
+        self.streams = GraphStreams(memory, graph_streams)
         self.ranks = ranks or Ranks()
         self.evicted: set[Sizes] = set()
         self.counters = counters or memory.counters
@@ -179,18 +181,14 @@ class CapturedPlans:
     def _capture(self, source: _Made, sizes: Sizes, whole: bool) -> CapturedPlan:
         memory = self.memory
         with self.callers.using():
-            try:
-                made = beside(source(), self._plans, alone=self.ranks.meeting is None)
-            except torch.OutOfMemoryError as error:
-                raise OutOfGraphMemory(
-                    f"sizes {sizes} cannot be captured: there is no memory for their inputs: "
-                    f"{error}. Capture fewer or smaller sizes (capture_sizes)"
-                ) from error
+            alone = self.ranks.meeting is None
+            made = beside(source_of(source, sizes), self._plans, alone=alone)
             memory.open()
             if memory.in_order is not None:
                 memory.in_order()
             where = memory.platform, memory.pool, memory.stream
-            return capture(*where, made, sizes, whole=whole, tight=memory.short)
+            take = partial(capture, *where, sizes=sizes, whole=whole, tight=memory.short)
+            return self.streams.capture(take, made, sizes, whole=whole, alone=alone)
 
     def evict(self, sizes: Sizes, why: str) -> None:
         """Free one size's graphs, at once or when no other thread may be reading their outputs."""
@@ -202,6 +200,7 @@ class CapturedPlans:
 
     def _retire(self, sizes: Sizes) -> None:
         plan = self._plans.pop(sizes, None)
+        self.streams.said.pop(sizes, None)
         if plan is not None:
             self.memory.retire(plan)
 

@@ -12,6 +12,7 @@ from piecewise_core.capture.collectives import of_copies, waited
 from piecewise_core.capture.loose import Loose
 from piecewise_core.capture.opsteps import allocate, another_path, flat, form_of, layout_of
 from piecewise_core.capture.sequence import OpCall, StepSequence
+from piecewise_core.capture.twostreams import TwoStreams
 from piecewise_core.capture.weak import WeakTensors
 from piecewise_core.errors import CaptureFailed
 from piecewise_core.graph.collectives import is_collective
@@ -29,9 +30,8 @@ class Recorder:
     ``capturing`` set, ``graphs`` holds the captured graphs and ``sequence`` all that a call does.
 
     ``made``: what each captured piece gave, in order, by address only; later pieces may take the
-    memory. Empty where the driver has no ``weak_ref``.
-
-    ``generator``: the device's, registered with every graph so that replays advance it.
+    memory. Empty where the driver has no ``weak_ref``. ``generator``: the device's, registered with
+    every graph so that replays advance it.
 
     Splitting ops run in the second run only where they must: where a capture runs what it captures
     (the driver's ``runs_captures``), or where an operator returns memory that it was given. Else
@@ -41,10 +41,10 @@ class Recorder:
     None for graphs that have executables of their own. ``draws``: whether the first run drew random
     numbers: torch advances generators by what the graph drew that an executable was made of.
 
-    ``reshaping``: a run changes sizes of tensor objects that operators were given before.
-
-    ``strict``: steps check that operators return what they did when captured. ``lasting``: what the
-    first run noted holds no tensors, so that the second may come any time later.
+    ``streams``: what forks of a program run on; None for the one stream. ``reshaping``: a run
+    changes sizes of tensor objects that operators were given before. ``strict``: steps check that
+    operators return what they did when captured. ``lasting``: what the first run noted holds no
+    tensors, so that the second may come any time later.
 
     The buffers that take an operator's results are allocated inside the capture of the piece
     before it, so that they come from the pool and are shared with other sizes.
@@ -74,8 +74,8 @@ class Recorder:
         self.weak = None if platform.weak_ref is None else WeakTensors(platform.weak_ref)
         self.generator: Any = None
         self.like: Sequence[Any] | None = None
-        self.reshaping = False
-        self.capturing = False
+        self.reshaping = self.capturing = False
+        self.streams: TwoStreams | None = None
         self.current = "its beginning"
 
     @property

@@ -71,6 +71,8 @@ def restored(
 
 def abandon(platform: Declared, recorder: Recorder, stream: Any) -> None:
     """Leave capture mode and free what was captured so far; never raises."""
+    if recorder.streams is not None:
+        recorder.streams.leave()
     with _logged(), platform.device.stream(stream):
         if recorder.graphs and platform.graphs.is_capturing():
             platform.abort_capture(recorder.graphs[-1])

@@ -11,11 +11,13 @@ import torch
 from piecewise_core.capture.buffers import Stage
 from piecewise_core.capture.captured import CapturedPlan
 from piecewise_core.capture.recorder import Recorder
+from piecewise_core.capture.twostreams import TwoStreams
 from piecewise_core.capture.whole import WholeRecorder
+from piecewise_core.errors import OutOfGraphMemory
 from piecewise_core.plugins import Declared
 from piecewise_core.ranges import Sizes
 
-__all__ = ["Plan", "Source", "beside", "recorder_of"]
+__all__ = ["Plan", "Source", "beside", "recorder_of", "source_of"]
 
 Plan = Callable[..., tuple[Any, ...]]
 
@@ -45,14 +47,27 @@ class Source:
 
 
 def recorder_of(
-    platform: Declared, pool: Any, stream: Any, source: Source, *, whole: bool
+    platform: Declared, pool: Any, stream: Any, source: Source, *, whole: bool, side: Any = None
 ) -> Recorder:
-    """What records ``source``; ``whole``: as one graph."""
+    """What records ``source``; ``whole``: as one graph, its forks on ``side`` too, unless None."""
     kind = WholeRecorder if whole else source.recorder
     recorder = kind(platform, pool, stream)
     recorder.generator = platform.rng() if platform.rng is not None else None
     recorder.like = source.like
+    if whole and side is not None:
+        recorder.streams = TwoStreams(platform, stream, side)
     return recorder
+
+
+def source_of(make: Callable[[], Source], sizes: Sizes) -> Source:
+    """``make()``, for ``sizes``. Raises OutOfGraphMemory."""
+    try:
+        return make()
+    except torch.OutOfMemoryError as error:
+        raise OutOfGraphMemory(
+            f"sizes {sizes} cannot be captured: there is no memory for their inputs: "
+            f"{error}. Capture fewer or smaller sizes (capture_sizes)"
+        ) from error
 
 
 def beside(source: Source, plans: Mapping[Sizes, CapturedPlan], *, alone: bool) -> Source:

@@ -16,14 +16,21 @@ __all__ = ["try_once"]
 
 
 def try_once(
-    platform: Declared, pool: Any, stream: Any, source: Source, sizes: Sizes, *, whole: bool
+    platform: Declared,
+    pool: Any,
+    stream: Any,
+    source: Source,
+    sizes: Sizes,
+    *,
+    whole: bool,
+    side: Any = None,
 ) -> Source | None:
     """Run ``source`` at ``sizes`` on ``stream`` and wait for it. Raises what it raises.
 
     Random state and the user's tensors are as before. Returns what to capture without another run,
-    where that is possible; ``pool`` and ``whole`` are as of ``capture``.
+    where that is possible; ``pool``, ``whole`` and ``side`` are as of ``capture``.
     """
-    recorder = recorder_of(platform, pool, stream, source, whole=whole)
+    recorder = recorder_of(platform, pool, stream, source, whole=whole, side=side)
     plan = source.build(recorder)
     lasts = False
     try:

@@ -85,6 +85,8 @@ class WholeRecorder(Recorder):
         # Outside of the pool: what a graph has there it may use for something else before.
         self._next = [allocate(layout) for op in self._results for layout in op]
         self._runs_ops = False
+        if self.streams is not None:
+            self.streams.begin()
         return self._capture(lambda: run(), ())
 
     def _following(self, piece: int) -> list[tuple[Any, ...] | None]:

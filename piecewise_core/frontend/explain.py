@@ -49,6 +49,7 @@ def explain(session: Session, *, verbose: bool = False, measure: bool = False) -
         exact=tuple(
             f"region {r.index}: {why}" for r in session.regions for why in r.verdicts.values()
         ),
+        streams=_streams(session),
         retraced=session.shared.retraced,
         unmet=session.shared.matcher.unmet,
         forms=tuple(shown_form(form.structure) for form in session.forms),
@@ -80,6 +81,14 @@ def _captured(session: Session) -> tuple[str, ...]:
         for of, capturing in _capturing(session)
         for sizes in session.config.captures
         if sizes in capturing.plans
+    )
+
+
+def _streams(session: Session) -> tuple[str, ...]:
+    return tuple(
+        f"{of}{_sizes(session, Box.single(sizes))}: {said}"
+        for of, capturing in _capturing(session)
+        for sizes, said in capturing.plans.streams.said.items()
     )
 
 

@@ -131,7 +131,8 @@ class Facts:
     ``forms``: the forms of calls so far, constants by their beginnings. ``rewrites``: in order.
     ``model``: its name. ``bounds``: the first and last size of each dim. ``ready``: as
     ``status()`` has it, and ``targets``, ``advice``. ``times``: of replays, where they were asked
-    for. ``events``: the last that happened beside calls. ``recorded``: whether it is a recorded
+    for. ``streams``: of captured sizes, whether two, where ``graph_streams`` asks for that.
+    ``events``: the last that happened beside calls. ``recorded``: whether it is a recorded
     function, which has no pieces.
     """
 
@@ -158,3 +159,4 @@ class Facts:
     advice: tuple[str, ...] = ()
     recorded: bool = False
     times: tuple[Times, ...] = ()
+    streams: tuple[str, ...] = ()

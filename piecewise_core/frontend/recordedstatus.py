@@ -66,7 +66,7 @@ class RecordedBooks:
             why = "of sizes without graphs"
             rows.append(TargetStatus("eager", "others", "as_written", why, eager, form=-1))
         ready = bool(started) and not any(row.waits for row in rows)
-        advice = (*self._setup.advice, *self._drift.look())
+        advice = (*self._setup.advice(recorded=True), *self._drift.look())
         return Status(ready, tuple(rows), len(started), advice)
 
     def _rows(self, form: RecordedCalls, place: int) -> list[TargetStatus]:

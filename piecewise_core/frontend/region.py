@@ -126,7 +126,7 @@ class Region(PieceCode):
             )
             for i, run in found
         ]
-        return self.code.recorded(runs, sizes, recorder.op)
+        return self.code.recorded(runs, sizes, recorder.op, recorder.streams)
 
     @functools.cached_property
     def collectives(self) -> tuple[str, ...]:

@@ -208,7 +208,7 @@ class Regions(list[Region]):
             shared.matcher.look(traced.graph.graph)
         rewrites = shared.setup.rewrites
         found = shared.layouts, shared.contracts, rewrites.program, rewrites.of_layouts
-        program = split(traced, shared.splits, *found)
+        program = split(traced, shared.splits, *found, shared.setup.forks_on)
         return Region(
             shared.number(),
             program,

@@ -113,8 +113,33 @@ class Setup:
             )
 
     @property
-    def advice(self) -> tuple[str, ...]:
-        """What to say of settings that do nothing here."""
+    def forks_on(self) -> str | None:
+        """The device type whose programs are cut for two streams; None where there is one."""
+        if self.config.graph_streams == "one" or self._why_one_stream():
+            return None
+        return self.platform.declared.device_type
+
+    def advice(self, *, recorded: bool = False) -> tuple[str, ...]:
+        """What to say of settings that do nothing here. ``recorded``: for ``pw.record``."""
+        why = "pw.record sees no parts" if recorded else self._why_one_stream()
+        return (*self._advice_on_executables(), *self._advice_on_streams(why))
+
+    def _advice_on_streams(self, why: str) -> tuple[str, ...]:
+        why = "" if self.config.graph_streams == "one" else why
+        asked = f'graph_streams="{self.config.graph_streams}" does nothing here'
+        return (f"{asked}: {why}; each graph has one stream",) if why else ()
+
+    def _why_one_stream(self) -> str:
+        declared, name = self.platform.declared, self.selected.info.name
+        if declared.graphs is None or self.graph_mode not in ("full", "full_and_piecewise"):
+            return 'it is for whole forwards, which graph_mode="full" captures'
+        if declared.wait_stream is None:
+            return f'the graph driver of platform "{name}" offers no wait_stream'
+        if self.config.graph_streams == "auto" and declared.elapsed is None:
+            return f'platform "{name}" has no timer to measure by'
+        return ""
+
+    def _advice_on_executables(self) -> tuple[str, ...]:
         if self.config.graph_executables == "own" or self.platform.graphs is None:
             return ()
         if self.platform.declared.graph_like is None:

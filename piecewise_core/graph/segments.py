@@ -7,8 +7,9 @@ dims; an item of a multi-output operator (``getitem`` by a constant) stays with 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from piecewise_core.graph.effects import is_view
 from piecewise_core.graph.memory import values
 from piecewise_core.graph.varying import varies
 
-__all__ = ["Segment", "is_item", "is_size", "normalise", "producer", "segments"]
+__all__ = ["Segment", "is_item", "is_size", "normalise", "producer", "segments", "working"]
 
 _SCALARS = (int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool)
 
@@ -34,12 +35,14 @@ class Segment:
 
     ``splitting``: runs as written, never compiled. ``entered``: autocast regions that are open
     where the run begins. ``varies``: whether sizes in it depend on data; then it is splitting.
+    ``lane``: of a fork, all that the run is in; None for what is in none.
     """
 
     splitting: bool
     entered: tuple[torch.fx.Node, ...]
     nodes: list[torch.fx.Node] = field(default_factory=list)
     varies: bool = False
+    lane: tuple[int, int] | None = None
 
     @property
     def has_work(self) -> bool:
@@ -114,39 +117,49 @@ def _own_items(graph: torch.fx.Graph, producer: torch.fx.Node, value: Any) -> li
     return [item for item in items if item.users]
 
 
-def segments(graph: torch.fx.Graph, is_splitting: Callable[[torch.fx.Node], bool]) -> list[Segment]:
+def segments(
+    graph: torch.fx.Graph,
+    is_splitting: Callable[[torch.fx.Node], bool],
+    order: Sequence[torch.fx.Node] = (),
+    lanes: Mapping[torch.fx.Node, tuple[int, int]] = MappingProxyType({}),
+) -> list[Segment]:
     """The runs of ``graph`` in order. ``is_splitting``: true of what varies, too.
 
     Runs without work are left out, runs of views belong to a splitting neighbour, and neighbours
-    of one kind are joined.
+    of one kind are joined. ``order``: in place of the graph's own. ``lanes``: of nodes in forks;
+    a run is in one lane, or in none.
     """
     found: list[Segment] = []
     entered: list[torch.fx.Node] = []
-    for unit in functorch_units(_working(graph)):
+    for unit in functorch_units(order or working(graph)):
         splitting = any(map(is_splitting, unit))
         varying = splitting and any(map(varies, unit))
         first = unit[0]
-        if splitting:
+        lane = lanes.get(first)
+        if found and found[-1].lane != lane:
+            found.append(Segment(splitting, tuple(entered), varies=varying, lane=lane))
+        elif splitting:
             _begin_splitting(found, entered, varying)
         elif not found or (found[-1].splitting and not is_switch(first)):
             # A switch behind a splitting op stays with it.
-            found.append(Segment(False, tuple(entered)))
+            found.append(Segment(False, tuple(entered), lane=lane))
         found[-1].nodes += unit
         if is_autocast_enter(first):
             entered.append(first)
         elif is_autocast_exit(first):
             entered.remove(first.args[0])  # type: ignore[arg-type]
-    working = [s for s in found if s.has_work]
-    _give_views_away(working)
-    return _joined(working)
+    found = [s for s in found if s.has_work]
+    _give_views_away(found, bool(lanes))
+    return _joined(found)
 
 
 def _begin_splitting(found: list[Segment], entered: list[torch.fx.Node], varying: bool) -> None:
     """Open a splitting run, unless one is open; switches right before it belong to it."""
     if found and found[-1].splitting and found[-1].varies == varying:
         return
+    lane = found[-1].lane if found else None
     if found and found[-1].splitting:
-        found.append(Segment(True, tuple(entered), varies=varying))
+        found.append(Segment(True, tuple(entered), varies=varying, lane=lane))
         return
     before = found[-1].nodes if found else []
     start = place = len(before)
@@ -155,25 +168,30 @@ def _begin_splitting(found: list[Segment], entered: list[torch.fx.Node], varying
         start = place if is_switch(before[place]) else start
     switches = before[start:]
     del before[start:]
-    found.append(Segment(True, tuple(entered), switches, varying))
+    found.append(Segment(True, tuple(entered), switches, varying, lane))
 
 
-def _working(graph: torch.fx.Graph) -> Iterator[torch.fx.Node]:
+def working(graph: torch.fx.Graph) -> Iterator[torch.fx.Node]:
+    """The nodes that runs are made of."""
     for node in graph.nodes:
         if node.op in ("placeholder", "output", "get_attr") or is_size(node) or is_item(node):
             continue
         yield node
 
 
-def _give_views_away(found: Sequence[Segment]) -> None:
-    """Views alone are no work: beside a splitting run they run as written, as part of it."""
+def _give_views_away(found: Sequence[Segment], forked: bool) -> None:
+    """Views alone are no work: beside a splitting run they run as written, as part of it.
+
+    So they do wherever a fork has cut them off.
+    """
     for place, segment in enumerate(found):
         beside = (*found[max(place - 1, 0) : place], *found[place + 1 : place + 2])
         neighbour = next((s for s in beside if s.splitting), None)
         working = [n for n in segment.nodes if not (is_autocast_enter(n) or is_autocast_exit(n))]
-        if neighbour is not None and all(map(is_view, working)):
+        if (neighbour is not None or forked) and all(map(is_view, working)):
             segment.splitting, segment.nodes = True, working
-            segment.entered = neighbour.entered  # autocast is nothing to views
+            segment.entered = () if neighbour is None else neighbour.entered
+            # Autocast is nothing to views.
 
 
 def _joined(found: Iterable[Segment]) -> list[Segment]:
@@ -181,7 +199,11 @@ def _joined(found: Iterable[Segment]) -> list[Segment]:
     joined: list[Segment] = []
     for segment in found:
         last = joined[-1] if joined else None
-        alike = last and (last.splitting, last.varies) == (segment.splitting, segment.varies)
+        alike = last and (last.splitting, last.varies, last.lane) == (
+            segment.splitting,
+            segment.varies,
+            segment.lane,
+        )
         if last and alike and last.splitting and last.entered == segment.entered:
             last.nodes += segment.nodes
         else:

@@ -12,6 +12,7 @@ import torch
 from piecewise_core.graph import effects
 from piecewise_core.graph.collectives import keep_waits
 from piecewise_core.graph.contexts import is_autocast_enter, is_autocast_exit
+from piecewise_core.graph.forks import Forks, Lane, find_forks
 from piecewise_core.graph.hazards import Hazards
 from piecewise_core.graph.hostinputs import bring_to_device
 from piecewise_core.graph.literals import lift_literals
@@ -36,6 +37,7 @@ class Piece:
     output is the tuple of the values of ``outputs``. ``dims``: places of the dims that the piece
     depends on, ascending. ``hazard``: why this piece must run as written, or None. ``varies``:
     whether its sizes depend on data; it is splitting then, and has ``inputs`` and ``outputs`` too.
+    ``lane``: of a fork, None in none: pieces of one fork come one after the other, lane by lane.
     """
 
     index: int
@@ -48,6 +50,7 @@ class Piece:
     outputs: tuple[torch.fx.Node, ...] = ()
     hazard: str | None = None
     varies: bool = False
+    lane: Lane | None = None
 
     @property
     def ops(self) -> tuple[str, ...]:
@@ -114,13 +117,15 @@ def split(
     distrust: Callable[[Traced, Matcher], Matcher] = lambda traced, matcher: matcher,
     rewrites: Iterable[Callable[[torch.fx.GraphModule, Matcher], None]] = (),
     of_layouts: Sequence[Callable[[torch.fx.GraphModule, Matcher], None]] = (),
+    forks_on: str | None = None,
 ) -> Program:
-    """Cut ``traced`` at the nodes that ``matcher`` accepts.
+    """Cut ``traced`` at the nodes that ``matcher`` accepts, and where forks begin and end.
 
     ``learn``: writes the real strides of what splitting runs return into the trace; whether it
     changed any. ``distrust``: adds to ``matcher`` what must not be compiled.
     ``rewrites``: change the graph before it is cut, in order; ``of_layouts``: those that go by the
-    real strides, and by all cuts. Takes the graph over (it is normalised in place). Raises
+    real strides, and by all cuts. ``forks_on``: the type of the device to find forks for, of two
+    streams; None to find none. Takes the graph over (it is normalised in place). Raises
     TraceFailed when a size depends on tensor data.
     """
     graph = traced.graph.graph
@@ -138,7 +143,9 @@ def split(
     traced = learn(traced, segments(graph, matcher)) or traced
     for rewrite in of_layouts:
         rewrite(traced.graph, matcher)
-    runs = segments(graph, matcher)  # in another layout a view may be a copy, and a copy a view
+    # Only now: in another layout a view may be a copy, and a copy a view.
+    forks = Forks() if forks_on is None else find_forks(graph, _weights(traced), forks_on)
+    runs = segments(graph, matcher, forks.order, forks.lanes)
     nodes = [n for run in runs for n in run.nodes]
     writes = {n: effects.writes(n) for n in nodes}
     reshaped = frozenset().union(*(writes[n] for n in nodes if effects.reshapes(n)))
@@ -153,6 +160,12 @@ def split(
         mutated_bound=inputs_in(traced, written, "bound"),
         reshaped=reshaped,
     )
+
+
+def _weights(traced: Traced) -> list[torch.fx.Node]:
+    placeholders = [n for n in traced.graph.graph.nodes if n.op == "placeholder"]
+    both = zip(placeholders, traced.inputs, strict=True)
+    return [node for node, source in both if source.bound is not None]
 
 
 def _drop_dead_outputs(graph: torch.fx.Graph, used: Sequence[int]) -> None:
@@ -193,7 +206,7 @@ class _Pieces:
 
     def piece(self, index: int, run: Segment) -> Piece:
         if run.splitting and not run.varies:
-            return Piece(index, True, tuple(run.nodes), run.entered)
+            return Piece(index, True, tuple(run.nodes), run.entered, lane=run.lane)
         outputs = self._outputs(index)
         traced = self._traced
         made = piece_graph(traced.graph, traced.symbols, len(traced.box.ranges), run, outputs)
@@ -202,7 +215,8 @@ class _Pieces:
             parts = made.graph, made.dims, made.inputs, outputs
             return Piece(index, True, tuple(run.nodes), run.entered, *parts, varies=True)
         hazard = self._hazards.of(index, made.inputs, outputs)
-        return Piece(index, False, nodes, (), made.graph, made.dims, made.inputs, outputs, hazard)
+        parts = made.graph, made.dims, made.inputs, outputs
+        return Piece(index, False, nodes, (), *parts, hazard, lane=run.lane)
 
     def _outputs(self, index: int) -> tuple[torch.fx.Node, ...]:
         """Values made in run ``index`` that another run or the caller needs, in order."""

@@ -50,6 +50,7 @@ class Declared:
     register_generator: Callable[[Any, torch.Generator], None] | None
     graph_like: Callable[[Any], Any] | None
     executables: Callable[[Any], int] | None
+    wait_stream: Callable[[Any, Any], None] | None
     resource_budget: Callable[[BudgetContext], int | None]
     explain: Callable[[BaseException], str | None]
     unsafe_ops: Callable[[], Iterable[str]]
@@ -102,6 +103,7 @@ def declared(platform: Any) -> Declared:
         register_generator=has("register_generator"),
         graph_like=has("graph_like"),
         executables=has("executables"),
+        wait_stream=has("wait_stream"),
         resource_budget=has("resource_budget", _nothing),
         explain=has("explain", _nothing),
         unsafe_ops=has("unsafe_ops", tuple),

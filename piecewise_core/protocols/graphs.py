@@ -118,6 +118,17 @@ class GraphExtras(Protocol):
         """How many executables launch the graphs of ``pool``. Without: as many as graphs."""
         ...
 
+    def wait_stream(self, stream: Any, other: Any) -> None:
+        """Have work that ``stream`` is given from now on begin behind all that ``other`` was given.
+
+        ``other`` may be capturing: then ``stream`` is drawn into that capture. So core forks a side
+        stream from the capturing one and joins it again, with ``Config(graph_streams="two")`` or
+        "auto". What either stream allocates in a capture must come from its pool, and serve that
+        stream alone once it is free. Called outside of captures too, in the run before; never
+        waits. Without: a graph is captured on one stream.
+        """
+        ...
+
     def resource_budget(self, ctx: BudgetContext) -> int | None:
         """How many more graphs may be captured; asked once per warm-up, before it captures.
 

@@ -62,8 +62,8 @@ class Replays:
         self._config = config
         self.tallies = counters.tallies()
         self.reads = Reads(memory, config)
-        lazy = config.capture == "lazy"
-        self.plans = CapturedPlans(memory, mode, lazy=lazy, counters=counters, ranks=ranks)
+        plans = partial(CapturedPlans, memory, mode, counters=counters, ranks=ranks)
+        self.plans = plans(lazy=config.capture == "lazy", graph_streams=config.graph_streams)
         self.asleep = Sleep()
         self.at_call = False
         self.sealed: str | None = None

@@ -55,7 +55,9 @@ def try_new(
     once = partial(try_once, memory.platform, memory.pool, memory.stream)
 
     def run_once(source: Source, sizes: Sizes, *, whole: bool) -> Source | None:
-        what, run = f"a trial of sizes {sizes}", partial(once, source, sizes, whole=whole)
+        side = plans.streams.side(whole)
+        run = partial(once, source, sizes, whole=whole, side=side)
+        what = f"a trial of sizes {sizes}"
         return ranks.jointly(what, run, lambda made: None)
 
     def run(sizes: Sizes) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from piecewise_core.capture.parts import all_of_memory
+from piecewise_core.capture.twostreams import TwoStreams
 from piecewise_core.graph.closing import closing
 from piecewise_core.graph.literals import literals_of
 from piecewise_core.graph.split import Program
@@ -61,6 +62,9 @@ class PlanCode:
         if guarded:
             self._written_source = writer.text(check=False, guarded=False)
         self._recorded_source = writer.text(check=False, guarded=guarded, laid=False)
+        self._forked_source = self._recorded_source
+        if any(piece.lane is not None for piece in program.pieces):
+            self._forked_source = writer.text(check=False, guarded=guarded, laid=False, forked=True)
         self._writer = writer
         self._names = writer.names
         self._ops = tuple(writer.ops.values())
@@ -76,18 +80,26 @@ class PlanCode:
         return self._run(self.checked_source if check else self.source, runnables)
 
     def recorded(
-        self, runnables: Sequence[Callable[..., Any]], sizes: Sequence[int], wrap_op: WrapOp
+        self,
+        runnables: Sequence[Callable[..., Any]],
+        sizes: Sequence[int],
+        wrap_op: WrapOp,
+        streams: TwoStreams | None = None,
     ) -> Plan:
         """The plan over ``runnables`` for one choice of sizes, with all that it calls wrapped.
 
         ``wrap_op(fn, fit)``: put around every operation of a splitting piece, but for those that
         only give memory another shape. ``fit`` brings a result to the layout promised, or is None.
+        ``streams``: those that forks run on; None for one.
         """
         wrapped = {
             name: wrap_op(_recorded(self._names[name]), self._fit(name, sizes))
             for name in self._ops
         }
-        return self._run(self._recorded_source, runnables, wrapped)
+        if streams is None:
+            return self._run(self._recorded_source, runnables, wrapped)
+        names = {"_fork": streams.fork, "_side": streams.side, "_join": streams.join}
+        return self._run(self._forked_source, runnables, {**wrapped, **names})
 
     def _fit(self, name: str, sizes: Sequence[int]) -> Fit | None:
         """What brings an operation's result to the layout promised, where one is."""

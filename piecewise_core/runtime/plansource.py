@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -15,6 +16,7 @@ from piecewise_core.graph.memory import storages
 from piecewise_core.graph.segments import is_item
 from piecewise_core.graph.split import Piece, Program
 from piecewise_core.graph.varying import varies_itself
+from piecewise_core.runtime.forking import Forking
 from piecewise_core.runtime.laid import Laid
 from piecewise_core.runtime.planlines import Line, freeing
 from piecewise_core.runtime.planunits import Unit
@@ -46,34 +48,48 @@ class PlanSource:
         self._dims = [f"s{i}" for i in range(len(program.traced.box.ranges))]
         self.promises = Promises(program, self._values, self._dims, count)
 
-    def text(self, *, check: bool, guarded: bool, stepwise: bool = False, laid: bool = True) -> str:
+    def text(
+        self,
+        *,
+        check: bool,
+        guarded: bool,
+        stepwise: bool = False,
+        laid: bool = True,
+        forked: bool = False,
+    ) -> str:
         """The source.
 
         ``check``: whether splitting ops' results are compared with their fake kernels' promises in
         dtype and shape too. ``laid``: whether they are brought to the layout promised.
         ``guarded``: whether calls that ``_overlap(t, b)`` finds run ``_written`` instead.
         ``stepwise``: whether ``run`` is a generator that gives ``(index, tensors made)`` behind
-        each piece.
+        each piece. ``forked``: whether forks are run as such, by ``_fork()``, ``_side()`` around
+        the second lane, and ``_join()``.
         """
         parameters = ", ".join(["t", "b", *self._dims])
-        lines: list[Line] = []
-        place = 0
+        place = itertools.count()
+        forking = Forking()
         for piece in self._program.pieces:
-            if piece.varies:
-                lines.append(self._varying(piece))
-            elif piece.splitting:
-                lines += self._splitting(piece, check, laid)
-            else:
-                lines.append(self._call(piece, f"_piece{place}"))
-                place += 1
+            made = list(self._lines(piece, place, check, laid))
             if stepwise:
-                lines.append(self._made(piece))
+                made.append(self._made(piece))
+            forking.add(made, piece.lane if forked else None)
+        lines = forking.joined()
         self._values.begin()
         results = "".join(f"{self._values.source(v)}, " for v in self._program.values)
         lines.append(self._line(f"return ({results})"))
         guard = [f" if _overlap(t, b): return _written({parameters})"] if guarded else []
         body = [f" {line}" for line in freeing(lines)]
         return "\n".join([f"def run({parameters}):", *guard, *body])
+
+    def _lines(self, piece: Piece, place: Iterator[int], check: bool, laid: bool) -> Iterator[Line]:
+        """The lines that run one piece."""
+        if piece.varies:
+            yield self._varying(piece)
+        elif piece.splitting:
+            yield from self._splitting(piece, check, laid)
+        else:
+            yield self._call(piece, f"_piece{next(place)}")
 
     def _line(self, text: str, depth: int = 0) -> Line:
         """The statement that was just written."""

@@ -126,7 +126,8 @@ def _region(
     tried = Contracts((*config.captures, *config.sizes))
     splits, layouts = setup.splits(matcher), Layouts(dims, cuts=False)
     rewrites = setup.rewrites
-    program = split(traced, splits, layouts, tried, rewrites.program, rewrites.of_layouts)
+    found = layouts, tried, rewrites.program, rewrites.of_layouts
+    program = split(traced, splits, *found, setup.forks_on)
     backend = setup.backend_class
     region = Region(0, program, config, scheduler, backend, pool)
     if config.compile_mode == "warmup":

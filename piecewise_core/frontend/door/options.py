@@ -22,8 +22,8 @@ not know that a replay overwrites results."""
 _SIZED = ("compile_ranges_endpoints", "compile_sizes", "capture_sizes")
 _WITHOUT_EFFECT = ("out_of_range", "regions", "max_regions", "max_forms")
 _GRAPH_FIELDS = (
-    "capture", "capture_sizes", "capture_max", "graph_executables", "padding", "inputs",
-    "clone_outputs",
+    "capture", "capture_sizes", "capture_max", "graph_executables", "graph_streams", "padding",
+    "inputs", "clone_outputs",
 )  # fmt: skip
 
 

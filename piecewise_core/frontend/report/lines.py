@@ -67,6 +67,8 @@ def _lines(e: Facts, verbose: bool) -> Iterator[str]:
                 yield from _region(region, verbose)
     if e.captured:
         yield f"captured: {'; '.join(e.captured)}"
+    for note in e.streams:
+        yield f"graph of {note}"
     for note in e.dropped:
         yield f"not captured: {note}"
     for note in e.unpadded:

@@ -62,6 +62,7 @@ def _notes(facts: Facts) -> list[tuple[str, str]]:
     notes += [("not captured", why) for why in facts.dropped]
     notes += [("not padded", why) for why in facts.unpadded]
     notes += [("captured sizes", why) for why in facts.exact]
+    notes += [("graph streams", said) for said in facts.streams]
     notes += [("served as written", why) for why in facts.as_written]
     notes += [("splitting op in no graph", name) for name in facts.unmet]
     notes += [("traced anew", facts.retraced)] if facts.retraced else []

@@ -24,18 +24,31 @@ class DeviceFault(RuntimeError):
 class Stream:
     """A queue of work, which on this device is done at once. ``number``: 0 is the default."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, device: Device) -> None:
         self.number = number
+        self._device = device
+
+    def wait_stream(self, other: Stream) -> None:
+        """Go on behind what ``other`` was given; in its capture, if it is in one."""
+        if self._device.capture is not None:
+            self._device.capture.wait(self, other)
 
     def __repr__(self) -> str:
         return f"stream {self.number}"
 
 
 class Running(Protocol):
-    """A capture that runs, on ``stream``; ``spoiled`` ones cannot be replayed."""
+    """A capture that runs, on ``stream``; ``spoiled`` ones cannot be replayed.
+
+    ``takes``: whether it records what a stream is given.
+    """
 
     spoiled: bool
     stream: Stream
+
+    def wait(self, stream: Stream, other: Stream) -> None: ...
+
+    def takes(self, stream: Stream) -> bool: ...
 
 
 class Device:
@@ -45,12 +58,12 @@ class Device:
         self.memory = Memory(memory_bytes)
         self.capture: Running | None = None
         self._numbers = itertools.count(1)
-        self._default = Stream(0)
+        self._default = Stream(0, self)
         self._current = threading.local()
 
     def new_stream(self) -> Stream:
         """A stream that nothing else uses."""
-        return Stream(next(self._numbers))
+        return Stream(next(self._numbers), self)
 
     @property
     def stream(self) -> Stream:

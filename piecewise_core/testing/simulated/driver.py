@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from piecewise_core.testing.simulated.graph import Family, SimulatedGraph
 from piecewise_core.testing.simulated.pool import Pool, storage_at
 from piecewise_core.testing.simulated.recorder import Capture
 from piecewise_core.testing.simulated.recording import Recording
+from piecewise_core.testing.simulated.staging import stager
 from piecewise_core.testing.simulated.waits import UNSAFE
 
 __all__ = ["SimulatedDriver"]
@@ -47,6 +48,7 @@ class SimulatedDriver:
         generators: bool = True,
         drop_op: str | None = None,
         shares: bool = True,
+        forks: bool = True,
     ) -> None:
         self._device = device
         self._max_graphs = max_graphs
@@ -64,6 +66,8 @@ class SimulatedDriver:
             self.register_generator = self._register_generator
         if shares:
             self.graph_like, self.executables = self._graph_like, self._executables
+        if forks:
+            self.wait_stream = self._wait_stream
 
     # Capture and replay ---------------------------------------------------------------
 
@@ -107,7 +111,13 @@ class SimulatedDriver:
                 "capture_end on another thread or stream than capture_begin",
                 "End a capture where it began.",
             )
+        open_end = capture.order.unjoined()
         recording = self._leave_capture(graph, capture)
+        if open_end is not None:
+            raise DeviceFault(
+                f"the capture ended with work on {open_end} that was not joined",
+                "Have the capturing stream wait for every stream that waited for it.",
+            )
         if next(self._ends) == self._fail_at:
             raise DeviceFault("the capture failed (fail_capture_at)", "This failure was asked for.")
         if capture.spoiled:
@@ -136,7 +146,7 @@ class SimulatedDriver:
     def is_capturing(self) -> bool:
         """Whether the current stream of this thread is recording."""
         capture = self._device.capture
-        return capture is not None and capture.stream is self._device.stream
+        return capture is not None and capture.takes(self._device.stream)
 
     def abort_capture(self, graph: Any) -> None:
         """Leave a capture that went wrong; nothing if there is none."""
@@ -183,21 +193,11 @@ class SimulatedDriver:
 
     # What else a driver knows ---------------------------------------------------------
 
-    def stager(
-        self, buffers: Sequence[torch.Tensor]
-    ) -> Callable[[Sequence[torch.Tensor]], None] | None:
-        """All inputs in one call; None for buffers that are not on the CPU."""
-        if any(b.device.type != "cpu" for b in buffers):
-            return None
-        flat = [b.as_strided((b.numel(),), (1,)) for b in buffers]
+    stager = staticmethod(stager)
 
-        def stage(tensors: Sequence[torch.Tensor]) -> None:
-            for buffer, tensor in zip(flat, tensors, strict=True):
-                given = tensor.as_strided((tensor.numel(),), (1,))
-                buffer[: len(given)] = given
-                buffer[len(given) :] = 0
-
-        return stage
+    def _wait_stream(self, stream: Any, other: Any) -> None:
+        """Have ``stream`` go on behind what ``other`` was given."""
+        stream.wait_stream(other)
 
     def _register_generator(self, graph: Any, generator: torch.Generator) -> None:
         """Let operators of ``graph`` draw from ``generator``, and replays advance it."""

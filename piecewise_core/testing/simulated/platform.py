@@ -24,7 +24,8 @@ class SimulatedPlatform:
     fails, from 1. ``weak_refs``, ``generators``: False for a driver without these methods; then
     replays draw the same random numbers again. ``drop_op``: "aten.add.Tensor", an operator that
     captures silently leave out, as a device that lies would. ``shares``: False for a driver whose
-    graphs have executables of their own.
+    graphs have executables of their own. ``forks``: False for one whose captures take in no other
+    streams.
 
     Custom operators count as one kernel: their Python runs at every replay. What never passes
     torch's dispatcher is not seen: ``tolist`` and ``numpy``. Pieces that Inductor compiled are
@@ -44,6 +45,7 @@ class SimulatedPlatform:
         generators: bool = True,
         drop_op: str | None = None,
         shares: bool = True,
+        forks: bool = True,
     ) -> None:
         device = Device(memory_bytes)
         self.graphs: GraphDriver | None = SimulatedDriver(
@@ -54,6 +56,7 @@ class SimulatedPlatform:
             generators=generators,
             drop_op=drop_op,
             shares=shares,
+            forks=forks,
         )
         self.device: DeviceRuntime = SimulatedRuntime(device)
         self.compiler: CompilerAdaptor = EagerCompiler()

@@ -15,17 +15,14 @@ import torch
 from piecewise_core.graph.composite import composite_kernel
 from piecewise_core.testing.simulated.device import Device, Stream
 from piecewise_core.testing.simulated.frozen import Frozen, Layout, unseen
+from piecewise_core.testing.simulated.modestack import push_below, take_out
+from piecewise_core.testing.simulated.ordering import Ordering, spans
 from piecewise_core.testing.simulated.pool import Block, Pool
 from piecewise_core.testing.simulated.recording import Operation, Recording
 from piecewise_core.testing.simulated.shadows import Shadows, is_written
 from piecewise_core.testing.simulated.waits import waits_for_device
 from piecewise_core.torch_compat import pytree
-from piecewise_core.torch_compat.dispatcher import (
-    TorchDispatchMode,
-    count_dispatch_modes,
-    pop_mode,
-    push_mode,
-)
+from piecewise_core.torch_compat.dispatcher import TorchDispatchMode
 from piecewise_core.torch_compat.operators import HigherOrderOperator, changes_itself, schema_of
 from piecewise_core.torch_compat.storages import generator_key, storage_key
 
@@ -56,6 +53,7 @@ class Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.stream = stream
         self.spoiled = False
+        self.order = Ordering(stream)
         self.recording = Recording()
         self._device = device
         self._pool = pool
@@ -66,15 +64,27 @@ class Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._drawn: dict[int, tuple[torch.Generator, torch.Tensor]] = {}
         self._shadows = Shadows(device.memory)
 
+    def takes(self, stream: Stream) -> bool:
+        """Whether the capture has taken ``stream`` in."""
+        return stream in self.order.streams
+
+    def wait(self, stream: Stream, other: Stream) -> None:
+        """Have ``stream`` go on behind ``other``, which takes it in."""
+        if self.takes(other):
+            self.order.wait(stream, other)
+        elif self.takes(stream):
+            what = f"to wait for {other}, outside of the capture,"
+            self._device.forbid_in_capture(what, "Wait for it before.")
+
     def begin(self) -> None:
         """Start to see operators."""
         self._restore_later(torch.default_generator)
         self._pool.freed_in_capture = self.recording.steps.append
-        _push_below(self)
+        push_below(self)
 
     def end(self) -> Recording:
         """Stop; generators are as they were at the begin."""
-        _take_out(self)
+        take_out(self)
         self._pool.freed_in_capture = None
         for generator, state in self._drawn.values():
             generator.set_state(state)
@@ -109,6 +119,7 @@ class Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 # A number that Python made a tensor of, ``x[i] = 3.0``; to kernels it is a number.
                 self.recording.numbers.append(given[0])
             if name != self._drop and _has_work(func, ran, blocks):
+                self._order(func, args, kwargs, blocks)
                 self._record(func, args, kwargs, blocks)
             return result
 
@@ -129,7 +140,7 @@ class Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._device.forbid_in_capture(
                 str(func), "Its result decides what the host does next: add it to splitting_ops."
             )
-        if self._device.stream is not self.stream:
+        if not self.takes(self._device.stream):
             self._device.forbid_in_capture(
                 f"{func} on {self._device.stream}",
                 "It runs on a stream that was not joined to the captured one: add the op that "
@@ -174,7 +185,7 @@ class Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
             storage = leaf.untyped_storage()
             if storage.data_ptr() not in memory:
                 block, memory[storage.data_ptr()] = self._pool.allocate(
-                    storage.nbytes(), leaf.dtype, self.stream
+                    storage.nbytes(), leaf.dtype, self._device.stream
                 )
                 block.shadow = storage
                 blocks[place] = block
@@ -183,6 +194,19 @@ class Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
             )
 
         return pytree.tree_map(real, ran)
+
+    def _order(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], blocks: dict[int, Block]
+    ) -> None:
+        """Refuse what a device may do at the same time as what it depends on, or spoils."""
+        reads, writes = spans(func, args, kwargs)
+        writes += [(b.address, b.address + b.nbytes) for b in blocks.values()]
+        other = self.order.work(self._device.stream, reads, writes)
+        if other is not None:
+            self._device.forbid_in_capture(
+                f"{func} on {self._device.stream} at the same time as {other}",
+                "Join the streams first, and let go of no memory that another stream still reads.",
+            )
 
     def _record(
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], blocks: dict[int, Block]
@@ -224,26 +248,3 @@ def _has_work(func: Any, ran: Any, blocks: dict[int, Block]) -> bool:
     if blocks or any(is_written(argument) for argument in schema_of(func).arguments):
         return True
     return not any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(ran))
-
-
-def _push_below(mode: TorchDispatchMode) -> None:
-    """Make ``mode`` see what is left when every mode that is active has had its turn.
-
-    ``push_mode`` and ``pop_mode`` are torch's own, the same in 2.11 and 2.13.
-    """
-    above = _popped()
-    push_mode(mode)
-    for other in reversed(above):
-        push_mode(other)
-
-
-def _take_out(mode: TorchDispatchMode) -> None:
-    """Undo ``_push_below``, also when modes have come or gone since."""
-    for other in reversed(_popped()):
-        if other is not mode:
-            push_mode(other)
-
-
-def _popped() -> list[TorchDispatchMode]:
-    """All active modes, taken off, the top one first."""
-    return [pop_mode() for _ in range(count_dispatch_modes())]

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from piecewise_core.backend import PiecewiseBackend
 from piecewise_core.compile.eager import EagerCompiler
@@ -204,6 +205,17 @@ class FullRuntime(SimulatedRuntime):
         return lambda: None
 
 
+class Parts(nn.Module):
+    """Two products of different inputs, for two streams."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 512), nn.Linear(4, 512)
+
+    def forward(self, x):
+        return self.a(x) * self.b(torch.relu(x))
+
+
 class Driver(SimulatedDriver):
     """The simulated driver with what it leaves out."""
 
@@ -214,6 +226,7 @@ class Driver(SimulatedDriver):
         self.weak_ref = self._weak_ref
         self.register_generator = self._register_generator
         self.graph_like, self.executables = self._graph_like, self._executables
+        self.wait_stream = self._wait_stream
         self.told = []
 
     def capture_context(self):
@@ -246,7 +259,7 @@ class Full(SimulatedPlatform):
 @pytest.fixture
 def everything() -> SimpleNamespace:
     """Classes that implement every method of every Protocol, required or optional."""
-    return SimpleNamespace(Platform=Full, Driver=Driver, Compiler=Portable)
+    return SimpleNamespace(Platform=Full, Driver=Driver, Compiler=Portable, Parts=Parts)
 
 
 @pytest.fixture

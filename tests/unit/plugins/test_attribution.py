@@ -79,14 +79,20 @@ def acme(site, monkeypatch):
     return parts
 
 
-def live(directory, name=""):
-    """A model's life on acme; yields what was said when something went wrong in ``name``."""
+def live(directory, name="", parts=None):
+    """A model's life on acme; yields what was said when something went wrong in ``name``.
+
+    ``parts``: the model for two streams.
+    """
     shared = "shared" if name in ("graph_like", "executables") else "own"
+    model, config = layers, CONFIG.replace(graph_executables=shared)
+    if name == "wait_stream":
+        model = parts()
+        config = CONFIG.replace(graph_streams="two", graph_mode="full", splitting_ops=())
     fast = None
     with torch.inference_mode():
         try:
-            config = CONFIG.replace(graph_executables=shared)
-            fast = pw.compile(layers, config, platform="acme")
+            fast = pw.compile(model, config, platform="acme")
             yield from fast.warmup(torch.ones(3, 4)).dropped
         except PiecewiseError as error:
             yield str(error)
@@ -113,7 +119,10 @@ def test_a_method_that_raises_is_named_with_distribution_and_version(
     acme.create = lambda: platform
 
     caplog.set_level(logging.INFO, "piecewise_core")
-    said = [*live(tmp_path, name), *(record.getMessage() for record in caplog.records)]
+    said = [
+        *live(tmp_path, name, everything.Parts),
+        *(record.getMessage() for record in caplog.records),
+    ]
     title = f"{PARTS[part][0].__name__}.{name}"
     named = [text for text in said if title in text]
     assert named, said

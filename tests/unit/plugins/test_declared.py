@@ -25,6 +25,7 @@ OPTIONAL = {
 ELSEWHERE = {
     "cli/checkup.py": {"memory_info"},  # of platforms that were not selected
     "plugins/declared.py": set(),
+    "capture/torch_runtime.py": {"wait_stream"},  # of torch's streams
 }
 
 

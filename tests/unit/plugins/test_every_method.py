@@ -105,7 +105,7 @@ DECLARED = (
 )
 
 
-def live(platform, directory):
+def live(platform, directory, everything):
     """A model's life: set up, warm up, serve, look at graphs, release."""
     fast = pw.compile(layers, CONFIG.replace(**MORE), platform=platform)
     fast.warmup(torch.randn(3, 4))
@@ -113,6 +113,10 @@ def live(platform, directory):
         assert torch.equal(fast(torch.ones(rows, 4)), layers(torch.ones(rows, 4)))
     assert all(path.stat().st_size for path in fast.dump_graphs(directory))
     fast.release()
+    parts = everything.Parts()
+    two = {"graph_streams": "two", "graph_mode": "full", "splitting_ops": ()}
+    forked = pw.compile(parts, CONFIG.replace(**two), platform=platform)
+    assert torch.equal(forked(torch.ones(8, 4)), parts(torch.ones(8, 4)))
     again = pw.compile(layers, CONFIG, platform=platform)
     assert torch.equal(again(torch.ones(2, 4)), layers(torch.ones(2, 4)))
     assert again.stats().cache_hits == 2
@@ -126,7 +130,7 @@ def test_core_reads_every_member_of_every_protocol(everything, tmp_path):
     seen = set()
     full = watched(everything, seen)
     with torch.inference_mode():
-        live(full(), tmp_path)
+        live(full(), tmp_path, everything)
         failing = full()
         failing.graphs.failing = True
         pw.compile(layers, CONFIG, platform=failing).warmup(torch.randn(3, 4))

@@ -47,6 +47,14 @@ class CudaGraphDriver(TorchGraphDriver):
         graphs = [graph for graph, own in self._pools.items() if own is pool]
         return len({id(getattr(graph, "executable", graph)) for graph in graphs})
 
+    def wait_stream(self, stream: Any, other: Any) -> None:
+        """Have ``stream`` go on behind what ``other`` was given, by an event; nobody waits.
+
+        Torch's allocator has streams that a capture took in allocate from its pool, each from
+        memory of its own, and its library of products keeps a workspace for each.
+        """
+        stream.wait_stream(other)
+
     def stager(
         self, buffers: Sequence[torch.Tensor]
     ) -> Callable[[Sequence[torch.Tensor]], None] | None:

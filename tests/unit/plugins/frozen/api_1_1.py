@@ -29,7 +29,11 @@ FIELDS = {
 
 METHODS = {
     "RuntimeExtras": {"elapsed": ["self", "run"], "stream_order": ["self"]},
-    "GraphExtras": {"graph_like": ["self", "other"], "executables": ["self", "pool"]},
+    "GraphExtras": {
+        "graph_like": ["self", "other"],
+        "executables": ["self", "pool"],
+        "wait_stream": ["self", "stream", "other"],
+    },
 }
 """Optional methods that protocols gained."""
 

@@ -1,0 +1,120 @@
+"""Whether the forks of a size's graph run on two streams: as asked, or as was measured."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from piecewise_core.capture.captured import CapturedPlan
+from piecewise_core.capture.graphmemory import GraphMemory
+from piecewise_core.capture.source import Source
+from piecewise_core.capture.timing import seconds_of
+from piecewise_core.errors import CaptureFailed
+from piecewise_core.ranges import Sizes
+
+__all__ = ["GAINS", "GraphStreams"]
+
+logger = logging.getLogger(__name__)
+
+GAINS = 0.97
+"""Of the time on one stream, the most that a replay on two may take to be kept."""
+
+_ROUNDS, _REPLAYS = 7, 3
+
+_Take = Callable[..., CapturedPlan]
+
+
+class GraphStreams:
+    """Captures the sizes of one form of calls. ``said``: what there is to say of each.
+
+    ``mode``: as Config.graph_streams. Without a driver's ``wait_stream`` there is one stream.
+    """
+
+    def __init__(self, memory: GraphMemory, mode: str) -> None:
+        self._memory = memory
+        self._mode = mode if memory.platform.wait_stream is not None else "one"
+        self.said: dict[Sizes, str] = {}
+
+    def side(self, whole: bool) -> Any:
+        """The other stream of graphs that are made now, ``whole`` or not; None for none."""
+        if not whole or self._mode == "one":
+            return None
+        timed = self._mode == "two" or self._memory.platform.elapsed is not None
+        return self._memory.side() if timed else None
+
+    def capture(
+        self, take: _Take, source: Source, sizes: Sizes, *, whole: bool, alone: bool
+    ) -> CapturedPlan:
+        """The plan of one size. Raises what its first capture raises.
+
+        ``take(source=, sizes=, side=)``: captures it. ``alone``: whether no other rank captures
+        too; each would find another answer. With "auto" both captures are there for a while.
+        """
+        side = self.side(whole)
+        if side is None:
+            return take(source=source)
+        if self._mode == "auto" and not alone:
+            self.said[sizes] = "one stream, as nothing is measured with other ranks"
+            return take(source=replace(source, rehearsed=None))
+        two = take(source=source, side=side)
+        if not two.forks:
+            self.said[sizes] = "one stream, as nothing in it is independent of enough else"
+            return two
+        forks = f"{two.forks} fork{'s' * (two.forks > 1)}"
+        if self._mode == "two":
+            self.said[sizes] = f"two streams, {forks}"
+            return two
+        kept, why = self._faster(two, take, source)
+        self.said[sizes] = f"{'two streams' if kept is two else 'one stream'} for {forks}: {why}"
+        logger.info("sizes %s: %s", sizes, self.said[sizes])
+        return kept
+
+    def _faster(self, two: CapturedPlan, take: _Take, source: Source) -> tuple[CapturedPlan, str]:
+        """``two``, or a capture on one stream; and why. The other one is gone."""
+        try:
+            one = take(source=replace(source, rehearsed=None))
+        except CaptureFailed as error:
+            return two, f"one could not be captured beside it: {error}"
+        try:
+            usual, parted = self._in_turns(source, (one, two))
+            kept = two if parted <= GAINS * usual else one
+            why = f"{parted * 1e6:.1f} us on two, {usual * 1e6:.1f} us on one"
+        except torch.OutOfMemoryError:
+            kept, why = one, "there is no memory to measure"
+        self._memory.reset(one if kept is two else two)
+        return kept, why
+
+    def _in_turns(self, source: Source, plans: tuple[CapturedPlan, ...]) -> list[float]:
+        """Seconds of a replay of each; the middle one of some rounds.
+
+        What replays write to is put back behind each round: an index that they move on must not
+        come to lie beyond a table.
+        """
+        platform = self._memory.platform
+        generators = [] if platform.rng is None else [platform.rng()]
+        states = [generator.get_state() for generator in generators]
+        written = [*source.written, *(source.inputs if source.owned else ())]
+        before = [t.clone() for t in written]
+        found: list[list[float]] = [[] for _ in plans]
+        try:
+            for _ in range(_ROUNDS):
+                for times, plan in zip(found, plans, strict=True):
+                    times.append(seconds_of(platform, plan.replay, _REPLAYS))
+                    _put_back(written, before)
+        finally:
+            platform.device.synchronize()
+            _put_back(written, before)
+            for generator, state in zip(generators, states, strict=True):
+                generator.set_state(state)
+        return [statistics.median(times) for times in found]
+
+
+def _put_back(tensors: list[torch.Tensor], values: list[torch.Tensor]) -> None:
+    with torch.inference_mode():
+        for tensor, value in zip(tensors, values, strict=True):
+            tensor.copy_(value)
