@@ -66,6 +66,7 @@ def _built(place: Place, model: Any, way: str, sizes: tuple[int, ...]) -> Any:
         model,
         dynamic={0: rows, 1: rows},
         capture_sizes=sizes,
+        capture_compile="range",
         graph_mode="full",
         graph_streams=way,
     )

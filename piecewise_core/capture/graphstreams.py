@@ -61,60 +61,67 @@ class GraphStreams:
         if self._mode == "auto" and not alone:
             self.said[sizes] = "one stream, as nothing is measured with other ranks"
             return take(source=replace(source, rehearsed=None))
+        before = _Kept(source) if self._mode == "auto" else None
         two = take(source=source, side=side)
+        forks = f"{two.forks} fork{'s' * (two.forks > 1)}"
         if not two.forks:
             self.said[sizes] = "one stream, as nothing in it is independent of enough else"
+        if before is None or not two.forks:
+            self.said.setdefault(sizes, f"two streams, {forks}")
             return two
-        forks = f"{two.forks} fork{'s' * (two.forks > 1)}"
-        if self._mode == "two":
-            self.said[sizes] = f"two streams, {forks}"
-            return two
-        kept, why = self._faster(two, take, source)
+        before.put_back()
+        kept, why = self._faster(two, take, source, before)
         self.said[sizes] = f"{'two streams' if kept is two else 'one stream'} for {forks}: {why}"
         logger.info("sizes %s: %s", sizes, self.said[sizes])
         return kept
 
-    def _faster(self, two: CapturedPlan, take: _Take, source: Source) -> tuple[CapturedPlan, str]:
+    def _faster(
+        self, two: CapturedPlan, take: _Take, source: Source, before: _Kept
+    ) -> tuple[CapturedPlan, str]:
         """``two``, or a capture on one stream; and why. The other one is gone."""
         try:
             one = take(source=replace(source, rehearsed=None))
         except CaptureFailed as error:
             return two, f"one could not be captured beside it: {error}"
-        try:
-            usual, parted = self._in_turns(source, (one, two))
-            kept = two if parted <= GAINS * usual else one
-            why = f"{parted * 1e6:.1f} us on two, {usual * 1e6:.1f} us on one"
-        except torch.OutOfMemoryError:
-            kept, why = one, "there is no memory to measure"
+        before.put_back()
+        usual, parted = self._in_turns((one, two), before)
+        kept = two if parted <= GAINS * usual else one
         self._memory.reset(one if kept is two else two)
-        return kept, why
+        return kept, f"{parted * 1e6:.1f} us on two, {usual * 1e6:.1f} us on one"
 
-    def _in_turns(self, source: Source, plans: tuple[CapturedPlan, ...]) -> list[float]:
-        """Seconds of a replay of each; the middle one of some rounds.
-
-        What replays write to is put back behind each round: an index that they move on must not
-        come to lie beyond a table.
-        """
+    def _in_turns(self, plans: tuple[CapturedPlan, ...], before: _Kept) -> list[float]:
+        """Seconds of a replay of each; the middle one of some rounds."""
         platform = self._memory.platform
         generators = [] if platform.rng is None else [platform.rng()]
         states = [generator.get_state() for generator in generators]
-        written = [*source.written, *(source.inputs if source.owned else ())]
-        before = [t.clone() for t in written]
         found: list[list[float]] = [[] for _ in plans]
         try:
             for _ in range(_ROUNDS):
                 for times, plan in zip(found, plans, strict=True):
-                    times.append(seconds_of(platform, plan.replay, _REPLAYS))
-                    _put_back(written, before)
+                    for _ in range(_REPLAYS):
+                        times.append(seconds_of(platform, plan.replay))
+                        before.put_back()
         finally:
             platform.device.synchronize()
-            _put_back(written, before)
+            before.put_back()
             for generator, state in zip(generators, states, strict=True):
                 generator.set_state(state)
         return [statistics.median(times) for times in found]
 
 
-def _put_back(tensors: list[torch.Tensor], values: list[torch.Tensor]) -> None:
-    with torch.inference_mode():
-        for tensor, value in zip(tensors, values, strict=True):
-            tensor.copy_(value)
+class _Kept:
+    """What runs of ``source`` write to, as it was.
+
+    Inputs among it, though the next call puts its own there: an index that runs move on must not
+    come to lie beyond a table.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._now = (*source.written, *(source.inputs if source.owned else ()))
+        self._values = [t.clone() for t in self._now]
+
+    def put_back(self) -> None:
+        """Make it as it was."""
+        with torch.inference_mode():
+            for tensor, value in zip(self._now, self._values, strict=True):
+                tensor.copy_(value)

@@ -63,7 +63,7 @@ class GptJ(nn.Module):
 class Towers(nn.Module):
     """Two towers and a head over both."""
 
-    def __init__(self, width: int, layers: int = 2) -> None:
+    def __init__(self, width: int, layers: int = 1) -> None:
         super().__init__()
         self.one, self.other = (
             nn.Sequential(*(Usual(width) for _ in range(layers))) for _ in range(2)
@@ -129,15 +129,13 @@ class Crossing(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.a, self.b, self.c = (Mlp(width) for _ in range(3))
-        self.d, self.e, self.mid = (nn.Linear(width, width) for _ in range(3))
+        self.a, self.b = Mlp(width), Mlp(width)
+        self.c, self.d, self.e = (nn.Linear(width, width) for _ in range(3))
 
     def forward(self, x):
-        wide = torch.relu(self.mid(x))
-        one = self.b(self.a(x))
-        met = one.mean() + wide.mean()
-        left = self.e(torch.sin(self.d(wide) * met)) + wide
-        return left.cos() + self.c(one + met)
+        light, heavy = torch.relu(self.c(x)), self.a(x)
+        met = heavy.mean() + light.mean()
+        return self.b(light * met).cos() + self.e(torch.sin(self.d(heavy + met)))
 
 
 class Sides(nn.Module):
@@ -176,9 +174,9 @@ class Noting(GptJ):
 class Long(nn.Module):
     """Many blocks, whose memory is used again and again."""
 
-    def __init__(self, width: int, blocks: int = 6) -> None:
+    def __init__(self, width: int, blocks: int = 3) -> None:
         super().__init__()
-        self.blocks = nn.Sequential(*(GptJ(width) for _ in range(blocks)), Towers(width, 1))
+        self.blocks = nn.Sequential(*(GptJ(width) for _ in range(blocks)), Towers(width, 2))
 
     def forward(self, x):
         return self.blocks(x)
