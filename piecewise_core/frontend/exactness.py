@@ -218,6 +218,8 @@ class Exactness:
             "capture_compile": hashlib.sha256(" ".join(keys).encode()).hexdigest(),
             "graph_mode": self._shared.setup.graph_mode,
         }
+        if self._shared.setup.forks_on is not None:
+            factors["graph_streams"] = self._shared.config.graph_streams
         return make_ticket(factors, box, f"times of {self._shared.artifact_cache.model}")
 
 

@@ -23,6 +23,7 @@ CORRECT = [
     device("with a hundred handles", "", max_graphs=64),
     device("without weak references and generators", "", weak_refs=False, generators=False),
     device("whose graphs share nothing", "", shares=False),
+    device("whose captures are of one stream", "", forks=False),
     device("that is told of every call", "", driver=Updated),
     device(
         "with streams that are ordered", "", driver=ReplaysInOrder, runtime=Deferring, parent=Queues

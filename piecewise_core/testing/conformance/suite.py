@@ -11,6 +11,7 @@ from piecewise_core.testing.conformance.level1_parts import Parts
 from piecewise_core.testing.conformance.level1_runtime import Runtimes
 from piecewise_core.testing.conformance.level2_extras import Extras
 from piecewise_core.testing.conformance.level2_faults import Faults
+from piecewise_core.testing.conformance.level2_forks import Forks
 from piecewise_core.testing.conformance.level2_inputs import Inputs
 from piecewise_core.testing.conformance.level2_memory import Memory
 from piecewise_core.testing.conformance.level2_pools import Pools
@@ -26,6 +27,7 @@ __all__ = ["PlatformConformance"]
 # Pytest takes the tests of the last base first: levels run from L0 up.
 class PlatformConformance(
     Level3,
+    Forks,
     Sharing,
     Inputs,
     Faults,

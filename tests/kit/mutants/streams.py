@@ -62,6 +62,10 @@ class _Defer(torch.utils._python_dispatch.TorchDispatchMode):
 
 
 class ReplaysInOrder(SimulatedDriver):
+    def _wait_stream(self, stream, other):
+        self._device.finish(other)
+        super()._wait_stream(stream, other)
+
     def replay(self, graph):
         self._device.finish(self._device.stream)
         super().replay(graph)

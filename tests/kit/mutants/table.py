@@ -11,6 +11,7 @@ from mutants.compilers import COMPILERS
 from mutants.drivers import DRIVERS
 from mutants.endurance import ENDURANCE
 from mutants.faults import FAULTS
+from mutants.forks import FORKS
 from mutants.memory import MEMORY
 from mutants.numbers import NUMBERS
 from mutants.ownership import OWNERSHIP
@@ -34,6 +35,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *MEMORY,
     *FAULTS,
     *SHARING,
+    *FORKS,
     *DRIVERS,
     *ENDURANCE,
 )
