@@ -89,6 +89,7 @@ def _streams(session: Session) -> tuple[str, ...]:
         f"{of}{_sizes(session, Box.single(sizes))}: {said}"
         for of, capturing in _capturing(session)
         for sizes, said in capturing.plans.streams.said.items()
+        if sizes in capturing.plans
     )
 
 
