@@ -48,21 +48,35 @@ class GraphStreams:
         return self._memory.side() if timed else None
 
     def capture(
-        self, take: _Take, source: Source, sizes: Sizes, *, whole: bool, alone: bool
+        self,
+        take: _Take,
+        source: Source,
+        sizes: Sizes,
+        whole: bool,
+        again: Callable[[], Source] | None,
     ) -> CapturedPlan:
-        """The plan of one size. Raises what its first capture raises.
+        """The plan of one size. Raises what its capture raises.
 
-        ``take(source=, sizes=, side=)``: captures it. ``alone``: whether no other rank captures
-        too; each would find another answer. With "auto" both captures are there for a while.
+        ``take(source=, side=)``: captures it. ``again``: makes the source anew, its inputs staged;
+        None where other ranks capture too: each would find another answer. With "auto" both
+        captures are there for a while. What cannot be captured on two streams is on one.
         """
         side = self.side(whole)
         if side is None:
             return take(source=source)
-        if self._mode == "auto" and not alone:
+        if again is None and self._mode == "auto":
             self.said[sizes] = "one stream, as nothing is measured with other ranks"
             return take(source=replace(source, rehearsed=None))
         before = _Kept(source) if self._mode == "auto" else None
-        two = take(source=source, side=side)
+        try:
+            two = take(source=source, side=side)
+        except CaptureFailed as error:
+            if again is None:
+                raise
+            logger.warning("sizes %s are captured on one stream, as two failed: %s", sizes, error)
+            one = take(source=replace(again(), rehearsed=None, like=source.like))
+            self.said[sizes] = f"one stream, as two failed: {error}"
+            return one
         forks = f"{two.forks} fork{'s' * (two.forks > 1)}"
         if not two.forks:
             self.said[sizes] = "one stream, as nothing in it is independent of enough else"

@@ -188,7 +188,8 @@ class CapturedPlans:
                 memory.in_order()
             where = memory.platform, memory.pool, memory.stream
             take = partial(capture, *where, sizes=sizes, whole=whole, tight=memory.short)
-            return self.streams.capture(take, made, sizes, whole=whole, alone=alone)
+            again = partial(source_of, source, sizes) if alone else None
+            return self.streams.capture(take, made, sizes, whole, again)
 
     def evict(self, sizes: Sizes, why: str) -> None:
         """Free one size's graphs, at once or when no other thread may be reading their outputs."""

@@ -76,7 +76,7 @@ class _Lanes:
     def __init__(self, case: Case, side: Any) -> None:
         self._case, self._side, self.x = case, side, rows(case, 4)
         self._main_work, self._side_work = Work(case, _BUSY), Work(case, _BUSY)
-        self.x * 2 + 1 - 3  # first calls load kernels
+        self.expected.add_(1)  # first calls load kernels
 
     @property
     def expected(self) -> torch.Tensor:
