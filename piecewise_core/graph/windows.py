@@ -13,8 +13,12 @@ _FORK = 1 << 19
 _SHARE = 16
 """Of a fork, the smaller lane is a part like this at least."""
 
-_LONGEST = 256
-"""Groups of one fork: all starts are tried with all ends."""
+_TRIED = 500_000
+"""Pairs of a start and an end that are tried in one program: a few seconds. All are, up to 700
+groups; of more, forks are shorter, but for ``_SHORTEST``."""
+
+_SHORTEST = 256
+"""Groups that a fork may have in any program."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,8 @@ def windows(groups: Sequence[Group]) -> list[Window]:
 def _saved(groups: Sequence[Group], first: int) -> Iterator[tuple[int, int]]:
     """For every end of a window that begins at ``first``, what two streams save there."""
     parts = _Parts(groups, first)
-    for last in range(first, min(len(groups), first + _LONGEST)):
+    longest = max(_SHORTEST, _TRIED // len(groups)) if groups else 0
+    for last in range(first, min(len(groups), first + longest)):
         parts.add(last)
         yield last, parts.saved
 
