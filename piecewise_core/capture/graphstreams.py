@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 GAINS = 0.97
 """Of the time on one stream, the most that a replay on two may take to be kept."""
 
-_ROUNDS, _REPLAYS = 7, 3
+_ROUNDS = 21
 
 _Take = Callable[..., CapturedPlan]
 
@@ -64,10 +64,10 @@ class GraphStreams:
         side = self.side(whole)
         if side is None:
             return take(source=source)
-        if again is None and self._mode == "auto":
-            self.said[sizes] = "one stream, as nothing is measured with other ranks"
+        before, why = self._before(source, alone=again is not None)
+        if why:
+            self.said[sizes] = f"one stream, as {why}"
             return take(source=replace(source, rehearsed=None))
-        before = _Kept(source) if self._mode == "auto" else None
         try:
             two = take(source=source, side=side)
         except CaptureFailed as error:
@@ -88,6 +88,17 @@ class GraphStreams:
         self.said[sizes] = f"{'two streams' if kept is two else 'one stream'} for {forks}: {why}"
         logger.info("sizes %s: %s", sizes, self.said[sizes])
         return kept
+
+    def _before(self, source: Source, *, alone: bool) -> tuple[_Kept | None, str]:
+        """With "auto": what measuring must put back; or why nothing is measured."""
+        if self._mode == "two":
+            return None, ""
+        if not alone:
+            return None, "nothing is measured with other ranks"
+        try:
+            return _Kept(source), ""
+        except torch.OutOfMemoryError:
+            return None, "there is no memory to measure"
 
     def _faster(
         self, two: CapturedPlan, take: _Take, source: Source, before: _Kept
@@ -112,9 +123,9 @@ class GraphStreams:
         try:
             for _ in range(_ROUNDS):
                 for times, plan in zip(found, plans, strict=True):
-                    for _ in range(_REPLAYS):
+                    with torch.inference_mode():
                         times.append(seconds_of(platform, plan.replay))
-                        before.put_back()
+                    before.put_back()
         finally:
             platform.device.synchronize()
             before.put_back()

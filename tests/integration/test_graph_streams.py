@@ -9,8 +9,12 @@ import torch
 from parallel_models import MODELS, Drawing, Noting, Sides, Usual, inputs
 
 import piecewise_core as pw
+from piecewise_core.capture.graphmemory import GraphMemory
 from piecewise_core.capture.graphstreams import GAINS, GraphStreams
+from piecewise_core.capture.source import Source
 from piecewise_core.capture.twostreams import TwoStreams
+from piecewise_core.counters import Counters
+from piecewise_core.plugins import declared
 from piecewise_core.runtime.forking import Forking
 from piecewise_core.testing import SimulatedPlatform
 from piecewise_core.testing.simulated.runtime import SimulatedRuntime
@@ -406,3 +410,22 @@ def test_the_door_takes_the_setting():
     fast = torch.compile(model, backend="piecewise", dynamic=True, options=options)
     right(fast, model, sizes=(6, 2))
     assert options["platform"].graphs.live_graphs
+
+
+class NoRoom(torch.Tensor):
+    def clone(self):
+        raise torch.OutOfMemoryError("no room")
+
+
+@pytest.mark.parametrize("why", ["other ranks", "no memory"])
+def test_where_nothing_can_be_measured_there_is_one_stream(why):
+    platform = timed(1e-4, 5e-5)
+    memory = GraphMemory(declared(platform), Counters(), None)
+    memory.open()
+    inputs = (torch.zeros(1).as_subclass(NoRoom),) if why == "no memory" else ()
+    source = Source(lambda recorder: None, inputs, (), (), lambda tensors, sizes: None, owned=True)
+    streams, taken = GraphStreams(memory, "auto"), []
+    again = None if why == "other ranks" else lambda: source
+    streams.capture(lambda **given: taken.append(given), source, (6,), True, again)
+    assert [given.get("side") for given in taken] == [None]
+    assert why in streams.said[6,]
