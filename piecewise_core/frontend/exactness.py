@@ -217,9 +217,8 @@ class Exactness:
         factors = {
             "capture_compile": hashlib.sha256(" ".join(keys).encode()).hexdigest(),
             "graph_mode": self._shared.setup.graph_mode,
+            **self._shared.setup.streams_factor,
         }
-        if self._shared.setup.forks_on is not None:
-            factors["graph_streams"] = self._shared.config.graph_streams
         return make_ticket(factors, box, f"times of {self._shared.artifact_cache.model}")
 
 

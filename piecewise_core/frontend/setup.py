@@ -119,6 +119,11 @@ class Setup:
             return None
         return self.platform.declared.device_type
 
+    @property
+    def streams_factor(self) -> dict[str, str]:
+        """What times of graphs depend on besides: nothing where there is one stream."""
+        return {"graph_streams": self.config.graph_streams} if self.forks_on else {}
+
     def advice(self, *, recorded: bool = False) -> tuple[str, ...]:
         """What to say of settings that do nothing here. ``recorded``: for ``pw.record``."""
         why = "pw.record sees no parts" if recorded else self._why_one_stream()
