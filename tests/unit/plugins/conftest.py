@@ -187,6 +187,9 @@ class Portable(EagerCompiler):
     def configure(self, options):
         self.options.append(options)
 
+    def begin(self):
+        pass
+
     def passes(self):
         return []
 

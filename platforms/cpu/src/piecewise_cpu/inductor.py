@@ -31,8 +31,9 @@ class CpuInductor(InductorCompiler):
         driver: CpuGraphDriver,
         prepare: Callable[[], Mapping[str, Any] | None],
         native: Native,
+        ahead: Callable[[], None],
     ) -> None:
-        super().__init__(prepare=prepare)
+        super().__init__(prepare=prepare, ahead=ahead)
         self._driver = driver
         self._native = native
 
