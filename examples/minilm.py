@@ -81,18 +81,12 @@ class Remote:
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    """The user's environment without settings of ours, with caches in ``folder``, offline.
-
-    TMPDIR too: Inductor keeps the header that its kernels share there, whatever its cache is.
-    """
-    temporary = folder / "tmp"
-    temporary.mkdir()
+    """The user's environment without settings of ours, with caches in ``folder``, offline."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("PIECEWISE_")}
     return {
         **kept,
         "HF_HUB_OFFLINE": "1",
         "PIECEWISE_CACHE_DIR": str(folder / "piecewise"),
-        "TMPDIR": str(temporary),
         "TOKENIZERS_PARALLELISM": "false",
         "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
         "XDG_CACHE_HOME": str(folder / "cache"),

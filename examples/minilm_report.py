@@ -106,7 +106,7 @@ def _row(name: str, found: dict[str, Any], rounds: list[Round]) -> list[str]:
 def _sentences(figures: dict[str, Any]) -> list[str]:
     return [
         f"cold, probes included: {figures['cold_ratio']} of torch.compile's time "
-        f"({figures['cold_ratio_without_probes']} without torch.compile's own)",
+        f"({figures['cold_ratio_without_probes']} without the probes)",
         f"steady: {figures['steady_ratio']} of torch.compile's time, {figures['eager_ratio']} of "
         f"eager's; one sentence of 8 tokens: {figures['eager_ratio_b1s8']} of eager's",
         f"piecewise: {figures['pieces']} pieces, {figures['compilable_pieces']} compilable, "

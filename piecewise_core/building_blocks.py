@@ -38,7 +38,6 @@ if TYPE_CHECKING:
         inductor_settings,
         vector_isas,
     )
-    from piecewise_core.torch_compat.kernelheader import kernel_header
     from piecewise_core.torch_compat.libraries import has_mkl, mkldnn_is_on
     from piecewise_core.torch_compat.operators import (
         HigherOrderOperator,
@@ -70,7 +69,6 @@ __all__ = [
     "host_values",
     "inductor_settings",
     "is_archive",
-    "kernel_header",
     "machine_factors",
     "make_private",
     "memory_key",
@@ -114,7 +112,6 @@ _HOMES = {
     "host_values": "capture.hostvalues",
     "inductor_settings": "torch_compat.inductor",
     "is_archive": "compile.native_code",
-    "kernel_header": "torch_compat.kernelheader",
     "machine_factors": "store.machine",
     "make_private": "ownership",
     "memory_key": "torch_compat.storages",

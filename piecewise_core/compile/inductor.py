@@ -53,8 +53,7 @@ class InductorCompiler:
 
     ``prepare``: called before the first compilation; raises CompilerUnavailable when the
     compiler's tools are missing, and returns further settings for this machine. ``settings``:
-    Inductor configuration, by its own names. ``ahead``: called before a model is traced, while
-    ``prepare`` is still to come; begins what that would wait for.
+    Inductor configuration, by its own names.
     """
 
     name = "inductor"
@@ -63,9 +62,8 @@ class InductorCompiler:
         self,
         prepare: Callable[[], Mapping[str, Any] | None] | None = None,
         settings: Mapping[str, Any] | None = None,
-        ahead: Callable[[], None] | None = None,
     ) -> None:
-        self._prepare, self._ahead = prepare, ahead
+        self._prepare = prepare
         self._settings: dict[str, Any] = {**_SETTINGS, **(settings or {})}
         # What ``prepare`` found out is no factor: it comes with the first compilation, and keys
         # are wanted before.
@@ -144,11 +142,6 @@ class InductorCompiler:
         ``chosen``: what a rewrite put into the lowered graph's ``meta["library"]``, or nothing.
         """
         return torchs_own(name)
-
-    def begin(self) -> None:
-        """Begin the one-time checks, which the first compilation waits for."""
-        if self._prepare is not None and self._ahead is not None:
-            self._ahead()
 
     def get_ready(self) -> None:
         """Make the compiler's one-time checks now rather than in the first compilation."""

@@ -116,7 +116,6 @@ class Regions(list[Region]):
             if found is not None:
                 return self.take(found)
             shared.begin_workers()
-            shared.begin_compiler()
             begun = time.perf_counter()
             fn, config, bind = shared.fn, self._config, parameters.add
 

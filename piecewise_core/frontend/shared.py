@@ -121,12 +121,6 @@ class Shared:
         if first and isinstance(owner, torch.nn.Module):
             self._fan.begin(owner)
 
-    def begin_compiler(self) -> None:
-        """Before a trace: have the compiler begin what the trace's pieces would wait for."""
-        begin = getattr(self.setup.compiler, "begin", None)
-        if begin is not None and self.background is None:
-            begin()
-
     def number(self) -> int:
         """The first number that no region has. Call it under the building lock."""
         found = next(n for n in itertools.count() if n not in self._numbers)

@@ -91,15 +91,6 @@ class CompilerExtras(Protocol):
         """
         ...
 
-    def begin(self) -> None:
-        """Begin what the first ``compile`` would wait for, and return: a model is traced now.
-
-        Called before each trace whose pieces this process is likely to compile, from the thread
-        that traces. What is begun must end with the process, and change nothing that a trace can
-        see: no environment, no settings of torch's. Leave errors to ``compile``. Without: nothing.
-        """
-        ...
-
     def passes(self) -> Passes:
         """Graph passes to run over every piece, before those of ``piecewise_passes``.
 

@@ -187,9 +187,6 @@ class Portable(EagerCompiler):
     def configure(self, options):
         self.options.append(options)
 
-    def begin(self):
-        pass
-
     def passes(self):
         return []
 

@@ -31,9 +31,8 @@ class CpuInductor(InductorCompiler):
         driver: CpuGraphDriver,
         prepare: Callable[[], Mapping[str, Any] | None],
         native: Native,
-        ahead: Callable[[], None],
     ) -> None:
-        super().__init__(prepare=prepare, ahead=ahead)
+        super().__init__(prepare=prepare)
         self._driver = driver
         self._native = native
 

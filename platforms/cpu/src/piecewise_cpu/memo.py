@@ -51,23 +51,6 @@ class Memo:
             log.debug("not remembering the C++ compiler check: %s", exc)
 
     @contextmanager
-    def unless_checked(self) -> Iterator[bool]:
-        """Whether this process is to check, nobody else having done so or doing so now."""
-        lock = None
-        try:
-            make_private(self._path.parent)
-            lock = FileLock(str(self._path) + ".lock")
-            lock.acquire(timeout=0)
-        except (OSError, NotImplementedError, Timeout) as exc:
-            log.debug("not checked here: %s", exc)
-            lock = None
-        try:
-            yield lock is not None and not self.known()
-        finally:
-            if lock is not None:
-                lock.release()
-
-    @contextmanager
     def single_flight(self, timeout: float) -> Iterator[None]:
         """Let one process check while others wait, ``timeout`` seconds at most, for its record."""
         lock = None

@@ -61,11 +61,6 @@ class Native:
         except Exception as error:  # it would only have saved time
             logger.warning("calls are slower: native.cpp cannot be built (%s)", error)
 
-    def build_file(self, compiler: str) -> None:
-        """Have it built for ``build``, which loads it; raises what that warns of."""
-        if not self and sys.platform.startswith("linux"):
-            _source(compiler).built(os.environ)
-
     def take_along(self) -> bytes:
         """The library; nothing where there is none."""
         return self._data

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import Any
 
 import torch
 
 from piecewise_core.building_blocks import cache_directory
-from piecewise_core.errors import CompilerUnavailable
 from piecewise_core.protocols import Capabilities, CompilerAdaptor, DeviceRuntime, GraphDriver
-from piecewise_cpu.ahead import Ahead
 from piecewise_cpu.driver import CpuGraphDriver
 from piecewise_cpu.inductor import CpuInductor
 from piecewise_cpu.native import Native
 from piecewise_cpu.runtime import CpuRuntime
-from piecewise_cpu.toolchain import CppToolchain, Toolchain, factors
-from piecewise_cpu.vector import probe_ahead, probe_vector_isas
+from piecewise_cpu.toolchain import CppToolchain, factors
+from piecewise_cpu.vector import probe_vector_isas
 
 __all__ = ["CpuPlatform"]
 
@@ -42,34 +38,17 @@ class CpuPlatform:
         self.native = Native()
         driver = CpuGraphDriver(self.native)
         self.graphs: GraphDriver | None = driver
-        self._ahead, self._begun_in = Ahead(), 0
-        self.compiler: CompilerAdaptor = CpuInductor(
-            driver, self._prepare, self.native, self._begin
-        )
-
-    def _begin(self) -> None:
-        """Have all that ``_prepare`` asks found out by a thread, unless this machine knows it."""
-        if not sys.platform.startswith("linux") or self._begun_in == os.getpid():
-            return
-        self._begun_in = os.getpid()
-        with suppress(CompilerUnavailable, RuntimeError):  # as _prepare says; no thread to be had
-            found = self._toolchain.find()
-
-            def meanwhile() -> None:
-                self._toolchain.prove_beside(found)
-                self.native.build_file(found.compiler.path)
-
-            work = probe_ahead(cache_directory(os.environ), _asked_with(found), meanwhile)
-            if work is not None:
-                self._ahead.begin(work)
+        self.compiler: CompilerAdaptor = CpuInductor(driver, self._prepare, self.native)
 
     def _prepare(self) -> Mapping[str, Any]:
         """Prove the C++ compiler, then have the vector probes answered from earlier runs."""
-        self._ahead.wait()
         proved = self._toolchain.check()
+        known = factors(proved)
+        known.pop("directory")  # the probes are kept in one of ours, whatever Inductor uses
+        known["torch"] = torch.__version__
         with ThreadPoolExecutor(1) as beside:  # both are runs of the compiler
             beside.submit(self.native.build, proved.compiler.path)
-            return probe_vector_isas(cache_directory(os.environ), _asked_with(proved))
+            return probe_vector_isas(cache_directory(os.environ), known)
 
     def self_check(self) -> Mapping[str, str]:
         """Facts about the C++ compiler. Raises CompilerUnavailable saying what is missing."""
@@ -79,10 +58,3 @@ class CpuPlatform:
             "C++ compiler": f"{compiler.path} ({compiler.version})",
             "builds in": found.directory,
         }
-
-
-def _asked_with(toolchain: Toolchain) -> dict[str, str]:
-    """What the answers about vector instructions depend on."""
-    known = factors(toolchain)
-    known.pop("directory")  # the probes are kept in one of ours, whatever Inductor uses
-    return {**known, "torch": torch.__version__}

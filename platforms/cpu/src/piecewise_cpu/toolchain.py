@@ -83,29 +83,13 @@ class CppToolchain:
         _check_directory(directory)
         known = self._good.get((names, directory))
         if known is None:
-            known = self._found(names, directory)
+            compiler = find_compiler(names, self._environ, self._timeout)
+            if compiler is None:
+                raise _no_compiler(names, self._environ)
+            known = Toolchain(compiler, directory)
             self._prove_once(known)
             self._good[names, directory] = known
         return known
-
-    def find(self) -> Toolchain:
-        """The same without a proof, which is still to come. Raises CompilerUnavailable."""
-        names, directory = wanted_compilers(self._environ), build_directory(self._environ)
-        _check_directory(directory)
-        return self._found(names, directory)
-
-    def prove_beside(self, found: Toolchain) -> None:
-        """Prove what ``find`` gave for a later ``check``, on any thread: nothing is loaded here.
-
-        Raises CompilerUnavailable.
-        """
-        CppToolchain(self._environ, self._timeout, _load_in_a_child)._prove_once(found)
-
-    def _found(self, names: tuple[str, ...], directory: str) -> Toolchain:
-        compiler = find_compiler(names, self._environ, self._timeout)
-        if compiler is None:
-            raise _no_compiler(names, self._environ)
-        return Toolchain(compiler, directory)
 
     def _prove_once(self, toolchain: Toolchain) -> None:
         """Prove unless another process on this machine did."""
@@ -188,16 +172,6 @@ def factors(toolchain: Toolchain) -> dict[str, str]:
 
 def _load(library: str) -> int:
     return int(ctypes.CDLL(library).piecewise_check(41))
-
-
-def _load_in_a_child(library: str) -> int:
-    code = "import ctypes, sys; print(ctypes.CDLL(sys.argv[1]).piecewise_check(41))"
-    command = [sys.executable, "-I", "-c", code, library]
-    try:
-        done = subprocess.run(command, capture_output=True, check=True, stdin=subprocess.DEVNULL)
-        return int(done.stdout)
-    except (ValueError, subprocess.SubprocessError) as exc:
-        raise OSError(f"a child process cannot load it: {exc}") from exc
 
 
 def _no_compiler(names: tuple[str, ...], environ: Mapping[str, str]) -> CompilerUnavailable:

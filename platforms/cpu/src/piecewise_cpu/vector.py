@@ -15,25 +15,13 @@ import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
-
-from piecewise_core.building_blocks import (
-    careful_children,
-    foreign,
-    kernel_header,
-    make_private,
-    vector_isas,
-)
+from piecewise_core.building_blocks import careful_children, foreign, make_private, vector_isas
 from piecewise_core.errors import TorchUnsupported
-from piecewise_cpu.ahead import Commands, prove
 from piecewise_cpu.memo import Memo
 
-if TYPE_CHECKING:
-    from piecewise_cpu.ahead import Header
-
-__all__ = ["probe_ahead", "probe_vector_isas"]
+__all__ = ["probe_vector_isas"]
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +40,8 @@ def probe_vector_isas(
     asking again. ``ask``: in place of Inductor, (builds, known) -> whether the set works. Where it
     does not, or the directory cannot hold programs, Inductor probes by itself.
     """
-    memo, builds = _memo(directory, factors), directory / "probes"
+    memo = Memo(directory, {**factors, **_choice(), "probe": "vector 2"})
+    builds = directory / "probes"
     with memo.single_flight(_TIMEOUT):
         if not _can_hold_programs(builds):
             return {}
@@ -65,39 +54,6 @@ def probe_vector_isas(
         if works and not known:
             memo.record()
     return {"cpp.vec_isa_ok": True} if works else {}
-
-
-def probe_ahead(
-    directory: Path, factors: Mapping[str, str], meanwhile: Callable[[], object]
-) -> Callable[[Commands], None] | None:
-    """What finds the same out on another thread, from the header that kernels are built with.
-
-    None where it is known, or cannot be kept. ``directory``, ``factors``: as above. ``meanwhile``:
-    done on that thread while the compiler runs. Call it where Inductor's settings are those that
-    will be compiled with: extensions of instruction sets are asked for here and now.
-    """
-    memo, builds = _memo(directory, factors), directory / "probes"
-    if memo.known() or not _can_hold_programs(builds):
-        return None
-    try:
-        program, libraries = vector_isas()[2], Path(torch.__file__).with_name("lib")
-        header = _header(str(builds))
-    except Exception as error:  # of a torch that builds kernels in another way
-        log.debug("nothing is probed ahead: %s", error)
-        return None
-    if header is None:
-        return None
-
-    def work(commands: Commands) -> None:
-        with memo.unless_checked() as mine:
-            if mine and prove(header, program, libraries, meanwhile, commands):
-                memo.record()
-
-    return work
-
-
-def _memo(directory: Path, factors: Mapping[str, str]) -> Memo:
-    return Memo(directory, {**factors, **_choice(), "probe": "vector 2"})
 
 
 def _choice() -> dict[str, str]:
@@ -145,19 +101,3 @@ def _ask_inductor(builds: str, known: bool) -> bool:
     if not works:
         cpu_vec_isa.valid_vec_isa_list.cache_clear()  # it took every set for one that works
     return works
-
-
-def _header(builds: str) -> Header | None:
-    """The header of kernels for the set that Inductor chooses where the compiler can use every one.
-
-    None where there is none to choose.
-    """
-    config, cpu_vec_isa, _, temporary_cache_dir = vector_isas()
-    answered = config.patch({"cpp.vec_isa_ok": True})
-    try:
-        # All of it inside: a set that is looked at outside of the patch is proved there and then.
-        with careful_children(), temporary_cache_dir(builds), answered:
-            chosen = cpu_vec_isa.pick_vec_isa()
-            return kernel_header(chosen) if chosen else None
-    finally:
-        cpu_vec_isa.valid_vec_isa_list.cache_clear()  # nothing is proved yet

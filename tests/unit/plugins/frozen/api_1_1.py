@@ -28,7 +28,6 @@ FIELDS = {
 """What values gained, behind the fields that they had."""
 
 METHODS = {
-    "CompilerExtras": {"begin": ["self"]},
     "RuntimeExtras": {"elapsed": ["self", "run"], "stream_order": ["self"]},
     "GraphExtras": {
         "graph_like": ["self", "other"],
@@ -68,7 +67,6 @@ BUILDING_BLOCKS = (
     "host_values",
     "inductor_settings",
     "is_archive",
-    "kernel_header",
     "machine_factors",
     "make_private",
     "memory_key",
