@@ -154,7 +154,7 @@ class RunsInSilence(SimulatedDriver):
 class LeavesAStream(SimulatedDriver):
     def capture_end(self, graph):
         super().capture_end(graph)
-        self._device._current.stream = Stream(99)
+        self._device._current.stream = Stream(99, self._device)
 
 
 class LastReplayer(SimulatedDriver):
