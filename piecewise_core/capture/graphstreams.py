@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -12,8 +11,9 @@ import torch
 
 from piecewise_core.capture.captured import CapturedPlan
 from piecewise_core.capture.graphmemory import GraphMemory
+from piecewise_core.capture.preserved import Preserved
 from piecewise_core.capture.source import Source
-from piecewise_core.capture.timing import seconds_of
+from piecewise_core.capture.timing import medians
 from piecewise_core.errors import CaptureFailed
 from piecewise_core.ranges import Sizes
 
@@ -89,19 +89,23 @@ class GraphStreams:
         logger.info("sizes %s: %s", sizes, self.said[sizes])
         return kept
 
-    def _before(self, source: Source, *, alone: bool) -> tuple[_Kept | None, str]:
+    def _before(self, source: Source, *, alone: bool) -> tuple[Preserved | None, str]:
         """With "auto": what measuring must put back; or why nothing is measured."""
         if self._mode == "two":
             return None, ""
         if not alone:
             return None, "nothing is measured with other ranks"
+        rng = self._memory.platform.rng
+        # Inputs too, though the next call puts its own there: an index that runs move on must not
+        # come to lie beyond a table.
+        written = (*source.written, *(source.inputs if source.owned else ()))
         try:
-            return _Kept(source), ""
+            return Preserved(written, () if rng is None else (rng(),), draws=True), ""
         except torch.OutOfMemoryError:
             return None, "there is no memory to measure"
 
     def _faster(
-        self, two: CapturedPlan, take: _Take, source: Source, before: _Kept
+        self, two: CapturedPlan, take: _Take, source: Source, before: Preserved
     ) -> tuple[CapturedPlan, str]:
         """``two``, or a capture on one stream; and why. The other one is gone."""
         try:
@@ -109,44 +113,9 @@ class GraphStreams:
         except CaptureFailed as error:
             return two, f"one could not be captured beside it: {error}"
         before.put_back()
-        usual, parted = self._in_turns((one, two), before)
+        replays = one.replay, two.replay
+        platform, put_back = self._memory.platform, before.put_back
+        usual, parted = medians(platform, replays, put_back, rounds=_ROUNDS)
         kept = two if parted <= GAINS * usual else one
         self._memory.reset(one if kept is two else two)
         return kept, f"{parted * 1e6:.1f} us on two, {usual * 1e6:.1f} us on one"
-
-    def _in_turns(self, plans: tuple[CapturedPlan, ...], before: _Kept) -> list[float]:
-        """Seconds of a replay of each; the middle one of some rounds."""
-        platform = self._memory.platform
-        generators = [] if platform.rng is None else [platform.rng()]
-        states = [generator.get_state() for generator in generators]
-        found: list[list[float]] = [[] for _ in plans]
-        try:
-            for _ in range(_ROUNDS):
-                for times, plan in zip(found, plans, strict=True):
-                    with torch.inference_mode():
-                        times.append(seconds_of(platform, plan.replay))
-                    before.put_back()
-        finally:
-            platform.device.synchronize()
-            before.put_back()
-            for generator, state in zip(generators, states, strict=True):
-                generator.set_state(state)
-        return [statistics.median(times) for times in found]
-
-
-class _Kept:
-    """What runs of ``source`` write to, as it was.
-
-    Inputs among it, though the next call puts its own there: an index that runs move on must not
-    come to lie beyond a table.
-    """
-
-    def __init__(self, source: Source) -> None:
-        self._now = (*source.written, *(source.inputs if source.owned else ()))
-        self._values = [t.clone() for t in self._now]
-
-    def put_back(self) -> None:
-        """Make it as it was."""
-        with torch.inference_mode():
-            for tensor, value in zip(self._now, self._values, strict=True):
-                tensor.copy_(value)

@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
+from piecewise_core.capture.preserved import Preserved
 from piecewise_core.frontend.bisectreport import BisectReport, source_lines
 from piecewise_core.frontend.lockstep import Finding, Lockstep
 from piecewise_core.frontend.suspects import Suspect
 from piecewise_core.replay.overlap import Overlap
 from piecewise_core.runtime.compared import apart, kept
 from piecewise_core.runtime.fingerprints import Fingerprints, parting
-from piecewise_core.runtime.preserved import Preserved
 
 __all__ = ["bisect"]
 

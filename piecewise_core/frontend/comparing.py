@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
+from piecewise_core.capture.preserved import Preserved
 from piecewise_core.errors import CaptureFailed
 from piecewise_core.ranks.ranks import Ranks
 from piecewise_core.runtime.compared import apart, kept, parted
 from piecewise_core.runtime.marks import Marks
-from piecewise_core.runtime.preserved import Preserved
 from piecewise_core.runtime.readonly import ReadOnly
 
 __all__ = ["Compared", "NoRoom", "Turns", "compared", "together"]

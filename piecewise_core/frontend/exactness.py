@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import statistics
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -23,8 +22,9 @@ from typing import Any
 import torch
 
 from piecewise_core.capture.graphmemory import GraphMemory
+from piecewise_core.capture.preserved import Preserved
 from piecewise_core.capture.thinning import largest_first
-from piecewise_core.capture.timing import seconds_of
+from piecewise_core.capture.timing import medians
 from piecewise_core.counters import Counters
 from piecewise_core.errors import OutOfRange, StoreError
 from piecewise_core.frontend.building import between_builds
@@ -34,7 +34,6 @@ from piecewise_core.frontend.shared import Shared
 from piecewise_core.graph.binder import Binder
 from piecewise_core.graph.convolutions import why_fixed
 from piecewise_core.ranges import Box, Sizes
-from piecewise_core.runtime.preserved import Preserved
 from piecewise_core.store.entry import Entry, Ticket, make_entry, make_ticket, now
 from piecewise_core.torch_compat.dynamo import compile_lock
 
@@ -165,7 +164,7 @@ class Exactness:
                     region.verdicts[sample] = f"sizes {sample} could not be measured: {why}"
                     return
                 written = [self._bound()[place] for place in region.program.mutated_bound]
-                usual, exact_time = _in_turns(memory, found, written)
+                usual, exact_time = self._times(found, written)
             except OutOfRange:
                 return  # the model's own capture says it
             finally:
@@ -174,6 +173,13 @@ class Exactness:
                     capturing.replays.release()
             self._take(region, sizes, exact_time, usual)
         self._keep(ticket, exact_time, usual)
+
+    def _times(self, plans: list[Any], written: list[torch.Tensor]) -> list[float]:
+        """Seconds of a replay of each plan."""
+        platform = self._shared.setup.platform.declared
+        kept = Preserved(written, () if platform.rng is None else (platform.rng(),), draws=True)
+        runs = [plan.replay for plan in plans]
+        return medians(platform, runs, kept.put_back, rounds=_ROUNDS, times=_REPLAYS)
 
     def _take(self, region: Region, sizes: list[Sizes], exact: float, usual: float) -> None:
         pays, sample = exact <= PAYS * usual, _sample(sizes)
@@ -230,21 +236,3 @@ def _ones(sizes: Sizes) -> tuple[bool, ...]:
 def _sample(sizes: list[Sizes]) -> Sizes:
     """The one in the middle: the ends are special."""
     return sizes[len(sizes) // 2]
-
-
-def _in_turns(memory: GraphMemory, plans: list[Any], written: list[torch.Tensor]) -> list[float]:
-    """Seconds of a replay of each plan; the middle one of some rounds."""
-    platform = memory.platform
-    generators = () if platform.rng is None else (platform.rng(),)
-    kept = Preserved(written, generators, draws=True)
-    found: list[list[float]] = [[] for _ in plans]
-    try:
-        with torch.inference_mode():
-            for _ in range(_ROUNDS):
-                for times, plan in zip(found, plans, strict=True):
-                    times.append(seconds_of(platform, plan.replay, _REPLAYS))
-                    kept.put_back()
-    finally:
-        platform.device.synchronize()
-        kept.put_back()
-    return [statistics.median(times) for times in found]

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from piecewise_core.capture.preserved import Preserved
 from piecewise_core.errors import TraceFailed, UnsupportedSideEffect
 from piecewise_core.frontend.building import Unready
 from piecewise_core.frontend.form import Form
@@ -20,7 +21,6 @@ from piecewise_core.frontend.successors import objects_in
 from piecewise_core.graph.locks import LOCK
 from piecewise_core.graph.memory import values
 from piecewise_core.runtime.closure_walk import roots_of
-from piecewise_core.runtime.preserved import Preserved
 from piecewise_core.runtime.readonly import ReadOnly
 
 __all__ = ["filled"]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from piecewise_core.capture.copied_outputs import taken
+from piecewise_core.capture.preserved import Preserved
 from piecewise_core.frontend.suspects import Suspect
 from piecewise_core.graph.effects import writes
 from piecewise_core.ranges import Sizes
@@ -16,7 +17,6 @@ from piecewise_core.replay.agreement import difference
 from piecewise_core.runtime.fingerprints import Fingerprints
 from piecewise_core.runtime.marks import Marks
 from piecewise_core.runtime.plan import Steps
-from piecewise_core.runtime.preserved import Preserved
 from piecewise_core.torch_compat.modules import forward_of
 from piecewise_core.torch_compat.storages import memory_key, storage_key
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from piecewise_core.capture.captured import CapturedPlan
+from piecewise_core.capture.preserved import Preserved
 from piecewise_core.capture.timing import seconds_of
 from piecewise_core.frontend.facts import PieceTime, Times
 from piecewise_core.frontend.form import Form
@@ -26,7 +27,6 @@ from piecewise_core.graph.sizes import valued
 from piecewise_core.graph.split import Piece
 from piecewise_core.plugins import Declared
 from piecewise_core.ranges import Sizes
-from piecewise_core.runtime.preserved import Preserved
 
 __all__ = ["measured"]
 

@@ -13,11 +13,13 @@ import torch
 
 from piecewise_core.graph.names import called_name
 
-__all__ = ["why_fixed"]
+__all__ = ["CONVOLUTIONS", "why_fixed"]
 
-_NAMES = frozenset(
+CONVOLUTIONS = frozenset(
     {f"conv{kind}{n}d" for kind in ("", "_transpose") for n in (1, 2, 3)} | {"convolution"}
 )
+"""Bare names of the functions and operators."""
+
 _OPERATORS = 50
 """To each convolution, at most: it is not what a transformer does that begins with one."""
 
@@ -33,7 +35,7 @@ def why_fixed(graph: torch.fx.Graph, compiler: str, device_type: str) -> str:
     if compiler != "inductor" or device_type == "cpu":
         return ""  # on a CPU it lays out convolutions of any size
     calls = [node for node in graph.nodes if node.op in ("call_function", "call_method")]
-    found = [node for node in calls if called_name(node).partition(".")[0] in _NAMES]
+    found = [node for node in calls if called_name(node).partition(".")[0] in CONVOLUTIONS]
     if len(found) * _OPERATORS < len(calls):
         return ""
     shapes = [[_shape(arg) for arg in node.args[:2]] for node in found]

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import torch
 
+from piecewise_core.graph.convolutions import CONVOLUTIONS
 from piecewise_core.graph.effects import is_view
 from piecewise_core.graph.memory import tensor_inputs, values
 from piecewise_core.graph.names import called_name
@@ -14,13 +15,11 @@ from piecewise_core.graph.segments import producer
 
 __all__ = ["Products"]
 
-_NAMES = frozenset({
+_NAMES = CONVOLUTIONS | {
     "linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "addbmm", "einsum", "bilinear",
-    "tensordot",
-    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
-    "convolution", "_scaled_mm", "_grouped_mm", "_weight_int8pack_mm", "_weight_int4pack_mm",
+    "tensordot", "_scaled_mm", "_grouped_mm", "_weight_int8pack_mm", "_weight_int4pack_mm",
     "__matmul__", "__rmatmul__",
-})  # fmt: skip
+}  # fmt: skip
 
 _LEAST = 1024
 """Elements of a weight: below it is a table of frequencies, say, and no layer."""
