@@ -22,11 +22,12 @@ from piecewise_core.graph.contexts import (
     is_autocast_exit,
     is_switch,
 )
+from piecewise_core.graph.laneends import Key, made_by, trimmed, users_of
 from piecewise_core.graph.memory import values
 from piecewise_core.graph.opfacts import runs_foreign
 from piecewise_core.graph.products import Products
 from piecewise_core.graph.randomness import draws
-from piecewise_core.graph.segments import is_size, producer, working
+from piecewise_core.graph.segments import is_size, working
 from piecewise_core.graph.varying import varies
 from piecewise_core.graph.windows import Group, windows
 
@@ -36,8 +37,6 @@ Lane = tuple[int, int]
 """The number of a fork, and 0 for what stays on the capturing stream or 1 for the other's."""
 
 _Node = torch.fx.Node
-_Key = tuple[int, int]
-"""Where a node goes: an even number between two forks, an odd one in a fork, and its lane there."""
 
 
 @dataclass(frozen=True)
@@ -104,11 +103,11 @@ def _value(node: _Node) -> object:
     return node.meta.get("example_value")
 
 
-def _placed(nodes: Sequence[_Node], products: Products) -> tuple[dict[_Node, _Key], int]:
+def _placed(nodes: Sequence[_Node], products: Products) -> tuple[dict[_Node, Key], int]:
     """Where each node of a span goes, and how many forks there are."""
     groups, group_of = _groups(nodes, products)
     found = windows(groups)
-    phases: dict[int, _Key] = {}
+    phases: dict[int, Key] = {}
     window_of: dict[int, int] = {}
     for k, window in enumerate(found):
         window_of |= dict.fromkeys(range(window.first, window.last + 1), k)
@@ -118,16 +117,16 @@ def _placed(nodes: Sequence[_Node], products: Products) -> tuple[dict[_Node, _Ke
         passed += sum(window.last + 1 == group for window in found)
         if group not in window_of:
             phases[group] = (2 * passed, -1)
-    keys: dict[_Node, _Key] = {}
+    keys: dict[_Node, Key] = {}
     inside = set(nodes)
     end = (2 * len(found), -1)
     for node in reversed(nodes):
         fixed = None if node not in group_of else phases.get(group_of[node])
-        keys[node] = fixed or _before(keys[u] for u in _users(node) if u in inside) or end
-    return keys, len(found)
+        keys[node] = fixed or _before(keys[u] for u in users_of(node) if u in inside) or end
+    return trimmed(keys, nodes), len(found)
 
 
-def _before(users: Iterable[_Key]) -> _Key | None:
+def _before(users: Iterable[Key]) -> Key | None:
     """Where a node goes that is not weighed: to the first that need it, ahead of two lanes."""
     found = set(users)
     if not found:
@@ -137,20 +136,12 @@ def _before(users: Iterable[_Key]) -> _Key | None:
     return (first, lanes.pop()) if len(lanes) == 1 else (first, -1)
 
 
-def _users(node: _Node) -> list[_Node]:
-    """Nodes that need a value, through items of it."""
-    found: list[_Node] = []
-    for user in node.users:
-        found += [user] if producer(user) is user else _users(user)
-    return found
-
-
 def _groups(nodes: Sequence[_Node], products: Products) -> tuple[list[Group], dict[_Node, int]]:
     """What hangs together, in order: a product, or what joins several, and all behind it alone."""
     groups: list[Group] = []
     group_of: dict[_Node, int] = {}
     for node in nodes:
-        before = {group_of[p] for n in node.all_input_nodes if (p := _made_by(n)) in group_of}
+        before = {group_of[p] for n in node.all_input_nodes if (p := made_by(n)) in group_of}
         product = products.of(node)
         if product is None and not before:
             continue
@@ -160,8 +151,3 @@ def _groups(nodes: Sequence[_Node], products: Products) -> tuple[list[Group], di
         group_of[node] = len(groups)
         groups.append(Group(frozenset(before), *(product or (0, None))))
     return groups, group_of
-
-
-def _made_by(node: _Node) -> _Node | None:
-    """What works to make a value; sizes are computed from the dims."""
-    return None if is_size(node) else producer(node)

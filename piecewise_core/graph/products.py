@@ -13,13 +13,14 @@ from piecewise_core.graph.memory import tensor_inputs, values
 from piecewise_core.graph.names import called_name
 from piecewise_core.graph.segments import producer
 
-__all__ = ["Products"]
+__all__ = ["PRODUCTS", "Products"]
 
-_NAMES = CONVOLUTIONS | {
+PRODUCTS = CONVOLUTIONS | {
     "linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "addbmm", "einsum", "bilinear",
     "tensordot", "_scaled_mm", "_grouped_mm", "_weight_int8pack_mm", "_weight_int4pack_mm",
     "__matmul__", "__rmatmul__",
 }  # fmt: skip
+"""Bare names of the functions and operators."""
 
 _LEAST = 1024
 """Elements of a weight: below it is a table of frequencies, say, and no layer."""
@@ -44,7 +45,7 @@ class Products:
 
     def of(self, node: torch.fx.Node) -> tuple[int, object] | None:
         """The weight of a product, and what stands for what it multiplies; None for other nodes."""
-        if called_name(node).partition(".")[0] not in _NAMES:
+        if called_name(node).partition(".")[0] not in PRODUCTS:
             return None
         given = tensor_inputs(node)
         sizes = [_elements(n) for n in given if n in self._fixed]

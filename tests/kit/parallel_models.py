@@ -133,9 +133,9 @@ class Crossing(nn.Module):
         self.c, self.d, self.e = (nn.Linear(width, width) for _ in range(3))
 
     def forward(self, x):
-        light, heavy = torch.relu(self.c(x)), self.a(x)
-        met = heavy.mean() + light.mean()
-        return self.b(light * met).cos() + self.e(torch.sin(self.d(heavy + met)))
+        light, heavy = self.c(x), self.a(x)
+        met = heavy.t() @ light / 32
+        return self.b(light @ met).cos() + self.e(torch.sin(self.d(heavy @ met)))
 
 
 class Sides(nn.Module):

@@ -144,3 +144,82 @@ def test_what_lies_on_another_device_is_in_no_fork(device):
     graph.output(tuple(nodes))
     assert find_forks(graph, [weight], "cpu").lanes
     assert not find_forks(graph, [weight], device).lanes
+
+
+class Drawing:
+    """A graph in the making, of values of 2 x 64; ``w``: its weights."""
+
+    def __init__(self):
+        self.graph = torch.fx.Graph()
+        self.w = self.given("w", WEIGHT)
+
+    def given(self, name, value):
+        node = self.graph.placeholder(name)
+        node.meta["example_value"] = value
+        return node
+
+    def __call__(self, target, *args):
+        make = self.graph.call_method if isinstance(target, str) else self.graph.call_function
+        node = make(target, args)
+        node.meta["example_value"] = torch.zeros(2, 64)
+        return node
+
+    def linear(self, x):
+        return self(torch.nn.functional.linear, x, self.w)
+
+    def lanes(self, *results):
+        self.graph.output(results)
+        return find_forks(self.graph, [self.w], "cpu").lanes
+
+
+def test_what_fuses_across_the_end_of_a_lane_is_in_none():
+    """A block of a DiT: its shift is of the condition, beside its products."""
+    draw = Drawing()
+    x = draw.given("x", torch.zeros(2, 64))
+    first, second = draw.linear(x), draw.linear(x)
+    ahead = draw("sin", first)
+    head = draw(operator.add, ahead, second)  # one kernel with what is ahead
+    one = draw.linear(head)
+    inner = draw("relu", one)
+    two = draw.linear(inner)
+    tail = draw("tanh", two)  # one kernel with the sum behind
+    view = draw("view", tail, 2, 64)
+    beside = draw.linear(second)
+    scale = draw(operator.mul, beside, 2)
+    lanes = draw.lanes(draw("exp", draw(operator.add, view, scale)))
+    assert lanes == {one: (0, 0), inner: (0, 0), two: (0, 0), beside: (0, 1)}
+
+
+def test_what_fuses_with_nothing_outside_stays_in_its_lane():
+    draw = Drawing()
+    x, y = draw.given("x", torch.zeros(2, 64)), draw.given("y", torch.zeros(2, 64))
+    a = draw("sin", draw.linear(draw("cos", x)))
+    b = draw("sin", draw.linear(draw("cos", y)))
+    joined = draw(torch.matmul, a, b)
+    assert {a, b} <= draw.lanes(joined).keys()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_no_lane_ends_in_a_convolution_with_a_bias(bias):
+    """Inductor adds it behind, in a kernel with what follows."""
+    draw = Drawing()
+    x, y = draw.given("x", torch.zeros(2, 64)), draw.given("y", torch.zeros(2, 64))
+    given = (draw.w, draw.given("b", torch.zeros(64)) if bias else None)
+    made = draw(torch.nn.functional.conv1d, x, *given)
+    other = draw.linear(y)
+    lanes = draw.lanes(draw(operator.add, made, other))
+    assert lanes.keys() == (set() if bias else {made, other})
+
+
+def test_what_fuses_from_one_fork_to_the_next_is_between_them():
+    draw = Drawing()
+    x, y = draw.given("x", torch.zeros(2, 64)), draw.given("y", torch.zeros(2, 64))
+    products, between = [], []
+    for _ in range(3):
+        wide = draw.linear(draw("relu", draw.linear(x)))
+        products += [wide, beside := draw.linear(y)]
+        between += [norm := draw("sigmoid", wide), x := draw(operator.mul, norm, beside)]
+    draw.linear(x)
+    lanes = draw.lanes(x)
+    assert {lanes[n] for n in products} == {(fork, lane) for fork in range(3) for lane in (0, 1)}
+    assert not lanes.keys() & set(between)
