@@ -16,7 +16,7 @@ from piecewise_core.ranges import Box, Range
 from piecewise_core.torch_compat import dynamo
 from piecewise_core.torch_compat.fakes import FakeTensorMode, TracingContext, tracing
 
-__all__ = ["Job", "copied", "make_job"]
+__all__ = ["Fakes", "Job", "Layout", "copied", "make_job"]
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,12 @@ def make_job(piece: Piece, symbols: dict[sympy.Symbol, int], box: Box) -> Job:
             for place, span in zip(piece.dims, box.ranges, strict=True)
         }
         by_symbol = {s: values[place] for s, place in symbols.items() if place in values}
-        maker = _Maker(mode, by_symbol)
+        fakes = Fakes(mode)
         placeholders = [n for n in graph.graph.nodes if n.op == "placeholder"]
         # A dim that the piece does not depend on is passed all the same; any number will do.
         count = len(placeholders) - len(piece.inputs)
         inputs: list[Any] = [values.get(place, 2) for place in range(count)]
-        inputs += [maker.value(node) for node in piece.inputs]
+        inputs += [_value(node, fakes, by_symbol) for node in piece.inputs]
     for node, value in zip(placeholders, inputs, strict=True):
         node.meta = {"example_value": value}
     for node in graph.graph.nodes:
@@ -87,28 +87,52 @@ def _hint(span: Range) -> int:
     return span.nearest(ordinary)
 
 
-class _Maker:
-    """Makes fake tensors like the traced ones, over other symbols."""
+@dataclass(frozen=True)
+class Layout:
+    """How a tensor lies in memory. ``memory``: what stands for that, equal where it is shared."""
 
-    def __init__(self, mode: FakeTensorMode, sizes: dict[sympy.Symbol, Any]) -> None:
+    size: tuple[Any, ...]
+    stride: tuple[Any, ...]
+    offset: Any
+    dtype: torch.dtype
+    device: torch.device
+    memory: int
+
+
+class Fakes:
+    """Makes fake tensors, which share memory where their layouts do."""
+
+    def __init__(self, mode: FakeTensorMode) -> None:
         self._mode = mode
-        self._sizes = sizes
         self._bases: dict[int, torch.Tensor] = {}
 
-    def value(self, node: torch.fx.Node) -> Any:
-        traced = node.meta.get("example_value")
-        if not isinstance(traced, torch.Tensor):
-            return traced
-        size = [valued(s, self._sizes) for s in traced.shape]
-        stride = [valued(s, self._sizes) for s in traced.stride()]
-        offset = valued(traced.storage_offset(), self._sizes)
-        (memory,) = storages(node)
+    def tensor(self, layout: Layout) -> torch.Tensor:
+        """A fake tensor of ``layout``; the first of its memory begins it."""
+        size, stride = layout.size, layout.stride
         with self._mode, torch.inference_mode(False), torch.no_grad():
-            base = self._bases.get(memory)
+            base = self._bases.get(layout.memory)
             if base is None:
-                made = torch.empty_strided(size, stride, dtype=traced.dtype, device=traced.device)
-                self._bases[memory] = made
+                made = torch.empty_strided(size, stride, dtype=layout.dtype, device=layout.device)
+                self._bases[layout.memory] = made
                 return made
-            if base.dtype == traced.dtype:
-                return base.as_strided(size, stride, offset)
-            return base.view(traced.dtype).as_strided(size, stride, offset)
+            if base.dtype != layout.dtype:
+                base = base.view(layout.dtype)
+            return base.as_strided(size, stride, layout.offset)
+
+
+def _value(node: torch.fx.Node, fakes: Fakes, sizes: dict[sympy.Symbol, Any]) -> Any:
+    """An input like the traced one, over other symbols."""
+    traced = node.meta.get("example_value")
+    if not isinstance(traced, torch.Tensor):
+        return traced
+    (memory,) = storages(node)
+    return fakes.tensor(
+        Layout(
+            tuple(valued(s, sizes) for s in traced.shape),
+            tuple(valued(s, sizes) for s in traced.stride()),
+            valued(traced.storage_offset(), sizes),
+            traced.dtype,
+            traced.device,
+            memory,
+        )
+    )
