@@ -333,7 +333,7 @@ def _sdxl(place: Place) -> Case:
         "use_linear_projection": True,
     }
     if place.simulated:
-        return _diffusers_unet(place, 2, {"cross_attention_dim": 768}, 64, {})
+        sizes = {name: sizes[name] for name in sizes if name.startswith(("addition", "projection"))}
     added = {"text_embeds": _normal(place, 2, 1280), "time_ids": _normal(place, 2, 6)}
     return _diffusers_unet(place, 2, sizes, 128, {"added_cond_kwargs": added})
 
@@ -355,7 +355,7 @@ def _diffusers_unet(
     dim = pw.Dim("batch", 1, batch)
     named: dict[str, Any] = {"sample": {0: dim}, "encoder_hidden_states": {0: dim}}
     if more:
-        named["added_cond_kwargs"] = {name: {0: dim} for name in more["added_cond_kwargs"]}
+        named |= {f"added_cond_kwargs.{name}": {0: dim} for name in more["added_cond_kwargs"]}
     settings = {"dynamic": named, "splitting_ops": ATTENTION, "capture_sizes": (batch,)}
     return Case(model, _plain({f"{batch} x {side} x {side}": inputs}), settings)
 

@@ -189,6 +189,11 @@ def _axes(argument: str | int, axes: object) -> FrozenMap[int, Dim]:
             "the tensor's dimension first"
         )
     for axis, dim in axes.items():
+        if isinstance(axis, str) and isinstance(dim, Mapping) and all(type(k) is int for k in dim):
+            raise ConfigError(
+                f"{where}: {axis!r} is no tensor dimension; a tensor inside of an argument has a "
+                f"key of its own: write {{{f'{argument}.{axis}'!r}: ...}}"
+            )
         if isinstance(axis, bool) or not isinstance(axis, int):
             raise ConfigError(
                 f"{where}: {axis!r} is no tensor dimension; give an int such as 0 or -1"

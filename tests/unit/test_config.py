@@ -297,6 +297,7 @@ def test_one_name_with_two_pairs_of_bounds_is_refused_naming_both_places() -> No
         ({"x": [ROWS]}, "Config.dynamic['x']: "),
         ({"x": {"0": ROWS}}, "'0' is no tensor dimension"),
         ({"x": {True: ROWS}}, "True is no tensor dimension"),
+        ({"x": {"y": {0: ROWS}}}, "own: write {'x.y': "),
         ({"x": {0: 8}}, "Config.dynamic['x'][0]: 8 is int, not Dim"),
         ({"": {0: ROWS}}, "'' names no argument"),
         ({-1: {0: ROWS}}, "argument: -1 is negative"),
