@@ -31,6 +31,7 @@ from piecewise_core.graph.looks import Look
 from piecewise_core.graph.sideeffects import SideEffect, read_side_effects
 from piecewise_core.torch_compat.dynamo import (
     AttrSource,
+    FunctionsSetting,
     InstructionTranslator,
     NNModuleSource,
     compile_frame,
@@ -171,7 +172,9 @@ def _compiled(frame: Any, keep: Callable[..., Any], counted: Collection[str]) ->
         # Recurrent layers, which Dynamo leaves out by default: traced, each is one operator.
         allow_rnn=True,
         # Loggers' memoized methods, which say a thing once: a later call of theirs does nothing.
-        ignore_logger_methods={m for m in vars(Logger).values() if hasattr(m, "cache_info")},
+        ignore_logger_methods=FunctionsSetting(
+            m for m in vars(Logger).values() if hasattr(m, "cache_info")
+        ),
     )
     with (
         after_fork.leaves(settings),

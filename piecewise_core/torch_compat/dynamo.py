@@ -40,6 +40,7 @@ __all__ = [
     "AttributeMutationNew",
     "ConstDictVariable",
     "ConstantSource",
+    "FunctionsSetting",
     "InstructionTranslator",
     "LazyVariableTracker",
     "NNModuleSource",
@@ -95,6 +96,17 @@ def is_marked_static(placeholder: torch.fx.Node) -> bool:
     """
     described = placeholder.meta.get("tensor_dict") or {}
     return bool(described.get(STATIC_MARK))
+
+
+class FunctionsSetting(set[Any]):
+    """A set of functions as one of Dynamo's settings.
+
+    For its log torch 2.11 sorts a copy of every setting that is a set, which functions do not bear,
+    and logs that as an error with each trace. The copy is empty.
+    """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> set[Any]:
+        return set()
 
 
 @contextlib.contextmanager

@@ -85,10 +85,13 @@ def graphs(draw):
     x.meta["example_value"], weight.meta["example_value"] = torch.zeros(2, 64), WEIGHT
     made = [x]
     for _ in range(draw(st.integers(1, 14))):
-        kind = draw(st.sampled_from(["product", "product", "sum", "alone", "write"]))
+        kind = draw(st.sampled_from(["product", "product", "biased", "sum", "alone", "write"]))
         given = [draw(st.sampled_from(made)) for _ in range(2)]
         if kind == "product":
             node = graph.call_function(torch.nn.functional.linear, (given[0], weight))
+        elif kind == "biased":
+            args = (given[0], weight, weight)
+            node = graph.call_function(torch.nn.functional.conv1d, args)
         elif kind == "sum":
             node = graph.call_function(operator.add, (given[0], given[1]))
         elif kind == "alone":
