@@ -453,4 +453,5 @@ def test_a_forked_child_has_a_worker_of_its_own_and_leaves_the_parent_s_alone(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     done = fresh_processes.run(textwrap.dedent(FORKING), str(notes), when)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.split() == ["child", "True", "ended", "0", "parent", "True"]
+    wanted = ["child", "True", "ended", "0", "parent", "True"]
+    assert done.stdout.split() == wanted, done.stderr  # the child's errors are there

@@ -118,7 +118,7 @@ def test_a_real_model_is_measured_in_every_way_and_judged(fresh_processes):
     *_, last = (line for line in done.stdout.splitlines() if line.startswith("RESULT "))
     found = json.loads(last.removeprefix("RESULT "))
     assert set(found["ways"]) == {
-        "eager", "recorded", "piecewise", "full", "full, not cut", "door"
+        "eager", "recorded", "piecewise", "full", "full, not cut", "full, streams", "door"
     }  # fmt: skip
     for way, row in found["ways"].items():
         assert row["us"]["2 x 4"]["wall"] > 0, way
