@@ -22,12 +22,12 @@ from piecewise_core.graph.contexts import (
     is_autocast_exit,
     is_switch,
 )
-from piecewise_core.graph.laneends import Key, made_by, trimmed, users_of
+from piecewise_core.graph.laneends import Key, trimmed
 from piecewise_core.graph.memory import values
 from piecewise_core.graph.opfacts import runs_foreign
 from piecewise_core.graph.products import Products
 from piecewise_core.graph.randomness import draws
-from piecewise_core.graph.segments import is_size, working
+from piecewise_core.graph.segments import is_size, made_by, users_of, working
 from piecewise_core.graph.varying import varies
 from piecewise_core.graph.windows import Group, windows
 

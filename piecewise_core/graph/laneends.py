@@ -14,9 +14,9 @@ from piecewise_core.graph.convolutions import CONVOLUTIONS
 from piecewise_core.graph.effects import is_view
 from piecewise_core.graph.names import called_name
 from piecewise_core.graph.products import PRODUCTS
-from piecewise_core.graph.segments import is_size, producer
+from piecewise_core.graph.segments import made_by, users_of
 
-__all__ = ["Key", "made_by", "trimmed", "users_of"]
+__all__ = ["Key", "trimmed"]
 
 Key = tuple[int, int]
 """Where a node goes: an even number between two forks, an odd one in a fork, and its lane there; -1
@@ -53,19 +53,6 @@ def _is_end(node: _Node, keys: Mapping[_Node, Key], step: _Step, near: range) ->
     if not _fuses(node) or any(keys.get(n) == keys[node] for n in step(node)):
         return False
     return any(_fuses(n) and n in keys and keys[n][0] in near for n in _seen(node, step))
-
-
-def users_of(node: _Node) -> list[_Node]:
-    """Nodes that need a value, through items of it."""
-    found: list[_Node] = []
-    for user in node.users:
-        found += [user] if producer(user) is user else users_of(user)
-    return found
-
-
-def made_by(node: _Node) -> _Node | None:
-    """What works to make a value; sizes are computed from the dims."""
-    return None if is_size(node) else producer(node)
 
 
 def _inputs(node: _Node) -> list[_Node]:

@@ -24,7 +24,17 @@ from piecewise_core.graph.effects import is_view
 from piecewise_core.graph.memory import values
 from piecewise_core.graph.varying import varies
 
-__all__ = ["Segment", "is_item", "is_size", "normalise", "producer", "segments", "working"]
+__all__ = [
+    "Segment",
+    "is_item",
+    "is_size",
+    "made_by",
+    "normalise",
+    "producer",
+    "segments",
+    "users_of",
+    "working",
+]
 
 _SCALARS = (int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool)
 
@@ -91,6 +101,19 @@ def producer(node: torch.fx.Node) -> torch.fx.Node:
     while is_item(node):
         node = node.args[0]  # type: ignore[assignment]
     return node
+
+
+def users_of(node: torch.fx.Node) -> list[torch.fx.Node]:
+    """Nodes that need a value, through items of it."""
+    found: list[torch.fx.Node] = []
+    for user in node.users:
+        found += [user] if producer(user) is user else users_of(user)
+    return found
+
+
+def made_by(node: torch.fx.Node) -> torch.fx.Node | None:
+    """What works to make a value; sizes are computed from the dims."""
+    return None if is_size(node) else producer(node)
 
 
 def _own_items(graph: torch.fx.Graph, producer: torch.fx.Node, value: Any) -> list[torch.fx.Node]:

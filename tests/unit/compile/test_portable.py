@@ -18,6 +18,14 @@ def parts(x):
     return y * shift[1:].sum() + scale
 
 
+def bits(x):
+    """One memory, read as two dtypes."""
+    made = x.sin()
+    whole = made.view(torch.int32)
+    y = torch.nn.functional.softmax(x, -1)  # a cut
+    return y * made + whole.abs()
+
+
 def described(inputs):
     tensors = [t for t in inputs if isinstance(t, torch.Tensor)]
     keys = [t.untyped_storage()._cdata for t in tensors]
@@ -29,9 +37,10 @@ def described(inputs):
 
 
 @pytest.mark.parametrize("box", [Box((Range(2, 64),)), Box.single((7,))], ids=str)
-def test_a_job_arrives_as_it_left(pieces_of, box):
+@pytest.mark.parametrize("model", [parts, bits])
+def test_a_job_arrives_as_it_left(pieces_of, box, model):
     made = pieces_of(
-        parts,
+        model,
         torch.randn(3, 8),
         dynamic={"x": {0: pw.Dim("rows", 2, 64)}},
     )
