@@ -13,7 +13,7 @@ import torch
 
 from piecewise_core.graph.names import called_name
 
-__all__ = ["CONVOLUTIONS", "why_fixed"]
+__all__ = ["CONVOLUTIONS", "is_convolution", "why_fixed"]
 
 CONVOLUTIONS = frozenset(
     {f"conv{kind}{n}d" for kind in ("", "_transpose") for n in (1, 2, 3)} | {"convolution"}
@@ -35,13 +35,18 @@ def why_fixed(graph: torch.fx.Graph, compiler: str, device_type: str) -> str:
     if compiler != "inductor" or device_type == "cpu":
         return ""  # on a CPU it lays out convolutions of any size
     calls = [node for node in graph.nodes if node.op in ("call_function", "call_method")]
-    found = [node for node in calls if called_name(node).partition(".")[0] in CONVOLUTIONS]
+    found = list(filter(is_convolution, calls))
     if len(found) * _OPERATORS < len(calls):
         return ""
     shapes = [[_shape(arg) for arg in node.args[:2]] for node in found]
     varies = any(isinstance(size, torch.SymInt) for given in shapes for size in given[0])
     wide = any(max(weight[:2], default=0) > _CHANNELS for *_, weight in shapes)
     return "Inductor lays out convolutions for fixed sizes only" if varies and wide else ""
+
+
+def is_convolution(node: torch.fx.Node) -> bool:
+    """Whether a node calls one of ``CONVOLUTIONS``."""
+    return called_name(node).partition(".")[0] in CONVOLUTIONS
 
 
 def _shape(arg: Any) -> tuple[Any, ...]:

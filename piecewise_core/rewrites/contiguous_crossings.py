@@ -4,7 +4,8 @@ Sums, norms and activations give what they are given another order of dims for: 
 convolutions of a speech or image model, ``[batch, width, length]`` in memory is read as
 ``[batch, length, width]``, and every residual sum keeps lying so. A compiler that has the whole
 graph orders such values as it likes. Where they cross cuts their strides are promised, and each
-norm of the model reads rows that lie scattered: three kernels in place of one, on a GPU.
+norm of the model reads rows that lie scattered: three kernels in place of one, on a GPU. So do the
+transformers of a diffusion model, which read an image as rows by a view.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 
 from piecewise_core.graph import effects
 from piecewise_core.graph.contexts import functorch_units
+from piecewise_core.graph.convolutions import is_convolution
 from piecewise_core.graph.memory import storages
 from piecewise_core.graph.segments import Segment, is_item, is_size, producer, segments
 from piecewise_core.graph.sizes import expression, hint
@@ -37,8 +39,9 @@ def order_crossings(graph: torch.fx.Graph, is_splitting: Callable[[torch.fx.Node
 
     A compiler makes neither copy: it writes the one, and reads it as the other. Values stay as
     they are that anybody writes to, that lie as images with channels last do, that are views of
-    something else, that splitting operators or the caller get, or that are passed on or read in
-    the order of their memory through views. So does all where the program is cut at copies.
+    something else than a convolution's result, that splitting operators or the caller get, or that
+    are passed on or read in the order of their memory through views. So does all where the program
+    is cut at copies.
     """
     orders = {n: found for n in graph.nodes if (found := _order(n.meta.get("example_value")))}
     if not orders or _cuts_at_copies(is_splitting):
@@ -66,7 +69,7 @@ def order_crossings(graph: torch.fx.Graph, is_splitting: Callable[[torch.fx.Node
             if not users or any(u not in home or home[u].splitting for u in users):
                 continue
             (memory,) = storages(node)
-            if any(elsewhere(n) or _has_rows(n) for n in living[memory] if n is not node):
+            if any(elsewhere(n) or _reads_rows(n) for n in living[memory] if n is not node):
                 continue
             readers: dict[int, list[torch.fx.Node]] = {}
             for user in users:
@@ -81,12 +84,13 @@ def _cuts_at_copies(is_splitting: Callable[[torch.fx.Node], bool]) -> bool:
     return any(map(is_splitting, made))
 
 
-def _has_rows(node: torch.fx.Node) -> bool:
-    """Whether the last dim of a node's value lies together."""
+def _reads_rows(node: torch.fx.Node) -> bool:
+    """Whether a node's value is read, and its last dim lies together."""
     value = node.meta.get("example_value")
     if not isinstance(value, FakeTensor) or value.dim() == 0:
         return False
-    return bool(hint(value.stride(-1)) == 1 != hint(value.shape[-1]))
+    is_read = not all(map(effects.is_view, node.users))
+    return is_read and bool(hint(value.stride(-1)) == 1 != hint(value.shape[-1]))
 
 
 def _order(value: Any) -> list[int] | None:
@@ -135,11 +139,16 @@ def _dense(sizes: Sequence[Any]) -> list[Any]:
 
 
 def _is_made_so(node: torch.fx.Node, run: Segment) -> bool:
-    """Whether an operator of the run made the memory, in this order: it is no view."""
+    """Whether an operator of the run made the memory, in this order: it is no view.
+
+    Or a convolution did, which compiled code lays with channels last: behind it a view is none.
+    """
     first = next(n for n in run.nodes if storages(n) & storages(node))
     made, value = first.meta["example_value"], node.meta["example_value"]
     if not isinstance(made, torch.Tensor) or effects.is_view(first):
         return False
+    if is_convolution(first):
+        return True
     lying = [(expression(tuple(t.shape)), expression(t.stride())) for t in (made, value)]
     return bool(lying[0] == lying[1])
 

@@ -117,7 +117,7 @@ def _first(config: Config) -> Iterable[GraphRewrite]:
     yield GraphRewrite("mask_terms", "program", "1", lambda g, test: lift_masks(g.graph, test))
     if config.compiler == "inductor":
         change = lambda g, test: order_crossings(g.graph, test)  # noqa: E731
-        yield GraphRewrite(CROSSINGS, "program", "2", change, of_layouts=True)
+        yield GraphRewrite(CROSSINGS, "program", "3", change, of_layouts=True)
 
 
 def _last(selected: Selected, config: Config) -> Iterable[Rewrite]:

@@ -17,6 +17,7 @@ from piecewise_core.rewrites.listing import Rewrites
 from piecewise_core.testing import SimulatedPlatform
 
 WIDTH, LENGTH = 6, 5
+IMAGE = torch.randn(WIDTH, 3, 1, 1)
 KERNEL, TABLE, WEIGHT = torch.randn(WIDTH, 3, 3), torch.randn(LENGTH, WIDTH), torch.randn(WIDTH, 6)
 
 
@@ -50,6 +51,52 @@ def read_two_cuts_later(x):
 def sum_of_sizes(x):
     hidden = heard(x)
     return norm(torch.cumsum(norm(hidden), 1) + hidden * hidden.shape[0])
+
+
+def convolved(x):
+    """[batch, width, 2, 2]."""
+    return F.conv2d(x[:, :, :4].reshape(x.shape[0], 3, 2, 2), IMAGE)
+
+
+def rows_of(image):
+    """[batch, places, width], a view, as a diffusion model's transformers read images."""
+    return image.permute(0, 2, 3, 1).reshape(image.shape[0], 4, WIDTH)
+
+
+def view_of_an_image(x):
+    hidden = rows_of(convolved(x))
+    return norm(hidden + torch.cumsum(norm(hidden), 1))
+
+
+def view_of_a_sequence(x):
+    hidden = F.conv1d(x, KERNEL, padding=1).transpose(1, 2)
+    return norm(hidden + torch.cumsum(norm(hidden), 1))
+
+
+def image_that_crosses_too(x):
+    image = convolved(x)
+    hidden = rows_of(image)
+    return norm(hidden + torch.cumsum(norm(hidden), 1)).sum() + image.exp()
+
+
+def image_that_is_read_too(x):
+    image = convolved(x)
+    hidden = rows_of(image)
+    total = torch.cumsum(norm(hidden) + image.exp().sum(), 1)
+    return norm(hidden + total)
+
+
+def image_written_to(x):
+    image = convolved(x)
+    hidden = rows_of(image)
+    total = torch.cumsum(norm(hidden), 1)
+    image.mul_(2)
+    return norm(hidden + total)
+
+
+def view_that_is_returned(x):
+    hidden = rows_of(convolved(x))
+    return norm(hidden + torch.cumsum(norm(hidden), 1)), hidden
 
 
 def written_later(x):
@@ -166,7 +213,10 @@ def scattered(made):
 @pytest.mark.parametrize("captured", [False, True])
 @pytest.mark.parametrize(
     ("fn", "before"),
-    [(residual, 3), (through_dropout, 1), (read_two_cuts_later, 1), (sum_of_sizes, 1)],
+    [
+        *((residual, 3), (through_dropout, 1), (read_two_cuts_later, 1), (sum_of_sizes, 1)),
+        *((view_of_an_image, 1), (view_of_a_sequence, 1)),
+    ],
 )
 def test_rows_lie_together_where_they_cross_and_numbers_and_results_stay(fn, before, captured):
     more = {"capture_sizes": (2, 4)} if captured else {}
@@ -191,6 +241,7 @@ def test_rows_lie_together_where_they_cross_and_numbers_and_results_stay(fn, bef
     [
         *(written_later, given_to_the_cut, returned, a_view, heads, image),
         *(read_through_views, passed_on_through_a_view, convolved_again),
+        *(image_that_crosses_too, image_that_is_read_too, image_written_to, view_that_is_returned),
     ],
     ids=lambda f: f.__name__,
 )
