@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 
-from piecewise_core.graph.convolutions import CONVOLUTIONS
+from piecewise_core.graph.convolutions import is_convolution
 from piecewise_core.graph.effects import is_view
 from piecewise_core.graph.names import called_name
 from piecewise_core.graph.products import PRODUCTS
@@ -75,7 +75,7 @@ def _seen(node: _Node, step: _Step) -> Iterator[_Node]:
 
 
 def _ends_biased(node: _Node, keys: Mapping[_Node, Key]) -> bool:
-    if called_name(node).partition(".")[0] not in CONVOLUTIONS:
+    if not is_convolution(node):
         return False
     bias = node.kwargs.get("bias", node.args[2] if len(node.args) > 2 else None)
     return bias is not None and any(keys.get(n) != keys[node] for n in users_of(node))
