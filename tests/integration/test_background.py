@@ -246,7 +246,7 @@ def test_after_seal_a_target_that_was_asked_for_is_still_served_and_another_is_r
     assert switches(fast, model, torch.randn(5, 8))
 
 
-@pytest.mark.parametrize("on_miss", ["error", "warn"])
+@pytest.mark.parametrize("on_miss", ["error", pytest.param("warn", marks=pytest.mark.slow)])
 def test_sealed_every_call_of_a_target_that_was_not_asked_for_is_answered_alike(notes, on_miss):
     (notes / "hang").touch()
     model = mlp()
@@ -351,7 +351,13 @@ def test_the_worker_ends_with_the_model(notes):
     assert eventually(lambda: not any(t.name == "piecewise-pool" for t in threading.enumerate()))
 
 
-@pytest.mark.parametrize("busy", [False, True], ids=["idle", "in mid-compile"])
+@pytest.mark.parametrize(
+    "busy",
+    [
+        pytest.param(False, id="idle", marks=pytest.mark.slow),
+        pytest.param(True, id="in mid-compile"),
+    ],
+)
 def test_no_worker_outlives_the_interpreter(notes, busy, fresh_processes):
     script = f"""
         import pathlib, time, torch
@@ -374,7 +380,9 @@ def test_no_worker_outlives_the_interpreter(notes, busy, fresh_processes):
     assert eventually(lambda: int(done.stdout) not in workers())
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_a_worker_in_mid_compile_ends_when_its_process_is_killed(notes, how):
     (notes / "hang").touch()
     script = """
@@ -446,7 +454,9 @@ FORKING = """
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("when", ["asked", "compiling", "compiled"])
+@pytest.mark.parametrize(
+    "when", ["asked", "compiling", pytest.param("compiled", marks=pytest.mark.slow)]
+)
 def test_a_forked_child_has_a_worker_of_its_own_and_leaves_the_parent_s_alone(
     notes, when, monkeypatch, fresh_processes
 ):
