@@ -6,7 +6,7 @@ import ast
 import pkgutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -102,10 +102,10 @@ def arrows(root: Path) -> Iterator[Arrow]:
     for path in sorted(root.rglob("*.py")):
         module = _dotted(path, root)
         tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+        shown = path.relative_to(root.parent)
         for node in ast.walk(tree):
-            where = f"{path.relative_to(root.parent)}:{getattr(node, 'lineno', 0)}"
             for target in _targets(node, root):
-                yield Arrow(where, module, target)
+                yield Arrow(f"{shown}:{node.lineno}", module, target)
 
 
 def wrong(arrow: Arrow) -> str | None:
@@ -133,10 +133,10 @@ def unplaced(root: Path) -> list[str]:
     return sorted(units - RANK.keys())
 
 
-def circles(root: Path) -> list[str]:
+def circles(root: Path, found_arrows: Iterable[Arrow]) -> list[str]:
     """One circle of imports for each package under ``root`` whose children have any."""
     modules = {_dotted(path, root) for path in root.rglob("*.py")}
-    inside = {(a.module, a.target) for a in arrows(root) if a.target in modules}
+    inside = {(a.module, a.target) for a in found_arrows if a.target in modules}
     found = []
     for package in sorted(_dotted(path, root) for path in root.rglob("__init__.py")):
         children: dict[str, set[str]] = {}
@@ -195,8 +195,14 @@ def write_tree(root: Path, files: dict[str, str]) -> Path:
     return package
 
 
-def complaints(root: Path) -> list[str]:
-    return [what for what in map(wrong, arrows(root)) if what is not None]
+def complaints(found_arrows: Iterable[Arrow]) -> list[str]:
+    return [what for what in map(wrong, found_arrows) if what is not None]
+
+
+@pytest.fixture(scope="module")
+def in_core() -> list[Arrow]:
+    """Every import in core, for which all of it is parsed once."""
+    return list(arrows(ROOT))
 
 
 def test_every_top_level_module_has_a_place_in_the_order():
@@ -204,10 +210,9 @@ def test_every_top_level_module_has_a_place_in_the_order():
     assert not missing, f"{missing}: give it a place in the order (ORDER in {Path(__file__).name})"
 
 
-def test_every_import_in_core_goes_from_right_to_left():
-    found = list(arrows(ROOT))
-    assert found, f"no imports found under {ROOT}"
-    assert not complaints(ROOT), "\n".join(complaints(ROOT))
+def test_every_import_in_core_goes_from_right_to_left(in_core):
+    assert in_core, f"no imports found under {ROOT}"
+    assert not complaints(in_core), "\n".join(complaints(in_core))
 
 
 @pytest.mark.parametrize(
@@ -229,7 +234,7 @@ def test_every_import_in_core_goes_from_right_to_left():
 )
 def test_the_walker_names_a_wrong_arrow(tmp_path, file, text, complaint):
     modules = {f"{name}.py": "" for name in ("ranges", "config_io", "counters", "api")}
-    (found,) = complaints(write_tree(tmp_path, {**modules, file: text}))
+    (found,) = complaints(arrows(write_tree(tmp_path, {**modules, file: text})))
     assert complaint in found
     assert found.startswith(f"{PACKAGE}/{file}:")
 
@@ -246,11 +251,11 @@ def test_the_walker_names_a_wrong_arrow(tmp_path, file, text, complaint):
 )
 def test_the_walker_lets_a_right_arrow_pass(tmp_path, file, text):
     modules = {f"{name}.py": "" for name in ("config", "config_io", "errors", "api")}
-    assert complaints(write_tree(tmp_path, {**modules, file: text})) == []
+    assert complaints(arrows(write_tree(tmp_path, {**modules, file: text}))) == []
 
 
-def test_no_imports_in_core_go_in_a_circle():
-    found = circles(ROOT)
+def test_no_imports_in_core_go_in_a_circle(in_core):
+    found = circles(ROOT, in_core)
     assert not found, "\n".join(found)
 
 
@@ -279,7 +284,8 @@ FACES = {f"{name}/__init__.py": "" for name in ("graph", "graph/saved")}
     ],
 )
 def test_the_walker_finds_a_circle(tmp_path, files):
-    (found,) = circles(write_tree(tmp_path, FACES | files))
+    root = write_tree(tmp_path, FACES | files)
+    (found,) = circles(root, arrows(root))
     assert " <- " in found
 
 
@@ -291,7 +297,8 @@ def test_the_walker_lets_what_only_looks_like_a_circle_pass(tmp_path):
         "graph/saved/b.py": "from piecewise_core.errors import a",
         "errors.py": "",
     }
-    assert circles(write_tree(tmp_path, FACES | files)) == []
+    root = write_tree(tmp_path, FACES | files)
+    assert circles(root, arrows(root)) == []
 
 
 def test_a_new_top_level_module_without_a_place_is_found(tmp_path):
