@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import doctest
+import gc
 import io
 import json
 import re
@@ -95,12 +96,20 @@ def run(page: Path, folder: Path) -> None:
 pytestmark = pytest.mark.usefixtures("without_accelerators")
 
 
-@pytest.fixture(autouse=True)
-def _fresh_torch() -> Iterator[None]:
-    """Pages switch gradients off, and compile functions of one name."""
+@pytest.fixture(scope="module", autouse=True)
+def _torch_is_as_new() -> None:
     torch._dynamo.reset()
+
+
+@pytest.fixture(autouse=True)
+def _fresh_torch(_torch_is_as_new: None) -> Iterator[None]:
+    """Pages switch gradients off, and compile functions of one name.
+
+    What a page imported, whole libraries, is walked by no later collection of garbage.
+    """
     yield
     torch._dynamo.reset()
+    gc.freeze()
     torch.set_grad_enabled(True)
 
 
