@@ -11,7 +11,7 @@ import pytest
 from mutants.answers import Kept
 from mutants.plugins import installed
 from mutants.replays import Stale
-from mutants.table import MUTANTS
+from mutants.table import MUTANTS, with_what_it_relies_on
 
 from piecewise_core.errors import ConfigError, NoPlatform, PlatformConflict, PluginError
 from piecewise_core.protocols import PlatformInfo, Probe
@@ -234,10 +234,11 @@ def with_xfails(tmp_path, platform, text):
 
 def test_an_expected_failure_is_none_and_blocks_what_relies_on_it(tmp_path):
     text = f"# our board\n\n{FRESH}  # firmware 8 copies inputs\n"
-    results = run(with_xfails(tmp_path, stale, text))
+    relies = "test_every_replay_writes_the_same_addresses"
+    results = run(with_xfails(tmp_path, stale, text), *with_what_it_relies_on(relies))
     assert results[FRESH].outcome == "expected failure"
     assert results[FRESH].reason == "firmware 8 copies inputs"
-    assert results["test_every_replay_writes_the_same_addresses"].outcome == "blocked"
+    assert results[relies].outcome == "blocked"
 
 
 def test_an_expected_failure_that_passes_is_a_failure(tmp_path):
@@ -291,9 +292,8 @@ def test_every_failure_explains_itself():
     assert len(ours) == 2
     for mutant in ours:
         with mutant.platform() as platform:
-            (result,) = [
-                r for r in run(suite_for(platform, rounds=20)).values() if r.outcome == "failed"
-            ]
+            results = run(suite_for(platform), *with_what_it_relies_on(mutant.fails)).values()
+            (result,) = [r for r in results if r.outcome == "failed"]
         for word in ("breaks the contract", "property:", "did:", "expected:", "got:", "change:"):
             assert word in result.reason
     assert "GraphDriver.reset breaks the contract" in result.reason

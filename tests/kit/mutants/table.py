@@ -19,10 +19,12 @@ from mutants.plugins import PLUGINS
 from mutants.replays import REPLAYS
 from mutants.sharing import SHARING
 from mutants.streams import STREAMS
+from piecewise_core.testing.conformance.judging import FOUND, KEEPS, PROBED
 from piecewise_core.testing.conformance.report import TestResult
 from piecewise_core.testing.conformance.running import run_suite, suite_for
+from piecewise_core.testing.conformance.suite import PlatformConformance
 
-__all__ = ["MUTANTS", "as_markdown", "results_of"]
+__all__ = ["MUTANTS", "as_markdown", "results_of", "with_what_it_relies_on"]
 
 MUTANTS: tuple[Mutant, ...] = (
     *PLUGINS,
@@ -50,6 +52,15 @@ def results_of(mutant: Mutant, only: Collection[str] | None = None) -> tuple[Tes
         gc.collect()
         gc.freeze()  # what earlier runs left is walked by none of the collections of this one
         return run_suite(suite, chosen=lambda spec: only is None or spec.name in only)
+
+
+def with_what_it_relies_on(*names: str) -> set[str]:
+    """The tests of these names, and those without which they are not run."""
+    specs = PlatformConformance.specs()
+    relied = {FOUND, PROBED, KEEPS, *names}
+    while more := {other for known in relied for other in specs[known].relies_on} - relied:
+        relied |= more
+    return relied
 
 
 def as_markdown(mutants: Iterable[Mutant]) -> str:
