@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from fresh_process import FreshProcesses
 
 HERE = Path(__file__).parent
 
@@ -52,9 +53,36 @@ class Environment:
         own = {"PIECEWISE_CACHE_DIR": str(self.path / "cache")}
         return {**kept, **own, "OMP_NUM_THREADS": "1", "COLUMNS": "120", **more}
 
+    def forked(
+        self, processes: FreshProcesses, *arguments: str | Path, cwd: Path
+    ) -> subprocess.CompletedProcess[str]:
+        """``python ...`` as by ``run``, in a process that has imported torch and nothing of ours.
+
+        It has the path of this environment's interpreter, so that distributions, entry points and
+        modules are found as there; starting that interpreter itself is for ``run`` to show.
+        """
+        (site,) = self.path.glob("lib/python*/site-packages")
+        words = (site, sysconfig.get_paths()["purelib"], cwd, *arguments)
+        return processes.run(_AS_THERE, *map(str, words), env=self.variables())
+
     def json(self, script: str, **variables: str) -> dict:
         """What a script prints last, as JSON."""
         return json.loads(self.run("-c", script, **variables).splitlines()[-1])
+
+
+_AS_THERE = """
+import importlib, os, runpy, sys
+
+site, base, cwd, *sys.argv = sys.argv[1:]
+os.chdir(cwd)
+sys.path[0] = cwd
+sys.path.insert(sys.path.index(base), site)
+importlib.invalidate_caches()
+if sys.argv[0] == "-m":
+    runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
+else:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 def _run(command, cwd=None, environment=None, status=0) -> str:

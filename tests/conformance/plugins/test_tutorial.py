@@ -45,8 +45,9 @@ def own_lines(code: str) -> int:
 class Reader:
     """Somebody who does what the page says, in an empty directory."""
 
-    def __init__(self, environment, builder, folder: Path) -> None:
+    def __init__(self, environment, builder, processes, folder: Path) -> None:
         self.environment, self.builder, self.home = environment, builder, folder
+        self.processes = processes
         self.where = folder
         self.transcript: list[str] = []
 
@@ -68,14 +69,8 @@ class Reader:
             subprocess.run([program, *arguments], cwd=self.where, check=True)
             return ""
         front = {"piecewise": ["-m", "piecewise_core.cli.main"], "python": []}[program]
-        done = subprocess.run(
-            [str(self.environment.python), *front, *arguments],
-            cwd=self.where,
-            env=self.environment.variables(),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        words = (*front, *arguments)
+        done = self.environment.forked(self.processes, *words, cwd=self.where)
         return done.stdout + done.stderr
 
 
@@ -88,8 +83,10 @@ def same(shown: str, printed: str) -> bool:
 
 
 @pytest.mark.long
-def test_the_tutorial_works_from_an_empty_directory(fresh_environment, wheel_builder, tmp_path):
-    reader = Reader(fresh_environment, wheel_builder, tmp_path)
+def test_the_tutorial_works_from_an_empty_directory(
+    fresh_environment, wheel_builder, fresh_processes, tmp_path
+):
+    reader = Reader(fresh_environment, wheel_builder, fresh_processes, tmp_path)
     done = 0
     for step in steps(PAGE.read_text(encoding="utf-8")):
         if isinstance(step, Command):
