@@ -48,19 +48,27 @@ def generated(tmp_path_factory, plugin_builder):
     # What the second is made of reaches L2 in the tutorial's test as well.
     [("acme", "L1"), pytest.param("acme-x2", "L2", marks=pytest.mark.slow)],
 )
-def test_a_generated_platform_reaches_its_level_as_it_is(generated, tmp_path, name, level):
+def test_a_generated_platform_reaches_its_level_as_it_is(
+    generated, fresh_processes, tmp_path, name, level
+):
     environment, _ = generated
     report = tmp_path / "report.json"
     arguments = ("conformance", name, "--level", level, "--report", report)
-    environment.run("-m", "piecewise_core.cli.main", *arguments, cwd=tmp_path)
+    done = environment.forked(
+        fresh_processes, "-m", "piecewise_core.cli.main", *arguments, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads(report.read_text())["level"]["reached"] == level
 
 
-def test_the_generated_test_file_runs_the_kit_under_pytest(generated):
+def test_the_generated_test_file_runs_the_kit_under_pytest(generated, fresh_processes):
     environment, projects = generated
     selected = ("-k", "keeps_the_protocols or probe", "-p", "no:cacheprovider")
-    printed = environment.run("-m", "pytest", "-q", *selected, cwd=projects["acme-x2"])
-    assert " passed" in printed.splitlines()[-1]
+    done = environment.forked(
+        fresh_processes, "-m", "pytest", "-q", *selected, cwd=projects["acme-x2"]
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout.splitlines()[-1]
 
 
 @pytest.mark.slow
