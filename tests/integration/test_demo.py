@@ -39,7 +39,7 @@ def ran():
         if find_spec(name) is None:
             pytest.skip(f"the demo needs {name}, which is not installed")
     # A setting of the user's must not reach the contenders.
-    arguments = ("--quick", "--compiler", "eager", "--shapes", "500")
+    arguments = ("--quick", "--compiler", "eager", "--shapes", "500", "--seal-seconds", "0.2")
     done = demo(*arguments, PIECEWISE_OUT_OF_RANGE="nonsense")
     assert done.returncode == 0, done.stderr
     return done

@@ -21,9 +21,15 @@ from piecewise_core.protocols import Capabilities, CompiledGraph, PlatformInfo, 
 pytestmark = pytest.mark.usefixtures("quiet_environment")
 
 
+@pytest.fixture(scope="module")
+def one_cache(tmp_path_factory):
+    """Where the machine's compiler is proved once for all tests, not for each."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
-def quiet_environment(monkeypatch, tmp_path, without_accelerators):
-    monkeypatch.setenv("PIECEWISE_CACHE_DIR", str(tmp_path / "cache"))
+def quiet_environment(monkeypatch, one_cache, without_accelerators):
+    monkeypatch.setenv("PIECEWISE_CACHE_DIR", str(one_cache))
     monkeypatch.setenv("COLUMNS", "200")
 
 
