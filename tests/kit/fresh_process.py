@@ -17,11 +17,40 @@ import subprocess
 import sys
 import tempfile
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 __all__ = ["FreshProcesses"]
+
+_FILE = """
+import os, runpy, sys
+sys.argv = sys.argv[1:]
+sys.path[0] = os.path.dirname(sys.argv[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+_AT_ONCE = """
+import os, sys, traceback
+_, program, *each = sys.argv
+started = []
+for argument in each:
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            sys.argv = ["program", argument]
+            exec(program, vars(sys.modules["__main__"]))
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    started.append(child)
+sys.exit(any([os.waitpid(child, 0)[1] for child in started]))
+"""
 
 
 class FreshProcesses:
@@ -57,6 +86,25 @@ class FreshProcesses:
             code = self._forked(command, Path(folder), environ, timeout)
             out, err = (Path(folder, name).read_text() for name in ("out", "err"))
             return subprocess.CompletedProcess(command, code, out, err)
+
+    def run_file(
+        self,
+        path: Path,
+        *arguments: str,
+        env: Mapping[str, str] | None = None,
+        timeout: float = 240,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run the script ``path`` as ``python path ...`` does."""
+        return self.run(_FILE, str(path), *arguments, env=env, timeout=timeout)
+
+    def run_at_once(
+        self, program: str, each: Sequence[str], *, env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run ``program`` in one process for each of ``each``, its argument, all at one time.
+
+        Returns 0 where all have ended with 0.
+        """
+        return self.run(_AT_ONCE, program, *each, env=env)
 
     def close(self) -> None:
         """End the process."""
