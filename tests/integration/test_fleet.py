@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
-import sys
 import textwrap
 import warnings
 from collections.abc import Iterator
@@ -195,11 +193,9 @@ def test_commands_look_at_the_second_level_too(tmp_path, keys):
     assert json.loads(run("ls", "--url", url, "--json").stdout)["entries"] == []
 
 
-def test_machines_that_start_at_once_compile_each_piece_once(tmp_path):
-    """Processes with caches of their own; one of them is killed while it compiles."""
-    script = tmp_path / "machine.py"
-    script.write_text(
-        textwrap.dedent(f"""
+def test_machines_that_start_at_once_compile_each_piece_once(tmp_path, fresh_processes):
+    """Processes with caches of their own."""
+    program = textwrap.dedent(f"""
         import sys
         sys.path.insert(0, {KIT!r})
         import torch
@@ -222,12 +218,9 @@ def test_machines_that_start_at_once_compile_each_piece_once(tmp_path):
             x = torch.randn(5, 4)
             torch.testing.assert_close(fast(x), double(x))
         """)
-    )
     environ = {**os.environ, "SOURCE_LOG": str(tmp_path / "log"), "SOURCE_SECONDS": "0.5"}
-    running = [
-        subprocess.Popen([sys.executable, str(script), str(tmp_path / name)], env=environ)
-        for name in "abc"
-    ]
-    assert [process.wait() for process in running] == [0, 0, 0]
+    machines = [str(tmp_path / name) for name in "abc"]
+    done = fresh_processes.run_at_once(program, machines, env=environ)
+    assert done.returncode == 0, done.stderr
     made = [line.split("\t")[0] for line in (tmp_path / "log").read_text().splitlines()]
     assert len(made) == len(set(made)) == 2
