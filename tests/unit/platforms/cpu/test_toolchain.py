@@ -125,12 +125,11 @@ def test_a_cache_that_cannot_be_written_costs_only_the_memory_of_it(bench):
 
 
 @needs_compiler
-def test_processes_that_check_at_once_compile_once(bench):
+def test_processes_that_check_at_once_compile_once(bench, fresh_processes):
     bench.real()
     script = "from piecewise_cpu.toolchain import CppToolchain; CppToolchain().require()"
-    environ = {**os.environ, **bench.environ}
-    running = [subprocess.Popen([sys.executable, "-c", script], env=environ) for _ in range(3)]
-    assert [process.wait() for process in running] == [0, 0, 0]
+    done = fresh_processes.run_at_once(script, "abc", env={**os.environ, **bench.environ})
+    assert done.returncode == 0, done.stderr
     assert bench.compilations() == 1
 
 
