@@ -41,26 +41,14 @@ def test_every_way_is_right_and_the_last_line_says_how_long_each_took():
     assert found["decoder_4_piecewise"] > 0
 
 
-def test_what_was_found_is_told_when_a_case_takes_too_long(tmp_path):
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--only", "decoder", "--limit", "1", "--rows", "1"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **ALONE},
-        timeout=240,
-        check=False,
-    )
+def test_what_was_found_is_told_when_a_case_takes_too_long(fresh_processes):
+    arguments = ("--only", "decoder", "--limit", "1", "--rows", "1")
+    done = fresh_processes.run_file(SCRIPT, *arguments, env={**os.environ, **ALONE})
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["cases"]["decoder 1"]["crashed"]
 
 
-def test_shares_that_are_not_whole_are_refused():
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--processes", "3", "--heads", "4"],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+def test_shares_that_are_not_whole_are_refused(fresh_processes):
+    done = fresh_processes.run_file(SCRIPT, "--processes", "3", "--heads", "4")
     assert done.returncode == 2
     assert "--heads must divide among --processes" in done.stderr
