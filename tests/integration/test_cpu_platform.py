@@ -116,7 +116,6 @@ def test_kernels_are_compiled_for_the_threads_in_force_which_stay_the_user_s(tmp
     environ = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
-        "PIECEWISE_CACHE_DIR": str(tmp_path / "piecewise"),
         "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor"),
     }
     done = subprocess.run(
