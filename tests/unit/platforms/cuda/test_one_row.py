@@ -354,15 +354,14 @@ FUNCTIONAL = textwrap.dedent(
 )
 
 
-def test_compilers_see_that_nothing_that_is_given_is_written_to():
+def test_compilers_see_that_nothing_that_is_given_is_written_to(fresh_processes):
     """Where torch cannot tell, it takes every weight for written to."""
-    done = subprocess.run(
-        [sys.executable, "-c", FUNCTIONAL], capture_output=True, text=True, check=False
-    )
+    done = fresh_processes.run(FUNCTIONAL)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_the_kernel_sums_every_output_of_every_weight():
+    # An interpreter of its own: Triton decides when it is imported whether it interprets.
     env = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(
         [sys.executable, "-c", INTERPRETED], env=env, capture_output=True, text=True, check=False
