@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,12 @@ PROJECTS = Path(__file__).parent / "projects"
 
 
 @pytest.fixture(scope="module")
-def found(environment) -> dict:
+def found(environment, fresh_processes) -> dict:
     """What ``cases.py`` found out, by case."""
-    script = Path(__file__).with_name("cases.py").read_text(encoding="utf-8")
-    return environment.json(script)
+    script = Path(__file__).with_name("cases.py")
+    done = environment.forked(fresh_processes, script, cwd=environment.path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.slow
