@@ -6,8 +6,6 @@ import importlib
 import importlib.util
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,17 +16,11 @@ WITHOUT_TRANSFORMERS = ("toy-8", "executables-8", "capture", "endurance", "stagi
 WITH_TRANSFORMERS = ("llama-2", "encoder")
 
 
-def run(*arguments: str, **environment: str) -> list[str]:
+def run(processes: FreshProcesses, *arguments: str, **environment: str) -> list[str]:
     """The lines that the script prints; all but the last are for people."""
     # A process of a case takes seconds of imports; more threads than cores only slow it down.
     variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), *arguments],
-        capture_output=True,
-        text=True,
-        env=variables,
-        check=False,
-    )
+    done = processes.run_file(SCRIPT, *arguments, env=variables)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -143,14 +135,16 @@ def test_a_way_that_is_further_off_than_eager_is_not_the_best(load_benchmark):
     assert ways["piecewise"]["share"] == {"4": 0.5}
 
 
-def test_cases_are_chosen_by_name_or_group():
-    listed = run("--list")
+def test_cases_are_chosen_by_name_or_group(fresh_processes):
+    listed = run(fresh_processes, "--list")
     assert [n for n in listed if n.startswith("llama-")] == [f"llama-{n}" for n in (1, 8, 32, 64)]
     assert {"toy-64", "executables-64", *WITHOUT_TRANSFORMERS[2:], "encoder"} <= set(listed)
 
 
-def test_a_case_that_fails_is_told_and_costs_no_other():
-    *shown, last = run("--simulated", "--only", "toy", "staging", PIECEWISE_GRAPH_MODE="sideways")
+def test_a_case_that_fails_is_told_and_costs_no_other(fresh_processes):
+    *shown, last = run(
+        fresh_processes, "--simulated", "--only", "toy", "staging", PIECEWISE_GRAPH_MODE="sideways"
+    )
     whole = json.loads(last)
     assert whole["simulated"] is True
     found = whole["cases"]
@@ -161,8 +155,8 @@ def test_a_case_that_fails_is_told_and_costs_no_other():
     assert "crashed" not in found["staging"]
 
 
-def test_without_a_device_the_benchmark_says_that_it_measured_nothing():
-    assert run(CUDA_VISIBLE_DEVICES="") == ['{"skipped": "no CUDA device"}']
+def test_without_a_device_the_benchmark_says_that_it_measured_nothing(fresh_processes):
+    assert run(fresh_processes, CUDA_VISIBLE_DEVICES="") == ['{"skipped": "no CUDA device"}']
 
 
 LIBRARIES = """
