@@ -26,8 +26,11 @@ OTHER_DRIVERS = [
 ]
 """Correct devices that are as the first of CORRECT but for their graphs."""
 
+SIMULATED = device("with every method", "")
+"""The platform that test_platforms.py puts through the whole kit."""
+
 CORRECT = [
-    device("with every method", ""),
+    SIMULATED,
     *OTHER_DRIVERS,
     device(
         "with streams that are ordered", "", driver=ReplaysInOrder, runtime=Deferring, parent=Queues
@@ -77,7 +80,10 @@ def passes(correct, only=None):
 
 @pytest.mark.parametrize(
     "correct",
-    [pytest.param(c, marks=[pytest.mark.slow] * (c in OTHER_DRIVERS)) for c in CORRECT],
+    [
+        pytest.param(c, marks=[pytest.mark.slow] * (c in [SIMULATED, *OTHER_DRIVERS]))
+        for c in CORRECT
+    ],
     ids=lambda m: m.what,
 )
 def test_a_device_that_keeps_the_contract_passes_everything(correct):
