@@ -42,8 +42,10 @@ test: setup ## every test but the slow ones (those: pytest -m slow)
 lint: setup ## format, lint, duplicates, types, import order, and that the docs name everything
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
-	$(PY) -m pylint piecewise_core $(wildcard $(addsuffix /piecewise_*,$(PLATFORM_SOURCES) integrations/vllm/src))
-	$(PY) -m mypy --strict piecewise_core $(PLATFORM_SOURCES) integrations/vllm/src
+	@# These two take half a minute each, on one core each.
+	$(PY) -m pylint piecewise_core $(wildcard $(addsuffix /piecewise_*,$(PLATFORM_SOURCES) integrations/vllm/src)) & beside=$$!; \
+	    $(PY) -m mypy --strict piecewise_core $(PLATFORM_SOURCES) integrations/vllm/src; types=$$?; \
+	    wait $$beside && exit $$types
 	$(PY) -m pytest -q tests/unit/test_imports.py tests/unit/test_sizes.py tests/unit/test_docs_complete.py
 
 bench: setup ## every benchmark in turn
