@@ -210,12 +210,23 @@ def scattered(made):
     return sum(v.dim() > 1 and v.stride(-1) != 1 for v in values)
 
 
-@pytest.mark.parametrize("captured", [False, True])
+CROSS = [
+    *((residual, 3), (through_dropout, 1), (read_two_cuts_later, 1), (sum_of_sizes, 1)),
+    *((view_of_an_image, 1), (view_of_a_sequence, 1)),
+]
+BY_CAPTURE = (residual, read_two_cuts_later, view_of_an_image)
+"""Which are captured in every run: several rows, rows of another graph's piece, a view."""
+
+
 @pytest.mark.parametrize(
-    ("fn", "before"),
+    ("fn", "before", "captured"),
     [
-        *((residual, 3), (through_dropout, 1), (read_two_cuts_later, 1), (sum_of_sizes, 1)),
-        *((view_of_an_image, 1), (view_of_a_sequence, 1)),
+        pytest.param(
+            *(fn, before, captured),
+            marks=[pytest.mark.slow] * (captured and fn not in BY_CAPTURE),
+        )
+        for fn, before in CROSS
+        for captured in (False, True)
     ],
 )
 def test_rows_lie_together_where_they_cross_and_numbers_and_results_stay(fn, before, captured):
