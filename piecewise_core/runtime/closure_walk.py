@@ -113,9 +113,10 @@ def anchors_in(
     """
     modules = [m for root in roots for m in root.modules()]
     trees = {id(d) for m in modules for d in (m._parameters, m._buffers, vars(m))}
-    for each in containers:
-        holder: Any = each[0] if isinstance(each, tuple) else each
-        holder = vars(holder) if isinstance(holder, type) else holder
+    # Once each: of the globals of one module there are as many pairs as code names.
+    holders = {id(c): c for c in (c[0] if isinstance(c, tuple) else c for c in containers)}
+    for each in holders.values():
+        holder: Any = vars(each) if isinstance(each, type) else each
         if id(holder) not in trees:
             for key, value in _pairs(holder):
                 # By type: a module's deprecated name may warn when it is asked for its class.
