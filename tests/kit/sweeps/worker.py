@@ -30,13 +30,15 @@ def run(op: object, results: Path, limit: int, passes: list[str]) -> Counter[str
         _keep(results, name, "cases", 0, Outcome("skipped", f"{type(error).__name__}: {error}"))
         cases = []
     for place, case in enumerate(cases):
-        first = _run_pass("plain", case, results.parent)
-        if first.kind == "refused" and case.rows:
+        first: Outcome | None = _run_pass("plain", case, results.parent)
+        if first is not None and first.kind == "refused" and case.rows:
             # Where only the sizes are at fault, all passes go on with the sample's own.
             case = case.fixed()
             _keep(results, name, "sizes", place, Outcome("sizes refused", first.why))
+            first = None
         for title in passes:
-            outcome = _run_pass(title, case, results.parent)
+            known = first if title == "plain" else None
+            outcome = known or _run_pass(title, case, results.parent)
             if outcome.kind == "refused" and title == "plain" and not served_by_torch(case):
                 outcome = Outcome("refused by torch too", outcome.why)
             counts[outcome.kind] += 1
