@@ -68,10 +68,19 @@ def tokens(model, given, **settings):
     return model.generate(**given, pad_token_id=0, **settings).tolist()
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("kind", [gpt2, t5, whisper])
-def test_tokens_are_the_models_own_and_decode_steps_come_from_graphs(kind, way):
-    model = built(kind, layers=2 if way == "greedy" else 1)
+@pytest.mark.parametrize(
+    ("kind", "way", "layers"),
+    [
+        *((gpt2, "greedy", 1), (t5, "greedy", 2), (whisper, "greedy", 1), (t5, "beams", 1)),
+        pytest.param(gpt2, "greedy", 2, marks=pytest.mark.slow),
+        pytest.param(whisper, "greedy", 2, marks=pytest.mark.slow),
+        pytest.param(gpt2, "beams", 1, marks=pytest.mark.slow),
+        pytest.param(whisper, "beams", 1, marks=pytest.mark.slow),
+    ],
+)
+def test_tokens_are_the_models_own_and_decode_steps_come_from_graphs(kind, way, layers):
+    """The beams of a decoder, and the caches of two layers of one: see `test_generate`."""
+    model = built(kind, layers)
     fast = pw.compile(model, pw.Config(compiler="eager", graph_mode="full"), SimulatedPlatform())
     for batch in (1, 2, 2):
         given = inputs(kind, batch)
@@ -83,7 +92,9 @@ def test_tokens_are_the_models_own_and_decode_steps_come_from_graphs(kind, way):
         assert calls["replayed"] > 0
 
 
-@pytest.mark.parametrize("kind", [gpt2, t5, whisper])
+@pytest.mark.parametrize(
+    "kind", [t5, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (gpt2, whisper))]
+)
 def test_generates_own_compile_setting_gives_the_models_own_tokens(kind, monkeypatch):
     monkeypatch.setenv("PIECEWISE_COMPILER", "eager")
     torch._dynamo.reset()
@@ -98,16 +109,20 @@ def test_generates_own_compile_setting_gives_the_models_own_tokens(kind, monkeyp
     assert pw.counters.graphs > before
 
 
-def sliding(kind, window=8):
+def sliding(kind, layers=2, window=8):
     sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
-    sizes |= {"intermediate_size": 48, "num_hidden_layers": 2, "sliding_window": window}
-    layers = {"layer_types": ["sliding_attention", "full_attention"], "head_dim": 8}
+    sizes |= {"intermediate_size": 48, "num_hidden_layers": layers, "sliding_window": window}
+    kinds = ["sliding_attention", "full_attention"][:layers]
     settings, made = {
         "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM),
         "gemma": (transformers.Gemma3TextConfig, transformers.Gemma3ForCausalLM),
     }[kind]
     torch.manual_seed(0)
-    return made(settings(**sizes, **WORDS, **(layers if kind == "gemma" else {}))).eval()
+    return made(
+        settings(
+            **sizes, **WORDS, **({"layer_types": kinds, "head_dim": 8} if kind == "gemma" else {})
+        )
+    ).eval()
 
 
 def prompts(batch, length):
@@ -119,7 +134,11 @@ def prompts(batch, length):
 
 
 @pytest.mark.parametrize(
-    ("kind", "way"), [("mistral", "sampling"), ("gemma", "greedy"), ("gemma", "beams")]
+    ("kind", "way"),
+    [
+        *(("mistral", "sampling"), ("gemma", "beams")),
+        pytest.param("gemma", "greedy", marks=pytest.mark.slow),
+    ],
 )
 def test_windows_become_full_at_their_step_and_each_side_has_one_trace(kind, way):
     """In caches of these models Python ints count; some prompts are longer than the window."""
@@ -145,7 +164,7 @@ def test_windows_become_full_at_their_step_and_each_side_has_one_trace(kind, way
 
 
 def test_a_kept_cache_with_windows_has_its_prefill_compiled_too():
-    model, length = sliding("gemma"), pw.Dim("length", max=64)
+    model, length = sliding("gemma", layers=1), pw.Dim("length", max=64)
     names = ("input_ids", "position_ids")
     masks = ("attention_mask.sliding_attention", "attention_mask.full_attention")
     dims = {name: {1: length} for name in names} | {mask: {2: length} for mask in masks}
@@ -155,8 +174,9 @@ def test_a_kept_cache_with_windows_has_its_prefill_compiled_too():
     for size in (5, 7, 3):
         cache.reset()
         given = prompts(1, size)
-        wanted = tokens(model, given, max_new_tokens=6, do_sample=False)
-        got = tokens(fast, given, max_new_tokens=6, do_sample=False, past_key_values=cache)
+        settings = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+        wanted = tokens(model, given, **settings)
+        got = tokens(fast, given, **settings, past_key_values=cache)
         assert got == wanted
         assert cache.layers[0].cumulative_length_int == size + 5
     calls = fast.stats().calls
@@ -164,7 +184,7 @@ def test_a_kept_cache_with_windows_has_its_prefill_compiled_too():
 
 
 def test_masks_that_a_forward_makes_of_a_count_are_those_of_the_call():
-    model = sliding("mistral")
+    model = sliding("mistral", layers=1)
     fast = pw.compile(model, pw.Config(compiler="eager"))
     caches = [transformers.StaticCache(config=model.config, max_cache_len=20) for _ in range(2)]
     with torch.no_grad():
