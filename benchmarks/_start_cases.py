@@ -65,5 +65,5 @@ def _decoder(device: str) -> Ready:
 
 CASES = {
     "minilm": Case("MiniLM, 2 dims, cut at attention", _minilm),
-    "decoder": Case("toy decoder of 32 layers, cut at attention", _decoder, bundle_seconds=1.5),
+    "decoder": Case("toy decoder of 32 layers, cut at attention", _decoder, bundle_seconds=0.9),
 }

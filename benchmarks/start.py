@@ -2,20 +2,23 @@
 
 Every start is a process of its own. A round is a cold start on fresh caches, then one from the
 store that it filled, then one from the bundle that it saved. Imports, the weights and the device's
-own start are excluded and stated apart. What a bundle's process starts is counted by Python's audit
-hook and the system's count of children, and what is traced by Dynamo, not by piecewise's own
-counters.
+own start are excluded and stated apart. To the imports belongs what torch and other packages import
+late: a first round, not counted, tells what that is. It also has Python keep their bytecode, as
+installed packages have it. What a bundle's process starts is counted by Python's audit hook and the
+system's count of children, and what is traced by Dynamo, not by piecewise's own counters.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import resource
 import statistics
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from pathlib import Path
@@ -40,8 +43,10 @@ PROCESSES = {
 }
 
 
-def measure(start: str, case: str, device: str, folder: Path) -> dict[str, Any]:
-    """One start in this process. ``folder``: where the bundle lies."""
+def measure(
+    start: str, case: str, device: str, folder: Path, late: tuple[str, ...]
+) -> dict[str, Any]:
+    """One start in this process. ``folder``: where the bundle lies. ``late``: modules to import."""
     started: list[list[str]] = []
 
     def watch(event: str, args: tuple[Any, ...]) -> None:
@@ -61,6 +66,8 @@ def measure(start: str, case: str, device: str, folder: Path) -> dict[str, Any]:
     import piecewise_core as pw
     import piecewise_core.api
 
+    for name in late:
+        importlib.import_module(name)
     imports = time.perf_counter() - begun
     begun = time.perf_counter()
     ready = CASES[case].load(device)
@@ -69,6 +76,7 @@ def measure(start: str, case: str, device: str, folder: Path) -> dict[str, Any]:
     loading = time.perf_counter() - begun
     file = folder / "model.pwb"
     started.clear()
+    known = set(sys.modules)
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     with torch.inference_mode():
         begun = time.perf_counter()
@@ -97,7 +105,15 @@ def measure(start: str, case: str, device: str, folder: Path) -> dict[str, Any]:
         "compilers": sum(not _only_asks(command) for command in started),
         "child_seconds": after.ru_utime - children.ru_utime,
         "off": off,
+        "late": [name for name in sys.modules if name not in known and _of_others(name)],
     }
+
+
+def _of_others(name: str) -> bool:
+    """Whether a module is of an installed package, or Python's, and not of this project."""
+    file = getattr(sys.modules[name], "__file__", None) or ""
+    folders = {sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")}
+    return not name.startswith("piecewise_") and file.startswith(tuple(folders))
 
 
 def _only_asks(command: list[str]) -> bool:
@@ -105,17 +121,21 @@ def _only_asks(command: list[str]) -> bool:
     return Path(command[0]).name in ("ldconfig", "file") or "--version" in command
 
 
-def one(start: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def one(
+    start: str, options: argparse.Namespace, folder: Path, bytecode: str, late: list[str]
+) -> dict[str, Any]:
     """Measure in a fresh process with caches in ``folder``."""
     environment = {
         **{k: v for k, v in os.environ.items() if not k.startswith(("PIECEWISE_", "TORCH"))},
         "PIECEWISE_CACHE_DIR": str(folder / "piecewise"),
         "TORCHINDUCTOR_CACHE_DIR": str(folder / f"inductor-{start}"),
         "TRITON_CACHE_DIR": str(folder / f"triton-{start}"),
+        "PYTHONPYCACHEPREFIX": bytecode,
         "HF_HUB_OFFLINE": "1",
     }
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     command = [sys.executable, __file__, "--measure", start, "--folder", str(folder)]
-    command += ["--case", options.case, "--device", options.device]
+    command += ["--case", options.case, "--device", options.device, "--late", *late]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"the {start} start failed:\n{done.stderr}")
@@ -126,12 +146,20 @@ def one(start: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]
 def rounds(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     """Every kind of start, in turn."""
     found: dict[str, list[dict[str, Any]]] = {start: [] for start in STARTS}
-    with Console(stderr=True).status("starting") as status:
-        for number in range(options.rounds):
+    late: dict[str, list[str]] = {start: [] for start in STARTS}
+    with (
+        Console(stderr=True).status("starting") as status,
+        tempfile.TemporaryDirectory(prefix="piecewise-bytecode-") as bytecode,
+    ):
+        for number in range(options.rounds + 1):
             with tempfile.TemporaryDirectory(prefix="piecewise-start-") as folder:
                 for start in STARTS:
-                    status.update(f"round {number + 1} of {options.rounds}: {start}")
-                    found[start].append(one(start, options, Path(folder)))
+                    status.update(f"round {number} of {options.rounds}: {start}")
+                    made = one(start, options, Path(folder), bytecode, late[start])
+                    if number:
+                        found[start].append(made)
+                    else:
+                        late[start] = made["late"]
     return found
 
 
@@ -177,9 +205,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="rounds to take medians of")
     parser.add_argument("--measure", choices=STARTS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--late", nargs="*", default=(), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        found = measure(options.measure, options.case, options.device, options.folder)
+        late = tuple(options.late)
+        found = measure(options.measure, options.case, options.device, options.folder, late)
         print(json.dumps(found))
         return
     from _start_cases import CASES
