@@ -203,6 +203,10 @@ class _Pieces:
         for node in self._graph.nodes:
             if is_item(node) and node.args[0] in self._run_of:
                 self._run_of[node] = self._run_of[node.args[0]]
+        self._made_in: list[list[torch.fx.Node]] = [[] for _ in runs]
+        for node in self._graph.nodes:
+            if node in self._run_of:
+                self._made_in[self._run_of[node]].append(node)
 
     def piece(self, index: int, run: Segment) -> Piece:
         if run.splitting and not run.varies:
@@ -220,11 +224,7 @@ class _Pieces:
 
     def _outputs(self, index: int) -> tuple[torch.fx.Node, ...]:
         """Values made in run ``index`` that another run or the caller needs, in order."""
-        return tuple(
-            node
-            for node in self._graph.nodes
-            if self._run_of.get(node) == index and self._leaves(node) and _goes(node)
-        )
+        return tuple(n for n in self._made_in[index] if self._leaves(n) and _goes(n))
 
     def _leaves(self, node: torch.fx.Node) -> bool:
         if isinstance(node.meta.get("example_value"), (tuple, list)):
