@@ -32,7 +32,7 @@ from piecewise_core.frontend.capturing import Capturing
 from piecewise_core.frontend.region import Region
 from piecewise_core.frontend.shared import Shared
 from piecewise_core.graph.binder import Binder
-from piecewise_core.graph.convolutions import why_fixed
+from piecewise_core.graph.convolutions import weights_turned, why_fixed
 from piecewise_core.ranges import Box, Sizes
 from piecewise_core.store.entry import Entry, Ticket, make_entry, make_ticket, now
 from piecewise_core.torch_compat.dynamo import compile_lock
@@ -68,9 +68,8 @@ class Exactness:
         if region.settled:
             return
         region.settled = True
-        shared, store = self._shared, self._shared.artifact_cache.store
-        device, compiler = shared.setup.selected.info.device_type, shared.scheduler.compiler
-        why = why_fixed(region.program.traced.graph.graph, compiler, device)
+        store = self._shared.artifact_cache.store
+        why, _ = self._of_convolutions(region)
         for sizes in self._questions(region):
             if why:
                 region.exact |= set(sizes)
@@ -104,6 +103,19 @@ class Exactness:
                 self._measure(region, sizes, sample)
                 if sample in region.exact:
                     yield from self._compiled(region, *map(Box.single, sizes))
+
+    def advice(self, region: Region) -> str:
+        """What to say of how ``region`` reads its weights; "" for nothing."""
+        why, turned = self._of_convolutions(region)
+        fixed = not why or region.exact or self._shared.config.capture_compile == "exact"
+        return turned if fixed else ""
+
+    def _of_convolutions(self, region: Region) -> tuple[str, str]:
+        if region.convolutions is None:
+            shared, graph = self._shared, region.program.traced.graph.graph
+            asked = graph, shared.scheduler.compiler, shared.setup.selected.info.device_type
+            region.convolutions = why_fixed(*asked), weights_turned(*asked)
+        return region.convolutions
 
     def _questions(self, region: Region) -> list[list[Sizes]]:
         """The captured sizes of ``region`` to decide about, by what decides; the largest first."""

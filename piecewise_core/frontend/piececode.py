@@ -39,7 +39,8 @@ class PieceCode:
     ``index``: place among the model's regions. ``as_written``: whether nothing is compiled, for a
     size is 0. ``pool``: of static graphs; None where there are none. ``exact``: captured sizes
     whose graphs hold code of their own, beside those that are targets; ``verdicts``: what was
-    measured of that, by the size that was, ``settled``: whether anybody looked.
+    measured of that, by the size that was, ``settled``: whether anybody looked. ``convolutions``:
+    why these want code of fixed sizes, and what is said of their weights; None until asked.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class PieceCode:
         self.exact: set[Sizes] = set()
         self.settled = False
         self.verdicts: dict[Sizes, str] = {}
+        self.convolutions: tuple[str, str] | None = None
         self._asked: set[tuple[int, Box]] = set()
         self._built: set[Box] = set()
         self._failed: dict[Box, str] = {}

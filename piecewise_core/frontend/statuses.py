@@ -41,7 +41,9 @@ def session_status(session: Session) -> Status:
         targets.append(TargetStatus("eager", "others", "as_written", reason, eager, form=-1))
     ready = bool(forms) and not any(target.waits for target in targets)
     second = session.shared.artifact_cache.ledger.state()
-    advice = (*session.setup.advice(), *session.shared.drift.look())
+    asked = dict.fromkeys(form.exactness.advice(r) for form in forms for r in form.regions)
+    of_weights = filter(None, asked)
+    advice = (*session.setup.advice(), *of_weights, *session.shared.drift.look())
     return Status(ready, tuple(targets), len(forms), advice, second)
 
 

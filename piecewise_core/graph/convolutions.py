@@ -13,7 +13,7 @@ import torch
 
 from piecewise_core.graph.names import called_name
 
-__all__ = ["CONVOLUTIONS", "is_convolution", "why_fixed"]
+__all__ = ["CONVOLUTIONS", "is_convolution", "weights_turned", "why_fixed"]
 
 CONVOLUTIONS = frozenset(
     {f"conv{kind}{n}d" for kind in ("", "_transpose") for n in (1, 2, 3)} | {"convolution"}
@@ -32,16 +32,49 @@ def why_fixed(graph: torch.fx.Graph, compiler: str, device_type: str) -> str:
 
     So it is where convolutions are much of what it does, on inputs whose sizes are symbols.
     """
+    found = _laid_out(graph, compiler, device_type)
+    read = (_shape(_argument(node, 0, "input")) for node in found)
+    varies = any(isinstance(size, torch.SymInt) for shape in read for size in shape)
+    return "Inductor lays out convolutions for fixed sizes only" if varies else ""
+
+
+def weights_turned(graph: torch.fx.Graph, compiler: str, device_type: str) -> str:
+    """Advice where code for fixed sizes lays weights out anew, channels last, at every call.
+
+    It reads them as the model holds them, so that one that changes is never missed. "" where it
+    turns none.
+    """
+    found = _laid_out(graph, compiler, device_type)
+    weights = dict.fromkeys(_argument(node, 1, "weight") for node in found)
+    turned = [value for value in map(_value, weights) if value is not None and _is_turned(value)]
+    if not turned:
+        return ""
+    held = sum(weight.nbytes for weight in turned) / 1e6
+    return (
+        "weights of convolutions are turned to channels last at every call of a size that has "
+        f"its own code ({len(turned)} of them, {held:.2f} MB); "
+        "model.to(memory_format=torch.channels_last) in front of compiling saves that"
+    )
+
+
+def _laid_out(graph: torch.fx.Graph, compiler: str, device_type: str) -> list[torch.fx.Node]:
+    """The convolutions that Inductor lays out for fixed sizes and not for others, if it does."""
     if compiler != "inductor" or device_type == "cpu":
-        return ""  # on a CPU it lays out convolutions of any size
+        return []  # on a CPU it lays out convolutions of any size
     calls = [node for node in graph.nodes if node.op in ("call_function", "call_method")]
     found = list(filter(is_convolution, calls))
     if len(found) * _OPERATORS < len(calls):
-        return ""
-    shapes = [[_shape(arg) for arg in node.args[:2]] for node in found]
-    varies = any(isinstance(size, torch.SymInt) for given in shapes for size in given[0])
-    wide = any(max(weight[:2], default=0) > _CHANNELS for *_, weight in shapes)
-    return "Inductor lays out convolutions for fixed sizes only" if varies and wide else ""
+        return []
+    weights = (_shape(_argument(node, 1, "weight")) for node in found)
+    return found if any(max(shape[:2], default=0) > _CHANNELS for shape in weights) else []
+
+
+def _is_turned(weight: torch.Tensor) -> bool:
+    """Whether ``weight`` lies otherwise than with channels last: one of a single place is both."""
+    if weight.ndim not in (4, 5):
+        return False
+    last = torch.channels_last if weight.ndim == 4 else torch.channels_last_3d
+    return not weight.is_contiguous(memory_format=last)
 
 
 def is_convolution(node: torch.fx.Node) -> bool:
@@ -49,6 +82,15 @@ def is_convolution(node: torch.fx.Node) -> bool:
     return called_name(node).partition(".")[0] in CONVOLUTIONS
 
 
-def _shape(arg: Any) -> tuple[Any, ...]:
+def _argument(node: torch.fx.Node, place: int, name: str) -> Any:
+    return node.args[place] if len(node.args) > place else node.kwargs.get(name)
+
+
+def _value(arg: Any) -> torch.Tensor | None:
     value = arg.meta.get("example_value") if isinstance(arg, torch.fx.Node) else arg
-    return tuple(value.shape) if isinstance(value, torch.Tensor) else ()
+    return value if isinstance(value, torch.Tensor) else None
+
+
+def _shape(arg: Any) -> tuple[Any, ...]:
+    value = _value(arg)
+    return () if value is None else tuple(value.shape)

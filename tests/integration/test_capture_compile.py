@@ -12,7 +12,7 @@ from torch import nn
 
 import piecewise_core as pw
 from piecewise_core.frontend import exactness
-from piecewise_core.graph.convolutions import why_fixed
+from piecewise_core.graph.convolutions import weights_turned, why_fixed
 from piecewise_core.testing import SimulatedPlatform
 from piecewise_cpu.platform import CpuPlatform
 
@@ -342,6 +342,9 @@ def on_a_gpu(monkeypatch):
     monkeypatch.setattr(
         exactness, "why_fixed", lambda graph, *_: why_fixed(graph, "inductor", "cuda")
     )
+    monkeypatch.setattr(
+        exactness, "weights_turned", lambda graph, *_: weights_turned(graph, "inductor", "cuda")
+    )
 
 
 def test_convolutions_get_code_of_a_captured_size_at_its_first_call_unmeasured(on_a_gpu):
@@ -373,6 +376,70 @@ def test_many_captured_sizes_of_convolutions_have_code_of_their_range(on_a_gpu):
     fast = compiled(Platform(2.0), Convolutions(), capture_sizes=sizes, splitting_ops=())
     fast.warmup(torch.randn(3, 72, 4, 4), progress=False)
     assert fast.stats().compilations == 1
+
+
+TURNED = "weights of convolutions are turned to channels last at every call"
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({}, True),
+        ({"capture_compile": "exact"}, True),
+        ({"capture_compile": "range"}, False),  # whose code leaves them as they lie
+        ({"capture_sizes": tuple(range(2, 12))}, False),  # more than have code of their own
+    ],
+    ids=["auto", "exact", "range", "many sizes"],
+)
+def test_advice_names_weights_that_code_of_fixed_sizes_lays_out_anew(on_a_gpu, settings, told):
+    model = Convolutions()
+    fast = compiled(Platform(2.0), model, splitting_ops=(), **settings)
+    fast(torch.randn(8, 72, 4, 4))
+    (advice,) = fast.status().advice or ("",)
+    # The second reads one place at a time: its weight lies with channels last as it is.
+    assert (TURNED in advice and "(1 of them, 0.19 MB)" in advice) == told
+    assert (TURNED in " ".join(str(fast.explain()).split())) == told
+
+
+def test_who_follows_the_advice_hears_it_no_more(on_a_gpu):
+    model = Convolutions()
+    fast = compiled(Platform(2.0), model, splitting_ops=())
+    x = torch.randn(8, 72, 4, 4)
+    torch.testing.assert_close(fast(x), model(x))
+    assert any(TURNED in text for text in fast.status().advice)
+    model.to(memory_format=torch.channels_last)
+    fast = compiled(Platform(2.0), model, splitting_ops=())
+    torch.testing.assert_close(fast(x), model(x))
+    assert fast.status().advice == ()
+
+
+def test_a_model_without_dims_has_the_advice_too(on_a_gpu):
+    fast = pw.compile(Convolutions(), pw.Config(compiler="eager"), platform=Platform(2.0))
+    fast(torch.randn(3, 72, 4, 4))
+    assert any(TURNED in text for text in fast.status().advice)
+
+
+def test_arguments_of_convolutions_may_be_given_by_name():
+    weight = torch.randn(72, 72, 3, 3)
+
+    def named(x):
+        return nn.functional.conv2d(weight=weight, input=x)
+
+    fast = pw.compile(named, pw.Config(dynamic={"x": {0: pw.Dim("n", 1, 9)}}, compiler="eager"))
+    fast(torch.randn(3, 72, 4, 4))
+    graph = regions(fast)[0].program.traced.graph.graph
+    assert why_fixed(graph, "inductor", "cuda")
+    assert TURNED in weights_turned(graph, "inductor", "cuda")
+
+
+@pytest.mark.parametrize("channels", [8, 72])
+def test_weights_of_volumes_count_and_those_of_few_channels_do_not(channels):
+    model = nn.Conv3d(channels, channels, 3)
+    fast = pw.compile(model, pw.Config(compiler="eager"))
+    fast(torch.randn(1, channels, 4, 4, 4))
+    graph = regions(fast)[0].program.traced.graph.graph
+    assert (TURNED in weights_turned(graph, "inductor", "cuda")) == (channels == 72)
+    assert weights_turned(graph, "inductor", "cpu") == weights_turned(graph, "eager", "cuda") == ""
 
 
 @pytest.mark.parametrize(
