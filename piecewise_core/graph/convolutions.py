@@ -45,7 +45,8 @@ def weights_turned(graph: torch.fx.Graph, compiler: str, device_type: str) -> st
     turns none.
     """
     found = _laid_out(graph, compiler, device_type)
-    weights = dict.fromkeys(_argument(node, 1, "weight") for node in found)
+    given = (_argument(node, 1, "weight") for node in found)
+    weights = dict.fromkeys(arg for arg in given if isinstance(arg, torch.fx.Node))
     turned = [value for value in map(_value, weights) if value is not None and _is_turned(value)]
     if not turned:
         return ""

@@ -432,6 +432,28 @@ def test_arguments_of_convolutions_may_be_given_by_name():
     assert TURNED in weights_turned(graph, "inductor", "cuda")
 
 
+@torch.library.custom_op("pwexact::conv2d", mutates_args=())
+def conv2d(x: torch.Tensor, sizes: list[int], weight: torch.Tensor) -> torch.Tensor:
+    return nn.functional.conv2d(x, weight, padding=sizes)
+
+
+@conv2d.register_fake
+def _(x, sizes, weight):
+    return torch.empty_like(x)
+
+
+def test_an_operator_of_that_name_may_take_other_arguments(on_a_gpu):
+    weight = torch.randn(72, 72, 3, 3)
+
+    def both(x):
+        return nn.functional.conv2d(conv2d(x, [1, 1], weight), weight, padding=1)
+
+    fast = compiled(Platform(2.0), both, splitting_ops=())
+    x = torch.randn(8, 72, 4, 4)
+    torch.testing.assert_close(fast(x), both(x))
+    assert [TURNED in text for text in fast.status().advice] == [True]
+
+
 @pytest.mark.parametrize("channels", [8, 72])
 def test_weights_of_volumes_count_and_those_of_few_channels_do_not(channels):
     model = nn.Conv3d(channels, channels, 3)
